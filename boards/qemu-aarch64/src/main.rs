@@ -1,0 +1,3 @@
+//! Firmware for QEMU's aarch64 boards.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Firmware for QEMU's x86_64 boards.
+
+fn main() {}

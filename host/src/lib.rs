@@ -1,0 +1,1 @@
+//! Launches QEMU boards that boot from a host directory with Bootshare.

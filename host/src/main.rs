@@ -1,0 +1,3 @@
+//! Command line of the host tool.
+
+fn main() {}
