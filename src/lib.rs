@@ -1,1 +1,27 @@
-//! stub
+//! Boot a machine straight from a directory on its host.
+//!
+//! Bootshare is a bare-metal virtio-fs client: poll-driven, synchronous, without a heap, over
+//! virtio-mmio and virtio-pci.
+//!
+//! # The floors
+//!
+//! A floor names only those below it.
+//!
+//! | floor | module | what lives there |
+//! |---|---|---|
+//! | 6 | [`loader`] | the boot flow, over the small trait [`loader::Board`] |
+//! | 5 | [`boot`] | pure parsers and planners: images, memory map and placement, device tree |
+//! | 4 | [`fs`] | the read-only file system: [`Share`], [`File`], [`ReadDir`], [`Metadata`] |
+//! | 3 | [`session`] | one FUSE session over a virtqueue |
+//! | 2 | [`fuse`] | the wire: encode and checked decode, no I/O |
+//! | 1 | [`transport`], [`hal`] | virtio-mmio and virtio-pci for device 26, DMA pool, clock |
+
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod boot;
+pub mod hal;
+pub mod loader;
+pub mod transport;

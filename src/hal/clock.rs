@@ -1,0 +1,40 @@
+//! Time, and the one way not to return.
+
+use core::time::Duration;
+
+/// The platform's clock, polled while the client waits for the host.
+pub trait Clock {
+    /// Time since some fixed moment, never going back. A microsecond's resolution is enough.
+    fn now(&self) -> Duration;
+
+    /// Called between two looks at the device. The place for `pause` or `yield`.
+    fn relax(&self) {
+        core::hint::spin_loop();
+    }
+
+    /// Stops the machine, because going on would be unsound.
+    ///
+    /// The client calls this in one case only: the device holds descriptors of a borrowed buffer
+    /// and does not confirm its reset, so it may write to that buffer at any time. `why` is a
+    /// sentence for the person at the console.
+    fn stop(&self, why: &str) -> ! {
+        log::error!("{why}");
+        loop {
+            self.relax();
+        }
+    }
+}
+
+impl<C: Clock + ?Sized> Clock for &C {
+    fn now(&self) -> Duration {
+        (**self).now()
+    }
+
+    fn relax(&self) {
+        (**self).relax();
+    }
+
+    fn stop(&self, why: &str) -> ! {
+        (**self).stop(why)
+    }
+}

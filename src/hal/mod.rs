@@ -1,0 +1,15 @@
+//! What the client needs of a platform: DMA memory, an address for each buffer, and a clock.
+//!
+//! Floor 1, beside [`transport`](crate::transport). It may touch raw memory (the DMA pool) and
+//! nothing else of the crate.
+//!
+//! The memory interface is `virtio-drivers`' own [`Hal`]. Firmware whose virtual addresses are
+//! its physical ones uses [`IdentityHal`]; any other platform implements [`Hal`] itself and can
+//! take its pages from a [`DmaPool`] of its own.
+
+mod clock;
+mod pool;
+
+pub use clock::Clock;
+pub use pool::{DmaPool, IdentityHal};
+pub use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};

@@ -1,0 +1,191 @@
+//! DMA pages from a static array.
+
+use super::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
+use core::{cell::UnsafeCell, ptr::NonNull};
+use spin::Mutex;
+
+/// The largest pool: one bit of a `u64` a page.
+const MAX_PAGES: usize = 64;
+
+#[repr(C, align(4096))]
+struct Pages<const PAGES: usize>(UnsafeCell<[[u8; PAGE_SIZE]; PAGES]>);
+
+// SAFETY: the cell's content is only ever reached through the pages that `DmaPool` hands out, each
+// to one owner at a time.
+unsafe impl<const PAGES: usize> Sync for Pages<PAGES> {}
+
+/// A static pool of DMA pages: virtqueues and request slots live here.
+///
+/// One mounted share takes [`PAGES_PER_SHARE`](crate::session::PAGES_PER_SHARE) pages. At most 64
+/// pages fit into one pool.
+///
+/// ```
+/// use bootshare::hal::DmaPool;
+/// static POOL: DmaPool<16> = DmaPool::new();
+/// let pages = POOL.alloc(2).unwrap();
+/// POOL.free(pages, 2).unwrap();
+/// ```
+pub struct DmaPool<const PAGES: usize> {
+    pages: Pages<PAGES>,
+    /// Bit `n` is set while page `n` is in use.
+    used: Mutex<u64>,
+}
+
+/// The pages given back to [`DmaPool::free`] are not pages it gave out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotFromPool;
+
+impl<const PAGES: usize> DmaPool<PAGES> {
+    const FITS: () = assert!(PAGES > 0 && PAGES <= MAX_PAGES, "a pool has 1 to 64 pages");
+
+    /// An empty pool, for a `static`.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "only useful in a static")]
+    pub const fn new() -> Self {
+        let () = Self::FITS;
+        Self {
+            pages: Pages(UnsafeCell::new([[0; PAGE_SIZE]; PAGES])),
+            used: Mutex::new(0),
+        }
+    }
+
+    fn base(&self) -> NonNull<u8> {
+        NonNull::from(&self.pages.0).cast()
+    }
+
+    /// The bits of `count` pages starting at page `first`; `None` if they are not all in the pool.
+    fn mask(first: usize, count: usize) -> Option<u64> {
+        let end = first.checked_add(count)?;
+        if count == 0 || end > PAGES {
+            return None;
+        }
+        Some((u64::MAX >> (MAX_PAGES - count)) << first)
+    }
+
+    /// Takes `count` contiguous pages, zeroed; `None` when there is no such run.
+    pub fn alloc(&self, count: usize) -> Option<NonNull<u8>> {
+        let mut used = self.used.lock();
+        let (first, mask) = (0..PAGES)
+            .filter_map(|first| Some((first, Self::mask(first, count)?)))
+            .find(|(_, mask)| *used & mask == 0)?;
+        *used |= mask;
+        // SAFETY: `mask` proved that `first + count <= PAGES`, so the pointer stays inside the
+        // array.
+        let pages = unsafe { self.base().add(first * PAGE_SIZE) };
+        // SAFETY: these pages were free, so nobody else holds a pointer that it may use, and the
+        // lock keeps other callers out until they are marked as taken.
+        unsafe { pages.write_bytes(0, count * PAGE_SIZE) };
+        Some(pages)
+    }
+
+    /// Gives `count` pages back.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFromPool`] if they are not `count` pages in use of this pool; nothing is freed then.
+    pub fn free(&self, pages: NonNull<u8>, count: usize) -> Result<(), NotFromPool> {
+        let offset = pages
+            .addr()
+            .get()
+            .checked_sub(self.base().addr().get())
+            .ok_or(NotFromPool)?;
+        if !offset.is_multiple_of(PAGE_SIZE) {
+            return Err(NotFromPool);
+        }
+        let mask = Self::mask(offset / PAGE_SIZE, count).ok_or(NotFromPool)?;
+        let mut used = self.used.lock();
+        if *used & mask != mask {
+            return Err(NotFromPool);
+        }
+        *used &= !mask;
+        Ok(())
+    }
+}
+
+/// Pages of the crate's own pool: four shares' worth, and no more than 128 KiB.
+const SHARED_POOL_PAGES: usize = 32;
+
+static SHARED_POOL: DmaPool<SHARED_POOL_PAGES> = DmaPool::new();
+
+/// The [`Hal`] of a platform where virtual addresses are physical ones and caches are coherent
+/// with DMA, such as QEMU's `virt`, `microvm` and PC machines with an identity map.
+///
+/// Its pages come from one static pool inside the crate, linked only if this type is used.
+#[derive(Debug)]
+pub struct IdentityHal;
+
+// SAFETY: `dma_alloc` hands out zeroed, page-aligned pages of a static array, each to one owner
+// until it is freed.
+unsafe impl Hal for IdentityHal {
+    fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
+        match SHARED_POOL.alloc(pages) {
+            Some(pages) => (pages.addr().get() as PhysAddr, pages),
+            // Address 0 is how the trait says "no memory".
+            None => (0, NonNull::dangling()),
+        }
+    }
+
+    unsafe fn dma_dealloc(_paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) -> i32 {
+        match SHARED_POOL.free(vaddr, pages) {
+            Ok(()) => 0,
+            Err(NotFromPool) => -1,
+        }
+    }
+
+    unsafe fn mmio_phys_to_virt(paddr: PhysAddr, _size: usize) -> NonNull<u8> {
+        NonNull::new(core::ptr::with_exposed_provenance_mut(paddr as usize))
+            .unwrap_or(NonNull::dangling())
+    }
+
+    unsafe fn share(buffer: NonNull<[u8]>, _direction: BufferDirection) -> PhysAddr {
+        buffer.cast::<u8>().addr().get() as PhysAddr
+    }
+
+    unsafe fn unshare(_paddr: PhysAddr, _buffer: NonNull<[u8]>, _direction: BufferDirection) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_aligned_distinct_and_zero_again_after_reuse() {
+        static POOL: DmaPool<4> = DmaPool::new();
+        let a = POOL.alloc(1).unwrap();
+        let b = POOL.alloc(2).unwrap();
+        assert!(a.addr().get().is_multiple_of(PAGE_SIZE));
+        assert_eq!(b.addr().get() - a.addr().get(), PAGE_SIZE);
+        // SAFETY: `a` is one whole page that this test owns.
+        unsafe { a.write_bytes(0xff, PAGE_SIZE) };
+        POOL.free(a, 1).unwrap();
+        let again = POOL.alloc(1).unwrap();
+        assert_eq!(again, a);
+        // SAFETY: as above.
+        assert_eq!(unsafe { again.read() }, 0);
+    }
+
+    #[test]
+    fn an_exhausted_or_fragmented_pool_says_so() {
+        static POOL: DmaPool<3> = DmaPool::new();
+        let a = POOL.alloc(1).unwrap();
+        let b = POOL.alloc(1).unwrap();
+        assert_eq!(POOL.alloc(2), None);
+        POOL.free(a, 1).unwrap();
+        assert_eq!(POOL.alloc(2), None, "pages 0 and 2 are not contiguous");
+        POOL.free(b, 1).unwrap();
+        assert!(POOL.alloc(3).is_some());
+        assert_eq!(POOL.alloc(1), None);
+        assert_eq!(POOL.alloc(0), None);
+        assert_eq!(POOL.alloc(usize::MAX), None);
+    }
+
+    #[test]
+    fn foreign_pages_are_refused() {
+        static POOL: DmaPool<2> = DmaPool::new();
+        let a = POOL.alloc(1).unwrap();
+        assert_eq!(POOL.free(a, 2), Err(NotFromPool));
+        assert_eq!(POOL.free(NonNull::dangling(), 1), Err(NotFromPool));
+        POOL.free(a, 1).unwrap();
+        assert_eq!(POOL.free(a, 1), Err(NotFromPool));
+    }
+}

@@ -1,0 +1,113 @@
+//! What the boot flow asks of a machine.
+
+use crate::{
+    boot::memory::{MemoryMap, Range},
+    hal::{Clock, Hal},
+    transport::DeviceList,
+};
+use core::fmt;
+use heapless::Vec;
+
+/// An instruction set, as a payload's and the board's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// x86-64.
+    X86_64,
+    /// aarch64.
+    Aarch64,
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::X86_64 => "x86-64",
+            Self::Aarch64 => "arm64",
+        })
+    }
+}
+
+/// How the firmware ends when it starts no payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Everything that was asked for was done.
+    Success,
+    /// Something failed; an error line on the console says what.
+    Failure,
+}
+
+/// A payload that lies in memory, ready to be entered.
+#[derive(Clone, Debug)]
+pub struct HandOff {
+    /// Physical address of the first instruction, by the 64-bit Linux boot protocol of the board's
+    /// architecture.
+    pub entry: u64,
+    /// Its one argument: the zero page in RSI on x86-64, the device tree in x0 on arm64.
+    pub argument: u64,
+    /// Memory that the payload may read before it turns its caches on: image, device tree, initrd.
+    pub loaded: Vec<Range, 8>,
+}
+
+/// A machine, as its `boards/` crate describes it: facts, no policy.
+///
+/// Memory is identity-mapped: every address of [`Board::memory_map`]'s usable regions below
+/// [`Board::mapped_end`] can be read and written, and so can the devices found.
+pub trait Board {
+    /// DMA memory.
+    type Hal: Hal;
+    /// The clock.
+    type Clock: Clock + Copy;
+
+    /// What the machine can run.
+    const ARCHITECTURE: Architecture;
+
+    /// The clock; works from the first call.
+    fn clock(&self) -> Self::Clock;
+
+    /// Writes to the console. Line ends are `\n`; the board adds what its terminal wants.
+    ///
+    /// No `self`: the logger and the panic handler write too.
+    fn write_console(text: &[u8]);
+
+    /// The firmware's own command line, where its options stand. Any bytes, without a NUL.
+    fn command_line(&self) -> &'static [u8];
+
+    /// The machine's memory, as the kernel is to see it.
+    fn memory_map(&self) -> &MemoryMap;
+
+    /// Usable memory that is taken until the hand-off: the firmware itself with its stack and
+    /// tables, and what the platform left there for it (start info, device tree, command line).
+    fn occupied(&self) -> Vec<Range, 8>;
+
+    /// End of identity-mapped memory: nothing is loaded at or above it.
+    fn mapped_end(&self) -> u64;
+
+    /// The device tree blob that the platform gave, if it gave one.
+    fn device_tree(&self) -> Option<&'static [u8]> {
+        None
+    }
+
+    /// Physical address of the ACPI root pointer; 0 if there is none.
+    fn acpi_rsdp(&self) -> u64 {
+        0
+    }
+
+    /// Words for the payload's command line that this machine wants, each as `key=value`; a word
+    /// whose key the command line already has is left out.
+    fn payload_words(&self) -> Vec<heapless::String<64>, 16> {
+        Vec::new()
+    }
+
+    /// Looks for virtio file system devices, in a fixed order.
+    fn find_devices(&mut self) -> DeviceList;
+
+    /// Leaves the firmware for the payload. Interrupts are off; nothing returns here.
+    ///
+    /// # Safety
+    ///
+    /// `hand_off` must describe a payload of this architecture, complete in memory, and no device
+    /// may write to memory any more.
+    unsafe fn start(&mut self, hand_off: &HandOff) -> !;
+
+    /// Ends the machine with that status, or halts where a machine can't be ended.
+    fn exit(status: ExitStatus) -> !;
+}
