@@ -273,7 +273,8 @@ mod tests {
     fn an_odd_version_or_size_is_an_error() {
         let error = probe_block(&mut block(7, 26)).unwrap().unwrap_err();
         assert_eq!(error, TransportError::Version(7));
-        let error = probe_block(&mut block(2, 26)[..0x80 / 4]).unwrap();
+        let mut registers = block(2, 26);
+        let error = probe_block(&mut registers[..0x80 / 4]).unwrap();
         assert_eq!(error.unwrap_err(), TransportError::TooSmall);
     }
 }
