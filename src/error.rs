@@ -1,0 +1,194 @@
+//! The one error type of the client.
+
+use crate::fuse::{Errno, Violation};
+use core::fmt;
+use core::time::Duration;
+
+/// Why an operation on a share failed.
+///
+/// [`Error::errno`] gives the closest Linux error number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// Nothing has that name.
+    NotFound,
+    /// The host refuses access to the file.
+    PermissionDenied,
+    /// A component of the path that has to be a directory is something else.
+    NotADirectory,
+    /// The path names a directory where a file is needed.
+    IsADirectory,
+    /// The path names neither a regular file nor a directory: a device, FIFO or socket.
+    NotAFile,
+    /// The path names no symbolic link.
+    NotASymlink,
+    /// More than 40 symbolic links had to be followed: they run in a circle.
+    TooManyLinks,
+    /// A component of the path is longer than 255 bytes.
+    NameTooLong,
+    /// The path, with its symbolic links expanded, is longer than 4095 bytes or deeper than 256
+    /// directories.
+    PathTooLong,
+    /// A name contains a NUL byte, or where one name is needed, a `/`, `.` or `..`.
+    InvalidName,
+    /// The caller's buffer can't hold the answer; nothing was lost.
+    BufferTooSmall,
+    /// The file ended before the buffer was full.
+    UnexpectedEof,
+    /// An offset lies beyond the largest a file can have (2^63 - 1).
+    InvalidOffset,
+    /// The host answered with another error number.
+    Host(Errno),
+    /// The host broke the FUSE or virtio protocol.
+    Protocol(Violation),
+    /// The host made no progress for that long. The device was reset.
+    TimedOut(Duration),
+    /// The device can't be set up.
+    Device(DeviceError),
+    /// An earlier error ended the session; mount the share again.
+    Disconnected,
+}
+
+/// Why a device can't be set up (virtio 1.2, section 3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// It does not offer `VIRTIO_F_VERSION_1`.
+    NotModern,
+    /// It refuses the features chosen.
+    FeaturesRefused,
+    /// One of its queues has fewer entries than the client needs.
+    QueueTooSmall {
+        /// Entries that it has; 0 if there is no such queue.
+        entries: u32,
+        /// Entries needed.
+        needed: u16,
+    },
+    /// A queue is in use although the device was reset.
+    QueueInUse,
+    /// The DMA pool is exhausted.
+    NoDmaMemory,
+    /// Its configuration space can't be read or does not settle.
+    Configuration,
+}
+
+impl Error {
+    /// The closest Linux error number, where there is one.
+    #[must_use]
+    pub fn errno(&self) -> Option<Errno> {
+        Some(match self {
+            Self::NotFound => Errno::ENOENT,
+            Self::PermissionDenied => Errno::EACCES,
+            Self::NotADirectory => Errno::ENOTDIR,
+            Self::IsADirectory => Errno::EISDIR,
+            Self::NotAFile | Self::NotASymlink | Self::InvalidName | Self::InvalidOffset => {
+                Errno::EINVAL
+            }
+            Self::TooManyLinks => Errno::ELOOP,
+            Self::NameTooLong | Self::PathTooLong => Errno::ENAMETOOLONG,
+            Self::BufferTooSmall => Errno::ERANGE,
+            Self::Host(errno) => *errno,
+            Self::Protocol(_) => Errno::EIO,
+            Self::TimedOut(_) => Errno::ETIMEDOUT,
+            Self::Device(_) => Errno::ENODEV,
+            Self::Disconnected => Errno::ENOTCONN,
+            Self::UnexpectedEof => return None,
+        })
+    }
+}
+
+impl From<Errno> for Error {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::ENOENT => Self::NotFound,
+            Errno::EACCES | Errno::EPERM => Self::PermissionDenied,
+            Errno::ENOTDIR => Self::NotADirectory,
+            Errno::EISDIR => Self::IsADirectory,
+            Errno::ELOOP => Self::TooManyLinks,
+            Errno::ENAMETOOLONG => Self::NameTooLong,
+            other => Self::Host(other),
+        }
+    }
+}
+
+impl From<Violation> for Error {
+    fn from(violation: Violation) -> Self {
+        Self::Protocol(violation)
+    }
+}
+
+impl From<DeviceError> for Error {
+    fn from(error: DeviceError) -> Self {
+        Self::Device(error)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotFound => "no such file or directory",
+            Self::PermissionDenied => {
+                "permission denied by the host; make it readable for the user who runs the server"
+            }
+            Self::NotADirectory => "not a directory",
+            Self::IsADirectory => "it is a directory, a file is needed",
+            Self::NotAFile => "neither a regular file nor a directory",
+            Self::NotASymlink => "not a symbolic link",
+            Self::TooManyLinks => "more than 40 symbolic links: they run in a circle",
+            Self::NameTooLong => "a name is longer than 255 bytes",
+            Self::PathTooLong => "the path is longer than 4095 bytes or deeper than 256 directories",
+            Self::InvalidName => "not a valid file name",
+            Self::BufferTooSmall => "the buffer is too small for it",
+            Self::UnexpectedEof => "the file ended too early; did it shrink on the host?",
+            Self::InvalidOffset => "the offset is beyond the end of any file",
+            Self::Host(errno) => return write!(f, "the host answered with {errno}"),
+            Self::Protocol(violation) => {
+                return write!(f, "the host broke the protocol: {violation}");
+            }
+            Self::TimedOut(after) => {
+                return write!(
+                    f,
+                    "the host made no progress for {} s; is its virtiofsd alive?",
+                    after.as_secs_f32()
+                );
+            }
+            Self::Device(error) => return error.fmt(f),
+            Self::Disconnected => "the share was disconnected by an earlier error",
+        })
+    }
+}
+
+impl fmt::Display for DeviceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotModern => f.write_str("the device does not offer virtio 1.0"),
+            Self::FeaturesRefused => f.write_str("the device refuses VIRTIO_F_VERSION_1 alone"),
+            Self::QueueTooSmall { entries, needed } => write!(
+                f,
+                "a virtqueue has {entries} entries, {needed} are needed; \
+                 set the device's queue-size to {needed} or more"
+            ),
+            Self::QueueInUse => f.write_str("a virtqueue is in use although the device was reset"),
+            Self::NoDmaMemory => f.write_str("the DMA pool is exhausted; unmount another share"),
+            Self::Configuration => f.write_str("the device's configuration can't be read"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+impl core::error::Error for DeviceError {}
+
+impl embedded_io::Error for Error {
+    fn kind(&self) -> embedded_io::ErrorKind {
+        use embedded_io::ErrorKind;
+        match self {
+            Self::NotFound => ErrorKind::NotFound,
+            Self::PermissionDenied => ErrorKind::PermissionDenied,
+            Self::InvalidName | Self::InvalidOffset => ErrorKind::InvalidInput,
+            Self::Protocol(_) => ErrorKind::InvalidData,
+            Self::TimedOut(_) => ErrorKind::TimedOut,
+            Self::Disconnected => ErrorKind::NotConnected,
+            _ => ErrorKind::Other,
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! FORGET: gives lookup counts back (`fuse_forget_in`). It has no reply.
+
+use super::{NodeId, Operation, Violation, fuse_opcode};
+use fuse_abi::linux::fuse_forget_in;
+
+/// Gives back `nlookup` lookups of `node`. The server drops the node at zero.
+#[derive(Clone, Copy, Debug)]
+pub struct Forget {
+    /// The node.
+    pub node: NodeId,
+    /// How many times it was looked up.
+    pub nlookup: u64,
+}
+
+impl Operation for Forget {
+    const OPCODE: fuse_opcode = fuse_opcode::FUSE_FORGET;
+    type Body = fuse_forget_in;
+    type Reply = ();
+    const REPLY_SIZE: usize = 0;
+
+    fn node(&self) -> NodeId {
+        self.node
+    }
+
+    fn body(&self) -> fuse_forget_in {
+        fuse_forget_in {
+            nlookup: self.nlookup,
+        }
+    }
+
+    fn decode(&self, _fixed: &[u8], _data: usize) -> Result<(), Violation> {
+        Ok(())
+    }
+}

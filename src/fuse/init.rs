@@ -1,0 +1,54 @@
+//! INIT: the first request, which agrees on a version (`fuse_init_in`, `fuse_init_out`).
+
+use super::{NodeId, Operation, Violation, fuse_opcode, structure};
+use fuse_abi::linux::{
+    FUSE_KERNEL_MINOR_VERSION, FUSE_KERNEL_VERSION, fuse_init_in, fuse_init_out,
+};
+
+/// The oldest minor version spoken here: virtio-fs itself began with 7.31.
+pub(super) const OLDEST_MINOR: u32 = 31;
+
+/// Opens a session; a second one on the same device forgets all nodes and handles of the first.
+#[derive(Clone, Copy, Debug)]
+pub struct Init;
+
+/// What client and server agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Negotiated {
+    /// The minor version both speak; the major one is 7.
+    pub minor: u32,
+}
+
+impl Operation for Init {
+    const OPCODE: fuse_opcode = fuse_opcode::FUSE_INIT;
+    type Body = fuse_init_in;
+    type Reply = Negotiated;
+    const REPLY_SIZE: usize = size_of::<fuse_init_out>();
+
+    fn node(&self) -> NodeId {
+        NodeId::ROOT
+    }
+
+    fn body(&self) -> fuse_init_in {
+        fuse_init_in {
+            major: FUSE_KERNEL_VERSION,
+            minor: FUSE_KERNEL_MINOR_VERSION,
+            // No flag is asked for: a read-only client with reads of its own needs none. Without
+            // FUSE_INIT_EXT the fields from `flags2` on are padding.
+            ..fuse_init_in::default()
+        }
+    }
+
+    fn decode(&self, fixed: &[u8], _data: usize) -> Result<Negotiated, Violation> {
+        let reply: fuse_init_out = structure(fixed)?;
+        if reply.major != FUSE_KERNEL_VERSION || reply.minor < OLDEST_MINOR {
+            return Err(Violation::Version {
+                major: reply.major,
+                minor: reply.minor,
+            });
+        }
+        Ok(Negotiated {
+            minor: reply.minor.min(FUSE_KERNEL_MINOR_VERSION),
+        })
+    }
+}

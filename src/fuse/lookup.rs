@@ -1,0 +1,55 @@
+//! LOOKUP: one name in one directory (`fuse_entry_out`).
+
+use super::{Attr, NodeId, Operation, Violation, fuse_opcode, structure};
+use fuse_abi::linux::fuse_entry_out;
+
+/// Looks `name` up in `parent`. A reply with a node counts one lookup, to be forgotten once.
+#[derive(Clone, Copy, Debug)]
+pub struct Lookup<'a> {
+    /// The directory.
+    pub parent: NodeId,
+    /// One name: no `/`, no NUL, 1 to 255 bytes.
+    pub name: &'a [u8],
+}
+
+/// A file that was looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its node.
+    pub node: NodeId,
+    /// Its attributes.
+    pub attr: Attr,
+}
+
+impl Operation for Lookup<'_> {
+    const OPCODE: fuse_opcode = fuse_opcode::FUSE_LOOKUP;
+    type Body = [u8; 0];
+    /// `None` where the server answers node 0: there is no such name, and that may be remembered.
+    type Reply = Option<Entry>;
+    const REPLY_SIZE: usize = size_of::<fuse_entry_out>();
+
+    fn node(&self) -> NodeId {
+        self.parent
+    }
+
+    fn body(&self) -> [u8; 0] {
+        []
+    }
+
+    fn name(&self) -> Option<&[u8]> {
+        Some(self.name)
+    }
+
+    fn decode(&self, fixed: &[u8], _data: usize) -> Result<Option<Entry>, Violation> {
+        let reply: fuse_entry_out = structure(fixed)?;
+        let Some(node) = NodeId::new(reply.nodeid) else {
+            return Ok(None);
+        };
+        if node == NodeId::ROOT {
+            // The root is nobody's entry; its lookup count is not ours to give back.
+            return Err(Violation::NodeId);
+        }
+        let attr = Attr::try_from(reply.attr)?;
+        Ok(Some(Entry { node, attr }))
+    }
+}

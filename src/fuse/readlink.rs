@@ -1,0 +1,34 @@
+//! READLINK: the target of a symbolic link.
+
+use super::{NodeId, Operation, TARGET_MAX, Violation, fuse_opcode};
+
+/// Reads the target of `node` into a caller's buffer. It comes without a NUL.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadLink {
+    /// The symbolic link.
+    pub node: NodeId,
+}
+
+impl Operation for ReadLink {
+    const OPCODE: fuse_opcode = fuse_opcode::FUSE_READLINK;
+    type Body = [u8; 0];
+    /// Length of the target in bytes, 1 to 4095. Its bytes are the caller's to check.
+    type Reply = usize;
+    const REPLY_SIZE: usize = 0;
+
+    fn node(&self) -> NodeId {
+        self.node
+    }
+
+    fn body(&self) -> [u8; 0] {
+        []
+    }
+
+    fn decode(&self, _fixed: &[u8], data: usize) -> Result<usize, Violation> {
+        if (1..=TARGET_MAX).contains(&data) {
+            Ok(data)
+        } else {
+            Err(Violation::LinkTarget)
+        }
+    }
+}
