@@ -66,7 +66,8 @@ unsafe extern "C" {
 pub struct Virt {
     tree: Fdt<'static>,
     memory: MemoryMap,
-    pci: Option<PciHost>,
+    /// Until it was scanned.
+    pci: Result<Option<PciHost>, &'static str>,
 }
 
 impl Virt {
@@ -93,17 +94,14 @@ impl Virt {
             return Err("the timer's frequency is not set (CNTFRQ_EL0 is 0)");
         }
         let memory = tree::memory_map(tree)?;
-        let pci = tree::pci_host(tree).unwrap_or_else(|why| {
-            log::warn!("the PCI host bridge is not used: {why}");
-            None
-        });
+        let pci = tree::pci_host(tree);
 
         let image = Image {
             text: between(&symbols::__image_start, &symbols::__rodata_start),
             constants: between(&symbols::__rodata_start, &symbols::__data_start),
-            stack_guard: between(&symbols::__stack_guard, &symbols::__stack_start),
+            stack_guard: stack_guard(),
         };
-        let ecam = pci.as_ref().map(|host| host.ecam);
+        let ecam = pci.iter().flatten().map(|host| host.ecam).next();
         mapping::refine(
             [&bootshare_level1, &bootshare_level2, &bootshare_level3],
             &memory,
@@ -143,8 +141,13 @@ impl Virt {
 
     /// Scans the bus once: device memory that was handed out is not handed out again.
     fn find_pci(&mut self, found: &mut DeviceList) {
-        let Some(PciHost { ecam, window }) = self.pci.take() else {
-            return;
+        let PciHost { ecam, window } = match core::mem::replace(&mut self.pci, Ok(None)) {
+            Ok(Some(host)) => host,
+            Ok(None) => return,
+            Err(why) => {
+                log::warn!("the PCI host bridge is not used: {why}");
+                return;
+            }
         };
         if !is_device(ecam) || !is_device(window) {
             log::warn!(
@@ -178,7 +181,7 @@ impl Virt {
 /// Nothing may write to the blob for the rest of the program.
 unsafe fn find_tree(x0: u64) -> Result<&'static [u8], &'static str> {
     let start = if x0 == 0 { RAM_START } else { x0 };
-    if start < RAM_START || start > FIRST_MAPPED_END - 8 || !start.is_multiple_of(8) {
+    if !(RAM_START..=FIRST_MAPPED_END - 8).contains(&start) || !start.is_multiple_of(8) {
         return Err("x0 is no address of a device tree; start the firmware with QEMU's -kernel");
     }
     let header = with_exposed_provenance::<u8>(start as usize);
@@ -196,6 +199,11 @@ unsafe fn find_tree(x0: u64) -> Result<&'static [u8], &'static str> {
     }
     // SAFETY: mapped memory of that size which nothing writes to; not part of the image.
     Ok(unsafe { slice::from_raw_parts(header.as_ptr(), size as usize) })
+}
+
+/// The page below the stack, where an overflow ends.
+pub fn stack_guard() -> Range {
+    between(&symbols::__stack_guard, &symbols::__stack_start)
 }
 
 fn between(start: &symbols::Symbol, end: &symbols::Symbol) -> Range {

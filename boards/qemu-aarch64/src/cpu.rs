@@ -80,28 +80,20 @@ pub fn syndrome() -> Syndrome {
 ///
 /// The tables must map everything that the program goes on to use.
 pub unsafe fn tables_changed() {
-    if is_plain_el2() {
-        // SAFETY: at EL2; the caller answers for the tables.
-        unsafe {
-            asm!(
-                "dsb ishst",
-                "tlbi alle2",
-                "dsb nsh",
-                "isb",
-                options(nostack, preserves_flags)
-            );
-        }
-    } else {
-        // SAFETY: the caller answers for the tables.
-        unsafe {
-            asm!(
-                "dsb ishst",
-                "tlbi vmalle1",
-                "dsb nsh",
-                "isb",
-                options(nostack, preserves_flags)
-            );
-        }
+    // SAFETY: the caller answers for the tables. EL2 has entries of its own, and one instruction
+    // for them with and without E2H; EL1 may not use it.
+    unsafe {
+        asm!(
+            "dsb ishst",
+            "mrs {level}, CurrentEL",
+            "tbz {level}, #3, 2f",
+            "tlbi alle2",
+            "2: tlbi vmalle1",
+            "dsb nsh",
+            "isb",
+            level = out(reg) _,
+            options(nostack, preserves_flags),
+        );
     }
 }
 
@@ -139,7 +131,7 @@ pub unsafe fn enter(entry: u64, argument: u64) -> ! {
     // loaded or stored. The instructions themselves are in memory: nobody has written to them.
     // The MMU goes off at an address that is the same with and without it.
     macro_rules! leave {
-        ($sctlr:literal, $tlbi:literal) => {
+        ($sctlr:literal) => {
             // SAFETY: the caller promises a payload at `entry`, and nothing of this program is
             // used after the jump.
             unsafe {
@@ -151,7 +143,10 @@ pub unsafe fn enter(entry: u64, argument: u64) -> ! {
                     "dsb sy",
                     concat!("msr ", $sctlr, ", x9"),
                     "isb",
-                    concat!("tlbi ", $tlbi),
+                    "mrs x9, CurrentEL", // as in `tables_changed`
+                    "tbz x9, #3, 2f",
+                    "tlbi alle2",
+                    "2: tlbi vmalle1",
                     "ic iallu",
                     "dsb nsh",
                     "isb",
@@ -167,9 +162,9 @@ pub unsafe fn enter(entry: u64, argument: u64) -> ! {
         };
     }
     if is_plain_el2() {
-        leave!("sctlr_el2", "alle2")
+        leave!("sctlr_el2")
     } else {
-        leave!("sctlr_el1", "vmalle1")
+        leave!("sctlr_el1")
     }
 }
 

@@ -29,8 +29,11 @@
 //! from EL2 reaches its EL2 counterpart, which then has the EL1 layout (Arm ARM, D8.2 "VHE"). So
 //! EL2 with E2H takes the EL1 path from start to end, here and in `cpu`; only plain EL2 differs.
 
-use crate::mapping::{BLOCK, DEVICE, NORMAL, NORMAL_EXECUTABLE, PAGE, TABLE};
+use crate::mapping::{BLOCK, DEVICE, NORMAL, NORMAL_EXECUTABLE, PAGE};
 use core::arch::global_asm;
+
+/// Descriptor that points to the next level's table (Arm ARM, D8.3).
+const TABLE: u64 = 0b11;
 
 /// Attribute 0: device memory, nGnRE. Attribute 1: normal memory, write-back, allocating.
 const MAIR: u64 = 0xff << 8 | 0x04;
@@ -79,7 +82,7 @@ _start:
     .endm
 
     // Turns MMU and caches on. x9: TCR without the physical address size, whose place is \ps.
-    .macro  enable el, ps, sctlr, tlbi
+    .macro  enable el, ps, sctlr
     // As many physical address bits as there are, up to 48 (value 5): more take other tables.
     mrs     x10, id_aa64mmfr0_el1
     and     x10, x10, #0xf
@@ -95,9 +98,13 @@ _start:
     address x9, 90f
     msr     vbar_\el, x9
     immediate x9, \sctlr
-    // Nothing from before may be left in the TLB or the instruction cache.
+    // Nothing from before may be left in the TLB or the instruction cache. EL2 has entries of its
+    // own, and one instruction for them with and without E2H; EL1 may not use it.
     isb
-    tlbi    \tlbi
+    mrs     x10, CurrentEL
+    tbz     x10, #3, 11f
+    tlbi    alle2
+11: tlbi    vmalle1
     ic      iallu
     dsb     nsh
     isb
@@ -130,7 +137,7 @@ _start:
     bic     x9, x9, #(1 << 10)      // TFP: floating point traps
     msr     cptr_el2, x9
     immediate x9, {TCR_EL2}
-    enable  el2, 16, {SCTLR_EL2}, alle2
+    enable  el2, 16, {SCTLR_EL2}
     b       30f
 
     // EL1, or EL2 with E2H.
@@ -138,7 +145,7 @@ _start:
     orr     x9, x9, #(0b11 << 20)   // FPEN: floating point does not trap
     msr     cpacr_el1, x9
     immediate x9, {TCR_EL1}
-    enable  el1, 32, {SCTLR_EL1}, vmalle1
+    enable  el1, 32, {SCTLR_EL1}
 
 30: address x9, __bss_start
     address x10, __bss_end

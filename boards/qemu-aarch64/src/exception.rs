@@ -1,7 +1,7 @@
 //! Exceptions and panics: reported once, then the machine ends.
 
-use crate::{console, cpu, exit};
-use bootshare::loader::ExitStatus;
+use crate::{board, console, cpu, exit};
+use bootshare::{boot::memory::Range, loader::ExitStatus};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 /// Something fatal is being reported: what happens meanwhile is not.
@@ -19,8 +19,13 @@ pub extern "C" fn rust_exception(vector: u64) -> ! {
             _ => "SError",
         };
         let cpu::Syndrome { esr, elr, far } = syndrome;
+        let what = if board::stack_guard().overlaps(&Range::with_size(far, 1)) {
+            "stack overflow"
+        } else {
+            "exception"
+        };
         console::error(format_args!(
-            "exception ({kind}) at EL{}: ESR {esr:#x}, ELR {elr:#x}, FAR {far:#x}; \
+            "{what} ({kind}) at EL{}: ESR {esr:#x}, ELR {elr:#x}, FAR {far:#x}; \
              this is a defect of the firmware, please report it",
             cpu::exception_level(),
         ));

@@ -13,8 +13,6 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Descriptor of a 2 MiB or 1 GiB block (Arm ARM, D8.3).
 pub const BLOCK: u64 = 0b01;
-/// Descriptor that points to the next level's table.
-pub const TABLE: u64 = 0b11;
 /// Descriptor of a 4 KiB page.
 pub const PAGE: u64 = 0b11;
 
@@ -44,12 +42,6 @@ const PAGE_SIZE: u64 = 1 << 12;
 pub const RAM_START: u64 = GIB;
 /// End of what the level 1 table can map.
 pub const MAPPED_END: u64 = 512 * GIB;
-/// Devices that are always mapped.
-const LOW_DEVICES: Range = Range {
-    start: 0,
-    end: RAM_START,
-};
-
 /// A translation table. The processor reads it at any time, so its entries are written whole.
 pub type Table = [AtomicU64; 512];
 
@@ -118,13 +110,13 @@ pub fn is_device(level1: &Table, range: Range) -> bool {
     (range.start / GIB..=(range.end - 1) / GIB).all(|index| {
         level1
             .get(index as usize)
-            .is_some_and(|entry| entry.load(Ordering::Relaxed) == index * GIB | DEVICE | BLOCK)
+            .is_some_and(|entry| entry.load(Ordering::Relaxed) == (index * GIB) | DEVICE | BLOCK)
     })
 }
 
 /// Whether all of `range` is in the first GiB, which is device memory from the first instruction.
 pub fn is_low_device(range: Range) -> bool {
-    range.size() > 0 && range.start >= LOW_DEVICES.start && range.end <= LOW_DEVICES.end
+    range.size() > 0 && range.end <= RAM_START
 }
 
 #[cfg(test)]
@@ -201,6 +193,15 @@ mod tests {
         let [level1, ..] = refined(256 << 30);
         assert_eq!(entries(&level1)[256], 256 << 30 | NORMAL | BLOCK);
         assert!(!is_device(&level1, ECAM));
+    }
+
+    #[test]
+    fn the_first_gib_is_devices_before_the_tables_are_refined() {
+        assert!(is_low_device(Range::with_size(0x0900_0000, 0x1000)));
+        assert!(is_low_device(Range::with_size(RAM_START - 1, 1)));
+        assert!(!is_low_device(Range::with_size(RAM_START - 1, 2)));
+        assert!(!is_low_device(Range::with_size(1, u64::MAX)));
+        assert!(!is_low_device(Range::with_size(0, 0)));
     }
 
     #[test]

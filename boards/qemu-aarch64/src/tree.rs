@@ -134,7 +134,7 @@ pub fn memory_map(tree: Fdt<'_>) -> Result<MemoryMap, &'static str> {
     let mut ram: Vec<Range, MAX_RANGES> = Vec::new();
     let banks = enabled(tree).filter(|node| string(*node, "device_type") == Some(b"memory"));
     for bank in banks.flat_map(ranges) {
-        ram.push(bank).map_err(too_many)?;
+        insert(&mut ram, bank)?;
     }
     if ram.is_empty() {
         return Err("the device tree names no memory");
@@ -147,13 +147,9 @@ pub fn memory_map(tree: Fdt<'_>) -> Result<MemoryMap, &'static str> {
     let nodes = tree.find_node("/reserved-memory");
     let nodes = nodes.into_iter().flat_map(|parent| parent.children());
     for range in entries.chain(nodes.filter(is_enabled).flat_map(ranges)) {
-        if range.size() > 0 {
-            reserved.push(range).map_err(too_many)?;
-        }
+        insert(&mut reserved, range)?;
     }
 
-    merge(&mut ram);
-    merge(&mut reserved);
     let mut map = MemoryMap::new();
     let mut push = |start, end, kind| {
         if start < end {
@@ -175,18 +171,32 @@ pub fn memory_map(tree: Fdt<'_>) -> Result<MemoryMap, &'static str> {
     Ok(map)
 }
 
-/// Sorts ranges and makes one of those that touch or overlap.
-fn merge(ranges: &mut Vec<Range, MAX_RANGES>) {
-    ranges.sort_unstable_by_key(|range| range.start);
-    let mut merged: Vec<Range, MAX_RANGES> = Vec::new();
-    for range in ranges.iter() {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            // Never full: no longer than `ranges`.
-            _ => _ = merged.push(*range),
+/// Puts `range` where it belongs in an ascending list, and makes one of those that touch or
+/// overlap.
+///
+/// # Errors
+///
+/// There is no room.
+fn insert(list: &mut Vec<Range, MAX_RANGES>, range: Range) -> Result<(), &'static str> {
+    if range.size() == 0 {
+        return Ok(());
+    }
+    let after = |other: &Range| other.start > range.start;
+    let at = list.iter().position(after).unwrap_or(list.len());
+    list.insert(at, range).map_err(too_many)?;
+    // From the one before it on, each may now reach into the next.
+    let mut index = at.saturating_sub(1);
+    while let Some(&[first, second]) = list.get(index..).and_then(|rest| rest.first_chunk()) {
+        if second.start <= first.end {
+            list[index].end = first.end.max(second.end);
+            list.remove(index + 1);
+        } else if index < at {
+            index += 1;
+        } else {
+            break;
         }
     }
-    *ranges = merged;
+    Ok(())
 }
 
 /// virtio-mmio slots, in the order in which QEMU fills them: from the highest address down.
@@ -194,17 +204,19 @@ fn merge(ranges: &mut Vec<Range, MAX_RANGES>) {
 /// QEMU gives the first virtio device of its command line the last slot, so this is the order in
 /// which the person at the keyboard named the devices.
 pub fn mmio_slots(tree: Fdt<'_>) -> Vec<Range, MAX_SLOTS> {
-    let mut slots = Vec::new();
+    let mut slots: Vec<Range, MAX_SLOTS> = Vec::new();
     for node in enabled(tree).filter(|node| node.is_compatible("virtio,mmio")) {
-        if let Some(slot) = ranges(node).next()
-            && slots.push(slot).is_err()
-        {
+        let Some(slot) = ranges(node).next() else {
+            continue;
+        };
+        let below = |other: &Range| other.start < slot.start;
+        let at = slots.iter().position(below).unwrap_or(slots.len());
+        if slots.insert(at, slot).is_err() {
             log::warn!(
                 "more than {MAX_SLOTS} virtio-mmio slots: the one at {slot:?} is not looked at"
             );
         }
     }
-    slots.sort_unstable_by_key(|slot: &Range| core::cmp::Reverse(slot.start));
     slots
 }
 
@@ -287,6 +299,25 @@ mod tests {
         map.iter()
             .map(|region| (region.range.start, region.range.end, region.kind))
             .collect()
+    }
+
+    #[test]
+    fn ranges_that_touch_or_overlap_become_one() {
+        let joined = |ranges: &[(u64, u64)]| {
+            let mut list = Vec::new();
+            for (start, end) in ranges {
+                let (start, end) = (*start, *end);
+                insert(&mut list, Range { start, end }).unwrap();
+            }
+            list.iter()
+                .map(|range| (range.start, range.end))
+                .collect::<std::vec::Vec<_>>()
+        };
+        assert_eq!(joined(&[(5, 6), (1, 2), (3, 4)]), [(1, 2), (3, 4), (5, 6)]);
+        assert_eq!(joined(&[(1, 3), (5, 7), (3, 5)]), [(1, 7)]);
+        assert_eq!(joined(&[(3, 4), (5, 6), (8, 9), (2, 7)]), [(2, 7), (8, 9)]);
+        assert_eq!(joined(&[(1, 9), (2, 3), (1, 4), (9, 9)]), [(1, 9)]);
+        assert_eq!(joined(&[(2, 3), (2, 5), (0, 1)]), [(0, 1), (2, 5)]);
     }
 
     #[test]
@@ -396,6 +427,15 @@ mod tests {
         nonsense.root.add_child(chosen(b"/chosen\0"));
         assert_eq!(start(&nonsense), Some(0x0900_0000));
         assert_eq!(start(&tree([])), None);
+    }
+
+    #[test]
+    fn psci_is_called_as_its_node_says() {
+        let psci = |method: &[u8]| tree([node("psci", &[("method", method)])]);
+        assert_eq!(with(&psci(b"hvc\0"), psci_conduit), Some(Conduit::Hvc));
+        assert_eq!(with(&psci(b"smc\0"), psci_conduit), Some(Conduit::Smc));
+        assert_eq!(with(&psci(b"svc\0"), psci_conduit), None);
+        assert_eq!(with(&tree([]), psci_conduit), None);
     }
 
     #[test]
