@@ -66,7 +66,8 @@ unsafe extern "C" {
 pub struct Virt {
     tree: Fdt<'static>,
     memory: MemoryMap,
-    /// Until it was scanned.
+    /// Devices were looked for: there must not be two transports to one device.
+    searched: bool,
     pci: Result<Option<PciHost>, &'static str>,
 }
 
@@ -111,7 +112,12 @@ impl Virt {
         // SAFETY: the tables map the image, the RAM, where the device tree is, and the devices of
         // the first GiB. Nothing else is in use.
         unsafe { cpu::tables_changed() };
-        Ok(Self { tree, memory, pci })
+        Ok(Self {
+            tree,
+            memory,
+            searched: false,
+            pci,
+        })
     }
 
     fn find_mmio(&self, found: &mut DeviceList) {
@@ -121,8 +127,8 @@ impl Virt {
                 continue;
             }
             // SAFETY: aligned device memory, mapped for ever, which the device tree says to be a
-            // virtio-mmio register block. Only this board looks for devices, and each slot is in
-            // the tree once.
+            // virtio-mmio register block. `find_devices` comes here once, and each slot is in the
+            // tree once.
             let device = unsafe { mmio::probe(device_pointer(slot), slot.size() as usize) };
             let Some(transport) = device else { continue };
             let device = Device {
@@ -139,10 +145,9 @@ impl Virt {
         }
     }
 
-    /// Scans the bus once: device memory that was handed out is not handed out again.
-    fn find_pci(&mut self, found: &mut DeviceList) {
-        let PciHost { ecam, window } = match core::mem::replace(&mut self.pci, Ok(None)) {
-            Ok(Some(host)) => host,
+    fn find_pci(&self, found: &mut DeviceList) {
+        let (ecam, window) = match &self.pci {
+            Ok(Some(PciHost { ecam, window })) => (*ecam, *window),
             Ok(None) => return,
             Err(why) => {
                 log::warn!("the PCI host bridge is not used: {why}");
@@ -157,7 +162,7 @@ impl Virt {
             return;
         }
         // SAFETY: mapped as device memory for ever; the device tree says that it is configuration
-        // space, and this is its only user.
+        // space. `find_devices` comes here once, so this is its only user.
         let configuration = unsafe { Ecam::new(device_pointer(ecam), ecam.size() as usize) };
         let accept = |address: u64, size: u64| {
             let bar = Range::with_size(address, size);
@@ -261,6 +266,9 @@ impl Board for Virt {
 
     fn find_devices(&mut self) -> DeviceList {
         let mut found = DeviceList::new();
+        if core::mem::replace(&mut self.searched, true) {
+            return found;
+        }
         self.find_mmio(&mut found);
         self.find_pci(&mut found);
         found
