@@ -33,41 +33,50 @@ fn main() {}
 /// The first function in Rust; `entry` says what holds here.
 #[cfg(target_os = "none")]
 extern "C" fn rust_main(x0: u64) -> ! {
-    use bootshare::{
-        hal::Clock,
-        loader::{Board, ExitStatus},
-    };
-    use core::fmt::Write;
+    use bootshare::loader::ExitStatus;
 
     // SAFETY: called once, from the entry code, with `x0` as it was on entry.
-    let mut board = match unsafe { board::Virt::new(x0) } {
-        Ok(board) => board,
+    match unsafe { board::Virt::new(x0) } {
+        Ok(board) => run(board),
         Err(why) => {
             console::error(format_args!("{why}"));
             exit::exit(ExitStatus::Failure)
         }
-    };
-    let mut out = console::Console;
-    _ = writeln!(out, "bootshare: EL{}", cpu::exception_level());
-    for region in board.memory_map() {
-        _ = writeln!(out, "memory {region:?}");
     }
-    _ = writeln!(out, "occupied {:?}", board.occupied());
-    _ = writeln!(
-        out,
-        "command line {:?}",
-        core::str::from_utf8(board.command_line())
-    );
-    _ = writeln!(
-        out,
-        "{} Hz, {:?}",
+}
+
+/// Says what the board found: until the library has a boot flow to call here.
+#[cfg(target_os = "none")]
+fn run(mut board: board::Virt) -> ! {
+    use bootshare::{
+        hal::Clock,
+        loader::{Board, ExitStatus},
+    };
+
+    macro_rules! say {
+        ($($message:tt)*) => {
+            // Writing to the console never fails.
+            _ = core::fmt::Write::write_fmt(
+                &mut console::Console,
+                format_args!("bootshare: {}\n", format_args!($($message)*)),
+            )
+        };
+    }
+    say!("started at EL{}", cpu::exception_level());
+    for region in board.memory_map() {
+        say!("memory {:?}: {:?}", region.range, region.kind);
+    }
+    say!("occupied: {:?}", board.occupied());
+    say!("command line: {}", board.command_line().escape_ascii());
+    say!(
+        "clock: {} Hz, now {:?}",
         cpu::counter_frequency_hz(),
         board.clock().now()
     );
     for device in board.find_devices() {
         match device.transport {
-            Ok(_) => _ = writeln!(out, "{}: ok", device.address),
-            Err(why) => _ = writeln!(out, "{}: {why}", device.address),
+            Ok(_) => say!("{}: usable", device.address),
+            Err(why) => say!("{}: {why}", device.address),
         }
     }
     board::Virt::exit(ExitStatus::Success)
