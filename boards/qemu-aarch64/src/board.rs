@@ -1,0 +1,289 @@
+//! The machine, as the boot flow sees it.
+
+use crate::{
+    clock::ArmClock,
+    console, cpu,
+    ecam::Ecam,
+    exit,
+    mapping::{self, Image, MAPPED_END, RAM_START, Table},
+    tree::{self, PciHost},
+};
+use bootshare::{
+    boot::memory::{MemoryMap, Range},
+    hal::IdentityHal,
+    loader::{Architecture, Board, ExitStatus, HandOff},
+    transport::{
+        Address, Device, DeviceList, FsTransport, mmio,
+        pci::{self, BarRules},
+    },
+};
+use core::{
+    ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut},
+    slice,
+};
+use dtoolkit::fdt::Fdt;
+use heapless::Vec;
+
+/// Big-endian 0xd00dfeed at the start of a device tree blob, before its size.
+const TREE_MAGIC: [u8; 4] = 0xd00d_feed_u32.to_be_bytes();
+/// End of the RAM in which the device tree may be: what `entry` maps.
+const FIRST_MAPPED_END: u64 = 2 << 30;
+
+/// Ends of the image's parts, from the linker script: their addresses are what counts.
+mod symbols {
+    use core::cell::UnsafeCell;
+
+    /// Nothing to read here.
+    #[repr(C)]
+    pub struct Symbol(UnsafeCell<[u8; 0]>);
+    // SAFETY: it has no content.
+    unsafe impl Sync for Symbol {}
+
+    impl Symbol {
+        pub fn address(&self) -> u64 {
+            (&raw const *self).addr() as u64
+        }
+    }
+
+    unsafe extern "C" {
+        pub safe static __image_start: Symbol;
+        pub safe static __rodata_start: Symbol;
+        pub safe static __data_start: Symbol;
+        pub safe static __stack_guard: Symbol;
+        pub safe static __stack_start: Symbol;
+        pub safe static __image_end: Symbol;
+    }
+}
+
+unsafe extern "C" {
+    // The translation tables of `entry`: 512 words each, which the processor only reads.
+    safe static bootshare_level1: Table;
+    safe static bootshare_level2: Table;
+    safe static bootshare_level3: Table;
+}
+
+/// QEMU's `virt` machine.
+pub struct Virt {
+    tree: Fdt<'static>,
+    memory: MemoryMap,
+    /// Devices were looked for: there must not be two transports to one device.
+    searched: bool,
+    pci: Result<Option<PciHost>, &'static str>,
+}
+
+impl Virt {
+    /// Reads the device tree and maps what it names.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the device tree.
+    ///
+    /// # Safety
+    ///
+    /// To be called once, with what was in `x0` on entry.
+    pub unsafe fn new(x0: u64) -> Result<Self, &'static str> {
+        // SAFETY: `x0` is what the platform gave, and nothing writes to the tree.
+        let tree = unsafe { find_tree(x0) }?;
+        let tree = Fdt::new(tree).map_err(|_| "the device tree is malformed")?;
+        if let Some(registers) = tree::console(tree) {
+            console::use_registers(registers);
+        }
+        if let Some(conduit) = tree::psci_conduit(tree) {
+            exit::use_conduit(conduit);
+        }
+        if cpu::counter_frequency_hz() == 0 {
+            return Err("the timer's frequency is not set (CNTFRQ_EL0 is 0)");
+        }
+        let memory = tree::memory_map(tree)?;
+        let pci = tree::pci_host(tree);
+
+        let image = Image {
+            text: between(&symbols::__image_start, &symbols::__rodata_start),
+            constants: between(&symbols::__rodata_start, &symbols::__data_start),
+            stack_guard: stack_guard(),
+        };
+        let ecam = pci.iter().flatten().map(|host| host.ecam).next();
+        mapping::refine(
+            [&bootshare_level1, &bootshare_level2, &bootshare_level3],
+            &memory,
+            ecam.as_slice(),
+            image,
+        );
+        // SAFETY: the tables map the image, the RAM, where the device tree is, and the devices of
+        // the first GiB. Nothing else is in use.
+        unsafe { cpu::tables_changed() };
+        Ok(Self {
+            tree,
+            memory,
+            searched: false,
+            pci,
+        })
+    }
+
+    fn find_mmio(&self, found: &mut DeviceList) {
+        for slot in tree::mmio_slots(self.tree) {
+            if !slot.start.is_multiple_of(4) || !is_device(slot) {
+                log::warn!("virtio-mmio slot at {slot:?} is not in device memory: not looked at");
+                continue;
+            }
+            // SAFETY: aligned device memory, mapped for ever, which the device tree says to be a
+            // virtio-mmio register block. `find_devices` comes here once, and each slot is in the
+            // tree once.
+            let device = unsafe { mmio::probe(device_pointer(slot), slot.size() as usize) };
+            let Some(transport) = device else { continue };
+            let device = Device {
+                address: Address::Mmio(slot.start),
+                transport: transport.map(FsTransport::Mmio),
+            };
+            if found.push(device).is_err() {
+                log::warn!(
+                    "too many file system devices: the one at {:#x} is not used",
+                    slot.start
+                );
+                return;
+            }
+        }
+    }
+
+    fn find_pci(&self, found: &mut DeviceList) {
+        let (ecam, window) = match &self.pci {
+            Ok(Some(PciHost { ecam, window })) => (*ecam, *window),
+            Ok(None) => return,
+            Err(why) => {
+                log::warn!("the PCI host bridge is not used: {why}");
+                return;
+            }
+        };
+        if !is_device(ecam) || !is_device(window) {
+            log::warn!(
+                "the PCI host bridge is not used: {ecam:?} and {window:?} are not both in device \
+                 memory"
+            );
+            return;
+        }
+        // SAFETY: mapped as device memory for ever; the device tree says that it is configuration
+        // space. `find_devices` comes here once, so this is its only user.
+        let configuration = unsafe { Ecam::new(device_pointer(ecam), ecam.size() as usize) };
+        let accept = |address: u64, size: u64| {
+            let bar = Range::with_size(address, size);
+            bar.start >= window.start && bar.end <= window.end && !bar.overlaps(&ecam)
+        };
+        let rules = BarRules {
+            accept: &accept,
+            unassigned: Some(window.start..window.end),
+        };
+        // SAFETY: nothing else uses the bus; the window is mapped as device memory for ever, at
+        // the addresses that `IdentityHal` gives.
+        unsafe { pci::scan::<IdentityHal, _>(configuration, rules, found) };
+    }
+}
+
+/// The blob of the device tree: at `x0`, or, if that is 0, at the start of RAM, where QEMU puts it
+/// for an ELF file.
+///
+/// # Safety
+///
+/// Nothing may write to the blob for the rest of the program.
+unsafe fn find_tree(x0: u64) -> Result<&'static [u8], &'static str> {
+    let start = if x0 == 0 { RAM_START } else { x0 };
+    if !(RAM_START..=FIRST_MAPPED_END - 8).contains(&start) || !start.is_multiple_of(8) {
+        return Err("x0 is no address of a device tree; start the firmware with QEMU's -kernel");
+    }
+    let header = with_exposed_provenance::<u8>(start as usize);
+    // SAFETY: eight bytes of mapped memory, which nothing writes to.
+    let header = unsafe { slice::from_raw_parts(header, 8) };
+    let (magic, size) = header.split_at(4);
+    if magic != TREE_MAGIC {
+        return Err("there is no device tree; start the firmware with QEMU's -kernel");
+    }
+    let size = u32::from_be_bytes(size.try_into().unwrap_or_default());
+    let blob = Range::with_size(start, size.into());
+    let image = between(&symbols::__image_start, &symbols::__image_end);
+    if blob.end > FIRST_MAPPED_END || blob.overlaps(&image) {
+        return Err("the device tree is larger than the memory where it lies");
+    }
+    // SAFETY: mapped memory of that size which nothing writes to; not part of the image.
+    Ok(unsafe { slice::from_raw_parts(header.as_ptr(), size as usize) })
+}
+
+/// The page below the stack, where an overflow ends.
+pub fn stack_guard() -> Range {
+    between(&symbols::__stack_guard, &symbols::__stack_start)
+}
+
+fn between(start: &symbols::Symbol, end: &symbols::Symbol) -> Range {
+    Range {
+        start: start.address(),
+        end: end.address(),
+    }
+}
+
+fn is_device(range: Range) -> bool {
+    mapping::is_device(&bootshare_level1, range)
+}
+
+/// A pointer to device memory, which is mapped at its physical address.
+fn device_pointer(range: Range) -> NonNull<u8> {
+    NonNull::new(with_exposed_provenance_mut(range.start as usize)).unwrap_or(NonNull::dangling())
+}
+
+impl Board for Virt {
+    type Hal = IdentityHal;
+    type Clock = ArmClock;
+
+    const ARCHITECTURE: Architecture = Architecture::Aarch64;
+
+    fn clock(&self) -> ArmClock {
+        ArmClock
+    }
+
+    fn write_console(text: &[u8]) {
+        console::write(text);
+    }
+
+    fn command_line(&self) -> &'static [u8] {
+        tree::command_line(self.tree)
+    }
+
+    fn memory_map(&self) -> &MemoryMap {
+        &self.memory
+    }
+
+    fn occupied(&self) -> Vec<Range, 8> {
+        let tree = self.tree.data();
+        let tree = Range::with_size(tree.as_ptr().addr() as u64, tree.len() as u64);
+        let image = between(&symbols::__image_start, &symbols::__image_end);
+        [image, tree].into_iter().collect()
+    }
+
+    fn mapped_end(&self) -> u64 {
+        MAPPED_END
+    }
+
+    fn device_tree(&self) -> Option<&'static [u8]> {
+        Some(self.tree.data())
+    }
+
+    fn find_devices(&mut self) -> DeviceList {
+        let mut found = DeviceList::new();
+        if core::mem::replace(&mut self.searched, true) {
+            return found;
+        }
+        self.find_mmio(&mut found);
+        self.find_pci(&mut found);
+        found
+    }
+
+    unsafe fn start(&mut self, hand_off: &HandOff) -> ! {
+        for range in &hand_off.loaded {
+            // SAFETY: the payload was loaded there, so it is mapped as normal memory.
+            unsafe { cpu::clean_to_memory(*range) };
+        }
+        // SAFETY: the caller promises a payload; all that it reads is in memory now.
+        unsafe { cpu::enter(hand_off.entry, hand_off.argument) }
+    }
+
+    fn exit(status: ExitStatus) -> ! {
+        exit::exit(status)
+    }
+}

@@ -1,0 +1,111 @@
+//! The PL011 UART, written to without interrupts and never waited for without end.
+
+use crate::clock::ArmClock;
+use bootshare::{boot::memory::Range, hal::Clock};
+use core::{
+    fmt,
+    ptr::{NonNull, with_exposed_provenance_mut},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::Duration,
+};
+use safe_mmio::{
+    UniqueMmioPointer, field, field_shared,
+    fields::{ReadPure, ReadPureWrite, ReadWrite},
+};
+
+/// The PL011 of `virt` in QEMU's sources, for what goes wrong before the device tree was read.
+const DEFAULT_BASE: usize = 0x0900_0000;
+
+/// The registers that are used (PL011 technical reference manual, section 3.2).
+#[repr(C)]
+struct Registers {
+    data: ReadWrite<u32>,
+    reserved_004: [u32; 5],
+    flags: ReadPure<u32>,
+    reserved_01c: [u32; 5],
+    control: ReadPureWrite<u32>,
+}
+
+const _: () = assert!(core::mem::offset_of!(Registers, flags) == 0x18);
+const _: () = assert!(core::mem::offset_of!(Registers, control) == 0x30);
+
+/// Flag: the transmit FIFO is full.
+const TRANSMIT_FULL: u32 = 1 << 5;
+/// Control: UART and transmitter on.
+const ENABLE: u32 = 1 << 0 | 1 << 8;
+/// The longest wait for room. A byte takes 0.1 ms at 115,200 baud.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Physical address of the registers: device memory of the first GiB, always.
+static BASE: AtomicUsize = AtomicUsize::new(DEFAULT_BASE);
+/// The UART stopped sending: bytes for which there is no room at once are dropped.
+static STUCK: AtomicBool = AtomicBool::new(false);
+
+/// Uses the PL011 whose registers are at `registers` from now on; leaves things as they are if
+/// that is not in device memory.
+pub fn use_registers(registers: Range) {
+    if crate::mapping::is_low_device(registers)
+        && registers.size() >= size_of::<Registers>() as u64
+        && registers.start.is_multiple_of(4)
+    {
+        BASE.store(registers.start as usize, Ordering::Relaxed);
+    }
+}
+
+/// Writes bytes, each `\n` as `\r\n`.
+pub fn write(text: &[u8]) {
+    let base = NonNull::new(with_exposed_provenance_mut::<Registers>(
+        BASE.load(Ordering::Relaxed),
+    ));
+    let Some(base) = base else { return };
+    // SAFETY: `BASE` is the aligned address of a PL011's registers in the first GiB, which is
+    // mapped as device memory for ever. The pointer is gone when this function returns. The only
+    // code that can run in between, on the one processor that is on, is the exception handler,
+    // and that never returns here.
+    let mut uart = unsafe { UniqueMmioPointer::new(base) };
+
+    let control = field_shared!(uart, control).read();
+    if control & ENABLE != ENABLE {
+        field!(uart, control).write(control | ENABLE);
+    }
+    for byte in text {
+        if *byte == b'\n' {
+            send(&mut uart, b'\r');
+        }
+        send(&mut uart, *byte);
+    }
+}
+
+fn send(uart: &mut UniqueMmioPointer<'_, Registers>, byte: u8) {
+    let is_full = |uart: &UniqueMmioPointer<'_, Registers>| {
+        field_shared!(uart, flags).read() & TRANSMIT_FULL != 0
+    };
+    if is_full(uart) {
+        let start = ArmClock.now();
+        while is_full(uart) {
+            if STUCK.load(Ordering::Relaxed) || ArmClock.now().saturating_sub(start) > PATIENCE {
+                STUCK.store(true, Ordering::Relaxed);
+                return;
+            }
+            ArmClock.relax();
+        }
+    }
+    STUCK.store(false, Ordering::Relaxed);
+    field!(*uart, data).write(byte.into());
+}
+
+/// The console for `write!`.
+pub struct Console;
+
+impl fmt::Write for Console {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        write(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// Prints an error line, whether or not there is a logger yet.
+pub fn error(message: fmt::Arguments<'_>) {
+    // Writing to the console never fails.
+    _ = fmt::Write::write_fmt(&mut Console, format_args!("bootshare: error: {message}\n"));
+}

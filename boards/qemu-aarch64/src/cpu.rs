@@ -1,0 +1,194 @@
+//! System registers, cache maintenance and the jump to the payload: all assembly but the entry's.
+//!
+//! As `entry` explains, EL2 with `HCR_EL2.E2H` is served by the EL1 names; only plain EL2 has
+//! names of its own.
+
+use bootshare::boot::memory::Range;
+use core::arch::asm;
+
+/// Reads a system register that has no effect on anything else when it is read.
+macro_rules! read {
+    ($register:literal) => {{
+        let value: u64;
+        // SAFETY: a read of this register is allowed at EL1 and EL2 (at EL2 only, for an `_el2`
+        // name, which `is_plain_el2` guards), and changes nothing.
+        unsafe {
+            asm!(
+                concat!("mrs {value}, ", $register),
+                value = out(reg) value,
+                options(nomem, nostack, preserves_flags),
+            );
+        }
+        value
+    }};
+}
+
+/// The exception level, 1 or 2.
+pub fn exception_level() -> u64 {
+    read!("CurrentEL") >> 2 & 0b11
+}
+
+/// Whether the registers have `_el2` names: at EL2 without E2H.
+fn is_plain_el2() -> bool {
+    const E2H: u64 = 1 << 34;
+    exception_level() == 2 && read!("hcr_el2") & E2H == 0
+}
+
+/// The timer's frequency; a 32-bit number.
+pub fn counter_frequency_hz() -> u64 {
+    read!("cntfrq_el0") & 0xffff_ffff
+}
+
+/// The timer's count.
+pub fn counter() -> u64 {
+    // SAFETY: a barrier. Without it, the count may be read ahead of what was to be timed.
+    unsafe { asm!("isb", options(nostack, preserves_flags)) };
+    read!("cntvct_el0")
+}
+
+/// What the processor says of an exception.
+#[derive(Clone, Copy, Debug)]
+pub struct Syndrome {
+    /// Exception syndrome register.
+    pub esr: u64,
+    /// Where it happened.
+    pub elr: u64,
+    /// The address that faulted, for faults that have one.
+    pub far: u64,
+}
+
+/// Of the latest exception.
+pub fn syndrome() -> Syndrome {
+    if is_plain_el2() {
+        Syndrome {
+            esr: read!("esr_el2"),
+            elr: read!("elr_el2"),
+            far: read!("far_el2"),
+        }
+    } else {
+        Syndrome {
+            esr: read!("esr_el1"),
+            elr: read!("elr_el1"),
+            far: read!("far_el1"),
+        }
+    }
+}
+
+/// Makes changed translation tables count from here on.
+///
+/// # Safety
+///
+/// The tables must map everything that the program goes on to use.
+pub unsafe fn tables_changed() {
+    // SAFETY: the caller answers for the tables. EL2 has entries of its own, and one instruction
+    // for them with and without E2H; EL1 may not use it.
+    unsafe {
+        asm!(
+            "dsb ishst",
+            "mrs {level}, CurrentEL",
+            "tbz {level}, #3, 2f",
+            "tlbi alle2",
+            "2: tlbi vmalle1",
+            "dsb nsh",
+            "isb",
+            level = out(reg) _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Writes what the data cache holds of `range` back to memory, as far as everyone sees it (PoC),
+/// and drops it.
+///
+/// # Safety
+///
+/// `range` must be mapped as normal memory.
+pub unsafe fn clean_to_memory(range: Range) {
+    // DminLine: log2 of the smallest line, in words of 4 bytes.
+    let line = 4u64 << (read!("ctr_el0") >> 16 & 0xf);
+    let mut address = range.start & !(line - 1);
+    while address < range.end {
+        // SAFETY: the caller promises that the address is mapped; memory's content as this
+        // program sees it does not change.
+        unsafe {
+            asm!("dc civac, {}", in(reg) address, options(nostack, preserves_flags));
+        }
+        address += line;
+    }
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
+}
+
+/// Enters a payload as the arm64 Linux boot protocol says: MMU and data cache off, interrupts
+/// masked, `x0` the argument, `x1` to `x3` zero, at the exception level at which this firmware was
+/// entered.
+///
+/// # Safety
+///
+/// A payload must be at `entry`, cleaned to memory with all that it reads.
+pub unsafe fn enter(entry: u64, argument: u64) -> ! {
+    // From the write to SCTLR on, the stack's content may be in the cache only, so nothing is
+    // loaded or stored. The instructions themselves are in memory: nobody has written to them.
+    // The MMU goes off at an address that is the same with and without it.
+    macro_rules! leave {
+        ($sctlr:literal) => {
+            // SAFETY: the caller promises a payload at `entry`, and nothing of this program is
+            // used after the jump.
+            unsafe {
+                asm!(
+                    "msr daifset, #0xf",
+                    concat!("mrs x9, ", $sctlr),
+                    "bic x9, x9, #(1 << 0)", // M: MMU
+                    "bic x9, x9, #(1 << 2)", // C: data cache
+                    "dsb sy",
+                    concat!("msr ", $sctlr, ", x9"),
+                    "isb",
+                    "mrs x9, CurrentEL", // as in `tables_changed`
+                    "tbz x9, #3, 2f",
+                    "tlbi alle2",
+                    "2: tlbi vmalle1",
+                    "ic iallu",
+                    "dsb nsh",
+                    "isb",
+                    "mov x1, xzr",
+                    "mov x2, xzr",
+                    "mov x3, xzr",
+                    "br x8",
+                    in("x8") entry,
+                    in("x0") argument,
+                    options(noreturn),
+                )
+            }
+        };
+    }
+    if is_plain_el2() {
+        leave!("sctlr_el2")
+    } else {
+        leave!("sctlr_el1")
+    }
+}
+
+/// Asks a debugger or QEMU (`-semihosting-config enable=on,target=native`) to end with `status`.
+/// Where nobody listens, the instruction is undefined, and the exception handler goes on.
+pub fn semihosting_exit(status: u64) {
+    /// SYS_EXIT_EXTENDED (Semihosting for AArch32 and AArch64, section 7.7).
+    const OPERATION: u64 = 0x20;
+    /// ADP_Stopped_ApplicationExit: `status` is the program's own.
+    const REASON: u64 = 0x2_0026;
+    let block = [REASON, status];
+    // SAFETY: the operation reads the two words at x1 and answers in x0, if it returns at all.
+    unsafe {
+        asm!(
+            "hlt #0xf000",
+            inout("x0") OPERATION => _,
+            in("x1") &raw const block,
+            options(nostack),
+        );
+    }
+}
+
+/// Waits for an interrupt, and interrupts are masked.
+pub fn wait() {
+    // SAFETY: no effect but the wait.
+    unsafe { asm!("wfi", options(nomem, nostack, preserves_flags)) };
+}

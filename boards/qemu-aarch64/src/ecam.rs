@@ -1,0 +1,89 @@
+//! PCI configuration space, as large as it is.
+//!
+//! `virtio-drivers`' own access takes 256 MiB for granted; `virt` with `highmem=off` has 16 MiB.
+
+use bootshare::transport::{DeviceFunction, pci::ConfigurationAccess};
+use core::ptr::NonNull;
+use safe_mmio::{UniqueMmioPointer, fields::ReadPureWrite};
+
+/// What a read of an absent function returns.
+const ABSENT: u32 = u32::MAX;
+
+/// Enhanced configuration access (PCI Express 5.0, section 7.2.2).
+pub struct Ecam {
+    words: UniqueMmioPointer<'static, [ReadPureWrite<u32>]>,
+}
+
+impl Ecam {
+    /// Access to `size` bytes of configuration space from bus 0.
+    ///
+    /// # Safety
+    ///
+    /// `base` must point to that much configuration space, 4-byte aligned and mapped as device
+    /// memory for ever; nothing else may use it while this lives.
+    pub unsafe fn new(base: NonNull<u8>, size: usize) -> Self {
+        let words = NonNull::slice_from_raw_parts(base.cast(), size / size_of::<u32>());
+        Self {
+            // SAFETY: the caller promises it.
+            words: unsafe { UniqueMmioPointer::new(words) },
+        }
+    }
+}
+
+/// Which word of configuration space holds that register.
+fn word(function: DeviceFunction, register_offset: u8) -> usize {
+    let byte = usize::from(function.bus) << 20
+        | usize::from(function.device & 0x1f) << 15
+        | usize::from(function.function & 0b111) << 12
+        | usize::from(register_offset);
+    byte / size_of::<u32>()
+}
+
+impl ConfigurationAccess for Ecam {
+    fn read_word(&self, function: DeviceFunction, register_offset: u8) -> u32 {
+        let register = (*self.words).get(word(function, register_offset));
+        register.map_or(ABSENT, |register| register.read())
+    }
+
+    fn write_word(&mut self, function: DeviceFunction, register_offset: u8, data: u32) {
+        if let Some(mut register) = self.words.get(word(function, register_offset)) {
+            register.write(data);
+        }
+    }
+
+    unsafe fn unsafe_clone(&self) -> Self {
+        let words = NonNull::new(self.words.ptr().cast_mut()).expect("it came from a NonNull");
+        Self {
+            // SAFETY: the same registers for ever, as for `self`; the caller promises that the
+            // clone only reads what nobody writes.
+            words: unsafe { UniqueMmioPointer::new(words) },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_beyond_the_last_bus_is_absent() {
+        // One bus, and the first word of the next.
+        let mut space = vec![0u32; (1 << 20) / 4 + 1];
+        space[(1 << 20) / 4] = 7;
+        space[(3 << 15 | 2 << 12 | 0x10) / 4] = 42;
+        let base = NonNull::from(&mut space[..]).cast();
+        // SAFETY: one MiB of the array, which nothing else uses while `ecam` lives.
+        let mut ecam = unsafe { Ecam::new(base, 1 << 20) };
+        let function = |bus, device, function| DeviceFunction {
+            bus,
+            device,
+            function,
+        };
+        assert_eq!(ecam.read_word(function(0, 3, 2), 0x10), 42);
+        ecam.write_word(function(0, 3, 2), 0x10, 43);
+        assert_eq!(ecam.read_word(function(0, 3, 2), 0x10), 43);
+        assert_eq!(ecam.read_word(function(1, 0, 0), 0), ABSENT);
+        ecam.write_word(function(1, 0, 0), 0, 1);
+        assert_eq!(space[(1 << 20) / 4], 7);
+    }
+}
