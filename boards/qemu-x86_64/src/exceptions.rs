@@ -3,8 +3,9 @@
 //! All run on a stack of their own, so that an overflow of the firmware's stack is told as well.
 
 use crate::{
-    entry::{CODE_SELECTOR, GDT, Stack},
+    entry::{self, CODE_SELECTOR, GDT, Stack},
     exit,
+    tables::PAGE,
 };
 use core::{arch::global_asm, mem::size_of};
 use spin::Once;
@@ -34,7 +35,6 @@ const WITH_ERROR_CODE: u32 = 1 << 8
     | 1 << 29
     | 1 << 30;
 const PAGE_FAULT: u64 = 14;
-const DOUBLE_FAULT: u64 = 8;
 
 /// Bytes from one entry stub to the next.
 const STUB_SIZE: usize = 16;
@@ -84,17 +84,19 @@ unsafe extern "C" {
 }
 
 extern "sysv64" fn handle(vector: u64, error_code: u64, instruction: u64) -> ! {
+    let address = Cr2::read_raw();
+    let guard = entry::STACK.guard();
     let name = match vector {
+        PAGE_FAULT if (guard..guard + PAGE).contains(&address) => "stack overflow",
         0 => "division by zero",
         2 => "non-maskable interrupt",
         6 => "invalid instruction",
-        DOUBLE_FAULT => "double fault, such as a stack overflow",
+        8 => "double fault",
         13 => "general protection fault",
         PAGE_FAULT => "page fault",
         18 => "machine check",
         _ => "unexpected",
     };
-    let address = Cr2::read_raw();
     exit::fail(format_args!(
         "the firmware has a bug: CPU exception {vector} ({name}), error code {error_code:#x}, \
          at {instruction:#x}, last faulting address {address:#x}"
