@@ -28,7 +28,7 @@ use crate::{machine, paging, tables};
 use core::{
     arch::global_asm,
     cell::UnsafeCell,
-    mem::{offset_of, size_of, size_of_val},
+    mem::{size_of, size_of_val},
 };
 use x86_64::structures::{gdt::DescriptorFlags, paging::PageTable};
 
@@ -59,7 +59,6 @@ impl<const SIZE: usize> Stack<SIZE> {
     /// An unused stack.
     pub const fn new() -> Self {
         const { assert!(SIZE.is_multiple_of(4096), "a stack is whole pages") };
-        const { assert!(offset_of!(tables::Tables, tables) == 0) };
         Self {
             guard: UnsafeCell::new([0; 4096]),
             space: UnsafeCell::new([0; SIZE]),
@@ -77,8 +76,8 @@ impl<const SIZE: usize> Stack<SIZE> {
     }
 }
 
-/// Bytes of [`STACK`]. The deepest path is a walk of nested directories, which keeps one name
-/// buffer a level.
+/// Bytes of [`STACK`]. An overflow says so (see [`exceptions`](crate::exceptions)): then it needs
+/// more.
 const STACK_SIZE: usize = 64 * 1024;
 
 /// The stack.

@@ -50,6 +50,7 @@ global_asm!(
     // One stub a vector: the stack then holds vector, error code (0 if the CPU gave none), RIP.
     ".section .text.exception_stubs, \"ax\"",
     ".balign {size}",
+    ".global exception_stubs",
     "exception_stubs:",
     ".set vector, 0",
     ".rept {vectors}",

@@ -2,7 +2,7 @@
 
 use crate::{
     cpuid,
-    tables::{Abilities, Image, Tables},
+    tables::{self, Image, Tables},
 };
 use bootshare::boot::memory::Range;
 use core::{
@@ -14,15 +14,15 @@ use x86_64::{
     registers::model_specific::{Efer, EferFlags},
 };
 
-/// The page tables. The entry code fills in the first three.
+/// Room for the page tables.
 #[repr(transparent)]
-pub struct TableMemory(UnsafeCell<Tables>);
+pub struct Memory(UnsafeCell<tables::Memory>);
 
 // SAFETY: only `Paging::take` gives the content out, once.
-unsafe impl Sync for TableMemory {}
+unsafe impl Sync for Memory {}
 
-/// The page tables in use.
-pub static TABLES: TableMemory = TableMemory(UnsafeCell::new(Tables::new()));
+/// The page tables in use. The entry code fills the first three.
+pub static TABLES: Memory = Memory(UnsafeCell::new(tables::empty()));
 
 unsafe extern "C" {
     // From the linker script: addresses, not data.
@@ -44,8 +44,7 @@ pub fn image() -> Image {
 
 /// The page tables in use, and the right to change them.
 pub struct Paging {
-    tables: &'static mut Tables,
-    abilities: Abilities,
+    tables: Tables<'static>,
     mapped_end: u64,
 }
 
@@ -60,24 +59,21 @@ impl Paging {
         // SAFETY: this line runs once, so the reference is the only one. The CPU reads the tables
         // only: every entry has its accessed and dirty bits set (see `tables`), the entry code's
         // included.
-        let tables = unsafe { &mut *TABLES.0.get() };
+        let memory = unsafe { &mut *TABLES.0.get() };
         let abilities = cpuid::abilities();
         if abilities.no_execute {
             // SAFETY: no entry has the bit set that this gives a meaning to.
             unsafe { Efer::update(|flags| flags.insert(EferFlags::NO_EXECUTE_ENABLE)) };
         }
         // What the entry code mapped stays as it was: nothing to flush.
-        let mapped_end = tables.map_memory(&abilities);
-        Some(Self {
-            tables,
-            abilities,
-            mapped_end,
-        })
+        let mut tables = Tables::new(memory, abilities);
+        let mapped_end = tables.map_memory();
+        Some(Self { tables, mapped_end })
     }
 
     /// Takes page 0, the `guards` pages and the image's superfluous permissions away.
     pub fn protect(&mut self, guards: &[u64]) {
-        self.tables.protect(&image(), guards, &self.abilities);
+        self.tables.protect(&image(), guards);
         tlb::flush_all();
     }
 
@@ -89,7 +85,7 @@ impl Paging {
     /// Maps device memory to itself, if it is not mapped yet; `false` if it can't be.
     pub fn map_device(&mut self, device: Range) -> bool {
         // The CPU keeps no record of an entry that was not present: nothing to flush.
-        self.tables.map_device(device, &self.abilities)
+        self.tables.map_device(device)
     }
 
     /// Gives everything in the first 2 MiB free, page 0 included: Linux reads the BIOS data area

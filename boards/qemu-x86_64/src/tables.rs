@@ -75,27 +75,37 @@ pub struct Image {
     pub end: u64,
 }
 
-/// Every page table of the firmware. All bits zero is a valid value: nothing is mapped.
-#[repr(C, align(4096))]
-pub struct Tables {
-    /// The tables, by the indices above; the entry code fills the first three.
-    pub tables: [PageTable; COUNT],
-    /// How many of the spare ones are in use.
-    spare_used: usize,
+/// Every page table of the firmware, by the indices above.
+pub type Memory = [PageTable; COUNT];
+
+/// Tables that map nothing: all bits are zero.
+pub const fn empty() -> Memory {
+    [const { PageTable::new() }; COUNT]
 }
 
-impl Tables {
-    /// Tables that map nothing.
-    pub const fn new() -> Self {
+/// The page tables, and how they may be filled.
+#[derive(Debug)]
+pub struct Tables<'a> {
+    tables: &'a mut Memory,
+    /// How many of the spare ones are in use.
+    spare_used: usize,
+    abilities: Abilities,
+}
+
+impl<'a> Tables<'a> {
+    /// Tables in that memory, in which at most the first 2 MiB pages are mapped, for a CPU with
+    /// these abilities.
+    pub fn new(tables: &'a mut Memory, abilities: Abilities) -> Self {
         Self {
-            tables: [const { PageTable::new() }; COUNT],
+            tables,
             spare_used: 0,
+            abilities,
         }
     }
 
     /// Maps the first 4 GiB, or 512 GiB if the CPU has pages of 1 GiB, and answers with the end of
     /// what is mapped.
-    pub fn map_memory(&mut self, abilities: &Abilities) -> u64 {
+    pub fn map_memory(&mut self) -> u64 {
         let directories = DIRECTORIES..DIRECTORIES + DIRECTORY_COUNT;
         for (page, entry) in pages(LARGE).zip(
             self.tables[directories.clone()]
@@ -108,7 +118,7 @@ impl Tables {
             self.link(LEVEL3, index, directory);
         }
         self.link(ROOT, 0, LEVEL3);
-        if !abilities.gigabyte_pages {
+        if !self.abilities.gigabyte_pages {
             return DIRECTORY_COUNT as u64 * GIGABYTE;
         }
         for (page, entry) in pages(GIGABYTE)
@@ -117,13 +127,13 @@ impl Tables {
         {
             set(entry, page, LARGE_PAGE);
         }
-        LEVEL4.min(abilities.physical_end)
+        LEVEL4.min(self.abilities.physical_end)
     }
 
     /// Takes away what nobody needs in the first 2 MiB: page 0, the `guards` pages, and in the
     /// image the right to write to code and constants and to execute anything but code.
-    pub fn protect(&mut self, image: &Image, guards: &[u64], abilities: &Abilities) {
-        let no_execute = if abilities.no_execute {
+    pub fn protect(&mut self, image: &Image, guards: &[u64]) {
+        let no_execute = if self.abilities.no_execute {
             Flags::NO_EXECUTE
         } else {
             Flags::empty()
@@ -152,11 +162,11 @@ impl Tables {
 
     /// Maps device memory where nothing is mapped yet. `false` if that is impossible: it is
     /// outside the address space or too large, or no spare table is left.
-    pub fn map_device(&mut self, device: Range, abilities: &Abilities) -> bool {
+    pub fn map_device(&mut self, device: Range) -> bool {
         let first = device.start / LARGE;
         let last = device.end.div_ceil(LARGE);
         device.size() <= MAX_DEVICE
-            && device.end <= abilities.physical_end.min(CANONICAL_END)
+            && device.end <= self.abilities.physical_end.min(CANONICAL_END)
             && (first..last).all(|page| self.map_device_page(page * LARGE))
     }
 
@@ -234,12 +244,12 @@ mod tests {
         end: 0x10_8000,
     };
 
-    fn tables() -> Box<Tables> {
-        Box::new(Tables::new())
+    fn memory() -> Box<Memory> {
+        Box::new(empty())
     }
 
     /// Walks as the CPU does: where `address` leads, and the last entry's flags.
-    fn translate(tables: &Tables, address: u64) -> Option<(u64, Flags)> {
+    fn translate(tables: &Tables<'_>, address: u64) -> Option<(u64, Flags)> {
         let mut table = ROOT;
         for shift in [39, 30, 21, 12] {
             let entry = &tables.tables[table][(address >> shift) as usize % 512];
@@ -260,14 +270,15 @@ mod tests {
         unreachable!()
     }
 
-    fn maps_to(tables: &Tables, address: u64) -> Option<u64> {
+    fn maps_to(tables: &Tables<'_>, address: u64) -> Option<u64> {
         translate(tables, address).map(|(physical, _)| physical)
     }
 
     #[test]
     fn memory_is_mapped_to_itself_up_to_the_end_that_is_told() {
-        let mut tables = tables();
-        assert_eq!(tables.map_memory(&SMALL_CPU), 4 << 30);
+        let mut memory = memory();
+        let mut tables = Tables::new(&mut memory, SMALL_CPU);
+        assert_eq!(tables.map_memory(), 4 << 30);
         for address in [0, 0x12_3456, 0x7fff_ffff, 0xfeb0_0e00, (4 << 30) - 1] {
             assert_eq!(maps_to(&tables, address), Some(address));
         }
@@ -276,8 +287,9 @@ mod tests {
 
     #[test]
     fn a_cpu_with_pages_of_a_gigabyte_gets_512_of_them_but_no_more_than_it_can_address() {
-        let mut tables = tables();
-        assert_eq!(tables.map_memory(&LARGE_CPU), 512 << 30);
+        let mut memory = memory();
+        let mut tables = Tables::new(&mut memory, LARGE_CPU);
+        assert_eq!(tables.map_memory(), 512 << 30);
         for address in [0, 0xfeb0_0e00, 4 << 30, (512 << 30) - 1] {
             assert_eq!(maps_to(&tables, address), Some(address));
         }
@@ -286,14 +298,15 @@ mod tests {
             physical_end: 1 << 36,
             ..LARGE_CPU
         };
-        assert_eq!(tables.map_memory(&cpu), 1 << 36);
+        assert_eq!(Tables::new(&mut memory, cpu).map_memory(), 1 << 36);
     }
 
     #[test]
     fn no_page_of_the_image_is_both_writable_and_executable() {
-        let mut tables = tables();
-        tables.map_memory(&SMALL_CPU);
-        tables.protect(&IMAGE, &[0x10_4000], &SMALL_CPU);
+        let mut memory = memory();
+        let mut tables = Tables::new(&mut memory, SMALL_CPU);
+        tables.map_memory();
+        tables.protect(&IMAGE, &[0x10_4000]);
         for page in (IMAGE.text..IMAGE.end).step_by(PAGE as usize) {
             let Some((physical, flags)) = translate(&tables, page) else {
                 assert_eq!(page, 0x10_4000);
@@ -317,12 +330,13 @@ mod tests {
     #[test]
     fn a_device_is_mapped_wherever_the_cpu_can_address_it() {
         for cpu in [SMALL_CPU, LARGE_CPU] {
-            let mut tables = tables();
-            tables.map_memory(&cpu);
+            let mut memory = memory();
+            let mut tables = Tables::new(&mut memory, cpu);
+            tables.map_memory();
             for address in [0xfe00_0000, 0x3_8000_0000, 0x80_0000_0000, 0xff_fffe_0000] {
                 let device = Range::with_size(address, 0x4000);
                 for _again in 0..2 {
-                    assert!(tables.map_device(device, &cpu), "{device:?}");
+                    assert!(tables.map_device(device), "{device:?}");
                     assert_eq!(maps_to(&tables, address + 0x3fff), Some(address + 0x3fff));
                 }
             }
@@ -331,27 +345,28 @@ mod tests {
 
     #[test]
     fn a_device_that_spans_two_large_pages_is_mapped_whole() {
-        let mut tables = tables();
-        tables.map_memory(&SMALL_CPU);
+        let mut memory = memory();
+        let mut tables = Tables::new(&mut memory, SMALL_CPU);
+        tables.map_memory();
         let device = Range::with_size((8 << 30) - 0x1000, 0x2000);
-        assert!(tables.map_device(device, &SMALL_CPU));
+        assert!(tables.map_device(device));
         assert_eq!(maps_to(&tables, device.start), Some(device.start));
         assert_eq!(maps_to(&tables, device.end - 1), Some(device.end - 1));
     }
 
     #[test]
     fn a_device_that_cannot_be_mapped_is_refused() {
-        let mut tables = tables();
-        tables.map_memory(&SMALL_CPU);
+        let mut memory = memory();
+        let mut tables = Tables::new(&mut memory, SMALL_CPU);
+        tables.map_memory();
         let beyond = Range::with_size(1 << 40, 0x1000);
-        assert!(!tables.map_device(beyond, &SMALL_CPU));
+        assert!(!tables.map_device(beyond));
         let huge = Range::with_size(8 << 30, MAX_DEVICE + 1);
-        assert!(!tables.map_device(huge, &SMALL_CPU));
+        assert!(!tables.map_device(huge));
         let wrapped = Range::with_size(u64::MAX - 1, 0x1000);
-        assert!(!tables.map_device(wrapped, &SMALL_CPU));
-        let many = (8..64).filter(|gigabyte| {
-            tables.map_device(Range::with_size(gigabyte << 30, 0x1000), &SMALL_CPU)
-        });
+        assert!(!tables.map_device(wrapped));
+        let many =
+            (8..64).filter(|gigabyte| tables.map_device(Range::with_size(gigabyte << 30, 0x1000)));
         assert_eq!(many.count(), SPARE_COUNT);
     }
 }
