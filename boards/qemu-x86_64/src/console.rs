@@ -13,27 +13,36 @@ const CONFIG: Config = Config {
     ..Config::DEFAULT
 };
 
-/// How long the UART may take no byte, in counts of the time-stamp counter: one to two seconds,
-/// enough for a person's terminal that stopped for a moment.
-const PATIENCE: u64 = 1 << 32;
+/// How long the UART may take no byte, in counts of the time-stamp counter: 4 to 8 seconds.
+/// Without a reader QEMU's UART takes none when the host's pipe is full.
+const PATIENCE: u64 = 1 << 34;
+
+/// A UART that answered.
+struct Com1 {
+    uart: Uart16550<PioBackend>,
+    /// It did not take the latest byte in time: until it takes one, nothing waits for it.
+    stalled: bool,
+}
 
 /// The UART, if there is one.
-static CONSOLE: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
+static CONSOLE: Mutex<Option<Com1>> = Mutex::new(None);
 
 /// Sets the UART up. Without one, [`write`] does nothing.
 pub fn init() {
     // SAFETY: the eight ports are those of COM1 or of nothing, and only this module uses them.
     let uart = unsafe { Uart16550::new_port(PORT) };
-    let uart = uart.ok().and_then(|mut uart| {
+    *lock() = uart.ok().and_then(|mut uart| {
         uart.init(CONFIG).ok()?;
-        Some(uart)
+        Some(Com1 {
+            uart,
+            stalled: false,
+        })
     });
-    *lock() = uart;
 }
 
 /// The UART. Nothing else runs on this machine: if it is locked, an exception or a panic hit the
 /// code that held the lock, and that code never goes on.
-fn lock() -> MutexGuard<'static, Option<Uart16550<PioBackend>>> {
+fn lock() -> MutexGuard<'static, Option<Com1>> {
     if CONSOLE.is_locked() {
         // SAFETY: whoever held the lock never runs again, as above.
         unsafe { CONSOLE.force_unlock() };
@@ -44,34 +53,35 @@ fn lock() -> MutexGuard<'static, Option<Uart16550<PioBackend>>> {
 /// Writes `text`, with `\n` as `\r\n`. What the UART does not take in time is lost.
 pub fn write(text: &[u8]) {
     let mut console = lock();
-    let Some(uart) = &mut *console else {
+    let Some(com1) = &mut *console else {
         return;
     };
     for line in text.split_inclusive(|&byte| byte == b'\n') {
-        let (line, end): (_, &[u8]) = match line.strip_suffix(b"\n") {
-            Some(line) => (line, b"\r\n"),
-            None => (line, b""),
-        };
-        if !send(uart, line) || !send(uart, end) {
-            return;
+        if let Some(line) = line.strip_suffix(b"\n") {
+            com1.send(line);
+            com1.send(b"\r\n");
+        } else {
+            com1.send(line);
         }
     }
 }
 
-/// Whether the UART took all the bytes.
-fn send(uart: &mut Uart16550<PioBackend>, mut bytes: &[u8]) -> bool {
-    let mut progress = timestamp();
-    while !bytes.is_empty() {
-        let sent = uart.send_bytes(bytes);
-        bytes = bytes.get(sent..).unwrap_or_default();
-        let now = timestamp();
-        if sent > 0 {
-            progress = now;
-        } else if now.wrapping_sub(progress) > PATIENCE {
-            return false;
+impl Com1 {
+    fn send(&mut self, mut bytes: &[u8]) {
+        let mut progress = timestamp();
+        while !bytes.is_empty() {
+            let sent = self.uart.send_bytes(bytes);
+            bytes = bytes.get(sent..).unwrap_or_default();
+            let now = timestamp();
+            if sent > 0 {
+                progress = now;
+                self.stalled = false;
+            } else if self.stalled || now.wrapping_sub(progress) > PATIENCE {
+                self.stalled = true;
+                return;
+            }
         }
     }
-    true
 }
 
 /// Writes an error line.

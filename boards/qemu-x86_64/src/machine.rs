@@ -27,7 +27,7 @@ const SLOTS: u64 = 24;
 const FIRST_SLOT: u64 = 0xfeb0_0000;
 const SLOT_SIZE: usize = 0x200;
 
-/// What the platform told: too large for the stack to keep.
+/// What the platform told. Static, because the command line is to outlive everything.
 static START_INFO: Once<StartInfo> = Once::new();
 
 /// One of QEMU's `microvm`, `q35` and `pc`.
@@ -35,6 +35,8 @@ pub struct Machine {
     info: &'static StartInfo,
     clock: Clock,
     paging: Paging,
+    /// The devices were given away.
+    searched: bool,
 }
 
 /// Where the entry code goes: from here on it is Rust.
@@ -59,6 +61,7 @@ pub extern "sysv64" fn main(start_info: u32) -> ! {
             info,
             clock: Clock::calibrate(),
             paging,
+            searched: false,
         }),
         Err(error) => exit::fail(format_args!("{error}")),
     }
@@ -134,6 +137,10 @@ impl Board for Machine {
 
     fn find_devices(&mut self) -> DeviceList {
         let mut found = DeviceList::new();
+        if core::mem::replace(&mut self.searched, true) {
+            log::warn!("the devices were given away by the first search");
+            return found;
+        }
         let Some(ports) = pci::Ports::find() else {
             self.probe_slots(&mut found);
             return found;
@@ -149,8 +156,8 @@ impl Board for Machine {
             // SeaBIOS has placed all BARs, and knows the chipset's windows; we don't.
             unassigned: None,
         };
-        // SAFETY: nothing else uses PCI. What the rules accept is mapped, outside of everything
-        // that the platform's memory map or the chipset claims.
+        // SAFETY: nothing else uses PCI, and this line runs once. What the rules accept is mapped,
+        // outside of everything that the platform's memory map or the chipset claims.
         unsafe { scan::<IdentityHal, _>(ports, rules, &mut found) };
         found
     }
@@ -195,7 +202,7 @@ impl Machine {
             };
             // SAFETY: without PCI this is `microvm`, where the slots, or nothing, are at these
             // addresses below 4 GiB, which is mapped; reading an empty slot has no effect. Each
-            // slot is probed for one user: `find_devices` gives the devices away.
+            // slot is probed once.
             let probed = unsafe { mmio::probe(base, SLOT_SIZE) };
             let Some(transport) = probed else {
                 continue;

@@ -5,15 +5,20 @@
 //!
 //! | module | what lives there | touches |
 //! |---|---|---|
-//! | `entry` | the ELF note, 32-bit entry, long mode, stacks | everything, once |
-//! | `paging`, `tables` | the identity map and its guard pages | page tables, CR3, EFER |
-//! | `exceptions` | GDT, TSS, IDT: a CPU exception becomes an error line | those tables |
+//! | `entry` | ELF note, 32-bit entry, long mode, the stack | everything, once |
+//! | `paging` | the identity map, guard pages | page tables, CR3, EFER |
+//! | `exceptions` | GDT, TSS, IDT: an exception becomes an error line | these tables |
 //! | `console` | COM1 | ports 0x3f8 to 0x3ff |
 //! | `exit` | how the machine ends; panics | port 0xf4 |
-//! | `start_info` | what PVH tells: command line, memory map, ACPI | nothing (reads through a closure) |
-//! | `cpuid`, `clock` | the time-stamp counter and its frequency | PIT channel 2 |
-//! | `pci`, `machine` | where devices are; [`Board`](bootshare::loader::Board) | ports 0xcf8 to 0xcff, slots of microvm |
-//! | `words` | what the kernel must be told on its command line | nothing |
+//! | `cpuid` | what the CPU can do | nothing |
+//! | `clock` | the time-stamp counter | PIT channel 2, port 0x61 |
+//! | `pci` | configuration space | ports 0xcf8 to 0xcff |
+//! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | the slots of `microvm` |
+//! | `start_info` | parser: what PVH tells | nothing, from here on |
+//! | `tables` | the page tables' content | |
+//! | `tsc` | arithmetic of the clock | |
+//! | `placement` | where device memory may be | |
+//! | `words` | what the kernel must be told | |
 //!
 //! On any other target the crate is an empty program, so that the modules that touch nothing are
 //! tested on the host.
