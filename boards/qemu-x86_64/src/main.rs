@@ -1,3 +1,113 @@
-//! Firmware for QEMU's x86_64 boards.
+//! Firmware for QEMU's x86_64 boards: `microvm` (virtio-mmio), `q35` and `pc` (virtio-pci).
+//!
+//! Floor 7: facts of these machines, no policy. The image starts by PVH, so that QEMU's `-kernel`
+//! enters it directly, and finds out by itself which machine it is on.
+//!
+//! | module | what lives there | touches |
+//! |---|---|---|
+//! | `entry` | ELF note, 32-bit entry, long mode, the stack | everything, once |
+//! | `paging` | the identity map, guard pages | page tables, CR3, EFER |
+//! | `exceptions` | GDT, TSS, IDT: an exception becomes an error line | these tables |
+//! | `console` | COM1 | ports 0x3f8 to 0x3ff |
+//! | `exit` | how the machine ends; panics | port 0xf4 |
+//! | `cpuid` | what the CPU can do | nothing |
+//! | `clock` | the time-stamp counter | PIT channel 2, port 0x61 |
+//! | `pci` | configuration space | ports 0xcf8 to 0xcff |
+//! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | the slots of `microvm` |
+//! | `start_info` | parser: what PVH tells | nothing, from here on |
+//! | `tables` | the page tables' content | |
+//! | `tsc` | arithmetic of the clock | |
+//! | `placement` | where device memory may be | |
+//! | `words` | what the kernel must be told | |
+//!
+//! On any other target the crate is an empty program, so that the modules that touch nothing are
+//! tested on the host.
 
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(any(target_os = "none", test))]
+mod placement;
+#[cfg(any(target_os = "none", test))]
+mod start_info;
+#[cfg(any(target_os = "none", test))]
+mod tables;
+#[cfg(any(target_os = "none", test))]
+mod tsc;
+#[cfg(any(target_os = "none", test))]
+mod words;
+
+#[cfg(target_os = "none")]
+mod clock;
+#[cfg(target_os = "none")]
+mod console;
+#[cfg(target_os = "none")]
+mod cpuid;
+#[cfg(target_os = "none")]
+mod entry;
+#[cfg(target_os = "none")]
+mod exceptions;
+#[cfg(target_os = "none")]
+mod exit;
+#[cfg(target_os = "none")]
+mod machine;
+#[cfg(target_os = "none")]
+mod paging;
+#[cfg(target_os = "none")]
+mod pci;
+
+/// Until the library has a boot flow: prints what the board found.
+#[cfg(target_os = "none")]
+fn run(mut machine: machine::Machine) -> ! {
+    use bootshare::{
+        hal::Clock as _,
+        loader::{Board, ExitStatus},
+        transport::Transport as _,
+    };
+    use core::fmt::Write as _;
+
+    let mut out = console::Console;
+    _ = writeln!(
+        out,
+        "command line: {}",
+        machine.command_line().escape_ascii()
+    );
+    for region in machine.memory_map() {
+        _ = writeln!(out, "{region:x?}");
+    }
+    _ = writeln!(
+        out,
+        "occupied {:?}, mapped to {:#x}, RSDP {:#x}",
+        machine.occupied(),
+        machine.mapped_end(),
+        machine.acpi_rsdp()
+    );
+    _ = writeln!(
+        out,
+        "clock {:?} kHz, words {:?}",
+        machine.clock().khz(),
+        machine.payload_words()
+    );
+    for device in machine.find_devices() {
+        match device.transport {
+            Ok(mut transport) => {
+                let features = transport.read_device_features();
+                let mut tag = [0; 36];
+                for (offset, byte) in tag.iter_mut().enumerate() {
+                    *byte = transport.read_config_space(offset).unwrap_or(b'?');
+                }
+                _ = writeln!(
+                    out,
+                    "{}: features {features:#x}, tag {}",
+                    device.address,
+                    tag.escape_ascii()
+                );
+            }
+            Err(error) => _ = writeln!(out, "{}: {error}", device.address),
+        }
+    }
+    _ = writeln!(out, "now {:?}", machine.clock().now());
+    machine::Machine::exit(ExitStatus::Success)
+}
+
+#[cfg(not(target_os = "none"))]
 fn main() {}

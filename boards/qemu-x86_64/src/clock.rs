@@ -1,0 +1,186 @@
+//! Time, from the time-stamp counter.
+
+use crate::{
+    console, cpuid, exit,
+    tsc::{self, PIT_HZ, Sample, Scale},
+};
+use bootshare::{hal, loader::ExitStatus};
+use core::{
+    arch::x86_64::_rdtsc,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+use x86_64::instructions::port::Port;
+
+/// What is assumed when nothing tells the frequency, in Hz. Most machines are slower: a deadline
+/// then comes late rather than early.
+const ASSUMED_HZ: u64 = 4_000_000_000;
+
+/// The time-stamp counter.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: u64,
+    scale: Scale,
+    khz: Option<u64>,
+}
+
+impl Clock {
+    /// Finds the counter's frequency: from the hypervisor or the CPU, which know it; against the
+    /// PIT, in about 10 ms; from the CPU's name plate.
+    pub fn calibrate() -> Self {
+        let hz = cpuid::tsc_hz()
+            .or_else(against_pit)
+            .or_else(cpuid::rated_hz);
+        if hz.is_none() {
+            console::write(
+                b"bootshare: warning: nothing tells how fast the clock runs: \
+                  times are wrong, and deadlines late; start QEMU with a PIT (-M pit=on)\n",
+            );
+        }
+        Self {
+            start: timestamp(),
+            scale: Scale::new(hz.unwrap_or(ASSUMED_HZ)),
+            khz: hz.map(|hz| hz / 1000),
+        }
+    }
+
+    /// The counter's frequency in kHz, if it is known.
+    pub fn khz(&self) -> Option<u64> {
+        self.khz
+    }
+}
+
+impl hal::Clock for Clock {
+    fn now(&self) -> Duration {
+        /// The latest count that was told: a virtual machine's counter may jump back when it
+        /// moves to another host.
+        static LATEST: AtomicU64 = AtomicU64::new(0);
+
+        let count = timestamp();
+        let latest = LATEST.fetch_max(count, Ordering::Relaxed).max(count);
+        self.scale.duration(latest.saturating_sub(self.start))
+    }
+
+    fn stop(&self, why: &str) -> ! {
+        console::error(format_args!("{why}"));
+        exit::exit(ExitStatus::Failure)
+    }
+}
+
+/// The time-stamp counter's count.
+pub fn timestamp() -> u64 {
+    // SAFETY: every CPU with a 64-bit mode has the instruction, and CR4.TSD is clear, so that it
+    // is not privileged either.
+    unsafe { _rdtsc() }
+}
+
+/// Counts for 10 ms of the PIT. `None` if there is none, or the machine was too busy.
+fn against_pit() -> Option<u64> {
+    /// A machine with other work may be away for longer than a sample can bear.
+    const TRIES: usize = 5;
+
+    let mut pit = Pit::start();
+    let hz = (0..TRIES).find_map(|_| pit.measure());
+    pit.stop();
+    hz
+}
+
+/// Channel 2 of the PIT, which no operating system and no firmware keeps: the loudspeaker's.
+struct Pit {
+    /// Its counter.
+    channel: Port<u8>,
+    /// The mode and command register.
+    command: Port<u8>,
+    /// System control port B: bit 0 lets the counter run, bit 1 connects the loudspeaker.
+    /// `microvm` has no such port, and a counter that always runs.
+    control: Port<u8>,
+    control_before: u8,
+}
+
+impl Pit {
+    /// How long a measurement takes, in ticks: 10 ms.
+    const TICKS: u16 = (PIT_HZ / 100) as u16;
+
+    fn start() -> Self {
+        let mut control = Port::new(0x61);
+        // SAFETY: reading this register changes nothing.
+        let control_before = unsafe { control.read() };
+        // SAFETY: these two bits concern channel 2 and the loudspeaker only.
+        unsafe { control.write(control_before & !0b10 | 0b01) };
+        Self {
+            channel: Port::new(0x42),
+            command: Port::new(0x43),
+            control,
+            control_before,
+        }
+    }
+
+    fn stop(&mut self) {
+        // SAFETY: the register gets back what it had.
+        unsafe { self.control.write(self.control_before) };
+    }
+
+    fn command(&mut self, value: u8) {
+        // SAFETY: the commands used here select channel 2, which nobody else uses.
+        unsafe { self.command.write(value) };
+    }
+
+    fn load(&mut self, value: u8) {
+        // SAFETY: this sets the counter of channel 2, which nobody else uses.
+        unsafe { self.channel.write(value) };
+    }
+
+    fn fetch(&mut self) -> u8 {
+        // SAFETY: this reads the latched counter of channel 2, which nobody else uses.
+        unsafe { self.channel.read() }
+    }
+
+    /// Whether the counter has reached zero since it was loaded.
+    fn expired(&mut self) -> bool {
+        self.command(0b1110_1000); // read back: status of channel 2
+        self.fetch() & 1 << 7 != 0
+    }
+
+    /// One look at both counters.
+    fn look(&mut self) -> Sample {
+        let before = timestamp();
+        self.command(0b1000_0000); // latch channel 2
+        let after = timestamp();
+        let pit = u16::from_le_bytes([self.fetch(), self.fetch()]);
+        Sample { before, pit, after }
+    }
+
+    /// The best of a few looks: the one that took the shortest time.
+    fn sample(&mut self) -> Option<Sample> {
+        (0..8).map(|_| self.look()).min_by_key(Sample::width)
+    }
+
+    fn measure(&mut self) -> Option<u64> {
+        /// Time-stamp counts before giving up on a counter that does not move: more than 10 ms of
+        /// any CPU.
+        const PATIENCE: u64 = 200_000_000;
+
+        self.command(0b1011_0000); // channel 2, low then high byte, mode 0: count down once
+        self.load(0xff);
+        self.load(0xff);
+        if self.expired() {
+            // Without a PIT, everything reads as ones.
+            return None;
+        }
+        let start = self.sample()?;
+        loop {
+            let now = self.look();
+            if start.pit.saturating_sub(now.pit) >= Self::TICKS {
+                break;
+            }
+            if now.after.saturating_sub(start.after) > PATIENCE {
+                return None;
+            }
+        }
+        let end = self.sample()?;
+        if self.expired() {
+            return None;
+        }
+        tsc::frequency(start, end)
+    }
+}

@@ -1,0 +1,101 @@
+//! The console: COM1, a 16550.
+
+use crate::clock::timestamp;
+use core::fmt::{self, Write};
+use spin::{Mutex, MutexGuard};
+use uart_16550::{BaudRate, Config, Uart16550, backend::PioBackend};
+
+/// COM1's first port, on every PC.
+const PORT: u16 = 0x3f8;
+
+const CONFIG: Config = Config {
+    baud_rate: BaudRate::Baud115200,
+    ..Config::DEFAULT
+};
+
+/// How long the UART may take no byte, in counts of the time-stamp counter: 4 to 8 seconds.
+/// Without a reader QEMU's UART takes none when the host's pipe is full.
+const PATIENCE: u64 = 1 << 34;
+
+/// A UART that answered.
+struct Com1 {
+    uart: Uart16550<PioBackend>,
+    /// It did not take the latest byte in time: until it takes one, nothing waits for it.
+    stalled: bool,
+}
+
+/// The UART, if there is one.
+static CONSOLE: Mutex<Option<Com1>> = Mutex::new(None);
+
+/// Sets the UART up. Without one, [`write`] does nothing.
+pub fn init() {
+    // SAFETY: the eight ports are those of COM1 or of nothing, and only this module uses them.
+    let uart = unsafe { Uart16550::new_port(PORT) };
+    *lock() = uart.ok().and_then(|mut uart| {
+        uart.init(CONFIG).ok()?;
+        Some(Com1 {
+            uart,
+            stalled: false,
+        })
+    });
+}
+
+/// The UART. Nothing else runs on this machine: if it is locked, an exception or a panic hit the
+/// code that held the lock, and that code never goes on.
+fn lock() -> MutexGuard<'static, Option<Com1>> {
+    if CONSOLE.is_locked() {
+        // SAFETY: whoever held the lock never runs again, as above.
+        unsafe { CONSOLE.force_unlock() };
+    }
+    CONSOLE.lock()
+}
+
+/// Writes `text`, with `\n` as `\r\n`. What the UART does not take in time is lost.
+pub fn write(text: &[u8]) {
+    let mut console = lock();
+    let Some(com1) = &mut *console else {
+        return;
+    };
+    for line in text.split_inclusive(|&byte| byte == b'\n') {
+        if let Some(line) = line.strip_suffix(b"\n") {
+            com1.send(line);
+            com1.send(b"\r\n");
+        } else {
+            com1.send(line);
+        }
+    }
+}
+
+impl Com1 {
+    fn send(&mut self, mut bytes: &[u8]) {
+        let mut progress = timestamp();
+        while !bytes.is_empty() {
+            let sent = self.uart.send_bytes(bytes);
+            bytes = bytes.get(sent..).unwrap_or_default();
+            let now = timestamp();
+            if sent > 0 {
+                progress = now;
+                self.stalled = false;
+            } else if self.stalled || now.wrapping_sub(progress) > PATIENCE {
+                self.stalled = true;
+                return;
+            }
+        }
+    }
+}
+
+/// Writes an error line.
+pub fn error(message: fmt::Arguments<'_>) {
+    // Writing to the console always succeeds.
+    _ = writeln!(Console, "bootshare: error: {message}");
+}
+
+/// The console, for the formatting macros.
+pub struct Console;
+
+impl Write for Console {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        write(text.as_bytes());
+        Ok(())
+    }
+}

@@ -1,0 +1,72 @@
+//! What the CPU says about itself.
+
+use crate::{tables::Abilities, tsc};
+use core::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
+
+/// First leaf for hypervisors. The first of the 4 GiB of leaves that no CPU has.
+const HYPERVISOR: u32 = 0x4000_0000;
+/// Leaf with the time-stamp counter's frequency in kHz, by VMware's convention.
+const HYPERVISOR_TIMING: u32 = 0x4000_0010;
+/// Signatures of the hypervisors that keep to this convention.
+const WITH_TIMING: [&[u8; 12]; 2] = [b"KVMKVMKVM\0\0\0", b"VMwareVMware"];
+/// The signature of QEMU's emulator.
+const TCG: &[u8; 12] = b"TCGTCGTCGTCG";
+
+/// A leaf, if the CPU has it.
+fn leaf(leaf: u32) -> Option<CpuidResult> {
+    (__cpuid(leaf & 0xc000_0000).eax >= leaf).then(|| __cpuid_count(leaf, 0))
+}
+
+/// What the page tables can rely on (leaves 0x80000001 and 0x80000008).
+pub fn abilities() -> Abilities {
+    let features = leaf(0x8000_0001).map_or(0, |leaf| leaf.edx);
+    let address_bits = leaf(0x8000_0008).map_or(36, |leaf| leaf.eax & 0xff);
+    Abilities {
+        gigabyte_pages: features & 1 << 26 != 0,
+        no_execute: features & 1 << 20 != 0,
+        physical_end: 1 << address_bits.clamp(32, 52),
+    }
+}
+
+/// The hypervisor's signature, if the CPU says that there is one.
+fn hypervisor() -> Option<[u8; 12]> {
+    if __cpuid(1).ecx & 1 << 31 == 0 {
+        return None;
+    }
+    let CpuidResult { ebx, ecx, edx, .. } = __cpuid(HYPERVISOR);
+    let mut signature = [0; 12];
+    for (place, register) in signature.chunks_exact_mut(4).zip([ebx, ecx, edx]) {
+        place.copy_from_slice(&register.to_le_bytes());
+    }
+    Some(signature)
+}
+
+/// Whether this is QEMU's emulator.
+pub fn is_tcg() -> bool {
+    hypervisor().as_ref() == Some(TCG)
+}
+
+/// The exact frequency of the time-stamp counter in Hz, from the hypervisor or the CPU.
+pub fn tsc_hz() -> Option<u64> {
+    from_hypervisor().or_else(from_crystal)
+}
+
+fn from_hypervisor() -> Option<u64> {
+    let signature = hypervisor()?;
+    if !WITH_TIMING.contains(&&signature) {
+        return None;
+    }
+    tsc::plausible(u64::from(leaf(HYPERVISOR_TIMING)?.eax) * 1000)
+}
+
+/// Leaf 0x15: the counter runs EBX / EAX times as fast as a crystal of ECX Hz.
+fn from_crystal() -> Option<u64> {
+    let CpuidResult { eax, ebx, ecx, .. } = leaf(0x15)?;
+    let hz = (u64::from(ecx) * u64::from(ebx)).checked_div(eax.into())?;
+    tsc::plausible(hz)
+}
+
+/// Leaf 0x16: the CPU's rated frequency in Hz. The time-stamp counter's is near it.
+pub fn rated_hz() -> Option<u64> {
+    tsc::plausible(u64::from(leaf(0x16)?.eax & 0xffff) * 1_000_000)
+}

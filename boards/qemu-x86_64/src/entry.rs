@@ -1,0 +1,213 @@
+//! From PVH's 32-bit entry to Rust: the one place where nothing holds yet.
+//!
+//! # What holds on arrival
+//!
+//! By the x86/HVM direct boot ABI (Xen's `docs/misc/pvh.pandoc`), on the boot processor only:
+//!
+//! 1. EBX is the physical address of the start info.
+//! 2. CR0 has PE set and all other writable bits clear; CR4 is 0: protected mode, no paging.
+//! 3. CS is a flat 32-bit code segment, DS, ES and SS are flat data segments. The table they came
+//!    from may be gone.
+//! 4. EFLAGS has VM, IF and TF clear. DF is not promised.
+//! 5. There is no stack, no IDT and no usable TSS.
+//! 6. The file's part of the image is in memory, at the addresses it was linked for. `.bss` holds
+//!    anything.
+//!
+//! # What must hold on departure, at [`machine::main`]
+//!
+//! 1. The CPU is in 64-bit mode, with interrupts off and DF clear.
+//! 2. CS is 0x10 and DS, ES, SS, FS and GS are 0x18, from [`GDT`]: the selectors that the Linux
+//!    boot protocol asks for.
+//! 3. `.bss` is zero, but for what 4 and 5 use.
+//! 4. The first GiB is mapped to itself through [`paging::TABLES`], writable and executable, and
+//!    CR0.WP is set. [`paging`] maps the rest and takes permissions away.
+//! 5. RSP is at the top of [`STACK`], aligned as the System V ABI wants it at a function's entry.
+//! 6. EDI is the physical address of the start info.
+
+use crate::{machine, paging, tables};
+use core::{
+    arch::global_asm,
+    cell::UnsafeCell,
+    mem::{size_of, size_of_val},
+};
+use x86_64::structures::{gdt::DescriptorFlags, paging::PageTable};
+
+/// Segment selector of 64-bit code (`__BOOT_CS` of the Linux boot protocol).
+pub const CODE_SELECTOR: u16 = 0x10;
+/// Segment selector of data (`__BOOT_DS`).
+pub const DATA_SELECTOR: u16 = 0x18;
+
+/// The descriptors behind these selectors.
+pub static GDT: [u64; 4] = [
+    0,
+    0,
+    DescriptorFlags::KERNEL_CODE64.bits(),
+    DescriptorFlags::KERNEL_DATA.bits(),
+];
+
+/// A stack above a page that [`paging`] takes away, so that an overflow is an exception.
+#[repr(C, align(4096))]
+pub struct Stack<const SIZE: usize> {
+    guard: UnsafeCell<[u8; 4096]>,
+    space: UnsafeCell<[u8; SIZE]>,
+}
+
+// SAFETY: no code refers to the content; only the CPU reaches it, through its stack pointer.
+unsafe impl<const SIZE: usize> Sync for Stack<SIZE> {}
+
+impl<const SIZE: usize> Stack<SIZE> {
+    /// An unused stack.
+    pub const fn new() -> Self {
+        const { assert!(SIZE.is_multiple_of(4096), "a stack is whole pages") };
+        Self {
+            guard: UnsafeCell::new([0; 4096]),
+            space: UnsafeCell::new([0; SIZE]),
+        }
+    }
+
+    /// Address of the guard page.
+    pub fn guard(&self) -> u64 {
+        self.guard.get().addr() as u64
+    }
+
+    /// Where the stack starts to grow down from.
+    pub fn top(&self) -> u64 {
+        (self.space.get().addr() + SIZE) as u64
+    }
+}
+
+/// Bytes of [`STACK`]. An overflow says so (see [`exceptions`](crate::exceptions)): then it needs
+/// more.
+const STACK_SIZE: usize = 64 * 1024;
+
+/// The stack.
+pub static STACK: Stack<STACK_SIZE> = Stack::new();
+
+global_asm!(
+    // ELF note "Xen", type 18 (XEN_ELFNOTE_PHYS32_ENTRY): where PVH enters.
+    ".section .note.Xen, \"a\", @note",
+    ".balign 4",
+    ".long 4, 8, 18",
+    ".asciz \"Xen\"",
+    ".quad pvh_entry",
+
+    ".section .text.pvh_entry, \"ax\"",
+    ".code32",
+    ".global pvh_entry",
+    "pvh_entry:",
+    "cli",
+    "cld",
+    "mov esi, ebx", // cpuid takes EBX
+
+    // Clear .bss.
+    "xor eax, eax",
+    "mov edi, offset __bss_start",
+    "mov ecx, offset __bss_end",
+    "sub ecx, edi",
+    "shr ecx, 2",
+    "rep stosd",
+
+    // Long mode: CPUID 0x80000001, EDX bit 29.
+    "mov eax, 0x80000000",
+    "cpuid",
+    "cmp eax, 0x80000001",
+    "jb pvh_no_long_mode",
+    "mov eax, 0x80000001",
+    "cpuid",
+    "bt edx, 29",
+    "jnc pvh_no_long_mode",
+
+    // Map the first GiB: one entry, one entry, 512 pages of 2 MiB.
+    "mov edi, offset {tables}",
+    "lea eax, [edi + {level3} + {table_flags}]",
+    "mov [edi + {level4}], eax",
+    "lea eax, [edi + {directory} + {table_flags}]",
+    "mov [edi + {level3}], eax",
+    "add edi, {directory}",
+    "mov eax, {page_flags}",
+    "mov ecx, 512",
+    "2:",
+    "mov [edi], eax",
+    "add eax, 0x200000",
+    "add edi, 8",
+    "loop 2b",
+
+    // Intel SDM volume 3, 10.8.5: CR4.PAE, CR3, EFER.LME, then CR0.PG (with WP).
+    "mov eax, cr4",
+    "or eax, 0x20",
+    "mov cr4, eax",
+    "mov eax, offset {tables} + {level4}",
+    "mov cr3, eax",
+    "mov ecx, 0xc0000080",
+    "rdmsr",
+    "or eax, 0x100",
+    "wrmsr",
+    "mov eax, cr0",
+    "or eax, 0x80010000",
+    "mov cr0, eax",
+
+    // Into the 64-bit code segment.
+    "lgdt [pvh_gdt_pointer]",
+    "mov esp, offset {stack} + {stack_end}",
+    "push {code}",
+    "mov eax, offset pvh_long_mode",
+    "push eax",
+    "retf",
+
+    ".code64",
+    "pvh_long_mode:",
+    "mov eax, {data}",
+    "mov ds, eax",
+    "mov es, eax",
+    "mov ss, eax",
+    "mov fs, eax",
+    "mov gs, eax",
+    "mov edi, esi",
+    "xor ebp, ebp",
+    "call {main}",
+    "ud2",
+
+    // No long mode: say so on COM1, tell isa-debug-exit, halt.
+    ".code32",
+    "pvh_no_long_mode:",
+    "mov esi, offset pvh_no_long_mode_text",
+    "mov dx, 0x3f8",
+    "2:",
+    "lodsb",
+    "test al, al",
+    "jz 3f",
+    "out dx, al",
+    "jmp 2b",
+    "3:",
+    "mov dx, {exit_port}",
+    "mov eax, {exit_failure}",
+    "out dx, eax",
+    "4:",
+    "hlt",
+    "jmp 4b",
+
+    ".section .rodata.pvh_entry, \"a\"",
+    "pvh_gdt_pointer:",
+    ".word {gdt_limit}",
+    ".long {gdt}",
+    "pvh_no_long_mode_text:",
+    ".asciz \"bootshare: error: this CPU has no 64-bit mode; choose another one with QEMU's -cpu\\r\\n\"",
+    ".text",
+    ".code64",
+
+    tables = sym paging::TABLES,
+    level4 = const tables::ROOT * size_of::<PageTable>(),
+    level3 = const tables::LEVEL3 * size_of::<PageTable>(),
+    directory = const tables::DIRECTORIES * size_of::<PageTable>(),
+    table_flags = const tables::TABLE.bits(),
+    page_flags = const tables::LARGE_PAGE.bits(),
+    stack = sym STACK,
+    stack_end = const size_of::<Stack<STACK_SIZE>>(),
+    gdt = sym GDT,
+    gdt_limit = const size_of_val(&GDT) - 1,
+    code = const CODE_SELECTOR,
+    data = const DATA_SELECTOR,
+    main = sym machine::main,
+    exit_port = const crate::exit::PORT,
+    exit_failure = const crate::exit::FAILURE,
+);

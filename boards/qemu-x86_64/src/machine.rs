@@ -1,0 +1,220 @@
+//! The machine, as the boot flow wants to know it.
+
+use crate::{
+    clock::Clock,
+    console, cpuid, entry, exceptions, exit,
+    paging::{self, Paging},
+    pci, placement,
+    start_info::{self, StartInfo},
+    words,
+};
+use bootshare::{
+    boot::memory::{MemoryMap, Range},
+    hal::IdentityHal,
+    loader::{Architecture, Board, ExitStatus, HandOff},
+    transport::{
+        Address, Device, DeviceList, FsTransport, mmio,
+        pci::{BarRules, scan},
+    },
+};
+use core::{arch::asm, cell::RefCell, ptr};
+use heapless::Vec;
+use spin::Once;
+
+/// The virtio-mmio slots of `microvm` (QEMU's `include/hw/i386/microvm.h`): 8 without ACPI, 24
+/// with it, the same first one.
+const SLOTS: u64 = 24;
+const FIRST_SLOT: u64 = 0xfeb0_0000;
+const SLOT_SIZE: usize = 0x200;
+
+/// What the platform told. Static, because the command line is to outlive everything.
+static START_INFO: Once<StartInfo> = Once::new();
+
+/// One of QEMU's `microvm`, `q35` and `pc`.
+pub struct Machine {
+    info: &'static StartInfo,
+    clock: Clock,
+    paging: Paging,
+    /// The devices were given away.
+    searched: bool,
+}
+
+/// Where the entry code goes: from here on it is Rust.
+pub extern "sysv64" fn main(start_info: u32) -> ! {
+    console::init();
+    exceptions::init();
+    let Some(mut paging) = Paging::take() else {
+        exit::fail(format_args!(
+            "the firmware was entered twice; reset the machine"
+        ));
+    };
+    let mapped_end = paging.mapped_end();
+    let info = START_INFO.try_call_once(|| {
+        start_info::read(start_info.into(), &|address, buffer| {
+            read_memory(address, buffer, mapped_end)
+        })
+    });
+    // Not before: the start info's memory map may be in page 0.
+    paging.protect(&[entry::STACK.guard(), exceptions::STACK.guard()]);
+    match info {
+        Ok(info) => crate::run(Machine {
+            info,
+            clock: Clock::calibrate(),
+            paging,
+            searched: false,
+        }),
+        Err(error) => exit::fail(format_args!("{error}")),
+    }
+}
+
+/// Copies from physical memory; `false` if it is not mapped or is the firmware's own.
+fn read_memory(address: u64, buffer: &mut [u8], mapped_end: u64) -> bool {
+    let range = Range::with_size(address, buffer.len() as u64);
+    let image = paging::image();
+    let outside = range.end <= image.text || range.start >= image.end;
+    if range.start == 0 || range.end > mapped_end || !outside {
+        return false;
+    }
+    let source = ptr::with_exposed_provenance::<u8>(address as usize);
+    // SAFETY: the range is mapped, and outside the image: it overlaps no Rust object.
+    unsafe { source.copy_to_nonoverlapping(buffer.as_mut_ptr(), buffer.len()) };
+    true
+}
+
+impl Board for Machine {
+    type Hal = IdentityHal;
+    type Clock = Clock;
+
+    const ARCHITECTURE: Architecture = Architecture::X86_64;
+
+    fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    fn write_console(text: &[u8]) {
+        console::write(text);
+    }
+
+    fn command_line(&self) -> &'static [u8] {
+        &self.info.command_line
+    }
+
+    fn memory_map(&self) -> &MemoryMap {
+        &self.info.memory_map
+    }
+
+    fn occupied(&self) -> Vec<Range, 8> {
+        let image = paging::image();
+        let mut occupied = Vec::new();
+        for range in [
+            // Not mapped, so that a null pointer is an exception.
+            Range::with_size(0, crate::tables::PAGE),
+            Range {
+                start: image.text,
+                end: image.end,
+            },
+        ] {
+            // Two of eight.
+            _ = occupied.push(range);
+        }
+        occupied
+    }
+
+    fn mapped_end(&self) -> u64 {
+        self.paging.mapped_end()
+    }
+
+    fn acpi_rsdp(&self) -> u64 {
+        self.info.rsdp
+    }
+
+    fn payload_words(&self) -> Vec<heapless::String<64>, 16> {
+        // Linux on `microvm` has nothing better than the PIT to measure its clock with, and under
+        // emulation it fails at that in some of its boots and hangs.
+        let khz = self.clock.khz().filter(|_| cpuid::is_tcg());
+        words::for_kernel(&self.info.command_line, khz)
+    }
+
+    fn find_devices(&mut self) -> DeviceList {
+        let mut found = DeviceList::new();
+        if core::mem::replace(&mut self.searched, true) {
+            log::warn!("the devices were given away by the first search");
+            return found;
+        }
+        let Some(ports) = pci::Ports::find() else {
+            self.probe_slots(&mut found);
+            return found;
+        };
+        let Self { info, paging, .. } = self;
+        let paging = RefCell::new(paging);
+        let rules = BarRules {
+            accept: &|address, size| {
+                let bar = Range::with_size(address, size);
+                placement::is_device_memory(&info.memory_map, bar)
+                    && paging.borrow_mut().map_device(bar)
+            },
+            // SeaBIOS has placed all BARs, and knows the chipset's windows; we don't.
+            unassigned: None,
+        };
+        // SAFETY: nothing else uses PCI, and this line runs once. What the rules accept is mapped,
+        // outside of everything that the platform's memory map or the chipset claims.
+        unsafe { scan::<IdentityHal, _>(ports, rules, &mut found) };
+        found
+    }
+
+    unsafe fn start(&mut self, hand_off: &HandOff) -> ! {
+        self.paging.lift_protection();
+        // SAFETY: the caller promises that a payload is at `entry` which expects what the 64-bit
+        // Linux boot protocol says: `argument` in RSI, flat segments with these selectors, an
+        // identity map and interrupts off. The firmware's memory stays as it is until the payload
+        // takes it, and nothing comes back here.
+        unsafe {
+            asm!(
+                "cli",
+                "cld",
+                "mov ds, ecx",
+                "mov es, ecx",
+                "mov ss, ecx",
+                "xor ebp, ebp",
+                "jmp rax",
+                in("rax") hand_off.entry,
+                in("rsi") hand_off.argument,
+                in("ecx") u32::from(entry::DATA_SELECTOR),
+                options(noreturn, nostack)
+            )
+        }
+    }
+
+    fn exit(status: ExitStatus) -> ! {
+        exit::exit(status)
+    }
+}
+
+impl Machine {
+    /// Looks into the slots of `microvm`, from the last to the first: QEMU fills them in this
+    /// order, so the devices come in that of its command line.
+    fn probe_slots(&self, found: &mut DeviceList) {
+        for slot in (0..SLOTS).rev() {
+            let address = FIRST_SLOT + slot * SLOT_SIZE as u64;
+            let Some(base) = ptr::NonNull::new(ptr::with_exposed_provenance_mut(address as usize))
+            else {
+                continue;
+            };
+            // SAFETY: without PCI this is `microvm`, where the slots, or nothing, are at these
+            // addresses below 4 GiB, which is mapped; reading an empty slot has no effect. Each
+            // slot is probed once.
+            let probed = unsafe { mmio::probe(base, SLOT_SIZE) };
+            let Some(transport) = probed else {
+                continue;
+            };
+            let device = Device {
+                address: Address::Mmio(address),
+                transport: transport.map(FsTransport::Mmio),
+            };
+            if found.push(device).is_err() {
+                log::warn!("too many file system devices: the one at {address:#x} is not used");
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Where a PC has room for device memory.
+#![forbid(unsafe_code)]
+
+use bootshare::boot::memory::{MemoryMap, Range};
+
+/// The chipset's own: I/O APIC, HPET, local APIC and the firmware's flash, up to 4 GiB.
+const CHIPSET: Range = Range {
+    start: 0xfec0_0000,
+    end: 1 << 32,
+};
+/// Memory of the original PC: RAM, VGA, option ROMs.
+const FIRST_MEGABYTE: Range = Range {
+    start: 0,
+    end: 1 << 20,
+};
+
+/// Whether a PCI device may have its memory there: where neither the platform's memory map nor the
+/// chipset has anything. A device's BAR says what the host wants it to say.
+pub fn is_device_memory(memory_map: &MemoryMap, range: Range) -> bool {
+    range.size() != 0
+        && range.end != u64::MAX
+        && !range.overlaps(&CHIPSET)
+        && !range.overlaps(&FIRST_MEGABYTE)
+        && memory_map
+            .iter()
+            .all(|region| !region.range.overlaps(&range))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bootshare::boot::memory::{MemoryKind, MemoryRegion};
+
+    fn map() -> MemoryMap {
+        let mut map = MemoryMap::new();
+        for (start, end, kind) in [
+            (0, 0x9_fc00, MemoryKind::Usable),
+            (0x10_0000, 0x7ffd_f000, MemoryKind::Usable),
+            (0x7ffd_f000, 0x8000_0000, MemoryKind::Reserved),
+            (0xb000_0000, 0xc000_0000, MemoryKind::Reserved),
+            (1 << 32, 6 << 30, MemoryKind::Usable),
+        ] {
+            let range = Range { start, end };
+            map.push(MemoryRegion { range, kind }).unwrap();
+        }
+        map
+    }
+
+    #[test]
+    fn a_bar_in_a_pci_window_is_device_memory() {
+        for address in [0xfe00_0000, 0xc000_0000, 6 << 30, 0xff_ffe0_0000] {
+            assert!(is_device_memory(&map(), Range::with_size(address, 0x4000)));
+        }
+    }
+
+    #[test]
+    fn a_bar_over_memory_or_the_chipset_is_not() {
+        for address in [
+            0,
+            0xa_0000,
+            0x10_0000,
+            0x7fff_e000,
+            0xb800_0000,
+            0xfebf_e000,
+            0xfee0_0000,
+            (6 << 30) - 0x1000,
+            u64::MAX - 0x3fff,
+        ] {
+            assert!(
+                !is_device_memory(&map(), Range::with_size(address, 0x4000)),
+                "{address:#x}"
+            );
+        }
+        assert!(!is_device_memory(&map(), Range::with_size(0xc000_0000, 0)));
+    }
+}

@@ -1,0 +1,92 @@
+//! Words that the kernel needs on its command line to find its way on these machines.
+#![forbid(unsafe_code)]
+
+use core::fmt::Write as _;
+use heapless::{String, Vec};
+
+/// As many as [`Board::payload_words`](bootshare::loader::Board::payload_words) has room for, each of at most 64 bytes.
+pub type Words = Vec<String<64>, 16>;
+
+/// How QEMU tells a kernel on `microvm` without ACPI where its devices are: it appends these words
+/// to the command line of what it starts, which is us.
+const MMIO_DEVICE: &str = "virtio_mmio.device=";
+
+/// The words for the kernel: the devices that `command_line` names, and the clock's frequency in
+/// kHz if Linux may fail to find it out.
+pub fn for_kernel(command_line: &[u8], tsc_khz: Option<u64>) -> Words {
+    let mut words = Words::new();
+    if let Some(khz) = tsc_khz {
+        let mut word = String::new();
+        if write!(word, "tsc_early_khz={khz}").is_ok() {
+            _ = words.push(word);
+        }
+    }
+    for word in split(command_line) {
+        let Ok(word) = str::from_utf8(word) else {
+            continue;
+        };
+        if word.starts_with(MMIO_DEVICE)
+            && let Ok(word) = String::try_from(word)
+        {
+            // `microvm` has 8 slots without ACPI: they all fit.
+            _ = words.push(word);
+        }
+    }
+    words
+}
+
+/// Words of a kernel command line: at white space, but not inside double quotes.
+fn split(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut quoted = false;
+    line.split(move |byte| {
+        quoted ^= *byte == b'"';
+        !quoted && byte.is_ascii_whitespace()
+    })
+    .filter(|word| !word.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_devices_of_microvm_are_passed_on_in_their_order() {
+        let line = b"bootshare.timeout=1 virtio_mmio.device=512@0xfeb00c00:11 \
+                     virtio_mmio.device=512@0xfeb00e00:12";
+        assert_eq!(
+            for_kernel(line, None),
+            [
+                "virtio_mmio.device=512@0xfeb00c00:11",
+                "virtio_mmio.device=512@0xfeb00e00:12"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_clock_goes_first() {
+        let line = b"virtio_mmio.device=512@0xfeb00e00:12";
+        assert_eq!(
+            for_kernel(line, Some(2_100_000)),
+            [
+                "tsc_early_khz=2100000",
+                "virtio_mmio.device=512@0xfeb00e00:12"
+            ]
+        );
+    }
+
+    #[test]
+    fn other_words_stay_here() {
+        let line =
+            b" bootshare.cmd=\"cat virtio_mmio.device=1 /x\" xvirtio_mmio.device=1 \xff\t-- quiet ";
+        assert!(for_kernel(line, None).is_empty());
+    }
+
+    #[test]
+    fn too_many_or_too_long_words_are_left_out() {
+        let line =
+            format!("virtio_mmio.device={} ", "x".repeat(64)) + &"virtio_mmio.device=1 ".repeat(40);
+        let words = for_kernel(line.as_bytes(), None);
+        assert_eq!(words.len(), 16);
+        assert!(words.iter().all(|word| word == "virtio_mmio.device=1"));
+    }
+}
