@@ -3,5 +3,19 @@
 //! Floor 5. Nothing here does I/O or touches a device; every function takes arbitrary bytes and
 //! answers with a value or an error in bounded time.
 #![forbid(unsafe_code)]
+// No input may end the firmware: what could panic is refused here, tests apart.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 pub mod memory;
+
+#[cfg(test)]
+mod testing;
