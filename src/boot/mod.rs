@@ -15,7 +15,13 @@
     )
 )]
 
+pub mod arm64_image;
+mod bytes;
+pub mod bzimage;
+pub mod image;
 pub mod memory;
+pub mod pe;
+pub mod zero_page;
 
 #[cfg(test)]
 mod testing;
