@@ -18,8 +18,11 @@
 pub mod arm64_image;
 mod bytes;
 pub mod bzimage;
+pub mod cmdline;
+pub mod commands;
 pub mod image;
 pub mod memory;
+pub mod options;
 pub mod pe;
 pub mod zero_page;
 
