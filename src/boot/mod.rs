@@ -20,10 +20,12 @@ mod bytes;
 pub mod bzimage;
 pub mod cmdline;
 pub mod commands;
+pub mod conventional;
 pub mod image;
 pub mod memory;
 pub mod options;
 pub mod pe;
+pub mod version;
 pub mod zero_page;
 
 #[cfg(test)]
