@@ -21,6 +21,7 @@ pub mod bzimage;
 pub mod cmdline;
 pub mod commands;
 pub mod conventional;
+pub mod device_tree;
 pub mod image;
 pub mod memory;
 pub mod options;
