@@ -3,5 +3,31 @@
 //! Floor 5. Nothing here does I/O or touches a device; every function takes arbitrary bytes and
 //! answers with a value or an error in bounded time.
 #![forbid(unsafe_code)]
+// No input may end the firmware: what could panic is refused here, tests apart.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
+pub mod arm64_image;
+mod bytes;
+pub mod bzimage;
+pub mod cmdline;
+pub mod commands;
+pub mod conventional;
+pub mod device_tree;
+pub mod image;
 pub mod memory;
+pub mod options;
+pub mod pe;
+pub mod version;
+pub mod zero_page;
+
+#[cfg(test)]
+mod testing;

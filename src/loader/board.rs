@@ -1,30 +1,13 @@
 //! What the boot flow asks of a machine.
 
+pub use crate::boot::image::Architecture;
+
 use crate::{
     boot::memory::{MemoryMap, Range},
     hal::{Clock, Hal},
     transport::DeviceList,
 };
-use core::fmt;
 use heapless::Vec;
-
-/// An instruction set, as a payload's and the board's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// x86-64.
-    X86_64,
-    /// aarch64.
-    Aarch64,
-}
-
-impl fmt::Display for Architecture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::X86_64 => "x86-64",
-            Self::Aarch64 => "arm64",
-        })
-    }
-}
 
 /// How the firmware ends when it starts no payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

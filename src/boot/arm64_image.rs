@@ -1,0 +1,288 @@
+//! The arm64 Linux kernel image, `Image`.
+//!
+//! Follows the kernel's `Documentation/arch/arm64/booting.rst`, section 4, "Call the kernel
+//! image".
+
+use crate::boot::{
+    bytes::{array, u64_le},
+    memory::{Range, Request},
+    pe::Pe,
+};
+use core::fmt;
+
+/// How many bytes of the file [`Arm64Image::parse`] has to see: the header.
+///
+/// With more, up to a page, it can tell from the EFI headers whether the file is cut off.
+pub const HEAD_BYTES: usize = 64;
+
+/// The image is loaded `text_offset` bytes after a multiple of this.
+const BASE_ALIGNMENT: u64 = 2 << 20;
+const MAGIC: [u8; 4] = *b"ARM\x64";
+const MAGIC_OFFSET: usize = 56;
+const FLAG_BIG_ENDIAN: u64 = 1 << 0;
+const FLAG_PLACE_ANYWHERE: u64 = 1 << 3;
+/// "Within the 48-bit addressable range of physical memory".
+const ADDRESS_END: u64 = 1 << 48;
+const GIB: u64 = 1 << 30;
+
+/// A raw arm64 kernel image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arm64Image {
+    /// Bytes from a base that is a multiple of 2 MiB to the image.
+    pub text_offset: u64,
+    /// Bytes that the kernel needs from its start, those of the file among them.
+    pub image_size: u64,
+    /// Size of the file in bytes; all of it is loaded.
+    pub file_size: u64,
+    /// Size of the kernel's pages in bytes, if it says so.
+    pub page_size: Option<u32>,
+    /// Whether memory below the kernel is of use to it; if not, it should lie low. It always does
+    /// here.
+    pub place_anywhere: bool,
+}
+
+/// Why a file is not an arm64 kernel that can be started. The sentences go on from "it": the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arm64ImageError {
+    /// The magic number is missing.
+    NotImage,
+    /// The file is shorter than its headers say.
+    Truncated {
+        /// Bytes that should be there at least.
+        needed: u64,
+        /// Bytes that are there.
+        file_size: u64,
+    },
+    /// The kernel is built for big-endian processors.
+    BigEndian,
+    /// `image_size` is 0: the kernel is older than 3.17 and does not tell how much memory it
+    /// needs. Whatever was guessed, its first writes could fall on the initrd, so it is not
+    /// started.
+    NoImageSize,
+    /// This field of the header makes no sense.
+    Field(&'static str),
+}
+
+impl fmt::Display for Arm64ImageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::NotImage => {
+                f.write_str("it is not an arm64 Image; use the kernel's arch/arm64/boot/Image")
+            }
+            Self::Truncated { needed, file_size } => write!(
+                f,
+                "it is cut off: {file_size} of at least {needed} bytes are there; copy it again"
+            ),
+            Self::BigEndian => {
+                f.write_str("it is a big-endian kernel; use one built for little-endian arm64")
+            }
+            Self::NoImageSize => f.write_str(
+                "it does not say how much memory it needs (image_size is 0); \
+                 use Linux 3.17 or newer",
+            ),
+            Self::Field(name) => write!(
+                f,
+                "its header is damaged ({name} makes no sense); copy it again"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for Arm64ImageError {}
+
+impl Arm64Image {
+    /// Reads the header out of `head`, the first bytes of a file of `file_size` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Arm64ImageError`] for what can't be started.
+    pub fn parse(head: &[u8], file_size: u64) -> Result<Self, Arm64ImageError> {
+        use Arm64ImageError::{BigEndian, Field, NoImageSize, NotImage, Truncated};
+        if !has_magic(head) {
+            return Err(NotImage);
+        }
+        let field = |offset| u64_le(head, offset).ok_or(NotImage);
+        let (text_offset, image_size, flags) = (field(8)?, field(16)?, field(24)?);
+        if image_size == 0 {
+            return Err(NoImageSize);
+        }
+        if flags & FLAG_BIG_ENDIAN != 0 {
+            return Err(BigEndian);
+        }
+        // image_size counts memory that is not in the file; the EFI sections tell what is.
+        let needed = Pe::parse(head).map_or(0, |pe| pe.file_end());
+        let needed = needed.max(HEAD_BYTES as u64);
+        if file_size < needed {
+            return Err(Truncated { needed, file_size });
+        }
+        if image_size >= ADDRESS_END {
+            return Err(Field("image_size"));
+        }
+        if text_offset >= ADDRESS_END {
+            return Err(Field("text_offset"));
+        }
+        Ok(Self {
+            text_offset,
+            image_size,
+            file_size,
+            page_size: match flags >> 1 & 3 {
+                1 => Some(4 << 10),
+                2 => Some(16 << 10),
+                3 => Some(64 << 10),
+                _ => None,
+            },
+            place_anywhere: flags & FLAG_PLACE_ANYWHERE != 0,
+        })
+    }
+
+    /// The memory it needs from its base, which is a multiple of 2 MiB, low in memory.
+    ///
+    /// [`Self::load_address`] says where in it the file goes. A file larger than `image_size` is
+    /// given room for all of it.
+    #[must_use]
+    pub fn memory_request(&self) -> Request {
+        let size = self.image_size.max(self.file_size);
+        Request {
+            align: BASE_ALIGNMENT,
+            min: 0,
+            max: ADDRESS_END,
+            ..Request::new("kernel", self.text_offset.saturating_add(size))
+        }
+    }
+
+    /// Where the file goes, and where the kernel is entered, in the memory at `base`.
+    #[must_use]
+    pub const fn load_address(&self, base: u64) -> u64 {
+        base.saturating_add(self.text_offset)
+    }
+
+    /// The window in which the initrd of a kernel at `kernel` must lie: 32 GiB that start at a
+    /// multiple of 1 GiB and cover the kernel.
+    #[must_use]
+    pub const fn initrd_window(kernel: &Range) -> Range {
+        Range::with_size(kernel.start & GIB.wrapping_neg(), 32 * GIB)
+    }
+}
+
+/// Whether `head` has the magic number of an arm64 Image.
+pub(super) fn has_magic(head: &[u8]) -> bool {
+    array(head, MAGIC_OFFSET) == Some(MAGIC)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::boot::{
+        pe::{MACHINE_ARM64, tests::put_pe},
+        testing::Random,
+    };
+    use std::{string::ToString, vec, vec::Vec};
+
+    /// The head of an image much like those of today's distributions, of 0x3_0000 bytes.
+    pub(in crate::boot) fn head() -> Vec<u8> {
+        let mut head = vec![0; 4096];
+        head[16..24].copy_from_slice(&0x5_0000_u64.to_le_bytes());
+        head[24..32].copy_from_slice(&0xa_u64.to_le_bytes());
+        head[56..60].copy_from_slice(b"ARM\x64");
+        put_pe(
+            &mut head,
+            0x40,
+            MACHINE_ARM64,
+            &[(0x1000, 0x1_f000), (0x2_0000, 0x1_0000)],
+        );
+        head
+    }
+
+    fn changed(offset: usize, value: u64) -> Result<Arm64Image, Arm64ImageError> {
+        let mut head = head();
+        head[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
+        Arm64Image::parse(&head, 0x3_0000)
+    }
+
+    #[test]
+    fn an_image_of_today_is_read() {
+        let image = Arm64Image::parse(&head(), 0x3_0000).unwrap();
+        assert_eq!(
+            image,
+            Arm64Image {
+                text_offset: 0,
+                image_size: 0x5_0000,
+                file_size: 0x3_0000,
+                page_size: Some(4096),
+                place_anywhere: true,
+            }
+        );
+        let request = image.memory_request();
+        assert_eq!((request.size, request.align), (0x5_0000, 0x20_0000));
+        assert_eq!(image.load_address(0x4020_0000), 0x4020_0000);
+    }
+
+    #[test]
+    fn the_offset_of_older_kernels_is_part_of_the_memory() {
+        let image = changed(8, 0x8_0000).unwrap();
+        assert_eq!(image.memory_request().size, 0x8_0000 + 0x5_0000);
+        assert_eq!(image.load_address(0x4020_0000), 0x4028_0000);
+    }
+
+    #[test]
+    fn a_file_larger_than_its_image_size_gets_room() {
+        let image = Arm64Image::parse(&head(), 0x9_0000).unwrap();
+        assert_eq!(image.memory_request().size, 0x9_0000);
+    }
+
+    #[test]
+    fn page_sizes_are_told() {
+        for (flags, size) in [
+            (0, None),
+            (2, Some(4096)),
+            (4, Some(16384)),
+            (6, Some(65536)),
+        ] {
+            assert_eq!(changed(24, flags).unwrap().page_size, size);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_refused_with_the_reason() {
+        use Arm64ImageError::{BigEndian, Field, NoImageSize, NotImage};
+        assert_eq!(changed(16, 0), Err(NoImageSize));
+        assert_eq!(changed(24, 0xb), Err(BigEndian));
+        assert_eq!(changed(8, u64::MAX), Err(Field("text_offset")));
+        assert_eq!(changed(16, u64::MAX), Err(Field("image_size")));
+        assert_eq!(Arm64Image::parse(&[], 0), Err(NotImage));
+        assert_eq!(Arm64Image::parse(&[0; 64], 64), Err(NotImage));
+        assert_eq!(
+            BigEndian.to_string(),
+            "it is a big-endian kernel; use one built for little-endian arm64"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_is_refused() {
+        assert_eq!(
+            Arm64Image::parse(&head(), 0x2_ffff)
+                .unwrap_err()
+                .to_string(),
+            "it is cut off: 196607 of at least 196608 bytes are there; copy it again"
+        );
+    }
+
+    #[test]
+    fn the_initrd_window_covers_the_kernel() {
+        let window = Arm64Image::initrd_window(&Range::with_size(0x7fe0_0000, 0x200_0000));
+        assert_eq!(window, Range::with_size(0x4000_0000, 32 << 30));
+    }
+
+    #[test]
+    fn damaged_headers_do_not_panic() {
+        for seed in 0..20_000 {
+            let random = &mut Random::new(seed);
+            let mut head = head();
+            random.damage(&mut head[..64]);
+            if let Ok(image) = Arm64Image::parse(&head, random.next() >> random.below(64)) {
+                let request = image.memory_request();
+                assert!(request.size >= image.image_size);
+            }
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! The firmware's own options: the words `bootshare.KEY=VALUE` of its command line.
+//!
+//! | option | meaning |
+//! |---|---|
+//! | `bootshare.tag=TAG` | which share; may be repeated |
+//! | `bootshare.entry=NAME` | which boot entry, as its id or a glob |
+//! | `bootshare.timeout=SECONDS` | how long the menu waits; 0 for no menu |
+//! | `bootshare.cmd="ls /; walk /"` | shell commands to run instead of a boot |
+//! | `bootshare.on-error=shell\|exit\|halt` | what to do after the last entry failed |
+//! | `bootshare.deadline=SECONDS` | longest wait for progress from the host |
+//! | `bootshare.log=error\|warn\|info\|debug\|trace` | log level |
+//! | words after `--` | for the payload's command line |
+//!
+//! Of an option that may not be repeated, the last one counts. Words of others are left alone.
+
+use crate::boot::cmdline::{key_and_value, words};
+use core::{fmt, time::Duration};
+use heapless::Vec;
+use log::LevelFilter;
+
+/// The most tags that can be asked for.
+pub const MAX_TAGS: usize = 8;
+
+/// Longest tag in bytes (virtio 1.3, 5.11.4, `tag`).
+pub const MAX_TAG_BYTES: usize = 36;
+
+const PREFIX: &[u8] = b"bootshare.";
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+/// A day: longer is a mistyped figure.
+const MAX_SECONDS: u32 = 86_400;
+
+const SECONDS: &str = "a whole number of seconds, 86400 at most";
+const DEADLINE_SECONDS: &str = "a whole number of seconds, from 1 to 86400";
+const TAG: &str = "a virtio-fs tag of 1 to 36 bytes";
+const ENTRY: &str = "an entry's name";
+const COMMANDS: &str = "shell commands, as in \"ls /; walk /\"";
+const ON_ERROR: &str = "shell, exit or halt";
+const LOG: &str = "error, warn, info, debug or trace";
+
+/// What happens after the last boot entry failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnError {
+    /// The shell is started.
+    Shell,
+    /// The machine ends with a failure, so that a script never hangs.
+    #[default]
+    Exit,
+    /// The machine stands still, for someone to look at.
+    Halt,
+}
+
+/// What the firmware was told; values borrow from its command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options<'a> {
+    /// Tags of the shares to use; none for the first share found.
+    pub tags: Vec<&'a [u8], MAX_TAGS>,
+    /// Id or glob of the boot entry.
+    pub entry: Option<&'a [u8]>,
+    /// How long the menu waits.
+    pub timeout: Option<Duration>,
+    /// Shell commands to run: see [`commands`](crate::boot::commands).
+    pub commands: Option<&'a [u8]>,
+    /// What happens after the last boot entry failed.
+    pub on_error: OnError,
+    /// Longest wait for progress from the host; never 0.
+    pub deadline: Duration,
+    /// Which messages are shown.
+    pub log: LevelFilter,
+    /// What goes to the payload: all after the word `--`, as it stands there.
+    pub payload: &'a [u8],
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self {
+            tags: Vec::new(),
+            entry: None,
+            timeout: None,
+            commands: None,
+            on_error: OnError::default(),
+            deadline: DEFAULT_DEADLINE,
+            log: LevelFilter::Info,
+            payload: b"",
+        }
+    }
+}
+
+/// Why the command line can't be followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OptionError<'a> {
+    /// There is no such option.
+    Unknown {
+        /// Its name, with the prefix.
+        key: &'a [u8],
+    },
+    /// The option stands there without a value, or with an empty one.
+    NoValue {
+        /// Its name, with the prefix.
+        key: &'a [u8],
+        /// What it takes.
+        expected: &'static str,
+    },
+    /// The value is none that the option takes.
+    BadValue {
+        /// The option's name, with the prefix.
+        key: &'a [u8],
+        /// The value.
+        value: &'a [u8],
+        /// What the option takes.
+        expected: &'static str,
+    },
+    /// There are more than [`MAX_TAGS`] tags.
+    TooManyTags,
+    /// A double quote is never closed.
+    OpenQuote {
+        /// The word that has it, to the end of the line.
+        word: &'a [u8],
+    },
+}
+
+impl fmt::Display for OptionError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Unknown { key } => write!(
+                f,
+                "{}: there is no such option; bootshare.tag, .entry, .timeout, .cmd, .on-error, \
+                 .deadline and .log are known",
+                key.escape_ascii()
+            ),
+            Self::NoValue { key, expected } => {
+                let key = key.escape_ascii();
+                write!(
+                    f,
+                    "{key}: the value is missing; write {key}= and {expected}"
+                )
+            }
+            Self::BadValue {
+                key,
+                value,
+                expected,
+            } => write!(
+                f,
+                "{}={}: that is no value for it; write {expected}",
+                key.escape_ascii(),
+                value.escape_ascii()
+            ),
+            Self::TooManyTags => {
+                write!(
+                    f,
+                    "bootshare.tag: it is there more than {MAX_TAGS} times; leave some out"
+                )
+            }
+            Self::OpenQuote { word } => write!(
+                f,
+                "{}: a double quote is never closed; write another one at its end",
+                word.escape_ascii()
+            ),
+        }
+    }
+}
+
+impl core::error::Error for OptionError<'_> {}
+
+impl<'a> Options<'a> {
+    /// Reads the firmware's command line.
+    ///
+    /// # Errors
+    ///
+    /// [`OptionError`] for the first word that starts with `bootshare.` and can't be followed, or
+    /// for a quote without end.
+    pub fn parse(line: &'a [u8]) -> Result<Self, OptionError<'a>> {
+        let mut options = Self::default();
+        let mut all = words(line);
+        while let Some(word) = all.next() {
+            if word == b"--" {
+                options.payload = all.rest().trim_ascii();
+                break;
+            }
+            if all.open_quote() {
+                // It may have swallowed words of ours and the `--`.
+                return Err(OptionError::OpenQuote { word });
+            }
+            options.set(word)?;
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, word: &'a [u8]) -> Result<(), OptionError<'a>> {
+        let (key, value) = key_and_value(word);
+        let Some(name) = key.strip_prefix(PREFIX) else {
+            return Ok(());
+        };
+        let value = |expected| match value {
+            Some(value) if !value.is_empty() => Ok(value),
+            _ => Err(OptionError::NoValue { key, expected }),
+        };
+        let bad = |value, expected| OptionError::BadValue {
+            key,
+            value,
+            expected,
+        };
+        match name {
+            b"tag" => {
+                let tag = value(TAG)?;
+                if tag.len() > MAX_TAG_BYTES {
+                    return Err(bad(tag, TAG));
+                }
+                let full = self.tags.push(tag);
+                full.map_err(|_| OptionError::TooManyTags)?;
+            }
+            b"entry" => self.entry = Some(value(ENTRY)?),
+            b"timeout" => {
+                let text = value(SECONDS)?;
+                let seconds = seconds(text).ok_or_else(|| bad(text, SECONDS))?;
+                self.timeout = Some(seconds);
+            }
+            b"cmd" => self.commands = Some(value(COMMANDS)?),
+            b"on-error" => {
+                self.on_error = match value(ON_ERROR)? {
+                    b"shell" => OnError::Shell,
+                    b"exit" => OnError::Exit,
+                    b"halt" => OnError::Halt,
+                    other => return Err(bad(other, ON_ERROR)),
+                }
+            }
+            b"deadline" => {
+                let text = value(DEADLINE_SECONDS)?;
+                self.deadline = seconds(text)
+                    .filter(|time| !time.is_zero())
+                    .ok_or_else(|| bad(text, DEADLINE_SECONDS))?;
+            }
+            b"log" => {
+                self.log = match value(LOG)? {
+                    b"error" => LevelFilter::Error,
+                    b"warn" => LevelFilter::Warn,
+                    b"info" => LevelFilter::Info,
+                    b"debug" => LevelFilter::Debug,
+                    b"trace" => LevelFilter::Trace,
+                    other => return Err(bad(other, LOG)),
+                }
+            }
+            _ => return Err(OptionError::Unknown { key }),
+        }
+        Ok(())
+    }
+}
+
+/// A whole number of seconds, up to [`MAX_SECONDS`].
+fn seconds(text: &[u8]) -> Option<Duration> {
+    let seconds = text.iter().try_fold(0_u32, |sum, &byte| {
+        let digit = char::from(byte).to_digit(10)?;
+        sum.checked_mul(10)?.checked_add(digit)
+    })?;
+    (seconds <= MAX_SECONDS).then(|| Duration::from_secs(seconds.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::testing::Random;
+    use std::string::{String, ToString};
+
+    fn error(line: &str) -> String {
+        Options::parse(line.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn without_options_the_defaults_hold() {
+        let options = Options::parse(b"").unwrap();
+        assert_eq!(options, Options::default());
+        assert_eq!(options.deadline, Duration::from_secs(10));
+        assert_eq!(options.on_error, OnError::Exit);
+        assert_eq!(options.log, LevelFilter::Info);
+        assert!(options.tags.is_empty());
+    }
+
+    #[test]
+    fn every_option_is_read() {
+        let options = Options::parse(
+            b"bootshare.tag=a bootshare.tag=\xff\"b bootshare.entry=deb*\" bootshare.timeout=0 \
+              bootshare.cmd=\"ls /; walk /\" bootshare.on-error=halt bootshare.deadline=3 \
+              bootshare.log=trace -- quiet  root=\"a b\" ",
+        );
+        // The quote inside of a value belongs to it, as in the kernel.
+        let options = options.unwrap();
+        assert_eq!(options.tags, [&b"a"[..], b"\xff\"b bootshare.entry=deb*\""]);
+        assert_eq!(options.timeout, Some(Duration::ZERO));
+        assert_eq!(options.commands, Some(&b"ls /; walk /"[..]));
+        assert_eq!(options.on_error, OnError::Halt);
+        assert_eq!(options.deadline, Duration::from_secs(3));
+        assert_eq!(options.log, LevelFilter::Trace);
+        assert_eq!(options.payload, b"quiet  root=\"a b\"");
+    }
+
+    #[test]
+    fn quotes_may_stand_around_the_word_or_the_value() {
+        for line in [
+            &b"bootshare.cmd=\"ls /; walk /\""[..],
+            b"\"bootshare.cmd=ls /; walk /\"",
+        ] {
+            let options = Options::parse(line).unwrap();
+            assert_eq!(options.commands, Some(&b"ls /; walk /"[..]));
+        }
+        let options = Options::parse(b"bootshare.cmd=\"cat 'a -- b'\" -- c").unwrap();
+        assert_eq!(options.commands, Some(&b"cat 'a -- b'"[..]));
+        assert_eq!(options.payload, b"c");
+    }
+
+    #[test]
+    fn words_of_others_are_left_alone() {
+        let line = b"console=ttyS0 virtio_mmio.device=512@0xfeb00e00:12 bootshare bootshares.x=1 \
+                     bootshare.entry=x -- bootshare.nonsense";
+        let options = Options::parse(line).unwrap();
+        assert_eq!(options.entry, Some(&b"x"[..]));
+        assert_eq!(options.payload, b"bootshare.nonsense");
+    }
+
+    #[test]
+    fn the_last_of_an_option_counts() {
+        let options = Options::parse(b"bootshare.deadline=1 bootshare.deadline=2").unwrap();
+        assert_eq!(options.deadline, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_named_with_what_can() {
+        assert_eq!(
+            error("bootshare.tags=a"),
+            "bootshare.tags: there is no such option; bootshare.tag, .entry, .timeout, .cmd, \
+             .on-error, .deadline and .log are known"
+        );
+        assert_eq!(
+            error("quiet bootshare.on-error=reboot"),
+            "bootshare.on-error=reboot: that is no value for it; write shell, exit or halt"
+        );
+        assert_eq!(
+            error("bootshare.entry"),
+            "bootshare.entry: the value is missing; write bootshare.entry= and an entry's name"
+        );
+        assert_eq!(
+            error("bootshare.tag="),
+            "bootshare.tag: the value is missing; \
+             write bootshare.tag= and a virtio-fs tag of 1 to 36 bytes"
+        );
+        assert_eq!(
+            error("bootshare.cmd=\"ls / -- quiet"),
+            "bootshare.cmd=\\\"ls / -- quiet: a double quote is never closed; \
+             write another one at its end"
+        );
+        assert_eq!(
+            error("bootshare.log=loud"),
+            "bootshare.log=loud: that is no value for it; \
+             write error, warn, info, debug or trace"
+        );
+    }
+
+    #[test]
+    fn seconds_are_whole_and_bounded() {
+        for bad in ["-1", "1.5", "1s", "86401", "99999999999999999999", "0"] {
+            assert_eq!(
+                error(&std::format!("bootshare.deadline={bad}")),
+                std::format!(
+                    "bootshare.deadline={bad}: that is no value for it; \
+                     write a whole number of seconds, from 1 to 86400"
+                )
+            );
+        }
+        Options::parse(b"bootshare.timeout=86400").unwrap();
+        Options::parse(b"bootshare.timeout=86401").unwrap_err();
+    }
+
+    #[test]
+    fn a_tag_has_36_bytes_at_most_and_there_are_8_at_most() {
+        let tag = |n| std::format!("bootshare.tag={}", "t".repeat(n));
+        Options::parse(tag(36).as_bytes()).unwrap();
+        assert!(error(&tag(37)).ends_with("write a virtio-fs tag of 1 to 36 bytes"));
+        Options::parse("bootshare.tag=a ".repeat(8).as_bytes()).unwrap();
+        assert_eq!(
+            error(&"bootshare.tag=a ".repeat(9)),
+            "bootshare.tag: it is there more than 8 times; leave some out"
+        );
+    }
+
+    #[test]
+    fn damaged_lines_do_not_panic() {
+        for seed in 0..20_000 {
+            let random = &mut Random::new(seed);
+            let mut line = *b"bootshare.tag=a bootshare.cmd=\"ls /\" bootshare.timeout=7 -- x";
+            random.damage(&mut line);
+            if let Err(error) = Options::parse(&line) {
+                assert!(!error.to_string().is_empty());
+            }
+        }
+    }
+}

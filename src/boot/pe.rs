@@ -1,0 +1,157 @@
+//! PE/COFF headers, as far as Linux images carry them for EFI.
+//!
+//! Follows Microsoft's "PE Format": MS-DOS stub, COFF file header, section table.
+
+use crate::boot::bytes::{array, u16_le, u32_le};
+
+/// Bytes of a COFF file header with its signature before it.
+const COFF_BYTES: usize = 24;
+const SECTION_BYTES: usize = 40;
+
+/// `IMAGE_FILE_MACHINE_AMD64`.
+pub const MACHINE_X86_64: u16 = 0x8664;
+/// `IMAGE_FILE_MACHINE_ARM64`.
+pub const MACHINE_ARM64: u16 = 0xaa64;
+
+/// The headers of a PE image.
+#[derive(Clone, Copy, Debug)]
+pub struct Pe<'a> {
+    /// `IMAGE_FILE_MACHINE_*`.
+    pub machine: u16,
+    /// The section table, as far as it is in the bytes that were given.
+    table: &'a [u8],
+    /// How many sections there are.
+    sections: u16,
+}
+
+/// One section of a PE image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// Its name, filled up with NULs.
+    pub name: [u8; 8],
+    /// Its size in memory, in bytes.
+    pub virtual_size: u32,
+    /// Where its data starts in the file.
+    pub file_offset: u32,
+    /// Bytes of data in the file.
+    pub file_bytes: u32,
+}
+
+impl<'a> Pe<'a> {
+    /// Reads the headers out of a file's first bytes; [`None`] if there are none.
+    #[must_use]
+    pub fn parse(head: &'a [u8]) -> Option<Self> {
+        if !head.starts_with(b"MZ") {
+            return None;
+        }
+        let offset = usize::try_from(u32_le(head, 0x3c)?).ok()?;
+        let coff = head.get(offset..)?;
+        if !coff.starts_with(b"PE\0\0") {
+            return None;
+        }
+        let optional_bytes = usize::from(u16_le(coff, 20)?);
+        let table = coff.get(COFF_BYTES.checked_add(optional_bytes)?..);
+        Some(Self {
+            machine: u16_le(coff, 4)?,
+            table: table.unwrap_or_default(),
+            sections: u16_le(coff, 6)?,
+        })
+    }
+
+    /// The sections; those whose headers lie after the bytes that were given are missing.
+    pub fn sections(&self) -> impl Iterator<Item = Section> + 'a {
+        let headers = self.table.chunks_exact(SECTION_BYTES);
+        headers.take(self.sections.into()).filter_map(|header| {
+            Some(Section {
+                name: array(header, 0)?,
+                virtual_size: u32_le(header, 8)?,
+                file_bytes: u32_le(header, 16)?,
+                file_offset: u32_le(header, 20)?,
+            })
+        })
+    }
+
+    /// The bytes a file has at least that holds every section's data.
+    #[must_use]
+    pub fn file_end(&self) -> u64 {
+        self.sections()
+            .map(|s| u64::from(s.file_offset).saturating_add(s.file_bytes.into()))
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::boot::testing::Random;
+
+    /// Writes PE headers with the given sections (offset and bytes in the file) at `offset`.
+    pub(in crate::boot) fn put_pe(
+        head: &mut [u8],
+        offset: usize,
+        machine: u16,
+        sections: &[(u32, u32)],
+    ) {
+        head[..2].copy_from_slice(b"MZ");
+        head[0x3c..0x40].copy_from_slice(&(offset as u32).to_le_bytes());
+        let coff = &mut head[offset..];
+        coff[..4].copy_from_slice(b"PE\0\0");
+        coff[4..6].copy_from_slice(&machine.to_le_bytes());
+        coff[6..8].copy_from_slice(&(sections.len() as u16).to_le_bytes());
+        coff[20..22].copy_from_slice(&160_u16.to_le_bytes());
+        for (i, (file_offset, file_bytes)) in sections.iter().enumerate() {
+            let header = &mut coff[24 + 160 + 40 * i..][..40];
+            header[..5].copy_from_slice(b".text");
+            header[16..20].copy_from_slice(&file_bytes.to_le_bytes());
+            header[20..24].copy_from_slice(&file_offset.to_le_bytes());
+        }
+    }
+
+    #[test]
+    fn machine_and_sections_are_read() {
+        let mut head = [0; 512];
+        put_pe(
+            &mut head,
+            0x40,
+            MACHINE_ARM64,
+            &[(0x1000, 0x500), (0x200, 0x100)],
+        );
+        let pe = Pe::parse(&head).unwrap();
+        assert_eq!(pe.machine, MACHINE_ARM64);
+        assert_eq!(pe.sections().count(), 2);
+        assert_eq!(pe.sections().next().unwrap().name, *b".text\0\0\0");
+        assert_eq!(pe.file_end(), 0x1500);
+    }
+
+    #[test]
+    fn headers_beyond_the_given_bytes_are_missing_and_nothing_else() {
+        let mut head = [0; 512];
+        put_pe(
+            &mut head,
+            0x40,
+            MACHINE_X86_64,
+            &[(0x1000, 0x500), (0x2000, 0x100)],
+        );
+        assert_eq!(
+            Pe::parse(&head[..0x40 + 24 + 160 + 40]).unwrap().file_end(),
+            0x1500
+        );
+        assert_eq!(Pe::parse(&head[..0x40 + 24]).unwrap().file_end(), 0);
+        assert!(Pe::parse(&head[..0x40 + 20]).is_none());
+        assert!(Pe::parse(b"").is_none());
+    }
+
+    #[test]
+    fn damaged_headers_do_not_panic() {
+        for seed in 0..20_000 {
+            let random = &mut Random::new(seed);
+            let mut head = [0; 512];
+            put_pe(&mut head, 0x40, MACHINE_ARM64, &[(0x1000, 0x500)]);
+            random.damage(&mut head);
+            if let Some(pe) = Pe::parse(&head) {
+                assert!(pe.file_end() < 1 << 33);
+            }
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! What the floor's tests share.
+
+/// A small generator of repeatable numbers (xorshift64*): a failing case comes back with its seed.
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(2).wrapping_add(1))
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `end`.
+    pub(super) fn below(&mut self, end: u64) -> u64 {
+        (self.next() >> 11) % end
+    }
+
+    /// Overwrites a few bytes, mostly with values that sit at the edge of something.
+    pub(super) fn damage(&mut self, bytes: &mut [u8]) {
+        for _ in 0..=self.below(8) {
+            let at = self.below(bytes.len() as u64) as usize;
+            bytes[at] = match self.below(4) {
+                0 => 0,
+                1 => 0xff,
+                2 => 0x7f,
+                _ => self.next() as u8,
+            };
+        }
+    }
+}
