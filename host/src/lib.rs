@@ -1,1 +1,22 @@
 //! Launches QEMU boards that boot from a host directory with Bootshare.
+//!
+//! This crate alone knows how a board is started: QEMU's arguments, the share's server, time
+//! limits, and what a process's exit status means. `make run`, the boot tests and the benchmarks
+//! describe a [`Machine`] and [run](Machine::run) it.
+
+pub mod board;
+pub mod console;
+pub mod demo;
+pub mod guest;
+mod interrupt;
+pub mod process;
+pub mod qemu;
+mod qmp;
+pub mod run;
+pub mod server;
+pub mod size;
+
+pub use board::{Arch, Board};
+pub use console::Console;
+pub use qemu::{Accel, Machine, Share};
+pub use run::{Outcome, Report};

@@ -1,0 +1,111 @@
+//! The guest's serial console: shown to a person or kept for a test.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::termios::{self, OptionalActions, OutputModes, Termios};
+
+/// Where the guest's console goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// To and from our own standard streams. On a terminal every key goes to the guest, but for
+    /// QEMU's: Ctrl-A x quits, Ctrl-A h helps.
+    Terminal,
+    /// Into [`Report::console`](crate::run::Report); the guest gets no input.
+    Capture,
+}
+
+impl Console {
+    /// Whether a person types at it.
+    pub(crate) fn is_interactive(self) -> bool {
+        self == Self::Terminal && io::stdin().is_terminal()
+    }
+}
+
+/// A terminal on standard input that is in raw mode until this is dropped.
+pub(crate) struct RawMode(Termios);
+
+impl RawMode {
+    pub(crate) fn enter() -> io::Result<Self> {
+        let saved = termios::tcgetattr(io::stdin())?;
+        let mut raw = saved.clone();
+        raw.make_raw();
+        // A guest that ends lines with a bare newline still starts them at the margin.
+        raw.output_modes |= OutputModes::OPOST;
+        termios::tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
+        Ok(Self(saved))
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        // The terminal may be gone (SIGHUP): there is nobody left to tell.
+        let _ = termios::tcsetattr(io::stdin(), OptionalActions::Drain, &self.0);
+    }
+}
+
+/// Bytes on their way from our standard input to QEMU's.
+pub(crate) struct Keys {
+    qemu: std::process::ChildStdin,
+    waiting: Vec<u8>,
+}
+
+impl Keys {
+    pub(crate) fn new(qemu: std::process::ChildStdin) -> io::Result<Self> {
+        // A guest that reads nothing must not stop us.
+        rustix::io::ioctl_fionbio(&qemu, true)?;
+        Ok(Self {
+            qemu,
+            waiting: Vec::new(),
+        })
+    }
+
+    /// The descriptor to wait for, and whether for reading or writing.
+    pub(crate) fn interest(&self) -> (BorrowedFd<'_>, rustix::event::PollFlags) {
+        if self.waiting.is_empty() {
+            (rustix::stdio::stdin(), rustix::event::PollFlags::IN)
+        } else {
+            (self.qemu.as_fd(), rustix::event::PollFlags::OUT)
+        }
+    }
+
+    /// Moves what can be moved; `false` when there is no more to come.
+    pub(crate) fn advance(&mut self) -> io::Result<bool> {
+        if self.waiting.is_empty() {
+            let mut buffer = [0; 512];
+            // Unbuffered: bytes in `std`'s buffer would be invisible to poll(2).
+            let count = rustix::io::retry_on_intr(|| {
+                rustix::io::read(rustix::stdio::stdin(), &mut buffer)
+            })?;
+            if count == 0 {
+                return Ok(false);
+            }
+            self.waiting.extend_from_slice(&buffer[..count]);
+        }
+        match self.qemu.write(&self.waiting) {
+            Ok(count) => drop(self.waiting.drain(..count)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        Ok(true)
+    }
+}
+
+/// Reads what is there, at most 64 KiB; `None` at the end.
+pub(crate) fn read_some(from: &mut dyn Read) -> io::Result<Option<Vec<u8>>> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(None),
+            Ok(count) => {
+                buffer.truncate(count);
+                return Ok(Some(buffer));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The other end of a socket was killed with bytes of ours unread.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,43 @@
+#!/bin/busybox sh
+# Init of the demo's initramfs: mounts the share that the kernel itself was read from.
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+
+# A machine that resets counts as failed on the host; one that powers off does not.
+fail() {
+    echo "demo: error: $*"
+    reboot -f
+}
+
+tag=bootshare
+shell=
+files=
+for word in $(cat /proc/cmdline); do
+    case $word in
+    demo.tag=*) tag=${word#*=} ;;
+    demo.sha256=*) files="$files ${word#*=}" ;;
+    demo.shell) shell=yes ;;
+    esac
+done
+
+while read -r module; do
+    insmod "/modules/$module.ko" || fail "cannot load the module $module"
+done </modules/order
+mount -t virtiofs "$tag" /share || fail "cannot mount the share $tag"
+
+echo "demo: Linux $(uname -r) mounted the share $tag at /share"
+cat /share/greeting.txt
+for file in $files; do
+    sum=$(sha256sum "/share$file") || fail "cannot read $file"
+    echo "SHA256 ${sum%% *} $file"
+done
+
+if [ -n "$shell" ]; then
+    echo "demo: the shell's end powers the machine off"
+    cd /share && setsid cttyhack sh -i
+fi
+umount /share 2>/dev/null
+poweroff -f

@@ -1,0 +1,319 @@
+//! The demo share: Debian's kernel, a busybox initramfs, a command line, a greeting.
+//!
+//! Words on the kernel's command line steer its init: `demo.tag=TAG` (which share to mount),
+//! `demo.sha256=/PATH` (print the SHA-256 of a file of the share; repeatable), `demo.shell` (give a
+//! shell on the console).
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use object::{Object, ObjectSection};
+
+use crate::board::Arch;
+use crate::guest::Parts;
+
+/// The tag that the demo's init mounts unless told another.
+pub const TAG: &str = "bootshare";
+
+/// The word that asks the demo for a shell.
+pub const SHELL_WORD: &str = "demo.shell";
+
+/// What the share's greeting says.
+pub const GREETING: &str = "Hello from a directory on the host, read over virtio-fs.\n";
+
+/// The modules that mount a share on any board; a kernel may have some of them built in.
+const MODULES: [&str; 3] = ["virtio_mmio", "virtio_pci", "virtiofs"];
+
+const INIT: &str = include_str!("demo-init.sh");
+
+/// Makes the demo share in `out`.
+///
+/// # Errors
+/// A part is missing or in an unknown form, or `out` cannot be written.
+pub fn make(parts: &Parts, out: &Path) -> Result<()> {
+    let arch = parts.arch;
+    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let write = |name: &str, bytes: &[u8]| {
+        let path = out.join(name);
+        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    };
+    let path = parts.kernel()?;
+    let kernel = read(&path)?;
+    let kernel = match arch {
+        Arch::X86_64 => kernel,
+        Arch::Aarch64 => raw_arm64_image(kernel).with_context(|| path.display().to_string())?,
+    };
+    write(arch.kernel_name(), &kernel)?;
+    write("initrd.img", &initramfs(parts)?)?;
+    write(
+        "cmdline",
+        format!("console={} panic=-1 quiet\n", arch.serial()).as_bytes(),
+    )?;
+    write("greeting.txt", GREETING.as_bytes())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// The initramfs of the demo, compressed.
+fn initramfs(parts: &Parts) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for dir in ["bin", "dev", "modules", "proc", "share", "sys"] {
+        archive.directory(dir)?;
+    }
+    archive.character_device("dev/console", 5, 1)?;
+    archive.file("init", 0o755, INIT.as_bytes())?;
+    archive.file("bin/busybox", 0o755, &read(&parts.busybox()?)?)?;
+    let mut order = String::new();
+    for (name, path) in load_order(&parts.modules()?)? {
+        archive.file(&format!("modules/{name}.ko"), 0o644, &module_bytes(&path)?)?;
+        order.push_str(&name);
+        order.push('\n');
+    }
+    archive.file("modules/order", 0o644, order.as_bytes())?;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(&archive.finish()?)?;
+    Ok(gzip.finish()?)
+}
+
+/// A cpio archive in the "newc" form that Linux unpacks as an initramfs.
+#[derive(Default)]
+pub struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+}
+
+impl Archive {
+    fn entry(&mut self, builder: cpio::newc::Builder, data: &[u8]) -> Result<()> {
+        let size = u32::try_from(data.len()).context("a cpio archive holds files below 4 GiB")?;
+        self.entries += 1;
+        let builder = builder.ino(self.entries).nlink(1);
+        let mut writer = builder.write(&mut self.bytes, size);
+        writer.write_all(data)?;
+        writer.finish()?;
+        Ok(())
+    }
+
+    /// Adds a directory.
+    ///
+    /// # Errors
+    /// None in practice: the archive is in memory.
+    pub fn directory(&mut self, name: &str) -> Result<()> {
+        self.entry(cpio::newc::Builder::new(name).mode(0o040_755), &[])
+    }
+
+    /// Adds a regular file.
+    ///
+    /// # Errors
+    /// The file is too large for the format.
+    pub fn file(&mut self, name: &str, permissions: u32, data: &[u8]) -> Result<()> {
+        self.entry(
+            cpio::newc::Builder::new(name).mode(0o100_000 | permissions),
+            data,
+        )
+    }
+
+    fn character_device(&mut self, name: &str, major: u32, minor: u32) -> Result<()> {
+        let builder = cpio::newc::Builder::new(name).mode(0o020_600);
+        self.entry(builder.rdev_major(major).rdev_minor(minor), &[])
+    }
+
+    /// The archive's bytes.
+    ///
+    /// # Errors
+    /// None in practice: the archive is in memory.
+    pub fn finish(self) -> Result<Vec<u8>> {
+        Ok(cpio::newc::trailer(self.bytes)?)
+    }
+}
+
+/// The modules to load, in an order that has each after those it depends on.
+///
+/// Debian's packages carry no modules.dep (depmod makes it at installation), so the dependencies
+/// are read from the modules themselves.
+fn load_order(modules: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let builtin = fs::read_to_string(modules.join("modules.builtin"))
+        .with_context(|| format!("cannot read modules.builtin in {}", modules.display()))?;
+    let builtin: BTreeSet<_> = builtin
+        .lines()
+        .map(|line| module_name(Path::new(line)))
+        .collect();
+    let mut found = Vec::new();
+    find_modules(&modules.join("kernel"), &mut found)?;
+
+    let mut order: Vec<(String, PathBuf)> = Vec::new();
+    let mut waiting: Vec<String> = MODULES.iter().rev().map(|&name| name.to_owned()).collect();
+    while let Some(name) = waiting.last().cloned() {
+        if builtin.contains(&name) || order.iter().any(|(done, _)| *done == name) {
+            waiting.pop();
+            continue;
+        }
+        let path = found
+            .iter()
+            .find(|path| module_name(path) == name)
+            .with_context(|| format!("the kernel has no module {name} in {}", modules.display()))?;
+        let missing: Vec<_> = dependencies(path)?
+            .into_iter()
+            .filter(|need| !builtin.contains(need) && order.iter().all(|(done, _)| done != need))
+            .collect();
+        if missing.is_empty() {
+            order.push((name, path.clone()));
+        } else {
+            ensure!(
+                missing.iter().all(|need| !waiting.contains(need)) || waiting.len() < 100,
+                "the modules {name} and {missing:?} depend on each other"
+            );
+            waiting.extend(missing);
+        }
+    }
+    Ok(order)
+}
+
+fn find_modules(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            find_modules(&entry.path(), found)?;
+        } else {
+            found.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// A module's name as the kernel has it: no directory, no ending, `_` for `-`.
+fn module_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.split('.').next().unwrap_or_default().replace('-', "_")
+}
+
+/// A module's ELF file, which newer Debians compress.
+fn module_bytes(path: &Path) -> Result<Vec<u8>> {
+    if path.extension().is_some_and(|extension| extension == "xz") {
+        let output = std::process::Command::new("xz")
+            .arg("-dc")
+            .arg(path)
+            .output()
+            .context("cannot run xz, which unpacks kernel modules: install xz-utils")?;
+        ensure!(
+            output.status.success(),
+            "xz cannot unpack {}",
+            path.display()
+        );
+        return Ok(output.stdout);
+    }
+    read(path)
+}
+
+fn dependencies(path: &Path) -> Result<Vec<String>> {
+    let bytes = module_bytes(path)?;
+    let module = object::File::parse(&*bytes)
+        .with_context(|| format!("{} is no kernel module", path.display()))?;
+    let section = module
+        .section_by_name(".modinfo")
+        .with_context(|| format!("{} has no .modinfo", path.display()))?;
+    let depends = section
+        .data()?
+        .split(|&byte| byte == 0)
+        .find_map(|field| field.strip_prefix(b"depends="))
+        .unwrap_or_default();
+    let depends = String::from_utf8_lossy(depends);
+    Ok(depends
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(|n| n.replace('-', "_"))
+        .collect())
+}
+
+/// An arm64 kernel as a raw `Image`, unpacked when it is gzip or an EFI zboot image of it.
+fn raw_arm64_image(kernel: Vec<u8>) -> Result<Vec<u8>> {
+    // Documentation/arch/arm64/booting.rst: the magic is at offset 56.
+    if kernel.get(56..60) == Some(b"ARM\x64") {
+        return Ok(kernel);
+    }
+    let packed = if kernel.starts_with(b"MZ") && kernel.get(4..8) == Some(b"zimg") {
+        let word = |at: usize| -> Option<usize> {
+            let bytes = kernel.get(at..at + 4)?.try_into().ok()?;
+            usize::try_from(u32::from_le_bytes(bytes)).ok()
+        };
+        let (offset, size) = word(8)
+            .zip(word(12))
+            .context("the zboot header is cut short")?;
+        let name = kernel.get(24..28).unwrap_or_default();
+        ensure!(
+            name == b"gzip",
+            "its zboot compression is not gzip: unpack it to a raw Image"
+        );
+        offset
+            .checked_add(size)
+            .and_then(|end| kernel.get(offset..end))
+            .context("its zboot payload lies outside the file")?
+    } else if kernel.starts_with(&[0x1f, 0x8b]) {
+        &kernel
+    } else {
+        bail!("it is neither a raw arm64 Image, nor gzip, nor EFI zboot");
+    };
+    let mut image = Vec::new();
+    flate2::read::GzDecoder::new(packed)
+        .read_to_end(&mut image)
+        .context("cannot gunzip it")?;
+    ensure!(
+        image.get(56..60) == Some(b"ARM\x64"),
+        "what it packs is no arm64 Image"
+    );
+    Ok(image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image() -> Vec<u8> {
+        let mut image = vec![0; 4096];
+        image[56..60].copy_from_slice(b"ARM\x64");
+        image
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(bytes).unwrap();
+        gzip.finish().unwrap()
+    }
+
+    #[test]
+    fn an_arm64_kernel_is_unpacked_from_each_form() {
+        assert_eq!(raw_arm64_image(image()).unwrap(), image());
+        let packed = gzip(&image());
+        assert_eq!(raw_arm64_image(packed.clone()).unwrap(), image());
+        let mut zboot = b"MZ\0\0zimg".to_vec();
+        zboot.extend(64_u32.to_le_bytes());
+        zboot.extend(u32::try_from(packed.len()).unwrap().to_le_bytes());
+        zboot.extend([0; 8]);
+        zboot.extend(b"gzip");
+        zboot.resize(64, 0);
+        zboot.extend(packed);
+        assert_eq!(raw_arm64_image(zboot.clone()).unwrap(), image());
+        zboot.truncate(80);
+        assert!(raw_arm64_image(zboot).is_err());
+        assert!(raw_arm64_image(vec![0; 100]).is_err());
+    }
+
+    #[test]
+    fn an_archive_holds_what_was_added() {
+        let mut archive = Archive::default();
+        archive.directory("a").unwrap();
+        archive.file("a/b", 0o644, b"text").unwrap();
+        let bytes = archive.finish().unwrap();
+        let mut reader = cpio::newc::Reader::new(&*bytes).unwrap();
+        assert_eq!(reader.entry().name(), "a");
+        reader = cpio::newc::Reader::new(reader.finish().unwrap()).unwrap();
+        assert_eq!(reader.entry().name(), "a/b");
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "text");
+    }
+}

@@ -1,0 +1,197 @@
+//! Child processes that never outlive us.
+//!
+//! A child gets a process group of its own (a terminal's Ctrl-C reaches only us, and what the child
+//! forks is ended with it) and the kernel kills it when the thread that started it dies, so even
+//! SIGKILL leaves nothing behind.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getppid, kill_process_group, pidfd_open,
+    set_parent_process_death_signal,
+};
+
+/// A program and its arguments, before it is started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invocation {
+    /// Name or path of the program.
+    pub program: OsString,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+}
+
+impl Invocation {
+    /// A program without arguments so far.
+    pub fn new(program: impl Into<OsString>) -> Self {
+        Self {
+            program: program.into(),
+            args: Vec::new(),
+        }
+    }
+
+    /// Appends one argument.
+    pub fn arg(&mut self, arg: impl Into<OsString>) -> &mut Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Appends an option and its value.
+    pub fn option(&mut self, name: &str, value: impl Into<OsString>) -> &mut Self {
+        self.arg(name).arg(value)
+    }
+
+    /// The command, ready for `std`.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.args);
+        command
+    }
+
+    /// The command as a shell would read it, one option a line.
+    pub fn shell(&self) -> String {
+        let mut text = quote(&self.program);
+        for arg in &self.args {
+            let quoted = quote(arg);
+            text.push_str(if quoted.starts_with('-') {
+                " \\\n    "
+            } else {
+                " "
+            });
+            text.push_str(&quoted);
+        }
+        text
+    }
+}
+
+fn quote(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// A running child; dropping it kills its process group.
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    pidfd: OwnedFd,
+}
+
+impl Process {
+    /// Starts `command`; `inherit` stays open in the child under the same number.
+    ///
+    /// The kernel ties the child to the calling *thread*: it must live as long as the child should.
+    pub(crate) fn spawn(command: &mut Command, inherit: Option<BorrowedFd<'_>>) -> Result<Self> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let parent = rustix::process::getpid();
+        let inherit = inherit.map(|fd| std::os::fd::AsRawFd::as_raw_fd(&fd));
+        command.process_group(0);
+        let before_exec = move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // The parent may have died before the line above took effect.
+            if getppid() != Some(parent) {
+                return Err(io::Error::from(rustix::io::Errno::SRCH));
+            }
+            if let Some(fd) = inherit {
+                // SAFETY: the parent keeps the descriptor open across the spawn, and this process
+                // has its own copy of the table with the same number.
+                let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+                rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+            }
+            Ok(())
+        };
+        // SAFETY: the closure makes three system calls and allocates nothing, as is required
+        // between fork and exec.
+        unsafe { command.pre_exec(before_exec) };
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {program}"))?;
+        let pid = Pid::from_child(&child);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())
+            .with_context(|| format!("cannot watch {program} (Linux 5.3 or newer is needed)"))?;
+        Ok(Self { child, pidfd })
+    }
+
+    /// Becomes readable when the process has ended.
+    pub(crate) fn ended(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Waits until `deadline`; `None` when the process is still running then.
+    pub(crate) fn wait_until(&mut self, deadline: Instant) -> io::Result<Option<ExitStatus>> {
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(Some(status));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let fd = rustix::event::PollFd::new(&self.pidfd, rustix::event::PollFlags::IN);
+            match rustix::event::poll(&mut [fd], Some(&timespec(left))) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Kills the process and all of its group, and waits for it.
+    pub(crate) fn kill(&mut self) {
+        // Both may fail only because the process is gone already.
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Once reaped, the number may belong to somebody else.
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            self.kill();
+        }
+    }
+}
+
+/// `duration` as poll(2) takes it.
+pub(crate) fn timespec(duration: Duration) -> rustix::event::Timespec {
+    rustix::event::Timespec::try_from(duration).unwrap_or(rustix::event::Timespec {
+        tv_sec: i64::MAX,
+        tv_nsec: 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shell_text_quotes_what_a_shell_would_split() {
+        let mut invocation = Invocation::new("qemu");
+        invocation.option("-append", "a b'c").arg("");
+        assert_eq!(invocation.shell(), "qemu \\\n    -append 'a b'\\''c' ''");
+    }
+
+    #[test]
+    fn dropping_a_process_ends_its_whole_group() {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "sleep 1000 & echo $!; wait"])
+            .stdout(std::process::Stdio::piped());
+        let mut process = Process::spawn(&mut command, None).unwrap();
+        let mut line = String::new();
+        let mut out = io::BufReader::new(process.child.stdout.take().unwrap());
+        io::BufRead::read_line(&mut out, &mut line).unwrap();
+        drop(process);
+        // The grandchild held the pipe open: its end is the pipe's end.
+        assert_eq!(io::Read::read(&mut out, &mut [0; 8]).unwrap(), 0);
+        assert!(line.trim().parse::<u32>().is_ok());
+    }
+}

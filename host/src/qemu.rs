@@ -1,0 +1,361 @@
+//! QEMU's command line for a board: the one place where its arguments stand.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use clap::ValueEnum;
+
+use crate::board::{Arch, Board, Transport};
+use crate::process::Invocation;
+
+/// Exit codes from here up are the firmware's: it reports `STATUS_BASE + status`. QEMU's own are 0
+/// (the guest powered off) and 1 (an error).
+const STATUS_BASE: [i32; 2] = [0x10, 0x20];
+
+/// The greatest status a firmware may report.
+pub const MAX_STATUS: u8 = 0x3f;
+
+/// What runs the guest's instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Accel {
+    /// QEMU's translator; works everywhere.
+    #[default]
+    Tcg,
+    /// Linux's KVM; needs /dev/kvm and a host of the board's architecture.
+    Kvm,
+}
+
+/// A directory that the machine sees as a virtio-fs device.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// The mount tag, 1 to 36 bytes.
+    pub tag: String,
+    /// The directory.
+    pub dir: PathBuf,
+}
+
+/// A machine to run: everything that shapes the QEMU command.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The board.
+    pub board: Board,
+    /// The firmware image, given to QEMU with `-kernel`.
+    pub firmware: PathBuf,
+    /// The firmware's command line.
+    pub append: String,
+    /// Guest memory, in MiB.
+    pub memory_mib: u32,
+    /// Number of processors.
+    pub smp: u32,
+    /// What runs the guest.
+    pub accel: Accel,
+    /// The shares, in device order; none is allowed.
+    pub shares: Vec<Share>,
+    /// The server program; `None` takes the first that is found.
+    pub server: Option<PathBuf>,
+    /// The server's `--thread-pool-size`.
+    pub thread_pool_size: Option<u32>,
+    /// When to give up.
+    pub time_limit: Option<Duration>,
+    /// Leave virtio-mmio devices in QEMU's default, the legacy layout.
+    pub legacy_mmio: bool,
+    /// Start aarch64 at EL2.
+    pub el2: bool,
+    /// More QEMU arguments, passed as they are.
+    pub qemu_args: Vec<OsString>,
+}
+
+/// The host ends that a QEMU command refers to.
+pub(crate) struct Wiring {
+    /// One socket for each share.
+    pub(crate) sockets: Vec<PathBuf>,
+    /// Where QEMU reports events; not needed by a person who runs the command by hand.
+    pub(crate) qmp: Option<PathBuf>,
+    /// Whether a person types on standard input: then QEMU's Ctrl-A keys work.
+    pub(crate) interactive: bool,
+}
+
+impl Machine {
+    /// A machine with 512 MiB and one processor, no share, no time limit.
+    pub fn new(board: Board, firmware: impl Into<PathBuf>) -> Self {
+        Self {
+            board,
+            firmware: firmware.into(),
+            append: String::new(),
+            memory_mib: 512,
+            smp: 1,
+            accel: Accel::default(),
+            shares: Vec::new(),
+            server: None,
+            thread_pool_size: None,
+            time_limit: None,
+            legacy_mmio: false,
+            el2: false,
+            qemu_args: Vec::new(),
+        }
+    }
+
+    /// Checks what QEMU or the server would report less clearly.
+    pub(crate) fn check(&self) -> Result<()> {
+        ensure!(
+            self.firmware.is_file(),
+            "there is no firmware at {}: build it with `make firmware` or name one with --firmware",
+            self.firmware.display()
+        );
+        for (index, share) in self.shares.iter().enumerate() {
+            let dir = share.dir.display();
+            ensure!(
+                share.dir.is_dir(),
+                "cannot share {dir}: it is not a directory"
+            );
+            ensure!(
+                (1..=36).contains(&share.tag.len()),
+                "the tag {:?} of {dir} is {} bytes long: use 1 to 36",
+                share.tag,
+                share.tag.len()
+            );
+            if self
+                .shares
+                .iter()
+                .take(index)
+                .any(|other| other.tag == share.tag)
+            {
+                bail!("two shares have the tag {:?}: give each its own", share.tag);
+            }
+        }
+        ensure!(
+            !self.el2 || self.board.arch() == Arch::Aarch64,
+            "only the aarch64 boards have an EL2"
+        );
+        Ok(())
+    }
+
+    pub(crate) fn invocation(&self, wiring: &Wiring) -> Invocation {
+        let arch = self.board.arch();
+        let mut qemu = Invocation::new(format!("qemu-system-{}", arch.name()));
+        qemu.arg("-nodefaults")
+            .arg("-no-user-config")
+            .arg("-no-reboot");
+        qemu.option("-display", "none");
+
+        let mut machine = format!("{},memory-backend=ram", self.board.machine());
+        if self.el2 {
+            machine.push_str(",virtualization=on");
+        }
+        qemu.option("-machine", machine);
+        match (self.accel, arch) {
+            (Accel::Kvm, _) => drop(qemu.option("-accel", "kvm").option("-cpu", "host")),
+            // The default 32-bit processor cannot run us, and `max` is slow to emulate (pauth).
+            (Accel::Tcg, Arch::Aarch64) => {
+                qemu.option("-accel", "tcg").option("-cpu", "cortex-a72");
+            }
+            (Accel::Tcg, Arch::X86_64) => drop(qemu.option("-accel", "tcg")),
+        }
+        qemu.option("-smp", self.smp.to_string());
+        let size = format!("{}M", self.memory_mib);
+        // The server writes into guest memory: it has to be shareable.
+        qemu.option(
+            "-object",
+            format!("memory-backend-memfd,id=ram,size={size},share=on"),
+        );
+        qemu.option("-m", size);
+
+        qemu.option("-kernel", &self.firmware);
+        if !self.append.is_empty() {
+            qemu.option("-append", &self.append);
+        }
+        match arch {
+            Arch::X86_64 => qemu.option("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
+            Arch::Aarch64 => qemu.option("-semihosting-config", "enable=on,target=native"),
+        };
+
+        let mux = if wiring.interactive { ",mux=on" } else { "" };
+        qemu.option("-chardev", format!("stdio,id=console,signal=off{mux}"));
+        qemu.option("-serial", "chardev:console");
+        if wiring.interactive {
+            qemu.option("-mon", "chardev=console,mode=readline");
+        }
+        if let Some(path) = &wiring.qmp {
+            qemu.option("-chardev", join("socket,id=qmp,path=", path));
+            qemu.option("-mon", "chardev=qmp,mode=control");
+        }
+
+        if self.board.transport() == Transport::Mmio && !self.legacy_mmio {
+            qemu.option("-global", "virtio-mmio.force-legacy=false");
+        }
+        let device = match self.board.transport() {
+            Transport::Mmio => "vhost-user-fs-device",
+            Transport::Pci => "vhost-user-fs-pci",
+        };
+        for (index, (share, socket)) in self.shares.iter().zip(&wiring.sockets).enumerate() {
+            qemu.option(
+                "-chardev",
+                join(&format!("socket,id=fs{index},path="), socket),
+            );
+            let device = format!("{device},chardev=fs{index},tag=");
+            qemu.option("-device", join(&device, OsStr::new(&share.tag)));
+        }
+        qemu.args.extend(self.qemu_args.iter().cloned());
+        qemu
+    }
+
+    /// The server and QEMU commands of this machine for a person to run, sockets under `dir`.
+    ///
+    /// # Errors
+    /// The machine's description is wrong, or no server is found.
+    pub fn dry_run(&self, dir: &Path) -> Result<String> {
+        use crate::server::{Endpoint, Server};
+
+        self.check()?;
+        let sockets: Vec<_> = (0..self.shares.len())
+            .map(|n| dir.join(format!("bootshare-fs{n}.sock")))
+            .collect();
+        let mut text = String::new();
+        if !self.shares.is_empty() {
+            let server = Server::find(self.server.as_deref())?;
+            for (share, socket) in self.shares.iter().zip(&sockets) {
+                let endpoint = Endpoint::Path(socket);
+                let command = server.invocation(&share.dir, &endpoint, self.thread_pool_size)?;
+                text.push_str(&format!("{} &\n", command.shell()));
+            }
+        }
+        let wiring = Wiring {
+            sockets,
+            qmp: None,
+            interactive: true,
+        };
+        text.push_str(&self.invocation(&wiring).shell());
+        text.push('\n');
+        Ok(text)
+    }
+}
+
+/// The firmware's status in QEMU's exit code, when the firmware gave one.
+///
+/// On x86-64 the firmware writes `0x10 + status` to isa-debug-exit and QEMU exits with
+/// `(value << 1) | 1`; on aarch64 it exits by semihosting with `0x20 + status`.
+pub(crate) fn firmware_status(arch: Arch, code: i32) -> Option<u8> {
+    let [x86, arm] = STATUS_BASE;
+    let status = match arch {
+        Arch::X86_64 if code & 1 == 1 => (code >> 1) - x86,
+        Arch::X86_64 => return None,
+        Arch::Aarch64 => code - arm,
+    };
+    u8::try_from(status)
+        .ok()
+        .filter(|&status| status <= MAX_STATUS)
+}
+
+/// `prefix` and `value` as one QEMU option, in which a comma is written twice.
+fn join(prefix: &str, value: impl AsRef<OsStr>) -> OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let mut out = prefix.as_bytes().to_vec();
+    for &byte in value.as_ref().as_bytes() {
+        out.push(byte);
+        if byte == b',' {
+            out.push(byte);
+        }
+    }
+    OsString::from_vec(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(board: Board) -> Machine {
+        let mut machine = Machine::new(board, "fw.elf");
+        machine.shares.push(Share {
+            tag: "a,b".into(),
+            dir: "/".into(),
+        });
+        machine
+    }
+
+    fn text(machine: &Machine) -> String {
+        let wiring = Wiring {
+            sockets: vec!["/run/x,y".into()],
+            qmp: None,
+            interactive: false,
+        };
+        machine.invocation(&wiring).shell()
+    }
+
+    #[test]
+    fn commas_in_names_are_doubled() {
+        let text = text(&machine(Board::X86_64Q35));
+        assert!(text.contains("socket,id=fs0,path=/run/x,,y"), "{text}");
+        assert!(
+            text.contains("vhost-user-fs-pci,chardev=fs0,tag=a,,b"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn mmio_boards_ask_for_the_modern_layout_unless_told_not_to() {
+        let mut machine = machine(Board::Aarch64Virt);
+        assert!(text(&machine).contains("virtio-mmio.force-legacy=false"));
+        machine.legacy_mmio = true;
+        assert!(!text(&machine).contains("force-legacy"));
+    }
+
+    #[test]
+    fn every_board_shares_its_memory_and_never_reboots() {
+        for board in Board::ALL {
+            let text = text(&machine(board));
+            assert!(text.contains("memory-backend=ram"), "{text}");
+            assert!(text.contains("share=on"), "{text}");
+            assert!(text.contains("-no-reboot"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_firmware_status_is_told_from_qemus_own() {
+        for status in 0..=MAX_STATUS {
+            let x86 = ((0x10 + i32::from(status)) << 1) | 1;
+            assert_eq!(firmware_status(Arch::X86_64, x86), Some(status));
+            assert_eq!(
+                firmware_status(Arch::Aarch64, 0x20 + i32::from(status)),
+                Some(status)
+            );
+        }
+        for arch in Arch::ALL {
+            assert_eq!(firmware_status(arch, 0), None);
+            assert_eq!(firmware_status(arch, 1), None);
+        }
+        assert_eq!(firmware_status(Arch::X86_64, 0x1f), None);
+        assert_eq!(firmware_status(Arch::X86_64, 0x22), None);
+        assert_eq!(firmware_status(Arch::Aarch64, 0x60), None);
+    }
+
+    #[test]
+    fn a_missing_directory_and_a_doubled_tag_are_refused_by_name() {
+        let mut machine = machine(Board::X86_64Pc);
+        machine.firmware = std::env::current_exe().unwrap();
+        machine.shares.push(Share {
+            tag: "a,b".into(),
+            dir: "/".into(),
+        });
+        assert!(
+            machine
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("two shares have the tag")
+        );
+        machine.shares.push(Share {
+            tag: "c".into(),
+            dir: "/nonexistent".into(),
+        });
+        machine.shares.remove(0);
+        assert!(
+            machine
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("/nonexistent")
+        );
+    }
+}

@@ -1,0 +1,566 @@
+//! Runs a machine: servers, QEMU, console, time limit, and a clear account of how it ended.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::event::{PollFd, PollFlags, poll};
+use tempfile::TempDir;
+
+use crate::console::{Console, Keys, RawMode, read_some};
+use crate::interrupt::interrupted;
+use crate::process::{Process, timespec};
+use crate::qemu::{Machine, Wiring, firmware_status};
+use crate::qmp::{self, Decoder, Message};
+use crate::server::Server;
+
+/// How long QEMU may take to build the machine and connect to the servers.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long QEMU may go on after a server has ended: at a normal end the two are a moment apart.
+const SERVER_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a server may take to end after QEMU has.
+const END_GRACE: Duration = Duration::from_secs(2);
+
+/// How much of a program's error output is kept.
+const TAIL: usize = 4096;
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The firmware ended the run with this status; 0 is success.
+    FirmwareExit(u8),
+    /// The guest powered off.
+    PowerOff,
+    /// The guest reset: a reboot, or a panic that reboots.
+    Reset,
+    /// The time limit passed.
+    TimedOut,
+    /// QEMU itself failed; its exit status and the end of its error output.
+    QemuFailed {
+        /// As `std` words it.
+        status: String,
+        /// The last of its standard error.
+        stderr: String,
+    },
+    /// A share's server ended, or did not answer, while the machine needed it.
+    ServerFailed {
+        /// Which, and how it ended.
+        what: String,
+        /// The last of its standard error.
+        stderr: String,
+    },
+    /// SIGINT, SIGTERM, SIGHUP, or QEMU's own quit key.
+    Interrupted,
+}
+
+impl Outcome {
+    /// Our process's exit status: 0 for success, 1 to 63 from the firmware, 120 upwards for ends
+    /// that are not the firmware's.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::FirmwareExit(status) => *status,
+            Self::PowerOff => 0,
+            Self::Reset => 120,
+            Self::QemuFailed { .. } => 121,
+            Self::ServerFailed { .. } => 122,
+            Self::TimedOut => 124,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FirmwareExit(status) => write!(f, "the firmware ended with status {status}"),
+            Self::PowerOff => f.write_str("the guest powered off"),
+            Self::Reset => f.write_str(
+                "the guest reset instead of powering off: look for a panic above, or power off",
+            ),
+            Self::TimedOut => f.write_str("the time limit passed: allow more with --timeout"),
+            Self::QemuFailed { status, stderr } => {
+                write!(f, "QEMU failed ({status}): {}", stderr.trim_end())
+            }
+            Self::ServerFailed { what, stderr } => write!(f, "{what}: {}", stderr.trim_end()),
+            Self::Interrupted => f.write_str("interrupted"),
+        }
+    }
+}
+
+/// What a finished run left.
+#[derive(Debug)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// All that the guest wrote to its console, with [`Console::Capture`].
+    pub console: Vec<u8>,
+    /// From QEMU's start to its end.
+    pub duration: Duration,
+}
+
+impl Report {
+    /// The console as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.console).into_owned()
+    }
+}
+
+/// The last bytes of an error stream.
+#[derive(Default)]
+struct Tail(Vec<u8>);
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+        let excess = self.0.len().saturating_sub(TAIL);
+        self.0.drain(..excess);
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0).into_owned()
+    }
+}
+
+/// A server and the share it serves.
+struct Serving {
+    process: Process,
+    dir: String,
+    stderr: Option<std::process::ChildStderr>,
+    tail: Tail,
+    ended: Option<(ExitStatus, Instant)>,
+}
+
+/// What woke poll(2).
+#[derive(Clone, Copy)]
+enum Source {
+    Interrupt,
+    QemuEnd,
+    Console,
+    QemuStderr,
+    QmpConnect,
+    Qmp,
+    Keys,
+    ServerEnd(usize),
+    ServerStderr(usize),
+}
+
+/// A machine that is running. Fields are dropped in order: the terminal is restored last.
+struct Run<'a> {
+    machine: &'a Machine,
+    console: Console,
+    servers: Vec<Serving>,
+    qemu: Process,
+    stdout: Option<std::process::ChildStdout>,
+    stderr: Option<std::process::ChildStderr>,
+    stderr_tail: Tail,
+    qmp_listener: Option<UnixListener>,
+    qmp: Option<UnixStream>,
+    decoder: Decoder,
+    keys: Option<Keys>,
+    /// The sockets; gone as soon as QEMU has connected, so that no death of ours leaves any.
+    sockets: Option<TempDir>,
+    shutdown: Option<Message>,
+    captured: Vec<u8>,
+    started: Instant,
+    interrupt: BorrowedFd<'static>,
+    _raw: Option<RawMode>,
+}
+
+impl Machine {
+    /// Runs the machine to its end. Nothing that was started is left running, however it ends.
+    ///
+    /// # Errors
+    /// The machine could not be started, or our own console failed. How a machine that was
+    /// started ended is in the report.
+    pub fn run(&self, console: Console) -> Result<Report> {
+        self.check()?;
+        let interrupt = interrupted().context("cannot watch for signals")?;
+        let run = Run::start(self, console, interrupt)?;
+        run.finish()
+    }
+}
+
+impl<'a> Run<'a> {
+    fn start(
+        machine: &'a Machine,
+        console: Console,
+        interrupt: BorrowedFd<'static>,
+    ) -> Result<Self> {
+        let sockets = tempfile::Builder::new()
+            .prefix("bootshare-")
+            .tempdir()
+            .context("cannot make a directory for sockets: point TMPDIR at one that is writable")?;
+        let place = |name: &str| -> Result<_> {
+            let path = sockets.path().join(name);
+            // unix(7): sun_path holds 107 bytes and a NUL.
+            ensure!(
+                path.as_os_str().len() <= 107,
+                "{} is too long for a socket: point TMPDIR at a shorter directory",
+                path.display()
+            );
+            Ok(path)
+        };
+
+        let mut servers = Vec::new();
+        let mut paths = Vec::new();
+        if !machine.shares.is_empty() {
+            let server = Server::find(machine.server.as_deref())?;
+            for (index, share) in machine.shares.iter().enumerate() {
+                let path = place(&format!("fs{index}"))?;
+                let listener = UnixListener::bind(&path).context("cannot listen for QEMU")?;
+                let mut process = server.start(&share.dir, listener, machine.thread_pool_size)?;
+                let stderr = process.child.stderr.take();
+                let dir = share.dir.display().to_string();
+                let tail = Tail::default();
+                servers.push(Serving {
+                    process,
+                    dir,
+                    stderr,
+                    tail,
+                    ended: None,
+                });
+                paths.push(path);
+            }
+        }
+
+        let qmp = place("qmp")?;
+        let qmp_listener = UnixListener::bind(&qmp).context("cannot listen for QEMU")?;
+        let interactive = console.is_interactive();
+        let wiring = Wiring {
+            sockets: paths,
+            qmp: Some(qmp),
+            interactive,
+        };
+        let invocation = machine.invocation(&wiring);
+        let mut command = invocation.command();
+        command.stdin(match console {
+            Console::Terminal => Stdio::piped(),
+            Console::Capture => Stdio::null(),
+        });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut qemu = Process::spawn(&mut command, None).context(
+            "is QEMU installed? On Debian: apt-get install qemu-system-x86 qemu-system-arm",
+        )?;
+        let keys = qemu.child.stdin.take().map(Keys::new).transpose()?;
+        let raw = if interactive {
+            Some(RawMode::enter().context("cannot set the terminal to raw mode")?)
+        } else {
+            None
+        };
+        Ok(Self {
+            machine,
+            console,
+            servers,
+            stdout: qemu.child.stdout.take(),
+            stderr: qemu.child.stderr.take(),
+            qemu,
+            stderr_tail: Tail::default(),
+            qmp_listener: Some(qmp_listener),
+            qmp: None,
+            decoder: Decoder::default(),
+            keys,
+            sockets: Some(sockets),
+            shutdown: None,
+            captured: Vec::new(),
+            started: Instant::now(),
+            interrupt,
+            _raw: raw,
+        })
+    }
+
+    fn finish(mut self) -> Result<Report> {
+        let outcome = self.run_until_end()?;
+        let duration = self.started.elapsed();
+        self.qemu.kill();
+        self.drain()?;
+        let deadline = Instant::now() + END_GRACE;
+        for server in &mut self.servers {
+            if server.process.wait_until(deadline)?.is_none() {
+                server.process.kill();
+            }
+        }
+        Ok(Report {
+            outcome,
+            console: std::mem::take(&mut self.captured),
+            duration,
+        })
+    }
+
+    fn run_until_end(&mut self) -> Result<Outcome> {
+        loop {
+            let now = Instant::now();
+            let deadlines = self.deadlines();
+            if let Some((_, outcome)) = deadlines.iter().find(|(at, _)| *at <= now) {
+                return Ok(self.outcome_of_deadline(*outcome));
+            }
+            let next = deadlines.iter().map(|(at, _)| *at - now).min();
+            for source in self.wait(next)? {
+                match source {
+                    Source::Interrupt => return Ok(Outcome::Interrupted),
+                    Source::QemuEnd => {
+                        let status = self.qemu.child.wait()?;
+                        self.drain()?;
+                        return self.outcome_of_exit(status);
+                    }
+                    source => self.serve(source)?,
+                }
+            }
+        }
+    }
+
+    fn deadlines(&self) -> Vec<(Instant, Deadline)> {
+        let mut deadlines = Vec::new();
+        if let Some(limit) = self.machine.time_limit {
+            deadlines.push((self.started + limit, Deadline::TimeLimit));
+        }
+        if self.sockets.is_some() {
+            deadlines.push((self.started + START_LIMIT, Deadline::Start));
+        }
+        for (index, server) in self.servers.iter().enumerate() {
+            if let Some((_, at)) = server.ended {
+                deadlines.push((at + SERVER_GRACE, Deadline::Server(index)));
+            }
+        }
+        deadlines
+    }
+
+    fn outcome_of_deadline(&self, deadline: Deadline) -> Outcome {
+        match deadline {
+            Deadline::TimeLimit => Outcome::TimedOut,
+            Deadline::Server(index) => self.server_failed(index),
+            Deadline::Start => Outcome::ServerFailed {
+                what: format!(
+                    "QEMU did not build the machine within {} s; a server may not be answering",
+                    START_LIMIT.as_secs()
+                ),
+                stderr: self
+                    .servers
+                    .iter()
+                    .map(|server| server.tail.text())
+                    .collect(),
+            },
+        }
+    }
+
+    fn server_failed(&self, index: usize) -> Outcome {
+        let server = &self.servers[index];
+        let how = server
+            .ended
+            .map_or_else(String::new, |(status, _)| format!(" ({status})"));
+        Outcome::ServerFailed {
+            what: format!(
+                "the server of {} ended before the machine did{how}",
+                server.dir
+            ),
+            stderr: server.tail.text(),
+        }
+    }
+
+    fn outcome_of_exit(&mut self, status: ExitStatus) -> Result<Outcome> {
+        let code = status.code();
+        if let Some(status) = code.and_then(|code| firmware_status(self.machine.board.arch(), code))
+        {
+            return Ok(Outcome::FirmwareExit(status));
+        }
+        match self.shutdown {
+            Some(Message::Quit) => return Ok(Outcome::Interrupted),
+            Some(Message::Reset) if code == Some(0) => return Ok(Outcome::Reset),
+            Some(_) if code == Some(0) => return Ok(Outcome::PowerOff),
+            _ => {}
+        }
+        // QEMU fails when a server does: the server's own words say more.
+        for index in 0..self.servers.len() {
+            let server = &mut self.servers[index];
+            if server.ended.is_none() {
+                let status = server.process.wait_until(Instant::now() + END_GRACE)?;
+                server.ended = status.map(|status| (status, Instant::now()));
+            }
+            if server.ended.is_some_and(|(status, _)| !status.success()) {
+                self.drain()?;
+                return Ok(self.server_failed(index));
+            }
+        }
+        Ok(Outcome::QemuFailed {
+            status: status.to_string(),
+            stderr: self.stderr_tail.text(),
+        })
+    }
+
+    /// Waits for something to happen; what did may be nothing.
+    fn wait(&self, limit: Option<Duration>) -> Result<Vec<Source>> {
+        let mut sources = vec![
+            (Source::Interrupt, self.interrupt, PollFlags::IN),
+            (Source::QemuEnd, self.qemu.ended(), PollFlags::IN),
+        ];
+        if let Some(stream) = &self.stdout {
+            sources.push((Source::Console, stream.as_fd(), PollFlags::IN));
+        }
+        if let Some(stream) = &self.stderr {
+            sources.push((Source::QemuStderr, stream.as_fd(), PollFlags::IN));
+        }
+        if let Some(listener) = &self.qmp_listener {
+            sources.push((Source::QmpConnect, listener.as_fd(), PollFlags::IN));
+        }
+        if let Some(stream) = &self.qmp {
+            sources.push((Source::Qmp, stream.as_fd(), PollFlags::IN));
+        }
+        if let Some(keys) = &self.keys {
+            let (fd, flags) = keys.interest();
+            sources.push((Source::Keys, fd, flags));
+        }
+        for (index, server) in self.servers.iter().enumerate() {
+            if server.ended.is_none() {
+                sources.push((
+                    Source::ServerEnd(index),
+                    server.process.ended(),
+                    PollFlags::IN,
+                ));
+            }
+            if let Some(stream) = &server.stderr {
+                sources.push((Source::ServerStderr(index), stream.as_fd(), PollFlags::IN));
+            }
+        }
+        let mut fds: Vec<_> = sources
+            .iter()
+            .map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
+            .collect();
+        match poll(&mut fds, limit.map(timespec).as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
+            Err(error) => return Err(error).context("cannot wait for QEMU"),
+        }
+        let ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        Ok(sources
+            .iter()
+            .zip(ready)
+            .filter(|(_, ready)| *ready)
+            .map(|((s, ..), _)| *s)
+            .collect())
+    }
+
+    fn serve(&mut self, source: Source) -> Result<()> {
+        match source {
+            Source::Console => self.read_console()?,
+            Source::QemuStderr => self.read_stderr()?,
+            Source::QmpConnect => {
+                if let Some(listener) = self.qmp_listener.take() {
+                    let (mut stream, _) = listener.accept().context("cannot talk to QEMU")?;
+                    qmp::hello(&mut stream)?;
+                    self.qmp = Some(stream);
+                }
+            }
+            Source::Qmp => self.read_qmp()?,
+            Source::Keys => {
+                if let Some(keys) = &mut self.keys
+                    && !keys.advance().context("cannot pass on standard input")?
+                {
+                    self.keys = None;
+                }
+            }
+            Source::ServerEnd(index) => {
+                let server = &mut self.servers[index];
+                server.ended = Some((server.process.child.wait()?, Instant::now()));
+            }
+            Source::ServerStderr(index) => self.servers[index].read_stderr()?,
+            Source::Interrupt | Source::QemuEnd => {}
+        }
+        Ok(())
+    }
+
+    fn read_console(&mut self) -> Result<()> {
+        let Some(stream) = &mut self.stdout else {
+            return Ok(());
+        };
+        match (read_some(stream)?, self.console) {
+            (None, _) => self.stdout = None,
+            (Some(bytes), Console::Capture) => self.captured.extend(bytes),
+            (Some(bytes), Console::Terminal) => {
+                let mut out = io::stdout().lock();
+                out.write_all(&bytes)
+                    .and_then(|()| out.flush())
+                    .context("cannot show the console")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_stderr(&mut self) -> Result<()> {
+        let Some(stream) = &mut self.stderr else {
+            return Ok(());
+        };
+        match read_some(stream)? {
+            None => self.stderr = None,
+            Some(bytes) => self.stderr_tail.push(&bytes),
+        }
+        Ok(())
+    }
+
+    fn read_qmp(&mut self) -> Result<()> {
+        let Some(stream) = &mut self.qmp else {
+            return Ok(());
+        };
+        let Some(bytes) = read_some(stream)? else {
+            self.qmp = None;
+            return Ok(());
+        };
+        let mut messages = Vec::new();
+        self.decoder.feed(&bytes, &mut messages);
+        for message in messages {
+            match message {
+                Message::Ready => drop(self.sockets.take()),
+                end => self.shutdown = Some(end),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what the ended QEMU, and servers, had still to say.
+    fn drain(&mut self) -> Result<()> {
+        while self.stdout.is_some() {
+            self.read_console()?;
+        }
+        while self.stderr.is_some() {
+            self.read_stderr()?;
+        }
+        while self.qmp.is_some() {
+            self.read_qmp()?;
+        }
+        for server in self
+            .servers
+            .iter_mut()
+            .filter(|server| server.ended.is_some())
+        {
+            while server.stderr.is_some() {
+                server.read_stderr()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Serving {
+    fn read_stderr(&mut self) -> Result<()> {
+        let Some(stream) = &mut self.stderr else {
+            return Ok(());
+        };
+        match read_some(stream)? {
+            None => self.stderr = None,
+            Some(bytes) => self.tail.push(&bytes),
+        }
+        Ok(())
+    }
+}
+
+/// Why a machine may be given up.
+#[derive(Clone, Copy)]
+enum Deadline {
+    TimeLimit,
+    Start,
+    Server(usize),
+}

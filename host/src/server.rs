@@ -1,0 +1,183 @@
+//! The share's server: QEMU's C virtiofsd or the Rust one, whichever is there.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{Invocation, Process};
+
+/// Where distributions put the server when it is not on PATH; Debian 12's last.
+const USUAL_PLACES: [&str; 3] = [
+    "/usr/libexec/virtiofsd",
+    "/usr/lib/virtiofsd",
+    "/usr/lib/qemu/virtiofsd",
+];
+
+/// The two families of virtiofsd, which take different options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The C program that came with QEMU until 7.2.
+    C,
+    /// The Rust program that took its place.
+    Rust,
+}
+
+/// A server program that was found and asked what it is.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// The program.
+    pub path: PathBuf,
+    /// Its family.
+    pub kind: Kind,
+}
+
+/// What the server listens on.
+pub(crate) enum Endpoint<'a> {
+    /// A socket path that the server makes.
+    Path(&'a Path),
+    /// A listening socket that it inherits.
+    Fd(i32),
+}
+
+impl Server {
+    /// The named program, or else the first found: `virtiofsd` on PATH, then the usual places.
+    ///
+    /// # Errors
+    /// None is found, or the program is not a virtiofsd.
+    pub fn find(named: Option<&Path>) -> Result<Self> {
+        if let Some(path) = named {
+            return Self::ask(path);
+        }
+        let on_path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&on_path)
+            .map(|dir| dir.join("virtiofsd"))
+            .chain(USUAL_PLACES.map(PathBuf::from))
+            .find(|path| path.is_file())
+            .map_or_else(
+                || {
+                    bail!(
+                        "no virtiofsd on PATH nor in {}: install it (Debian 12 has it in \
+                         qemu-system-common, newer ones in virtiofsd) or name one with --server",
+                        USUAL_PLACES.join(", ")
+                    )
+                },
+                |path| Self::ask(&path),
+            )
+    }
+
+    /// Tells the kind of the program at `path` by its help text.
+    fn ask(path: &Path) -> Result<Self> {
+        let output = Command::new(path)
+            .arg("--help")
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("cannot run the server {}", path.display()))?;
+        let mut help = output.stdout;
+        help.extend(output.stderr);
+        let help = String::from_utf8_lossy(&help);
+        let kind = if help.contains("--shared-dir") {
+            Kind::Rust
+        } else if help.contains("-o source=") {
+            Kind::C
+        } else {
+            bail!(
+                "{} is no virtiofsd: its --help names neither --shared-dir nor -o source=",
+                path.display()
+            );
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            kind,
+        })
+    }
+
+    /// The command that serves `dir`.
+    pub(crate) fn invocation(
+        &self,
+        dir: &Path,
+        endpoint: &Endpoint<'_>,
+        thread_pool_size: Option<u32>,
+    ) -> Result<Invocation> {
+        // The C server changes its working directory before it looks for the share.
+        let dir = std::path::absolute(dir).context("cannot tell the working directory")?;
+        let root = rustix::process::geteuid().is_root();
+        let mut invocation = Invocation::new(&self.path);
+        match endpoint {
+            Endpoint::Path(path) => {
+                let mut option = std::ffi::OsString::from("--socket-path=");
+                option.push(path);
+                invocation.arg(option);
+            }
+            Endpoint::Fd(fd) => drop(invocation.arg(format!("--fd={fd}"))),
+        }
+        match self.kind {
+            Kind::C => {
+                let mut source = std::ffi::OsString::from("source=");
+                source.push(escape_option(&dir));
+                invocation.option("-o", source);
+                invocation
+                    .option("-o", "cache=auto")
+                    .option("-o", "sandbox=chroot");
+            }
+            Kind::Rust => {
+                invocation.option("--shared-dir", dir).arg("--cache=auto");
+                invocation.arg(if root {
+                    "--sandbox=chroot"
+                } else {
+                    "--sandbox=none"
+                });
+            }
+        }
+        if let Some(size) = thread_pool_size {
+            invocation.arg(format!("--thread-pool-size={size}"));
+        }
+        if self.kind == Kind::C && !root {
+            // The C server has no way to go without a sandbox: as an ordinary user it gets a user
+            // namespace in which it may chroot.
+            let mut wrapped = Invocation::new("unshare");
+            wrapped
+                .arg("--user")
+                .arg("--map-root-user")
+                .arg("--")
+                .arg(invocation.program);
+            wrapped.args.append(&mut invocation.args);
+            return Ok(wrapped);
+        }
+        Ok(invocation)
+    }
+
+    /// Starts serving `dir` on `listener`.
+    ///
+    /// The server inherits a socket that listens already, so there is nothing to wait for, and
+    /// none of its own to clean up.
+    pub(crate) fn start(
+        &self,
+        dir: &Path,
+        listener: UnixListener,
+        thread_pool_size: Option<u32>,
+    ) -> Result<Process> {
+        let endpoint = Endpoint::Fd(listener.as_fd().as_raw_fd());
+        let mut command = self.invocation(dir, &endpoint, thread_pool_size)?.command();
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        Process::spawn(&mut command, Some(listener.as_fd()))
+    }
+}
+
+/// A comma ends an `-o` option of the C server unless a backslash is before it.
+fn escape_option(path: &Path) -> std::ffi::OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let mut out = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        if matches!(byte, b',' | b'\\') {
+            out.push(b'\\');
+        }
+        out.push(byte);
+    }
+    std::ffi::OsString::from_vec(out)
+}
