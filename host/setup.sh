@@ -108,13 +108,15 @@ install_toolchain() {
 }
 
 install_test_server() {
-    root=target/virtiofsd-$virtiofsd_version
-    [ ! -x "$root/bin/virtiofsd" ] || return 0
+    root=target/virtiofsd
+    case $("$root/bin/virtiofsd" --version 2>/dev/null) in
+    *" $virtiofsd_version") return 0 ;;
+    esac
     say "building virtiofsd $virtiofsd_version into $root"
     cargo install virtiofsd --version "$virtiofsd_version" --locked --root "$root" \
-        --target-dir target/virtiofsd-build >&2 ||
+        --target-dir "$root/build" >&2 ||
         die "could not build virtiofsd $virtiofsd_version: see above, then try again"
-    rm -rf target/virtiofsd-build
+    rm -rf "$root/build"
 }
 
 case $purpose in
