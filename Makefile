@@ -12,12 +12,12 @@ ARCHES := x86_64 aarch64
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 HOST := $(TARGET)/debug/bootshare-host
 
-# Debian's own Rust comes without the bare-metal targets: `core` is built along with the firmware.
+# Debian's own Rust comes without the bare-metal targets and their linker: `core` is built along
+# with the firmware.
+BARE_CARGO = cargo
 ifeq ($(shell command -v rustup),)
-BARE_CARGO := RUSTC_BOOTSTRAP=1 cargo
-BARE_FLAGS := -Zbuild-std=core,compiler_builtins
-else
-BARE_CARGO := cargo
+BARE_CARGO = RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOWN_NONE_LINKER=ld.lld cargo
+BARE_FLAGS = -Zbuild-std=core,compiler_builtins
 endif
 
 # Two set-ups at once would fight over apt's lock; cargo is parallel by itself.

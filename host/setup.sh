@@ -27,13 +27,16 @@ needs_to_build() {
     if has rustup; then
         return
     fi
-    # Without rustup, Debian 12's newest Rust; `core` for bare metal is built from its source.
+    if [ "$(debian_version)" != 12 ]; then
+        need rustup
+        return
+    fi
+    # Debian 12 has no rustup, but a recent Rust for its browsers: the Makefile builds `core` for
+    # bare metal from its source.
     has rustc || need rustc-web
     has cargo || need cargo-web
-    has rust-lld || need lld
-    if ! has rustc || [ ! -d "$(rustc --print sysroot)/lib/rustlib/src/rust/library" ]; then
-        need rust-web-src
-    fi
+    has ld.lld || need lld
+    [ -d /usr/lib/rustlib/src/rust/library ] || need rust-web-src
 }
 
 needs_to_run() {
@@ -50,7 +53,7 @@ needs_to_test() {
     [ -e /usr/lib/qemu/virtiofsd ] || need qemu-system-common
     [ -e /usr/include/cap-ng.h ] || need libcap-ng-dev
     [ -e /usr/include/seccomp.h ] || need libseccomp-dev
-    if ! has rustup; then
+    if ! has rustup && [ "$(debian_version)" = 12 ]; then
         has cargo-clippy || need rust-web-clippy
         has cargo-fmt || need rustfmt-web
     fi
