@@ -69,7 +69,6 @@ install_missing() {
     list="apt-get install --no-install-recommends$missing"
     [ -n "$(debian_version)" ] ||
         die "this is not Debian: install what Debian has in these packages, then try again:$missing"
-    say "installing$missing"
     as_root=
     if [ "$(id -u)" != 0 ]; then
         has sudo || die "root is needed; as root run: apt-get update && $list"
@@ -77,6 +76,7 @@ install_missing() {
         # Without a terminal nobody can type a password.
         [ -t 0 ] || as_root="sudo -n"
     fi
+    say "installing$missing"
     # shellcheck disable=SC2086 # lists of words
     {
         $as_root apt-get -q update &&
