@@ -22,6 +22,12 @@
 extern crate std;
 
 pub mod boot;
+mod error;
+pub mod fuse;
 pub mod hal;
 pub mod loader;
+pub mod session;
 pub mod transport;
+
+pub use error::{DeviceError, Error};
+pub use session::{Options, Tag};
