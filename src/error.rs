@@ -136,7 +136,9 @@ impl fmt::Display for Error {
             Self::NotASymlink => "not a symbolic link",
             Self::TooManyLinks => "more than 40 symbolic links: they run in a circle",
             Self::NameTooLong => "a name is longer than 255 bytes",
-            Self::PathTooLong => "the path is longer than 4095 bytes or deeper than 256 directories",
+            Self::PathTooLong => {
+                "the path is longer than 4095 bytes or deeper than 256 directories"
+            }
             Self::InvalidName => "not a valid file name",
             Self::BufferTooSmall => "the buffer is too small for it",
             Self::UnexpectedEof => "the file ended too early; did it shrink on the host?",

@@ -22,6 +22,15 @@
 extern crate std;
 
 pub mod boot;
+mod error;
+pub mod fs;
+pub mod fuse;
 pub mod hal;
 pub mod loader;
+pub mod session;
 pub mod transport;
+
+pub use error::{DeviceError, Error};
+pub use fs::{Dir, DirEntry, File, Metadata, ReadDir, Share};
+pub use fuse::FileType;
+pub use session::{Options, Tag};

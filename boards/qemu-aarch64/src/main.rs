@@ -37,47 +37,12 @@ extern "C" fn rust_main(x0: u64) -> ! {
 
     // SAFETY: called once, from the entry code, with `x0` as it was on entry.
     match unsafe { board::Virt::new(x0) } {
-        Ok(board) => run(board),
+        // SAFETY: the board's memory map, what is occupied and what is mapped come from the device
+        // tree and the linker, and `mapping` made the map accordingly; this runs once.
+        Ok(board) => unsafe { bootshare::loader::run(board) },
         Err(why) => {
             console::error(format_args!("{why}"));
             exit::exit(ExitStatus::Failure)
         }
     }
-}
-
-/// Says what the board found: until the library has a boot flow to call here.
-#[cfg(target_os = "none")]
-fn run(mut board: board::Virt) -> ! {
-    use bootshare::{
-        hal::Clock,
-        loader::{Board, ExitStatus},
-    };
-
-    macro_rules! say {
-        ($($message:tt)*) => {
-            // Writing to the console never fails.
-            _ = core::fmt::Write::write_fmt(
-                &mut console::Console,
-                format_args!("bootshare: {}\n", format_args!($($message)*)),
-            )
-        };
-    }
-    say!("started at EL{}", cpu::exception_level());
-    for region in board.memory_map() {
-        say!("memory {:?}: {:?}", region.range, region.kind);
-    }
-    say!("occupied: {:?}", board.occupied());
-    say!("command line: {}", board.command_line().escape_ascii());
-    say!(
-        "clock: {} Hz, now {:?}",
-        cpu::counter_frequency_hz(),
-        board.clock().now()
-    );
-    for device in board.find_devices() {
-        match device.transport {
-            Ok(_) => say!("{}: usable", device.address),
-            Err(why) => say!("{}: {why}", device.address),
-        }
-    }
-    board::Virt::exit(ExitStatus::Success)
 }

@@ -56,15 +56,18 @@ pub extern "sysv64" fn main(start_info: u32) -> ! {
     });
     // Not before: the start info's memory map may be in page 0.
     paging.protect(&[entry::STACK.guard(), exceptions::STACK.guard()]);
-    match info {
-        Ok(info) => crate::run(Machine {
+    let machine = match info {
+        Ok(info) => Machine {
             info,
             clock: Clock::calibrate(),
             paging,
             searched: false,
-        }),
+        },
         Err(error) => exit::fail(format_args!("{error}")),
-    }
+    };
+    // SAFETY: the memory map is PVH's, `occupied` and `mapped_end` are what the linker and `paging`
+    // made, and `Paging::take` lets this happen once.
+    unsafe { bootshare::loader::run(machine) }
 }
 
 /// Copies from physical memory; `false` if it is not mapped or is the firmware's own.

@@ -55,59 +55,5 @@ mod paging;
 #[cfg(target_os = "none")]
 mod pci;
 
-/// Until the library has a boot flow: prints what the board found.
-#[cfg(target_os = "none")]
-fn run(mut machine: machine::Machine) -> ! {
-    use bootshare::{
-        hal::Clock as _,
-        loader::{Board, ExitStatus},
-        transport::Transport as _,
-    };
-    use core::fmt::Write as _;
-
-    let mut out = console::Console;
-    _ = writeln!(
-        out,
-        "command line: {}",
-        machine.command_line().escape_ascii()
-    );
-    for region in machine.memory_map() {
-        _ = writeln!(out, "{region:x?}");
-    }
-    _ = writeln!(
-        out,
-        "occupied {:?}, mapped to {:#x}, RSDP {:#x}",
-        machine.occupied(),
-        machine.mapped_end(),
-        machine.acpi_rsdp()
-    );
-    _ = writeln!(
-        out,
-        "clock {:?} kHz, words {:?}",
-        machine.clock().khz(),
-        machine.payload_words()
-    );
-    for device in machine.find_devices() {
-        match device.transport {
-            Ok(mut transport) => {
-                let features = transport.read_device_features();
-                let mut tag = [0; 36];
-                for (offset, byte) in tag.iter_mut().enumerate() {
-                    *byte = transport.read_config_space(offset).unwrap_or(b'?');
-                }
-                _ = writeln!(
-                    out,
-                    "{}: features {features:#x}, tag {}",
-                    device.address,
-                    tag.escape_ascii()
-                );
-            }
-            Err(error) => _ = writeln!(out, "{}: {error}", device.address),
-        }
-    }
-    _ = writeln!(out, "now {:?}", machine.clock().now());
-    machine::Machine::exit(ExitStatus::Success)
-}
-
 #[cfg(not(target_os = "none"))]
 fn main() {}

@@ -1,0 +1,241 @@
+//! Directories.
+
+use super::{File, Metadata, Node};
+use crate::{
+    error::Error,
+    fuse::{self, Dirents, FileType, Handle, NAME_MAX, OpenDir, ReleaseDir, Violation},
+    hal::{Clock, Hal},
+    session::Priority,
+};
+use core::fmt;
+use heapless::Vec;
+use virtio_drivers::transport::Transport;
+
+/// Bytes of entries asked for at a time: 14 of the longest names, some 100 of usual ones.
+const BUFFER: usize = 4096;
+/// A directory with more entries than this never ends.
+const MAX_ENTRIES: u32 = 1 << 24;
+
+/// A directory, to work in by names instead of paths. No symbolic link is followed.
+pub struct Dir<'s, T: Transport, C: Clock, H: Hal> {
+    node: Node<'s, T, C, H>,
+}
+
+impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
+    pub(super) fn open(node: Node<'s, T, C, H>) -> Result<Self, Error> {
+        match node.attr.file_type {
+            FileType::Directory => Ok(Self { node }),
+            _ => Err(Error::NotADirectory),
+        }
+    }
+
+    /// What the directory itself is.
+    pub fn metadata(&self) -> Metadata {
+        Metadata(self.node.attr)
+    }
+
+    /// What `name` is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::InvalidName`] if it is not one name.
+    pub fn symlink_metadata(&self, name: impl AsRef<[u8]>) -> Result<Metadata, Error> {
+        Ok(Metadata(self.node(name.as_ref())?.attr))
+    }
+
+    /// Opens the regular file `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooManyLinks`] for a symbolic link, as `O_NOFOLLOW` gives; else as
+    /// [`Share::open`](super::Share::open).
+    pub fn open_file(&self, name: impl AsRef<[u8]>) -> Result<File<'s, T, C, H>, Error> {
+        File::open(self.node(name.as_ref())?)
+    }
+
+    /// The directory `name` below this one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotADirectory`] for anything else, a symbolic link to one too.
+    pub fn open_dir(&self, name: impl AsRef<[u8]>) -> Result<Self, Error> {
+        Self::open(self.node(name.as_ref())?)
+    }
+
+    /// The target of the symbolic link `name`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Share::read_link`](super::Share::read_link).
+    pub fn read_link<'b>(
+        &self,
+        name: impl AsRef<[u8]>,
+        buf: &'b mut [u8],
+    ) -> Result<&'b [u8], Error> {
+        self.node(name.as_ref())?.read_link(buf)
+    }
+
+    /// The entries, without `.` and `..`, in the host's order.
+    ///
+    /// # Errors
+    ///
+    /// The host's.
+    pub fn read_dir(&self) -> Result<ReadDir<'_, T, C, H>, Error> {
+        ReadDir::open(self.node.share, self.node.id, None)
+    }
+
+    fn node(&self, name: &[u8]) -> Result<Node<'s, T, C, H>, Error> {
+        if matches!(name, b"." | b"..") {
+            return Err(Error::InvalidName);
+        }
+        let share = self.node.share;
+        let entry = share.lookup(self.node.id, name)?;
+        Ok(Node {
+            share,
+            id: entry.node,
+            attr: entry.attr,
+        })
+    }
+}
+
+/// Iterates over the entries of a directory of any size in constant memory.
+///
+/// After an error it ends.
+pub struct ReadDir<'s, T: Transport, C: Clock, H: Hal> {
+    share: &'s super::Share<T, C, H>,
+    node: fuse::NodeId,
+    handle: Handle,
+    /// Keeps the node, where no [`Dir`] does.
+    _keep: Option<Node<'s, T, C, H>>,
+    buffer: [u8; BUFFER],
+    /// The part of the buffer that was not read yet.
+    start: usize,
+    end: usize,
+    /// Where the host goes on.
+    offset: u64,
+    entries_left: u32,
+}
+
+impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
+    pub(super) fn of(dir: Dir<'s, T, C, H>) -> Result<Self, Error> {
+        let (share, id) = (dir.node.share, dir.node.id);
+        Self::open(share, id, Some(dir.node))
+    }
+
+    fn open(
+        share: &'s super::Share<T, C, H>,
+        node: fuse::NodeId,
+        keep: Option<Node<'s, T, C, H>>,
+    ) -> Result<Self, Error> {
+        let handle = share.session().call(&OpenDir { node })?;
+        Ok(Self {
+            share,
+            node,
+            handle,
+            _keep: keep,
+            buffer: [0; BUFFER],
+            start: 0,
+            end: 0,
+            offset: 0,
+            entries_left: MAX_ENTRIES,
+        })
+    }
+
+    fn next_entry(&mut self) -> Result<Option<DirEntry>, Error> {
+        loop {
+            if self.start >= self.end && !self.fill()? {
+                return Ok(None);
+            }
+            let unread = self.buffer.get(self.start..self.end).unwrap_or_default();
+            let mut entries = Dirents::new(unread);
+            let Some(entry) = entries.next().transpose()? else {
+                continue;
+            };
+            self.start = self.end.saturating_sub(entries.rest().len());
+            self.offset = entry.offset;
+            self.entries_left = self
+                .entries_left
+                .checked_sub(1)
+                .ok_or(Violation::EndlessDirectory)?;
+            if !matches!(entry.name, b"." | b"..") {
+                return Ok(Some(DirEntry {
+                    name: Vec::from_slice(entry.name).map_err(|_| Violation::DirectoryEntry)?,
+                    file_type: entry.file_type,
+                }));
+            }
+        }
+    }
+
+    /// Asks for more entries; `false` at the end.
+    fn fill(&mut self) -> Result<bool, Error> {
+        let request = fuse::ReadDir {
+            node: self.node,
+            handle: self.handle,
+            offset: self.offset,
+            size: BUFFER as u32,
+        };
+        let size = self.share.session().call_into(&request, &mut self.buffer)?;
+        self.start = 0;
+        self.end = size;
+        // Where the last entry leads back to where it came from, the same ones would come again.
+        let unread = self.buffer.get(..size).unwrap_or_default();
+        if let Some(Ok(last)) = Dirents::new(unread).last()
+            && last.offset == self.offset
+        {
+            return Err(Violation::EndlessDirectory.into());
+        }
+        Ok(size > 0)
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> Iterator for ReadDir<'_, T, C, H> {
+    type Item = Result<DirEntry, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.entries_left == 0 {
+            return None;
+        }
+        let entry = self.next_entry().transpose();
+        if !matches!(entry, Some(Ok(_))) {
+            self.entries_left = 0;
+        }
+        entry
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> Drop for ReadDir<'_, T, C, H> {
+    fn drop(&mut self) {
+        let release = ReleaseDir {
+            node: self.node,
+            handle: self.handle,
+        };
+        self.share.session().post(&release, Priority::Normal);
+    }
+}
+
+/// One entry of a directory.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DirEntry {
+    name: Vec<u8, NAME_MAX>,
+    file_type: Option<FileType>,
+}
+
+impl DirEntry {
+    /// Its name: 1 to 255 bytes, any but `/` and NUL.
+    #[must_use]
+    pub fn file_name(&self) -> &[u8] {
+        &self.name
+    }
+
+    /// Its kind, if the host's directory says so.
+    #[must_use]
+    pub fn file_type(&self) -> Option<FileType> {
+        self.file_type
+    }
+}
+
+impl fmt::Debug for DirEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\" ({:?})", self.name.escape_ascii(), self.file_type)
+    }
+}

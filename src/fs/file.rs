@@ -1,0 +1,131 @@
+//! An open file.
+
+use super::{Metadata, Node};
+use crate::{
+    error::Error,
+    fuse::{FileType, Handle, OFFSET_MAX, Open, Release},
+    hal::{Clock, Hal},
+    session::Priority,
+};
+use embedded_io::{ErrorType, Read, Seek, SeekFrom};
+use virtio_drivers::transport::Transport;
+
+/// A regular file, open for reading.
+///
+/// Dropping it closes it on the host.
+pub struct File<'s, T: Transport, C: Clock, H: Hal> {
+    node: Node<'s, T, C, H>,
+    handle: Handle,
+    /// Where the [`Read`] implementation is, in bytes.
+    position: u64,
+}
+
+impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
+    pub(super) fn open(node: Node<'s, T, C, H>) -> Result<Self, Error> {
+        match node.attr.file_type {
+            FileType::File => {}
+            FileType::Directory => return Err(Error::IsADirectory),
+            // A symbolic link comes here from a `Dir` only, which follows none.
+            FileType::Symlink => return Err(Error::TooManyLinks),
+            // To open a FIFO could block the server for ever.
+            _ => return Err(Error::NotAFile),
+        }
+        let handle = node.share.session().call(&Open { node: node.id })?;
+        Ok(Self {
+            node,
+            handle,
+            position: 0,
+        })
+    }
+
+    /// What the host said about the file when it was opened.
+    pub fn metadata(&self) -> Metadata {
+        Metadata(self.node.attr)
+    }
+
+    /// Asks the host again what the file is.
+    ///
+    /// # Errors
+    ///
+    /// The host's.
+    pub fn refresh(&mut self) -> Result<Metadata, Error> {
+        self.node.attr = self.node.share.attr(self.node.id)?;
+        Ok(self.metadata())
+    }
+
+    /// Reads at `offset`, in bytes, straight into `buf`: the host writes there, the guest copies
+    /// nothing. Returns the bytes read, fewer than the buffer's only at the end of the file.
+    ///
+    /// # Errors
+    ///
+    /// The host's, [`Error::InvalidOffset`] beyond 2^63 - 1. What `buf` holds is undefined then.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, Error> {
+        self.read_at_with(offset, buf, &mut |_| ())
+    }
+
+    /// As [`File::read_at`], and tells `progress` from time to time how many bytes have come. It
+    /// must not use the share.
+    ///
+    /// # Errors
+    ///
+    /// As [`File::read_at`].
+    pub fn read_at_with(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<usize, Error> {
+        let mut session = self.node.share.session();
+        session.read(self.node.id, self.handle, offset, buf, progress)
+    }
+
+    /// Fills `buf` with the bytes at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnexpectedEof`] if the file ends before; else as [`File::read_at`].
+    pub fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+        if self.read_at(offset, buf)? == buf.len() {
+            Ok(())
+        } else {
+            Err(Error::UnexpectedEof)
+        }
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> Drop for File<'_, T, C, H> {
+    fn drop(&mut self) {
+        let release = Release {
+            node: self.node.id,
+            handle: self.handle,
+        };
+        self.node.share.session().post(&release, Priority::Normal);
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> ErrorType for File<'_, T, C, H> {
+    type Error = Error;
+}
+
+impl<T: Transport, C: Clock, H: Hal> Read for File<'_, T, C, H> {
+    fn read(&mut self, buf: &mut [u8]) -> Result<usize, Error> {
+        let size = self.read_at(self.position, buf)?;
+        self.position = self.position.saturating_add(size as u64);
+        Ok(size)
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> Seek for File<'_, T, C, H> {
+    /// Moves to another position. From the end, it is the size of [`File::metadata`] that counts.
+    fn seek(&mut self, to: SeekFrom) -> Result<u64, Error> {
+        let position = match to {
+            SeekFrom::Start(offset) => Some(offset),
+            SeekFrom::End(offset) => self.node.attr.size.checked_add_signed(offset),
+            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
+        };
+        self.position = position
+            .filter(|&position| position <= OFFSET_MAX)
+            .ok_or(Error::InvalidOffset)?;
+        Ok(self.position)
+    }
+}

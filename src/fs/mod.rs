@@ -1,0 +1,247 @@
+//! The read-only file system of a mounted share, with the names and manners of `std::fs`.
+//!
+//! Floor 4. Paths are bytes, as on the host: `&str`, `&[u8]` and byte string literals all do. A
+//! path is relative to the root of the share, with or without a leading `/`; the empty one names
+//! nothing. Symbolic links are
+//! followed inside the share: `..` stops at its root and an absolute target starts there. The
+//! client resolves every path itself, one LOOKUP a component, so no server can be talked into
+//! leaving the share by a path of ours.
+//!
+//! Nothing is cached: each call asks the host, and what it says holds for that moment.
+#![forbid(unsafe_code)]
+#![deny(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
+
+mod dir;
+mod file;
+mod metadata;
+mod resolve;
+
+pub use dir::{Dir, DirEntry, ReadDir};
+pub use file::File;
+pub use metadata::Metadata;
+
+use crate::{
+    error::Error,
+    fuse::{
+        self, Attr, FileType, Forget, GetAttr, Lookup, NodeId, ReadLink, StatFs, Statistics,
+        TARGET_MAX, Violation,
+    },
+    hal::{Clock, Hal, IdentityHal},
+    session::{Options, Priority, Session, Tag},
+};
+use spin::{Mutex, MutexGuard};
+use virtio_drivers::transport::Transport;
+
+/// Bytes that a symbolic link's target can take, with room for one more: servers refuse a buffer
+/// that a target might not fit in.
+const TARGET_BUFFER: usize = TARGET_MAX.saturating_add(1);
+
+/// A mounted share.
+///
+/// Files and directories borrow it; several can be open at once. Dropping it resets the device;
+/// [`Share::unmount`] says goodbye to the host as well.
+///
+/// ```no_run
+/// # use bootshare::{Share, Options, Error, hal::Clock, transport::FsTransport};
+/// # fn example(transport: FsTransport, clock: impl Clock) -> Result<(), Error> {
+/// let share = Share::mount(transport, clock, Options::default())?;
+/// let mut text = [0; 256];
+/// let file = share.open("/etc/hostname")?;
+/// let size = file.read_at(0, &mut text)?;
+/// drop(file);
+/// share.unmount()?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Share<T: Transport, C: Clock, H: Hal = IdentityHal> {
+    session: Mutex<Session<T, C, H>>,
+    tag: Tag,
+    minor: u32,
+}
+
+impl<T: Transport, C: Clock> Share<T, C> {
+    /// Mounts the share behind `transport`, with DMA memory of the [`IdentityHal`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] if the device can't be set up, [`Error::TimedOut`] if its host does not
+    /// answer, [`Error::Protocol`] if it speaks no FUSE version that this client knows.
+    pub fn mount(transport: T, clock: C, options: Options) -> Result<Self, Error> {
+        Self::mount_with(transport, clock, options)
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
+    /// Mounts the share behind `transport`, with DMA memory of the [`Hal`] that the type names.
+    ///
+    /// # Errors
+    ///
+    /// As [`Share::mount`].
+    pub fn mount_with(transport: T, clock: C, options: Options) -> Result<Self, Error> {
+        let session = Session::start(transport, clock, options)?;
+        Ok(Self {
+            tag: session.tag(),
+            minor: session.minor(),
+            session: Mutex::new(session),
+        })
+    }
+
+    /// The share's name.
+    pub fn tag(&self) -> Tag {
+        self.tag
+    }
+
+    /// The version of FUSE in use: 7 and a minor number.
+    pub fn protocol(&self) -> (u32, u32) {
+        (7, self.minor)
+    }
+
+    /// What `path` is, symbolic links followed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] and the other errors of a path; [`Error::Host`] for the host's own.
+    pub fn metadata(&self, path: impl AsRef<[u8]>) -> Result<Metadata, Error> {
+        Ok(Metadata(self.resolve(path.as_ref(), true)?.attr))
+    }
+
+    /// What `path` is; a symbolic link at its end is not followed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Share::metadata`].
+    pub fn symlink_metadata(&self, path: impl AsRef<[u8]>) -> Result<Metadata, Error> {
+        Ok(Metadata(self.resolve(path.as_ref(), false)?.attr))
+    }
+
+    /// Opens the regular file `path` for reading.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::IsADirectory`] and [`Error::NotAFile`] for anything else than a regular file;
+    /// else as [`Share::metadata`].
+    pub fn open(&self, path: impl AsRef<[u8]>) -> Result<File<'_, T, C, H>, Error> {
+        File::open(self.resolve(path.as_ref(), true)?)
+    }
+
+    /// The entries of the directory `path`, without `.` and `..`, in the host's order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotADirectory`] if it is something else; else as [`Share::metadata`].
+    pub fn read_dir(&self, path: impl AsRef<[u8]>) -> Result<ReadDir<'_, T, C, H>, Error> {
+        ReadDir::of(self.open_dir(path)?)
+    }
+
+    /// The directory `path` itself, to work in without resolving its path again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Share::read_dir`].
+    pub fn open_dir(&self, path: impl AsRef<[u8]>) -> Result<Dir<'_, T, C, H>, Error> {
+        Dir::open(self.resolve(path.as_ref(), true)?)
+    }
+
+    /// The target of the symbolic link `path`, as it stands there. 4095 bytes always suffice.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotASymlink`] for anything else, [`Error::BufferTooSmall`] if `buf` can't hold the
+    /// target; else as [`Share::metadata`].
+    pub fn read_link<'b>(
+        &self,
+        path: impl AsRef<[u8]>,
+        buf: &'b mut [u8],
+    ) -> Result<&'b [u8], Error> {
+        self.resolve(path.as_ref(), false)?.read_link(buf)
+    }
+
+    /// Figures of the file system that the share's root is on.
+    ///
+    /// # Errors
+    ///
+    /// The host's, or how it broke the protocol.
+    pub fn statistics(&self) -> Result<Statistics, Error> {
+        self.session().call(&StatFs { node: NodeId::ROOT })
+    }
+
+    /// Ends the session: the host drops all it holds for us, and the device is reset, so that
+    /// another driver can take it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`] and the like if the host no longer answers; the device is reset all the
+    /// same.
+    pub fn unmount(self) -> Result<(), Error> {
+        self.session.into_inner().end()
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session<T, C, H>> {
+        self.session.lock()
+    }
+
+    /// Looks one name up; the node it gives must be forgotten once.
+    fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<fuse::Entry, Error> {
+        if name.len() > fuse::NAME_MAX {
+            return Err(Error::NameTooLong);
+        }
+        let entry = self.session().call(&Lookup { parent, name })?;
+        entry.ok_or(Error::NotFound)
+    }
+
+    fn forget(&self, node: NodeId) {
+        if node != NodeId::ROOT {
+            let forget = Forget { node, nlookup: 1 };
+            self.session().post(&forget, Priority::High);
+        }
+    }
+
+    fn attr(&self, node: NodeId) -> Result<Attr, Error> {
+        self.session().call(&GetAttr { node })
+    }
+
+    /// Reads a link's target into `buf`.
+    fn target<'b>(
+        &self,
+        node: NodeId,
+        buf: &'b mut [u8; TARGET_BUFFER],
+    ) -> Result<&'b [u8], Error> {
+        let size = self.session().call_into(&ReadLink { node }, buf)?;
+        match buf.get(..size) {
+            Some(target) if !target.contains(&0) => Ok(target),
+            _ => Err(Violation::LinkTarget.into()),
+        }
+    }
+}
+
+/// A file or directory that the host keeps for us until this is dropped.
+struct Node<'s, T: Transport, C: Clock, H: Hal> {
+    share: &'s Share<T, C, H>,
+    id: NodeId,
+    attr: Attr,
+}
+
+impl<T: Transport, C: Clock, H: Hal> Node<'_, T, C, H> {
+    fn read_link<'b>(&self, buf: &'b mut [u8]) -> Result<&'b [u8], Error> {
+        if self.attr.file_type != FileType::Symlink {
+            return Err(Error::NotASymlink);
+        }
+        let mut target = [0; TARGET_BUFFER];
+        let target = self.share.target(self.id, &mut target)?;
+        let buf = buf.get_mut(..target.len()).ok_or(Error::BufferTooSmall)?;
+        buf.copy_from_slice(target);
+        Ok(buf)
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> Drop for Node<'_, T, C, H> {
+    fn drop(&mut self) {
+        self.share.forget(self.id);
+    }
+}

@@ -1,0 +1,267 @@
+//! From a path to a node, one component at a time (path_resolution(7), inside the share).
+
+use super::{Node, Share, TARGET_BUFFER};
+use crate::{
+    error::Error,
+    fuse::{Attr, FileType, NodeId},
+    hal::{Clock, Hal},
+};
+use heapless::Vec;
+use virtio_drivers::transport::Transport;
+
+/// Longest path in bytes, its links expanded (`PATH_MAX` less the NUL).
+const PATH_MAX: usize = 4095;
+/// Most symbolic links that one path may lead through, as on Linux (`MAXSYMLINKS`).
+const MAX_LINKS: u32 = 40;
+/// Most directories that a path may go down.
+const MAX_DEPTH: usize = 256;
+
+impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
+    /// Finds what `path` names. A symbolic link at its end is followed if `follow` says so or a
+    /// `/` stands behind it.
+    pub(super) fn resolve(&self, path: &[u8], follow: bool) -> Result<Node<'_, T, C, H>, Error> {
+        if path.is_empty() {
+            return Err(Error::NotFound);
+        }
+        let mut pending = Pending::new(path)?;
+        let mut place = Place {
+            share: self,
+            below_root: Vec::new(),
+            attr: None,
+        };
+        let mut links = 0u32;
+        while let Some(component) = pending.next() {
+            if !place.is_directory() {
+                return Err(Error::NotADirectory);
+            }
+            match component.name(&pending) {
+                b"." => continue,
+                b".." => {
+                    place.leave();
+                    continue;
+                }
+                name => place.enter(name)?,
+            }
+            let last = pending.is_empty() && !component.needs_directory;
+            if place.is_symlink() && (follow || !last) {
+                links = links.saturating_add(1);
+                if links > MAX_LINKS {
+                    return Err(Error::TooManyLinks);
+                }
+                let mut target = [0; TARGET_BUFFER];
+                let target = self.target(place.id(), &mut target)?;
+                if target.first() == Some(&b'/') {
+                    place.leave_all();
+                } else {
+                    place.leave();
+                }
+                pending.prepend(target, component.needs_directory)?;
+            } else if component.needs_directory && !place.is_directory() {
+                return Err(Error::NotADirectory);
+            }
+        }
+        place.into_node()
+    }
+}
+
+/// What is left of a path. It stands at the end of a buffer, so that the targets of links can be
+/// put before it.
+struct Pending {
+    buffer: [u8; PATH_MAX],
+    start: usize,
+}
+
+/// Where in the buffer a component is.
+struct Component {
+    start: usize,
+    end: usize,
+    /// A `/` follows it.
+    needs_directory: bool,
+}
+
+impl Component {
+    fn name<'a>(&self, pending: &'a Pending) -> &'a [u8] {
+        pending.buffer.get(self.start..self.end).unwrap_or_default()
+    }
+}
+
+impl Pending {
+    fn new(path: &[u8]) -> Result<Self, Error> {
+        if path.contains(&0) {
+            return Err(Error::InvalidName);
+        }
+        let mut pending = Self {
+            buffer: [0; PATH_MAX],
+            start: PATH_MAX,
+        };
+        pending.prepend(path, false)?;
+        Ok(pending)
+    }
+
+    /// Puts `path` before what is left, with a `/` between them if `directory` says that one was
+    /// there.
+    fn prepend(&mut self, path: &[u8], directory: bool) -> Result<(), Error> {
+        let slash: &[u8] = if directory { b"/" } else { b"" };
+        for part in [slash, path] {
+            let start = self
+                .start
+                .checked_sub(part.len())
+                .ok_or(Error::PathTooLong)?;
+            let room = self
+                .buffer
+                .get_mut(start..self.start)
+                .ok_or(Error::PathTooLong)?;
+            room.copy_from_slice(part);
+            self.start = start;
+        }
+        Ok(())
+    }
+
+    fn rest(&self) -> &[u8] {
+        self.buffer.get(self.start..).unwrap_or_default()
+    }
+
+    /// Whether nothing but `/` is left.
+    fn is_empty(&self) -> bool {
+        self.rest().iter().all(|&byte| byte == b'/')
+    }
+
+    /// Takes the next component.
+    fn next(&mut self) -> Option<Component> {
+        let skipped = self.rest().iter().take_while(|&&byte| byte == b'/').count();
+        let start = self.start.saturating_add(skipped);
+        self.start = start;
+        let length = self.rest().iter().take_while(|&&byte| byte != b'/').count();
+        let end = start.saturating_add(length);
+        self.start = end;
+        (length > 0).then_some(Component {
+            start,
+            end,
+            needs_directory: end < PATH_MAX,
+        })
+    }
+}
+
+/// Where the resolution has come to: the directories down from the root, and at their end perhaps
+/// something else. What is left is forgotten.
+struct Place<'s, T: Transport, C: Clock, H: Hal> {
+    share: &'s Share<T, C, H>,
+    below_root: Vec<NodeId, MAX_DEPTH>,
+    /// Attributes of the last one; `None` for a directory that was come back to.
+    attr: Option<Attr>,
+}
+
+impl<'s, T: Transport, C: Clock, H: Hal> Place<'s, T, C, H> {
+    fn id(&self) -> NodeId {
+        self.below_root.last().copied().unwrap_or(NodeId::ROOT)
+    }
+
+    fn is(&self, file_type: FileType) -> bool {
+        self.attr.is_some_and(|attr| attr.file_type == file_type)
+    }
+
+    fn is_symlink(&self) -> bool {
+        self.is(FileType::Symlink)
+    }
+
+    fn is_directory(&self) -> bool {
+        self.attr.is_none() || self.is(FileType::Directory)
+    }
+
+    fn enter(&mut self, name: &[u8]) -> Result<(), Error> {
+        if self.below_root.is_full() {
+            return Err(Error::PathTooLong);
+        }
+        let entry = self.share.lookup(self.id(), name)?;
+        if self.below_root.push(entry.node).is_err() {
+            self.share.forget(entry.node);
+            return Err(Error::PathTooLong);
+        }
+        self.attr = Some(entry.attr);
+        Ok(())
+    }
+
+    /// One up; the root is its own parent.
+    fn leave(&mut self) {
+        if let Some(node) = self.below_root.pop() {
+            self.share.forget(node);
+        }
+        self.attr = None;
+    }
+
+    fn leave_all(&mut self) {
+        while !self.below_root.is_empty() {
+            self.leave();
+        }
+    }
+
+    fn into_node(mut self) -> Result<Node<'s, T, C, H>, Error> {
+        let id = self.id();
+        let attr = match self.attr {
+            Some(attr) => attr,
+            None => self.share.attr(id)?,
+        };
+        _ = self.below_root.pop();
+        Ok(Node {
+            share: self.share,
+            id,
+            attr,
+        })
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> Drop for Place<'_, T, C, H> {
+    fn drop(&mut self) {
+        self.leave_all();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn components(path: &[u8]) -> Vec<(Vec<u8>, bool)> {
+        let mut pending = Pending::new(path).unwrap();
+        let mut out = Vec::new();
+        while let Some(component) = pending.next() {
+            out.push((component.name(&pending).to_vec(), component.needs_directory));
+        }
+        out
+    }
+
+    fn names(list: &[(&str, bool)]) -> Vec<(Vec<u8>, bool)> {
+        let owned = |&(name, slash): &(&str, bool)| (name.as_bytes().to_vec(), slash);
+        list.iter().map(owned).collect()
+    }
+
+    #[test]
+    fn a_path_is_its_names_and_the_slashes_behind_them() {
+        assert_eq!(components(b""), []);
+        assert_eq!(components(b"///"), []);
+        assert_eq!(components(b"a"), names(&[("a", false)]));
+        assert_eq!(
+            components(b"//a//../b/"),
+            names(&[("a", true), ("..", true), ("b", true)])
+        );
+    }
+
+    #[test]
+    fn a_link_in_the_middle_keeps_the_rest_behind_it() {
+        let mut pending = Pending::new(b"link/rest").unwrap();
+        let link = pending.next().unwrap();
+        pending.prepend(b"../x", link.needs_directory).unwrap();
+        assert_eq!(pending.rest(), b"../x/rest");
+    }
+
+    #[test]
+    fn paths_that_are_too_long_or_have_a_nul_are_refused() {
+        assert!(Pending::new(&[b'a'; PATH_MAX]).is_ok());
+        let error = |path: &[u8]| Pending::new(path).err();
+        assert_eq!(error(&[b'a'; PATH_MAX + 1]), Some(Error::PathTooLong));
+        assert_eq!(error(b"a\0b"), Some(Error::InvalidName));
+        let mut pending = Pending::new(&[b'a'; PATH_MAX - 3]).unwrap();
+        assert_eq!(pending.prepend(b"abc", true), Err(Error::PathTooLong));
+    }
+}

@@ -1,0 +1,74 @@
+//! Free memory, handed out in slices.
+//!
+//! The room of this floor that holds `unsafe`.
+
+use super::{Architecture, Board};
+use crate::boot::memory::{PlacementError, Planner, Range, Request};
+use core::marker::PhantomData;
+
+/// All memory that is free until the hand-off. There is one value of this type.
+pub(super) struct Memory {
+    planner: Planner,
+}
+
+impl Memory {
+    /// Takes the board's free memory over.
+    ///
+    /// # Safety
+    ///
+    /// As for [`run`](super::run).
+    pub unsafe fn of<B: Board>(board: &B) -> Self {
+        Self {
+            planner: Planner::new(board.memory_map(), board.mapped_end(), &board.occupied()),
+        }
+    }
+
+    /// All of it, to be divided anew.
+    pub fn arena(&mut self) -> Arena<'_> {
+        Arena {
+            planner: self.planner.clone(),
+            memory: PhantomData,
+        }
+    }
+}
+
+/// Divides the free memory. When it is gone, with all that it gave out, another one starts afresh.
+pub(super) struct Arena<'m> {
+    planner: Planner,
+    memory: PhantomData<&'m mut Memory>,
+}
+
+/// A piece of memory with its address.
+pub(super) struct Block<'m> {
+    pub range: Range,
+    pub bytes: &'m mut [u8],
+}
+
+impl<'m> Arena<'m> {
+    pub fn take(&mut self, request: &Request) -> Result<Block<'m>, PlacementError> {
+        let range = self.planner.allocate(request)?;
+        let start = core::ptr::with_exposed_provenance_mut(range.start as usize);
+        let size = range.size() as usize;
+        // SAFETY: the planner gives out ranges of free memory, each once, none at address 0, and
+        // whoever made `Memory` promised that it is identity-mapped RAM that nothing else uses. An
+        // arena borrows all of it for `'m`. RAM holds bytes, whatever they are.
+        let bytes = unsafe { core::slice::from_raw_parts_mut(start, size) };
+        Ok(Block { range, bytes })
+    }
+
+    /// The largest piece there is, of at most `limit` bytes.
+    pub fn take_largest(&mut self, limit: u64) -> Result<Block<'m>, PlacementError> {
+        let size = self.planner.largest_free().min(limit);
+        self.take(&Request {
+            align: 4096,
+            min: 0,
+            // The ends of free memory need not be aligned.
+            ..Request::new("scratch memory", size.saturating_sub(8192))
+        })
+    }
+}
+
+/// Whether this machine runs x86-64 payloads, by the Linux x86 boot protocol.
+pub(super) fn is_x86<B: Board>() -> bool {
+    B::ARCHITECTURE == Architecture::X86_64
+}

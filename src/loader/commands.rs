@@ -1,0 +1,401 @@
+//! The shell's commands, from `bootshare.cmd` for now.
+
+use super::{
+    Board, Failed,
+    arena::Memory,
+    console::{Console, Text},
+    entry::Hex,
+    names::Names,
+    shares::{BoardShare, Shares},
+    walk::walk,
+};
+use crate::{Error, File, FileType, Metadata, boot::commands::Commands, transport::FsTransport};
+use core::fmt::{self, Write};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+
+/// Longest command in bytes.
+const MAX_COMMAND: usize = 4096;
+/// The most scratch memory that is used, in bytes.
+const MAX_SCRATCH: u64 = 256 << 20;
+/// Bytes of a file that are read at a time.
+const FILE_BUFFER: usize = 4 << 20;
+
+const HELP: &str = "\
+cat PATH        print a file
+devices         the virtio-fs devices of this machine
+help            these lines
+ls [-l] [PATH]  list a directory
+mounts          the shares that are mounted
+sha256 PATH     SHA-256 of a file
+stat PATH       what a file is
+walk [PATH]     every file below a directory: TYPE SIZE SHA256 PATH
+";
+
+/// What the commands work with.
+pub(super) struct Shell<'a, B: Board> {
+    shares: &'a Shares<B>,
+    pub names: Names<'a>,
+    pub output: Output<'a, B>,
+}
+
+/// The console, and memory for what is printed.
+pub(super) struct Output<'a, B: Board> {
+    console: Console<B>,
+    buffer: &'a mut [u8],
+}
+
+/// Runs the commands in `line`. All are run; it fails if one of them does.
+pub(super) fn run<B: Board>(
+    line: &[u8],
+    shares: &mut Shares<B>,
+    memory: &mut Memory,
+) -> Result<(), Failed> {
+    let mut arena = memory.arena();
+    let scratch = arena.take_largest(MAX_SCRATCH).map_err(|error| {
+        log::error!("{error}");
+        Failed
+    })?;
+    let middle = FILE_BUFFER.min(scratch.bytes.len() / 2);
+    let (buffer, names) = scratch.bytes.split_at_mut(middle);
+    let share = mount(shares);
+    let mut shell = Shell {
+        shares,
+        names: Names::new(names),
+        output: Output {
+            console: Console::new(),
+            buffer,
+        },
+    };
+    let mut ok = true;
+    let mut commands = Commands::new(line);
+    let mut words_buffer = [0; MAX_COMMAND];
+    while let Some(words) = commands.next(&mut words_buffer) {
+        ok &= match words {
+            Ok(words) => shell.command(share.as_ref(), &words),
+            Err(error) => {
+                log::error!("bootshare.cmd: {error}");
+                false
+            }
+        };
+    }
+    if let Some(share) = share {
+        let tag = share.tag();
+        if let Err(error) = share.unmount() {
+            log::error!("share {tag}: {error}");
+            ok = false;
+        }
+    }
+    if ok { Ok(()) } else { Err(Failed) }
+}
+
+/// The first share that can be mounted.
+fn mount<B: Board>(shares: &mut Shares<B>) -> Option<BoardShare<B>> {
+    while let Some(mounted) = shares.mount_next() {
+        if let Ok(share) = mounted {
+            return Some(share);
+        }
+    }
+    None
+}
+
+/// Reports that `error` befell `path`; `false`, for the outcome of a command.
+pub(super) fn failure(path: &[u8], error: impl fmt::Display) -> bool {
+    log::error!("{}: {error}", Text(path));
+    false
+}
+
+impl<B: Board> Output<'_, B> {
+    pub fn line(&mut self, text: fmt::Arguments<'_>) {
+        _ = writeln!(self.console, "{text}");
+    }
+
+    fn text(&mut self, text: &str) {
+        _ = self.console.write_str(text);
+    }
+
+    /// Calls `each` with the bytes of `file`, in turn. Returns how many there are.
+    fn for_each_piece(
+        &mut self,
+        file: &File<'_, FsTransport, B::Clock, B::Hal>,
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<u64, Error> {
+        let mut offset = 0;
+        loop {
+            let size = file.read_at(offset, self.buffer)?;
+            each(&self.buffer[..size]);
+            offset += size as u64;
+            if size < self.buffer.len() {
+                return Ok(offset);
+            }
+        }
+    }
+
+    /// Size and digest of a file as it was read.
+    pub fn digest(
+        &mut self,
+        file: &File<'_, FsTransport, B::Clock, B::Hal>,
+    ) -> Result<(u64, DigestText), Error> {
+        let mut digest = Sha256::new();
+        let size = self.for_each_piece(file, |piece| digest.update(piece))?;
+        Ok((size, DigestText(digest.finalize().into())))
+    }
+}
+
+/// A SHA-256 to be printed.
+pub(super) struct DigestText([u8; 32]);
+
+impl fmt::Display for DigestText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Hex(&self.0).fmt(f)
+    }
+}
+
+impl<B: Board> Shell<'_, B> {
+    /// Runs a command; whether it succeeded.
+    fn command(&mut self, share: Option<&BoardShare<B>>, words: &[&[u8]]) -> bool {
+        match (words, share) {
+            ([b"help"], _) => self.output.text(HELP),
+            ([b"devices"], _) => self.devices(),
+            ([b"mounts"], _) => {
+                if let Some(share) = share {
+                    let (major, minor) = share.protocol();
+                    let tag = share.tag();
+                    self.output
+                        .line(format_args!("{tag} on / (FUSE {major}.{minor})"));
+                }
+            }
+            (_, Some(share)) => return self.share_command(share, words),
+            (_, None) => {
+                log::error!("{}: no share is mounted", Text(words[0]));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Runs a command that is about files.
+    fn share_command(&mut self, share: &BoardShare<B>, words: &[&[u8]]) -> bool {
+        match words {
+            [b"ls"] => self.ls(share, b"/", false),
+            [b"ls", b"-l"] => self.ls(share, b"/", true),
+            [b"ls", b"-l", path] => self.ls(share, path, true),
+            [b"ls", path] => self.ls(share, path, false),
+            [b"stat", path] => self.stat(share, path),
+            [b"cat", path] => self.cat(share, path),
+            [b"sha256", path] => self.sha256(share, path),
+            [b"walk"] => walk(self, share, b"/"),
+            [b"walk", path] => walk(self, share, path),
+            _ => {
+                let name = Text(words[0]);
+                if HELP.lines().any(|line| is_help_of(line, words[0])) {
+                    log::error!("{name}: wrong arguments; help shows what it takes");
+                } else {
+                    log::error!("{name}: there is no such command; help lists those there are");
+                }
+                false
+            }
+        }
+    }
+
+    /// Prints each device's address, tag and queues, or why it can't be used.
+    fn devices(&mut self) {
+        let output = &mut self.output;
+        for found in &self.shares.found {
+            let address = &found.address;
+            match &found.state {
+                Ok(config) => output.line(format_args!(
+                    "{address}: tag {}, request queues: {}",
+                    config.tag, config.request_queues
+                )),
+                Err(problem) => output.line(format_args!("{address}: not usable: {problem}")),
+            }
+        }
+        if self.shares.found.is_empty() {
+            output.line(format_args!("no virtio-fs device"));
+        }
+    }
+
+    fn ls(&mut self, share: &BoardShare<B>, path: &[u8], long: bool) -> bool {
+        match self.try_ls(share, path, long) {
+            Ok(ok) => ok,
+            Err(error) => failure(path, error),
+        }
+    }
+
+    fn try_ls(
+        &mut self,
+        share: &BoardShare<B>,
+        path: &[u8],
+        long: bool,
+    ) -> Result<bool, super::names::ListError> {
+        let metadata = share.metadata(path)?;
+        if !metadata.is_dir() {
+            self.output.entry(path, &metadata, None, long);
+            return Ok(true);
+        }
+        let directory = share.open_dir(path)?;
+        let mut list = self.names.read::<B>(share, path)?;
+        let mut ok = true;
+        while let Some(name) = self.names.next(&mut list) {
+            if !long {
+                self.output.line(format_args!("{}", Text(name)));
+                continue;
+            }
+            let metadata = match directory.symlink_metadata(name) {
+                Ok(metadata) => metadata,
+                Err(error) => {
+                    ok = failure(name, error);
+                    continue;
+                }
+            };
+            let mut target = [0; 4096];
+            let target = match metadata.is_symlink() {
+                true => directory.read_link(name, &mut target).ok(),
+                false => None,
+            };
+            self.output.entry(name, &metadata, target, long);
+        }
+        self.names.drop_list(&list);
+        Ok(ok)
+    }
+
+    fn stat(&mut self, share: &BoardShare<B>, path: &[u8]) -> bool {
+        let metadata = match share.symlink_metadata(path) {
+            Ok(metadata) => metadata,
+            Err(error) => return failure(path, error),
+        };
+        let mut target = [0; 4096];
+        let target = share.read_link(path, &mut target).ok();
+        let attr = metadata.attr();
+        let output = &mut self.output;
+        output.line(format_args!("path   {}", Text(path)));
+        output.line(format_args!("type   {}", type_name(metadata.file_type())));
+        if let Some(target) = target {
+            output.line(format_args!("target {}", Text(target)));
+        }
+        output.line(format_args!("size   {}", metadata.len()));
+        output.line(format_args!("mode   {:04o}", metadata.permissions()));
+        output.line(format_args!("owner  {}:{}", attr.uid, attr.gid));
+        output.line(format_args!("links  {}", attr.nlink));
+        output.line(format_args!("inode  {}", attr.ino));
+        output.line(format_args!("mtime  {}", Date(attr.mtime)));
+        true
+    }
+
+    fn cat(&mut self, share: &BoardShare<B>, path: &[u8]) -> bool {
+        let printed = share.open(path).and_then(|file| {
+            self.output
+                .for_each_piece(&file, |piece| B::write_console(piece))
+        });
+        printed.map_or_else(|error| failure(path, error), |_| true)
+    }
+
+    fn sha256(&mut self, share: &BoardShare<B>, path: &[u8]) -> bool {
+        let digest = share.open(path).and_then(|file| self.output.digest(&file));
+        match digest {
+            Ok((_, digest)) => {
+                self.output.line(format_args!("{digest}  {}", Text(path)));
+                true
+            }
+            Err(error) => failure(path, error),
+        }
+    }
+}
+
+/// Whether a line of [`HELP`] is about `command`.
+fn is_help_of(line: &str, command: &[u8]) -> bool {
+    line.split(' ').next().map(str::as_bytes) == Some(command)
+}
+
+impl<B: Board> Output<'_, B> {
+    /// A line of `ls`.
+    fn entry(&mut self, name: &[u8], metadata: &Metadata, target: Option<&[u8]>, long: bool) {
+        let name = Text(name);
+        if !long {
+            return self.line(format_args!("{name}"));
+        }
+        let mode = Mode(metadata);
+        let date = Date(metadata.modified().0);
+        let attr = metadata.attr();
+        let (links, uid, gid, size) = (attr.nlink, attr.uid, attr.gid, attr.size);
+        match target {
+            Some(target) => self.line(format_args!(
+                "{mode} {links:3} {uid:5} {gid:5} {size:12} {date} {name} -> {}",
+                Text(target)
+            )),
+            None => self.line(format_args!(
+                "{mode} {links:3} {uid:5} {gid:5} {size:12} {date} {name}"
+            )),
+        }
+    }
+}
+
+fn type_name(file_type: FileType) -> &'static str {
+    match file_type {
+        FileType::File => "regular file",
+        FileType::Directory => "directory",
+        FileType::Symlink => "symbolic link",
+        FileType::CharDevice => "character device",
+        FileType::BlockDevice => "block device",
+        FileType::Fifo => "FIFO",
+        FileType::Socket => "socket",
+    }
+}
+
+/// Type and permissions as `ls -l` has them.
+struct Mode<'a>(&'a Metadata);
+
+impl fmt::Display for Mode<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_char(match self.0.file_type() {
+            FileType::File => '-',
+            FileType::Directory => 'd',
+            FileType::Symlink => 'l',
+            FileType::CharDevice => 'c',
+            FileType::BlockDevice => 'b',
+            FileType::Fifo => 'p',
+            FileType::Socket => 's',
+        })?;
+        let bits = self.0.permissions();
+        for (index, letter) in "rwxrwxrwx".chars().enumerate() {
+            let set = bits & 0o400 >> index != 0;
+            // Set-ID and sticky bits stand in place of the execute bits.
+            let special = match index {
+                2 => bits & 0o4000 != 0,
+                5 => bits & 0o2000 != 0,
+                8 => bits & 0o1000 != 0,
+                _ => false,
+            };
+            f.write_char(match (special, set, index) {
+                (true, true, 8) => 't',
+                (true, false, 8) => 'T',
+                (true, true, _) => 's',
+                (true, false, _) => 'S',
+                (false, true, _) => letter,
+                (false, false, _) => '-',
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Seconds since 1970 as a date and time, UTC.
+struct Date(i64);
+
+impl fmt::Display for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match OffsetDateTime::from_unix_timestamp(self.0) {
+            Ok(date) => write!(
+                f,
+                "{:04}-{:02}-{:02} {:02}:{:02}",
+                date.year(),
+                u8::from(date.month()),
+                date.day(),
+                date.hour(),
+                date.minute()
+            ),
+            Err(_) => write!(f, "@{}", self.0),
+        }
+    }
+}

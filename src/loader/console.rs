@@ -1,0 +1,131 @@
+//! What a person sees: log lines, output of commands, the progress of a load.
+
+use super::Board;
+use crate::hal::Clock;
+use core::{
+    fmt::{self, Write},
+    marker::PhantomData,
+    time::Duration,
+};
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+/// The board's console as a writer. Writing never fails.
+pub(super) struct Console<B>(PhantomData<B>);
+
+impl<B> Console<B> {
+    pub const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<B: Board> Write for Console<B> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        B::write_console(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// Log lines, as the design has them: `bootshare: ` and, unless it is information, the level.
+struct Logger<B>(PhantomData<fn() -> B>);
+
+impl<B: Board> Log for Logger<B> {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let level = match record.level() {
+            Level::Error => "error: ",
+            Level::Warn => "warning: ",
+            Level::Info => "",
+            Level::Debug => "debug: ",
+            Level::Trace => "trace: ",
+        };
+        _ = writeln!(Console::<B>::new(), "bootshare: {level}{}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Makes the board's console the place for log lines.
+pub(super) fn install<B: Board + 'static>() {
+    // Zero-sized, so that a reference to it is good for ever.
+    let logger: &'static Logger<B> = const { &Logger(PhantomData) };
+    _ = log::set_logger(logger);
+    log::set_max_level(LevelFilter::Info);
+}
+
+/// Bytes as text: printable ASCII as it is, all else as `\xNN`.
+#[derive(Clone, Copy)]
+pub(super) struct Text<'a>(pub &'a [u8]);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|&byte| match byte {
+            b' '..=b'~' => f.write_char(char::from(byte)),
+            _ => write!(f, "\\x{byte:02x}"),
+        })
+    }
+}
+
+/// A load that takes longer than a blink shows a bar.
+pub(super) struct Progress<B: Board> {
+    clock: B::Clock,
+    total: u64,
+    start: Duration,
+    drawn: Option<Duration>,
+}
+
+impl<B: Board> Progress<B> {
+    const BLINK: Duration = Duration::from_millis(400);
+    const REDRAW: Duration = Duration::from_millis(100);
+    const WIDTH: u64 = 40;
+
+    pub fn new(clock: B::Clock, total: u64) -> Self {
+        Self {
+            clock,
+            total,
+            start: clock.now(),
+            drawn: None,
+        }
+    }
+
+    /// `come` bytes have come.
+    pub fn update(&mut self, come: u64) {
+        let now = self.clock.now();
+        let due = match self.drawn {
+            None => self.start + Self::BLINK,
+            Some(drawn) => drawn + Self::REDRAW,
+        };
+        if now < due || self.total == 0 || !log::log_enabled!(Level::Info) {
+            return;
+        }
+        self.drawn = Some(now);
+        let come = come.min(self.total);
+        let full = (come * Self::WIDTH / self.total) as usize;
+        let empty = Self::WIDTH as usize - full;
+        let percent = come * 100 / self.total;
+        let mut out = Console::<B>::new();
+        _ = write!(out, "\r[{:#<full$}{:.<empty$}] {percent} %", "", "");
+    }
+
+    /// Clears the bar and tells how long the load took.
+    pub fn finish(self) -> Duration {
+        if self.drawn.is_some() {
+            B::write_console(b"\r\x1b[K");
+        }
+        self.clock.now().saturating_sub(self.start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Text;
+    use std::format;
+
+    #[test]
+    fn what_is_not_printable_ascii_is_escaped() {
+        assert_eq!(format!("{}", Text(b"a b~")), "a b~");
+        assert_eq!(format!("{}", Text(b"\n\xff\x7f")), "\\x0a\\xff\\x7f");
+    }
+}

@@ -1,0 +1,647 @@
+//! One FUSE session over a file system device's virtqueues: submit, poll, complete, and a deadline
+//! on progress (virtio 1.2, section 5.11).
+//!
+//! Floor 3. It knows devices and the wire, and nothing of paths or files. `unsafe` lives in two
+//! rooms, `ring` and `slots`, and where a caller's buffer is lent to the device, here.
+//!
+//! # Borrowed buffers
+//!
+//! File data is written by the host straight into the caller's buffer. A function that lends one
+//! returns, or unwinds, only when the device has given every descriptor back or has confirmed its
+//! reset. A device that does neither makes the client call [`Clock::stop`].
+
+mod ring;
+mod slots;
+mod tag;
+
+pub use tag::{DeviceConfig, Tag};
+
+use crate::{
+    error::{DeviceError, Error},
+    fuse::{
+        self, Destroy, Handle, Init, NodeId, OFFSET_MAX, Operation, Read, ReplyError, Unique,
+        Violation,
+    },
+    hal::{Clock, Hal},
+};
+use core::{ptr::NonNull, time::Duration};
+use ring::{Chain, Ring};
+use slots::{Slot, Slots};
+use virtio_drivers::transport::{DeviceStatus, Transport};
+
+/// `VIRTIO_F_VERSION_1`: the device is a modern one (virtio 1.2, section 6).
+const VERSION_1: u64 = 1 << 32;
+/// `VIRTIO_F_ACCESS_PLATFORM`: addresses are what the platform says, which is what [`Hal`] gives.
+const ACCESS_PLATFORM: u64 = 1 << 33;
+
+/// The queue for FORGET, which must not wait behind reads (section 5.11.2).
+const HIPRIO_QUEUE: u16 = 0;
+/// The first request queue. QEMU's device offers no notification queue, which would be before it.
+const REQUEST_QUEUE: u16 = 1;
+const HIPRIO_ENTRIES: usize = 8;
+/// Descriptors for requests: 21 READs of three, more than it takes to keep a host busy.
+const REQUEST_ENTRIES: usize = 64;
+/// READs that fit into the request queue.
+const MAX_DEPTH: usize = REQUEST_ENTRIES / 3;
+
+/// DMA pages that one session takes: two rings of two pages, and the request slots.
+pub const PAGES_PER_SHARE: usize = 4 + slots::PAGES;
+
+/// Looks at the ring between two looks at the clock.
+const POLLS_PER_TICK: u32 = 64;
+
+/// How a session talks to its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Options {
+    /// Longest wait for any progress of the host. Default: 10 s.
+    pub deadline: Duration,
+    /// Bytes that one READ asks for at most. Default: 1 MiB.
+    pub chunk_size: u32,
+    /// READs in flight, 1 to 21. Default: 16.
+    pub depth: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(10),
+            chunk_size: 1 << 20,
+            depth: 16,
+        }
+    }
+}
+
+impl Options {
+    /// With another deadline.
+    #[must_use]
+    pub const fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// With another chunk size in bytes; 0 is taken as 1.
+    #[must_use]
+    pub const fn with_chunk_size(mut self, bytes: u32) -> Self {
+        self.chunk_size = bytes;
+        self
+    }
+
+    /// With another number of READs in flight.
+    #[must_use]
+    pub const fn with_depth(mut self, depth: usize) -> Self {
+        self.depth = depth;
+        self
+    }
+}
+
+/// A session: the device set up, INIT exchanged.
+///
+/// Dropping it resets the device; [`Session::end`] says goodbye first.
+pub struct Session<T: Transport, C: Clock, H: Hal> {
+    transport: T,
+    clock: C,
+    options: Options,
+    hiprio: Ring<H, HIPRIO_ENTRIES>,
+    requests: Ring<H, REQUEST_ENTRIES>,
+    slots: Slots<H>,
+    unique: Unique,
+    tag: Tag,
+    minor: u32,
+    /// The device runs and nothing went wrong yet.
+    connected: bool,
+}
+
+/// A request under way that somebody waits for.
+#[derive(Clone, Copy)]
+struct Ticket {
+    slot: Slot,
+    unique: Unique,
+    data_size: usize,
+}
+
+impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
+    /// Resets the device, sets it up (virtio 1.2, section 3.1.1) and exchanges INIT.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] if the device can't be set up, [`Error::TimedOut`] if the host does not
+    /// answer, [`Error::Protocol`] if it does not speak a version this client knows.
+    pub fn start(mut transport: T, clock: C, options: Options) -> Result<Self, Error> {
+        let options = Options {
+            chunk_size: options.chunk_size.max(1),
+            depth: options.depth.clamp(1, MAX_DEPTH),
+            ..options
+        };
+        let deadline = options.deadline;
+        reset(&mut transport, &clock, deadline);
+        let parts = Self::set_up(&mut transport);
+        let (tag, hiprio, requests, slots) = match parts {
+            Ok(parts) => parts,
+            Err(error) => {
+                reset(&mut transport, &clock, deadline);
+                return Err(error.into());
+            }
+        };
+        let mut session = Self {
+            transport,
+            clock,
+            options,
+            hiprio,
+            requests,
+            slots,
+            unique: Unique::FIRST,
+            tag,
+            minor: 0,
+            connected: true,
+        };
+        session.minor = session.call(&Init)?.minor;
+        Ok(session)
+    }
+
+    #[expect(
+        clippy::type_complexity,
+        reason = "taken apart at once, by its one caller"
+    )]
+    fn set_up(
+        transport: &mut T,
+    ) -> Result<
+        (
+            Tag,
+            Ring<H, HIPRIO_ENTRIES>,
+            Ring<H, REQUEST_ENTRIES>,
+            Slots<H>,
+        ),
+        DeviceError,
+    > {
+        let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
+        transport.set_status(DeviceStatus::ACKNOWLEDGE);
+        transport.set_status(known);
+        let offered = transport.read_device_features();
+        if offered & VERSION_1 == 0 {
+            return Err(DeviceError::NotModern);
+        }
+        transport.write_driver_features(VERSION_1 | offered & ACCESS_PLATFORM);
+        transport.set_status(known | DeviceStatus::FEATURES_OK);
+        if !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
+            return Err(DeviceError::FeaturesRefused);
+        }
+        let config = DeviceConfig::read(transport)?;
+        let slots = Slots::new()?;
+        let hiprio = Ring::new(transport, HIPRIO_QUEUE)?;
+        let requests = Ring::new(transport, REQUEST_QUEUE)?;
+        transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
+        Ok((config.tag, hiprio, requests, slots))
+    }
+
+    /// The share's name.
+    pub fn tag(&self) -> Tag {
+        self.tag
+    }
+
+    /// The minor version of FUSE 7 agreed on.
+    pub fn minor(&self) -> u32 {
+        self.minor
+    }
+
+    /// Sends `operation` and waits for its reply.
+    ///
+    /// # Errors
+    ///
+    /// The host's error, or how it broke the protocol; [`Error::TimedOut`] after the deadline.
+    pub fn call<O: Operation>(&mut self, operation: &O) -> Result<O::Reply, Error> {
+        self.exchange(operation, None)
+    }
+
+    /// Sends `operation` and waits for its reply, whose variable part the host writes into `data`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::call`].
+    pub fn call_into<O: Operation>(
+        &mut self,
+        operation: &O,
+        data: &mut [u8],
+    ) -> Result<O::Reply, Error> {
+        let lent = Lent { session: self };
+        let data = NonNull::from(data);
+        lent.session.exchange(operation, Some(data))
+    }
+
+    /// Sends and waits. If `data` is given, a [`Lent`] of the caller's watches over it.
+    fn exchange<O: Operation>(
+        &mut self,
+        operation: &O,
+        data: Option<NonNull<[u8]>>,
+    ) -> Result<O::Reply, Error> {
+        let ticket = self.submit(operation, data)?;
+        self.wait_until(|session| session.slots.done(ticket.slot).is_some())?;
+        Ok(self.finish(operation, ticket)?)
+    }
+
+    /// Sends `operation` and does not wait: its reply is thrown away when it comes.
+    ///
+    /// For requests whose failure nobody can do anything about. On a session that is no longer
+    /// connected it does nothing.
+    pub fn post<O: Operation>(&mut self, operation: &O, priority: Priority) {
+        if let Err(error) = self.try_post(operation, priority) {
+            log::debug!("request {:?} was not sent: {error}", O::OPCODE);
+        }
+    }
+
+    fn try_post<O: Operation>(&mut self, operation: &O, priority: Priority) -> Result<(), Error> {
+        let (slot, request, _) = self.prepare(operation)?;
+        match priority {
+            Priority::High => {
+                let chain = Chain {
+                    slot,
+                    request,
+                    reply: None,
+                    data: None,
+                };
+                self.wait_until(|session| session.hiprio.has_room())?;
+                // SAFETY: the request lies in its slot, which is the device's until it is done.
+                let added = unsafe { self.hiprio.add(chain) };
+                debug_assert!(added.is_ok());
+                self.slots.set_in_flight(slot, true);
+                self.hiprio.kick(&mut self.transport);
+            }
+            Priority::Normal => {
+                let chain = Chain {
+                    slot,
+                    request,
+                    reply: Some(self.slots.reply(slot, fuse::REPLY_HEADER + O::REPLY_SIZE)),
+                    data: None,
+                };
+                self.wait_until(|session| session.requests.has_room())?;
+                // SAFETY: request and reply lie in their slot, as above.
+                let added = unsafe { self.requests.add(chain) };
+                debug_assert!(added.is_ok());
+                self.slots.set_in_flight(slot, true);
+                self.requests.kick(&mut self.transport);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a slot and writes the request for `operation` into it.
+    fn prepare<O: Operation>(
+        &mut self,
+        operation: &O,
+    ) -> Result<(Slot, NonNull<[u8]>, Unique), Error> {
+        if !self.connected {
+            return Err(Error::Disconnected);
+        }
+        self.wait_until(|session| session.slots.any_free())?;
+        let slot = self.slots.take().ok_or(Error::Disconnected)?;
+        let unique = self.unique;
+        self.unique = unique.next();
+        match fuse::encode(operation, unique, self.slots.request_mut(slot)) {
+            Ok(size) => Ok((slot, self.slots.request(slot, size), unique)),
+            Err(_) => {
+                self.slots.free(slot);
+                Err(Error::InvalidName)
+            }
+        }
+    }
+
+    /// Puts a request into the ring, without a kick.
+    ///
+    /// `data`, if any, must stay valid and untouched until the slot is done or the device reset:
+    /// whoever passes it holds a [`Lent`].
+    fn submit<O: Operation>(
+        &mut self,
+        operation: &O,
+        data: Option<NonNull<[u8]>>,
+    ) -> Result<Ticket, Error> {
+        let data_size = data.map_or(0, |data| data.len());
+        if data.is_some() && data_size == 0 {
+            return Err(Error::BufferTooSmall);
+        }
+        let (slot, request, unique) = self.prepare(operation)?;
+        let reply = self.slots.reply(slot, fuse::REPLY_HEADER + O::REPLY_SIZE);
+        let chain = Chain {
+            slot,
+            request,
+            reply: Some(reply),
+            data,
+        };
+        self.wait_until(|session| session.requests.has_room())?;
+        // SAFETY: request and reply lie in their slot, which is the device's until it is done; the
+        // data buffer is watched over by the caller's `Lent`.
+        if unsafe { self.requests.add(chain) }.is_err() {
+            self.slots.free(slot);
+            return Err(Error::Disconnected);
+        }
+        self.slots.set_in_flight(slot, false);
+        Ok(Ticket {
+            slot,
+            unique,
+            data_size,
+        })
+    }
+
+    /// Reads the reply of a request that is done and frees its slot.
+    fn finish<O: Operation>(
+        &mut self,
+        operation: &O,
+        ticket: Ticket,
+    ) -> Result<O::Reply, ReplyError> {
+        let Some((reply, used)) = self.slots.done(ticket.slot) else {
+            return Err(Violation::UsedId.into());
+        };
+        let Ticket {
+            unique, data_size, ..
+        } = ticket;
+        let result = fuse::decode(operation, unique, reply, data_size, used);
+        self.slots.free(ticket.slot);
+        result
+    }
+
+    /// Takes all completions that are there. Bounded by the number of slots, since no chain
+    /// completes twice.
+    fn poll(&mut self) -> Result<bool, Error> {
+        let mut progress = false;
+        loop {
+            let completed = match self.requests.reap() {
+                Ok(None) => self.hiprio.reap(),
+                other => other,
+            };
+            match completed {
+                Ok(Some((slot, used))) => self.slots.complete(slot, used),
+                Ok(None) => return Ok(progress),
+                Err(violation) => return Err(self.disconnect(violation.into())),
+            }
+            progress = true;
+        }
+    }
+
+    /// Kicks, then polls until `done`, as long as the host makes progress.
+    fn wait_until(&mut self, done: impl Fn(&Self) -> bool) -> Result<(), Error> {
+        if done(self) {
+            return Ok(());
+        }
+        self.requests.kick(&mut self.transport);
+        let mut last_progress = self.clock.now();
+        loop {
+            for _ in 0..POLLS_PER_TICK {
+                if !self.connected {
+                    return Err(Error::Disconnected);
+                }
+                let progress = self.poll()?;
+                if done(self) {
+                    return Ok(());
+                }
+                if progress {
+                    last_progress = self.clock.now();
+                } else {
+                    self.clock.relax();
+                }
+            }
+            if self.clock.now().saturating_sub(last_progress) >= self.options.deadline {
+                return Err(self.disconnect(Error::TimedOut(self.options.deadline)));
+            }
+        }
+    }
+
+    /// Ends the session after `error`: the device is reset before anything else happens.
+    fn disconnect(&mut self, error: Error) -> Error {
+        if self.connected {
+            self.connected = false;
+            // Said before the reset, which QEMU itself may not survive when its server is stopped.
+            log::warn!("share {}: {error}; resetting the device", self.tag);
+            reset(&mut self.transport, &self.clock, self.options.deadline);
+        }
+        error
+    }
+
+    /// Reads from an open file at `offset` straight into `buf`, in chunks kept in flight, until
+    /// the buffer is full or the file ends. Returns the bytes read.
+    ///
+    /// `progress` is called with the bytes that have come so far, from time to time; they are not
+    /// all at the start of `buf` yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOffset`] if the buffer reaches beyond 2^63 - 1; else as [`Session::call`].
+    /// What `buf` holds is undefined then.
+    pub fn read(
+        &mut self,
+        node: NodeId,
+        handle: Handle,
+        offset: u64,
+        buf: &mut [u8],
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<usize, Error> {
+        let last = offset.checked_add(buf.len() as u64);
+        if last.is_none_or(|last| last > OFFSET_MAX) {
+            return Err(Error::InvalidOffset);
+        }
+        let mut transfer = Transfer {
+            node,
+            handle,
+            offset,
+            end: buf.len(),
+            data: NonNull::from(&mut *buf).cast(),
+            next: 0,
+            chunks: [const { None }; slots::COUNT],
+            come: 0,
+        };
+        let lent = Lent { session: self };
+        transfer.run(lent.session, progress)?;
+        Ok(transfer.end)
+    }
+
+    /// Says DESTROY after every posted request was answered, and resets the device, so that the
+    /// next driver finds it as new.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`] or [`Error::Protocol`]; the device is reset all the same.
+    pub fn end(mut self) -> Result<(), Error> {
+        self.wait_until(|session| !session.slots.any_posted())?;
+        match self.call(&Destroy) {
+            // virtiofsd gives the buffers back without a reply.
+            Err(Error::Protocol(Violation::ReplyLength)) | Ok(()) => Ok(()),
+            // A server need not know DESTROY.
+            Err(Error::Host(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Which queue a posted request takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// A request queue.
+    Normal,
+    /// The hiprio queue, for FORGET alone: there is no reply.
+    High,
+}
+
+impl<T: Transport, C: Clock, H: Hal> Drop for Session<T, C, H> {
+    fn drop(&mut self) {
+        // The rings' and slots' memory is freed after this.
+        if self.connected {
+            self.connected = false;
+            reset(&mut self.transport, &self.clock, self.options.deadline);
+        }
+    }
+}
+
+/// Resets the device and waits until it confirms (virtio 1.2, section 2.1.1): from then on it
+/// writes to no memory of ours. Does not return otherwise.
+fn reset(transport: &mut impl Transport, clock: &impl Clock, deadline: Duration) {
+    transport.set_status(DeviceStatus::empty());
+    let start = clock.now();
+    while !transport.get_status().is_empty() {
+        if clock.now().saturating_sub(start) >= deadline {
+            clock.stop(
+                "a virtio-fs device does not confirm its reset and may write to memory at any \
+                 time: the machine is stopped; restart it",
+            );
+        }
+        clock.relax();
+    }
+}
+
+/// A caller's buffer is lent to the device while this lives. Dropped early, by an error or a
+/// panic, it resets the device, so that the buffer is the caller's again.
+struct Lent<'a, T: Transport, C: Clock, H: Hal> {
+    session: &'a mut Session<T, C, H>,
+}
+
+impl<T: Transport, C: Clock, H: Hal> Drop for Lent<'_, T, C, H> {
+    fn drop(&mut self) {
+        if self.session.connected && self.session.requests.lends_data() {
+            self.session.disconnect(Error::Disconnected);
+        }
+    }
+}
+
+/// One large read, cut into chunks.
+struct Transfer {
+    node: NodeId,
+    handle: Handle,
+    /// Of the start of the buffer in the file.
+    offset: u64,
+    data: NonNull<u8>,
+    /// Where the data ends, as far as is known: the buffer's size, or less once the file ended.
+    end: usize,
+    /// What was not asked for yet starts here.
+    next: usize,
+    /// Chunks in flight, by slot.
+    chunks: [Option<Chunk>; slots::COUNT],
+    /// Bytes that have come.
+    come: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Chunk {
+    /// Where in the buffer.
+    position: usize,
+    read: Read,
+    ticket: Ticket,
+}
+
+impl Transfer {
+    /// Runs until nothing is in flight any more.
+    fn run<T: Transport, C: Clock, H: Hal>(
+        &mut self,
+        session: &mut Session<T, C, H>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), Error> {
+        let chunk_size = session.options.chunk_size as usize;
+        let mut in_flight = 0;
+        let mut failed = None;
+        loop {
+            while failed.is_none() && self.next < self.end && in_flight < session.options.depth {
+                let position = self.next;
+                self.next = self.end.min(position.saturating_add(chunk_size));
+                self.submit(session, position, self.next)?;
+                in_flight += 1;
+            }
+            if in_flight == 0 {
+                return failed.map_or(Ok(()), Err);
+            }
+            let chunks = &self.chunks;
+            session.wait_until(|session| {
+                let mut tickets = chunks.iter().flatten().map(|chunk| chunk.ticket);
+                tickets.any(|ticket| session.slots.done(ticket.slot).is_some())
+            })?;
+            for index in 0..self.chunks.len() {
+                let Some(chunk) = self.chunks[index] else {
+                    continue;
+                };
+                if session.slots.done(chunk.ticket.slot).is_none() {
+                    continue;
+                }
+                self.chunks[index] = None;
+                in_flight -= 1;
+                match session.finish(&chunk.read, chunk.ticket) {
+                    Ok(size) => in_flight += self.complete(session, chunk, size)?,
+                    // The others must come back before the buffer does.
+                    Err(ReplyError::Server(errno)) => failed = failed.or(Some(errno.into())),
+                    // A host that lies about one is not waited for: `Lent` resets the device.
+                    Err(ReplyError::Malformed(violation)) => return Err(violation.into()),
+                }
+            }
+            progress(self.come);
+        }
+    }
+
+    fn submit<T: Transport, C: Clock, H: Hal>(
+        &mut self,
+        session: &mut Session<T, C, H>,
+        position: usize,
+        end: usize,
+    ) -> Result<(), Error> {
+        let size = end - position;
+        let read = Read {
+            node: self.node,
+            handle: self.handle,
+            offset: self.offset + position as u64,
+            size: size as u32,
+        };
+        // SAFETY: `position` is inside the buffer that `data` points to.
+        let start = unsafe { self.data.add(position) };
+        let data = NonNull::slice_from_raw_parts(start, size);
+        let ticket = session.submit(&read, Some(data))?;
+        self.chunks[ticket.slot.index()] = Some(Chunk {
+            position,
+            read,
+            ticket,
+        });
+        Ok(())
+    }
+
+    /// Takes a chunk's answer of `size` bytes. Returns how many requests it led to.
+    fn complete<T: Transport, C: Clock, H: Hal>(
+        &mut self,
+        session: &mut Session<T, C, H>,
+        chunk: Chunk,
+        size: usize,
+    ) -> Result<usize, Error> {
+        self.come += size as u64;
+        let end = chunk.position + chunk.read.size as usize;
+        let come = chunk.position + size;
+        if size == 0 {
+            self.end = self.end.min(chunk.position);
+        } else if come < end && come < self.end {
+            // A server may give less than asked before the end of the file: only an empty answer
+            // is the end for certain.
+            self.submit(session, come, end)?;
+            return Ok(1);
+        }
+        Ok(0)
+    }
+}
+
+impl From<ReplyError> for Error {
+    fn from(error: ReplyError) -> Self {
+        match error {
+            ReplyError::Server(errno) => errno.into(),
+            ReplyError::Malformed(violation) => violation.into(),
+        }
+    }
+}
