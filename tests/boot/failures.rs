@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use bootshare_host::{Arch, Board, Machine, Outcome};
+use bootshare_host::{Arch, Board, Machine, Outcome, demo};
 
 use crate::lab::{Server, demo_share, empty_dir, machine, run};
 
@@ -37,14 +37,17 @@ pub(crate) fn no_share(board: Board) {
 pub(crate) fn wrong_tag(board: Board) {
     let share = demo_share(board.arch());
     let machine = machine(board, Server::Rust, share, "bootshare.tag=nosuch");
-    expect_error(&machine, &["nosuch", "bootshare.tag="]);
+    expect_error(&machine, &["bootshare.tag=nosuch", demo::TAG]);
 }
 
 pub(crate) fn no_kernel(board: Board) {
     let share = empty_dir(&dir_name("no-kernel", board));
     fs::write(share.join("readme"), "nothing to boot").unwrap();
     let machine = machine(board, Server::Rust, &share, "");
-    expect_error(&machine, &["no kernel", board.arch().kernel_name()]);
+    expect_error(
+        &machine,
+        &["no kernel", "put one at", board.arch().kernel_name()],
+    );
 }
 
 pub(crate) fn empty_kernel(board: Board) {
@@ -58,9 +61,9 @@ pub(crate) fn empty_kernel(board: Board) {
 pub(crate) fn foreign_kernel(board: Board) {
     let share = empty_dir(&dir_name("foreign-kernel", board));
     let name = board.arch().kernel_name();
-    let other = match board.arch() {
-        Arch::X86_64 => Arch::Aarch64,
-        Arch::Aarch64 => Arch::X86_64,
+    let (other, found) = match board.arch() {
+        Arch::X86_64 => (Arch::Aarch64, "it is an arm64 kernel"),
+        Arch::Aarch64 => (Arch::X86_64, "it is an x86-64 kernel"),
     };
     fs::copy(
         demo_share(other).join(other.kernel_name()),
@@ -68,7 +71,7 @@ pub(crate) fn foreign_kernel(board: Board) {
     )
     .unwrap();
     let machine = machine(board, Server::Rust, &share, "");
-    expect_error(&machine, &[&format!("/{name}"), other.name()]);
+    expect_error(&machine, &[&format!("/{name}"), found]);
 }
 
 pub(crate) fn legacy_device(board: Board) {

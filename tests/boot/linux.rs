@@ -35,21 +35,35 @@ pub(crate) fn boots_from_el2(board: Board) {
     run.line(&["CPU: All CPU(s) started at EL2"]);
 }
 
-/// Without ACPI, Linux finds microvm's devices only by words on its command line.
+/// Without ACPI a kernel is told of microvm's devices by words on its command line. Debian's is
+/// built without that, so it comes to user space but finds no share there.
 pub(crate) fn boots_without_acpi() {
     let board = Board::X86_64Microvm;
     let share = demo_share(board.arch());
     let mut machine = machine(board, Server::C, share, OPTIONS);
     machine.qemu_args = vec!["-machine".into(), "acpi=off".into()];
-    expect_boot(&machine, share);
+    let run = run(&machine);
+    expect_loads(&run, board, share);
+    run.line(&["bootshare: ", "virtio_mmio.device=512@0xfeb00e00:12"]);
+    run.line(&["demo: error: cannot mount the share"]);
 }
 
 /// Runs a machine that boots the demo in `share`, and checks all that it says on its way.
 fn expect_boot(machine: &Machine, share: &Path) -> Run {
     let run = run(machine);
     assert_eq!(run.outcome, Outcome::PowerOff);
+    expect_loads(&run, machine.board, share);
 
-    let transport = match machine.board {
+    run.line(&["demo: Linux ", &format!("mounted the share {}", demo::TAG)]);
+    run.line(&[demo::GREETING.trim()]);
+    let random = sha256_of(&share.join("random.bin"));
+    run.line(&[&format!("SHA256 {random} /random.bin")]);
+    run
+}
+
+/// The firmware's own messages up to the hand-off, and the digests of what it loaded.
+fn expect_loads(run: &Run, board: Board, share: &Path) {
+    let transport = match board {
         Board::X86_64Microvm | Board::Aarch64Virt => "mmio",
         Board::X86_64Q35 | Board::X86_64Pc | Board::Aarch64VirtPci => "pci",
     };
@@ -58,17 +72,11 @@ fn expect_boot(machine: &Machine, share: &Path) -> Run {
         demo::TAG
     );
     run.line(&[&mounted]);
-    let kernel = format!("/{}", machine.board.arch().kernel_name());
+    let kernel = format!("/{}", board.arch().kernel_name());
     for path in [kernel.as_str(), "/initrd.img"] {
-        expect_loaded(&run, share, path);
+        expect_loaded(run, share, path);
     }
     run.line(&[&format!("bootshare: starting {kernel}")]);
-
-    run.line(&["demo: Linux ", &format!("mounted the share {}", demo::TAG)]);
-    run.line(&[demo::GREETING.trim()]);
-    let random = sha256_of(&share.join("random.bin"));
-    run.line(&[&format!("SHA256 {random} /random.bin")]);
-    run
 }
 
 /// The line that says how fast `path` was loaded, and the digest of what lies in memory.

@@ -96,7 +96,7 @@ fn virt_boots_linux_from_el2_over_pci() {
 }
 
 #[test]
-fn microvm_without_acpi_boots_linux() {
+fn microvm_without_acpi_tells_linux_where_its_devices_are() {
     linux::boots_without_acpi();
 }
 
