@@ -150,8 +150,8 @@ impl fmt::Display for Error {
             Self::TimedOut(after) => {
                 return write!(
                     f,
-                    "the host made no progress for {} s; is its virtiofsd alive?",
-                    after.as_secs_f32()
+                    "the host made no progress for {} ms; is its virtiofsd alive?",
+                    after.as_millis() as u64
                 );
             }
             Self::Device(error) => return error.fmt(f),

@@ -46,6 +46,7 @@ pub(super) struct Output<'a, B: Board> {
 }
 
 /// Runs the commands in `line`. All are run; it fails if one of them does.
+#[inline(never)] // So that the large frames of the boot flow do not add up.
 pub(super) fn run<B: Board>(
     line: &[u8],
     shares: &mut Shares<B>,

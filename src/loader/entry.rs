@@ -98,6 +98,7 @@ pub(super) fn load<B: Board>(
 }
 
 /// What is to be booted in `directory`, by the conventional names.
+#[inline(never)] // So that the large frames of the boot flow do not add up.
 fn look_in<B: Board>(share: &BoardShare<B>, directory: &str) -> Result<Option<Entry>, Error> {
     let mut names = Conventional::default();
     for _look in 0..2 {
@@ -137,6 +138,7 @@ fn failed(path: &[u8], error: impl fmt::Display) -> Failed {
 }
 
 impl<'m, B: Board> Loader<'_, 'm, B> {
+    #[inline(never)] // As above.
     fn load(mut self, entry: &Entry, extra: &[u8]) -> Result<HandOff, Failed> {
         let path = &entry.kernel;
         let file = self.share.open(path).map_err(|e| failed(path, e))?;
@@ -226,7 +228,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         }
         let micros = took.as_micros().max(1) as u64;
         // Bytes a microsecond are nearly MiB a second: 2^20 / 10^6.
-        let rate = u128::from(size) * 1_000_000 / (u128::from(micros) << 20);
+        let rate = size.saturating_mul(1_000_000) / (micros << 20);
         log::info!(
             "loaded {}, {size} bytes in {} ms ({rate} MiB/s)",
             Text(path),

@@ -68,6 +68,7 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
 struct Failed;
 
 /// Mounts one share after the other until an entry of one starts. Comes back only if none did.
+#[inline(never)] // So that the large frames of the boot flow do not add up.
 fn boot<B: Board>(
     board: &mut B,
     options: &Options<'_>,

@@ -25,8 +25,8 @@ pub(super) struct Names<'a> {
 /// How full the lists are.
 #[derive(Clone, Copy)]
 pub(super) struct Mark {
-    records: usize,
-    text: usize,
+    records: u32,
+    text: u32,
 }
 
 /// The list of one directory.
@@ -34,8 +34,8 @@ pub(super) struct Mark {
 pub(super) struct List {
     /// What lies below it.
     below: Mark,
-    next: usize,
-    end: usize,
+    next: u32,
+    end: u32,
 }
 
 /// Why a directory can't be listed.
@@ -96,7 +96,7 @@ impl<'a> Names<'a> {
             return Err(error);
         }
         let Self { records, text, .. } = self;
-        let list = &mut records[below.records..self.top.records];
+        let list = &mut records[below.records as usize..self.top.records as usize];
         list.sort_unstable_by(|a, b| slice(text, a).cmp(slice(text, b)));
         Ok(List {
             below,
@@ -115,11 +115,13 @@ impl<'a> Names<'a> {
     fn push(&mut self, entry: &DirEntry) -> Option<()> {
         let name = entry.file_name();
         let Mark { records, text } = self.top;
-        let end = text.checked_add(name.len())?;
-        self.text.get_mut(text..end)?.copy_from_slice(name);
-        *self.records.get_mut(records)? = Record {
-            start: u32::try_from(text).ok()?,
-            length: name.len() as u32,
+        let length = name.len() as u32;
+        let end = text.checked_add(length)?;
+        let room = self.text.get_mut(text as usize..end as usize)?;
+        room.copy_from_slice(name);
+        *self.records.get_mut(records as usize)? = Record {
+            start: text,
+            length,
         };
         self.top = Mark {
             records: records + 1,
@@ -133,7 +135,7 @@ impl<'a> Names<'a> {
         if list.next >= list.end {
             return None;
         }
-        let record = self.records.get(list.next)?;
+        let record = self.records.get(list.next as usize)?;
         list.next += 1;
         Some(slice(self.text, record))
     }

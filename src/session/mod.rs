@@ -25,8 +25,8 @@ use crate::{
     hal::{Clock, Hal},
 };
 use core::{ptr::NonNull, time::Duration};
-use ring::{Chain, Ring};
-use slots::{Slot, Slots};
+use ring::{Chain, Full, Ring};
+use slots::{Slot, SlotSet, Slots};
 use virtio_drivers::transport::{DeviceStatus, Transport};
 
 /// `VIRTIO_F_VERSION_1`: the device is a modern one (virtio 1.2, section 6).
@@ -110,6 +110,21 @@ pub struct Session<T: Transport, C: Clock, H: Hal> {
     minor: u32,
     /// The device runs and nothing went wrong yet.
     connected: bool,
+}
+
+/// What [`Session::wait`] waits for.
+#[derive(Clone, Copy)]
+enum Until {
+    /// A slot is free.
+    SlotFree,
+    /// The request queue has room.
+    RequestRoom,
+    /// The hiprio queue has room.
+    HiprioRoom,
+    /// One of these slots is done.
+    Done(SlotSet),
+    /// No posted request is under way.
+    NonePosted,
 }
 
 /// A request under way that somebody waits for.
@@ -235,7 +250,7 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         data: Option<NonNull<[u8]>>,
     ) -> Result<O::Reply, Error> {
         let ticket = self.submit(operation, data)?;
-        self.wait_until(|session| session.slots.done(ticket.slot).is_some())?;
+        self.wait(Until::Done(ticket.slot.into()))?;
         Ok(self.finish(operation, ticket)?)
     }
 
@@ -245,64 +260,43 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
     /// connected it does nothing.
     pub fn post<O: Operation>(&mut self, operation: &O, priority: Priority) {
         if let Err(error) = self.try_post(operation, priority) {
-            log::debug!("request {:?} was not sent: {error}", O::OPCODE);
+            log::debug!("request {} was not sent: {error}", O::OPCODE as u32);
         }
     }
 
     fn try_post<O: Operation>(&mut self, operation: &O, priority: Priority) -> Result<(), Error> {
-        let (slot, request, _) = self.prepare(operation)?;
+        let (slot, size, _) = self.encode(operation)?;
         match priority {
-            Priority::High => {
-                let chain = Chain {
-                    slot,
-                    request,
-                    reply: None,
-                    data: None,
-                };
-                self.wait_until(|session| session.hiprio.has_room())?;
-                // SAFETY: the request lies in its slot, which is the device's until it is done.
-                let added = unsafe { self.hiprio.add(chain) };
-                debug_assert!(added.is_ok());
-                self.slots.set_in_flight(slot, true);
-                self.hiprio.kick(&mut self.transport);
-            }
+            Priority::High => self.send_hiprio(slot, size),
             Priority::Normal => {
-                let chain = Chain {
-                    slot,
-                    request,
-                    reply: Some(self.slots.reply(slot, fuse::REPLY_HEADER + O::REPLY_SIZE)),
-                    data: None,
-                };
-                self.wait_until(|session| session.requests.has_room())?;
-                // SAFETY: request and reply lie in their slot, as above.
-                let added = unsafe { self.requests.add(chain) };
-                debug_assert!(added.is_ok());
-                self.slots.set_in_flight(slot, true);
+                self.send(slot, size, fuse::REPLY_HEADER + O::REPLY_SIZE, None, true)?;
                 self.requests.kick(&mut self.transport);
+                Ok(())
             }
         }
-        Ok(())
     }
 
-    /// Takes a slot and writes the request for `operation` into it.
-    fn prepare<O: Operation>(
-        &mut self,
-        operation: &O,
-    ) -> Result<(Slot, NonNull<[u8]>, Unique), Error> {
-        if !self.connected {
-            return Err(Error::Disconnected);
-        }
-        self.wait_until(|session| session.slots.any_free())?;
-        let slot = self.slots.take().ok_or(Error::Disconnected)?;
-        let unique = self.unique;
-        self.unique = unique.next();
+    /// Takes a slot and writes the request for `operation` into it. Gives its size too.
+    fn encode<O: Operation>(&mut self, operation: &O) -> Result<(Slot, usize, Unique), Error> {
+        let (slot, unique) = self.take_slot()?;
         match fuse::encode(operation, unique, self.slots.request_mut(slot)) {
-            Ok(size) => Ok((slot, self.slots.request(slot, size), unique)),
+            Ok(size) => Ok((slot, size, unique)),
             Err(_) => {
                 self.slots.free(slot);
                 Err(Error::InvalidName)
             }
         }
+    }
+
+    fn take_slot(&mut self) -> Result<(Slot, Unique), Error> {
+        if !self.connected {
+            return Err(Error::Disconnected);
+        }
+        self.wait(Until::SlotFree)?;
+        let slot = self.slots.take().ok_or(Error::Disconnected)?;
+        let unique = self.unique;
+        self.unique = unique.next();
+        Ok((slot, unique))
     }
 
     /// Puts a request into the ring, without a kick.
@@ -315,30 +309,66 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         data: Option<NonNull<[u8]>>,
     ) -> Result<Ticket, Error> {
         let data_size = data.map_or(0, |data| data.len());
-        if data.is_some() && data_size == 0 {
-            return Err(Error::BufferTooSmall);
-        }
-        let (slot, request, unique) = self.prepare(operation)?;
-        let reply = self.slots.reply(slot, fuse::REPLY_HEADER + O::REPLY_SIZE);
-        let chain = Chain {
-            slot,
-            request,
-            reply: Some(reply),
-            data,
-        };
-        self.wait_until(|session| session.requests.has_room())?;
-        // SAFETY: request and reply lie in their slot, which is the device's until it is done; the
-        // data buffer is watched over by the caller's `Lent`.
-        if unsafe { self.requests.add(chain) }.is_err() {
-            self.slots.free(slot);
-            return Err(Error::Disconnected);
-        }
-        self.slots.set_in_flight(slot, false);
+        let (slot, size, unique) = self.encode(operation)?;
+        self.send(slot, size, fuse::REPLY_HEADER + O::REPLY_SIZE, data, false)?;
         Ok(Ticket {
             slot,
             unique,
             data_size,
         })
+    }
+
+    /// Hands the request in `slot`, of `size` bytes, to the request queue.
+    fn send(
+        &mut self,
+        slot: Slot,
+        size: usize,
+        reply_size: usize,
+        data: Option<NonNull<[u8]>>,
+        posted: bool,
+    ) -> Result<(), Error> {
+        let chain = Chain {
+            slot,
+            request: self.slots.request(slot, size),
+            reply: Some(self.slots.reply(slot, reply_size)),
+            // A descriptor must not be empty; a reply that does not fit is then one without data.
+            data: data.filter(|data| !data.is_empty()),
+        };
+        self.wait(Until::RequestRoom)?;
+        // SAFETY: request and reply lie in their slot, which is the device's until it is done; the
+        // data buffer is watched over by the caller's `Lent`.
+        let added = unsafe { self.requests.add(chain) };
+        self.sent(slot, added, posted)
+    }
+
+    /// Hands the request in `slot`, of `size` bytes, to the hiprio queue. There is no reply.
+    fn send_hiprio(&mut self, slot: Slot, size: usize) -> Result<(), Error> {
+        let chain = Chain {
+            slot,
+            request: self.slots.request(slot, size),
+            reply: None,
+            data: None,
+        };
+        self.wait(Until::HiprioRoom)?;
+        // SAFETY: the request lies in its slot, as above.
+        let added = unsafe { self.hiprio.add(chain) };
+        self.sent(slot, added, true)?;
+        self.hiprio.kick(&mut self.transport);
+        Ok(())
+    }
+
+    fn sent(&mut self, slot: Slot, added: Result<(), Full>, posted: bool) -> Result<(), Error> {
+        match added {
+            Ok(()) => {
+                self.slots.set_in_flight(slot, posted);
+                Ok(())
+            }
+            // There was room a moment ago.
+            Err(Full) => {
+                self.slots.free(slot);
+                Err(self.disconnect(Violation::UsedId.into()))
+            }
+        }
     }
 
     /// Reads the reply of a request that is done and frees its slot.
@@ -376,20 +406,30 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         }
     }
 
-    /// Kicks, then polls until `done`, as long as the host makes progress.
-    fn wait_until(&mut self, done: impl Fn(&Self) -> bool) -> Result<(), Error> {
-        if done(self) {
+    fn is_so(&self, until: Until) -> bool {
+        match until {
+            Until::SlotFree => self.slots.any_free(),
+            Until::RequestRoom => self.requests.has_room(),
+            Until::HiprioRoom => self.hiprio.has_room(),
+            Until::Done(set) => self.slots.any_done(set),
+            Until::NonePosted => !self.slots.any_posted(),
+        }
+    }
+
+    /// Kicks, then polls until it is so, as long as the host makes progress.
+    fn wait(&mut self, until: Until) -> Result<(), Error> {
+        if self.is_so(until) {
             return Ok(());
+        }
+        if !self.connected {
+            return Err(Error::Disconnected);
         }
         self.requests.kick(&mut self.transport);
         let mut last_progress = self.clock.now();
         loop {
             for _ in 0..POLLS_PER_TICK {
-                if !self.connected {
-                    return Err(Error::Disconnected);
-                }
                 let progress = self.poll()?;
-                if done(self) {
+                if self.is_so(until) {
                     return Ok(());
                 }
                 if progress {
@@ -459,7 +499,7 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
     ///
     /// [`Error::TimedOut`] or [`Error::Protocol`]; the device is reset all the same.
     pub fn end(mut self) -> Result<(), Error> {
-        self.wait_until(|session| !session.slots.any_posted())?;
+        self.wait(Until::NonePosted)?;
         match self.call(&Destroy) {
             // virtiofsd gives the buffers back without a reply.
             Err(Error::Protocol(Violation::ReplyLength)) | Ok(()) => Ok(()),
@@ -564,11 +604,8 @@ impl Transfer {
             if in_flight == 0 {
                 return failed.map_or(Ok(()), Err);
             }
-            let chunks = &self.chunks;
-            session.wait_until(|session| {
-                let mut tickets = chunks.iter().flatten().map(|chunk| chunk.ticket);
-                tickets.any(|ticket| session.slots.done(ticket.slot).is_some())
-            })?;
+            let tickets = self.chunks.iter().flatten().map(|chunk| chunk.ticket.slot);
+            session.wait(Until::Done(tickets.collect()))?;
             for index in 0..self.chunks.len() {
                 let Some(chunk) = self.chunks[index] else {
                     continue;

@@ -37,6 +37,24 @@ impl Slot {
     }
 }
 
+/// Several slots: bit `n` stands for slot `n`.
+#[derive(Clone, Copy)]
+pub(super) struct SlotSet(u32);
+
+const _: () = assert!(COUNT <= u32::BITS as usize);
+
+impl From<Slot> for SlotSet {
+    fn from(slot: Slot) -> Self {
+        Self(1 << slot.0)
+    }
+}
+
+impl FromIterator<Slot> for SlotSet {
+    fn from_iter<I: IntoIterator<Item = Slot>>(slots: I) -> Self {
+        Self(slots.into_iter().fold(0, |set, slot| set | 1 << slot.0))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Free,
@@ -92,6 +110,12 @@ impl<H: Hal> Slots<H> {
 
     pub fn any_free(&self) -> bool {
         self.states.contains(&State::Free)
+    }
+
+    /// Whether the device gave one of these back.
+    pub fn any_done(&self, set: SlotSet) -> bool {
+        let mut states = self.states.iter().enumerate();
+        states.any(|(index, state)| set.0 & 1 << index != 0 && matches!(state, State::Done(_)))
     }
 
     /// Whether a posted request is still under way.

@@ -78,7 +78,7 @@ impl<const SIZE: usize> Stack<SIZE> {
 
 /// Bytes of [`STACK`]. An overflow says so (see [`exceptions`](crate::exceptions)): then it needs
 /// more.
-const STACK_SIZE: usize = 64 * 1024;
+const STACK_SIZE: usize = 128 * 1024;
 
 /// The stack.
 pub static STACK: Stack<STACK_SIZE> = Stack::new();
