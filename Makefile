@@ -62,7 +62,7 @@ $(ARCHES:%=firmware-%): firmware-%: setup-build
 
 .PHONY: test
 test: setup-test lint firmware
-	cargo test --workspace
+	cargo test --workspace --no-fail-fast
 
 .PHONY: lint
 lint: setup-test $(ARCHES:%=lint-%)

@@ -29,7 +29,7 @@ pub(crate) fn boots_from_el2(board: Board) {
     let share = demo_share(board.arch());
     let mut machine = machine(board, Server::Rust, share, OPTIONS);
     machine.el2 = true;
-    // Only a kernel entered at EL2 says so; `loglevel` overrides the demo's `quiet`.
+    // Only a kernel entered at EL2 says so; `loglevel` overrides the demo's own.
     machine.append.push_str(" loglevel=7");
     let run = expect_boot(&machine, share);
     run.line(&["CPU: All CPU(s) started at EL2"]);
