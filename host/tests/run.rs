@@ -217,7 +217,7 @@ impl Tool {
         words.extend(["--board", "x86_64-q35", "--timeout", "120", "--server"].map(String::from));
         words.extend([server.to_owned(), "--firmware".into()]);
         words.push(self.path("share/vmlinuz"));
-        words.push("--append=console=ttyS0 panic=-1 quiet".into());
+        words.push("--append=console=ttyS0 panic=-1 quiet tsc_early_khz=2000000".into());
         words.push("--qemu-arg=-initrd".into());
         words.push(format!("--qemu-arg={}", self.path("share/initrd.img")));
         let (program, args) = words.split_first().unwrap();
@@ -376,8 +376,9 @@ fn on_a_terminal_the_demo_gives_a_shell() {
         seen.clear();
     };
     wait_for(&mut user, "/share # ");
-    // Ctrl-C goes to the guest: it ends the command, not the run.
-    user.write_all(b"echo begin; sleep 1000\n").unwrap();
+    // Ctrl-C goes to the guest: it ends the command, not the run. Once the inner shell speaks, it
+    // and what it starts own the terminal: a Ctrl-C cannot come too early for `sleep`.
+    user.write_all(b"sh -c 'echo begin; sleep 1000'\n").unwrap();
     wait_for(&mut user, "\nbegin");
     user.write_all(b"\x03").unwrap();
     wait_for(&mut user, "/share # ");
