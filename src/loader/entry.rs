@@ -3,7 +3,8 @@
 use super::{
     Board, Failed, HandOff,
     arena::{Arena, Block, Memory, is_x86},
-    console::{Progress, Text},
+    console::{Progress, Text, failure},
+    output::DigestText,
     shares::BoardShare,
 };
 use crate::{
@@ -22,7 +23,6 @@ use crate::{
 };
 use core::{ffi::CStr, fmt};
 use heapless::Vec;
-use sha2::{Digest, Sha256};
 
 /// Where kernels lie by convention.
 const DIRECTORIES: [&str; 2] = ["/", "/boot"];
@@ -133,7 +133,7 @@ struct Loader<'a, 'm, B: Board> {
 
 /// Reports `error` of the file at `path`.
 fn failed(path: &[u8], error: impl fmt::Display) -> Failed {
-    log::error!("{}: {error}", Text(path));
+    failure(path, error);
     Failed
 }
 
@@ -238,7 +238,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         if log::log_enabled!(log::Level::Trace) {
             log::trace!(
                 "sha256 {} {} from {offset}",
-                Hex(&Sha256::digest(&*bytes)),
+                DigestText::of(bytes),
                 Text(path)
             );
         }
@@ -368,13 +368,4 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
 
 fn contains_word(line: &[u8], word: &[u8]) -> bool {
     cmdline::words(line).any(|other| other == word)
-}
-
-/// A digest in hexadecimal.
-pub(super) struct Hex<'a>(pub &'a [u8]);
-
-impl fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
 }
