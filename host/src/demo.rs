@@ -50,7 +50,7 @@ pub fn make(parts: &Parts, out: &Path) -> Result<()> {
     write("initrd.img", &initramfs(parts)?)?;
     write(
         "cmdline",
-        format!("console={} panic=-1 quiet\n", arch.serial()).as_bytes(),
+        format!("console={} panic=-1 loglevel=3\n", arch.serial()).as_bytes(),
     )?;
     write("greeting.txt", GREETING.as_bytes())
 }

@@ -1,0 +1,91 @@
+# Everything runs through here, so that a person and CI do the same.
+
+BOARD ?= x86_64-microvm
+ACCEL ?= tcg
+MEMORY ?= 512
+# Recipes read these two as shell variables: they may hold quotation marks.
+export APPEND
+export SHARE
+
+ARCH := $(firstword $(subst -, ,$(BOARD)))
+ARCHES := x86_64 aarch64
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+HOST := $(TARGET)/debug/bootshare-host
+
+# Debian's own Rust comes without the bare-metal targets and their linker: `core` is built along
+# with the firmware.
+BARE_CARGO = cargo
+ifeq ($(shell command -v rustup),)
+BARE_CARGO = RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOWN_NONE_LINKER=ld.lld cargo
+BARE_FLAGS = -Zbuild-std=core,compiler_builtins
+endif
+
+# Two set-ups at once would fight over apt's lock; cargo is parallel by itself.
+.NOTPARALLEL:
+
+.PHONY: help
+help:
+	@echo 'make run       boot a directory in QEMU; without SHARE a demo with a real Debian kernel'
+	@echo '                 BOARD=    x86_64-microvm (default), x86_64-q35, x86_64-pc,'
+	@echo '                           aarch64-virt, aarch64-virt-pci'
+	@echo '                 SHARE=    the directory to boot'
+	@echo '                 APPEND=   firmware options; words after -- go to the kernel'
+	@echo '                 MEMORY=   MiB (default $(MEMORY)); TIMEOUT= seconds'
+	@echo '                 SERVER=   path of a virtiofsd; ACCEL= tcg (default) or kvm'
+	@echo 'make test      everything CI runs'
+	@echo 'make firmware  the images, in target/firmware'
+	@echo 'make size      what the images take'
+	@echo 'make doc       the documentation, in $(TARGET)/doc'
+	@echo 'make clean     remove target, downloads included'
+
+.PHONY: run
+run: setup-run host firmware-$(ARCH)
+ifeq ($(SHARE),)
+	$(HOST) demo --board $(BOARD) target/demo/$(ARCH)
+endif
+	$(HOST) boot $(if $(SHARE),"$$SHARE",--demo target/demo/$(ARCH)) --board $(BOARD) \
+		--append "$$APPEND" --memory $(MEMORY) --accel $(ACCEL) \
+		$(if $(SERVER),--server "$(SERVER)") $(if $(TIMEOUT),--timeout $(TIMEOUT))
+
+.PHONY: host
+host: setup-build
+	cargo build -p bootshare-host
+
+.PHONY: firmware
+firmware: $(ARCHES:%=firmware-%)
+
+.PHONY: $(ARCHES:%=firmware-%)
+$(ARCHES:%=firmware-%): firmware-%: setup-build
+	$(BARE_CARGO) build --profile firmware -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS)
+	@mkdir -p target/firmware
+	@cp $(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$* target/firmware/bootshare-$*.elf
+
+.PHONY: test
+test: setup-test lint firmware
+	cargo test --workspace --no-fail-fast
+
+.PHONY: lint
+lint: setup-test $(ARCHES:%=lint-%)
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+.PHONY: $(ARCHES:%=lint-%)
+$(ARCHES:%=lint-%): lint-%: setup-test
+	$(BARE_CARGO) clippy -p bootshare -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
+
+.PHONY: size
+size: host firmware
+	@$(HOST) size $(ARCHES:%=target/firmware/bootshare-%.elf)
+
+.PHONY: doc
+doc: setup-build
+	cargo doc --no-deps -p bootshare -p bootshare-host
+
+.PHONY: clean
+clean:
+	rm -rf target $(TARGET)
+
+# Each installs what is missing for its purpose, and does nothing when nothing is.
+.PHONY: setup-build setup-run setup-test
+setup-build setup-run setup-test: setup-%:
+	@host/setup.sh $*

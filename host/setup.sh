@@ -1,0 +1,146 @@
+#!/bin/sh
+# Installs what is missing to build, run or test: `host/setup.sh build|run|test`.
+#
+# Debian is served by apt, as root or through sudo; elsewhere the list of what is missing is
+# printed. When nothing is missing this only looks.
+set -eu
+cd "$(dirname "$0")/.."
+purpose=${1:?"usage: host/setup.sh build|run|test"}
+
+# The version the boot tests run, beside QEMU's own server.
+virtiofsd_version=1.14.0
+
+say() { echo "setup: $*" >&2; }
+
+die() {
+    say "error: $*"
+    exit 1
+}
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+missing=
+need() { missing="$missing $*"; }
+
+needs_to_build() {
+    has cc || need gcc libc6-dev
+    if has rustup; then
+        return
+    fi
+    if [ "$(debian_version)" != 12 ]; then
+        need rustup
+        return
+    fi
+    # Debian 12 has no rustup, but a recent Rust for its browsers: the Makefile builds `core` for
+    # bare metal from its source.
+    has rustc || need rustc-web
+    has cargo || need cargo-web
+    has ld.lld || need lld
+    [ -d /usr/lib/rustlib/src/rust/library ] || need rust-web-src
+}
+
+needs_to_run() {
+    has qemu-system-x86_64 || need qemu-system-x86
+    has qemu-system-aarch64 || need qemu-system-arm
+    if ! has virtiofsd && [ ! -e /usr/libexec/virtiofsd ] && [ ! -e /usr/lib/qemu/virtiofsd ]; then
+        # Debian 12 has it in QEMU's package, later ones in one of its own.
+        if [ "$(debian_version)" = 12 ]; then need qemu-system-common; else need virtiofsd; fi
+    fi
+    has xz || need xz-utils
+}
+
+needs_to_test() {
+    [ -e /usr/lib/qemu/virtiofsd ] || need qemu-system-common
+    [ -e /usr/include/cap-ng.h ] || need libcap-ng-dev
+    [ -e /usr/include/seccomp.h ] || need libseccomp-dev
+    if ! has rustup && [ "$(debian_version)" = 12 ]; then
+        has cargo-clippy || need rust-web-clippy
+        has cargo-fmt || need rustfmt-web
+    fi
+}
+
+debian_version() {
+    # shellcheck source=/dev/null
+    (. /etc/os-release 2>/dev/null && [ "${ID:-}" = debian ] && echo "${VERSION_ID:-}") || true
+}
+
+install_missing() {
+    [ -n "$missing" ] || return 0
+    list="apt-get install --no-install-recommends$missing"
+    [ -n "$(debian_version)" ] ||
+        die "this is not Debian: install what Debian has in these packages, then try again:$missing"
+    as_root=
+    if [ "$(id -u)" != 0 ]; then
+        has sudo || die "root is needed; as root run: apt-get update && $list"
+        as_root=sudo
+        # Without a terminal nobody can type a password.
+        [ -t 0 ] || as_root="sudo -n"
+    fi
+    say "installing$missing"
+    # shellcheck disable=SC2086 # lists of words
+    {
+        $as_root apt-get -q update &&
+            $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y \
+                --no-install-recommends --no-remove $missing
+    } >&2 || die "could not install them; as root run: apt-get update && $list"
+}
+
+# RUSTUP_AUTO_INSTALL=0 may be set, and rustup then ignores rust-toolchain.toml's lists.
+install_toolchain() {
+    has rustup || return 0
+    list() { sed -n "s/^$1 = //p" rust-toolchain.toml | tr -d '[]",'; }
+    channel=$(list channel)
+    installed=$(
+        rustup component list --installed --toolchain "$channel" 2>/dev/null
+        rustup target list --installed --toolchain "$channel" 2>/dev/null
+    ) || true
+    wanted=
+    for component in $(list components); do
+        echo "$installed" | grep -q "^$component" || wanted=yes
+    done
+    for target in $(list targets); do
+        echo "$installed" | grep -qx "$target" || wanted=yes
+    done
+    [ -n "$wanted" ] || return 0
+    say "installing Rust $channel with its bare-metal targets"
+    set --
+    for component in $(list components); do set -- "$@" --component "$component"; done
+    for target in $(list targets); do set -- "$@" --target "$target"; done
+    rustup toolchain install "$channel" --profile minimal "$@" >&2 ||
+        die "rustup could not install Rust $channel: see above, then try again"
+}
+
+install_test_server() {
+    root=target/virtiofsd
+    case $("$root/bin/virtiofsd" --version 2>/dev/null) in
+    *" $virtiofsd_version") return 0 ;;
+    esac
+    say "building virtiofsd $virtiofsd_version into $root"
+    cargo install virtiofsd --version "$virtiofsd_version" --locked --root "$root" \
+        --target-dir "$root/build" >&2 ||
+        die "could not build virtiofsd $virtiofsd_version: see above, then try again"
+    rm -rf "$root/build"
+}
+
+case $purpose in
+build)
+    needs_to_build
+    install_missing
+    install_toolchain
+    ;;
+run)
+    needs_to_build
+    needs_to_run
+    install_missing
+    install_toolchain
+    ;;
+test)
+    needs_to_build
+    needs_to_run
+    needs_to_test
+    install_missing
+    install_toolchain
+    install_test_server
+    ;;
+*) die "unknown purpose $purpose: build, run or test" ;;
+esac

@@ -1,0 +1,102 @@
+//! Commands of the firmware's own, run from its command line.
+
+use std::fs;
+
+use bootshare_host::{Board, Outcome, Share, demo};
+
+use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
+use crate::tree;
+
+fn succeed(run: Run) -> Run {
+    assert_eq!(run.outcome, Outcome::FirmwareExit(0));
+    run
+}
+
+pub(crate) fn list(board: Board) {
+    let share = demo_share(board.arch());
+    let kernel = board.arch().kernel_name();
+    let size = fs::metadata(share.join(kernel)).unwrap().len().to_string();
+    let run_commands = |commands: &str| {
+        let options = format!("bootshare.cmd=\"{commands}\"");
+        run(&machine(board, Server::Rust, share, &options))
+    };
+
+    let devices = succeed(run_commands("devices"));
+    let transport = match board {
+        Board::X86_64Microvm | Board::Aarch64Virt => "virtio-mmio",
+        Board::X86_64Q35 | Board::X86_64Pc | Board::Aarch64VirtPci => "virtio-pci",
+    };
+    devices.line(&[transport, demo::TAG]);
+
+    let files = succeed(run_commands(&format!(
+        "ls -l /; stat /{kernel}; cat /greeting.txt"
+    )));
+    let output = files.output();
+    for name in [
+        kernel,
+        "cmdline",
+        "greeting.txt",
+        "initrd.img",
+        "random.bin",
+    ] {
+        assert!(
+            output.iter().any(|line| line.ends_with(name)),
+            "ls shows no {name}"
+        );
+    }
+    let sized = output
+        .iter()
+        .filter(|line| line.split(|c: char| !c.is_ascii_digit()).any(|w| w == size));
+    assert!(
+        sized.count() >= 2,
+        "ls -l and stat both tell the size {size}"
+    );
+    assert!(output.contains(&demo::GREETING.trim()));
+
+    // The status is the commands'.
+    let missing = run_commands("cat /nosuch");
+    assert!(matches!(missing.outcome, Outcome::FirmwareExit(1..)));
+    missing.line(&["bootshare: error: ", "/nosuch"]);
+}
+
+pub(crate) fn two_shares(board: Board) {
+    let dirs = ["first", "second"].map(|name| {
+        let dir = empty_dir(&format!("{name}-{board:?}"));
+        fs::write(dir.join("which"), format!("the {name} share\n")).unwrap();
+        dir
+    });
+    let mut machine = machine(board, Server::Rust, &dirs[0], "");
+    machine.shares = ["first", "second"]
+        .into_iter()
+        .zip(dirs)
+        .map(|(tag, dir)| Share {
+            tag: tag.into(),
+            dir,
+        })
+        .collect();
+    for (tag, options) in [
+        ("first", ""),
+        ("first", "bootshare.tag=first "),
+        ("second", "bootshare.tag=second "),
+    ] {
+        machine.append = format!("{options}bootshare.cmd=\"cat /which; devices\"");
+        let run = succeed(run(&machine));
+        run.line(&[&format!("bootshare: mounted {tag} (")]);
+        assert!(run.output().contains(&&*format!("the {tag} share")));
+        // `devices` shows both, whichever is in use.
+        run.line(&["virtio-", "first"]);
+        run.line(&["virtio-", "second"]);
+    }
+}
+
+pub(crate) fn walk(board: Board, server: Server) {
+    let share = empty_dir(&format!("odd-{board:?}"));
+    tree::make(&share);
+    let options = "bootshare.cmd=\"walk /\"";
+    let run = succeed(run(&machine(board, server, &share, options)));
+    let (expected, output) = (tree::walk(&share), run.output());
+    for (expected, line) in expected.iter().zip(&output) {
+        assert_eq!(line, expected);
+    }
+    assert_eq!(output.len(), expected.len());
+}

@@ -1,0 +1,164 @@
+//! The parts of a test: directories, servers, machines, and what a machine printed.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use bootshare_host::guest::Parts;
+use bootshare_host::{Arch, Board, Console, Machine, Outcome, Report, Share, demo};
+use sha2::{Digest, Sha256};
+
+/// The greatest time of one run, on a busy machine without KVM.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Size of the random file in the shares that boot.
+const RANDOM_BYTES: usize = 20 << 20;
+
+/// The servers of the matrix.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Server {
+    /// The C program of Debian 12's QEMU 7.2.
+    C,
+    /// The Rust program, built by `host/setup.sh test`.
+    Rust,
+}
+
+impl Server {
+    fn path(self) -> PathBuf {
+        let path = match self {
+            Self::C => PathBuf::from("/usr/lib/qemu/virtiofsd"),
+            Self::Rust => target().join("virtiofsd/bin/virtiofsd"),
+        };
+        assert!(
+            path.is_file(),
+            "{} is missing: run `host/setup.sh test` (Debian 12 has QEMU's own server)",
+            path.display()
+        );
+        path
+    }
+}
+
+fn target() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target")
+}
+
+/// A machine with the firmware for `board`, one share, and the firmware's options.
+pub(crate) fn machine(board: Board, server: Server, dir: &Path, options: &str) -> Machine {
+    let firmware = target().join("firmware").join(board.arch().firmware_name());
+    let mut machine = Machine::new(board, firmware);
+    machine.shares.push(Share {
+        tag: demo::TAG.into(),
+        dir: dir.into(),
+    });
+    machine.server = Some(server.path());
+    machine.append = options.into();
+    machine.time_limit = Some(LIMIT);
+    machine
+}
+
+/// A finished run. Its console is printed, for the log of a test that fails.
+pub(crate) struct Run {
+    pub(crate) outcome: Outcome,
+    pub(crate) duration: Duration,
+    pub(crate) lines: Vec<String>,
+}
+
+pub(crate) fn run(machine: &Machine) -> Run {
+    let report: Report = machine.run(Console::Capture).unwrap_or_else(|error| {
+        panic!("{error:#}");
+    });
+    let text = report.text();
+    println!(
+        "--- {:?}, -append '{}' ---\n{text}--- {} after {:?} ---",
+        machine.board, machine.append, report.outcome, report.duration
+    );
+    Run {
+        outcome: report.outcome,
+        duration: report.duration,
+        lines: text
+            .lines()
+            .map(|line| line.trim_end_matches('\r').to_owned())
+            .collect(),
+    }
+}
+
+impl Run {
+    /// The first line with all of `parts` in it.
+    pub(crate) fn line(&self, parts: &[&str]) -> &str {
+        self.find(parts)
+            .unwrap_or_else(|| panic!("no line has {parts:?}"))
+    }
+
+    pub(crate) fn find(&self, parts: &[&str]) -> Option<&str> {
+        self.lines
+            .iter()
+            .find(|line| parts.iter().all(|part| line.contains(part)))
+            .map(String::as_str)
+    }
+
+    /// What the firmware's commands printed: all lines but its own messages.
+    pub(crate) fn output(&self) -> Vec<&str> {
+        let start = self
+            .lines
+            .iter()
+            .position(|line| line.starts_with("bootshare: "))
+            .expect("the firmware said nothing");
+        self.lines
+            .iter()
+            .skip(start)
+            .map(String::as_str)
+            .filter(|line| !line.starts_with("bootshare: "))
+            .collect()
+    }
+}
+
+/// An empty directory for one test; what an earlier run of the test left in it is gone.
+pub(crate) fn empty_dir(name: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("boot")
+        .join(name);
+    match fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
+        _ => {}
+    }
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+/// The demo share and a random file, made once: no test may write to it.
+pub(crate) fn demo_share(arch: Arch) -> &'static Path {
+    static SHARES: [OnceLock<PathBuf>; 2] = [OnceLock::new(), OnceLock::new()];
+    SHARES[usize::from(arch == Arch::Aarch64)].get_or_init(|| {
+        let dir = empty_dir(&format!("demo-{}", arch.name()));
+        let parts =
+            Parts::fetch(arch, &target().join("guest")).unwrap_or_else(|error| panic!("{error:#}"));
+        demo::make(&parts, &dir).unwrap_or_else(|error| panic!("{error:#}"));
+        fs::write(dir.join("random.bin"), random(RANDOM_BYTES)).unwrap();
+        dir
+    })
+}
+
+/// Random bytes: nothing that a repeated, skipped or swapped block could equal.
+pub(crate) fn random(count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    fs::File::open("/dev/urandom")
+        .and_then(|mut source| source.read_exact(&mut bytes))
+        .unwrap();
+    bytes
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    Sha256::digest(bytes)
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            let _infallible = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+pub(crate) fn sha256_of(path: &Path) -> String {
+    sha256(&fs::read(path).unwrap())
+}

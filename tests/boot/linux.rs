@@ -1,0 +1,135 @@
+//! Debian's kernel, from the share to user space.
+
+use std::fs;
+use std::path::Path;
+
+use bootshare_host::demo::{self, Archive};
+use bootshare_host::{Board, Machine, Outcome};
+
+use crate::lab::{Run, Server, demo_share, empty_dir, machine, random, run, sha256, sha256_of};
+
+/// Trace messages carry the digests of what lies in memory; the demo's init adds Linux's own of
+/// a file that it reads through the same device afterwards.
+const OPTIONS: &str = "bootshare.log=trace -- demo.sha256=/random.bin";
+
+/// A cell of the matrix: the firmware, Linux and the host read the same bytes.
+pub(crate) fn boots(board: Board, server: Server) {
+    let share = demo_share(board.arch());
+    let random = sha256_of(&share.join("random.bin"));
+
+    let command = "bootshare.cmd=\"sha256 /random.bin\"";
+    let firmware = run(&machine(board, server, share, command));
+    assert_eq!(firmware.outcome, Outcome::FirmwareExit(0));
+    assert_eq!(firmware.output(), [format!("{random}  /random.bin")]);
+
+    expect_boot(&machine(board, server, share, OPTIONS), share);
+}
+
+pub(crate) fn boots_from_el2(board: Board) {
+    let share = demo_share(board.arch());
+    let mut machine = machine(board, Server::Rust, share, OPTIONS);
+    machine.el2 = true;
+    // Only a kernel entered at EL2 says so; `loglevel` overrides the demo's own.
+    machine.append.push_str(" loglevel=7");
+    let run = expect_boot(&machine, share);
+    run.line(&["CPU: All CPU(s) started at EL2"]);
+}
+
+/// Without ACPI a kernel is told of microvm's devices by words on its command line. Debian's is
+/// built without that, so it comes to user space but finds no share there.
+pub(crate) fn boots_without_acpi() {
+    let board = Board::X86_64Microvm;
+    let share = demo_share(board.arch());
+    let mut machine = machine(board, Server::C, share, OPTIONS);
+    machine.qemu_args = vec!["-machine".into(), "acpi=off".into()];
+    let run = run(&machine);
+    expect_loads(&run, board, share);
+    run.line(&["bootshare: ", "virtio_mmio.device=512@0xfeb00e00:12"]);
+    run.line(&["demo: error: cannot mount the share"]);
+}
+
+/// Runs a machine that boots the demo in `share`, and checks all that it says on its way.
+fn expect_boot(machine: &Machine, share: &Path) -> Run {
+    let run = run(machine);
+    assert_eq!(run.outcome, Outcome::PowerOff);
+    expect_loads(&run, machine.board, share);
+
+    run.line(&["demo: Linux ", &format!("mounted the share {}", demo::TAG)]);
+    run.line(&[demo::GREETING.trim()]);
+    let random = sha256_of(&share.join("random.bin"));
+    run.line(&[&format!("SHA256 {random} /random.bin")]);
+    run
+}
+
+/// The firmware's own messages up to the hand-off, and the digests of what it loaded.
+fn expect_loads(run: &Run, board: Board, share: &Path) {
+    let transport = match board {
+        Board::X86_64Microvm | Board::Aarch64Virt => "mmio",
+        Board::X86_64Q35 | Board::X86_64Pc | Board::Aarch64VirtPci => "pci",
+    };
+    let mounted = format!(
+        "bootshare: mounted {} (virtio-{transport}, FUSE 7.",
+        demo::TAG
+    );
+    run.line(&[&mounted]);
+    let kernel = format!("/{}", board.arch().kernel_name());
+    for path in [kernel.as_str(), "/initrd.img"] {
+        expect_loaded(run, share, path);
+    }
+    run.line(&[&format!("bootshare: starting {kernel}")]);
+}
+
+/// The line that says how fast `path` was loaded, and the digest of what lies in memory.
+fn expect_loaded(run: &Run, share: &Path, path: &str) {
+    let prefix = format!("bootshare: loaded {path}, ");
+    let words: Vec<_> = run.line(&[&prefix])[prefix.len()..].split(' ').collect();
+    let [bytes, "bytes", "in", millis, "ms", rate, "MiB/s)"] = words[..] else {
+        panic!("not `N bytes in M ms (R MiB/s)`: {words:?}");
+    };
+    let bytes: usize = bytes.parse().unwrap();
+    let _millis: u64 = millis.parse().unwrap();
+    let _rate: f64 = rate.trim_start_matches('(').parse().unwrap();
+
+    let file = fs::read(share.join(path.trim_start_matches('/'))).unwrap();
+    let traced = run.line(&["bootshare: trace: sha256 ", &format!(" {path} from ")]);
+    let offset: usize = traced.rsplit(' ').next().unwrap().parse().unwrap();
+    // Of a bzImage the real-mode part stays on the host: less than 64 sectors.
+    assert!(offset <= 64 * 512, "{path} was loaded from {offset}");
+    assert_eq!(bytes, file.len() - offset, "{path}");
+    let digest = sha256(&file[offset..]);
+    assert!(traced.contains(&digest), "{path}: expected {digest}");
+}
+
+/// An initrd with a large file in it, loaded and unpacked with 1 GiB, refused with 256 MiB.
+pub(crate) fn loads_300_mib(board: Board) {
+    let share = empty_dir(&format!("large-{}", board.arch().name()));
+    let demo = demo_share(board.arch());
+    for name in [board.arch().kernel_name(), "cmdline", "greeting.txt"] {
+        fs::copy(demo.join(name), share.join(name)).unwrap();
+    }
+    let padding = random(300 << 20);
+    let digest = sha256(&padding);
+    let mut archive = Archive::default();
+    archive.file("padding", 0o644, &padding).unwrap();
+    drop(padding);
+    // Linux unpacks any number of archives, compressed or not, one after the other.
+    let mut initrd = archive.finish().unwrap();
+    initrd.resize(initrd.len().next_multiple_of(4), 0);
+    initrd.extend(fs::read(demo.join("initrd.img")).unwrap());
+    fs::write(share.join("initrd.img"), initrd).unwrap();
+
+    // The share is mounted one level below the initramfs's root.
+    let options = "-- demo.sha256=/../padding";
+    let mut machine = machine(board, Server::Rust, &share, options);
+    machine.memory_mib = 1024;
+    let large = run(&machine);
+    assert_eq!(large.outcome, Outcome::PowerOff);
+    large.line(&["bootshare: loaded /initrd.img, "]);
+    large.line(&[&format!("SHA256 {digest} /../padding")]);
+
+    machine.memory_mib = 256;
+    let small = run(&machine);
+    fs::remove_dir_all(&share).unwrap();
+    assert!(matches!(small.outcome, Outcome::FirmwareExit(1..)));
+    small.line(&["bootshare: error: ", "/initrd.img", "memory"]);
+}

@@ -1,0 +1,121 @@
+//! Boots every board from a directory, with real servers and real kernels.
+//!
+//! What a cell needs is made or downloaded by `make test`; nothing is skipped when it is missing.
+
+mod commands;
+mod failures;
+mod lab;
+mod linux;
+mod tree;
+
+use bootshare_host::Board;
+use lab::Server;
+
+/// What every board shows, one test for each.
+macro_rules! boards {
+    ($($name:ident: $board:ident,)*) => {$(
+        mod $name {
+            use super::{Board, Server, commands, failures, linux};
+
+            const BOARD: Board = Board::$board;
+
+            #[test]
+            fn boots_linux_from_qemus_c_virtiofsd() {
+                linux::boots(BOARD, Server::C);
+            }
+
+            #[test]
+            fn boots_linux_from_virtiofsd_1_14() {
+                linux::boots(BOARD, Server::Rust);
+            }
+
+            #[test]
+            fn lists_its_devices_and_files() {
+                commands::list(BOARD);
+            }
+
+            #[test]
+            fn uses_the_first_of_two_shares_or_the_one_named() {
+                commands::two_shares(BOARD);
+            }
+
+            #[test]
+            fn without_a_share_says_how_to_add_one() {
+                failures::no_share(BOARD);
+            }
+
+            #[test]
+            fn with_a_wrong_tag_names_the_right_one() {
+                failures::wrong_tag(BOARD);
+            }
+
+            #[test]
+            fn without_a_kernel_says_what_it_looked_for() {
+                failures::no_kernel(BOARD);
+            }
+
+            #[test]
+            fn refuses_an_empty_kernel() {
+                failures::empty_kernel(BOARD);
+            }
+
+            #[test]
+            fn refuses_a_kernel_of_the_other_architecture() {
+                failures::foreign_kernel(BOARD);
+            }
+        }
+    )*};
+}
+
+boards! {
+    x86_64_microvm: X86_64Microvm,
+    x86_64_q35: X86_64Q35,
+    x86_64_pc: X86_64Pc,
+    aarch64_virt: Aarch64Virt,
+    aarch64_virt_pci: Aarch64VirtPci,
+}
+
+#[test]
+fn microvm_refuses_a_legacy_device() {
+    failures::legacy_device(Board::X86_64Microvm);
+}
+
+#[test]
+fn virt_refuses_a_legacy_device() {
+    failures::legacy_device(Board::Aarch64Virt);
+}
+
+#[test]
+fn virt_boots_linux_from_el2_over_mmio() {
+    linux::boots_from_el2(Board::Aarch64Virt);
+}
+
+#[test]
+fn virt_boots_linux_from_el2_over_pci() {
+    linux::boots_from_el2(Board::Aarch64VirtPci);
+}
+
+#[test]
+fn microvm_without_acpi_tells_linux_where_its_devices_are() {
+    linux::boots_without_acpi();
+}
+
+#[test]
+fn x86_64_loads_300_mib_into_1_gib_and_refuses_256_mib() {
+    linux::loads_300_mib(Board::X86_64Q35);
+}
+
+#[test]
+fn aarch64_loads_300_mib_into_1_gib_and_refuses_256_mib() {
+    linux::loads_300_mib(Board::Aarch64Virt);
+}
+
+#[test]
+fn x86_64_walks_an_odd_tree_like_its_host() {
+    commands::walk(Board::X86_64Microvm, Server::Rust);
+}
+
+#[test]
+fn aarch64_walks_an_odd_tree_like_its_host() {
+    commands::walk(Board::Aarch64VirtPci, Server::C);
+}
