@@ -45,8 +45,10 @@ pub enum Error {
     TimedOut(Duration),
     /// The device can't be set up.
     Device(DeviceError),
-    /// An earlier error ended the session; mount the share again.
+    /// An earlier error ended the session: resume the share, and then the file.
     Disconnected,
+    /// The file is not the one that was open before the share was resumed.
+    Changed,
 }
 
 /// Why a device can't be set up (virtio 1.2, section 3.1).
@@ -92,6 +94,7 @@ impl Error {
             Self::TimedOut(_) => Errno::ETIMEDOUT,
             Self::Device(_) => Errno::ENODEV,
             Self::Disconnected => Errno::ENOTCONN,
+            Self::Changed => Errno::ESTALE,
             Self::UnexpectedEof => return None,
         })
     }
@@ -156,6 +159,7 @@ impl fmt::Display for Error {
             }
             Self::Device(error) => return error.fmt(f),
             Self::Disconnected => "the share was disconnected by an earlier error",
+            Self::Changed => "it changed on the host while it was read",
         })
     }
 }

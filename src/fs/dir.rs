@@ -5,7 +5,7 @@ use crate::{
     error::Error,
     fuse::{self, Dirents, FileType, Handle, NAME_MAX, OpenDir, ReleaseDir, Violation},
     hal::{Clock, Hal},
-    session::Priority,
+    session::{Epoch, Priority},
 };
 use core::fmt;
 use heapless::Vec;
@@ -81,7 +81,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
     ///
     /// The host's.
     pub fn read_dir(&self) -> Result<ReadDir<'_, T, C, H>, Error> {
-        ReadDir::open(self.node.share, self.node.id, None)
+        ReadDir::open(&self.node)
     }
 
     fn node(&self, name: &[u8]) -> Result<Node<'s, T, C, H>, Error> {
@@ -89,9 +89,10 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
             return Err(Error::InvalidName);
         }
         let share = self.node.share;
-        let entry = share.lookup(self.node.id, name)?;
+        let entry = share.lookup(self.node.epoch, self.node.id, name)?;
         Ok(Node {
             share,
+            epoch: self.node.epoch,
             id: entry.node,
             attr: entry.attr,
         })
@@ -103,10 +104,11 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
 /// After an error it ends.
 pub struct ReadDir<'s, T: Transport, C: Clock, H: Hal> {
     share: &'s super::Share<T, C, H>,
+    epoch: Epoch,
     node: fuse::NodeId,
     handle: Handle,
     /// Keeps the node, where no [`Dir`] does.
-    _keep: Option<Node<'s, T, C, H>>,
+    keep: Option<Node<'s, T, C, H>>,
     buffer: [u8; BUFFER],
     /// The part of the buffer that was not read yet.
     start: usize,
@@ -117,22 +119,21 @@ pub struct ReadDir<'s, T: Transport, C: Clock, H: Hal> {
 }
 
 impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
+    /// The entries of `dir`, which is kept until the end.
     pub(super) fn of(dir: Dir<'s, T, C, H>) -> Result<Self, Error> {
-        let (share, id) = (dir.node.share, dir.node.id);
-        Self::open(share, id, Some(dir.node))
+        let mut entries = Self::open(&dir.node)?;
+        entries.keep = Some(dir.node);
+        Ok(entries)
     }
 
-    fn open(
-        share: &'s super::Share<T, C, H>,
-        node: fuse::NodeId,
-        keep: Option<Node<'s, T, C, H>>,
-    ) -> Result<Self, Error> {
-        let handle = share.session().call(&OpenDir { node })?;
+    fn open(node: &Node<'s, T, C, H>) -> Result<Self, Error> {
+        let handle = node.session()?.call(&OpenDir { node: node.id })?;
         Ok(Self {
-            share,
-            node,
+            share: node.share,
+            epoch: node.epoch,
+            node: node.id,
             handle,
-            _keep: keep,
+            keep: None,
             buffer: [0; BUFFER],
             start: 0,
             end: 0,
@@ -174,7 +175,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
             offset: self.offset,
             size: BUFFER as u32,
         };
-        let size = self.share.session().call_into(&request, &mut self.buffer)?;
+        let mut session = self.share.session_of(self.epoch)?;
+        let size = session.call_into(&request, &mut self.buffer)?;
         self.start = 0;
         self.end = size;
         // Where the last entry leads back to where it came from, the same ones would come again.
@@ -209,7 +211,11 @@ impl<T: Transport, C: Clock, H: Hal> Drop for ReadDir<'_, T, C, H> {
             node: self.node,
             handle: self.handle,
         };
-        self.share.session().post(&release, Priority::Normal);
+        if let Ok(mut session) = self.share.session_of(self.epoch) {
+            session.post(&release, Priority::Normal);
+        }
+        // The node goes after the handle.
+        self.keep = None;
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Metadata, Node};
 use crate::{
     error::Error,
-    fuse::{FileType, Handle, OFFSET_MAX, Open, Release},
+    fuse::{Attr, FileType, Handle, OFFSET_MAX, Open, Release},
     hal::{Clock, Hal},
     session::Priority,
 };
@@ -30,7 +30,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
             // To open a FIFO could block the server for ever.
             _ => return Err(Error::NotAFile),
         }
-        let handle = node.share.session().call(&Open { node: node.id })?;
+        let handle = node.session()?.call(&Open { node: node.id })?;
         Ok(Self {
             node,
             handle,
@@ -49,8 +49,27 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     ///
     /// The host's.
     pub fn refresh(&mut self) -> Result<Metadata, Error> {
-        self.node.attr = self.node.share.attr(self.node.id)?;
+        self.node.attr = self.node.share.attr(self.node.epoch, self.node.id)?;
         Ok(self.metadata())
+    }
+
+    /// Opens the file again after [`Share::resume`](super::Share::resume), by its `path`, if it is
+    /// still the same one: of the same type, size and time of modification.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Changed`] if it is not; else as [`Share::open`](super::Share::open). The file stays
+    /// disconnected then.
+    pub fn resume(&mut self, path: impl AsRef<[u8]>) -> Result<(), Error> {
+        let node = self.node.share.resolve(path.as_ref(), true)?;
+        let same = |attr: &Attr| (attr.file_type, attr.size, attr.mtime, attr.mtime_nsec);
+        if same(&node.attr) != same(&self.node.attr) {
+            return Err(Error::Changed);
+        }
+        let position = self.position;
+        *self = Self::open(node)?;
+        self.position = position;
+        Ok(())
     }
 
     /// Reads at `offset`, in bytes, straight into `buf`: the host writes there, the guest copies
@@ -63,19 +82,20 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         self.read_at_with(offset, buf, &mut |_| ())
     }
 
-    /// As [`File::read_at`], and tells `progress` from time to time how many bytes have come. It
-    /// must not use the share.
+    /// As [`File::read_at`], and tells `progress` from time to time, and before it returns, how
+    /// many bytes at the start of `buf` have come. `progress` must not use the share.
     ///
     /// # Errors
     ///
-    /// As [`File::read_at`].
+    /// As [`File::read_at`], but the bytes that have come stay: after [`File::resume`], the read
+    /// can go on behind them.
     pub fn read_at_with(
         &self,
         offset: u64,
         buf: &mut [u8],
         progress: &mut dyn FnMut(u64),
     ) -> Result<usize, Error> {
-        let mut session = self.node.share.session();
+        let mut session = self.node.session()?;
         session.read(self.node.id, self.handle, offset, buf, progress)
     }
 
@@ -99,7 +119,9 @@ impl<T: Transport, C: Clock, H: Hal> Drop for File<'_, T, C, H> {
             node: self.node.id,
             handle: self.handle,
         };
-        self.node.share.session().post(&release, Priority::Normal);
+        if let Ok(mut session) = self.node.session() {
+            session.post(&release, Priority::Normal);
+        }
     }
 }
 

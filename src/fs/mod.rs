@@ -33,7 +33,7 @@ use crate::{
         TARGET_MAX, Violation,
     },
     hal::{Clock, Hal, IdentityHal},
-    session::{Options, Priority, Session, Tag},
+    session::{Epoch, Options, Priority, Session, Tag},
 };
 use spin::{Mutex, MutexGuard};
 use virtio_drivers::transport::Transport;
@@ -43,6 +43,10 @@ use virtio_drivers::transport::Transport;
 const TARGET_BUFFER: usize = TARGET_MAX.saturating_add(1);
 
 /// A mounted share.
+///
+/// An error that leaves the host in doubt ([`Error::TimedOut`], [`Error::Protocol`] of the rings)
+/// disconnects the share: the device is reset and every call gives [`Error::Disconnected`], until
+/// [`Share::resume`].
 ///
 /// Files and directories borrow it; several can be open at once. Dropping it resets the device;
 /// [`Share::unmount`] says goodbye to the host as well.
@@ -182,37 +186,67 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         self.session.into_inner().end()
     }
 
+    /// Connects a share again that an error has disconnected; does nothing while it is connected.
+    ///
+    /// Files and directories of before give [`Error::Disconnected`] from then on: open files go on
+    /// after [`File::resume`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Share::mount`]; the share stays disconnected and this can be tried again.
+    pub fn resume(&self) -> Result<(), Error> {
+        self.session().resume()
+    }
+
+    /// Whether no error has disconnected the share since it was mounted or resumed.
+    pub fn is_connected(&self) -> bool {
+        self.session().is_connected()
+    }
+
     fn session(&self) -> MutexGuard<'_, Session<T, C, H>> {
         self.session.lock()
     }
 
+    /// The session, if it is still that of `epoch`: another one's nodes mean nothing to it.
+    fn session_of(&self, epoch: Epoch) -> Result<MutexGuard<'_, Session<T, C, H>>, Error> {
+        let session = self.session();
+        if session.epoch() == epoch {
+            Ok(session)
+        } else {
+            Err(Error::Disconnected)
+        }
+    }
+
     /// Looks one name up; the node it gives must be forgotten once.
-    fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<fuse::Entry, Error> {
+    fn lookup(&self, epoch: Epoch, parent: NodeId, name: &[u8]) -> Result<fuse::Entry, Error> {
         if name.len() > fuse::NAME_MAX {
             return Err(Error::NameTooLong);
         }
-        let entry = self.session().call(&Lookup { parent, name })?;
+        let entry = self.session_of(epoch)?.call(&Lookup { parent, name })?;
         entry.ok_or(Error::NotFound)
     }
 
-    fn forget(&self, node: NodeId) {
-        if node != NodeId::ROOT {
-            let forget = Forget { node, nlookup: 1 };
-            self.session().post(&forget, Priority::High);
+    fn forget(&self, epoch: Epoch, node: NodeId) {
+        if node == NodeId::ROOT {
+            return;
+        }
+        if let Ok(mut session) = self.session_of(epoch) {
+            session.post(&Forget { node, nlookup: 1 }, Priority::High);
         }
     }
 
-    fn attr(&self, node: NodeId) -> Result<Attr, Error> {
-        self.session().call(&GetAttr { node })
+    fn attr(&self, epoch: Epoch, node: NodeId) -> Result<Attr, Error> {
+        self.session_of(epoch)?.call(&GetAttr { node })
     }
 
     /// Reads a link's target into `buf`.
     fn target<'b>(
         &self,
+        epoch: Epoch,
         node: NodeId,
         buf: &'b mut [u8; TARGET_BUFFER],
     ) -> Result<&'b [u8], Error> {
-        let size = self.session().call_into(&ReadLink { node }, buf)?;
+        let size = self.session_of(epoch)?.call_into(&ReadLink { node }, buf)?;
         match buf.get(..size) {
             Some(target) if !target.contains(&0) => Ok(target),
             _ => Err(Violation::LinkTarget.into()),
@@ -223,17 +257,23 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
 /// A file or directory that the host keeps for us until this is dropped.
 struct Node<'s, T: Transport, C: Clock, H: Hal> {
     share: &'s Share<T, C, H>,
+    epoch: Epoch,
     id: NodeId,
     attr: Attr,
 }
 
-impl<T: Transport, C: Clock, H: Hal> Node<'_, T, C, H> {
+impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
+    /// The session, if it is still the one that knows this node.
+    fn session(&self) -> Result<MutexGuard<'s, Session<T, C, H>>, Error> {
+        self.share.session_of(self.epoch)
+    }
+
     fn read_link<'b>(&self, buf: &'b mut [u8]) -> Result<&'b [u8], Error> {
         if self.attr.file_type != FileType::Symlink {
             return Err(Error::NotASymlink);
         }
         let mut target = [0; TARGET_BUFFER];
-        let target = self.share.target(self.id, &mut target)?;
+        let target = self.share.target(self.epoch, self.id, &mut target)?;
         let buf = buf.get_mut(..target.len()).ok_or(Error::BufferTooSmall)?;
         buf.copy_from_slice(target);
         Ok(buf)
@@ -242,6 +282,6 @@ impl<T: Transport, C: Clock, H: Hal> Node<'_, T, C, H> {
 
 impl<T: Transport, C: Clock, H: Hal> Drop for Node<'_, T, C, H> {
     fn drop(&mut self) {
-        self.share.forget(self.id);
+        self.share.forget(self.epoch, self.id);
     }
 }

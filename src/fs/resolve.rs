@@ -5,6 +5,7 @@ use crate::{
     error::Error,
     fuse::{Attr, FileType, NodeId},
     hal::{Clock, Hal},
+    session::Epoch,
 };
 use heapless::Vec;
 use virtio_drivers::transport::Transport;
@@ -26,6 +27,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         let mut pending = Pending::new(path)?;
         let mut place = Place {
             share: self,
+            epoch: self.session().epoch(),
             below_root: Vec::new(),
             attr: None,
         };
@@ -49,7 +51,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
                     return Err(Error::TooManyLinks);
                 }
                 let mut target = [0; TARGET_BUFFER];
-                let target = self.target(place.id(), &mut target)?;
+                let target = self.target(place.epoch, place.id(), &mut target)?;
                 if target.first() == Some(&b'/') {
                     place.leave_all();
                 } else {
@@ -146,6 +148,7 @@ impl Pending {
 /// something else. What is left is forgotten.
 struct Place<'s, T: Transport, C: Clock, H: Hal> {
     share: &'s Share<T, C, H>,
+    epoch: Epoch,
     below_root: Vec<NodeId, MAX_DEPTH>,
     /// Attributes of the last one; `None` for a directory that was come back to.
     attr: Option<Attr>,
@@ -172,9 +175,9 @@ impl<'s, T: Transport, C: Clock, H: Hal> Place<'s, T, C, H> {
         if self.below_root.is_full() {
             return Err(Error::PathTooLong);
         }
-        let entry = self.share.lookup(self.id(), name)?;
+        let entry = self.share.lookup(self.epoch, self.id(), name)?;
         if self.below_root.push(entry.node).is_err() {
-            self.share.forget(entry.node);
+            self.share.forget(self.epoch, entry.node);
             return Err(Error::PathTooLong);
         }
         self.attr = Some(entry.attr);
@@ -184,7 +187,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Place<'s, T, C, H> {
     /// One up; the root is its own parent.
     fn leave(&mut self) {
         if let Some(node) = self.below_root.pop() {
-            self.share.forget(node);
+            self.share.forget(self.epoch, node);
         }
         self.attr = None;
     }
@@ -199,11 +202,12 @@ impl<'s, T: Transport, C: Clock, H: Hal> Place<'s, T, C, H> {
         let id = self.id();
         let attr = match self.attr {
             Some(attr) => attr,
-            None => self.share.attr(id)?,
+            None => self.share.attr(self.epoch, id)?,
         };
         _ = self.below_root.pop();
         Ok(Node {
             share: self.share,
+            epoch: self.epoch,
             id,
             attr,
         })

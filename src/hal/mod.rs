@@ -11,5 +11,5 @@ mod clock;
 mod pool;
 
 pub use clock::Clock;
-pub use pool::{DmaPool, IdentityHal};
+pub use pool::{DmaPool, IdentityHal, NotFromPool};
 pub use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};

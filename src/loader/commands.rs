@@ -3,16 +3,13 @@
 use super::{
     Board, Failed,
     arena::Memory,
-    console::{Console, Text},
-    entry::Hex,
-    names::Names,
+    console::{Text, failure},
+    names::{ListError, Names},
+    output::{Date, Output, type_name},
     shares::{BoardShare, Shares},
     walk::walk,
 };
-use crate::{Error, File, FileType, Metadata, boot::commands::Commands, transport::FsTransport};
-use core::fmt::{self, Write};
-use sha2::{Digest, Sha256};
-use time::OffsetDateTime;
+use crate::boot::commands::Commands;
 
 /// Longest command in bytes.
 const MAX_COMMAND: usize = 4096;
@@ -33,16 +30,10 @@ walk [PATH]     every file below a directory: TYPE SIZE SHA256 PATH
 ";
 
 /// What the commands work with.
-pub(super) struct Shell<'a, B: Board> {
+struct Shell<'a, B: Board> {
     shares: &'a Shares<B>,
-    pub names: Names<'a>,
-    pub output: Output<'a, B>,
-}
-
-/// The console, and memory for what is printed.
-pub(super) struct Output<'a, B: Board> {
-    console: Console<B>,
-    buffer: &'a mut [u8],
+    names: Names<'a>,
+    output: Output<'a, B>,
 }
 
 /// Runs the commands in `line`. All are run; it fails if one of them does.
@@ -63,10 +54,7 @@ pub(super) fn run<B: Board>(
     let mut shell = Shell {
         shares,
         names: Names::new(names),
-        output: Output {
-            console: Console::new(),
-            buffer,
-        },
+        output: Output::new(buffer),
     };
     let mut ok = true;
     let mut commands = Commands::new(line);
@@ -98,58 +86,6 @@ fn mount<B: Board>(shares: &mut Shares<B>) -> Option<BoardShare<B>> {
         }
     }
     None
-}
-
-/// Reports that `error` befell `path`; `false`, for the outcome of a command.
-pub(super) fn failure(path: &[u8], error: impl fmt::Display) -> bool {
-    log::error!("{}: {error}", Text(path));
-    false
-}
-
-impl<B: Board> Output<'_, B> {
-    pub fn line(&mut self, text: fmt::Arguments<'_>) {
-        _ = writeln!(self.console, "{text}");
-    }
-
-    fn text(&mut self, text: &str) {
-        _ = self.console.write_str(text);
-    }
-
-    /// Calls `each` with the bytes of `file`, in turn. Returns how many there are.
-    fn for_each_piece(
-        &mut self,
-        file: &File<'_, FsTransport, B::Clock, B::Hal>,
-        mut each: impl FnMut(&[u8]),
-    ) -> Result<u64, Error> {
-        let mut offset = 0;
-        loop {
-            let size = file.read_at(offset, self.buffer)?;
-            each(&self.buffer[..size]);
-            offset += size as u64;
-            if size < self.buffer.len() {
-                return Ok(offset);
-            }
-        }
-    }
-
-    /// Size and digest of a file as it was read.
-    pub fn digest(
-        &mut self,
-        file: &File<'_, FsTransport, B::Clock, B::Hal>,
-    ) -> Result<(u64, DigestText), Error> {
-        let mut digest = Sha256::new();
-        let size = self.for_each_piece(file, |piece| digest.update(piece))?;
-        Ok((size, DigestText(digest.finalize().into())))
-    }
-}
-
-/// A SHA-256 to be printed.
-pub(super) struct DigestText([u8; 32]);
-
-impl fmt::Display for DigestText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Hex(&self.0).fmt(f)
-    }
 }
 
 impl<B: Board> Shell<'_, B> {
@@ -185,8 +121,8 @@ impl<B: Board> Shell<'_, B> {
             [b"stat", path] => self.stat(share, path),
             [b"cat", path] => self.cat(share, path),
             [b"sha256", path] => self.sha256(share, path),
-            [b"walk"] => walk(self, share, b"/"),
-            [b"walk", path] => walk(self, share, path),
+            [b"walk"] => walk(share, &mut self.names, &mut self.output, b"/"),
+            [b"walk", path] => walk(share, &mut self.names, &mut self.output, path),
             _ => {
                 let name = Text(words[0]);
                 if HELP.lines().any(|line| is_help_of(line, words[0])) {
@@ -229,7 +165,7 @@ impl<B: Board> Shell<'_, B> {
         share: &BoardShare<B>,
         path: &[u8],
         long: bool,
-    ) -> Result<bool, super::names::ListError> {
+    ) -> Result<bool, ListError> {
         let metadata = share.metadata(path)?;
         if !metadata.is_dir() {
             self.output.entry(path, &metadata, None, long);
@@ -307,96 +243,4 @@ impl<B: Board> Shell<'_, B> {
 /// Whether a line of [`HELP`] is about `command`.
 fn is_help_of(line: &str, command: &[u8]) -> bool {
     line.split(' ').next().map(str::as_bytes) == Some(command)
-}
-
-impl<B: Board> Output<'_, B> {
-    /// A line of `ls`.
-    fn entry(&mut self, name: &[u8], metadata: &Metadata, target: Option<&[u8]>, long: bool) {
-        let name = Text(name);
-        if !long {
-            return self.line(format_args!("{name}"));
-        }
-        let mode = Mode(metadata);
-        let date = Date(metadata.modified().0);
-        let attr = metadata.attr();
-        let (links, uid, gid, size) = (attr.nlink, attr.uid, attr.gid, attr.size);
-        match target {
-            Some(target) => self.line(format_args!(
-                "{mode} {links:3} {uid:5} {gid:5} {size:12} {date} {name} -> {}",
-                Text(target)
-            )),
-            None => self.line(format_args!(
-                "{mode} {links:3} {uid:5} {gid:5} {size:12} {date} {name}"
-            )),
-        }
-    }
-}
-
-fn type_name(file_type: FileType) -> &'static str {
-    match file_type {
-        FileType::File => "regular file",
-        FileType::Directory => "directory",
-        FileType::Symlink => "symbolic link",
-        FileType::CharDevice => "character device",
-        FileType::BlockDevice => "block device",
-        FileType::Fifo => "FIFO",
-        FileType::Socket => "socket",
-    }
-}
-
-/// Type and permissions as `ls -l` has them.
-struct Mode<'a>(&'a Metadata);
-
-impl fmt::Display for Mode<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_char(match self.0.file_type() {
-            FileType::File => '-',
-            FileType::Directory => 'd',
-            FileType::Symlink => 'l',
-            FileType::CharDevice => 'c',
-            FileType::BlockDevice => 'b',
-            FileType::Fifo => 'p',
-            FileType::Socket => 's',
-        })?;
-        let bits = self.0.permissions();
-        for (index, letter) in "rwxrwxrwx".chars().enumerate() {
-            let set = bits & 0o400 >> index != 0;
-            // Set-ID and sticky bits stand in place of the execute bits.
-            let special = match index {
-                2 => bits & 0o4000 != 0,
-                5 => bits & 0o2000 != 0,
-                8 => bits & 0o1000 != 0,
-                _ => false,
-            };
-            f.write_char(match (special, set, index) {
-                (true, true, 8) => 't',
-                (true, false, 8) => 'T',
-                (true, true, _) => 's',
-                (true, false, _) => 'S',
-                (false, true, _) => letter,
-                (false, false, _) => '-',
-            })?;
-        }
-        Ok(())
-    }
-}
-
-/// Seconds since 1970 as a date and time, UTC.
-struct Date(i64);
-
-impl fmt::Display for Date {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match OffsetDateTime::from_unix_timestamp(self.0) {
-            Ok(date) => write!(
-                f,
-                "{:04}-{:02}-{:02} {:02}:{:02}",
-                date.year(),
-                u8::from(date.month()),
-                date.day(),
-                date.hour(),
-                date.minute()
-            ),
-            Err(_) => write!(f, "@{}", self.0),
-        }
-    }
 }

@@ -118,6 +118,12 @@ impl<B: Board> Progress<B> {
     }
 }
 
+/// Reports that `error` befell `path`; `false`, for the outcome of a command.
+pub(super) fn failure(path: &[u8], error: impl fmt::Display) -> bool {
+    log::error!("{}: {error}", Text(path));
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::Text;

@@ -3,7 +3,8 @@
 use super::{
     Board, Failed, HandOff,
     arena::{Arena, Block, Memory, is_x86},
-    console::{Progress, Text},
+    console::{Progress, Text, failure},
+    output::DigestText,
     shares::BoardShare,
 };
 use crate::{
@@ -22,7 +23,6 @@ use crate::{
 };
 use core::{ffi::CStr, fmt};
 use heapless::Vec;
-use sha2::{Digest, Sha256};
 
 /// Where kernels lie by convention.
 const DIRECTORIES: [&str; 2] = ["/", "/boot"];
@@ -69,6 +69,11 @@ pub(super) fn load<B: Board>(
 ) -> Result<(HandOff, PathText), Failed> {
     let mut found = false;
     for directory in DIRECTORIES {
+        // What an entry before has lost is tried again for the next one.
+        if let Err(error) = share.resume() {
+            log::error!("share {}: {error}", share.tag());
+            return Err(Failed);
+        }
         let entry = match look_in::<B>(share, directory) {
             Ok(Some(entry)) => entry,
             Ok(None) | Err(Error::NotFound | Error::NotADirectory) => continue,
@@ -133,7 +138,7 @@ struct Loader<'a, 'm, B: Board> {
 
 /// Reports `error` of the file at `path`.
 fn failed(path: &[u8], error: impl fmt::Display) -> Failed {
-    log::error!("{}: {error}", Text(path));
+    failure(path, error);
     Failed
 }
 
@@ -141,7 +146,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
     #[inline(never)] // As above.
     fn load(mut self, entry: &Entry, extra: &[u8]) -> Result<HandOff, Failed> {
         let path = &entry.kernel;
-        let file = self.share.open(path).map_err(|e| failed(path, e))?;
+        let mut file = self.share.open(path).map_err(|e| failed(path, e))?;
         let size = file.metadata().len();
         let mut head = [0; image::HEAD_BYTES];
         let head_size = file.read_at(0, &mut head).map_err(|e| failed(path, e))?;
@@ -154,7 +159,13 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
             let image = BzImage::parse(head, size).map_err(|e| failed(path, e))?;
             let kernel = self.place(path, &image.memory_request())?;
             let load_address = kernel.range.start;
-            self.read(path, &file, kernel, image.setup_bytes, image.payload_bytes)?;
+            self.read(
+                path,
+                &mut file,
+                kernel,
+                image.setup_bytes,
+                image.payload_bytes,
+            )?;
             drop(file);
             let initrd = self.initrd(entry, 0, image.initrd_limit())?;
             let limit = image.cmdline_size as usize;
@@ -181,7 +192,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
             let before = (load_address - kernel.range.start) as usize;
             kernel.bytes = &mut kernel.bytes[before..];
             kernel.range.start = load_address;
-            self.read(path, &file, kernel, 0, size)?;
+            self.read(path, &mut file, kernel, 0, size)?;
             drop(file);
             let initrd = self.initrd(entry, window.start, window.end)?;
             let (line, _) = self.command_line(path, ARM64_LIMIT, u64::MAX, text, extra)?;
@@ -209,7 +220,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
     fn read(
         &mut self,
         path: &[u8],
-        file: &File<'_, crate::transport::FsTransport, B::Clock, B::Hal>,
+        file: &mut File<'_, crate::transport::FsTransport, B::Clock, B::Hal>,
         block: Block<'_>,
         offset: u64,
         size: u64,
@@ -219,12 +230,10 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
             .get_mut(..size as usize)
             .ok_or_else(|| failed(path, Error::BufferTooSmall))?;
         let mut progress = Progress::<B>::new(self.board.clock(), size);
-        let result = file.read_at_with(offset, bytes, &mut |come| progress.update(come));
+        let result = self.read_on(path, file, bytes, offset, &mut progress);
         let took = progress.finish();
-        match result {
-            Ok(read) if read == bytes.len() => {}
-            Ok(_) => return Err(failed(path, Error::UnexpectedEof)),
-            Err(error) => return Err(failed(path, error)),
+        if result.map_err(|error| failed(path, error))? < bytes.len() {
+            return Err(failed(path, Error::UnexpectedEof));
         }
         let micros = took.as_micros().max(1) as u64;
         // Bytes a microsecond are nearly MiB a second: 2^20 / 10^6.
@@ -238,7 +247,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         if log::log_enabled!(log::Level::Trace) {
             log::trace!(
                 "sha256 {} {} from {offset}",
-                Hex(&Sha256::digest(&*bytes)),
+                DigestText::of(bytes),
                 Text(path)
             );
         }
@@ -247,12 +256,43 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         Ok(())
     }
 
+    /// Reads until `bytes` is full or the file ends. If the share gets lost on the way, it is
+    /// resumed, once, and the read goes on where it was.
+    fn read_on(
+        &self,
+        path: &[u8],
+        file: &mut File<'_, crate::transport::FsTransport, B::Clock, B::Hal>,
+        bytes: &mut [u8],
+        offset: u64,
+        progress: &mut Progress<B>,
+    ) -> Result<usize, Error> {
+        let mut come = 0;
+        let mut resumed = false;
+        loop {
+            let before = come;
+            let rest = &mut bytes[before..];
+            let result = file.read_at_with(offset + before as u64, rest, &mut |more| {
+                come = before + more as usize;
+                progress.update(come as u64);
+            });
+            match result {
+                Ok(size) => return Ok(before + size),
+                Err(error) if resumed || self.share.is_connected() => return Err(error),
+                Err(_) => {}
+            }
+            resumed = true;
+            self.share.resume()?;
+            file.resume(path)?;
+            log::info!("share {}: resumed", self.share.tag());
+        }
+    }
+
     /// Loads the initrd, if there is one, as high as it may lie from `min` up to `max`.
     fn initrd(&mut self, entry: &Entry, min: u64, max: u64) -> Result<Option<Range>, Failed> {
         let Some(path) = &entry.initrd else {
             return Ok(None);
         };
-        let file = self.share.open(path).map_err(|e| failed(path, e))?;
+        let mut file = self.share.open(path).map_err(|e| failed(path, e))?;
         let size = file.metadata().len();
         if size == 0 {
             return Err(failed(
@@ -271,7 +311,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
             },
         )?;
         let range = block.range;
-        self.read(path, &file, block, 0, size)?;
+        self.read(path, &mut file, block, 0, size)?;
         Ok(Some(range))
     }
 
@@ -368,13 +408,4 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
 
 fn contains_word(line: &[u8], word: &[u8]) -> bool {
     cmdline::words(line).any(|other| other == word)
-}
-
-/// A digest in hexadecimal.
-pub(super) struct Hex<'a>(pub &'a [u8]);
-
-impl fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
 }

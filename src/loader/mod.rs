@@ -10,6 +10,7 @@ mod commands;
 mod console;
 mod entry;
 mod names;
+mod output;
 mod shares;
 mod walk;
 

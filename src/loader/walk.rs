@@ -2,9 +2,9 @@
 
 use super::{
     Board,
-    commands::{Output, Shell, failure},
-    console::Text,
+    console::{Text, failure},
     names::{List, Names},
+    output::Output,
     shares::BoardShare,
 };
 use crate::{Dir, Error, FileType, Metadata};
@@ -18,11 +18,15 @@ const MAX_PATH: usize = 4096;
 /// Prints a line for each entry below `start`, depth first, names in byte order. Returns whether
 /// everything could be read.
 pub(super) fn walk<B: Board>(
-    shell: &mut Shell<'_, B>,
     share: &BoardShare<B>,
+    names: &mut Names<'_>,
+    output: &mut Output<'_, B>,
     start: &[u8],
 ) -> bool {
     let mut walk = Walk {
+        share,
+        names,
+        output,
         path: Vec::new(),
         levels: Vec::new(),
         ok: true,
@@ -33,7 +37,11 @@ pub(super) fn walk<B: Board>(
     while walk.path.last() == Some(&b'/') {
         walk.path.pop();
     }
-    walk.run(shell, share)
+    walk.descend();
+    while !walk.levels.is_empty() {
+        walk.go_on();
+    }
+    walk.ok
 }
 
 /// A directory that is being walked.
@@ -43,41 +51,27 @@ struct Level {
     path: usize,
 }
 
-struct Walk {
+struct Walk<'w, 'n, 'o, B: Board> {
+    share: &'w BoardShare<B>,
+    names: &'w mut Names<'n>,
+    output: &'w mut Output<'o, B>,
     /// Of the current directory or entry, without a slash at its end.
     path: Vec<u8, MAX_PATH>,
     levels: Vec<Level, MAX_DEPTH>,
     ok: bool,
 }
 
-impl Walk {
-    fn run<B: Board>(&mut self, shell: &mut Shell<'_, B>, share: &BoardShare<B>) -> bool {
-        self.descend(shell, share);
-        while !self.levels.is_empty() {
-            self.finish_directory(shell, share);
-        }
-        self.ok
-    }
-
-    /// The current path, or `/` where it is empty.
-    fn path(&self) -> &[u8] {
-        if self.path.is_empty() {
-            b"/"
-        } else {
-            &self.path
-        }
-    }
-
+impl<B: Board> Walk<'_, '_, '_, B> {
     fn fail(&mut self, error: impl core::fmt::Display) {
-        self.ok = failure(self.path(), error);
+        self.ok = failure(directory_path(&self.path), error);
     }
 
     /// Starts on the directory at the current path.
-    fn descend<B: Board>(&mut self, shell: &mut Shell<'_, B>, share: &BoardShare<B>) {
+    fn descend(&mut self) {
         if self.levels.is_full() {
             return self.fail(Error::PathTooLong);
         }
-        match shell.names.read::<B>(share, self.path()) {
+        match self.names.read::<B>(self.share, directory_path(&self.path)) {
             Ok(list) => {
                 // Not full, as was checked.
                 _ = self.levels.push(Level {
@@ -90,45 +84,44 @@ impl Walk {
     }
 
     /// Goes on with the topmost directory until it ends or leads into another one.
-    fn finish_directory<B: Board>(&mut self, shell: &mut Shell<'_, B>, share: &BoardShare<B>) {
+    fn go_on(&mut self) {
         let Some(level) = self.levels.last_mut() else {
             return;
         };
         self.path.truncate(level.path);
-        let directory = if self.path.is_empty() {
-            b"/"
-        } else {
-            &self.path[..]
-        };
-        let directory = share.open_dir(directory);
-        let directory = match directory {
+        let directory = match self.share.open_dir(directory_path(&self.path)) {
             Ok(directory) => directory,
             Err(error) => {
-                self.leave(&mut shell.names);
+                self.leave();
                 return self.fail(error);
             }
         };
-        while let Some(name) = shell.names.next(&mut level.list) {
+        while let Some(name) = self.names.next(&mut level.list) {
             self.path.truncate(level.path);
             let pushed = self.path.push(b'/').is_ok();
             if !pushed || self.path.extend_from_slice(name).is_err() {
                 self.ok = failure(&self.path, Error::PathTooLong);
                 continue;
             }
-            match print(&mut shell.output, &directory, name, &self.path) {
-                Ok(metadata) if metadata.is_dir() => return self.descend(shell, share),
+            match print(self.output, &directory, name, &self.path) {
+                Ok(metadata) if metadata.is_dir() => return self.descend(),
                 Ok(_) => {}
                 Err(error) => self.ok = failure(&self.path, error),
             }
         }
-        self.leave(&mut shell.names);
+        self.leave();
     }
 
-    fn leave(&mut self, names: &mut Names<'_>) {
+    fn leave(&mut self) {
         if let Some(level) = self.levels.pop() {
-            names.drop_list(&level.list);
+            self.names.drop_list(&level.list);
         }
     }
+}
+
+/// The path of the root is written without its slash in [`Walk::path`].
+fn directory_path(path: &[u8]) -> &[u8] {
+    if path.is_empty() { b"/" } else { path }
 }
 
 /// Prints the line of `name` in `directory`: `TYPE SIZE SHA256 PATH`.

@@ -97,19 +97,30 @@ impl Options {
 
 /// A session: the device set up, INIT exchanged.
 ///
-/// Dropping it resets the device; [`Session::end`] says goodbye first.
+/// Dropping it resets the device; [`Session::end`] says goodbye first. After an error that ended
+/// the session, [`Session::resume`] starts another one on the same device.
 pub struct Session<T: Transport, C: Clock, H: Hal> {
     transport: T,
     clock: C,
     options: Options,
-    hiprio: Ring<H, HIPRIO_ENTRIES>,
-    requests: Ring<H, REQUEST_ENTRIES>,
-    slots: Slots<H>,
+    /// The way to the device, while it runs. It goes only after the device was reset.
+    link: Option<Link<H>>,
     unique: Unique,
     tag: Tag,
     minor: u32,
-    /// The device runs and nothing went wrong yet.
-    connected: bool,
+    epoch: Epoch,
+}
+
+/// Which session a node or handle is of: after [`Session::resume`], those of the one before mean
+/// nothing to the host, or something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Epoch(u32);
+
+/// The rings, and the memory of what is in them.
+struct Link<H: Hal> {
+    hiprio: Ring<H, HIPRIO_ENTRIES>,
+    requests: Ring<H, REQUEST_ENTRIES>,
+    slots: Slots<H>,
 }
 
 /// What [`Session::wait`] waits for.
@@ -142,71 +153,87 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
     ///
     /// [`Error::Device`] if the device can't be set up, [`Error::TimedOut`] if the host does not
     /// answer, [`Error::Protocol`] if it does not speak a version this client knows.
-    pub fn start(mut transport: T, clock: C, options: Options) -> Result<Self, Error> {
-        let options = Options {
-            chunk_size: options.chunk_size.max(1),
-            depth: options.depth.clamp(1, MAX_DEPTH),
-            ..options
-        };
-        let deadline = options.deadline;
-        reset(&mut transport, &clock, deadline);
-        let parts = Self::set_up(&mut transport);
-        let (tag, hiprio, requests, slots) = match parts {
-            Ok(parts) => parts,
-            Err(error) => {
-                reset(&mut transport, &clock, deadline);
-                return Err(error.into());
-            }
-        };
+    pub fn start(transport: T, clock: C, options: Options) -> Result<Self, Error> {
+        let config = DeviceConfig::read(&transport)?;
         let mut session = Self {
             transport,
             clock,
-            options,
-            hiprio,
-            requests,
-            slots,
+            options: Options {
+                chunk_size: options.chunk_size.max(1),
+                depth: options.depth.clamp(1, MAX_DEPTH),
+                ..options
+            },
+            link: None,
             unique: Unique::FIRST,
-            tag,
+            tag: config.tag,
             minor: 0,
-            connected: true,
+            epoch: Epoch(0),
         };
-        session.minor = session.call(&Init)?.minor;
+        session.connect()?;
         Ok(session)
     }
 
-    #[expect(
-        clippy::type_complexity,
-        reason = "taken apart at once, by its one caller"
-    )]
-    fn set_up(
-        transport: &mut T,
-    ) -> Result<
-        (
-            Tag,
-            Ring<H, HIPRIO_ENTRIES>,
-            Ring<H, REQUEST_ENTRIES>,
-            Slots<H>,
-        ),
-        DeviceError,
-    > {
-        let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
-        transport.set_status(DeviceStatus::ACKNOWLEDGE);
-        transport.set_status(known);
-        let offered = transport.read_device_features();
-        if offered & VERSION_1 == 0 {
-            return Err(DeviceError::NotModern);
+    /// Starts another session on the same device, after an error that ended this one; does nothing
+    /// while it goes on. Nodes and handles of before are void.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::start`]; it can be tried again.
+    pub fn resume(&mut self) -> Result<(), Error> {
+        if self.link.is_some() {
+            return Ok(());
         }
-        transport.write_driver_features(VERSION_1 | offered & ACCESS_PLATFORM);
-        transport.set_status(known | DeviceStatus::FEATURES_OK);
-        if !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
-            return Err(DeviceError::FeaturesRefused);
+        self.connect()
+    }
+
+    fn connect(&mut self) -> Result<(), Error> {
+        self.reset();
+        match Link::set_up(&mut self.transport) {
+            Ok(link) => self.link = Some(link),
+            Err(error) => {
+                self.reset();
+                return Err(error.into());
+            }
         }
-        let config = DeviceConfig::read(transport)?;
-        let slots = Slots::new()?;
-        let hiprio = Ring::new(transport, HIPRIO_QUEUE)?;
-        let requests = Ring::new(transport, REQUEST_QUEUE)?;
-        transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
-        Ok((config.tag, hiprio, requests, slots))
+        self.epoch = Epoch(self.epoch.0.wrapping_add(1));
+        // A server that refuses INIT has no session with us.
+        match self.call(&Init) {
+            Ok(negotiated) => self.minor = negotiated.minor,
+            Err(error) => return Err(self.disconnect(error)),
+        }
+        Ok(())
+    }
+
+    /// Resets the device and waits until it confirms (virtio 1.2, section 2.1.1): from then on it
+    /// writes to no memory of ours, and the link's is freed. Does not return otherwise.
+    fn reset(&mut self) {
+        let (transport, clock) = (&mut self.transport, &self.clock);
+        transport.set_status(DeviceStatus::empty());
+        let start = clock.now();
+        while !transport.get_status().is_empty() {
+            if clock.now().saturating_sub(start) >= self.options.deadline {
+                clock.stop(
+                    "a virtio-fs device does not confirm its reset and may write to memory at any \
+                     time: the machine is stopped; restart it",
+                );
+            }
+            clock.relax();
+        }
+        self.link = None;
+    }
+
+    /// Which session this is, of those on this device.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Whether the session goes on.
+    pub fn is_connected(&self) -> bool {
+        self.link.is_some()
+    }
+
+    fn link(&mut self) -> Result<&mut Link<H>, Error> {
+        self.link.as_mut().ok_or(Error::Disconnected)
     }
 
     /// The share's name.
@@ -270,7 +297,7 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
             Priority::High => self.send_hiprio(slot, size),
             Priority::Normal => {
                 self.send(slot, size, fuse::REPLY_HEADER + O::REPLY_SIZE, None, true)?;
-                self.requests.kick(&mut self.transport);
+                self.kick();
                 Ok(())
             }
         }
@@ -279,21 +306,19 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
     /// Takes a slot and writes the request for `operation` into it. Gives its size too.
     fn encode<O: Operation>(&mut self, operation: &O) -> Result<(Slot, usize, Unique), Error> {
         let (slot, unique) = self.take_slot()?;
-        match fuse::encode(operation, unique, self.slots.request_mut(slot)) {
+        let slots = &mut self.link()?.slots;
+        match fuse::encode(operation, unique, slots.request_mut(slot)) {
             Ok(size) => Ok((slot, size, unique)),
             Err(_) => {
-                self.slots.free(slot);
+                slots.free(slot);
                 Err(Error::InvalidName)
             }
         }
     }
 
     fn take_slot(&mut self) -> Result<(Slot, Unique), Error> {
-        if !self.connected {
-            return Err(Error::Disconnected);
-        }
         self.wait(Until::SlotFree)?;
-        let slot = self.slots.take().ok_or(Error::Disconnected)?;
+        let slot = self.link()?.slots.take().ok_or(Error::Disconnected)?;
         let unique = self.unique;
         self.unique = unique.next();
         Ok((slot, unique))
@@ -327,47 +352,54 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         data: Option<NonNull<[u8]>>,
         posted: bool,
     ) -> Result<(), Error> {
+        self.wait(Until::RequestRoom)?;
+        let link = self.link()?;
         let chain = Chain {
             slot,
-            request: self.slots.request(slot, size),
-            reply: Some(self.slots.reply(slot, reply_size)),
+            request: link.slots.request(slot, size),
+            reply: Some(link.slots.reply(slot, reply_size)),
             // A descriptor must not be empty; a reply that does not fit is then one without data.
             data: data.filter(|data| !data.is_empty()),
         };
-        self.wait(Until::RequestRoom)?;
         // SAFETY: request and reply lie in their slot, which is the device's until it is done; the
         // data buffer is watched over by the caller's `Lent`.
-        let added = unsafe { self.requests.add(chain) };
+        let added = unsafe { link.requests.add(chain) };
         self.sent(slot, added, posted)
     }
 
     /// Hands the request in `slot`, of `size` bytes, to the hiprio queue. There is no reply.
     fn send_hiprio(&mut self, slot: Slot, size: usize) -> Result<(), Error> {
+        self.wait(Until::HiprioRoom)?;
+        let link = self.link()?;
         let chain = Chain {
             slot,
-            request: self.slots.request(slot, size),
+            request: link.slots.request(slot, size),
             reply: None,
             data: None,
         };
-        self.wait(Until::HiprioRoom)?;
         // SAFETY: the request lies in its slot, as above.
-        let added = unsafe { self.hiprio.add(chain) };
+        let added = unsafe { link.hiprio.add(chain) };
         self.sent(slot, added, true)?;
-        self.hiprio.kick(&mut self.transport);
+        self.kick();
         Ok(())
     }
 
     fn sent(&mut self, slot: Slot, added: Result<(), Full>, posted: bool) -> Result<(), Error> {
         match added {
             Ok(()) => {
-                self.slots.set_in_flight(slot, posted);
+                self.link()?.slots.set_in_flight(slot, posted);
                 Ok(())
             }
             // There was room a moment ago.
-            Err(Full) => {
-                self.slots.free(slot);
-                Err(self.disconnect(Violation::UsedId.into()))
-            }
+            Err(Full) => Err(self.disconnect(Violation::UsedId.into())),
+        }
+    }
+
+    /// Tells the device about all that was sent.
+    fn kick(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.requests.kick(&mut self.transport);
+            link.hiprio.kick(&mut self.transport);
         }
     }
 
@@ -377,28 +409,29 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         operation: &O,
         ticket: Ticket,
     ) -> Result<O::Reply, ReplyError> {
-        let Some((reply, used)) = self.slots.done(ticket.slot) else {
-            return Err(Violation::UsedId.into());
-        };
+        let not_done = || ReplyError::Malformed(Violation::UsedId);
+        let slots = &mut self.link.as_mut().ok_or_else(not_done)?.slots;
+        let (reply, used) = slots.done(ticket.slot).ok_or_else(not_done)?;
         let Ticket {
             unique, data_size, ..
         } = ticket;
         let result = fuse::decode(operation, unique, reply, data_size, used);
-        self.slots.free(ticket.slot);
+        slots.free(ticket.slot);
         result
     }
 
     /// Takes all completions that are there. Bounded by the number of slots, since no chain
     /// completes twice.
     fn poll(&mut self) -> Result<bool, Error> {
+        let link = self.link()?;
         let mut progress = false;
         loop {
-            let completed = match self.requests.reap() {
-                Ok(None) => self.hiprio.reap(),
+            let completed = match link.requests.reap() {
+                Ok(None) => link.hiprio.reap(),
                 other => other,
             };
             match completed {
-                Ok(Some((slot, used))) => self.slots.complete(slot, used),
+                Ok(Some((slot, used))) => link.slots.complete(slot, used),
                 Ok(None) => return Ok(progress),
                 Err(violation) => return Err(self.disconnect(violation.into())),
             }
@@ -406,30 +439,17 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         }
     }
 
-    fn is_so(&self, until: Until) -> bool {
-        match until {
-            Until::SlotFree => self.slots.any_free(),
-            Until::RequestRoom => self.requests.has_room(),
-            Until::HiprioRoom => self.hiprio.has_room(),
-            Until::Done(set) => self.slots.any_done(set),
-            Until::NonePosted => !self.slots.any_posted(),
-        }
-    }
-
     /// Kicks, then polls until it is so, as long as the host makes progress.
     fn wait(&mut self, until: Until) -> Result<(), Error> {
-        if self.is_so(until) {
+        if self.link()?.is_so(until) {
             return Ok(());
         }
-        if !self.connected {
-            return Err(Error::Disconnected);
-        }
-        self.requests.kick(&mut self.transport);
+        self.kick();
         let mut last_progress = self.clock.now();
         loop {
             for _ in 0..POLLS_PER_TICK {
                 let progress = self.poll()?;
-                if self.is_so(until) {
+                if self.link()?.is_so(until) {
                     return Ok(());
                 }
                 if progress {
@@ -446,11 +466,10 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
 
     /// Ends the session after `error`: the device is reset before anything else happens.
     fn disconnect(&mut self, error: Error) -> Error {
-        if self.connected {
-            self.connected = false;
+        if self.link.is_some() {
             // Said before the reset, which QEMU itself may not survive when its server is stopped.
             log::warn!("share {}: {error}; resetting the device", self.tag);
-            reset(&mut self.transport, &self.clock, self.options.deadline);
+            self.reset();
         }
         error
     }
@@ -458,13 +477,13 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
     /// Reads from an open file at `offset` straight into `buf`, in chunks kept in flight, until
     /// the buffer is full or the file ends. Returns the bytes read.
     ///
-    /// `progress` is called with the bytes that have come so far, from time to time; they are not
-    /// all at the start of `buf` yet.
+    /// `progress` is called from time to time, and before the return, with the number of bytes at
+    /// the start of `buf` that have come: after an error, a read can go on from there.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidOffset`] if the buffer reaches beyond 2^63 - 1; else as [`Session::call`].
-    /// What `buf` holds is undefined then.
+    /// What `buf` holds behind the bytes that have come is undefined then.
     pub fn read(
         &mut self,
         node: NodeId,
@@ -485,11 +504,12 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
             data: NonNull::from(&mut *buf).cast(),
             next: 0,
             chunks: [const { None }; slots::COUNT],
-            come: 0,
+            failed: None,
         };
         let lent = Lent { session: self };
-        transfer.run(lent.session, progress)?;
-        Ok(transfer.end)
+        let result = transfer.run(lent.session, progress);
+        progress(transfer.come());
+        result.map(|()| transfer.end)
     }
 
     /// Says DESTROY after every posted request was answered, and resets the device, so that the
@@ -521,27 +541,49 @@ pub enum Priority {
 
 impl<T: Transport, C: Clock, H: Hal> Drop for Session<T, C, H> {
     fn drop(&mut self) {
-        // The rings' and slots' memory is freed after this.
-        if self.connected {
-            self.connected = false;
-            reset(&mut self.transport, &self.clock, self.options.deadline);
+        if self.link.is_some() {
+            self.reset();
         }
     }
 }
 
-/// Resets the device and waits until it confirms (virtio 1.2, section 2.1.1): from then on it
-/// writes to no memory of ours. Does not return otherwise.
-fn reset(transport: &mut impl Transport, clock: &impl Clock, deadline: Duration) {
-    transport.set_status(DeviceStatus::empty());
-    let start = clock.now();
-    while !transport.get_status().is_empty() {
-        if clock.now().saturating_sub(start) >= deadline {
-            clock.stop(
-                "a virtio-fs device does not confirm its reset and may write to memory at any \
-                 time: the machine is stopped; restart it",
-            );
+impl<H: Hal> Link<H> {
+    /// Sets the device up, after its reset (virtio 1.2, section 3.1.1).
+    fn set_up(transport: &mut impl Transport) -> Result<Self, DeviceError> {
+        let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
+        transport.set_status(DeviceStatus::ACKNOWLEDGE);
+        transport.set_status(known);
+        let offered = transport.read_device_features();
+        if offered & VERSION_1 == 0 {
+            return Err(DeviceError::NotModern);
         }
-        clock.relax();
+        transport.write_driver_features(VERSION_1 | offered & ACCESS_PLATFORM);
+        transport.set_status(known | DeviceStatus::FEATURES_OK);
+        if !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
+            return Err(DeviceError::FeaturesRefused);
+        }
+        let link = Self {
+            slots: Slots::new()?,
+            hiprio: Ring::new(transport, HIPRIO_QUEUE)?,
+            requests: Ring::new(transport, REQUEST_QUEUE)?,
+        };
+        transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
+        Ok(link)
+    }
+
+    fn is_so(&self, until: Until) -> bool {
+        match until {
+            Until::SlotFree => self.slots.any_free(),
+            Until::RequestRoom => self.requests.has_room(),
+            Until::HiprioRoom => self.hiprio.has_room(),
+            Until::Done(set) => self.slots.any_done(set),
+            Until::NonePosted => !self.slots.any_posted(),
+        }
+    }
+
+    /// Whether a caller's buffer is with the device.
+    fn lends_data(&self) -> bool {
+        self.requests.lends_data()
     }
 }
 
@@ -553,7 +595,7 @@ struct Lent<'a, T: Transport, C: Clock, H: Hal> {
 
 impl<T: Transport, C: Clock, H: Hal> Drop for Lent<'_, T, C, H> {
     fn drop(&mut self) {
-        if self.session.connected && self.session.requests.lends_data() {
+        if self.session.link.as_ref().is_some_and(Link::lends_data) {
             self.session.disconnect(Error::Disconnected);
         }
     }
@@ -572,8 +614,8 @@ struct Transfer {
     next: usize,
     /// Chunks in flight, by slot.
     chunks: [Option<Chunk>; slots::COUNT],
-    /// Bytes that have come.
-    come: u64,
+    /// Where the first chunk that failed starts.
+    failed: Option<usize>,
 }
 
 #[derive(Clone, Copy)]
@@ -597,8 +639,9 @@ impl Transfer {
         loop {
             while failed.is_none() && self.next < self.end && in_flight < session.options.depth {
                 let position = self.next;
-                self.next = self.end.min(position.saturating_add(chunk_size));
-                self.submit(session, position, self.next)?;
+                let end = self.end.min(position.saturating_add(chunk_size));
+                self.submit(session, position, end)?;
+                self.next = end;
                 in_flight += 1;
             }
             if in_flight == 0 {
@@ -610,21 +653,36 @@ impl Transfer {
                 let Some(chunk) = self.chunks[index] else {
                     continue;
                 };
-                if session.slots.done(chunk.ticket.slot).is_none() {
+                if session.link()?.slots.done(chunk.ticket.slot).is_none() {
                     continue;
+                }
+                let answer = session.finish(&chunk.read, chunk.ticket);
+                if let Err(ReplyError::Malformed(violation)) = answer {
+                    // A host that lies about one is not waited for: `Lent` resets the device.
+                    return Err(violation.into());
                 }
                 self.chunks[index] = None;
                 in_flight -= 1;
-                match session.finish(&chunk.read, chunk.ticket) {
+                match answer {
                     Ok(size) => in_flight += self.complete(session, chunk, size)?,
                     // The others must come back before the buffer does.
-                    Err(ReplyError::Server(errno)) => failed = failed.or(Some(errno.into())),
-                    // A host that lies about one is not waited for: `Lent` resets the device.
-                    Err(ReplyError::Malformed(violation)) => return Err(violation.into()),
+                    Err(error) => {
+                        failed = failed.or(Some(error.into()));
+                        let first = self.failed.unwrap_or(chunk.position);
+                        self.failed = Some(first.min(chunk.position));
+                    }
                 }
             }
-            progress(self.come);
+            progress(self.come());
         }
+    }
+
+    /// Bytes at the start of the buffer that have come: all before what failed, is in flight or
+    /// was not asked for.
+    fn come(&self) -> u64 {
+        let in_flight = self.chunks.iter().flatten().map(|chunk| chunk.position);
+        let missing = in_flight.chain(self.failed).chain([self.next, self.end]);
+        missing.min().unwrap_or(0) as u64
     }
 
     fn submit<T: Transport, C: Clock, H: Hal>(
@@ -659,7 +717,6 @@ impl Transfer {
         chunk: Chunk,
         size: usize,
     ) -> Result<usize, Error> {
-        self.come += size as u64;
         let end = chunk.position + chunk.read.size as usize;
         let come = chunk.position + size;
         if size == 0 {
@@ -667,7 +724,10 @@ impl Transfer {
         } else if come < end && come < self.end {
             // A server may give less than asked before the end of the file: only an empty answer
             // is the end for certain.
-            self.submit(session, come, end)?;
+            if let Err(error) = self.submit(session, come, end) {
+                self.failed = Some(self.failed.unwrap_or(come).min(come));
+                return Err(error);
+            }
             return Ok(1);
         }
         Ok(0)
