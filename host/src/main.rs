@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -87,7 +87,8 @@ struct Boot {
     /// DIR is the demo share: ask its init for a shell when standard input is a terminal
     #[arg(long)]
     demo: bool,
-    /// Print the commands instead of running them
+    /// Print the commands instead of running them. QEMU's own exit status differs from ours: a
+    /// firmware's success is 33 on x86_64 and 32 on aarch64
     #[arg(long)]
     dry_run: bool,
 }
@@ -192,7 +193,10 @@ fn default_firmware(arch: Arch) -> PathBuf {
 }
 
 fn share((index, dir): (usize, OsString)) -> Share {
-    if let Some((tag, dir)) = dir.to_str().and_then(|text| text.split_once('=')) {
+    // A directory with `=` in its name is a directory.
+    if !Path::new(&dir).is_dir()
+        && let Some((tag, dir)) = dir.to_str().and_then(|text| text.split_once('='))
+    {
         return Share {
             tag: tag.to_owned(),
             dir: dir.into(),

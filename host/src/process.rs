@@ -69,7 +69,8 @@ impl Invocation {
     }
 }
 
-fn quote(word: &OsStr) -> String {
+/// One word as a shell would read it.
+pub(crate) fn quote(word: &OsStr) -> String {
     let word = word.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

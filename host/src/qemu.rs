@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 
 use crate::board::{Arch, Board, Transport};
-use crate::process::Invocation;
+use crate::process::{Invocation, quote};
 
 /// Exit codes from here up are the firmware's: it reports `STATUS_BASE + status`. QEMU's own are 0
 /// (the guest powered off) and 1 (an error).
@@ -218,7 +218,13 @@ impl Machine {
             for (share, socket) in self.shares.iter().zip(&sockets) {
                 let endpoint = Endpoint::Path(socket);
                 let command = server.invocation(&share.dir, &endpoint, self.thread_pool_size)?;
-                text.push_str(&format!("{} &\n", command.shell()));
+                // A server listens a moment after its start, and QEMU does not wait for it; the C
+                // server leaves its socket behind.
+                let socket = quote(socket.as_os_str());
+                text.push_str(&format!(
+                    "rm -f {socket}\n{} &\nwhile [ ! -S {socket} ]; do sleep 0.1; done\n",
+                    command.shell()
+                ));
             }
         }
         let wiring = Wiring {
