@@ -2,6 +2,7 @@
 //! demo's init, given to QEMU directly: the firmware has its own tests.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -216,7 +217,7 @@ impl Tool {
         words.extend(["--board", "x86_64-q35", "--timeout", "120", "--server"].map(String::from));
         words.extend([server.to_owned(), "--firmware".into()]);
         words.push(self.path("share/vmlinuz"));
-        words.push("--append=console=ttyS0 panic=-1 quiet".into());
+        words.push("--append=console=ttyS0 panic=-1 quiet tsc_early_khz=2000000".into());
         words.push("--qemu-arg=-initrd".into());
         words.push(format!("--qemu-arg={}", self.path("share/initrd.img")));
         let (program, args) = words.split_first().unwrap();
@@ -328,4 +329,66 @@ fn an_ordinary_user_boots_with_either_server() {
         assert!(console.contains(demo::GREETING.trim()), "{console}{errors}");
         tool.assert_nothing_is_left();
     }
+}
+
+/// A terminal: what its user sees, and what programs see as theirs.
+fn terminal() -> (fs::File, fs::File) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&user).unwrap();
+    unlockpt(&user).unwrap();
+    let name = ptsname(&user, Vec::new()).unwrap();
+    let program = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(name.to_str().unwrap())
+        .unwrap();
+    (user.into(), program)
+}
+
+#[test]
+fn on_a_terminal_the_demo_gives_a_shell() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    let tool = Tool::new(&[]);
+    let (mut user, program) = terminal();
+    let before = rustix::termios::tcgetattr(&program).unwrap();
+    let mut command = tool.command(&[], C_SERVER);
+    command
+        .arg("--demo")
+        .stdin(program.try_clone().unwrap())
+        .stdout(program.try_clone().unwrap());
+    let mut child = command.spawn().unwrap();
+    drop(command);
+
+    let mut seen = String::new();
+    let mut wait_for = |user: &mut fs::File, text: &str| {
+        let mut buffer = [0; 4096];
+        while !seen.contains(text) {
+            // A read would wait for ever: the terminal is open here as well.
+            let mut polled = [PollFd::new(&*user, PollFlags::IN)];
+            let limit = Timespec::try_from(LIMIT).unwrap();
+            let ready = poll(&mut polled, Some(&limit)).unwrap();
+            assert_ne!(ready, 0, "no {text:?} in {seen}");
+            let count = user.read(&mut buffer).unwrap();
+            seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        seen.clear();
+    };
+    wait_for(&mut user, "/share # ");
+    // Ctrl-C goes to the guest: it ends the command, not the run. Once the inner shell speaks, it
+    // and what it starts own the terminal: a Ctrl-C cannot come too early for `sleep`.
+    user.write_all(b"sh -c 'echo begin; sleep 1000'\n").unwrap();
+    wait_for(&mut user, "\nbegin");
+    user.write_all(b"\x03").unwrap();
+    wait_for(&mut user, "/share # ");
+    user.write_all(b"echo status $? on $(tty)\n").unwrap();
+    wait_for(&mut user, "\nstatus 130 on /dev/ttyS0");
+    user.write_all(b"exit\n").unwrap();
+    wait_for(&mut user, "reboot: Power down");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let after = rustix::termios::tcgetattr(&program).unwrap();
+    assert_eq!(before.local_modes, after.local_modes);
+    assert_eq!(before.input_modes, after.input_modes);
+    tool.assert_nothing_is_left();
 }

@@ -35,6 +35,26 @@ pub(crate) fn boots_from_el2(board: Board) {
     run.line(&["CPU: All CPU(s) started at EL2"]);
 }
 
+/// Memory on both sides of 4 GiB, two processors, and a server that answers out of order.
+pub(crate) fn boots_with_6_gib(board: Board) {
+    let share = demo_share(board.arch());
+    let mut machine = machine(board, Server::Rust, share, OPTIONS);
+    machine.append.push_str(" loglevel=7");
+    machine.memory_mib = 6 << 10;
+    machine.smp = 2;
+    machine.thread_pool_size = Some(4);
+    let run = expect_boot(&machine, share);
+    run.line(&["smp: Brought up 1 node, 2 CPUs"]);
+    // `Memory: 6082388K/6290932K available`: what the firmware said there is.
+    let memory = run.line(&["Memory: ", "K available"]);
+    let total = memory.split('/').nth(1).unwrap().split('K').next().unwrap();
+    let total: u32 = total.parse().unwrap();
+    assert!(
+        total > (6 << 20) - (2 << 10),
+        "Linux was told of {total} KiB"
+    );
+}
+
 /// Without ACPI a kernel is told of microvm's devices by words on its command line. Debian's is
 /// built without that, so it comes to user space but finds no share there.
 pub(crate) fn boots_without_acpi() {

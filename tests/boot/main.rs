@@ -96,6 +96,21 @@ fn virt_boots_linux_from_el2_over_pci() {
 }
 
 #[test]
+fn microvm_boots_linux_with_6_gib() {
+    linux::boots_with_6_gib(Board::X86_64Microvm);
+}
+
+#[test]
+fn q35_boots_linux_with_6_gib() {
+    linux::boots_with_6_gib(Board::X86_64Q35);
+}
+
+#[test]
+fn virt_boots_linux_with_6_gib() {
+    linux::boots_with_6_gib(Board::Aarch64VirtPci);
+}
+
+#[test]
 fn microvm_without_acpi_tells_linux_where_its_devices_are() {
     linux::boots_without_acpi();
 }
