@@ -5,6 +5,7 @@ use crate::hal::Clock;
 use core::{
     fmt::{self, Write},
     marker::PhantomData,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -41,10 +42,21 @@ impl<B: Board> Log for Logger<B> {
             Level::Debug => "debug: ",
             Level::Trace => "trace: ",
         };
+        clear_bar::<B>();
         _ = writeln!(Console::<B>::new(), "bootshare: {level}{}", record.args());
     }
 
     fn flush(&self) {}
+}
+
+/// A progress bar stands in the current line.
+static BAR: AtomicBool = AtomicBool::new(false);
+
+/// Gives its line back.
+fn clear_bar<B: Board>() {
+    if BAR.swap(false, Ordering::Relaxed) {
+        B::write_console(b"\r\x1b[K");
+    }
 }
 
 /// Makes the board's console the place for log lines.
@@ -101,6 +113,7 @@ impl<B: Board> Progress<B> {
             return;
         }
         self.drawn = Some(now);
+        BAR.store(true, Ordering::Relaxed);
         let come = come.min(self.total);
         let full = (come * Self::WIDTH / self.total) as usize;
         let empty = Self::WIDTH as usize - full;
@@ -111,9 +124,7 @@ impl<B: Board> Progress<B> {
 
     /// Clears the bar and tells how long the load took.
     pub fn finish(self) -> Duration {
-        if self.drawn.is_some() {
-            B::write_console(b"\r\x1b[K");
-        }
+        clear_bar::<B>();
         self.clock.now().saturating_sub(self.start)
     }
 }

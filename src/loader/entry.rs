@@ -68,29 +68,22 @@ pub(super) fn load<B: Board>(
     memory: &mut Memory,
 ) -> Result<(HandOff, PathText), Failed> {
     let mut found = false;
-    for directory in DIRECTORIES {
-        // What an entry before has lost is tried again for the next one.
-        if let Err(error) = share.resume() {
-            log::error!("share {}: {error}", share.tag());
-            return Err(Failed);
+    let mut lost = false;
+    let mut directories = DIRECTORIES.iter();
+    let mut next = directories.next();
+    while let Some(directory) = next {
+        match load_from(board, options, share, memory, directory) {
+            Ok(None) => {}
+            Ok(Some(loaded)) => return Ok(loaded),
+            Err(Failed) => found = true,
         }
-        let entry = match look_in::<B>(share, directory) {
-            Ok(Some(entry)) => entry,
-            Ok(None) | Err(Error::NotFound | Error::NotADirectory) => continue,
-            Err(error) => {
-                log::error!("{directory}: {error}");
-                continue;
-            }
-        };
-        found = true;
-        let loader = Loader {
-            board,
-            share,
-            arena: memory.arena(),
-            loaded: Vec::new(),
-        };
-        if let Ok(hand_off) = loader.load(&entry, options.payload) {
-            return Ok((hand_off, PathText(entry.kernel)));
+        if share.is_connected() {
+            next = directories.next();
+        } else if !core::mem::replace(&mut lost, true) {
+            // Once, the same entry is tried again.
+            resume::<B>(share).map_err(|error| failed(directory.as_bytes(), error))?;
+        } else {
+            return Err(Failed);
         }
     }
     if !found {
@@ -100,6 +93,35 @@ pub(super) fn load<B: Board>(
         );
     }
     Err(Failed)
+}
+
+fn resume<B: Board>(share: &BoardShare<B>) -> Result<(), Error> {
+    share.resume()?;
+    log::info!("share {}: resumed", share.tag());
+    Ok(())
+}
+
+/// Loads the entry of `directory`, if there is one.
+fn load_from<B: Board>(
+    board: &B,
+    options: &Options<'_>,
+    share: &BoardShare<B>,
+    memory: &mut Memory,
+    directory: &str,
+) -> Result<Option<(HandOff, PathText)>, Failed> {
+    let entry = match look_in::<B>(share, directory) {
+        Ok(Some(entry)) => entry,
+        Ok(None) | Err(Error::NotFound | Error::NotADirectory) => return Ok(None),
+        Err(error) => return Err(failed(directory.as_bytes(), error)),
+    };
+    let loader = Loader {
+        board,
+        share,
+        arena: memory.arena(),
+        loaded: Vec::new(),
+    };
+    let hand_off = loader.load(&entry, options.payload)?;
+    Ok(Some((hand_off, PathText(entry.kernel))))
 }
 
 /// What is to be booted in `directory`, by the conventional names.
@@ -281,9 +303,8 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
                 Err(_) => {}
             }
             resumed = true;
-            self.share.resume()?;
+            resume::<B>(self.share)?;
             file.resume(path)?;
-            log::info!("share {}: resumed", self.share.tag());
         }
     }
 
