@@ -44,6 +44,10 @@ const REQUEST_ENTRIES: usize = 64;
 /// READs that fit into the request queue.
 const MAX_DEPTH: usize = REQUEST_ENTRIES / 3;
 
+/// Largest READ. The descriptors of one request may have 2^32 bytes in all, headers included
+/// (virtio 1.2, section 2.7.5), and a reply says its length in 32 bits.
+const MAX_CHUNK: u32 = 1 << 30;
+
 /// DMA pages that one session takes: two rings of two pages, and the request slots.
 pub const PAGES_PER_SHARE: usize = 4 + slots::PAGES;
 
@@ -56,7 +60,7 @@ const POLLS_PER_TICK: u32 = 64;
 pub struct Options {
     /// Longest wait for any progress of the host. Default: 10 s.
     pub deadline: Duration,
-    /// Bytes that one READ asks for at most. Default: 1 MiB.
+    /// Bytes that one READ asks for at most, 1 to 2^30. Default: 1 MiB.
     pub chunk_size: u32,
     /// READs in flight, 1 to 21. Default: 16.
     pub depth: usize,
@@ -80,7 +84,7 @@ impl Options {
         self
     }
 
-    /// With another chunk size in bytes; 0 is taken as 1.
+    /// With another chunk size in bytes; 0 is taken as 1, and 2^30 is the most.
     #[must_use]
     pub const fn with_chunk_size(mut self, bytes: u32) -> Self {
         self.chunk_size = bytes;
@@ -144,7 +148,7 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
     /// answer, [`Error::Protocol`] if it does not speak a version this client knows.
     pub fn start(mut transport: T, clock: C, options: Options) -> Result<Self, Error> {
         let options = Options {
-            chunk_size: options.chunk_size.max(1),
+            chunk_size: options.chunk_size.clamp(1, MAX_CHUNK),
             depth: options.depth.clamp(1, MAX_DEPTH),
             ..options
         };
