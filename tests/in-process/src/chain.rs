@@ -65,6 +65,15 @@ impl Chain {
         gather(&self.writable, size)
     }
 
+    /// Writes over all that may be written to, as a device may that still has the chain.
+    pub(crate) fn scribble(&self) {
+        for buffer in &self.writable {
+            // SAFETY: the driver shared this buffer for writing, and the chain was not given back
+            // nor a reset confirmed.
+            unsafe { memory::write(buffer.address, &vec![0xaa; buffer.length as usize]) };
+        }
+    }
+
     /// Writes `bytes` to the start of the reply. What does not fit is left out.
     pub fn write(&self, mut bytes: &[u8]) {
         for buffer in &self.writable {

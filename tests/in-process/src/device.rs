@@ -42,6 +42,8 @@ pub enum Reset {
     AtOnce,
     /// It is never confirmed.
     Never,
+    /// So many are confirmed at once, the next ones never.
+    NeverAfter(u32),
 }
 
 /// What a device is like.
@@ -125,8 +127,11 @@ struct Inner {
     state: Mutex<State>,
     idle: Condvar,
     backend: Box<dyn Backend>,
-    workers: Option<Mutex<Sender<(Arc<Inner>, Chain)>>>,
+    workers: Option<Mutex<Sender<Job>>>,
 }
+
+/// What a worker gets.
+type Job = (Arc<Inner>, Chain);
 
 /// A virtio-fs device. Clones are the same device.
 #[derive(Clone)]
@@ -186,7 +191,7 @@ impl Device {
         self.0.lock().log.requests.clear();
     }
 
-    /// How many resets the device saw.
+    /// How many resets the device confirmed.
     #[must_use]
     pub fn resets(&self) -> u64 {
         self.0.lock().epoch
@@ -214,6 +219,12 @@ impl Device {
         for pending in due {
             state.give_back(pending);
         }
+        if state.reset_left.is_some() {
+            // It need not stop before it confirms.
+            for pending in &state.pending {
+                pending.chain.scribble();
+            }
+        }
         if state.quirks.polls && !state.status.is_empty() {
             let queues = state.rings.len();
             drop(state);
@@ -224,7 +235,7 @@ impl Device {
     }
 }
 
-fn work(jobs: &Mutex<Receiver<(Arc<Inner>, Chain)>>) {
+fn work(jobs: &Mutex<Receiver<Job>>) {
     loop {
         let job = jobs.lock().unwrap().recv();
         let Ok((inner, chain)) = job else {
@@ -238,11 +249,7 @@ fn work(jobs: &Mutex<Receiver<(Arc<Inner>, Chain)>>) {
 }
 
 impl Inner {
-    fn new(
-        backend: Box<dyn Backend>,
-        quirks: Quirks,
-        workers: Option<Mutex<Sender<(Arc<Self>, Chain)>>>,
-    ) -> Self {
+    fn new(backend: Box<dyn Backend>, quirks: Quirks, workers: Option<Mutex<Sender<Job>>>) -> Self {
         let state = State {
             rings: vec![None; quirks.queues.len()],
             quirks,
@@ -312,7 +319,7 @@ impl Inner {
             let due = match answer.when {
                 When::Now => 0,
                 When::After(ticks) => state.now + ticks,
-                When::Never => continue,
+                When::Never => u64::MAX,
             };
             let pending = Pending {
                 due,
@@ -353,7 +360,7 @@ impl State {
         };
         while let Some(taken) = ring.pop() {
             match taken {
-                Ok(parts) => chains.push(Ring::chain(queue, epoch, parts)),
+                Ok(taken) => chains.push(taken.into_chain(queue, epoch)),
                 Err(fault) => {
                     self.log.broken(fault);
                     break;
@@ -379,6 +386,9 @@ impl State {
         if chain.epoch != self.epoch {
             return;
         }
+        if let Some(bytes) = &answer.bytes {
+            chain.write(bytes);
+        }
         if let Some(request) = request {
             self.log.answered(&request, &chain.reply(32), answer.used);
         }
@@ -394,6 +404,9 @@ impl State {
     }
 
     fn confirm_reset(&mut self) {
+        self.epoch += 1;
+        self.pending.clear();
+        self.log.reset();
         self.reset_left = None;
         self.status = DeviceStatus::empty();
         self.rings.fill(None);
@@ -481,15 +494,19 @@ impl Transport for TestTransport {
             let waited = self.0.0.idle.wait(state);
             state = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        state.epoch += 1;
-        state.pending.clear();
-        state.log.reset();
         match state.quirks.reset {
             Reset::AtOnce => state.confirm_reset(),
-            Reset::After(reads) => state.reset_left = Some(reads.into()),
-            Reset::Never => {
+            Reset::After(reads) => {
+                state.reset_left = Some(reads.into());
+                state.status |= DeviceStatus::DEVICE_NEEDS_RESET;
+            }
+            Reset::NeverAfter(left @ 1..) => {
+                state.quirks.reset = Reset::NeverAfter(left - 1);
+                state.confirm_reset();
+            }
+            Reset::Never | Reset::NeverAfter(0) => {
                 state.reset_left = Some(u64::MAX);
-                state.status = DeviceStatus::DEVICE_NEEDS_RESET;
+                state.status |= DeviceStatus::DEVICE_NEEDS_RESET;
             }
         }
     }
@@ -519,7 +536,11 @@ impl Transport for TestTransport {
             state.log.broken(format!("queue {queue} of {size} entries"));
             return;
         }
-        if descriptors % 16 != 0 || driver_area % 2 != 0 || device_area % 4 != 0 {
+        let aligned = [(descriptors, 16), (driver_area, 2), (device_area, 4)];
+        if !aligned
+            .iter()
+            .all(|(address, to)| address.is_multiple_of(*to))
+        {
             state.log.broken("an unaligned queue");
         }
         let ring = Ring::new(size as u16, descriptors, driver_area, device_area);

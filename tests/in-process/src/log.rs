@@ -19,6 +19,9 @@ pub struct Log {
     pub requests: Vec<Request>,
     /// What the driver did that hurts a server or breaks the rules of virtio.
     pub faults: Vec<String>,
+    /// Nodes and handles that the client used without having them. Behind a server that lies about
+    /// them there may be some.
+    pub misuse: Vec<String>,
     /// The balance when each DESTROY came.
     pub at_destroy: Vec<Balance>,
     nodes: HashMap<u64, u64>,
@@ -38,6 +41,12 @@ impl Log {
         counts
     }
 
+    /// All that an honest server has to complain of.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        [&self.faults[..], &self.misuse].concat()
+    }
+
     /// What the client holds now.
     #[must_use]
     pub fn balance(&self) -> Balance {
@@ -54,37 +63,34 @@ impl Log {
         self.alive = false;
     }
 
-    fn fault(&mut self, what: String) {
-        // The first ones tell; a loop must not fill memory.
-        if self.faults.len() < 100 {
-            self.faults.push(what);
-        }
+    pub(crate) fn broken(&mut self, what: impl Into<String>) {
+        note(&mut self.faults, what.into());
     }
 
-    pub(crate) fn broken(&mut self, what: impl Into<String>) {
-        self.fault(what.into());
+    fn misused(&mut self, what: &str, request: &Request) {
+        note(&mut self.misuse, format!("{what}: {request:?}"));
     }
 
     /// A request came.
     pub(crate) fn asked(&mut self, request: &Request) {
         for fault in request.faults() {
-            self.fault(fault);
+            self.broken(fault);
         }
         if !self.in_flight.insert(request.unique) {
-            self.fault(format!("unique {} is in flight", request.unique));
+            self.broken(format!("unique {} is in flight", request.unique));
         }
         if request.opcode == Opcode::Init {
             self.nodes.clear();
             self.handles.clear();
             self.alive = true;
         } else if !self.alive {
-            self.fault(format!("no INIT before {request:?}"));
+            self.broken(format!("no INIT before {request:?}"));
         }
         // A FORGET in the hiprio queue may overtake the RELEASE before it; servers find what to
         // close by its handle, as they must for Linux too.
         let closes = matches!(request.opcode, Opcode::Release | Opcode::ReleaseDir);
         if request.node != 1 && !closes && !self.nodes.contains_key(&request.node) {
-            self.fault(format!("no such node: {request:?}"));
+            self.misused("no such node", request);
         }
         match request.opcode {
             Opcode::Forget => {
@@ -92,18 +98,14 @@ impl Log {
                 match left.checked_sub(request.u64_at(0)) {
                     Some(0) => _ = self.nodes.remove(&request.node),
                     Some(left) => _ = self.nodes.insert(request.node, left),
-                    None => self.fault(format!("forgotten too often: {request:?}")),
+                    None => self.misused("forgotten too often", request),
                 }
             }
-            Opcode::Read | Opcode::ReadDir => {
-                if !self.handles.contains(&request.handle()) {
-                    self.fault(format!("no such handle: {request:?}"));
-                }
+            Opcode::Read | Opcode::ReadDir if !self.handles.contains(&request.handle()) => {
+                self.misused("no such handle", request);
             }
-            Opcode::Release | Opcode::ReleaseDir => {
-                if !self.handles.remove(&request.handle()) {
-                    self.fault(format!("closed twice: {request:?}"));
-                }
+            Opcode::Release | Opcode::ReleaseDir if !self.handles.remove(&request.handle()) => {
+                self.misused("closed twice", request);
             }
             Opcode::Destroy => {
                 let balance = self.balance();
@@ -130,5 +132,12 @@ impl Log {
             Opcode::Open | Opcode::OpenDir => _ = self.handles.insert(number),
             _ => {}
         }
+    }
+}
+
+fn note(notes: &mut Vec<String>, what: String) {
+    // The first ones tell; a loop must not fill memory.
+    if notes.len() < 100 {
+        notes.push(what);
     }
 }

@@ -10,6 +10,31 @@ const WRITE: u16 = 2;
 const DESCRIPTOR: u64 = 16;
 const USED_ELEMENT: u64 = 8;
 
+/// A chain, taken from a ring.
+#[derive(Debug)]
+pub struct Taken {
+    pub head: u16,
+    pub readable: Vec<Buffer>,
+    pub writable: Vec<Buffer>,
+}
+
+impl Taken {
+    pub fn into_chain(self, queue: u16, epoch: u64) -> Chain {
+        let Self {
+            head,
+            readable,
+            writable,
+        } = self;
+        Chain {
+            head,
+            queue,
+            epoch,
+            readable,
+            writable,
+        }
+    }
+}
+
 /// A virtqueue that the driver set up.
 #[derive(Clone, Copy, Debug)]
 pub struct Ring {
@@ -35,7 +60,7 @@ impl Ring {
 
     /// Takes the next chain that the driver made available. An error says how the driver broke the
     /// rules.
-    pub fn pop(&mut self) -> Option<Result<(u16, Vec<Buffer>, Vec<Buffer>), String>> {
+    pub fn pop(&mut self) -> Option<Result<Taken, String>> {
         // SAFETY: the driver keeps its rings shared until it resets the device.
         let published = unsafe { memory::load_index(self.available + 2) };
         let waiting = published.wrapping_sub(self.next_available);
@@ -49,13 +74,10 @@ impl Ring {
         self.next_available = self.next_available.wrapping_add(1);
         // SAFETY: as above.
         let head = u16::from_le_bytes(unsafe { bytes(self.available + 4 + 2 * slot) });
-        Some(
-            self.walk(head)
-                .map(|(readable, writable)| (head, readable, writable)),
-        )
+        Some(self.walk(head))
     }
 
-    fn walk(&self, head: u16) -> Result<(Vec<Buffer>, Vec<Buffer>), String> {
+    fn walk(&self, head: u16) -> Result<Taken, String> {
         let (mut readable, mut writable) = (Vec::new(), Vec::new());
         let mut index = head;
         for _ in 0..self.size {
@@ -83,7 +105,11 @@ impl Ring {
                 return Err("a readable descriptor behind a writable one".into());
             }
             if flags & NEXT == 0 {
-                return Ok((readable, writable));
+                return Ok(Taken {
+                    head,
+                    readable,
+                    writable,
+                });
             }
             index = u16::from_le_bytes(raw[14..].try_into().unwrap());
         }
@@ -110,20 +136,6 @@ impl Ring {
     pub fn set_no_notify(&self, no: bool) {
         // SAFETY: as above.
         unsafe { memory::store_index(self.used, u16::from(no)) };
-    }
-
-    pub fn chain(
-        queue: u16,
-        epoch: u64,
-        (head, readable, writable): (u16, Vec<Buffer>, Vec<Buffer>),
-    ) -> Chain {
-        Chain {
-            head,
-            queue,
-            epoch,
-            readable,
-            writable,
-        }
     }
 }
 

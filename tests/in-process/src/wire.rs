@@ -128,7 +128,7 @@ impl Request {
         };
         let body = self.body.len();
         let room = |fixed: usize| self.writable == (REPLY_HEADER + fixed) as u64;
-        check(self.unique != 0 && self.unique % 2 == 0, "unique");
+        check(self.unique != 0 && self.unique.is_multiple_of(2), "unique");
         check(self.node != 0, "node 0");
         if self.opcode == Opcode::Forget {
             check(self.queue == 0, "FORGET behind reads");

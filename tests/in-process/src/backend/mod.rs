@@ -24,9 +24,11 @@ pub enum When {
     Never,
 }
 
-/// What the device puts into its used ring for a chain, whose buffers were written already.
+/// What the device does with a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
+    /// What it writes when it gives the chain back, where the server did not write before.
+    pub bytes: Option<Vec<u8>>,
     /// The length reported.
     pub used: u32,
     /// The chain named, where it is not the right one.
@@ -46,6 +48,7 @@ impl Answer {
     #[must_use]
     pub fn used(used: u32) -> Self {
         Self {
+            bytes: None,
             used,
             id: None,
             times: 1,

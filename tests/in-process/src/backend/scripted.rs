@@ -92,7 +92,7 @@ impl Reply {
         self
     }
 
-    /// Not at all. The bytes are in the buffers all the same.
+    /// Not at all.
     #[must_use]
     pub fn never(mut self) -> Self {
         self.answer.when = When::Never;
@@ -150,11 +150,11 @@ impl Scripted {
 }
 
 impl Backend for Scripted {
-    fn answer(&self, chain: &Chain, request: &Request) -> Answer {
+    fn answer(&self, _chain: &Chain, request: &Request) -> Answer {
         let good = self.tree.reply(request);
         let mut script = self.script.lock().unwrap_or_else(PoisonError::into_inner);
-        let reply = script(request, good);
-        chain.write(&reply.bytes);
+        let mut reply = script(request, good);
+        reply.answer.bytes = Some(reply.bytes);
         reply.answer
     }
 }

@@ -61,7 +61,7 @@ fn a_hundred_thousand_entries() {
         let share = mount(&device, bootshare::Options::default()).unwrap();
         assert!(names(&share, "/") == expected);
         share.unmount().unwrap();
-        device.log(|log| assert_eq!(log.faults, Vec::<String>::new()));
+        device.log(|log| assert_eq!(log.problems(), Vec::<String>::new()));
     }
 }
 

@@ -31,7 +31,7 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(server: Server) -> Self {
-        Self::with(server, |backend| Device::new(backend))
+        Self::with(server, Device::new)
     }
 
     pub fn with_quirks(server: Server, quirks: Quirks) -> Self {
@@ -95,7 +95,7 @@ impl Rig {
         assert_eq!(TestHal::pages(), 0, "all DMA pages are free");
         self.device.log(|log| {
             assert_eq!(log.at_destroy.last(), Some(&Balance::default()));
-            assert_eq!(log.faults, Vec::<String>::new());
+            assert_eq!(log.problems(), Vec::<String>::new());
         });
     }
 }

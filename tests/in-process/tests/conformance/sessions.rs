@@ -174,7 +174,7 @@ pub fn served_by_threads(server: Server) {
     share.unmount().unwrap();
     rig.device.log(|log| {
         assert_eq!(log.at_destroy, [Balance::default()]);
-        assert_eq!(log.faults, Vec::<String>::new());
+        assert_eq!(log.problems(), Vec::<String>::new());
     });
 }
 
@@ -193,7 +193,7 @@ pub fn a_device_that_polls(server: Server) {
     share.unmount().unwrap();
     assert_eq!(rig.device.notifications(), 0);
     rig.device
-        .log(|log| assert_eq!(log.faults, Vec::<String>::new()));
+        .log(|log| assert_eq!(log.problems(), Vec::<String>::new()));
 }
 
 #[test]

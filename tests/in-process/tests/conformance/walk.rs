@@ -38,7 +38,7 @@ pub fn a_tree_of_packages(server: Server) {
     assert!(entries >= 1000, "{TREE} is too small for a comparison");
     share.unmount().unwrap();
     device.log(|log| {
-        assert_eq!(log.faults, Vec::<String>::new());
+        assert_eq!(log.problems(), Vec::<String>::new());
         assert_eq!(log.at_destroy, [Balance::default()]);
     });
 }
