@@ -51,7 +51,7 @@ fn queue_sizes() {
 #[test]
 fn features() {
     let not_modern = Err(Error::Device(DeviceError::NotModern));
-    for features in [0, 1, u64::MAX & !(1 << 32), 1 << 33] {
+    for features in [0, 1, !(1 << 32), 1 << 33] {
         assert_eq!(mounting(|quirks| quirks.features = features), not_modern);
     }
     // More than is known is not taken; VIRTIO_F_ACCESS_PLATFORM is.
