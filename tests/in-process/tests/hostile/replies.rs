@@ -133,9 +133,8 @@ fn nodes_and_attributes_that_can_not_be() {
 
 #[test]
 fn every_error_number_of_every_request() {
-    let device = Device::new(Scripted::honest(tree()));
-    let share = share(&device);
-    drop(share);
+    // All of them, or the ones next to the ends for an interpreter.
+    let step = if cfg!(miri) { 409 } else { 1 };
     for opcode in [
         Opcode::Lookup,
         Opcode::GetAttr,
@@ -148,11 +147,12 @@ fn every_error_number_of_every_request() {
     ] {
         let mut errno = 0;
         let device = spoiling(opcode, move |request, _| {
-            errno = errno % 4095 + 1;
-            Reply::error(request, errno)
+            let now = errno + 1;
+            errno = (errno + step) % 4095;
+            Reply::error(request, now)
         });
-        let share = crate::rig::share(&device);
-        for errno in 1..=4095 {
+        let share = share(&device);
+        for errno in (1..=4095).step_by(step as usize) {
             let error = match opcode {
                 Opcode::Lookup => share.metadata("file").err(),
                 Opcode::GetAttr => share.metadata("/").err(),
