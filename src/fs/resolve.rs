@@ -57,7 +57,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
                 } else {
                     place.leave();
                 }
-                pending.prepend(target, component.needs_directory)?;
+                pending.prepend(target)?;
             } else if component.needs_directory && !place.is_directory() {
                 return Err(Error::NotADirectory);
             }
@@ -96,26 +96,17 @@ impl Pending {
             buffer: [0; PATH_MAX],
             start: PATH_MAX,
         };
-        pending.prepend(path, false)?;
+        pending.prepend(path)?;
         Ok(pending)
     }
 
-    /// Puts `path` before what is left, with a `/` between them if `directory` says that one was
-    /// there.
-    fn prepend(&mut self, path: &[u8], directory: bool) -> Result<(), Error> {
-        let slash: &[u8] = if directory { b"/" } else { b"" };
-        for part in [slash, path] {
-            let start = self
-                .start
-                .checked_sub(part.len())
-                .ok_or(Error::PathTooLong)?;
-            let room = self
-                .buffer
-                .get_mut(start..self.start)
-                .ok_or(Error::PathTooLong)?;
-            room.copy_from_slice(part);
-            self.start = start;
-        }
+    /// Puts `path` before what is left, which starts with a `/` unless it is empty.
+    fn prepend(&mut self, path: &[u8]) -> Result<(), Error> {
+        let start = self.start.checked_sub(path.len());
+        let start = start.ok_or(Error::PathTooLong)?;
+        let room = self.buffer.get_mut(start..self.start);
+        room.ok_or(Error::PathTooLong)?.copy_from_slice(path);
+        self.start = start;
         Ok(())
     }
 
@@ -221,7 +212,6 @@ impl<T: Transport, C: Clock, H: Hal> Drop for Place<'_, T, C, H> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::vec::Vec;
@@ -254,8 +244,8 @@ mod tests {
     #[test]
     fn a_link_in_the_middle_keeps_the_rest_behind_it() {
         let mut pending = Pending::new(b"link/rest").unwrap();
-        let link = pending.next().unwrap();
-        pending.prepend(b"../x", link.needs_directory).unwrap();
+        pending.next().unwrap();
+        pending.prepend(b"../x").unwrap();
         assert_eq!(pending.rest(), b"../x/rest");
     }
 
@@ -266,6 +256,7 @@ mod tests {
         assert_eq!(error(&[b'a'; PATH_MAX + 1]), Some(Error::PathTooLong));
         assert_eq!(error(b"a\0b"), Some(Error::InvalidName));
         let mut pending = Pending::new(&[b'a'; PATH_MAX - 3]).unwrap();
-        assert_eq!(pending.prepend(b"abc", true), Err(Error::PathTooLong));
+        assert_eq!(pending.prepend(b"abcd"), Err(Error::PathTooLong));
+        assert_eq!(pending.prepend(b"abc"), Ok(()));
     }
 }

@@ -1,9 +1,4 @@
 //! Requests to the byte, and replies good and bad.
-#![allow(
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::unwrap_used
-)]
 
 use super::*;
 use fuse_abi::linux::{fuse_attr, fuse_entry_out, fuse_init_out};

@@ -6,6 +6,16 @@
 //! The memory interface is `virtio-drivers`' own [`Hal`]. Firmware whose virtual addresses are
 //! its physical ones uses [`IdentityHal`]; any other platform implements [`Hal`] itself and can
 //! take its pages from a [`DmaPool`] of its own.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
 
 mod clock;
 mod pool;

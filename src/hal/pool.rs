@@ -59,7 +59,9 @@ impl<const PAGES: usize> DmaPool<PAGES> {
         if count == 0 || end > PAGES {
             return None;
         }
-        Some((u64::MAX >> (MAX_PAGES - count)) << first)
+        // `count` ones, then `first` zeroes.
+        let ones = u64::MAX.checked_shr(MAX_PAGES.saturating_sub(count) as u32)?;
+        ones.checked_shl(first as u32)
     }
 
     /// Takes `count` contiguous pages, zeroed; `None` when there is no such run.
@@ -71,10 +73,10 @@ impl<const PAGES: usize> DmaPool<PAGES> {
         *used |= mask;
         // SAFETY: `mask` proved that `first + count <= PAGES`, so the pointer stays inside the
         // array.
-        let pages = unsafe { self.base().add(first * PAGE_SIZE) };
+        let pages = unsafe { self.base().add(first.saturating_mul(PAGE_SIZE)) };
         // SAFETY: these pages were free, so nobody else holds a pointer that it may use, and the
         // lock keeps other callers out until they are marked as taken.
-        unsafe { pages.write_bytes(0, count * PAGE_SIZE) };
+        unsafe { pages.write_bytes(0, count.saturating_mul(PAGE_SIZE)) };
         Some(pages)
     }
 

@@ -113,6 +113,11 @@ impl<B: Board> Shell<'_, B> {
 
     /// Runs a command that is about files.
     fn share_command(&mut self, share: &BoardShare<B>, words: &[&[u8]]) -> bool {
+        // What a command before has lost is tried again.
+        if let Err(error) = share.resume() {
+            log::error!("share {}: {error}", share.tag());
+            return false;
+        }
         match words {
             [b"ls"] => self.ls(share, b"/", false),
             [b"ls", b"-l"] => self.ls(share, b"/", true),

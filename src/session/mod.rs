@@ -9,6 +9,16 @@
 //! File data is written by the host straight into the caller's buffer. A function that lends one
 //! returns, or unwinds, only when the device has given every descriptor back or has confirmed its
 //! reset. A device that does neither makes the client call [`Clock::stop`].
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
 
 mod ring;
 mod slots;
@@ -296,7 +306,7 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         match priority {
             Priority::High => self.send_hiprio(slot, size),
             Priority::Normal => {
-                self.send(slot, size, fuse::REPLY_HEADER + O::REPLY_SIZE, None, true)?;
+                self.send(slot, size, reply_size::<O>(), None, true)?;
                 self.kick();
                 Ok(())
             }
@@ -335,7 +345,7 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
     ) -> Result<Ticket, Error> {
         let data_size = data.map_or(0, |data| data.len());
         let (slot, size, unique) = self.encode(operation)?;
-        self.send(slot, size, fuse::REPLY_HEADER + O::REPLY_SIZE, data, false)?;
+        self.send(slot, size, reply_size::<O>(), data, false)?;
         Ok(Ticket {
             slot,
             unique,
@@ -530,6 +540,11 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
     }
 }
 
+/// Bytes of the client's own memory that a reply takes.
+const fn reply_size<O: Operation>() -> usize {
+    fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE)
+}
+
 /// Which queue a posted request takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
@@ -634,23 +649,24 @@ impl Transfer {
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), Error> {
         let chunk_size = session.options.chunk_size as usize;
-        let mut in_flight = 0;
         let mut failed = None;
         loop {
-            while failed.is_none() && self.next < self.end && in_flight < session.options.depth {
+            while failed.is_none()
+                && self.next < self.end
+                && self.chunks.iter().flatten().count() < session.options.depth
+            {
                 let position = self.next;
                 let end = self.end.min(position.saturating_add(chunk_size));
                 self.submit(session, position, end)?;
                 self.next = end;
-                in_flight += 1;
             }
-            if in_flight == 0 {
+            if self.chunks.iter().flatten().next().is_none() {
                 return failed.map_or(Ok(()), Err);
             }
             let tickets = self.chunks.iter().flatten().map(|chunk| chunk.ticket.slot);
             session.wait(Until::Done(tickets.collect()))?;
             for index in 0..self.chunks.len() {
-                let Some(chunk) = self.chunks[index] else {
+                let Some(chunk) = self.chunks.get(index).copied().flatten() else {
                     continue;
                 };
                 if session.link()?.slots.done(chunk.ticket.slot).is_none() {
@@ -661,20 +677,29 @@ impl Transfer {
                     // A host that lies about one is not waited for: `Lent` resets the device.
                     return Err(violation.into());
                 }
-                self.chunks[index] = None;
-                in_flight -= 1;
+                self.set_chunk(index, None);
                 match answer {
-                    Ok(size) => in_flight += self.complete(session, chunk, size)?,
+                    Ok(size) => self.complete(session, chunk, size)?,
                     // The others must come back before the buffer does.
                     Err(error) => {
                         failed = failed.or(Some(error.into()));
-                        let first = self.failed.unwrap_or(chunk.position);
-                        self.failed = Some(first.min(chunk.position));
+                        self.set_failed(chunk.position);
                     }
                 }
             }
             progress(self.come());
         }
+    }
+
+    fn set_chunk(&mut self, index: usize, chunk: Option<Chunk>) {
+        // As many places as slots.
+        if let Some(place) = self.chunks.get_mut(index) {
+            *place = chunk;
+        }
+    }
+
+    fn set_failed(&mut self, position: usize) {
+        self.failed = Some(self.failed.map_or(position, |first| first.min(position)));
     }
 
     /// Bytes at the start of the buffer that have come: all before what failed, is in flight or
@@ -691,46 +716,47 @@ impl Transfer {
         position: usize,
         end: usize,
     ) -> Result<(), Error> {
-        let size = end - position;
+        let size = end.saturating_sub(position);
         let read = Read {
             node: self.node,
             handle: self.handle,
-            offset: self.offset + position as u64,
+            // Below 2^63, as `Session::read` checked.
+            offset: self.offset.saturating_add(position as u64),
             size: size as u32,
         };
         // SAFETY: `position` is inside the buffer that `data` points to.
         let start = unsafe { self.data.add(position) };
         let data = NonNull::slice_from_raw_parts(start, size);
         let ticket = session.submit(&read, Some(data))?;
-        self.chunks[ticket.slot.index()] = Some(Chunk {
+        let chunk = Chunk {
             position,
             read,
             ticket,
-        });
+        };
+        self.set_chunk(ticket.slot.index(), Some(chunk));
         Ok(())
     }
 
-    /// Takes a chunk's answer of `size` bytes. Returns how many requests it led to.
+    /// Takes a chunk's answer of `size` bytes.
     fn complete<T: Transport, C: Clock, H: Hal>(
         &mut self,
         session: &mut Session<T, C, H>,
         chunk: Chunk,
         size: usize,
-    ) -> Result<usize, Error> {
-        let end = chunk.position + chunk.read.size as usize;
-        let come = chunk.position + size;
+    ) -> Result<(), Error> {
+        let end = chunk.position.saturating_add(chunk.read.size as usize);
+        let come = chunk.position.saturating_add(size);
         if size == 0 {
             self.end = self.end.min(chunk.position);
         } else if come < end && come < self.end {
             // A server may give less than asked before the end of the file: only an empty answer
             // is the end for certain.
             if let Err(error) = self.submit(session, come, end) {
-                self.failed = Some(self.failed.unwrap_or(come).min(come));
+                self.set_failed(come);
                 return Err(error);
             }
-            return Ok(1);
         }
-        Ok(0)
+        Ok(())
     }
 }
 

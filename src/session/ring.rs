@@ -93,7 +93,9 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
             })
         };
         let token = token.map_err(|_| Full)?;
-        self.in_flight[usize::from(token)] = Some(chain);
+        if let Some(place) = self.in_flight.get_mut(usize::from(token)) {
+            *place = Some(chain);
+        }
         self.unannounced = true;
         Ok(())
     }
@@ -122,12 +124,9 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         let Some(token) = self.queue.peek_used() else {
             return Ok(None);
         };
-        let chain = self
-            .in_flight
-            .get(usize::from(token))
-            .copied()
-            .flatten()
-            .ok_or(Violation::UsedId)?;
+        let place = self.in_flight.get_mut(usize::from(token));
+        let place = place.ok_or(Violation::UsedId)?;
+        let chain = place.ok_or(Violation::UsedId)?;
         let queue = &mut self.queue;
         #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one inside the other")]
         // SAFETY: the buffers were promised to `add` to be valid until now, and the device is done
@@ -140,7 +139,7 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         };
         // The device may have changed the ring between the two looks at it.
         let used = used.map_err(|_| Violation::UsedId)?;
-        self.in_flight[usize::from(token)] = None;
+        *place = None;
         Ok(Some((chain.slot, used)))
     }
 }

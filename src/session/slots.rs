@@ -94,18 +94,37 @@ impl<H: Hal> Slots<H> {
     }
 
     fn part(&self, slot: Slot, offset: usize, size: usize) -> NonNull<[u8]> {
-        debug_assert!(slot.index() < COUNT && offset + size <= SLOT_BYTES);
+        let start = slot
+            .index()
+            .saturating_mul(SLOT_BYTES)
+            .saturating_add(offset);
+        debug_assert!(start.saturating_add(size) <= PAGES * PAGE_SIZE);
         // SAFETY: slot numbers are below `COUNT` (`take` makes them all), so that the part is
         // inside the `PAGES` pages at `base`.
-        let start = unsafe { self.base.add(slot.index() * SLOT_BYTES + offset) };
+        let start = unsafe { self.base.add(start) };
         NonNull::slice_from_raw_parts(start, size)
+    }
+
+    fn state(&self, slot: Slot) -> State {
+        // `take` makes all slot numbers.
+        self.states
+            .get(slot.index())
+            .copied()
+            .unwrap_or(State::Free)
+    }
+
+    fn set_state(&mut self, slot: Slot, state: State) {
+        if let Some(place) = self.states.get_mut(slot.index()) {
+            *place = state;
+        }
     }
 
     /// Takes a free slot.
     pub fn take(&mut self) -> Option<Slot> {
-        let index = self.states.iter().position(|&s| s == State::Free)?;
-        self.states[index] = State::Taken;
-        Some(Slot(index as u8))
+        let mut states = self.states.iter_mut().zip(0..);
+        let (state, number) = states.find(|(state, _)| **state == State::Free)?;
+        *state = State::Taken;
+        Some(Slot(number))
     }
 
     pub fn any_free(&self) -> bool {
@@ -125,7 +144,7 @@ impl<H: Hal> Slots<H> {
 
     /// Where the request is written.
     pub fn request_mut(&mut self, slot: Slot) -> &mut [u8] {
-        assert_eq!(self.states[slot.index()], State::Taken);
+        assert_eq!(self.state(slot), State::Taken);
         let mut part = self.part(slot, 0, REQUEST_BYTES);
         // SAFETY: the part is ours alone: the slot is taken, so the device does not have it, and
         // `&mut self` keeps other borrows of it away.
@@ -140,7 +159,7 @@ impl<H: Hal> Slots<H> {
     /// The first `size` bytes of the reply, for a descriptor, with its header cleared: what is
     /// read there afterwards was written by the device for this request.
     pub fn reply(&mut self, slot: Slot, size: usize) -> NonNull<[u8]> {
-        assert_eq!(self.states[slot.index()], State::Taken);
+        assert_eq!(self.state(slot), State::Taken);
         let mut header = self.part(slot, REQUEST_BYTES, REPLY_HEADER);
         // SAFETY: as in `request_mut`.
         unsafe { header.as_mut() }.fill(0);
@@ -148,21 +167,21 @@ impl<H: Hal> Slots<H> {
     }
 
     pub fn set_in_flight(&mut self, slot: Slot, posted: bool) {
-        self.states[slot.index()] = State::InFlight { posted };
+        self.set_state(slot, State::InFlight { posted });
     }
 
     /// The device gave the slot back.
     pub fn complete(&mut self, slot: Slot, used: u32) {
-        let state = &mut self.states[slot.index()];
-        *state = match *state {
+        let state = match self.state(slot) {
             State::InFlight { posted: false } => State::Done(used),
             _ => State::Free,
         };
+        self.set_state(slot, state);
     }
 
     /// The whole reply part and the length reported, once the device gave the slot back.
     pub fn done(&self, slot: Slot) -> Option<(&[u8], u32)> {
-        let State::Done(used) = self.states[slot.index()] else {
+        let State::Done(used) = self.state(slot) else {
             return None;
         };
         let part = self.part(slot, REQUEST_BYTES, REPLY_BYTES);
@@ -173,8 +192,8 @@ impl<H: Hal> Slots<H> {
 
     /// Gives a slot back that is not in flight.
     pub fn free(&mut self, slot: Slot) {
-        debug_assert!(!matches!(self.states[slot.index()], State::InFlight { .. }));
-        self.states[slot.index()] = State::Free;
+        debug_assert!(!matches!(self.state(slot), State::InFlight { .. }));
+        self.set_state(slot, State::Free);
     }
 }
 

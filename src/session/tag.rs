@@ -21,8 +21,10 @@ impl Tag {
     /// Its bytes, without padding.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        let end = self.bytes.iter().position(|&byte| byte == 0);
-        &self.bytes[..end.unwrap_or(TAG_MAX)]
+        self.bytes
+            .split(|&byte| byte == 0)
+            .next()
+            .unwrap_or_default()
     }
 }
 

@@ -4,6 +4,16 @@
 //! [`Transport`], so its `VirtQueue` drives them; `virtio-drivers`' transports themselves refuse
 //! this device. A transport is made by probing an address ([`mmio::probe`]) or a bus
 //! ([`pci::scan`]); what was found there is a [`Device`], usable or not.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
 
 mod config;
 pub mod mmio;

@@ -89,8 +89,9 @@ pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
     let mut buses: Vec<u8, 32> = Vec::new();
     _ = buses.push(0);
     while let Some(bus) = buses.pop() {
-        if core::mem::replace(&mut seen[usize::from(bus)], true) {
-            continue;
+        match seen.get_mut(usize::from(bus)) {
+            Some(seen) if !*seen => *seen = true,
+            _ => continue,
         }
         for (function, info) in root.enumerate_bus(bus) {
             if info.header_type == HeaderType::PciPciBridge {
@@ -156,7 +157,7 @@ impl Structures {
             if capability.id != PCI_CAP_ID_VNDR || !inside(16) {
                 continue;
             }
-            let word = |at: u8| reader.read_word(function, capability.offset + at);
+            let word = |at: u8| reader.read_word(function, capability.offset.wrapping_add(at));
             let structure = Structure {
                 bar: word(BAR) as u8,
                 offset: word(OFFSET),
@@ -226,7 +227,7 @@ impl Bars {
             .copied()
             .flatten()
             .ok_or(TransportError::Bar { bar, address: 0 })?;
-        let end = u64::from(structure.offset) + u64::from(structure.length);
+        let end = u64::from(structure.offset).saturating_add(structure.length.into());
         let usable = address != 0
             && address.checked_add(size).is_some()
             && end <= size
@@ -234,7 +235,7 @@ impl Bars {
             && structure.offset.is_multiple_of(4)
             && (rules.accept)(address, size);
         if usable {
-            Ok(address + u64::from(structure.offset))
+            Ok(address.saturating_add(structure.offset.into()))
         } else {
             Err(TransportError::Bar { bar, address })
         }
@@ -283,7 +284,7 @@ fn open<H: Hal, C: ConfigurationAccess>(
         command | Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE,
     );
 
-    let notify_slots = notify.length as usize / size_of::<u16>();
+    let notify_slots = (notify.length / 2) as usize;
     let mut transport = PciTransport {
         // SAFETY: `locate` checked that the structure lies in device memory that the caller of
         // `scan` promised to be mapped and ours, and that it is aligned and large enough.
@@ -299,7 +300,7 @@ fn open<H: Hal, C: ConfigurationAccess>(
     for (queue, index) in (0..).zip(&mut transport.notify_index) {
         field!(transport.common, queue_select).write(queue);
         let offset = u64::from(field_shared!(transport.common, queue_notify_off).read())
-            * u64::from(multiplier);
+            .saturating_mul(multiplier.into());
         // Even, because the multiplier is.
         *index = usize::try_from(offset / 2).unwrap_or(usize::MAX);
         if *index >= notify_slots {
@@ -328,7 +329,7 @@ unsafe fn region<H: Hal, T>(address: u64) -> UniqueMmioPointer<'static, T> {
 /// As for [`region`], for the whole slice.
 unsafe fn slice<H: Hal, T>(address: u64, count: usize) -> UniqueMmioPointer<'static, [T]> {
     // SAFETY: the caller promises device memory of that size at that address.
-    let pointer = unsafe { H::mmio_phys_to_virt(address, count * size_of::<T>()) };
+    let pointer = unsafe { H::mmio_phys_to_virt(address, count.saturating_mul(size_of::<T>())) };
     let slice = NonNull::slice_from_raw_parts(pointer.cast(), count);
     // SAFETY: the caller promises that it stays mapped and is ours alone.
     unsafe { UniqueMmioPointer::new(slice) }
