@@ -3,6 +3,7 @@
 BOARD ?= x86_64-microvm
 ACCEL ?= tcg
 MEMORY ?= 512
+SECONDS ?= 60
 # Recipes read these two as shell variables: they may hold quotation marks.
 export APPEND
 export SHARE
@@ -34,6 +35,8 @@ help:
 	@echo '                 SERVER=   path of a virtiofsd; ACCEL= tcg (default) or kvm'
 	@echo 'make test      everything CI runs'
 	@echo 'make firmware  the images, in target/firmware'
+	@echo 'make fuzz      hostile input for each fuzz target; SECONDS= (default $(SECONDS)) for each'
+	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
 	@echo 'make size      what the images take'
 	@echo 'make doc       the documentation, in $(TARGET)/doc'
 	@echo 'make clean     remove target, downloads included'
@@ -73,6 +76,18 @@ lint: setup-test $(ARCHES:%=lint-%)
 $(ARCHES:%=lint-%): lint-%: setup-test
 	$(BARE_CARGO) clippy -p bootshare -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
 
+.PHONY: fuzz
+fuzz: setup-fuzz
+	@fuzz/run.sh "$(SECONDS)" $(TARGETS)
+
+# virtio-drivers makes pointers of addresses: their provenance is exposed, not strict. The replay
+# reads the corpus from disk.
+.PHONY: miri
+miri: export MIRIFLAGS = -Zmiri-permissive-provenance -Zmiri-disable-isolation
+miri: setup-miri
+	cargo +nightly miri test -p bootshare --lib
+	cargo +nightly miri test -p bootshare-fuzz
+
 .PHONY: size
 size: host firmware
 	@$(HOST) size $(ARCHES:%=target/firmware/bootshare-%.elf)
@@ -86,6 +101,7 @@ clean:
 	rm -rf target $(TARGET)
 
 # Each installs what is missing for its purpose, and does nothing when nothing is.
-.PHONY: setup-build setup-run setup-test
-setup-build setup-run setup-test: setup-%:
+SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri
+.PHONY: $(SETUPS)
+$(SETUPS): setup-%:
 	@host/setup.sh $*

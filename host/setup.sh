@@ -1,14 +1,15 @@
 #!/bin/sh
-# Installs what is missing to build, run or test: `host/setup.sh build|run|test`.
+# Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri`.
 #
 # Debian is served by apt, as root or through sudo; elsewhere the list of what is missing is
 # printed. When nothing is missing this only looks.
 set -eu
 cd "$(dirname "$0")/.."
-purpose=${1:?"usage: host/setup.sh build|run|test"}
+purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri"}
 
 # The version the boot tests run, beside QEMU's own server.
 virtiofsd_version=1.14.0
+cargo_fuzz_version=0.13.2
 
 say() { echo "setup: $*" >&2; }
 
@@ -122,6 +123,37 @@ install_test_server() {
     rm -rf "$root/build"
 }
 
+# Sanitizers and Miri are of nightly Rust only: `install_nightly COMPONENT...`.
+install_nightly() {
+    has rustup || die "this needs nightly Rust by rustup; install rustup and try again"
+    installed=$(rustup component list --installed --toolchain nightly 2>/dev/null) || installed=
+    wanted=
+    echo "$installed" | grep -q '^cargo' || wanted=yes
+    for component in "$@"; do
+        echo "$installed" | grep -q "^$component" || wanted=yes
+    done
+    [ -n "$wanted" ] || return 0
+    say "installing nightly Rust${1:+ with $*}"
+    components=
+    for component in "$@"; do components="$components --component $component"; done
+    # shellcheck disable=SC2086 # a list of words
+    rustup toolchain install nightly --profile minimal $components >&2 ||
+        die "rustup could not install nightly Rust${1:+ with $*}: see above, then try again;" \
+            "'make test' runs the committed cases without it"
+}
+
+install_cargo_fuzz() {
+    root=target/cargo-fuzz
+    case $(cargo fuzz --version 2>/dev/null || "$root/bin/cargo-fuzz" --version 2>/dev/null) in
+    cargo-fuzz*) return 0 ;;
+    esac
+    say "building cargo-fuzz $cargo_fuzz_version into $root"
+    cargo install cargo-fuzz --version "$cargo_fuzz_version" --locked --root "$root" \
+        --target-dir "$root/build" >&2 ||
+        die "could not build cargo-fuzz $cargo_fuzz_version: see above, then try again"
+    rm -rf "$root/build"
+}
+
 case $purpose in
 build)
     needs_to_build
@@ -142,5 +174,17 @@ test)
     install_toolchain
     install_test_server
     ;;
-*) die "unknown purpose $purpose: build, run or test" ;;
+fuzz)
+    needs_to_build
+    has c++ || need g++
+    install_missing
+    install_nightly
+    install_cargo_fuzz
+    ;;
+miri)
+    needs_to_build
+    install_missing
+    install_nightly miri rust-src
+    ;;
+*) die "unknown purpose $purpose: build, run, test, fuzz or miri" ;;
 esac

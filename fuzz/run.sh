@@ -1,0 +1,45 @@
+#!/bin/sh
+# Runs the fuzz targets one after the other: `fuzz/run.sh SECONDS [TARGET...]`.
+#
+# What a run finds interesting is kept under target/fuzz and tried again by the next one; the
+# committed corpus stays as it is. `host/setup.sh fuzz` has installed what this needs.
+set -eu
+cd "$(dirname "$0")/.."
+seconds=${1:?"usage: fuzz/run.sh SECONDS [TARGET...]"}
+shift
+[ $# -gt 0 ] || set -- wire boot client
+case $seconds in
+'' | *[!0-9]*)
+    echo "fuzz: error: $seconds is no whole number of seconds" >&2
+    exit 1
+    ;;
+esac
+PATH=$PWD/target/cargo-fuzz/bin:$PATH
+out=target/fuzz
+
+cargo +nightly fuzz build --target-dir "$out"
+figures=
+status=0
+for target in "$@"; do
+    mkdir -p "$out/corpus/$target" "$out/artifacts/$target"
+    log=$out/$target.log
+    echo "fuzz: $target for $seconds s; its log is in $log"
+    result='no findings'
+    cargo +nightly fuzz run --target-dir "$out" "$target" \
+        "$out/corpus/$target" "fuzz/corpus/$target" -- \
+        -max_total_time="$seconds" -max_len=4096 -timeout=20 -print_final_stats=1 \
+        -artifact_prefix="$out/artifacts/$target/" >"$log" 2>&1 || result=FINDINGS
+    if [ "$result" = FINDINGS ]; then
+        status=1
+        tail -n 40 "$log" >&2
+        echo "fuzz: the input is in $out/artifacts/$target: repair what it shows and move it to" \
+            "fuzz/regressions/$target under a name that says what it was" >&2
+    fi
+    executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+    coverage=$(sed -n 's/.* cov: \([0-9]*\) .*/\1/p' "$log" | tail -n 1)
+    figures="$figures$(printf '%-8s %12s executions, coverage %s, %s' \
+        "$target" "${executions:-?}" "${coverage:-?}" "$result")
+"
+done
+printf '%s' "$figures"
+exit $status

@@ -1,0 +1,185 @@
+//! Kernel images and what is made of their headers.
+
+use super::memory::regions;
+use crate::source::Source;
+use bootshare::boot::{
+    arm64_image::Arm64Image,
+    bzimage::{self, BzImage},
+    image::{Architecture, Kind},
+    memory::{Planner, Range, Request},
+    pe::Pe,
+    zero_page::{self, Parameters, ZERO_PAGE_BYTES, ZeroPageError},
+};
+
+/// A file's size: often that of its first bytes, since images know how long they are.
+fn file_size(source: &mut Source<'_>) -> u64 {
+    source.edge()
+}
+
+pub fn bzimage(mut source: Source<'_>) {
+    let file_size = file_size(&mut source);
+    let parameters = |source: &mut Source<'_>| {
+        let initrd = source.flag().then(|| Range {
+            start: source.edge(),
+            end: source.edge(),
+        });
+        (initrd, source.edge(), source.edge(), regions(source))
+    };
+    let (initrd, command_line, load_address, map) = parameters(&mut source);
+    let head = source.rest();
+    let image = match BzImage::parse(head, file_size) {
+        Ok(image) => image,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    assert!(matches!(Kind::of(head, file_size), Kind::BzImage));
+    assert!(image.version >= 0x020c);
+    assert!(image.header_end <= bzimage::HEAD_BYTES);
+    assert!(image.kernel_alignment.is_power_of_two());
+    assert_eq!(image.setup_bytes + image.payload_bytes, file_size);
+    assert!(image.setup_bytes >= 1024 && image.setup_bytes.is_multiple_of(512));
+    assert!(image.payload_bytes > 0);
+    assert!(image.entry(load_address) >= load_address);
+
+    let request = image.memory_request();
+    assert!(request.size >= image.payload_bytes.max(image.init_size.into()));
+    assert!(request.min >= image.pref_address);
+    if let Some(place) = place(&map, &request) {
+        assert!(place.end <= image.limit());
+        assert!(image.relocatable || place.start == image.pref_address);
+    }
+
+    let mut page = [0xa5; ZERO_PAGE_BYTES];
+    let parameters = Parameters {
+        load_address,
+        command_line,
+        initrd,
+        memory_map: &map,
+        acpi_rsdp: load_address ^ command_line,
+    };
+    let result = zero_page::fill(&mut page, head, &image, &parameters);
+    let above = |address: u64| address > u32::MAX.into() && !image.above_4_gib();
+    let ends = initrd.map_or(0, |initrd| initrd.end.saturating_sub(1).max(initrd.start));
+    let filled = map.iter().filter(|region| region.range.size() > 0);
+    match result {
+        Ok(()) => {
+            assert!(!above(load_address) && !above(command_line) && !above(ends));
+            let initrd = initrd.unwrap_or(Range { start: 0, end: 0 });
+            assert_eq!(pair(&page, 0x218, 0xc0), initrd.start);
+            assert_eq!(pair(&page, 0x21c, 0xc4), initrd.size());
+            assert_eq!(pair(&page, 0x228, 0xc8), command_line);
+            assert_eq!(u64_at(&page, 0x70), load_address ^ command_line);
+            // Without this the kernel takes fields for leftovers and clears them.
+            assert_eq!(page[0x1ef], 0, "sentinel");
+            assert_eq!(page[0x210], 0xff, "type_of_loader");
+            assert_eq!(usize::from(page[0x1e8]), filled.clone().count());
+            for (index, region) in filled.enumerate() {
+                let entry = 0x2d0 + 20 * index;
+                assert_eq!(u64_at(&page, entry), region.range.start);
+                assert_eq!(u64_at(&page, entry + 8), region.range.size());
+                assert_eq!(u32_at(&page, entry + 16), region.kind as u32);
+            }
+        }
+        Err(error) => {
+            match error {
+                ZeroPageError::HeadTooShort => assert!(head.len() < image.header_end),
+                ZeroPageError::TooManyRegions { regions } => {
+                    assert_eq!(regions, filled.count());
+                    assert!(regions > 128);
+                }
+                ZeroPageError::Above4Gib { .. } => {
+                    let size = initrd.map_or(0, |initrd| initrd.size());
+                    let any = above(load_address) || above(command_line);
+                    assert!(any || above(ends) || above(size));
+                }
+            }
+            assert!(!error.to_string().is_empty());
+        }
+    }
+}
+
+pub fn arm64_image(mut source: Source<'_>) {
+    let file_size = file_size(&mut source);
+    let map = regions(&mut source);
+    let head = source.rest();
+    let image = match Arm64Image::parse(head, file_size) {
+        Ok(image) => image,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    assert!(file_size >= 64);
+    assert_eq!(image.file_size, file_size);
+    assert!(image.image_size > 0);
+    let request = image.memory_request();
+    assert_eq!(request.align, 2 << 20);
+    let Some(place) = place(&map, &request) else {
+        return;
+    };
+    let load_address = image.load_address(place.start);
+    assert!(load_address + image.image_size.max(file_size) <= place.end);
+    let kernel = Range::with_size(load_address, image.image_size);
+    let window = Arm64Image::initrd_window(&kernel);
+    assert!(window.start <= kernel.start && kernel.start - window.start < 1 << 30);
+    assert!(window.start.is_multiple_of(1 << 30) && window.size() == 32 << 30);
+}
+
+pub fn kind(mut source: Source<'_>) {
+    let file_size = file_size(&mut source);
+    let head = source.rest();
+    let kind = Kind::of(head, file_size);
+    assert_eq!(
+        matches!(kind, Kind::Empty),
+        head.is_empty() || file_size == 0
+    );
+    assert!(!kind.to_string().is_empty());
+    let mut machines = 0;
+    for machine in [Architecture::X86_64, Architecture::Aarch64] {
+        match kind.check(machine) {
+            Ok(()) => {
+                machines += 1;
+                assert_eq!(kind.architecture(), Some(machine));
+            }
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+    assert!(machines < 2, "it runs on one machine at most");
+}
+
+pub fn pe(mut source: Source<'_>) {
+    let head = source.rest();
+    let Some(pe) = Pe::parse(head) else {
+        return;
+    };
+    assert!(head.starts_with(b"MZ"));
+    let end = pe.file_end();
+    let mut count = 0;
+    for section in pe.sections() {
+        count += 1;
+        assert!(u64::from(section.file_offset) + u64::from(section.file_bytes) <= end);
+    }
+    assert!(count <= head.len() / 40);
+    assert!(count > 0 || end == 0);
+}
+
+/// The place that a machine with this memory has for it.
+fn place(map: &[bootshare::boot::memory::MemoryRegion], request: &Request) -> Option<Range> {
+    let mut planner = Planner::new(map, u64::MAX, &[]);
+    let free = planner.free().to_vec();
+    let place = planner.allocate(request).ok()?;
+    assert!(place.start.is_multiple_of(request.align));
+    assert!(place.start >= request.min && place.end <= request.max);
+    assert!(place.size() >= request.size.max(1));
+    assert!(free.iter().any(|free| free.contains(&place)));
+    Some(place)
+}
+
+/// A number in two halves of the zero page.
+fn pair(page: &[u8], low: usize, high: usize) -> u64 {
+    u64::from(u32_at(page, high)) << 32 | u64::from(u32_at(page, low))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}

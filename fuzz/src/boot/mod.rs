@@ -1,0 +1,27 @@
+//! The parsers and planners of the boot floor.
+
+mod device_tree;
+mod images;
+mod memory;
+mod text;
+
+use crate::source::Source;
+
+/// One parser or planner, as the first byte says.
+pub fn boot(input: &[u8]) {
+    let mut source = Source::new(input);
+    match source.below(12) {
+        0 => images::bzimage(source),
+        1 => images::arm64_image(source),
+        2 => images::kind(source),
+        3 => images::pe(source),
+        4 => device_tree::update_tree(source),
+        5 => text::options(source),
+        6 => text::commands(source),
+        7 => text::command_line(source),
+        8 => text::words_of(source),
+        9 => text::conventional(source),
+        10 => text::versions(source),
+        _ => memory::planner(source),
+    }
+}

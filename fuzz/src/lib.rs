@@ -1,0 +1,29 @@
+//! What bootshare makes of hostile bytes: the bodies of the fuzz targets.
+//!
+//! Each takes any input, does with it what a boot would, and panics where something does not hold
+//! that must. `cargo fuzz` looks for such inputs; `cargo test` runs those that are committed, and
+//! a fixed number of random ones, without it.
+
+mod boot;
+mod random;
+mod source;
+mod wire;
+
+pub use boot::boot;
+pub use random::Random;
+pub use wire::wire;
+
+use std::{env, fs, io};
+
+/// Runs `target` on each of the files named on the command line.
+///
+/// # Errors
+///
+/// A file that can't be read.
+pub fn run_files(target: fn(&[u8])) -> io::Result<()> {
+    for path in env::args_os().skip(1) {
+        println!("{}", path.display());
+        target(&fs::read(path)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! Random cases without a fuzzer, the same each time.
+
+/// A small generator of repeatable numbers (xorshift64*).
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// A sequence of its own for each seed.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(2).wrapping_add(1))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `end`.
+    pub fn below(&mut self, end: usize) -> usize {
+        ((self.next() >> 11) % end as u64) as usize
+    }
+
+    /// An input made of those in `corpus`, or of nothing.
+    pub fn case(&mut self, corpus: &[Vec<u8>]) -> Vec<u8> {
+        const LONGEST: usize = 4096;
+        if corpus.is_empty() || self.below(16) == 0 {
+            let size = self.below(256);
+            return (0..size).map(|_| self.next() as u8).collect();
+        }
+        let mut case = corpus[self.below(corpus.len())].clone();
+        for _ in 0..=self.below(6) {
+            self.change(&mut case, corpus);
+        }
+        case.truncate(LONGEST);
+        case
+    }
+
+    /// One change, of the kinds that fuzzers make.
+    fn change(&mut self, case: &mut Vec<u8>, corpus: &[Vec<u8>]) {
+        let at = self.below(case.len() + 1);
+        let size = (1 + self.below(8)).min(case.len() - at);
+        match self.below(8) {
+            0 => drop(case.drain(at..at + size)),
+            1 => {
+                let byte = self.edge();
+                case.splice(at..at, std::iter::repeat_n(byte, 1 + self.below(8)));
+            }
+            2 => {
+                let copy = case[at..at + size].to_vec();
+                let to = self.below(case.len() + 1);
+                case.splice(to..to, copy);
+            }
+            3 => {
+                // The end of another one.
+                let other = &corpus[self.below(corpus.len())];
+                let from = at.min(other.len());
+                case.truncate(at);
+                case.extend_from_slice(&other[from..]);
+            }
+            4 => {
+                // A number of any width, a little more or less.
+                let delta = self.below(17) as u8;
+                for (index, byte) in case[at..at + size].iter_mut().enumerate() {
+                    let delta = if index == 0 { delta.wrapping_sub(8) } else { 0 };
+                    *byte = byte.wrapping_add(delta);
+                }
+            }
+            5 => case[at..at + size].fill_with(|| self.next() as u8),
+            6 => {
+                let byte = self.edge();
+                case[at..at + size].fill(byte);
+            }
+            _ => {
+                if let Some(byte) = case.get_mut(at) {
+                    *byte ^= 1 << self.below(8);
+                }
+            }
+        }
+    }
+
+    fn edge(&mut self) -> u8 {
+        match self.below(5) {
+            0 => 0,
+            1 => 0xff,
+            2 => 0x7f,
+            3 => 1,
+            _ => self.next() as u8,
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The committed inputs, and a fixed number of random ones, without a fuzzer.
+
+use bootshare_fuzz::{Random, boot, wire};
+use std::{fs, panic, path::Path};
+
+/// Inputs in `fuzz/KIND/TARGET`, by name, so that every run takes them in the same order.
+fn inputs(kind: &str, target: &str) -> Vec<(String, Vec<u8>)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let Ok(entries) = fs::read_dir(root.join(kind).join(target)) else {
+        return Vec::new();
+    };
+    let mut inputs: Vec<_> = entries
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(root).unwrap().display().to_string();
+            (name, fs::read(path).unwrap())
+        })
+        .collect();
+    inputs.sort();
+    inputs
+}
+
+/// Says which input it was that `target` panics with.
+fn run(target: fn(&[u8]), name: &str, input: &[u8]) {
+    if let Err(cause) = panic::catch_unwind(|| target(input)) {
+        eprintln!("{name}: {}", input.escape_ascii());
+        panic::resume_unwind(cause);
+    }
+}
+
+fn replay(name: &str, target: fn(&[u8]), random_cases: usize) {
+    let corpus = inputs("corpus", name);
+    assert!(!corpus.is_empty(), "fuzz/corpus/{name} is missing");
+    for (name, input) in corpus.iter().chain(&inputs("regressions", name)) {
+        run(target, name, input);
+    }
+    let corpus: Vec<_> = corpus.into_iter().map(|(_, input)| input).collect();
+    let mut random = Random::new(1);
+    // An interpreter is a thousand times slower, and it is for the pointers, not for the cases.
+    let random_cases = if cfg!(miri) { 20 } else { random_cases };
+    for number in 0..random_cases {
+        let case = random.case(&corpus);
+        run(target, &format!("random case {number}"), &case);
+    }
+}
+
+#[test]
+fn hostile_replies_are_refused_or_read_right() {
+    replay("wire", wire, 300_000);
+}
+
+#[test]
+fn boot_files_of_any_bytes_are_refused_or_read_right() {
+    replay("boot", boot, 100_000);
+}
