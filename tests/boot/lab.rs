@@ -77,11 +77,23 @@ pub(crate) fn run(machine: &Machine) -> Run {
     Run {
         outcome: report.outcome,
         duration: report.duration,
-        lines: text
-            .lines()
-            .map(|line| line.trim_end_matches('\r').to_owned())
-            .collect(),
+        lines: text.lines().map(|line| shown(line).to_owned()).collect(),
     }
+}
+
+/// What a terminal shows of a line in the end: a progress bar is written over, and then erased.
+fn shown(line: &str) -> &str {
+    let line = line.trim_end_matches('\r');
+    let last = line.rsplit('\r').next().unwrap_or(line);
+    last.trim_start_matches("\x1b[K")
+}
+
+#[test]
+fn a_progress_bar_is_not_part_of_the_line_after_it() {
+    let line = "[##..] 72 %\r[####] 100 %\r\x1b[Kbootshare: loaded /Image\r";
+    assert_eq!(shown(line), "bootshare: loaded /Image");
+    assert_eq!(shown("plain"), "plain");
+    assert_eq!(shown("\r"), "");
 }
 
 impl Run {
