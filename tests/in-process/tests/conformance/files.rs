@@ -187,6 +187,48 @@ pub fn a_file_that_grows(server: Server) {
     });
 }
 
+pub fn a_file_that_changes_while_it_is_read(server: Server) {
+    let rig = Rig::new(server);
+    let content = noise(100_000);
+    let options = Options::default().with_chunk_size(4096).with_depth(1);
+    // What the host does once the first chunk has come, and how much there is to read then.
+    type Change = fn(&Rig, &[u8]);
+    let changes: [(Change, usize); 4] = [
+        (
+            |rig, _| {
+                let host = fs::File::options().write(true).open(rig.path("file"));
+                host.unwrap().set_len(20_000).unwrap();
+            },
+            20_000,
+        ),
+        (|rig, _| rig.write("file", ""), 4096),
+        (|rig, _| fs::remove_file(rig.path("file")).unwrap(), 100_000),
+        (
+            |rig, content| {
+                let host = fs::File::options().append(true).open(rig.path("file"));
+                std::io::Write::write_all(&mut host.unwrap(), content).unwrap();
+            },
+            200_000,
+        ),
+    ];
+    for (change, expected) in changes {
+        rig.write("file", &content);
+        rig.run_with(options, |share| {
+            let file = share.open("file").unwrap();
+            let mut buf = vec![0; 200_001];
+            let mut first = true;
+            let read = file.read_at_with(0, &mut buf, &mut |_| {
+                if std::mem::take(&mut first) {
+                    change(&rig, &content);
+                }
+            });
+            assert_eq!(read, Ok(expected));
+            let twice = [&content[..], &content].concat();
+            assert!(buf[..expected] == twice[..expected]);
+        });
+    }
+}
+
 pub fn a_file_that_vanishes(server: Server) {
     let rig = Rig::new(server);
     rig.write("file", "content");

@@ -30,6 +30,7 @@ on_each_server! {
     files::offsets_that_no_file_has,
     files::a_file_that_shrinks,
     files::a_file_that_grows,
+    files::a_file_that_changes_while_it_is_read,
     files::a_file_that_vanishes,
     files::a_file_that_is_replaced,
     files::hard_links_are_one_file,
