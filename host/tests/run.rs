@@ -73,11 +73,19 @@ fn run(machine: &Machine) -> Report {
     machine.run(Console::Capture).unwrap()
 }
 
+/// Copies a program. Not by ourselves: while another test starts a process, that process has our
+/// descriptor for writing too, and a program that is open for writing cannot be run.
+fn install(from: &Path, to: &Path) {
+    let mut command = Command::new("install");
+    let status = command.args(["-m", "755"]).arg(from).arg(to).status();
+    assert!(status.unwrap().success(), "cannot copy {}", from.display());
+}
+
 /// An executable shell script.
 fn script(dir: &Path, text: &str) -> PathBuf {
-    let path = dir.join("server");
-    fs::write(&path, format!("#!/bin/sh\n{text}")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let (draft, path) = (dir.join("draft"), dir.join("server"));
+    fs::write(&draft, format!("#!/bin/sh\n{text}")).unwrap();
+    install(&draft, &path);
     path
 }
 
@@ -201,7 +209,7 @@ impl Tool {
             .into_iter()
             .chain(servers.iter().map(|path| (*path, "server")))
         {
-            fs::copy(path, dir.path().join(name)).unwrap();
+            install(path, &dir.path().join(name));
         }
         Self { dir }
     }

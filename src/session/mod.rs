@@ -34,7 +34,7 @@ use crate::{
     },
     hal::{Clock, Hal},
 };
-use core::{ptr::NonNull, time::Duration};
+use core::{mem::ManuallyDrop, ptr::NonNull, time::Duration};
 use ring::{Chain, Full, Ring};
 use slots::{Slot, SlotSet, Slots};
 use virtio_drivers::transport::{DeviceStatus, Transport};
@@ -54,6 +54,10 @@ const REQUEST_ENTRIES: usize = 64;
 /// READs that fit into the request queue.
 const MAX_DEPTH: usize = REQUEST_ENTRIES / 3;
 
+/// Largest READ. The descriptors of one request may have 2^32 bytes in all, headers included
+/// (virtio 1.2, section 2.7.5), and a reply says its length in 32 bits.
+const MAX_CHUNK: u32 = 1 << 30;
+
 /// DMA pages that one session takes: two rings of two pages, and the request slots.
 pub const PAGES_PER_SHARE: usize = 4 + slots::PAGES;
 
@@ -66,7 +70,7 @@ const POLLS_PER_TICK: u32 = 64;
 pub struct Options {
     /// Longest wait for any progress of the host. Default: 10 s.
     pub deadline: Duration,
-    /// Bytes that one READ asks for at most. Default: 1 MiB.
+    /// Bytes that one READ asks for at most, 1 to 2^30. Default: 1 MiB.
     pub chunk_size: u32,
     /// READs in flight, 1 to 21. Default: 16.
     pub depth: usize,
@@ -90,7 +94,7 @@ impl Options {
         self
     }
 
-    /// With another chunk size in bytes; 0 is taken as 1.
+    /// With another chunk size in bytes; 0 is taken as 1, and 2^30 is the most.
     #[must_use]
     pub const fn with_chunk_size(mut self, bytes: u32) -> Self {
         self.chunk_size = bytes;
@@ -169,7 +173,7 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
             transport,
             clock,
             options: Options {
-                chunk_size: options.chunk_size.max(1),
+                chunk_size: options.chunk_size.clamp(1, MAX_CHUNK),
                 depth: options.depth.clamp(1, MAX_DEPTH),
                 ..options
             },
@@ -217,6 +221,9 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
     /// Resets the device and waits until it confirms (virtio 1.2, section 2.1.1): from then on it
     /// writes to no memory of ours, and the link's is freed. Does not return otherwise.
     fn reset(&mut self) {
+        // Should `stop` unwind, as in a test, the link's memory stays allocated: the device may
+        // still write to it.
+        let link = ManuallyDrop::new(self.link.take());
         let (transport, clock) = (&mut self.transport, &self.clock);
         transport.set_status(DeviceStatus::empty());
         let start = clock.now();
@@ -229,7 +236,7 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
             }
             clock.relax();
         }
-        self.link = None;
+        drop(ManuallyDrop::into_inner(link));
     }
 
     /// Which session this is, of those on this device.

@@ -1,0 +1,99 @@
+//! A descriptor chain as the device took it from the ring.
+
+use crate::memory;
+
+/// What one descriptor points to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// Where it is.
+    pub address: u64,
+    /// Its size in bytes.
+    pub length: u32,
+}
+
+/// A chain: the request's buffers, then the reply's.
+///
+/// It is given back once, and read and written before that only.
+#[derive(Debug)]
+pub struct Chain {
+    pub(crate) head: u16,
+    pub(crate) queue: u16,
+    /// Which session of the device it belongs to: a reset ends one.
+    pub(crate) epoch: u64,
+    pub(crate) readable: Vec<Buffer>,
+    pub(crate) writable: Vec<Buffer>,
+}
+
+fn total(buffers: &[Buffer]) -> u64 {
+    buffers.iter().map(|buffer| u64::from(buffer.length)).sum()
+}
+
+impl Chain {
+    /// The queue that it came through.
+    #[must_use]
+    pub fn queue(&self) -> u16 {
+        self.queue
+    }
+
+    /// The buffers that the device reads.
+    #[must_use]
+    pub fn readable(&self) -> &[Buffer] {
+        &self.readable
+    }
+
+    /// The buffers that the device writes.
+    #[must_use]
+    pub fn writable(&self) -> &[Buffer] {
+        &self.writable
+    }
+
+    /// Bytes that the device may write.
+    #[must_use]
+    pub fn writable_bytes(&self) -> u64 {
+        total(&self.writable)
+    }
+
+    /// The request.
+    #[must_use]
+    pub fn request(&self) -> Vec<u8> {
+        gather(&self.readable, usize::MAX)
+    }
+
+    /// The first bytes of the reply, as they are in memory now.
+    #[must_use]
+    pub fn reply(&self, size: usize) -> Vec<u8> {
+        gather(&self.writable, size)
+    }
+
+    /// Writes over all that may be written to, as a device may that still has the chain.
+    pub(crate) fn scribble(&self) {
+        for buffer in &self.writable {
+            // SAFETY: the driver shared this buffer for writing, and the chain was not given back
+            // nor a reset confirmed.
+            unsafe { memory::write(buffer.address, &vec![0xaa; buffer.length as usize]) };
+        }
+    }
+
+    /// Writes `bytes` to the start of the reply. What does not fit is left out.
+    pub fn write(&self, mut bytes: &[u8]) {
+        for buffer in &self.writable {
+            let size = bytes.len().min(buffer.length as usize);
+            let (now, later) = bytes.split_at(size);
+            // SAFETY: the driver shared this buffer for writing, and the chain was not given back.
+            unsafe { memory::write(buffer.address, now) };
+            bytes = later;
+        }
+    }
+}
+
+fn gather(buffers: &[Buffer], size: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    for buffer in buffers {
+        let start = out.len();
+        let part = (size - start).min(buffer.length as usize);
+        out.resize(start + part, 0);
+        // SAFETY: the driver shared this buffer, and the chain was not given back.
+        unsafe { memory::read(buffer.address, &mut out[start..]) };
+    }
+    out
+}

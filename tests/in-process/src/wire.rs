@@ -1,0 +1,221 @@
+//! Requests as a server sees them, read without the client's own code.
+
+use crate::Chain;
+
+/// Bytes of a request's header.
+pub const HEADER: usize = 40;
+/// Bytes of a reply's header.
+pub const REPLY_HEADER: usize = 16;
+
+macro_rules! opcodes {
+    ($($name:ident = $number:literal),* $(,)?) => {
+        /// The requests that a read-only client has a use for.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Opcode {
+            $(#[doc = stringify!($name)] $name = $number,)*
+        }
+
+        impl Opcode {
+            fn from_number(number: u32) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+opcodes! {
+    Lookup = 1, Forget = 2, GetAttr = 3, ReadLink = 5, Open = 14, Read = 15, StatFs = 17,
+    Release = 18, Init = 26, OpenDir = 27, ReadDir = 28, ReleaseDir = 29, Destroy = 38,
+}
+
+/// A request, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What is asked for.
+    pub opcode: Opcode,
+    /// The client's number.
+    pub unique: u64,
+    /// The node it is about.
+    pub node: u64,
+    /// What follows the header.
+    pub body: Vec<u8>,
+    /// The queue that it came through.
+    pub queue: u16,
+    /// Bytes that the reply may have.
+    pub writable: u64,
+}
+
+impl Request {
+    /// Reads the request in `chain`.
+    ///
+    /// # Errors
+    ///
+    /// What no server could make sense of.
+    pub fn parse(chain: &Chain) -> Result<Self, String> {
+        let bytes = chain.request();
+        let Some((header, body)) = bytes.split_at_checked(HEADER) else {
+            return Err(format!("a request of {} bytes", bytes.len()));
+        };
+        let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
+        let long = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap());
+        if word(0) as usize != bytes.len() {
+            return Err(format!("length {} of {} bytes", word(0), bytes.len()));
+        }
+        let opcode = Opcode::from_number(word(4))
+            .ok_or_else(|| format!("opcode {} is none for a read-only client", word(4)))?;
+        if header[24..].iter().any(|&byte| byte != 0) {
+            return Err("user, group, process and extension are not all 0".into());
+        }
+        Ok(Self {
+            opcode,
+            unique: long(8),
+            node: long(16),
+            body: body.to_vec(),
+            queue: chain.queue(),
+            writable: chain.writable_bytes(),
+        })
+    }
+
+    /// A number in the body; 0 where the body is too short.
+    #[must_use]
+    pub fn u32_at(&self, at: usize) -> u32 {
+        let bytes = self.body.get(at..at + 4);
+        bytes.map_or(0, |bytes| u32::from_le_bytes(bytes.try_into().unwrap()))
+    }
+
+    /// A number in the body; 0 where the body is too short.
+    #[must_use]
+    pub fn u64_at(&self, at: usize) -> u64 {
+        let bytes = self.body.get(at..at + 8);
+        bytes.map_or(0, |bytes| u64::from_le_bytes(bytes.try_into().unwrap()))
+    }
+
+    /// The name in a LOOKUP.
+    #[must_use]
+    pub fn name(&self) -> &[u8] {
+        self.body.strip_suffix(b"\0").unwrap_or(&self.body)
+    }
+
+    /// The handle in a READ, READDIR, RELEASE or RELEASEDIR.
+    #[must_use]
+    pub fn handle(&self) -> u64 {
+        self.u64_at(0)
+    }
+
+    /// The offset in a READ or READDIR.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.u64_at(8)
+    }
+
+    /// The size in a READ or READDIR.
+    #[must_use]
+    pub fn size(&self) -> u32 {
+        self.u32_at(16)
+    }
+
+    /// What a real server would choke on, or what a read-only client has no business to ask.
+    #[must_use]
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut check = |good: bool, what: &str| {
+            if !good {
+                faults.push(format!("{what}: {self:?}"));
+            }
+        };
+        let body = self.body.len();
+        let room = |fixed: usize| self.writable == (REPLY_HEADER + fixed) as u64;
+        check(self.unique != 0 && self.unique.is_multiple_of(2), "unique");
+        check(self.node != 0, "node 0");
+        if self.opcode == Opcode::Forget {
+            check(self.queue == 0, "FORGET behind reads");
+            check(self.writable == 0, "FORGET has no reply");
+            check(body == 8 && self.u64_at(0) > 0, "FORGET's body");
+            check(self.node != 1, "the root is not ours to forget");
+            return faults;
+        }
+        check(self.queue > 0, "a request in the hiprio queue");
+        check(
+            self.writable >= REPLY_HEADER as u64,
+            "no room for a reply's header",
+        );
+        check(
+            self.writable <= u64::from(u32::MAX),
+            "a reply beyond 32 bits",
+        );
+        match self.opcode {
+            Opcode::Lookup => {
+                let name = self.body.strip_suffix(b"\0");
+                check(name.is_some(), "a name without NUL");
+                let name = name.unwrap_or_default();
+                check((1..=255).contains(&name.len()), "a name's length");
+                check(!name.iter().any(|byte| matches!(byte, 0 | b'/')), "a name");
+                check(!matches!(name, b"." | b".."), "a name that servers resolve");
+                check(room(128), "LOOKUP's reply");
+            }
+            Opcode::GetAttr => {
+                check(body == 16 && self.u32_at(0) == 0, "GETATTR's body");
+                check(room(104), "GETATTR's reply");
+            }
+            Opcode::ReadLink => {
+                check(body == 0, "READLINK's body");
+                check(room(4096), "READLINK's reply: a target or PATH_MAX");
+            }
+            Opcode::Open | Opcode::OpenDir => {
+                check(body == 8 && self.u32_at(0) == 0, "flags: O_RDONLY alone");
+                check(self.u32_at(4) == 0, "open flags");
+                check(room(16), "OPEN's reply");
+            }
+            Opcode::Read | Opcode::ReadDir => {
+                check(body == 40, "READ's body");
+                check(self.size() > 0, "a READ of nothing");
+                check(room(self.size() as usize), "buffer and size differ");
+                if self.opcode == Opcode::Read {
+                    let end = self.offset().checked_add(self.size().into());
+                    check(end.is_some_and(|end| end <= i64::MAX as u64), "offset");
+                }
+                check(
+                    self.body[20..].iter().all(|&byte| byte == 0),
+                    "READ's flags",
+                );
+            }
+            Opcode::StatFs => {
+                check(body == 0, "STATFS's body");
+                check(room(80), "STATFS's reply");
+            }
+            Opcode::Release | Opcode::ReleaseDir => {
+                check(body == 24, "RELEASE's body");
+                check(
+                    self.body[8..].iter().all(|&byte| byte == 0),
+                    "RELEASE's flags",
+                );
+            }
+            Opcode::Init => {
+                check(body == 64, "INIT's body: virtiofsd ends on a short one");
+                check(
+                    self.u32_at(0) == 7 && self.u32_at(4) >= 31,
+                    "INIT's version",
+                );
+                check(self.body[8..].iter().all(|&byte| byte == 0), "INIT's flags");
+                check(room(64), "INIT's reply");
+            }
+            Opcode::Destroy => check(body == 0, "DESTROY's body"),
+            Opcode::Forget => {}
+        }
+        faults
+    }
+}
+
+/// A directory entry as it stands in a READDIR reply.
+#[must_use]
+pub fn dirent(ino: u64, offset: u64, file_type: u32, name: &[u8]) -> Vec<u8> {
+    let mut out = [ino.to_le_bytes(), offset.to_le_bytes()].concat();
+    out.extend_from_slice(&(name.len() as u32).to_le_bytes());
+    out.extend_from_slice(&file_type.to_le_bytes());
+    out.extend_from_slice(name);
+    out.resize(out.len().next_multiple_of(8), 0);
+    out
+}

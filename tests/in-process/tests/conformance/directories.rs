@@ -1,0 +1,229 @@
+//! Directories and their names.
+
+use crate::rig::{Rig, Server};
+use bootshare::{Error, FileType};
+use bootshare_tests::{Device, TempDir, TestShare, mount};
+use std::{collections::BTreeSet, ffi::OsStr, fs, os::unix::ffi::OsStrExt};
+
+/// Lists `path`, and sees that no name comes twice.
+fn names(share: &TestShare, path: &str) -> BTreeSet<Vec<u8>> {
+    let mut names = BTreeSet::new();
+    for entry in share.read_dir(path).unwrap() {
+        let name = entry.unwrap().file_name().to_vec();
+        assert!(names.insert(name.clone()), "{name:?} came twice");
+    }
+    names
+}
+
+fn set<S: AsRef<[u8]>>(names: impl IntoIterator<Item = S>) -> BTreeSet<Vec<u8>> {
+    let owned = |name: S| name.as_ref().to_vec();
+    names.into_iter().map(owned).collect()
+}
+
+pub fn small_ones(server: Server) {
+    let rig = Rig::new(server);
+    rig.mkdir("empty");
+    rig.mkdir("one/below");
+    rig.run(|share| {
+        assert_eq!(names(share, "empty"), set::<&str>([]));
+        assert_eq!(names(share, "one"), set(["below"]));
+        assert_eq!(names(share, "/"), set(["empty", "one"]));
+        let mut ended = share.read_dir("empty").unwrap();
+        assert!(ended.next().is_none());
+        assert!(ended.next().is_none(), "it stays ended");
+    });
+}
+
+pub fn a_thousand_entries(server: Server) {
+    let rig = Rig::new(server);
+    rig.mkdir("dir");
+    // Names of all lengths, so that entries end everywhere in the buffer.
+    let name = |number: usize| format!("{number:04}{}", "x".repeat(number % 252));
+    for number in 0..1000 {
+        rig.write(format!("dir/{}", name(number)), "");
+    }
+    rig.run(|share| {
+        assert_eq!(names(share, "dir"), set((0..1000).map(name)));
+    });
+}
+
+#[test]
+fn a_hundred_thousand_entries() {
+    // One directory for both servers: to make it takes longer than to list it.
+    let dir = TempDir::new();
+    let name = |number: usize| format!("entry-{number}");
+    for number in 0..100_000 {
+        fs::File::create_new(dir.path().join(name(number))).unwrap();
+    }
+    let expected = set((0..100_000).map(name));
+    for server in [Server::Virtiofsd, Server::FuseBackend] {
+        let device = Device::new(server.backend(dir.path()));
+        let share = mount(&device, bootshare::Options::default()).unwrap();
+        assert!(names(&share, "/") == expected);
+        share.unmount().unwrap();
+        device.log(|log| assert_eq!(log.problems(), Vec::<String>::new()));
+    }
+}
+
+pub fn a_listing_left_early(server: Server) {
+    let rig = Rig::new(server);
+    for number in 0..500 {
+        rig.write(number.to_string(), "");
+    }
+    rig.run(|share| {
+        let mut one = share.read_dir("/").unwrap();
+        let mut two = share.read_dir("/").unwrap();
+        // Two listings of one directory do not know of each other.
+        for _ in 0..200 {
+            assert_eq!(one.next().unwrap().unwrap(), two.next().unwrap().unwrap());
+        }
+        drop(one);
+        assert_eq!(two.count(), 300);
+    });
+}
+
+pub fn a_directory_that_changes(server: Server) {
+    let rig = Rig::new(server);
+    rig.mkdir("dir");
+    for number in 0..400 {
+        rig.write(format!("dir/{number}"), "");
+    }
+    rig.run(|share| {
+        let mut seen = BTreeSet::new();
+        let mut listing = share.read_dir("dir").unwrap();
+        for entry in listing.by_ref().take(50) {
+            seen.insert(entry.unwrap().file_name().to_vec());
+        }
+        // What was not seen yet vanishes, as POSIX allows at any time.
+        for number in 0..400 {
+            if !seen.contains(number.to_string().as_bytes()) {
+                fs::remove_file(rig.path(format!("dir/{number}"))).unwrap();
+            }
+        }
+        rig.write("dir/new", "");
+        for entry in listing {
+            let name = entry.unwrap().file_name().to_vec();
+            assert!(seen.insert(name), "no entry comes twice");
+        }
+        let left = names(share, "dir");
+        assert_eq!(left.len(), 51);
+    });
+}
+
+pub fn a_directory_that_vanishes(server: Server) {
+    let rig = Rig::new(server);
+    rig.mkdir("dir/below");
+    rig.run(|share| {
+        let dir = share.open_dir("dir").unwrap();
+        let listing = dir.read_dir().unwrap();
+        fs::remove_dir_all(rig.path("dir")).unwrap();
+        assert!(listing.count() <= 1);
+        assert_eq!(dir.open_dir("below").err(), Some(Error::NotFound));
+        assert_eq!(share.read_dir("dir").err(), Some(Error::NotFound));
+    });
+}
+
+pub fn names_of_any_bytes(server: Server) {
+    let rig = Rig::new(server);
+    let mut all: BTreeSet<Vec<u8>> = (1..=255u8)
+        .filter(|byte| !matches!(byte, b'/' | b'.'))
+        .map(|byte| vec![byte])
+        .collect();
+    all.extend(set([
+        &b"..."[..],
+        b".hidden",
+        b"..two",
+        b" leading and trailing ",
+        b"new\nline",
+        b"\xff\xfe\x80 not UTF-8",
+        "ünïcödé ☃".as_bytes(),
+        b"-rf",
+        b"back\\slash",
+    ]));
+    for name in &all {
+        rig.write(OsStr::from_bytes(name), name);
+    }
+    rig.run(|share| {
+        assert_eq!(names(share, "/"), all);
+        let root = share.open_dir("/").unwrap();
+        for name in &all {
+            let mut buf = [0; 64];
+            let size = share.open(name).unwrap().read_at(0, &mut buf).unwrap();
+            assert_eq!(buf[..size], name[..]);
+            assert!(root.symlink_metadata(name).unwrap().is_file());
+        }
+    });
+}
+
+pub fn names_of_255_bytes(server: Server) {
+    let rig = Rig::new(server);
+    let longest = "n".repeat(255);
+    let too_long = "n".repeat(256);
+    rig.mkdir(format!("{longest}/{longest}"));
+    rig.write(format!("{longest}/{longest}/{longest}"), "deep");
+    for number in 0..40 {
+        rig.write(format!("{number:0255}"), "");
+    }
+    rig.run(|share| {
+        let path = format!("{longest}/{longest}/{longest}");
+        assert_eq!(share.metadata(path).unwrap().len(), 4);
+        let all = names(share, "/");
+        assert_eq!(all.len(), 41);
+        assert!(all.iter().all(|name| name.len() == 255));
+        let error = Some(Error::NameTooLong);
+        assert_eq!(share.metadata(&too_long).err(), error);
+        assert_eq!(share.metadata(format!("{too_long}/x")).err(), error);
+        let root = share.open_dir("/").unwrap();
+        assert_eq!(root.symlink_metadata(&too_long).err(), error);
+    });
+}
+
+pub fn work_by_names(server: Server) {
+    let rig = Rig::new(server);
+    rig.mkdir("dir/below");
+    rig.write("dir/file", "content");
+    rig.symlink("file", "dir/link");
+    rig.symlink("below", "dir/dirlink");
+    rig.run(|share| {
+        let dir = share.open_dir("dir").unwrap();
+        assert!(dir.metadata().is_dir());
+        assert_eq!(dir.symlink_metadata("file").unwrap().len(), 7);
+        assert!(dir.symlink_metadata("link").unwrap().is_symlink());
+        let file = dir.open_file("file").unwrap();
+        let below = dir.open_dir("below").unwrap();
+        assert_eq!(below.read_dir().unwrap().count(), 0);
+        assert_eq!(dir.read_link("link", &mut [0; 64]).unwrap(), b"file");
+        let types: BTreeSet<_> = dir
+            .read_dir()
+            .unwrap()
+            .map(|entry| format!("{:?}", entry.unwrap()))
+            .collect();
+        let expected = [
+            "\"below\" (Some(Directory))",
+            "\"dirlink\" (Some(Symlink))",
+            "\"file\" (Some(File))",
+            "\"link\" (Some(Symlink))",
+        ];
+        assert!(types.iter().eq(expected), "{types:?}");
+
+        // No link is followed.
+        assert_eq!(dir.open_file("link").err(), Some(Error::TooManyLinks));
+        assert_eq!(dir.open_dir("dirlink").err(), Some(Error::NotADirectory));
+        assert_eq!(dir.open_dir("file").err(), Some(Error::NotADirectory));
+        assert_eq!(dir.open_file("below").err(), Some(Error::IsADirectory));
+        assert_eq!(dir.open_file("missing").err(), Some(Error::NotFound));
+        let no_link = dir.read_link("file", &mut [0; 64]).map(<[u8]>::to_vec);
+        assert_eq!(no_link, Err(Error::NotASymlink));
+        // One name is no path.
+        for name in [&b""[..], b".", b"..", b"/", b"below/", b"below/x", b"a\0b"] {
+            let error = dir.symlink_metadata(name).err();
+            assert_eq!(error, Some(Error::InvalidName), "{name:?}");
+            assert_eq!(dir.open_dir(name).err(), error);
+            assert_eq!(dir.open_file(name).err(), error);
+        }
+        // What was opened is there without the directory.
+        drop(dir);
+        assert_eq!(file.read_at(0, &mut [0; 10]), Ok(7));
+        assert_eq!(below.metadata().file_type(), FileType::Directory);
+    });
+}

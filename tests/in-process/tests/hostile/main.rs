@@ -1,0 +1,11 @@
+//! A host that lies, stalls or dies. Whatever it does, the client gives an error in bounded time,
+//! panics nowhere, leaks no DMA page and lends no buffer beyond a call.
+//!
+//! Time is virtual: a deadline of ten seconds passes at once.
+
+mod random;
+mod replies;
+mod rig;
+mod rings;
+mod setup;
+mod silence;

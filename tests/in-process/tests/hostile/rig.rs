@@ -1,0 +1,48 @@
+//! A small share behind a script.
+
+use bootshare::Options;
+use bootshare_tests::{
+    Device, Node, Opcode, Reply, Request, Scripted, TestHal, TestShare, Tree, mount,
+};
+
+/// What `file` has in it.
+pub const CONTENT: &[u8] = b"content of the file";
+/// Size of `large` in bytes.
+pub const LARGE: u64 = 100_000;
+
+/// Node 2 is `file`, 3 is `dir`, 4 is `link`, 5 is `large`.
+pub fn tree() -> Tree {
+    Tree::new()
+        .with("file", Node::File(CONTENT.to_vec()))
+        .with("dir", Node::Dir)
+        .with("link", Node::Link(b"file".to_vec()))
+        .with("large", Node::Pattern(LARGE))
+        .with_in(3, "one", Node::File(b"1".to_vec()))
+        .with_in(3, "two", Node::Dir)
+        .with("fifo", Node::Other(0o010_644))
+}
+
+/// A device that spoils the replies to `opcode`.
+pub fn spoiling(
+    opcode: Opcode,
+    script: impl FnMut(&Request, Reply) -> Reply + Send + 'static,
+) -> Device {
+    Device::new(Scripted::spoiling(tree(), opcode, script))
+}
+
+pub fn share(device: &Device) -> TestShare {
+    mount(device, Options::default()).unwrap()
+}
+
+/// What must hold once no share is mounted any more.
+pub fn check(device: &Device) {
+    assert!(!device.is_live(), "the device is reset");
+    assert_eq!(TestHal::pages(), 0, "all DMA pages are free");
+    device.log(|log| assert_eq!(log.faults, Vec::<String>::new()));
+}
+
+/// Whether `bytes` are what `large` has at `offset`.
+pub fn is_large(bytes: &[u8], offset: u64) -> bool {
+    let expected = (offset..).map(Tree::pattern);
+    bytes.iter().zip(expected).all(|(&byte, good)| byte == good)
+}

@@ -1,0 +1,109 @@
+//! Lies in the used ring.
+
+use crate::rig::{LARGE, check, share, spoiling};
+use bootshare::{Error, Options, fuse::Violation};
+use bootshare_tests::{Opcode, Reply, mount};
+
+/// Spoils one LOOKUP's place in the used ring: the error, and whether the share is lost.
+fn lookup_gives(spoil: impl Fn(Reply) -> Reply + Send + 'static) -> Option<Error> {
+    let mut count = 0;
+    let device = spoiling(Opcode::Lookup, move |_, good| {
+        count += 1;
+        if count == 3 { spoil(good) } else { good }
+    });
+    let share = share(&device);
+    share.metadata("file").unwrap();
+    share.metadata("file").unwrap();
+    let first = share.metadata("file").err();
+    let second = share.metadata("file").err();
+    if second.is_some() {
+        assert!(!device.is_live(), "a device in disorder is reset");
+        assert_eq!(share.metadata("file").err(), Some(Error::Disconnected));
+        assert_eq!(share.statistics().err(), Some(Error::Disconnected));
+        assert_eq!(share.unmount(), Err(Error::Disconnected));
+    } else {
+        share.unmount().unwrap();
+    }
+    check(&device);
+    first.or(second)
+}
+
+#[test]
+fn chains_that_are_not_in_flight() {
+    let wrong = Some(Error::Protocol(Violation::UsedId));
+    for id in [1, 2, 7, 63, 64, 65, 0x7fff, 0xffff] {
+        assert_eq!(lookup_gives(move |good| good.id(id)), wrong, "{id}");
+    }
+    // `virtio-drivers` takes the low 16 bits; the others may say anything, and no harm is done.
+    for id in [0x1_0000, 0xffff_0000, 0x1_0040, u32::MAX] {
+        let error = lookup_gives(move |good| good.id(id));
+        assert!(error.is_none() || error == wrong, "{id:#x}: {error:?}");
+    }
+}
+
+#[test]
+fn chains_given_back_twice() {
+    for times in [2, 3, 64, 65, 1000] {
+        let error = lookup_gives(move |good| good.times(times));
+        assert_eq!(error, Some(Error::Protocol(Violation::UsedId)), "{times}");
+    }
+}
+
+#[test]
+fn indices_that_jump() {
+    for by in [1, 2, 62, 63, 64, 65, 0x7fff, 0x8000, 0xffff] {
+        let error = lookup_gives(move |good| good.jump(by));
+        // By 65535 it stands still: the completion is taken back, and nothing comes.
+        let expected = [
+            Some(Error::Protocol(Violation::UsedId)),
+            Some(Error::TimedOut(Options::default().deadline)),
+        ];
+        assert!(expected.contains(&error), "{by}: {error:?}");
+    }
+}
+
+#[test]
+fn nothing_given_back_but_an_index() {
+    // What stands in the ring is an older completion, of the same chain here. Its length is not
+    // that of an answer that was not written.
+    let error = lookup_gives(|_| Reply::none().times(0).jump(1));
+    assert_eq!(error, Some(Error::Protocol(Violation::ReplyLength)));
+    let error = lookup_gives(|good| good.times(0));
+    assert_eq!(error, Some(Error::TimedOut(Options::default().deadline)));
+}
+
+#[test]
+fn another_requests_chain_in_the_middle_of_a_read() {
+    // Each lie is told while 16 reads are in flight, all with a caller's buffer.
+    for id in [0u32, 1, 3, 6, 45, 47, 48, 63, 64, 1000] {
+        for times in [1, 2] {
+            let mut count = 0;
+            let device = spoiling(Opcode::Read, move |_, good| {
+                count += 1;
+                if count == 20 {
+                    good.id(id).times(times)
+                } else {
+                    good.after(2)
+                }
+            });
+            let options = Options::default().with_chunk_size(1000);
+            let share = mount(&device, options).unwrap();
+            let file = share.open("large").unwrap();
+            let mut buf = vec![0; LARGE as usize];
+            let error = file.read_at(0, &mut buf).err();
+            assert!(
+                matches!(error, Some(Error::Protocol(_) | Error::TimedOut(_))),
+                "{id} {times}: {error:?}"
+            );
+            // The buffer is the caller's again: the device was reset.
+            assert!(!device.is_live());
+            buf.fill(0x55);
+            (0..1000).for_each(|_| device.tick());
+            assert!(buf.iter().all(|&byte| byte == 0x55));
+            assert_eq!(file.read_at(0, &mut buf), Err(Error::Disconnected));
+            drop(file);
+            assert_eq!(share.unmount(), Err(Error::Disconnected));
+            check(&device);
+        }
+    }
+}

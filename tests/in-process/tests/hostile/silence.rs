@@ -1,0 +1,272 @@
+//! Hosts that say nothing, or no more.
+
+use crate::rig::{LARGE, check, is_large, share, spoiling, tree};
+use bootshare::session::PAGES_PER_SHARE;
+use bootshare::{Error, Options};
+use bootshare_tests::{
+    Device, Opcode, Reply, Request, Reset, Scripted, Stopped, TestHal, TestShare, mount,
+};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+fn timed_out<T>() -> Result<T, Error> {
+    Err(Error::TimedOut(DEADLINE))
+}
+
+fn silent(opcode: Opcode) -> Device {
+    spoiling(opcode, |_, good| good.never())
+}
+
+#[test]
+fn each_request_has_a_deadline() {
+    let device = silent(Opcode::Init);
+    assert_eq!(
+        mount(&device, Options::default()).err(),
+        timed_out::<()>().err()
+    );
+    check(&device);
+    type Act = fn(&TestShare) -> Option<Error>;
+    let acts: [(Opcode, Act); 8] = [
+        (Opcode::Lookup, |share| share.metadata("file").err()),
+        (Opcode::GetAttr, |share| share.metadata("/").err()),
+        (Opcode::ReadLink, |share| share.metadata("link").err()),
+        (Opcode::Open, |share| share.open("file").err()),
+        (Opcode::Read, |share| {
+            share.open("file").unwrap().read_at(0, &mut [0; 10]).err()
+        }),
+        (Opcode::StatFs, |share| share.statistics().err()),
+        (Opcode::OpenDir, |share| share.read_dir("dir").err()),
+        (Opcode::ReadDir, |share| {
+            share.read_dir("dir").unwrap().next().unwrap().err()
+        }),
+    ];
+    for (opcode, act) in acts {
+        let device = silent(opcode);
+        let share = share(&device);
+        assert_eq!(act(&share), timed_out::<()>().err(), "{opcode:?}");
+        assert!(!device.is_live(), "it was reset");
+        // From then on the share is lost, at once.
+        let disconnected = Some(Error::Disconnected);
+        assert_eq!(share.metadata("file").err(), disconnected);
+        assert_eq!(share.metadata("/").err(), disconnected);
+        assert_eq!(share.open("file").err(), disconnected);
+        assert_eq!(share.read_dir("dir").err(), disconnected);
+        assert_eq!(share.statistics().err(), disconnected);
+        assert_eq!(share.unmount(), Err(Error::Disconnected));
+        check(&device);
+        // The device is free for another.
+        let again = Device::new(Scripted::honest(tree()));
+        let share = crate::rig::share(&again);
+        share.unmount().unwrap();
+    }
+}
+
+#[test]
+fn a_read_of_which_one_chunk_never_comes() {
+    for reset in [Reset::AtOnce, Reset::After(500)] {
+        let device = spoiling(Opcode::Read, |request, good| {
+            if request.offset() == 33_000 {
+                good.never()
+            } else {
+                good
+            }
+        });
+        let options = Options::default().with_chunk_size(1000);
+        let share = mount(&device, options).unwrap();
+        device.quirk(|quirks| quirks.reset = reset);
+        let file = share.open("large").unwrap();
+        let mut buf = vec![0; LARGE as usize];
+        assert_eq!(file.read_at(0, &mut buf), timed_out());
+        // Until it confirmed its reset, the device wrote there; now the buffer is the caller's.
+        assert!(!device.is_live());
+        buf.fill(0x55);
+        (0..100_000).for_each(|_| device.tick());
+        assert!(buf.iter().all(|&byte| byte == 0x55));
+        assert_eq!(file.read_at(0, &mut buf), Err(Error::Disconnected));
+        assert_eq!(file.read_at(0, &mut []), Ok(0), "nothing takes nobody");
+        drop(file);
+        assert_eq!(share.unmount(), Err(Error::Disconnected));
+        check(&device);
+    }
+}
+
+#[test]
+fn an_answer_after_the_deadline_reaches_nobody() {
+    let device = spoiling(Opcode::Read, |_, good| good.after(50_000));
+    let share = share(&device);
+    let file = share.open("large").unwrap();
+    let mut buf = vec![0x55; LARGE as usize];
+    assert_eq!(file.read_at(0, &mut buf), timed_out());
+    (0..100_000).for_each(|_| device.tick());
+    assert!(buf.iter().all(|&byte| byte == 0x55));
+    drop(file);
+    drop(share);
+    check(&device);
+}
+
+#[test]
+fn progress_keeps_a_slow_host_alive() {
+    // 100 chunks, one after another, each but for a second within the deadline.
+    let device = spoiling(Opcode::Read, |_, good| good.after(9000));
+    let options = Options::default().with_chunk_size(1000).with_depth(1);
+    let share = mount(&device, options).unwrap();
+    let mut buf = vec![0; LARGE as usize];
+    let file = share.open("large").unwrap();
+    file.read_exact_at(0, &mut buf).unwrap();
+    assert!(is_large(&buf, 0));
+    drop(file);
+    share.unmount().unwrap();
+    check(&device);
+}
+
+#[test]
+fn a_deadline_is_what_was_asked_for() {
+    for milliseconds in [0, 1, 500, 60_000] {
+        let deadline = Duration::from_millis(milliseconds);
+        let mut first = true;
+        let device = spoiling(Opcode::Lookup, move |_, good| {
+            if std::mem::take(&mut first) {
+                good.after(milliseconds + 1000)
+            } else {
+                good
+            }
+        });
+        let options = Options::default().with_deadline(deadline);
+        let share = mount(&device, options).unwrap();
+        assert_eq!(
+            share.metadata("file").err(),
+            Some(Error::TimedOut(deadline))
+        );
+        drop(share);
+        check(&device);
+    }
+}
+
+#[test]
+fn what_is_posted_and_never_taken_back() {
+    // 24 slots can be under way, and 8 FORGETs; the next one has a deadline.
+    for opcode in [Opcode::Release, Opcode::Forget, Opcode::ReleaseDir] {
+        let device = silent(opcode);
+        let share = share(&device);
+        let mut lost = None;
+        for round in 0..100 {
+            let opened = share.open("file").map(drop);
+            let listed = share.read_dir("dir").map(drop);
+            if let Err(error) = opened.and(listed) {
+                lost = Some((round, error));
+                break;
+            }
+        }
+        let (round, error) = lost.expect("nothing is for ever");
+        assert!(round > 0, "{opcode:?}: the first ones have room");
+        assert!(
+            matches!(error, Error::TimedOut(_) | Error::Disconnected),
+            "{opcode:?}: {error:?}"
+        );
+        assert_eq!(share.metadata("/").err(), Some(Error::Disconnected));
+        assert_eq!(share.unmount(), Err(Error::Disconnected));
+        check(&device);
+    }
+}
+
+#[test]
+fn unmounting_waits_for_what_was_posted() {
+    let device = spoiling(Opcode::Release, |_, good| good.after(5000));
+    let share = share(&device);
+    drop(share.open("file").unwrap());
+    share.unmount().unwrap();
+    device.log(|log| {
+        let last = log.requests.last().unwrap();
+        assert_eq!(last.opcode, Opcode::Destroy);
+    });
+    check(&device);
+
+    let device = silent(Opcode::Release);
+    let share = crate::rig::share(&device);
+    drop(share.open("file").unwrap());
+    assert_eq!(share.unmount(), timed_out());
+    check(&device);
+}
+
+/// Does something with a device that never confirms a reset, and gets the message with which the
+/// machine would stop.
+#[track_caller]
+fn stops<R>(act: impl FnOnce() -> R) -> String {
+    let result = catch_unwind(AssertUnwindSafe(act));
+    let Err(payload) = result else {
+        panic!("it came back");
+    };
+    let Stopped(why) = *payload.downcast::<Stopped>().expect("Clock::stop");
+    assert!(why.contains("does not confirm its reset"), "{why}");
+    why
+}
+
+#[test]
+fn a_reset_that_is_never_confirmed_does_not_return() {
+    let refuse = |device: &Device| device.quirk(|quirks| quirks.reset = Reset::Never);
+
+    // At the start, where the device may write for whoever had it before.
+    let device = Device::new(Scripted::honest(tree()));
+    refuse(&device);
+    stops(|| mount(&device, Options::default()));
+
+    // In the middle of a read.
+    let device = silent(Opcode::Read);
+    let share = share(&device);
+    refuse(&device);
+    let file = share.open("large").unwrap();
+    let mut buf = vec![0; 1000];
+    stops(|| file.read_at(0, &mut buf));
+    drop(file);
+    // The clock's panic went through the client; it is not asked to stop once more.
+    drop(share);
+
+    // At the end of a session, with and without goodbye.
+    let device = Device::new(Scripted::honest(tree()));
+    let share = crate::rig::share(&device);
+    refuse(&device);
+    stops(|| drop(share));
+    let device = Device::new(Scripted::honest(tree()));
+    let share = crate::rig::share(&device);
+    refuse(&device);
+    stops(|| share.unmount());
+
+    // After a set-up that failed.
+    let device = Device::new(Scripted::new(tree(), |_: &Request, good: Reply| good));
+    device.quirk(|quirks| {
+        quirks.queues = vec![128, 3];
+        quirks.reset = Reset::NeverAfter(1);
+    });
+    stops(|| mount(&device, Options::default()));
+
+    // Three sessions were set up, and memory that a device may still write to is never given back.
+    assert_eq!(TestHal::pages(), 3 * PAGES_PER_SHARE);
+}
+
+#[test]
+fn a_panic_in_the_middle_of_a_read_resets_the_device() {
+    let device = spoiling(Opcode::Read, |request, good| {
+        if request.offset() < 5000 {
+            good
+        } else {
+            good.never()
+        }
+    });
+    let options = Options::default().with_chunk_size(1000);
+    let share = mount(&device, options).unwrap();
+    let file = share.open("large").unwrap();
+    let mut buf = vec![0; LARGE as usize];
+    let read = catch_unwind(AssertUnwindSafe(|| {
+        file.read_at_with(0, &mut buf, &mut |_| panic!("in the caller's own code"))
+    }));
+    assert!(read.is_err());
+    assert!(!device.is_live(), "the buffer is on its way out of scope");
+    assert_eq!(share.metadata("file").err(), Some(Error::Disconnected));
+    drop(file);
+    drop(share);
+    check(&device);
+}

@@ -1,0 +1,198 @@
+//! How many requests things take, and the reason for each: what is asked once too often shows
+//! here. The tree is served from memory, by an honest server.
+
+use bootshare::Options;
+use bootshare_tests::{Device, Node, Opcode, Scripted, TestShare, Tree, mount};
+
+/// A MiB, or what an interpreter takes for one.
+const MIB: usize = if cfg!(miri) { 1 << 10 } else { 1 << 20 };
+
+fn options() -> Options {
+    Options::default().with_chunk_size(MIB as u32)
+}
+
+fn tree() -> Tree {
+    // Node 2 is `boot`, 3 is `entries` in it.
+    let tree = Tree::new()
+        .with("boot", Node::Dir)
+        .with_in(2, "entries", Node::Dir)
+        .with_in(2, "vmlinuz", Node::Pattern(10 * MIB as u64))
+        .with_in(2, "current", Node::Link(b"vmlinuz".to_vec()))
+        .with_in(2, "absolute", Node::Link(b"/boot/vmlinuz".to_vec()))
+        .with("cmdline", Node::File(b"quiet".to_vec()))
+        .with("empty", Node::File(Vec::new()));
+    (0..150).fold(tree, |tree, number| {
+        tree.with_in(
+            3,
+            format!("entry-{number:010}.conf"),
+            Node::File(b"x".to_vec()),
+        )
+    })
+}
+
+/// The requests that `act` leads to, by kind; INIT and DESTROY are not among them.
+fn requests(options: Options, act: impl FnOnce(&TestShare)) -> Vec<(Opcode, usize)> {
+    let device = Device::new(Scripted::honest(tree()));
+    let share = mount(&device, options).unwrap();
+    device.forget_requests();
+    act(&share);
+    let counts = device.log(|log| log.counts().into_iter().collect());
+    share.unmount().unwrap();
+    device.log(|log| assert_eq!(log.problems(), Vec::<String>::new()));
+    counts
+}
+
+#[track_caller]
+fn takes(act: impl FnOnce(&TestShare), expected: &[(Opcode, usize)]) {
+    let mut expected = expected.to_vec();
+    expected.sort();
+    assert_eq!(requests(options(), act), expected);
+}
+
+use Opcode::{
+    Forget, GetAttr, Lookup, Open, OpenDir, Read, ReadDir, ReadLink, Release, ReleaseDir, StatFs,
+};
+
+#[test]
+fn metadata() {
+    // One LOOKUP a component, which brings the attributes; one FORGET for each.
+    takes(
+        |share| _ = share.metadata("cmdline").unwrap(),
+        &[(Lookup, 1), (Forget, 1)],
+    );
+    takes(
+        |share| _ = share.metadata("/boot/vmlinuz").unwrap(),
+        &[(Lookup, 2), (Forget, 2)],
+    );
+    // Nobody looks the root up, so it is asked itself.
+    takes(|share| _ = share.metadata("/").unwrap(), &[(GetAttr, 1)]);
+    // Up again: the directory above is still there, but for its attributes.
+    takes(
+        |share| _ = share.metadata("/boot/entries/..").unwrap(),
+        &[(Lookup, 2), (Forget, 2), (GetAttr, 1)],
+    );
+    // What is not there costs no FORGET.
+    takes(
+        |share| _ = share.metadata("/boot/missing").unwrap_err(),
+        &[(Lookup, 2), (Forget, 1)],
+    );
+    takes(|share| _ = share.metadata("").unwrap_err(), &[]);
+}
+
+#[test]
+fn links() {
+    // The link, its target, and what that names.
+    takes(
+        |share| _ = share.metadata("/boot/current").unwrap(),
+        &[(Lookup, 3), (ReadLink, 1), (Forget, 3)],
+    );
+    // An absolute one starts at the root again.
+    takes(
+        |share| _ = share.metadata("/boot/absolute").unwrap(),
+        &[(Lookup, 4), (ReadLink, 1), (Forget, 4)],
+    );
+    takes(
+        |share| _ = share.read_link("/boot/current", &mut [0; 64]).unwrap(),
+        &[(Lookup, 2), (ReadLink, 1), (Forget, 2)],
+    );
+}
+
+#[test]
+fn open_and_read() {
+    // A small file into a buffer that is larger: the READ with the data says by its length that
+    // there may be an end, and the empty one that it is.
+    takes(
+        |share| {
+            let file = share.open("cmdline").unwrap();
+            assert_eq!(file.read_at(0, &mut [0; 4096]), Ok(5));
+        },
+        &[(Lookup, 1), (Open, 1), (Read, 2), (Release, 1), (Forget, 1)],
+    );
+    // Whoever knows the size asks once.
+    takes(
+        |share| {
+            let file = share.open("cmdline").unwrap();
+            file.read_exact_at(0, &mut [0; 5]).unwrap();
+        },
+        &[(Lookup, 1), (Open, 1), (Read, 1), (Release, 1), (Forget, 1)],
+    );
+    takes(
+        |share| {
+            let file = share.open("empty").unwrap();
+            assert_eq!(file.read_at(0, &mut [0; 4096]), Ok(0));
+        },
+        &[(Lookup, 1), (Open, 1), (Read, 1), (Release, 1), (Forget, 1)],
+    );
+    // Ten chunks of 1 MiB.
+    takes(
+        |share| {
+            let file = share.open("/boot/vmlinuz").unwrap();
+            file.read_exact_at(0, &mut vec![0; 10 * MIB]).unwrap();
+        },
+        &[
+            (Lookup, 2),
+            (Open, 1),
+            (Read, 10),
+            (Release, 1),
+            (Forget, 2),
+        ],
+    );
+}
+
+#[test]
+fn list() {
+    // 150 entries of 24 + 24 bytes are two buffers of 4096; the third, empty one is the end.
+    takes(
+        |share| assert_eq!(share.read_dir("/boot/entries").unwrap().count(), 150),
+        &[
+            (Lookup, 2),
+            (OpenDir, 1),
+            (ReadDir, 3),
+            (ReleaseDir, 1),
+            (Forget, 2),
+        ],
+    );
+    // With what each is, by name from the directory: one LOOKUP an entry, no path again.
+    takes(
+        |share| {
+            let dir = share.open_dir("/boot/entries").unwrap();
+            for entry in dir.read_dir().unwrap() {
+                dir.symlink_metadata(entry.unwrap().file_name()).unwrap();
+            }
+        },
+        &[
+            (Lookup, 152),
+            (OpenDir, 1),
+            (ReadDir, 3),
+            (ReleaseDir, 1),
+            (Forget, 152),
+        ],
+    );
+}
+
+#[test]
+fn statistics() {
+    takes(|share| _ = share.statistics().unwrap(), &[(StatFs, 1)]);
+}
+
+#[test]
+fn one_notification_for_a_batch_of_reads() {
+    // 16 READs in flight are announced together. On real hardware a notification leaves the
+    // guest, which is what costs.
+    let device = Device::new(Scripted::honest(tree()));
+    let options = options().with_chunk_size(MIB as u32 / 16);
+    let share = mount(&device, options).unwrap();
+    let file = share.open("/boot/vmlinuz").unwrap();
+    let before = device.notifications();
+    let mut buf = vec![0; MIB];
+    file.read_exact_at(0, &mut buf).unwrap();
+    assert_eq!(device.notifications() - before, 1);
+    assert!(
+        (0..)
+            .map(Tree::pattern)
+            .zip(&buf)
+            .all(|(good, &byte)| good == byte)
+    );
+    drop(file);
+    share.unmount().unwrap();
+}
