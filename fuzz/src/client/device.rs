@@ -422,7 +422,8 @@ impl Transport for HostileTransport {
             self.rings.deaf.set(false);
             return status;
         }
-        status ^ (self.status_noise - DeviceStatus::ACKNOWLEDGE)
+        // Whether it takes the features is another oddity.
+        status | (self.status_noise - DeviceStatus::FEATURES_OK)
     }
 
     fn set_status(&mut self, status: DeviceStatus) {
