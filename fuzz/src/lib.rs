@@ -5,11 +5,13 @@
 //! a fixed number of random ones, without it.
 
 mod boot;
+mod client;
 mod random;
 mod source;
 mod wire;
 
 pub use boot::boot;
+pub use client::client;
 pub use random::Random;
 pub use wire::wire;
 

@@ -9,6 +9,11 @@ impl<'a> Source<'a> {
         Self(input)
     }
 
+    /// Bytes that are left.
+    pub fn left(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

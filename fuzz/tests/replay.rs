@@ -1,6 +1,6 @@
 //! The committed inputs, and a fixed number of random ones, without a fuzzer.
 
-use bootshare_fuzz::{Random, boot, wire};
+use bootshare_fuzz::{Random, boot, client, wire};
 use std::{fs, panic, path::Path};
 
 /// Inputs in `fuzz/KIND/TARGET`, by name, so that every run takes them in the same order.
@@ -52,4 +52,9 @@ fn hostile_replies_are_refused_or_read_right() {
 #[test]
 fn boot_files_of_any_bytes_are_refused_or_read_right() {
     replay("boot", boot, 100_000);
+}
+
+#[test]
+fn a_client_survives_any_device() {
+    replay("client", client, 20_000);
 }

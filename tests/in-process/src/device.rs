@@ -228,10 +228,10 @@ impl Device {
                 pending.chain.scribble();
             }
         }
-        if state.quirks.polls && !state.status.is_empty() {
-            let queues = state.rings.len();
+        if state.quirks.polls && state.status.contains(DeviceStatus::DRIVER_OK) {
+            let set_up: Vec<_> = state.rings.iter().map(Option::is_some).collect();
             drop(state);
-            for queue in 0..queues {
+            for (queue, _) in set_up.iter().enumerate().filter(|(_, there)| **there) {
                 self.0.serve(queue as u16);
             }
         }

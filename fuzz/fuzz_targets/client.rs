@@ -1,0 +1,10 @@
+//! The target `client`, for `cargo fuzz`; a plain build runs the files named on its command line.
+#![cfg_attr(fuzzing, no_main)]
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| bootshare_fuzz::client(input));
+
+#[cfg(not(fuzzing))]
+fn main() -> std::io::Result<()> {
+    bootshare_fuzz::run_files(bootshare_fuzz::client)
+}

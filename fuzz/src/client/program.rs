@@ -1,0 +1,381 @@
+//! What the client is made to do, and what must hold of each answer.
+
+use super::{
+    TestShare,
+    device::{HostileClock, HostileTransport, LARGE},
+};
+use crate::source::Source;
+use bootshare::{Dir, Error, File, FileType, Metadata, ReadDir, fuse::OFFSET_MAX};
+use bootshare_tests::{TestHal, Tree};
+use embedded_io::{Read, Seek, SeekFrom};
+
+const PATHS: [&[u8]; 21] = [
+    b"file",
+    b"dir",
+    b"link",
+    b"large",
+    b"absolute",
+    b"loop",
+    b"fifo",
+    b"many",
+    b"dir/one",
+    b"dir/two",
+    b"dir/up",
+    b"dir/two/../one",
+    b"many/../absolute",
+    b"/",
+    b".",
+    b"..",
+    b"",
+    b"dir/",
+    b"file/",
+    b"link/x",
+    b"missing",
+];
+
+/// A byte that the host does not send by itself.
+const UNTOUCHED: u8 = 0x5a;
+
+/// What stays open between steps.
+pub struct Runner<'s> {
+    share: &'s TestShare,
+    honest: &'s dyn Fn() -> bool,
+    file: Option<(Vec<u8>, File<'s, HostileTransport, HostileClock, TestHal>)>,
+    dir: Option<Dir<'s, HostileTransport, HostileClock, TestHal>>,
+    listing: Option<ReadDir<'s, HostileTransport, HostileClock, TestHal>>,
+}
+
+/// Errors that a few functions give, and no other.
+const SPECIAL: [Error; 6] = [
+    Error::BufferTooSmall,
+    Error::UnexpectedEof,
+    Error::Changed,
+    Error::InvalidOffset,
+    Error::NotASymlink,
+    Error::NotAFile,
+];
+
+/// An error is one that is documented: `only_here` are those of [`SPECIAL`] that fit.
+pub fn check_error(error: &Error, only_here: &[Error]) {
+    assert!(!error.to_string().is_empty());
+    assert!(
+        !SPECIAL.contains(error) || only_here.contains(error),
+        "{error:?}"
+    );
+    _ = error.errno();
+}
+
+impl<'s> Runner<'s> {
+    pub fn new(share: &'s TestShare, honest: &'s dyn Fn() -> bool) -> Self {
+        Self {
+            share,
+            honest,
+            file: None,
+            dir: None,
+            listing: None,
+        }
+    }
+
+    /// One step of the program.
+    pub fn step(&mut self, program: &mut Source<'_>) {
+        let share = self.share;
+        let connected = share.is_connected();
+        match program.below(16) {
+            0 => {
+                let path = path(program);
+                self.metadata(connected, share.metadata(path));
+            }
+            1 => {
+                let path = path(program);
+                self.metadata(connected, share.symlink_metadata(path));
+            }
+            2 => {
+                let path = path(program);
+                let file = share.open(path);
+                let file = self.checked(connected, file, &[Error::NotAFile]);
+                self.file = file.map(|file| (path.to_vec(), file));
+            }
+            3 => self.read(program),
+            4 => self.read_exact(program),
+            5 => self.stream(program),
+            6 => self.resume_file(program),
+            7 => {
+                let path = path(program);
+                let dir = share.open_dir(path);
+                self.dir = self.checked(connected, dir, &[]);
+            }
+            8 => self.in_dir(program),
+            9 => {
+                let path = path(program);
+                let listing = share.read_dir(path);
+                self.listing = self.checked(connected, listing, &[]);
+            }
+            10 => {
+                if let Some(mut listing) = self.listing.take()
+                    && self.list(&mut listing, program.u8())
+                {
+                    self.listing = Some(listing);
+                }
+            }
+            11 => {
+                let mut buf = vec![UNTOUCHED; program.u8().into()];
+                let path = path(program);
+                let room = buf.len();
+                let target = share.read_link(path, &mut buf).map(<[u8]>::to_vec);
+                self.link(connected, target, room);
+            }
+            12 => {
+                let statistics = share.statistics();
+                self.checked(connected, statistics, &[]);
+            }
+            13 => {
+                let result = share.resume();
+                assert_eq!(share.is_connected(), result.is_ok());
+                if let Err(error) = result {
+                    check_error(&error, &[]);
+                }
+            }
+            14 => self.file = None,
+            _ => {
+                self.dir = None;
+                self.listing = None;
+            }
+        }
+    }
+
+    /// Checks what goes with any error.
+    fn checked<T>(
+        &self,
+        connected: bool,
+        result: Result<T, Error>,
+        only_here: &[Error],
+    ) -> Option<T> {
+        let error = match result {
+            Ok(value) => {
+                assert!(connected, "an answer without a device");
+                return Some(value);
+            }
+            Err(error) => error,
+        };
+        check_error(&error, only_here);
+        assert!(
+            !matches!(error, Error::Device(_)),
+            "the device was set up before"
+        );
+        if matches!(error, Error::TimedOut(_)) {
+            assert!(!self.share.is_connected());
+        }
+        if (self.honest)() {
+            assert!(
+                !matches!(
+                    error,
+                    Error::Protocol(_) | Error::TimedOut(_) | Error::Disconnected
+                ),
+                "{error:?} with an honest device"
+            );
+        }
+        None
+    }
+
+    fn metadata(&self, connected: bool, result: Result<Metadata, Error>) {
+        if let Some(metadata) = self.checked(connected, result, &[]) {
+            assert!(metadata.len() <= OFFSET_MAX);
+            assert!(metadata.permissions() <= 0o7777);
+            assert!(metadata.modified().1 < 1_000_000_000);
+        }
+    }
+
+    /// A read into the middle of a buffer, of which the rest stays as it is.
+    fn read(&mut self, program: &mut Source<'_>) {
+        const MARGIN: usize = 64;
+        let offset = offset(program);
+        let size = usize::from(program.u16()) % 6000;
+        let connected = self.share.is_connected();
+        let Some((path, file)) = &self.file else {
+            return;
+        };
+        let mut room = vec![UNTOUCHED; size + 2 * MARGIN];
+        let mut come = 0;
+        let result = file.read_at_with(offset, &mut room[MARGIN..MARGIN + size], &mut |now| {
+            assert!(now >= come, "what has come does not go");
+            come = now;
+        });
+        let (before, rest) = room.split_at(MARGIN);
+        let (data, after) = rest.split_at(size);
+        let untouched = |bytes: &[u8]| bytes.iter().all(|&byte| byte == UNTOUCHED);
+        assert!(untouched(before) && untouched(after));
+        assert!(come <= size as u64);
+        if let Err(Error::InvalidOffset) = result {
+            assert!(untouched(data) && offset.saturating_add(size as u64) > OFFSET_MAX);
+        }
+        // Nothing to read needs no device.
+        let answered = connected || size == 0;
+        if let Some(read) = self.checked(answered, result, &[Error::InvalidOffset]) {
+            assert!(read <= size);
+            assert_eq!(come, read as u64);
+            if (self.honest)() && path == b"large" {
+                let left = LARGE.saturating_sub(offset);
+                assert_eq!(read as u64, left.min(size as u64));
+                let expected = (offset..).map(Tree::pattern);
+                assert!(data[..read].iter().copied().eq(expected.take(read)));
+            }
+        }
+    }
+
+    fn read_exact(&mut self, program: &mut Source<'_>) {
+        let offset = offset(program);
+        let mut buf = vec![0; program.u8().into()];
+        let connected = self.share.is_connected() || buf.is_empty();
+        if let Some((_, file)) = &self.file {
+            let result = file.read_exact_at(offset, &mut buf);
+            let only_here = [Error::InvalidOffset, Error::UnexpectedEof];
+            self.checked(connected, result, &only_here);
+        }
+    }
+
+    /// The file as a stream: it goes on where it was.
+    fn stream(&mut self, program: &mut Source<'_>) {
+        let to = match program.below(4) {
+            0 => SeekFrom::Start(program.edge()),
+            1 => SeekFrom::End(program.edge().cast_signed()),
+            2 => SeekFrom::Current(program.edge().cast_signed()),
+            _ => SeekFrom::Current(0),
+        };
+        let mut buf = vec![0; program.u8().into()];
+        let connected = self.share.is_connected() || buf.is_empty();
+        let Some((path, mut file)) = self.file.take() else {
+            return;
+        };
+        let before = file.stream_position();
+        match file.seek(to) {
+            Ok(position) => {
+                assert!(position <= OFFSET_MAX);
+                let result = file.read(&mut buf);
+                if let Some(read) = self.checked(connected, result, &[Error::InvalidOffset]) {
+                    assert!(read <= buf.len());
+                    assert_eq!(file.stream_position(), Ok(position + read as u64));
+                } else {
+                    assert_eq!(file.stream_position(), Ok(position));
+                }
+            }
+            Err(error) => {
+                assert_eq!(error, Error::InvalidOffset);
+                assert_eq!(file.stream_position(), before);
+            }
+        }
+        self.file = Some((path, file));
+    }
+
+    fn resume_file(&mut self, program: &mut Source<'_>) {
+        let refresh = program.flag();
+        let connected = self.share.is_connected();
+        let Some((path, mut file)) = self.file.take() else {
+            return;
+        };
+        if refresh {
+            self.metadata(connected, file.refresh());
+        } else {
+            let old = file.metadata();
+            let result = file.resume(&path);
+            let only_here = [Error::Changed, Error::NotAFile];
+            if self.checked(connected, result, &only_here).is_some() {
+                let same = |file: Metadata| (file.file_type(), file.len(), file.modified());
+                assert_eq!(same(file.metadata()), same(old));
+            }
+        }
+        self.file = Some((path, file));
+    }
+
+    /// Works in the directory that is open.
+    fn in_dir(&mut self, program: &mut Source<'_>) {
+        const NAMES: [&[u8]; 8] = [b"one", b"two", b"up", b"file", b"..", b"", b"a/b", b"link"];
+        let what = program.below(5);
+        let name = match program.below(NAMES.len() + 1) {
+            index if index < NAMES.len() => NAMES[index],
+            _ => program.short_bytes(),
+        };
+        let connected = self.share.is_connected();
+        let Some(dir) = self.dir.take() else {
+            return;
+        };
+        match what {
+            0 => self.metadata(connected, dir.symlink_metadata(name)),
+            1 => {
+                if let Some(file) = self.checked(connected, dir.open_file(name), &[Error::NotAFile])
+                {
+                    self.file = Some((name.to_vec(), file));
+                }
+            }
+            2 => {
+                let mut buf = [0; 4095];
+                let target = dir.read_link(name, &mut buf).map(<[u8]>::to_vec);
+                self.link(connected, target, 4095);
+            }
+            3 => {
+                if let Some(mut listing) = self.checked(connected, dir.read_dir(), &[]) {
+                    self.list(&mut listing, program.u8());
+                }
+            }
+            _ => {
+                if let Some(below) = self.checked(connected, dir.open_dir(name), &[]) {
+                    self.metadata(true, Ok(dir.metadata()));
+                    self.dir = Some(below);
+                    return;
+                }
+            }
+        }
+        self.dir = Some(dir);
+    }
+
+    /// Some entries; whether the listing goes on.
+    fn list(
+        &self,
+        listing: &mut ReadDir<'_, HostileTransport, HostileClock, TestHal>,
+        count: u8,
+    ) -> bool {
+        for _ in 0..count {
+            match listing.next() {
+                Some(Ok(entry)) => {
+                    let name = entry.file_name();
+                    assert!((1..=255).contains(&name.len()));
+                    assert!(!name.contains(&0) && !name.contains(&b'/'));
+                    assert!(name != b"." && name != b"..");
+                    let _: Option<FileType> = entry.file_type();
+                }
+                Some(Err(error)) => {
+                    self.checked::<()>(true, Err(error), &[]);
+                    assert!(listing.next().is_none(), "it ends after an error");
+                    return false;
+                }
+                None => {
+                    assert!(listing.next().is_none(), "an end is an end");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn link(&self, connected: bool, result: Result<Vec<u8>, Error>, room: usize) {
+        let only_here = [Error::NotASymlink, Error::BufferTooSmall];
+        if let Some(target) = self.checked(connected, result, &only_here) {
+            assert!((1..=4095.min(room)).contains(&target.len()));
+            assert!(!target.contains(&0));
+        }
+    }
+}
+
+fn path<'a>(program: &mut Source<'a>) -> &'a [u8] {
+    match program.below(PATHS.len() + 2) {
+        index if index < PATHS.len() => PATHS[index],
+        _ => program.short_bytes(),
+    }
+}
+
+fn offset(program: &mut Source<'_>) -> u64 {
+    match program.below(4) {
+        0 => program.edge(),
+        1 => LARGE - u64::from(program.u8()),
+        _ => program.u16().into(),
+    }
+}
