@@ -316,7 +316,8 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
     #[test]
     fn file_names_have_ids_and_counters() {
         // "Boot counting": the pattern of the name.
-        let cases: [(&[u8], Option<(&[u8], Option<(u32, u32)>)>); 16] = [
+        type Parsed = Option<(&'static [u8], Option<(u32, u32)>)>;
+        let cases: [(&[u8], Parsed); 16] = [
             (b"a.conf", Some((b"a", None))),
             (b"a+3.conf", Some((b"a", Some((3, 0))))),
             (b"a+0-7.conf", Some((b"a", Some((0, 7))))),

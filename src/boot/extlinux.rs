@@ -45,8 +45,7 @@ impl<'a> Config<'a> {
             ..Self::default()
         };
         let mut in_label = false;
-        let mut all = Keywords(lines(text));
-        while let Some((keyword, value)) = all.next() {
+        for (keyword, value) in Keywords(lines(text)) {
             match keyword {
                 // These are global wherever they stand.
                 Keyword::Default => config.default = value,
@@ -74,7 +73,7 @@ impl<'a> Config<'a> {
     #[must_use]
     pub fn default_label(&self) -> Option<usize> {
         self.labels()
-            .position(|label| label.name == self.default)
+            .position(|label| !label.name.is_empty() && label.name == self.default)
             .or_else(|| self.labels().position(|label| label.menu_default))
     }
 }

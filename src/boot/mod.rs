@@ -23,6 +23,7 @@ pub mod cmdline;
 pub mod commands;
 pub mod conventional;
 pub mod device_tree;
+pub mod entry;
 pub mod extlinux;
 pub mod glob;
 pub mod image;
