@@ -38,6 +38,7 @@ pub(super) struct Path(Vec<u8, 4096>);
 
 impl Path {
     /// `name` in `directory`, unless it starts at the root itself.
+    #[inline(never)] // It is long, and wanted in many places.
     pub fn join(directory: &str, name: &[u8]) -> Self {
         let directory = directory.trim_end_matches('/').as_bytes();
         let before: [&[u8]; 2] = match name {
@@ -181,6 +182,13 @@ fn resume<B: Board>(share: &BoardShare<B>) -> Result<(), Error> {
     Ok(())
 }
 
+/// Reports what befell a file of an entry.
+#[inline(never)] // Small code: it is called from many places.
+fn failed(choice: &Choice<'_>, path: &[u8], error: &dyn fmt::Display) -> Failed {
+    log::error!("{choice}{}: {error}", Text(path));
+    Failed
+}
+
 /// One attempt to load an entry.
 struct Loader<'a, 'm, B: Board> {
     board: &'a B,
@@ -195,8 +203,7 @@ struct Loader<'a, 'm, B: Board> {
 impl<'m, B: Board> Loader<'_, 'm, B> {
     /// Reports `error` of the file at `path`.
     fn failed(&self, path: &[u8], error: impl fmt::Display) -> Failed {
-        log::error!("{}{}: {error}", self.choice, Text(path));
-        Failed
+        failed(self.choice, path, &error)
     }
 
     #[inline(never)] // As above.
@@ -269,6 +276,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         }
     }
 
+    #[inline(never)] // As above.
     fn place(&mut self, path: &[u8], request: &Request) -> Result<Block<'m>, Failed> {
         let placed = self.arena.take(request);
         placed.map_err(|e| self.failed(path, e))
@@ -430,6 +438,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         }
     }
 
+    #[inline(never)] // As above.
     /// All of a file of at most `limit` bytes.
     fn small_file(
         &mut self,

@@ -249,9 +249,15 @@ pub(crate) fn device_tree(board: Board) {
     machine.qemu_args.clear();
     let mut bytes = fs::read(&tree).unwrap();
     let (model, other) = (b"linux,dummy-virt\0", b"linux,other-virt\0");
-    let at = bytes.windows(model.len()).rposition(|w| w == model);
-    let at = at.expect("the tree has another model");
-    bytes[at..at + other.len()].copy_from_slice(other);
+    // The root's model, and its compatible.
+    let mut found = 0;
+    for at in 0..bytes.len() - model.len() {
+        if bytes[at..].starts_with(model) {
+            bytes[at..][..other.len()].copy_from_slice(other);
+            found += 1;
+        }
+    }
+    assert!(found > 0, "the tree has another model");
     fs::write(&tree, bytes).unwrap();
     let entry = format!(
         "linux /boot/linux\ninitrd /boot/initrd\ndevicetree /boot/machine.dtb\noptions {}\n",
