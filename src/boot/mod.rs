@@ -16,16 +16,21 @@
 )]
 
 pub mod arm64_image;
+pub mod bls;
 mod bytes;
 pub mod bzimage;
 pub mod cmdline;
 pub mod commands;
 pub mod conventional;
 pub mod device_tree;
+pub mod entry;
+pub mod extlinux;
+pub mod glob;
 pub mod image;
 pub mod memory;
 pub mod options;
 pub mod pe;
+mod text;
 pub mod version;
 pub mod zero_page;
 

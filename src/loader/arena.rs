@@ -56,6 +56,14 @@ impl<'m> Arena<'m> {
         Ok(Block { range, bytes })
     }
 
+    /// What is left of it, to be divided anew each time.
+    pub fn rest(&mut self) -> Arena<'_> {
+        Arena {
+            planner: self.planner.clone(),
+            memory: PhantomData,
+        }
+    }
+
     /// The largest piece there is, of at most `limit` bytes.
     pub fn take_largest(&mut self, limit: u64) -> Result<Block<'m>, PlacementError> {
         let size = self.planner.largest_free().min(limit);

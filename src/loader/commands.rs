@@ -3,13 +3,16 @@
 use super::{
     Board, Failed,
     arena::Memory,
+    choose,
     console::{Text, failure},
+    entry::Path,
     names::{ListError, Names},
     output::{Date, Output, type_name},
     shares::{BoardShare, Shares},
     walk::walk,
 };
-use crate::boot::commands::Commands;
+use crate::boot::{commands::Commands, options::Options};
+use core::fmt::Write;
 
 /// Longest command in bytes.
 const MAX_COMMAND: usize = 4096;
@@ -21,6 +24,7 @@ const FILE_BUFFER: usize = 4 << 20;
 const HELP: &str = "\
 cat PATH        print a file
 devices         the virtio-fs devices of this machine
+entries         the share's boot entries; * is the one to be booted
 help            these lines
 ls [-l] [PATH]  list a directory
 mounts          the shares that are mounted
@@ -32,6 +36,8 @@ walk [PATH]     every file below a directory: TYPE SIZE SHA256 PATH
 /// What the commands work with.
 struct Shell<'a, B: Board> {
     shares: &'a Shares<B>,
+    /// What `bootshare.entry` says.
+    wanted: Option<&'a [u8]>,
     names: Names<'a>,
     output: Output<'a, B>,
 }
@@ -40,6 +46,7 @@ struct Shell<'a, B: Board> {
 #[inline(never)] // So that the large frames of the boot flow do not add up.
 pub(super) fn run<B: Board>(
     line: &[u8],
+    options: &Options<'_>,
     shares: &mut Shares<B>,
     memory: &mut Memory,
 ) -> Result<(), Failed> {
@@ -53,6 +60,7 @@ pub(super) fn run<B: Board>(
     let share = mount(shares);
     let mut shell = Shell {
         shares,
+        wanted: options.entry,
         names: Names::new(names),
         output: Output::new(buffer),
     };
@@ -119,6 +127,7 @@ impl<B: Board> Shell<'_, B> {
             return false;
         }
         match words {
+            [b"entries"] => self.entries(share),
             [b"ls"] => self.ls(share, b"/", false),
             [b"ls", b"-l"] => self.ls(share, b"/", true),
             [b"ls", b"-l", path] => self.ls(share, path, true),
@@ -156,6 +165,35 @@ impl<B: Board> Shell<'_, B> {
         if self.shares.found.is_empty() {
             output.line(format_args!("no virtio-fs device"));
         }
+    }
+
+    /// Prints the boot entries in their order: id, title and kernel, or why one is passed over.
+    fn entries(&mut self, share: &BoardShare<B>) -> bool {
+        let (console, scratch) = self.output.parts();
+        let Ok(choices) = choose::gather::<B>(share, scratch, self.wanted) else {
+            return false;
+        };
+        let mut first = true;
+        for choice in &choices {
+            let (id, title) = (Text(choice.id()), Text(choice.title()));
+            _ = match choice.entry(B::ARCHITECTURE) {
+                Ok(entry) => {
+                    let mark = if core::mem::take(&mut first) {
+                        '*'
+                    } else {
+                        ' '
+                    };
+                    let kernel = Path::join(entry.directory, entry.kernel);
+                    let space = if choice.title().is_empty() { "" } else { " " };
+                    writeln!(console, "{mark} {id}: {title}{space}({kernel})")
+                }
+                Err(error) => writeln!(console, "- {id}: passed over: {error}"),
+            };
+        }
+        if choices.is_empty() {
+            _ = writeln!(console, "no boot entry");
+        }
+        true
     }
 
     fn ls(&mut self, share: &BoardShare<B>, path: &[u8], long: bool) -> bool {

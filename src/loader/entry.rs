@@ -3,96 +3,177 @@
 use super::{
     Board, Failed, HandOff,
     arena::{Arena, Block, Memory, is_x86},
-    console::{Progress, Text, failure},
+    choose::{self, Choice, Choices},
+    console::{Progress, Text},
     output::DigestText,
     shares::BoardShare,
 };
 use crate::{
-    Error, File, FileType,
+    Error, File,
     boot::{
         arm64_image::Arm64Image,
         bzimage::BzImage,
         cmdline::{self, ARM64_LIMIT},
-        conventional::Conventional,
         device_tree::{self, Chosen},
+        entry::{CommandLine, Entry, MAX_INITRDS},
         image::{self, Kind},
         memory::{Range, Request, Side},
         options::Options,
         zero_page::{self, Parameters, ZERO_PAGE_BYTES},
     },
 };
-use core::{ffi::CStr, fmt};
+use core::{ffi::CStr, fmt, ops::Deref};
 use heapless::Vec;
 
-/// Where kernels lie by convention.
-const DIRECTORIES: [&str; 2] = ["/", "/boot"];
-/// Longest command-line file that is read, in bytes; kernels take less.
-const MAX_CMDLINE_FILE: u64 = 64 << 10;
+/// Longest command line that is read, in bytes; kernels take less.
+const MAX_CMDLINE: u64 = 64 << 10;
+/// Largest device tree file, in bytes: arm64 kernels map 2 MiB (booting.rst, "Setup the device
+/// tree").
+const MAX_DEVICE_TREE: u64 = 2 << 20;
 const PAGE: u64 = 4096;
 
-/// A path below one of [`DIRECTORIES`].
-pub(super) type Path = Vec<u8, 272>;
+/// A path from the share's root on. It is cut off where no share takes it any more, so that what
+/// is too long stays so.
+pub(super) struct Path(Vec<u8, 4096>);
+
+impl Path {
+    /// `name` in `directory`, unless it starts at the root itself.
+    #[inline(never)] // It is long, and wanted in many places.
+    pub fn join(directory: &str, name: &[u8]) -> Self {
+        let directory = directory.trim_end_matches('/').as_bytes();
+        let before: [&[u8]; 2] = match name {
+            [b'/', ..] => [b"", b""],
+            _ => [directory, b"/"],
+        };
+        let mut path = Vec::new();
+        for part in before.into_iter().chain([name]) {
+            let room = path.capacity() - path.len();
+            _ = path.extend_from_slice(&part[..part.len().min(room)]);
+        }
+        Self(path)
+    }
+}
+
+impl Deref for Path {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsRef<[u8]> for Path {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 /// Shown with its odd bytes escaped.
-pub(super) struct PathText(Path);
-
-impl fmt::Display for PathText {
+impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Text(&self.0).fmt(f)
     }
 }
 
-fn join(directory: &str, name: &[u8]) -> Path {
-    let slash: &[u8] = if directory.ends_with('/') { b"" } else { b"/" };
-    // Directory names are short and file names have 255 bytes at most.
-    let mut path = Path::new();
-    for part in [directory.as_bytes(), slash, name] {
-        _ = path.extend_from_slice(part);
-    }
-    path
-}
-
-/// The files of an entry.
-struct Entry {
-    kernel: Path,
-    initrd: Option<Path>,
-    cmdline: Option<Path>,
-}
-
 /// Loads the first entry of `share` that can be loaded; says why others can't. Gives the kernel's
 /// path too, to be shown.
+#[inline(never)] // So that the large frames of the boot flow do not add up.
 pub(super) fn load<B: Board>(
     board: &B,
     options: &Options<'_>,
     share: &BoardShare<B>,
     memory: &mut Memory,
-) -> Result<(HandOff, PathText), Failed> {
-    let mut found = false;
-    let mut lost = false;
-    let mut directories = DIRECTORIES.iter();
-    let mut next = directories.next();
-    while let Some(directory) = next {
-        match load_from(board, options, share, memory, directory) {
-            Ok(None) => {}
-            Ok(Some(loaded)) => return Ok(loaded),
-            Err(Failed) => found = true,
+) -> Result<(HandOff, Path), Failed> {
+    let mut arena = memory.arena();
+    let request = Request {
+        side: Side::High,
+        ..Request::new("list of boot entries", choose::SCRATCH_BYTES as u64)
+    };
+    let scratch = arena.take(&request).map_err(|error| {
+        log::error!("{error}");
+        Failed
+    })?;
+    let mut patience = Patience::<B> {
+        share,
+        is_left: true,
+    };
+    let choices = loop {
+        match choose::gather::<B>(share, &mut *scratch.bytes, options.entry) {
+            Ok(choices) => break choices,
+            Err(Failed) => patience.again()?,
         }
-        if share.is_connected() {
-            next = directories.next();
-        } else if !core::mem::replace(&mut lost, true) {
-            // Once, the same entry is tried again.
-            resume::<B>(share).map_err(|error| failed(directory.as_bytes(), error))?;
-        } else {
-            return Err(Failed);
+    };
+    for choice in &choices {
+        let entry = match choice.entry(B::ARCHITECTURE) {
+            Ok(entry) => entry,
+            Err(error) if error.is_hidden() => {
+                log::info!("{choice}passed over: {error}");
+                continue;
+            }
+            Err(error) => {
+                log::error!("{choice}{error}");
+                continue;
+            }
+        };
+        let fdtdir = choice.fdtdir();
+        if !fdtdir.is_empty() && entry.device_tree.is_none() && !is_x86::<B>() {
+            log::warn!(
+                "{choice}fdtdir has no effect, the machine's own device tree is used; \
+                 name another one with fdt"
+            );
+        }
+        loop {
+            let loader = Loader {
+                board,
+                share,
+                choice,
+                arena: arena.rest(),
+                loaded: Vec::new(),
+            };
+            match loader.load(&entry, options.payload) {
+                Ok(hand_off) => return Ok((hand_off, Path::join(entry.directory, entry.kernel))),
+                Err(Failed) if share.is_connected() => break,
+                Err(Failed) => patience.again()?,
+            }
         }
     }
-    if !found {
+    report_none::<B>(share, &choices);
+    Err(Failed)
+}
+
+/// Says what to put into a share that has nothing to boot.
+fn report_none<B: Board>(share: &BoardShare<B>, choices: &Choices<'_>) {
+    let is_hidden = |choice: &Choice<'_>| {
+        let entry = choice.entry(B::ARCHITECTURE);
+        entry.is_err_and(|error| error.is_hidden())
+    };
+    // Otherwise an error line has told of the last one.
+    if choices.iter().all(is_hidden) {
         log::error!(
-            "share {}: there is no kernel; put one at /vmlinuz, /Image or /boot/vmlinuz-VERSION",
+            "share {}: there is no kernel; put one at /vmlinuz, /Image or /boot/vmlinuz-VERSION, \
+             or an entry at /loader/entries/NAME.conf",
             share.tag()
         );
     }
-    Err(Failed)
+}
+
+/// A share that was lost is resumed, once.
+struct Patience<'s, B: Board> {
+    share: &'s BoardShare<B>,
+    is_left: bool,
+}
+
+impl<B: Board> Patience<'_, B> {
+    /// After a failure: succeeds if what failed is worth another try.
+    fn again(&mut self) -> Result<(), Failed> {
+        if self.share.is_connected() || !core::mem::take(&mut self.is_left) {
+            return Err(Failed);
+        }
+        resume::<B>(self.share).map_err(|error| {
+            log::error!("share {}: {error}", self.share.tag());
+            Failed
+        })
+    }
 }
 
 fn resume<B: Board>(share: &BoardShare<B>) -> Result<(), Error> {
@@ -101,95 +182,55 @@ fn resume<B: Board>(share: &BoardShare<B>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Loads the entry of `directory`, if there is one.
-fn load_from<B: Board>(
-    board: &B,
-    options: &Options<'_>,
-    share: &BoardShare<B>,
-    memory: &mut Memory,
-    directory: &str,
-) -> Result<Option<(HandOff, PathText)>, Failed> {
-    let entry = match look_in::<B>(share, directory) {
-        Ok(Some(entry)) => entry,
-        Ok(None) | Err(Error::NotFound | Error::NotADirectory) => return Ok(None),
-        Err(error) => return Err(failed(directory.as_bytes(), error)),
-    };
-    let loader = Loader {
-        board,
-        share,
-        arena: memory.arena(),
-        loaded: Vec::new(),
-    };
-    let hand_off = loader.load(&entry, options.payload)?;
-    Ok(Some((hand_off, PathText(entry.kernel))))
-}
-
-/// What is to be booted in `directory`, by the conventional names.
-#[inline(never)] // So that the large frames of the boot flow do not add up.
-fn look_in<B: Board>(share: &BoardShare<B>, directory: &str) -> Result<Option<Entry>, Error> {
-    let mut names = Conventional::default();
-    for _look in 0..2 {
-        for entry in share.read_dir(directory)? {
-            let entry = entry?;
-            if matches!(
-                entry.file_type(),
-                None | Some(FileType::File | FileType::Symlink)
-            ) {
-                names.consider(entry.file_name());
-            }
-        }
-        if !names.look_again() {
-            break;
-        }
-    }
-    Ok(names.kernel().map(|kernel| Entry {
-        kernel: join(directory, kernel),
-        initrd: names.initrd().map(|name| join(directory, &name)),
-        cmdline: names.cmdline().map(|name| join(directory, name)),
-    }))
+/// Reports what befell a file of an entry.
+#[inline(never)] // Small code: it is called from many places.
+fn failed(choice: &Choice<'_>, path: &[u8], error: &dyn fmt::Display) -> Failed {
+    log::error!("{choice}{}: {error}", Text(path));
+    Failed
 }
 
 /// One attempt to load an entry.
 struct Loader<'a, 'm, B: Board> {
     board: &'a B,
     share: &'a BoardShare<B>,
+    /// For its messages.
+    choice: &'a Choice<'a>,
     arena: Arena<'m>,
     /// What the hand-off names as loaded.
     loaded: Vec<Range, 8>,
 }
 
-/// Reports `error` of the file at `path`.
-fn failed(path: &[u8], error: impl fmt::Display) -> Failed {
-    failure(path, error);
-    Failed
-}
-
 impl<'m, B: Board> Loader<'_, 'm, B> {
+    /// Reports `error` of the file at `path`.
+    fn failed(&self, path: &[u8], error: impl fmt::Display) -> Failed {
+        failed(self.choice, path, &error)
+    }
+
     #[inline(never)] // As above.
-    fn load(mut self, entry: &Entry, extra: &[u8]) -> Result<HandOff, Failed> {
-        let path = &entry.kernel;
-        let mut file = self.share.open(path).map_err(|e| failed(path, e))?;
+    fn load(mut self, entry: &Entry<'m>, extra: &[u8]) -> Result<HandOff, Failed> {
+        let path = &Path::join(entry.directory, entry.kernel);
+        let mut file = self.share.open(path).map_err(|e| self.failed(path, e))?;
         let size = file.metadata().len();
         let mut head = [0; image::HEAD_BYTES];
-        let head_size = file.read_at(0, &mut head).map_err(|e| failed(path, e))?;
+        let head_size = file
+            .read_at(0, &mut head)
+            .map_err(|e| self.failed(path, e))?;
         let head = &head[..head_size];
         Kind::of(head, size)
             .check(B::ARCHITECTURE)
-            .map_err(|e| failed(path, e))?;
+            .map_err(|e| self.failed(path, e))?;
+        // Before anything large is loaded in vain.
+        let sizes = self.initrd_sizes(entry)?;
         let text = self.command_line_text(entry)?;
         if is_x86::<B>() {
-            let image = BzImage::parse(head, size).map_err(|e| failed(path, e))?;
+            let image = BzImage::parse(head, size).map_err(|e| self.failed(path, e))?;
             let kernel = self.place(path, &image.memory_request())?;
             let load_address = kernel.range.start;
-            self.read(
-                path,
-                &mut file,
-                kernel,
-                image.setup_bytes,
-                image.payload_bytes,
-            )?;
+            let payload = kernel.bytes.get_mut(..image.payload_bytes as usize);
+            self.read(path, &mut file, payload, image.setup_bytes)?;
+            self.add_loaded(load_address, image.payload_bytes);
             drop(file);
-            let initrd = self.initrd(entry, 0, image.initrd_limit())?;
+            let initrd = self.initrds(entry, &sizes, 0, image.initrd_limit())?;
             let limit = image.cmdline_size as usize;
             let line = self.command_line(path, limit, image.limit(), text, extra)?;
             let argument = self.zero_page(
@@ -206,22 +247,23 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
             )?;
             Ok(self.hand_off(image.entry(load_address), argument))
         } else {
-            let image = Arm64Image::parse(head, size).map_err(|e| failed(path, e))?;
-            let mut kernel = self.place(path, &image.memory_request())?;
+            let image = Arm64Image::parse(head, size).map_err(|e| self.failed(path, e))?;
+            let kernel = self.place(path, &image.memory_request())?;
             let window = Arm64Image::initrd_window(&kernel.range);
             let load_address = image.load_address(kernel.range.start);
             // What is before the image in its memory is not read.
             let before = (load_address - kernel.range.start) as usize;
-            kernel.bytes = &mut kernel.bytes[before..];
-            kernel.range.start = load_address;
-            self.read(path, &mut file, kernel, 0, size)?;
+            let bytes = kernel.bytes[before..].get_mut(..size as usize);
+            self.read(path, &mut file, bytes, 0)?;
+            self.add_loaded(load_address, size);
             drop(file);
-            let initrd = self.initrd(entry, window.start, window.end)?;
+            let initrd = self.initrds(entry, &sizes, window.start, window.end)?;
             let (line, _) = self.command_line(path, ARM64_LIMIT, u64::MAX, text, extra)?;
-            let argument = self.device_tree(&Chosen {
+            let chosen = Chosen {
                 command_line: line,
                 initrd,
-            })?;
+            };
+            let argument = self.device_tree(entry, &chosen)?;
             Ok(self.hand_off(load_address, argument))
         }
     }
@@ -234,28 +276,33 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         }
     }
 
+    #[inline(never)] // As above.
     fn place(&mut self, path: &[u8], request: &Request) -> Result<Block<'m>, Failed> {
-        self.arena.take(request).map_err(|e| failed(path, e))
+        let placed = self.arena.take(request);
+        placed.map_err(|e| self.failed(path, e))
     }
 
-    /// Reads `size` bytes of `file` from `offset` on to the start of `block`, and says so.
+    fn add_loaded(&mut self, start: u64, size: u64) {
+        // At most a kernel, the initrds as one, and a device tree or zero page.
+        _ = self.loaded.push(Range::with_size(start, size));
+    }
+
+    /// Fills `bytes` from `offset` of `file` on, and says so. There are none where there is too
+    /// little room.
     fn read(
-        &mut self,
+        &self,
         path: &[u8],
         file: &mut File<'_, crate::transport::FsTransport, B::Clock, B::Hal>,
-        block: Block<'_>,
+        bytes: Option<&mut [u8]>,
         offset: u64,
-        size: u64,
     ) -> Result<(), Failed> {
-        let bytes = block
-            .bytes
-            .get_mut(..size as usize)
-            .ok_or_else(|| failed(path, Error::BufferTooSmall))?;
+        let bytes = bytes.ok_or_else(|| self.failed(path, Error::BufferTooSmall))?;
+        let size = bytes.len() as u64;
         let mut progress = Progress::<B>::new(self.board.clock(), size);
         let result = self.read_on(path, file, bytes, offset, &mut progress);
         let took = progress.finish();
-        if result.map_err(|error| failed(path, error))? < bytes.len() {
-            return Err(failed(path, Error::UnexpectedEof));
+        if result.map_err(|e| self.failed(path, e))? < bytes.len() {
+            return Err(self.failed(path, Error::UnexpectedEof));
         }
         let micros = took.as_micros().max(1) as u64;
         // Bytes a microsecond are nearly MiB a second: 2^20 / 10^6.
@@ -273,8 +320,6 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
                 Text(path)
             );
         }
-        // At most a kernel, an initrd and a device tree or zero page.
-        _ = self.loaded.push(Range::with_size(block.range.start, size));
         Ok(())
     }
 
@@ -308,51 +353,113 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         }
     }
 
-    /// Loads the initrd, if there is one, as high as it may lie from `min` up to `max`.
-    fn initrd(&mut self, entry: &Entry, min: u64, max: u64) -> Result<Option<Range>, Failed> {
-        let Some(path) = &entry.initrd else {
+    /// The sizes of the initrds in bytes.
+    fn initrd_sizes(&self, entry: &Entry<'_>) -> Result<Vec<u64, MAX_INITRDS>, Failed> {
+        let mut sizes: Vec<u64, MAX_INITRDS> = Vec::new();
+        for name in &entry.initrds {
+            let path = Path::join(entry.directory, name);
+            let metadata = self.share.metadata(&path);
+            let size = metadata.map_err(|e| self.failed(&path, e))?.len();
+            if size == 0 {
+                return Err(self.failed(&path, "it is empty; put an initramfs there or remove it"));
+            }
+            _ = sizes.push(size); // As many as there are initrds.
+        }
+        Ok(sizes)
+    }
+
+    /// Loads the initrds, if there are any, as high as they may lie from `min` up to `max`.
+    ///
+    /// They lie one behind the other, each start aligned to 4 bytes with zeros before it, as the
+    /// kernel wants a sequence of archives (buffer-format.rst).
+    fn initrds(
+        &mut self,
+        entry: &Entry<'_>,
+        sizes: &[u64],
+        min: u64,
+        max: u64,
+    ) -> Result<Option<Range>, Failed> {
+        let total = sizes.iter().fold(0_u64, |total, size| {
+            total.next_multiple_of(4).saturating_add(*size)
+        });
+        let Some(first) = entry.initrds.first() else {
             return Ok(None);
         };
-        let mut file = self.share.open(path).map_err(|e| failed(path, e))?;
-        let size = file.metadata().len();
-        if size == 0 {
-            return Err(failed(
-                path,
-                "it is empty; put an initramfs there or remove it",
-            ));
-        }
         let block = self.place(
-            path,
+            &Path::join(entry.directory, first),
             &Request {
                 align: PAGE,
                 min: min.max(1 << 20),
                 max,
                 side: Side::High,
-                ..Request::new("initrd", size)
+                ..Request::new("initrd", total)
             },
         )?;
-        let range = block.range;
-        self.read(path, &mut file, block, 0, size)?;
-        Ok(Some(range))
+        let mut rest = block.bytes;
+        for (name, size) in entry.initrds.iter().zip(sizes.iter().copied()) {
+            let path = Path::join(entry.directory, name);
+            let mut file = self.share.open(&path).map_err(|e| self.failed(&path, e))?;
+            if file.metadata().len() != size {
+                return Err(self.failed(&path, Error::Changed));
+            }
+            let (bytes, after) = rest.split_at_mut(size as usize);
+            self.read(&path, &mut file, Some(bytes), 0)?;
+            // There is no padding behind the last one.
+            let padding = after.len().min((size.wrapping_neg() % 4) as usize);
+            let (padding, after) = after.split_at_mut(padding);
+            padding.fill(0);
+            rest = after;
+        }
+        self.add_loaded(block.range.start, total);
+        Ok(Some(block.range))
     }
 
-    /// What the entry's command-line file says.
-    fn command_line_text(&mut self, entry: &Entry) -> Result<&'m [u8], Failed> {
-        let Some(path) = &entry.cmdline else {
-            return Ok(b"");
-        };
-        let file = self.share.open(path).map_err(|e| failed(path, e))?;
+    /// What the entry has the kernel told.
+    fn command_line_text(&mut self, entry: &Entry<'m>) -> Result<&'m [u8], Failed> {
+        match entry.command_line {
+            CommandLine::None => Ok(b""),
+            CommandLine::Text(text) => Ok(text),
+            CommandLine::Lines(lines) => {
+                let size = lines.map(|line| line.len() as u64 + 1).sum();
+                let request = Request::new("command line", size);
+                let text = self.place(entry.kernel, &request)?.bytes;
+                text.fill(b' ');
+                let mut end = 0;
+                for line in lines {
+                    text[end..][..line.len()].copy_from_slice(line);
+                    end += line.len() + 1;
+                }
+                Ok(text)
+            }
+            CommandLine::File(name) => {
+                let path = Path::join(entry.directory, name);
+                Ok(self.small_file(&path, "command line", MAX_CMDLINE)?)
+            }
+        }
+    }
+
+    #[inline(never)] // As above.
+    /// All of a file of at most `limit` bytes.
+    fn small_file(
+        &mut self,
+        path: &[u8],
+        what: &'static str,
+        limit: u64,
+    ) -> Result<&'m [u8], Failed> {
+        let file = self.share.open(path).map_err(|e| self.failed(path, e))?;
         let size = file.metadata().len();
-        if size > MAX_CMDLINE_FILE {
-            return Err(failed(path, "it is too large for a command line"));
+        if size > limit {
+            return Err(self.failed(path, format_args!("it is too large for a {what}")));
         }
-        if size == 0 {
-            return Ok(b"");
-        }
-        let block = self.place(path, &Request::new("command line file", size))?;
-        file.read_exact_at(0, block.bytes)
-            .map_err(|e| failed(path, e))?;
-        Ok(block.bytes)
+        let request = Request {
+            align: device_tree::ALIGNMENT,
+            ..Request::new(what, size)
+        };
+        let block = self.place(path, &request)?;
+        let bytes = &mut block.bytes[..size as usize];
+        let read = file.read_exact_at(0, bytes);
+        read.map_err(|e| self.failed(path, e))?;
+        Ok(bytes)
     }
 
     /// The kernel's command line, and where it lies.
@@ -365,7 +472,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         extra: &[u8],
     ) -> Result<(&'m CStr, Range), Failed> {
         // A kernel may claim to take any length.
-        let limit = limit.min(MAX_CMDLINE_FILE as usize);
+        let limit = limit.min(MAX_CMDLINE as usize);
         let request = Request {
             align: PAGE,
             max,
@@ -374,7 +481,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         let block = self.place(kernel, &request)?;
         let words = self.board.payload_words();
         let line = cmdline::build(block.bytes, limit, &words, text, extra)
-            .map_err(|e| failed(kernel, e))?;
+            .map_err(|e| self.failed(kernel, e))?;
         for word in &words {
             if contains_word(line.to_bytes(), word.as_bytes()) {
                 log::info!("added {word} to the command line");
@@ -400,28 +507,34 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         let page = block
             .bytes
             .first_chunk_mut()
-            .ok_or_else(|| failed(kernel, Error::BufferTooSmall))?;
-        zero_page::fill(page, head, image, parameters).map_err(|e| failed(kernel, e))?;
+            .ok_or_else(|| self.failed(kernel, Error::BufferTooSmall))?;
+        zero_page::fill(page, head, image, parameters).map_err(|e| self.failed(kernel, e))?;
         Ok(block.range.start)
     }
 
-    fn device_tree(&mut self, chosen: &Chosen<'_>) -> Result<u64, Failed> {
-        let report = |error: &dyn fmt::Display| {
-            log::error!("device tree: {error}");
-            Failed
+    /// A copy of the entry's device tree, or else the machine's, for the kernel; its address.
+    fn device_tree(&mut self, entry: &Entry<'m>, chosen: &Chosen<'_>) -> Result<u64, Failed> {
+        let path = entry
+            .device_tree
+            .map(|name| Path::join(entry.directory, name));
+        let blob = match &path {
+            Some(path) => self.small_file(path, "device tree", MAX_DEVICE_TREE)?,
+            None => self.board.device_tree().ok_or_else(|| {
+                log::error!(
+                    "device tree: the machine has none, and an arm64 kernel needs one; \
+                     name a file with devicetree in a boot entry"
+                );
+                Failed
+            })?,
         };
-        let Some(blob) = self.board.device_tree() else {
-            return Err(report(
-                &"the machine has none, and an arm64 kernel needs one",
-            ));
-        };
-        let size = device_tree::updated_bytes(blob, chosen).map_err(|e| report(&e))?;
+        let name: &[u8] = path.as_deref().unwrap_or(b"device tree");
+        let size = device_tree::updated_bytes(blob, chosen).map_err(|e| self.failed(name, e))?;
         let request = Request {
             align: device_tree::ALIGNMENT,
             ..Request::new("device tree", size as u64)
         };
-        let block = self.arena.take(&request).map_err(|e| report(&e))?;
-        device_tree::update(blob, chosen, block.bytes).map_err(|e| report(&e))?;
+        let block = self.place(name, &request)?;
+        device_tree::update(blob, chosen, block.bytes).map_err(|e| self.failed(name, e))?;
         _ = self.loaded.push(block.range);
         Ok(block.range.start)
     }

@@ -6,6 +6,7 @@
 
 mod arena;
 mod board;
+mod choose;
 mod commands;
 mod console;
 mod entry;
@@ -45,7 +46,7 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
 
     let mut shares = Shares::find(&mut board, &options);
     let outcome = match options.commands {
-        Some(line) => commands::run::<B>(line, &mut shares, &mut memory),
+        Some(line) => commands::run::<B>(line, &options, &mut shares, &mut memory),
         None => boot(&mut board, &options, &mut shares, &mut memory),
     };
     match (outcome, options.on_error) {
@@ -76,8 +77,8 @@ fn boot<B: Board>(
     shares: &mut Shares<B>,
     memory: &mut Memory,
 ) -> Result<(), Failed> {
-    if options.entry.is_some() || options.timeout.is_some() {
-        log::warn!("bootshare.entry and bootshare.timeout have no effect yet");
+    if options.timeout.is_some() {
+        log::warn!("bootshare.timeout has no effect yet");
     }
     while let Some(mounted) = shares.mount_next() {
         let Ok(share) = mounted else { continue };

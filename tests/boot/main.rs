@@ -3,6 +3,7 @@
 //! What a cell needs is made or downloaded by `make test`; nothing is skipped when it is missing.
 
 mod commands;
+mod entries;
 mod failures;
 mod lab;
 mod linux;
@@ -133,4 +134,39 @@ fn x86_64_walks_an_odd_tree_like_its_host() {
 #[test]
 fn aarch64_walks_an_odd_tree_like_its_host() {
     commands::walk(Board::Aarch64VirtPci, Server::C);
+}
+
+#[test]
+fn entries_microvm_reports_a_broken_entry_and_boots_the_next() {
+    entries::broken_then_good(Board::X86_64Microvm);
+}
+
+#[test]
+fn entries_virt_reports_a_broken_entry_and_boots_the_next() {
+    entries::broken_then_good(Board::Aarch64VirtPci);
+}
+
+#[test]
+fn entries_boot_the_default_of_extlinux_conf() {
+    entries::extlinux(Board::X86_64Q35);
+}
+
+#[test]
+fn entries_load_five_initrds_as_one() {
+    entries::five_initrds(Board::X86_64Microvm);
+}
+
+#[test]
+fn entries_replace_the_device_tree() {
+    entries::device_tree(Board::Aarch64Virt);
+}
+
+#[test]
+fn entries_are_chosen_by_a_glob() {
+    entries::chosen_by_glob(Board::Aarch64Virt);
+}
+
+#[test]
+fn entries_are_listed_in_the_order_they_are_tried() {
+    entries::listed(Board::X86_64Pc);
 }

@@ -1,0 +1,452 @@
+//! Boot entries and the loader's configuration as text files: UAPI.1, the "Boot Loader
+//! Specification" 1.0, type 1 (<https://uapi-group.org/specifications/specs/boot_loader_specification/>),
+//! and `loader.conf` as systemd-boot has it (loader.conf(5)).
+//!
+//! An entry is a file `/loader/entries/NAME.conf`:
+//!
+//! | key | meaning |
+//! |---|---|
+//! | `title`, `version`, `machine-id`, `sort-key` | what it is, and where it comes in the list |
+//! | `linux` | the kernel's path |
+//! | `initrd` | an initrd's path; each line adds one |
+//! | `options` | words for the kernel's command line; each line adds some |
+//! | `devicetree` | the path of a device tree that replaces the machine's |
+//! | `devicetree-overlay` | refused: see [`entry`](crate::boot::entry) |
+//! | `architecture` | hides the entry from other machines |
+//! | `efi`, `uki`, `uki-url` | hides it from this one, which can't start EFI programs |
+//!
+//! Other keys are ignored. Of a key that may stand there once, the last line counts. All paths
+//! start at the share's root, with a `/` or without.
+
+use crate::boot::{
+    image::Architecture,
+    text::{Lines, lines, number},
+    version,
+};
+use core::cmp::Ordering;
+
+/// The name of an entry's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileName<'a> {
+    /// The entry's id: the name without its ending and without boot counters.
+    pub id: &'a [u8],
+    /// Boot counters, if the name has some.
+    pub tries: Option<Tries>,
+    /// The name without its ending.
+    stem: &'a [u8],
+}
+
+/// The boot counters of an entry ("Boot counting"). They are read, never written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tries {
+    /// How often it is still to be tried.
+    pub left: u32,
+    /// How often it failed.
+    pub done: u32,
+}
+
+impl<'a> FileName<'a> {
+    /// Takes the name of a file in `/loader/entries` apart; `None` if it is no entry's.
+    #[must_use]
+    pub fn parse(name: &'a [u8]) -> Option<Self> {
+        let stem = name.strip_suffix(b".conf")?;
+        // `*.conf` matches no hidden files.
+        if stem.is_empty() || stem.starts_with(b".") {
+            return None;
+        }
+        let (id, tries) = match counters(stem) {
+            Some((id, tries)) => (id, Some(tries)),
+            None => (stem, None),
+        };
+        Some(Self { id, tries, stem })
+    }
+
+    /// Whether all tries are used up.
+    #[must_use]
+    pub fn is_bad(&self) -> bool {
+        self.tries.is_some_and(|tries| tries.left == 0)
+    }
+}
+
+/// An id and the counters behind it: `ID+LEFT` or `ID+LEFT-DONE`.
+fn counters(stem: &[u8]) -> Option<(&[u8], Tries)> {
+    let plus = stem.iter().rposition(|&byte| byte == b'+')?;
+    let (id, counters) = stem.split_at_checked(plus)?;
+    let mut numbers = counters.get(1..)?.splitn(2, |&byte| byte == b'-');
+    let left = number(numbers.next()?)?;
+    let done = numbers.next().map_or(Some(0), number)?;
+    (!id.is_empty()).then_some((id, Tries { left, done }))
+}
+
+/// What an entry's file says. Empty values stand for keys that are not there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Entry<'a> {
+    /// For people.
+    pub title: &'a [u8],
+    /// The version of what it starts.
+    pub version: &'a [u8],
+    /// Which installation it belongs to.
+    pub machine_id: &'a [u8],
+    /// Its place in the list.
+    pub sort_key: &'a [u8],
+    /// The kernel's path.
+    pub linux: &'a [u8],
+    /// The path of a device tree.
+    pub devicetree: &'a [u8],
+    /// Paths of overlays for it, apart at spaces.
+    pub devicetree_overlay: &'a [u8],
+    /// What it is for, in the words of the EFI specification.
+    pub architecture: &'a [u8],
+    /// The path of an EFI program.
+    pub efi: &'a [u8],
+    text: &'a [u8],
+}
+
+impl<'a> Entry<'a> {
+    /// Reads an entry's file, which may hold any bytes.
+    #[must_use]
+    pub fn parse(text: &'a [u8]) -> Self {
+        let mut entry = Self {
+            text,
+            ..Self::default()
+        };
+        for (key, value) in lines(text) {
+            let field = match key {
+                b"title" => &mut entry.title,
+                b"version" => &mut entry.version,
+                b"machine-id" => &mut entry.machine_id,
+                b"sort-key" => &mut entry.sort_key,
+                b"linux" => &mut entry.linux,
+                b"devicetree" => &mut entry.devicetree,
+                b"devicetree-overlay" => &mut entry.devicetree_overlay,
+                b"architecture" => &mut entry.architecture,
+                b"efi" | b"uki" | b"uki-url" => &mut entry.efi,
+                _ => continue,
+            };
+            *field = value;
+        }
+        entry
+    }
+
+    /// The paths of the initrds, in their order.
+    #[must_use]
+    pub fn initrds(&self) -> Values<'a> {
+        self.values(b"initrd")
+    }
+
+    /// The lines of words for the kernel's command line, to be joined in their order.
+    #[must_use]
+    pub fn options(&self) -> Values<'a> {
+        self.values(b"options")
+    }
+
+    fn values(&self, key: &'static [u8]) -> Values<'a> {
+        Values {
+            lines: lines(self.text),
+            key,
+        }
+    }
+
+    /// Whether it may be started on `machine`, as far as it says.
+    #[must_use]
+    pub fn is_for(&self, machine: Architecture) -> bool {
+        // The EFI specification's names, and those that people write.
+        let names: [&[u8]; 4] = match machine {
+            Architecture::X86_64 => [b"x64", b"x86-64", b"x86_64", b"amd64"],
+            Architecture::Aarch64 => [b"aa64", b"aarch64", b"arm64", b"armv8"],
+        };
+        let same = |name: &&[u8]| name.eq_ignore_ascii_case(self.architecture);
+        self.architecture.is_empty() || names.iter().any(same)
+    }
+}
+
+/// The values of a key that may be repeated.
+#[derive(Clone, Copy, Debug)]
+pub struct Values<'a> {
+    lines: Lines<'a>,
+    key: &'static [u8],
+}
+
+impl<'a> Iterator for Values<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let key = self.key;
+        let mut matching = self.lines.by_ref().filter(|(other, _)| *other == key);
+        matching.find_map(|(_, value)| (!value.is_empty()).then_some(value))
+    }
+}
+
+/// The order of a menu ("Sorting"): what is less comes first.
+#[must_use]
+pub fn compare(a: (&FileName<'_>, &Entry<'_>), b: (&FileName<'_>, &Entry<'_>)) -> Ordering {
+    let ((name_a, a), (name_b, b)) = (a, b);
+    // 1. Entries with no tries left come last.
+    let bad = name_a.is_bad().cmp(&name_b.is_bad());
+    bad.then_with(|| match (a.sort_key, b.sort_key) {
+        ([], []) => Ordering::Equal,
+        // 3. One that has a sort-key comes before one that has none.
+        ([], _) => Ordering::Greater,
+        (_, []) => Ordering::Less,
+        // 2. "Alphanumerical order" is that of bytes, with what is not there first.
+        (key_a, key_b) => key_a
+            .cmp(key_b)
+            .then_with(|| a.machine_id.cmp(b.machine_id))
+            .then_with(|| version::compare(b.version, a.version)),
+    })
+    // 4. The file's name, the newest version first.
+    .then_with(|| version::compare(name_b.stem, name_a.stem))
+    // Not to depend on the order of the directory.
+    .then_with(|| name_b.stem.cmp(name_a.stem))
+}
+
+/// What `/loader/loader.conf` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoaderConf<'a> {
+    /// Which entry comes first: a [pattern](crate::boot::glob) for its id or its file's name.
+    /// Values such as `@saved` ask for what a loader has stored, which this one does not.
+    pub default: Option<&'a [u8]>,
+    /// What it says about the menu.
+    pub timeout: Option<Timeout>,
+}
+
+/// How long the menu waits for a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timeout {
+    /// So many seconds; at 0 there is no menu unless a key is held.
+    Seconds(u32),
+    /// For ever.
+    MenuForce,
+    /// There is no menu unless a key is held.
+    MenuHidden,
+}
+
+impl<'a> LoaderConf<'a> {
+    /// Reads the file, which may hold any bytes. Other keys, and a timeout that is none, are
+    /// ignored.
+    #[must_use]
+    pub fn parse(text: &'a [u8]) -> Self {
+        let mut conf = Self::default();
+        for (key, value) in lines(text) {
+            match (key, value) {
+                (_, b"") => {}
+                (b"default", _) => conf.default = Some(value),
+                (b"timeout", b"menu-force") => conf.timeout = Some(Timeout::MenuForce),
+                (b"timeout", b"menu-hidden" | b"menu-disabled") => {
+                    conf.timeout = Some(Timeout::MenuHidden);
+                }
+                (b"timeout", _) => {
+                    conf.timeout = number(value).map(Timeout::Seconds).or(conf.timeout);
+                }
+                _ => {}
+            }
+        }
+        conf
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::testing::Random;
+    use std::{string::String, vec::Vec};
+
+    // "Type #1 Boot Loader Entry Keys": the example.
+    const FEDORA: &[u8] = b"# /boot/loader/entries/6a98-3.8.0-2.fc19.x86_64.conf
+title        Fedora 19 (Rawhide)
+sort-key     fedora
+machine-id   6a9857a393724b7a981ebb5b8495b9ea
+version      3.8.0-2.fc19.x86_64
+options      root=UUID=6d3376e4-fc93-4509-95ec-a21d68011da2 quiet
+architecture x64
+linux        /6a98/3.8.0-2.fc19.x86_64/linux
+initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
+";
+
+    #[test]
+    fn each_key_has_its_value() {
+        let entry = Entry::parse(FEDORA);
+        assert_eq!(entry.title, b"Fedora 19 (Rawhide)");
+        assert_eq!(entry.sort_key, b"fedora");
+        assert_eq!(entry.machine_id, b"6a9857a393724b7a981ebb5b8495b9ea");
+        assert_eq!(entry.version, b"3.8.0-2.fc19.x86_64");
+        assert_eq!(entry.linux, b"/6a98/3.8.0-2.fc19.x86_64/linux");
+        assert!(entry.is_for(Architecture::X86_64));
+        assert!(!entry.is_for(Architecture::Aarch64));
+        assert!(entry.efi.is_empty() && entry.devicetree.is_empty());
+        assert_eq!(entry.options().count(), 1);
+    }
+
+    #[test]
+    fn lines_are_read_as_the_specification_says() {
+        // "Type #1": "Lines beginning with # are used for comments", "the first word of a line is
+        // used as key and is separated by one or more spaces from its value". Keys that are not
+        // known are ignored. initrd and options "may appear more than once".
+        let text = b"\tlinux\t  /a path/with spaces \r\n#linux /no\nLinux /no\nlinuxx /no\n\
+            initrd 1\noptions  a  b\ninitrd\ninitrd 2\n options c\r\ntitle one\ntitle two";
+        let entry = Entry::parse(text);
+        assert_eq!(entry.linux, b"/a path/with spaces");
+        assert_eq!(entry.title, b"two");
+        let initrds: Vec<_> = entry.initrds().collect();
+        assert_eq!(initrds, [b"1", b"2"]);
+        let options: Vec<_> = entry.options().collect();
+        assert_eq!(options, [&b"a  b"[..], b"c"]);
+    }
+
+    #[test]
+    fn architectures_are_told_in_any_case() {
+        // "architecture": "The comparison should be done case-insensitively."
+        let is_for = |line: &[u8], machine| Entry::parse(line).is_for(machine);
+        for name in ["x64", "X64", "x86-64", "x86_64", "amd64"] {
+            let line = std::format!("architecture {name}\n");
+            assert!(is_for(line.as_bytes(), Architecture::X86_64), "{name}");
+            assert!(!is_for(line.as_bytes(), Architecture::Aarch64), "{name}");
+        }
+        for name in ["AA64", "aa64", "aarch64", "arm64"] {
+            let line = std::format!("architecture {name}\n");
+            assert!(is_for(line.as_bytes(), Architecture::Aarch64), "{name}");
+            assert!(!is_for(line.as_bytes(), Architecture::X86_64), "{name}");
+        }
+        for machine in [Architecture::X86_64, Architecture::Aarch64] {
+            assert!(is_for(b"", machine));
+            assert!(!is_for(b"architecture IA32", machine));
+        }
+    }
+
+    #[test]
+    fn file_names_have_ids_and_counters() {
+        // "Boot counting": the pattern of the name.
+        type Parsed = Option<(&'static [u8], Option<(u32, u32)>)>;
+        let cases: [(&[u8], Parsed); 16] = [
+            (b"a.conf", Some((b"a", None))),
+            (b"a+3.conf", Some((b"a", Some((3, 0))))),
+            (b"a+0-7.conf", Some((b"a", Some((0, 7))))),
+            (b"a+1+2-3.conf", Some((b"a+1", Some((2, 3))))),
+            (b"a+00.conf", Some((b"a", Some((0, 0))))),
+            (b"a+.conf", Some((b"a+", None))),
+            (b"a+1-.conf", Some((b"a+1-", None))),
+            (b"a+x.conf", Some((b"a+x", None))),
+            (b"a+1-2-3.conf", Some((b"a+1-2-3", None))),
+            (b"gcc+5x.conf", Some((b"gcc+5x", None))),
+            (b"+1.conf", Some((b"+1", None))),
+            (b"a+99999999999.conf", Some((b"a", Some((u32::MAX, 0))))),
+            (b".conf", None),
+            (b".hidden.conf", None),
+            (b"a.conf~", None),
+            (b"a.CONF", None),
+        ];
+        for (name, expected) in cases {
+            let parsed = FileName::parse(name);
+            let parsed = parsed.map(|n| (n.id, n.tries.map(|t| (t.left, t.done))));
+            assert_eq!(parsed, expected, "{}", name.escape_ascii());
+        }
+    }
+
+    /// Sorts entries, each a file's name and its text, and gives the names.
+    fn sorted<'a>(entries: &[(&'a str, &'a str)]) -> Vec<&'a str> {
+        let mut entries: Vec<_> = entries.to_vec();
+        entries.sort_by(|a, b| {
+            let parsed = |(name, text): &(&'a str, &'a str)| {
+                let name = FileName::parse(name.as_bytes()).unwrap();
+                (name, Entry::parse(text.as_bytes()))
+            };
+            let (a, b) = (parsed(a), parsed(b));
+            compare((&a.0, &a.1), (&b.0, &b.1))
+        });
+        entries.iter().map(|(name, _)| *name).collect()
+    }
+
+    #[test]
+    fn entries_are_sorted_as_the_specification_says() {
+        // "Sorting"; each list is in the order expected.
+        let lists: [&[(&str, &str)]; 8] = [
+            // 1. Bad entries last, whatever else they say; indeterminate ones are as good.
+            &[
+                ("b+1-2.conf", ""),
+                ("a.conf", ""),
+                ("z+0-1.conf", "sort-key a"),
+            ],
+            // 2. sort-key, increasing.
+            &[
+                ("1.conf", "sort-key Debian"),
+                ("2.conf", "sort-key arch"),
+                ("3.conf", "sort-key debian"),
+            ],
+            // Then machine-id, increasing; none is lower than any ("Alphanumerical Order").
+            &[
+                ("1.conf", "sort-key a"),
+                ("2.conf", "sort-key a\nmachine-id 1"),
+                ("3.conf", "sort-key a\nmachine-id 2\nversion 9"),
+            ],
+            // Then version, decreasing ("Version Order").
+            &[
+                ("1.conf", "sort-key a\nversion 6.10"),
+                ("2.conf", "sort-key a\nversion 6.9"),
+                ("3.conf", "sort-key a\nversion 6.9~rc1"),
+                ("9.conf", "sort-key a"),
+            ],
+            // 3. Those with a sort-key first.
+            &[("1.conf", "sort-key z"), ("2.conf", "version 9")],
+            // 4. The file's name, decreasing; without a sort-key nothing else counts.
+            &[
+                ("debian-6.10.conf", "version 1"),
+                ("debian-6.9.conf", "version 2\nmachine-id 1"),
+                ("arch.conf", ""),
+            ],
+            // All else equal.
+            &[
+                ("b.conf", "sort-key a\nversion 1"),
+                ("a.conf", "sort-key a\nversion 1"),
+            ],
+            // Names that are equal as versions.
+            &[("a_.conf", ""), ("a.conf", "")],
+        ];
+        for expected in lists {
+            let names: Vec<_> = expected.iter().map(|(name, _)| *name).collect();
+            let mut list = expected.to_vec();
+            for _ in 0..list.len() {
+                list.rotate_left(1);
+                assert_eq!(sorted(&list), names);
+            }
+            list.reverse();
+            assert_eq!(sorted(&list), names);
+        }
+    }
+
+    #[test]
+    fn loader_conf_is_read_as_systemd_boot_does() {
+        // loader.conf(5), "default" and "timeout".
+        let parse = |text: &'static str| LoaderConf::parse(text.as_bytes());
+        let conf = parse("#timeout 9\ntimeout 3\r\nconsole-mode max\ndefault debian-*.conf \n");
+        assert_eq!(conf.default, Some(&b"debian-*.conf"[..]));
+        assert_eq!(conf.timeout, Some(Timeout::Seconds(3)));
+        assert_eq!(
+            parse("timeout menu-force").timeout,
+            Some(Timeout::MenuForce)
+        );
+        assert_eq!(
+            parse("timeout 5\ntimeout menu-hidden").timeout,
+            Some(Timeout::MenuHidden)
+        );
+        assert_eq!(
+            parse("timeout 5\ntimeout soon").timeout,
+            Some(Timeout::Seconds(5))
+        );
+        assert_eq!(parse("default\ntimeout\n"), LoaderConf::default());
+    }
+
+    #[test]
+    fn any_bytes_give_an_entry() {
+        for seed in 0..2000 {
+            let mut text = FEDORA.to_vec();
+            Random::new(seed).damage(&mut text);
+            let entry = Entry::parse(&text);
+            assert!(entry.initrds().count() <= 1 && entry.options().count() <= 1);
+            _ = LoaderConf::parse(&text);
+            if let Some(name) = FileName::parse(&text) {
+                assert!(compare((&name, &entry), (&name, &entry)).is_eq());
+            }
+            assert!(String::from_utf8_lossy(entry.linux).len() < 400);
+        }
+    }
+}

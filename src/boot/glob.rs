@@ -1,0 +1,153 @@
+//! Shell patterns for the names of boot entries, as fnmatch(3) has them without flags.
+//!
+//! | pattern | matches |
+//! |---|---|
+//! | `*` | any bytes, or none |
+//! | `?` | one byte |
+//! | `[a-z]`, `[!a-z]` | one byte of the set, or not of it |
+//! | `\x` | `x`, whatever it is |
+//! | all else | itself; so does a `[` whose set does not end |
+
+/// Longest set in bytes, to bound the time of a match.
+const MAX_SET: usize = 64;
+
+/// Whether `pattern` matches all of `name`.
+///
+/// ```
+/// use bootshare::boot::glob::matches;
+///
+/// assert!(matches(b"debian-*-6.[0-9]", b"debian-12-6.1"));
+/// assert!(!matches(b"debian", b"debian-12"));
+/// ```
+#[must_use]
+pub fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut pattern, mut name) = (pattern, name);
+    // What comes after the last star, and the part of the name that it was tried on.
+    let mut star = None;
+    loop {
+        if let Some(rest) = pattern.strip_prefix(b"*") {
+            pattern = rest;
+            star = Some((rest, name));
+            continue;
+        }
+        if let Some((&byte, rest)) = name.split_first() {
+            if let Some(after) = step(pattern, byte) {
+                (pattern, name) = (after, rest);
+                continue;
+            }
+        } else if pattern.is_empty() {
+            return true;
+        }
+        // The star takes one byte more. An earlier star need not: what it would give away, the
+        // last one can take.
+        let Some((after, [_, rest @ ..])) = star else {
+            return false;
+        };
+        star = Some((after, rest));
+        (pattern, name) = (after, rest);
+    }
+}
+
+/// What is left of `pattern` when its start, which is no star, matches `byte`.
+fn step(pattern: &[u8], byte: u8) -> Option<&[u8]> {
+    let (matched, rest) = match pattern {
+        [b'?', rest @ ..] => (true, rest),
+        [b'\\', escaped, rest @ ..] => (*escaped == byte, rest),
+        [b'[', rest @ ..] => match set(rest) {
+            Some((negated, members, rest)) => (is_member(members, byte) != negated, rest),
+            None => (byte == b'[', rest),
+        },
+        [literal, rest @ ..] => (*literal == byte, rest),
+        [] => return None,
+    };
+    matched.then_some(rest)
+}
+
+/// A set behind its `[`: whether it is negated, its members, and what follows it.
+fn set(pattern: &[u8]) -> Option<(bool, &[u8], &[u8])> {
+    let (negated, inside) = match pattern {
+        [b'!' | b'^', rest @ ..] => (true, rest),
+        _ => (false, pattern),
+    };
+    // A `]` that comes first is a member.
+    let mut ends = inside.iter().take(MAX_SET).enumerate().skip(1);
+    let (end, _) = ends.find(|(_, byte)| **byte == b']')?;
+    let (members, rest) = inside.split_at_checked(end)?;
+    Some((negated, members, rest.get(1..)?))
+}
+
+fn is_member(members: &[u8], byte: u8) -> bool {
+    let mut rest = members;
+    loop {
+        rest = match rest {
+            [first, b'-', last, rest @ ..] => {
+                if (*first..=*last).contains(&byte) {
+                    return true;
+                }
+                rest
+            }
+            [member, rest @ ..] => {
+                if *member == byte {
+                    return true;
+                }
+                rest
+            }
+            [] => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_as_fnmatch_says() {
+        let cases: [(&str, &str, bool); 30] = [
+            ("", "", true),
+            ("", "a", false),
+            ("a", "", false),
+            ("abc", "abc", true),
+            ("abc", "abcd", false),
+            ("abc", "Abc", false),
+            ("*", "", true),
+            ("*", "any", true),
+            ("a*", "abc", true),
+            ("*c", "abc", true),
+            ("*b", "abc", false),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-b-b-", false),
+            ("**a", "ba", true),
+            ("a?c", "abc", true),
+            ("a?", "a", false),
+            ("?*", "", false),
+            ("[ab]x", "bx", true),
+            ("[ab]x", "cx", false),
+            ("[a-c]", "b", true),
+            ("[!a-c]", "b", false),
+            ("[^a-c]", "d", true),
+            ("[]a]", "]", true),
+            ("[!]a]", "]", false),
+            ("[a-]", "-", true),
+            ("[ab", "[ab", true),
+            ("[]", "[]", true),
+            ("\\*", "*", true),
+            ("\\*", "a", false),
+            ("\\", "\\", true),
+        ];
+        for (pattern, name, expected) in cases {
+            assert_eq!(
+                matches(pattern.as_bytes(), name.as_bytes()),
+                expected,
+                "{pattern} {name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_match_takes_no_exponential_time() {
+        let pattern = "*a".repeat(1000);
+        assert!(!matches(pattern.as_bytes(), &[b'a'; 255]));
+        assert!(!matches(&[b'['; 16 << 10], &[b'['; 255]));
+    }
+}

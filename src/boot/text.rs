@@ -1,0 +1,83 @@
+//! What the text files of boot loaders have in common: lines of a key and a value.
+
+/// The lines of `text` as key and value, apart at the first white space; the value is empty where
+/// there is none. White space at both ends of a line goes, the CR of a Windows line end with it;
+/// empty lines and comments (`#`) are left out.
+pub(super) fn lines(text: &[u8]) -> Lines<'_> {
+    Lines { rest: text }
+}
+
+/// See [`lines`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lines<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Lines<'a> {
+    /// What comes after the lines that were taken.
+    pub(super) const fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+}
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.rest.is_empty() {
+            let (line, rest) = split(self.rest, |byte| byte == b'\n');
+            self.rest = rest.get(1..).unwrap_or_default();
+            let line = line.trim_ascii();
+            if !line.is_empty() && !line.starts_with(b"#") {
+                let (key, value) = split(line, |byte| byte.is_ascii_whitespace());
+                return Some((key, value.trim_ascii_start()));
+            }
+        }
+        None
+    }
+}
+
+/// `text` before and from the first byte that `ends` says yes to.
+fn split(text: &[u8], ends: impl Fn(u8) -> bool) -> (&[u8], &[u8]) {
+    let end = text.iter().position(|&byte| ends(byte));
+    text.split_at_checked(end.unwrap_or(text.len()))
+        .unwrap_or((text, b""))
+}
+
+/// A decimal number without a sign; one beyond 32 bits counts as the greatest.
+pub(super) fn number(text: &[u8]) -> Option<u32> {
+    text.iter().try_fold(None, |number: Option<u32>, byte| {
+        let digit = byte.is_ascii_digit().then(|| byte.wrapping_sub(b'0'))?;
+        let number = number.unwrap_or(0).saturating_mul(10);
+        Some(Some(number.saturating_add(digit.into())))
+    })?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn lines_are_keys_and_values() {
+        let text = b"a b  c \t\r\n\n  # no\nkey\n\t x\ty=\xff\nlast  one";
+        let all: Vec<_> = lines(text).collect();
+        let expected: [(&[u8], &[u8]); 4] = [
+            (b"a", b"b  c"),
+            (b"key", b""),
+            (b"x", b"y=\xff"),
+            (b"last", b"one"),
+        ];
+        assert_eq!(all, expected);
+        assert_eq!(lines(b"\r\n \n").next(), None);
+    }
+
+    #[test]
+    fn numbers_are_digits_alone() {
+        assert_eq!(number(b"012"), Some(12));
+        assert_eq!(number(b"99999999999"), Some(u32::MAX));
+        for text in [&b""[..], b"-1", b"+1", b"1 ", b"x"] {
+            assert_eq!(number(text), None);
+        }
+    }
+}

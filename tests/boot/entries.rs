@@ -1,0 +1,269 @@
+//! Boot entries: which one is booted, and with what.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use bootshare_host::{Board, Machine, Outcome, demo};
+
+use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
+
+/// A share with the demo's files in `files`, for entries to name.
+fn share(name: &str, board: Board, files: &str) -> PathBuf {
+    let share = empty_dir(&format!("entries-{name}-{board:?}"));
+    fs::create_dir_all(share.join(files)).unwrap();
+    let demo = demo_share(board.arch());
+    for (from, to) in [
+        (board.arch().kernel_name(), "linux"),
+        ("initrd.img", "initrd"),
+    ] {
+        fs::copy(demo.join(from), share.join(files).join(to)).unwrap();
+    }
+    fs::copy(demo.join("greeting.txt"), share.join("greeting.txt")).unwrap();
+    share
+}
+
+fn write(share: &Path, path: &str, text: &str) {
+    let path = share.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+/// The demo's command line, and a word that tells which entry it came from.
+fn words(board: Board, entry: &str) -> String {
+    let cmdline = fs::read_to_string(demo_share(board.arch()).join("cmdline")).unwrap();
+    format!("{} demo.entry={entry}", cmdline.trim())
+}
+
+/// A share with two entries; the one that comes first lacks its initrd.
+fn two_entries(name: &str, board: Board) -> PathBuf {
+    let share = share(name, board, "6.1");
+    let words = words(board, "good");
+    let (first, rest) = words.split_once(' ').unwrap();
+    write(
+        &share,
+        "loader/entries/good-6.1.conf",
+        &format!(
+            "# Windows line ends\r\ntitle Good\r\nsort-key demo\r\nversion 6.1\r\n\
+             linux 6.1/linux\r\ninitrd /6.1/initrd\r\noptions {first}\r\noptions {rest}\r\n"
+        ),
+    );
+    write(
+        &share,
+        "loader/entries/broken-6.10+3.conf",
+        &format!(
+            "title Broken\nsort-key demo\nversion 6.10\nlinux /6.1/linux\n\
+             initrd /6.10/initrd\noptions {words}\n"
+        ),
+    );
+    let foreign = match board.arch() {
+        bootshare_host::Arch::X86_64 => "aa64",
+        bootshare_host::Arch::Aarch64 => "x64",
+    };
+    write(
+        &share,
+        "loader/entries/foreign.conf",
+        &format!("sort-key a\nlinux /nosuch\narchitecture {foreign}\n"),
+    );
+    share
+}
+
+const BROKEN: [&str; 2] = [
+    "bootshare: error: /loader/entries/broken-6.10+3.conf: /6.10/initrd: ",
+    "no such file",
+];
+
+/// The machine boots a kernel to user space.
+fn expect_boot(machine: &Machine, kernel: &str) -> Run {
+    let run = run(machine);
+    assert_eq!(run.outcome, Outcome::PowerOff);
+    run.line(&[&format!("bootshare: starting {kernel}")]);
+    run.line(&["demo: Linux ", &format!("mounted the share {}", demo::TAG)]);
+    run.line(&[demo::GREETING.trim()]);
+    run
+}
+
+pub(crate) fn broken_then_good(board: Board) {
+    let share = two_entries("broken", board);
+    let options = "bootshare.log=debug";
+    let run = expect_boot(&machine(board, Server::Rust, &share, options), "/6.1/linux");
+    run.line(&BROKEN);
+    run.line(&["bootshare: /loader/entries/foreign.conf: passed over: "]);
+    run.line(&["bootshare: debug: command line: ", &words(board, "good")]);
+}
+
+pub(crate) fn chosen_by_glob(board: Board) {
+    let share = two_entries("glob", board);
+    let with = |options: &str| machine(board, Server::C, &share, options);
+    let chosen = expect_boot(&with("bootshare.entry=g??d-*"), "/6.1/linux");
+    assert_eq!(chosen.find(&BROKEN), None);
+
+    // Nothing else is booted instead.
+    let only = run(&with("bootshare.entry=broken-6.10"));
+    assert!(matches!(only.outcome, Outcome::FirmwareExit(1..)));
+    only.line(&BROKEN);
+    let none = run(&with("bootshare.entry=nosuch"));
+    assert!(matches!(none.outcome, Outcome::FirmwareExit(1..)));
+    none.line(&[
+        "bootshare: error: bootshare.entry=nosuch: ",
+        "there is foreign, broken-6.10, good-6.1",
+    ]);
+}
+
+pub(crate) fn listed(board: Board) {
+    let share = two_entries("listed", board);
+    write(
+        &share,
+        "extlinux/extlinux.conf",
+        "default b\nlabel a\nkernel /a\nlabel b\nmenu label Bee\nkernel b\n",
+    );
+    fs::write(share.join("vmlinuz-6.1"), "").unwrap();
+    let list = |options: &str| {
+        let options = format!("{options} bootshare.cmd=entries");
+        let run = run(&machine(board, Server::Rust, &share, &options));
+        assert_eq!(run.outcome, Outcome::FirmwareExit(0));
+        let lines: Vec<_> = run.output().iter().map(|&line| line.to_owned()).collect();
+        lines
+    };
+    let broken = "broken-6.10: Broken (/6.1/linux)";
+    let good = "good-6.1: Good (/6.1/linux)";
+    let rest = [
+        "  b: Bee (/extlinux/b)",
+        "  a: (/a)",
+        "  vmlinuz-6.1: (/vmlinuz-6.1)",
+    ];
+    let foreign = "- foreign: passed over: it is for aa64 and this machine is x86-64";
+    let expected = [foreign, &format!("* {broken}"), &format!("  {good}")];
+    assert_eq!(list(""), [&expected[..], &rest].concat());
+
+    // loader.conf puts one first, bootshare.entry leaves the others out.
+    write(&share, "loader/loader.conf", "timeout 3\ndefault good*\n");
+    let expected = [&format!("* {good}"), foreign, &format!("  {broken}")];
+    assert_eq!(list(""), [&expected[..], &rest].concat());
+    assert_eq!(list("bootshare.entry=b"), ["* b: Bee (/extlinux/b)"]);
+}
+
+pub(crate) fn extlinux(board: Board) {
+    let share = share("extlinux", board, "boot");
+    let config = format!(
+        "DEFAULT second\nTIMEOUT 50\nPROMPT 0\n\nLABEL first\n  KERNEL /nosuch\n\n\
+         label second\n  menu label The second\n  linux ../linux\n  Initrd ../initrd\n  \
+         append {}\n",
+        words(board, "second")
+    );
+    write(&share, "boot/extlinux/extlinux.conf", &config);
+    let options = "bootshare.log=debug";
+    let kernel = "/boot/extlinux/../linux";
+    let run = expect_boot(&machine(board, Server::Rust, &share, options), kernel);
+    run.line(&["bootshare: debug: command line: ", &words(board, "second")]);
+    assert_eq!(run.find(&["bootshare: error: "]), None);
+}
+
+/// The demo's initramfs in five pieces, two of them of odd sizes: Linux needs all of them.
+pub(crate) fn five_initrds(board: Board) {
+    let share = share("five", board, "five");
+    let packed = fs::read(share.join("five/initrd")).unwrap();
+    fs::remove_file(share.join("five/initrd")).unwrap();
+    let archive = gzip(&["-dc"], &packed);
+    let mut entry = format!("linux /five/linux\noptions {}\n", words(board, "five"));
+    let mut odd = 0;
+    for (number, part) in split(&archive, 5).into_iter().enumerate() {
+        let part = if number % 2 == 1 {
+            gzip(&["-c"], &part)
+        } else {
+            part
+        };
+        odd += usize::from(part.len() % 4 != 0);
+        fs::write(share.join(format!("five/{number}")), &part).unwrap();
+        entry += &format!("initrd /five/{number}\n");
+    }
+    assert!(odd > 0, "no padding is needed");
+    write(&share, "loader/entries/five.conf", &entry);
+    let run = expect_boot(&machine(board, Server::Rust, &share, ""), "/five/linux");
+    for number in 0..5 {
+        run.line(&[&format!("bootshare: loaded /five/{number}, ")]);
+    }
+}
+
+fn gzip(arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
+    let mut child = Command::new("gzip")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || input.write_all(bytes).unwrap());
+        child.wait_with_output().unwrap().stdout
+    })
+}
+
+/// Splits a newc archive into archives with some of its entries each (buffer-format.rst).
+fn split(archive: &[u8], count: usize) -> Vec<Vec<u8>> {
+    const HEADER: usize = 110;
+    let mut entries = Vec::new();
+    let mut rest = archive;
+    let trailer = loop {
+        let number = |at: usize| {
+            let digits = std::str::from_utf8(&rest[at..at + 8]).unwrap();
+            usize::from_str_radix(digits, 16).unwrap()
+        };
+        let (file, name) = (number(54), number(94));
+        let size = (HEADER + name).next_multiple_of(4) + file.next_multiple_of(4);
+        if &rest[HEADER..HEADER + name - 1] == b"TRAILER!!!" {
+            break &rest[..(HEADER + name).next_multiple_of(4)];
+        }
+        let (entry, after) = rest.split_at(size);
+        entries.push(entry);
+        rest = after;
+    };
+    assert!(entries.len() >= count);
+    let each = entries.len() / count;
+    (0..count)
+        .map(|part| {
+            let end = if part + 1 == count {
+                entries.len()
+            } else {
+                (part + 1) * each
+            };
+            let mut part = entries[part * each..end].concat();
+            part.extend(trailer);
+            part
+        })
+        .collect()
+}
+
+/// Linux tells the model that stands in the entry's tree, not the machine's.
+pub(crate) fn device_tree(board: Board) {
+    let share = share("tree", board, "boot");
+    let tree = share.join("boot/machine.dtb");
+    let mut machine = machine(board, Server::Rust, &share, "-- loglevel=7");
+    // QEMU writes the machine's own tree and ends.
+    machine.qemu_args = vec![
+        "-machine".into(),
+        format!("dumpdtb={}", tree.display()).into(),
+    ];
+    run(&machine);
+    machine.qemu_args.clear();
+    let mut bytes = fs::read(&tree).unwrap();
+    let (model, other) = (b"linux,dummy-virt\0", b"linux,other-virt\0");
+    // The root's model, and its compatible.
+    let mut found = 0;
+    for at in 0..bytes.len() - model.len() {
+        if bytes[at..].starts_with(model) {
+            bytes[at..][..other.len()].copy_from_slice(other);
+            found += 1;
+        }
+    }
+    assert!(found > 0, "the tree has another model");
+    fs::write(&tree, bytes).unwrap();
+    let entry = format!(
+        "linux /boot/linux\ninitrd /boot/initrd\ndevicetree /boot/machine.dtb\noptions {}\n",
+        words(board, "tree")
+    );
+    write(&share, "loader/entries/tree.conf", &entry);
+    let run = expect_boot(&machine, "/boot/linux");
+    run.line(&["Machine model: linux,other-virt"]);
+}
