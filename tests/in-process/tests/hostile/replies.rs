@@ -454,7 +454,8 @@ fn short_answers_are_gone_on_from() {
 
 #[test]
 fn answers_late_and_in_any_order() {
-    for seed in 0..50u64 {
+    let seeds = if cfg!(miri) { 1 } else { 50 };
+    for seed in 0..seeds {
         let mut count = seed;
         let (read, buf) = reading(Order::Shuffled(seed), move |_, good| {
             count = count
@@ -564,6 +565,8 @@ fn one_bad_chunk_among_good_ones() {
     }
 }
 
+// Miri's memory is all touched.
+#[cfg(not(miri))]
 #[test]
 fn the_largest_chunks_fit_a_descriptor_chain() {
     // The buffers of one chain may have 2^32 bytes in all, headers included (virtio 1.2, section
