@@ -174,7 +174,7 @@ pub(super) mod tests {
     use super::*;
     use crate::boot::{
         pe::{MACHINE_ARM64, tests::put_pe},
-        testing::Random,
+        testing::{Random, seeds},
     };
     use std::{string::ToString, vec, vec::Vec};
 
@@ -275,7 +275,7 @@ pub(super) mod tests {
 
     #[test]
     fn damaged_headers_do_not_panic() {
-        for seed in 0..20_000 {
+        for seed in seeds(20_000) {
             let random = &mut Random::new(seed);
             let mut head = head();
             random.damage(&mut head[..64]);

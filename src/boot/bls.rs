@@ -248,7 +248,7 @@ impl<'a> LoaderConf<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::testing::Random;
+    use crate::boot::testing::{Random, seeds};
     use std::{string::String, vec::Vec};
 
     // "Type #1 Boot Loader Entry Keys": the example.
@@ -437,7 +437,7 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
 
     #[test]
     fn any_bytes_give_an_entry() {
-        for seed in 0..2000 {
+        for seed in seeds(2000) {
             let mut text = FEDORA.to_vec();
             Random::new(seed).damage(&mut text);
             let entry = Entry::parse(&text);

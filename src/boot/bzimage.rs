@@ -312,7 +312,7 @@ pub(super) fn read_header(head: &[u8]) -> Option<SetupHeader> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::boot::testing::Random;
+    use crate::boot::testing::{Random, seeds};
     use core::mem::offset_of;
     use std::{string::ToString, vec, vec::Vec};
 
@@ -505,7 +505,7 @@ pub(super) mod tests {
 
     #[test]
     fn damaged_headers_do_not_panic() {
-        for seed in 0..20_000 {
+        for seed in seeds(20_000) {
             let random = &mut Random::new(seed);
             let mut head = head();
             random.damage(&mut head[HEADER_OFFSET..HEAD_BYTES]);

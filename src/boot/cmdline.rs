@@ -206,7 +206,7 @@ fn unquote(text: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::testing::Random;
+    use crate::boot::testing::{Random, seeds};
     use std::{string::ToString, vec, vec::Vec};
 
     const NONE: [&[u8]; 0] = [];
@@ -329,7 +329,7 @@ mod tests {
 
     #[test]
     fn any_bytes_are_split_without_a_panic() {
-        for seed in 0..5_000 {
+        for seed in seeds(5_000) {
             let random = &mut Random::new(seed);
             let line: Vec<u8> = (0..random.below(60))
                 .map(|_| b"ab=\" \n-_\xff\x0b"[random.below(10) as usize])

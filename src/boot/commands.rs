@@ -169,7 +169,7 @@ fn slices<'b>(buffer: &'b [u8], ends: &[usize]) -> Words<'b> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::testing::Random;
+    use crate::boot::testing::{Random, seeds};
     use std::{string::ToString, vec::Vec as StdVec};
 
     fn commands(line: &[u8]) -> Result<StdVec<StdVec<StdVec<u8>>>, CommandError> {
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn any_line_comes_to_an_end() {
-        for seed in 0..20_000 {
+        for seed in seeds(20_000) {
             let random = &mut Random::new(seed);
             let line: StdVec<u8> = (0..random.below(80))
                 .map(|_| b"ax4 ;'\"\\\n\xff"[random.below(10) as usize])

@@ -229,7 +229,7 @@ fn contains(name: &[u8], part: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::testing::Random;
+    use crate::boot::testing::{Random, seeds};
     use std::{string::String, vec::Vec as StdVec};
 
     /// What is chosen: the kernel, the initrd and the command line, `-` for none.
@@ -353,7 +353,7 @@ mod tests {
         for (names, expected) in cases {
             let mut names: StdVec<&[u8]> = names.iter().map(|n| n.as_bytes()).collect();
             assert_eq!(choose(&names), expected);
-            for seed in 0..50 {
+            for seed in seeds(50) {
                 let random = &mut Random::new(seed);
                 for i in (1..names.len()).rev() {
                     names.swap(i, random.below(i as u64 + 1) as usize);

@@ -454,7 +454,7 @@ impl Output<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::testing::Random;
+    use crate::boot::testing::{Random, seeds};
     use dtoolkit::{Node, Property, fdt::Fdt};
     use std::{string::ToString, vec, vec::Vec};
 
@@ -770,7 +770,7 @@ mod tests {
     fn a_damaged_tree_gives_an_error_or_a_tree() {
         let whole = sample().build(64);
         let mut out = vec![0; 4096];
-        for seed in 0..30_000 {
+        for seed in seeds(30_000) {
             let random = &mut Random::new(seed);
             let mut blob = whole.clone();
             random.damage(&mut blob);

@@ -241,7 +241,7 @@ impl<'a> Iterator for Keywords<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::testing::Random;
+    use crate::boot::testing::{Random, seeds};
     use std::vec::Vec;
 
     // As Debian's u-boot-menu writes it.
@@ -329,7 +329,7 @@ label l0r
 
     #[test]
     fn any_bytes_give_labels() {
-        for seed in 0..2000 {
+        for seed in seeds(2000) {
             let mut text = DEBIAN.to_vec();
             Random::new(seed).damage(&mut text);
             let config = Config::parse(&text);

@@ -325,8 +325,10 @@ impl core::error::Error for KindError {}
 mod tests {
     use super::*;
     use crate::boot::{
-        arm64_image::tests::head as arm64_head, bzimage::tests::head as bzimage_head,
-        pe::tests::put_pe, testing::Random,
+        arm64_image::tests::head as arm64_head,
+        bzimage::tests::head as bzimage_head,
+        pe::tests::put_pe,
+        testing::{Random, seeds},
     };
     use Architecture::{Aarch64, X86_64};
     use std::{string::ToString, vec, vec::Vec};
@@ -525,7 +527,7 @@ mod tests {
 
     #[test]
     fn any_bytes_are_some_kind() {
-        for seed in 0..20_000 {
+        for seed in seeds(20_000) {
             let random = &mut Random::new(seed);
             let mut head = match random.below(4) {
                 0 => bzimage_head(),

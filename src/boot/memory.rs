@@ -484,7 +484,7 @@ impl Planner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::testing::Random;
+    use crate::boot::testing::{Random, seeds};
     use std::{format, string::ToString, vec, vec::Vec as StdVec};
 
     fn usable(start: u64, end: u64) -> MemoryRegion {
@@ -702,7 +702,7 @@ mod tests {
         // Addresses are multiples of `GRAIN` here, so that memory can be checked cell by cell.
         const GRAIN: u64 = 0x1000;
         const CELLS: u64 = 4096;
-        for seed in 0..600 {
+        for seed in seeds(600) {
             let random = &mut Random::new(seed);
             let mut map = StdVec::new();
             let mut free = vec![false; CELLS as usize];

@@ -257,7 +257,7 @@ fn seconds(text: &[u8]) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::testing::Random;
+    use crate::boot::testing::{Random, seeds};
     use std::string::{String, ToString};
 
     fn error(line: &str) -> String {
@@ -382,7 +382,7 @@ mod tests {
 
     #[test]
     fn damaged_lines_do_not_panic() {
-        for seed in 0..20_000 {
+        for seed in seeds(20_000) {
             let random = &mut Random::new(seed);
             let mut line = *b"bootshare.tag=a bootshare.cmd=\"ls /\" bootshare.timeout=7 -- x";
             random.damage(&mut line);

@@ -84,7 +84,7 @@ impl<'a> Pe<'a> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::boot::testing::Random;
+    use crate::boot::testing::{Random, seeds};
 
     /// Writes PE headers with the given sections (offset and bytes in the file) at `offset`.
     pub(in crate::boot) fn put_pe(
@@ -144,7 +144,7 @@ pub(super) mod tests {
 
     #[test]
     fn damaged_headers_do_not_panic() {
-        for seed in 0..20_000 {
+        for seed in seeds(20_000) {
             let random = &mut Random::new(seed);
             let mut head = [0; 512];
             put_pe(&mut head, 0x40, MACHINE_ARM64, &[(0x1000, 0x500)]);

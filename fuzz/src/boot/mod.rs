@@ -1,6 +1,7 @@
 //! The parsers and planners of the boot floor.
 
 mod device_tree;
+mod entries;
 mod images;
 mod memory;
 mod text;
@@ -10,7 +11,7 @@ use crate::source::Source;
 /// One parser or planner, as the first byte says.
 pub fn boot(input: &[u8]) {
     let mut source = Source::new(input);
-    match source.below(12) {
+    match source.below(16) {
         0 => images::bzimage(source),
         1 => images::arm64_image(source),
         2 => images::kind(source),
@@ -22,6 +23,10 @@ pub fn boot(input: &[u8]) {
         8 => text::words_of(source),
         9 => text::conventional(source),
         10 => text::versions(source),
-        _ => memory::planner(source),
+        11 => memory::planner(source),
+        12 => entries::bls(source),
+        13 => entries::extlinux(source),
+        14 => entries::order(source),
+        _ => entries::pattern(source),
     }
 }

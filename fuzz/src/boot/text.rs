@@ -11,7 +11,7 @@ use bootshare::boot::{
 use std::cmp::Ordering;
 
 /// Whether `part` lies in `whole`, by its address.
-fn lies_in(part: &[u8], whole: &[u8]) -> bool {
+pub fn lies_in(part: &[u8], whole: &[u8]) -> bool {
     let (part, whole) = (part.as_ptr_range(), whole.as_ptr_range());
     whole.start <= part.start && part.end <= whole.end
 }
@@ -252,13 +252,18 @@ fn chosen<'a>(names: impl Iterator<Item = &'a Vec<u8>> + Clone) -> Conventional 
 pub fn versions(mut source: Source<'_>) {
     let (a, b) = (source.short_bytes(), source.short_bytes());
     let c = source.rest();
+    check_order([a, b, c], |x, y| compare(x, y));
+}
+
+/// `compare` puts these in an order that depends on nothing else.
+pub fn check_order<T>([a, b, c]: [T; 3], compare: impl Fn(&T, &T) -> Ordering) {
     for (x, y, z) in [
-        (a, b, c),
-        (b, c, a),
-        (c, a, b),
-        (c, b, a),
-        (b, a, c),
-        (a, c, b),
+        (&a, &b, &c),
+        (&b, &c, &a),
+        (&c, &a, &b),
+        (&c, &b, &a),
+        (&b, &a, &c),
+        (&a, &c, &b),
     ] {
         assert_eq!(compare(x, x), Ordering::Equal);
         assert_eq!(compare(x, y), compare(y, x).reverse());

@@ -20,9 +20,9 @@ mod temp;
 mod tree;
 mod wire;
 
-pub use backend::{
-    Answer, AsNobody, Backend, FuseBackend, Reply, Scripted, Virtiofsd, When, open_files_below,
-};
+pub use backend::{Answer, AsNobody, Backend, Reply, Scripted, When, open_files_below};
+#[cfg(feature = "servers")]
+pub use backend::{FuseBackend, Virtiofsd};
 pub use chain::{Buffer, Chain};
 pub use clock::{RealClock, Stopped, VirtualClock};
 pub use device::{Device, Order, Quirks, Reset, TestTransport};

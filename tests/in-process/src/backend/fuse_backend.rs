@@ -1,7 +1,8 @@
 //! fuse-backend-rs's request handler.
 
+use super::address_space::address_space;
 use super::{Answer, Backend, one_chain::OneChain};
-use crate::{chain::Chain, memory::address_space, wire::Request};
+use crate::{chain::Chain, wire::Request};
 use fuse_backend_rs::{
     api::server::Server,
     passthrough::{Config, PassthroughFs},

@@ -1,12 +1,19 @@
 //! Who answers the requests.
 
+#[cfg(feature = "servers")]
+mod address_space;
+#[cfg(feature = "servers")]
 mod fuse_backend;
+#[cfg(feature = "servers")]
 mod one_chain;
 mod scripted;
+#[cfg(feature = "servers")]
 mod virtiofsd;
 
+#[cfg(feature = "servers")]
 pub use fuse_backend::FuseBackend;
 pub use scripted::{Reply, Scripted};
+#[cfg(feature = "servers")]
 pub use virtiofsd::Virtiofsd;
 
 use crate::{chain::Chain, wire::Request};

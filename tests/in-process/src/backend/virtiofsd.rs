@@ -1,7 +1,8 @@
 //! virtiofsd's own request handler.
 
+use super::address_space::address_space;
 use super::{Answer, Backend, one_chain::OneChain};
-use crate::{chain::Chain, memory::address_space, wire::Request};
+use crate::{chain::Chain, wire::Request};
 use std::{io, path::Path};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use virtiofsd::{

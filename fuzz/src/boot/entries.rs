@@ -1,0 +1,180 @@
+//! Boot entries: their files, their names, their order and the patterns that choose among them.
+
+use super::text::{check_order, lies_in};
+use crate::source::Source;
+use bootshare::boot::{
+    bls::{self, FileName, LoaderConf},
+    entry::{Entry, EntryError, MAX_INITRDS},
+    extlinux::Config,
+    glob,
+    image::Architecture,
+};
+
+const MACHINES: [Architecture; 2] = [Architecture::X86_64, Architecture::Aarch64];
+
+/// A value is part of one line of `text`, without white space around it.
+fn check_value(value: &[u8], text: &[u8]) {
+    if !value.is_empty() {
+        assert!(lies_in(value, text));
+        assert!(!value.contains(&b'\n'));
+        assert_eq!(value, value.trim_ascii());
+    }
+}
+
+/// The values of the lines that start with `key`, found the simplest way.
+fn values<'a>(text: &'a [u8], key: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+    text.split(|&byte| byte == b'\n').filter_map(move |line| {
+        let rest = line.trim_ascii().strip_prefix(key)?;
+        let ends = rest.first().is_none_or(u8::is_ascii_whitespace);
+        ends.then(|| rest.trim_ascii())
+    })
+}
+
+fn check_entry(entry: Result<Entry<'_>, EntryError<'_>>, machine: Architecture) {
+    match entry {
+        Ok(entry) => {
+            assert!(!entry.kernel.is_empty());
+            assert!(entry.initrds.len() <= MAX_INITRDS);
+            assert!(entry.initrds.iter().all(|path| !path.is_empty()));
+            assert!(entry.device_tree.is_none_or(|path| !path.is_empty()));
+            assert!(entry.device_tree.is_none() || machine == Architecture::Aarch64);
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// Files of the Boot Loader Specification.
+pub fn bls(mut source: Source<'_>) {
+    let text = source.rest();
+    let entry = bls::Entry::parse(text);
+    for (value, key) in [
+        (entry.title, &b"title"[..]),
+        (entry.version, b"version"),
+        (entry.machine_id, b"machine-id"),
+        (entry.sort_key, b"sort-key"),
+        (entry.linux, b"linux"),
+        (entry.devicetree, b"devicetree"),
+        (entry.architecture, b"architecture"),
+    ] {
+        check_value(value, text);
+        assert_eq!(value, values(text, key).last().unwrap_or_default());
+    }
+    let all = |key| values(text, key).filter(|value| !value.is_empty());
+    assert!(entry.initrds().eq(all(b"initrd")));
+    assert!(entry.options().eq(all(b"options")));
+    for machine in MACHINES {
+        assert!(entry.is_for(machine) || !entry.architecture.is_empty());
+        check_entry(Entry::from_bls(&entry, machine), machine);
+    }
+
+    let conf = LoaderConf::parse(text);
+    let default = all(b"default").last();
+    assert_eq!(conf.default, default);
+}
+
+pub fn extlinux(mut source: Source<'_>) {
+    let text = source.rest();
+    let config = Config::parse(text);
+    check_value(config.default, text);
+    let mut count = 0;
+    for label in config.labels() {
+        count += 1;
+        for value in [
+            label.name,
+            label.menu_label,
+            label.linux,
+            label.append,
+            label.fdt,
+            label.fdtdir,
+            label.fdtoverlays,
+        ] {
+            check_value(value, text);
+        }
+        assert_ne!(label.append, b"-");
+        for initrd in label.initrds() {
+            assert!(!initrd.is_empty() && !initrd.contains(&b','));
+            assert!(lies_in(initrd, text));
+        }
+        for machine in MACHINES {
+            check_entry(Entry::from_label("/extlinux", &label, machine), machine);
+        }
+    }
+    let lines = text.split(|&byte| byte == b'\n').count();
+    assert!(count <= lines);
+    assert!(config.default_label().is_none_or(|index| index < count));
+}
+
+/// Names of entry files, and the order of the menu.
+pub fn order(mut source: Source<'_>) {
+    let names: Vec<Vec<u8>> = (0..3)
+        .map(|_| [source.short_bytes(), b".conf"].concat())
+        .collect();
+    let texts = [source.short_bytes(), source.short_bytes(), source.rest()];
+    let mut entries = Vec::new();
+    for (name, text) in names.iter().zip(texts) {
+        let Some(file) = FileName::parse(name) else {
+            let stem = name.len() - 5;
+            assert!(stem == 0 || name.starts_with(b"."));
+            return;
+        };
+        assert!(!file.id.is_empty() && name.starts_with(file.id));
+        assert_eq!(file.tries.is_none(), file.id.len() + 5 == name.len());
+        assert!(!file.is_bad() || file.tries.is_some());
+        entries.push((file, bls::Entry::parse(text)));
+    }
+    let [a, b, c] = [0, 1, 2].map(|index| (&entries[index].0, &entries[index].1));
+    check_order([a, b, c], |x, y| bls::compare(*x, *y));
+}
+
+pub fn pattern(mut source: Source<'_>) {
+    // Short ones: the other way to find out takes its time.
+    let name = source.bytes(usize::from(source.clone().u8() % 24));
+    let pattern = source.rest();
+    let pattern = &pattern[..pattern.len().min(24)];
+    let expected = fits(pattern, name);
+    assert_eq!(glob::matches(pattern, name), expected);
+}
+
+/// fnmatch(3), by its definition.
+fn fits(pattern: &[u8], name: &[u8]) -> bool {
+    let Some((&first, rest)) = pattern.split_first() else {
+        return name.is_empty();
+    };
+    if first == b'*' {
+        return (0..=name.len()).any(|taken| fits(rest, &name[taken..]));
+    }
+    let Some((&byte, after)) = name.split_first() else {
+        return false;
+    };
+    if first == b'\\'
+        && let Some((&escaped, rest)) = rest.split_first()
+    {
+        return escaped == byte && fits(rest, after);
+    }
+    if first == b'['
+        && let Some((matched, used)) = in_set(rest, byte)
+    {
+        return matched && fits(&rest[used..], after);
+    }
+    (first == b'?' || first == byte) && fits(rest, after)
+}
+
+/// Whether `byte` is in the set, and the bytes of the set up to its end.
+fn in_set(set: &[u8], byte: u8) -> Option<(bool, usize)> {
+    let negated = matches!(set.first(), Some(b'!' | b'^'));
+    let start = usize::from(negated);
+    let end = (start + 1..set.len()).find(|&at| set[at] == b']')?;
+    let members = &set[start..end];
+    let mut at = 0;
+    let mut found = false;
+    while at < members.len() {
+        if at + 2 < members.len() && members[at + 1] == b'-' {
+            found |= members[at] <= byte && byte <= members[at + 2];
+            at += 3;
+        } else {
+            found |= members[at] == byte;
+            at += 1;
+        }
+    }
+    Some((found != negated, end + 1))
+}
