@@ -21,9 +21,6 @@ use crate::{
 use core::{cmp::Ordering, fmt};
 use heapless::Vec;
 
-/// Memory that [`Choices::gather`] wants, in bytes: enough for all it may keep.
-pub(super) const SCRATCH_BYTES: usize = 2 << 20;
-
 /// The most entries of a share; conventional names come on top.
 const MAX_ENTRIES: usize = 64;
 /// Longest configuration file, in bytes.
@@ -38,6 +35,12 @@ const EXTLINUX_CONF: &str = "extlinux.conf";
 const EXTLINUX: [&str; 3] = ["/extlinux", "/boot/extlinux", "/"];
 /// Where kernels lie by convention.
 const CONVENTIONAL: [&str; 2] = ["/", "/boot"];
+
+/// Memory that [`gather`] wants, in bytes: for the entries it keeps and one more, the other files
+/// it looks for, and the names of a kernel and an initrd in each directory.
+pub(super) const SCRATCH_BYTES: usize = (MAX_ENTRIES + 1) * (MAX_NAME_BYTES + MAX_FILE)
+    + (2 + EXTLINUX.len()) * MAX_FILE
+    + 2 * CONVENTIONAL.len() * MAX_NAME_BYTES;
 
 /// What may be booted: one entry of a share.
 #[derive(Clone, Copy)]
@@ -267,6 +270,7 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
                 continue;
             }
             let memory = free.take().or_else(|| self.take(MAX_NAME_BYTES + MAX_FILE));
+            // With all of the scratch memory there is enough of it.
             let Some(memory) = memory else { break };
             let (name_memory, text_memory) = memory.split_at_mut(name.len());
             name_memory.copy_from_slice(name);
@@ -342,6 +346,7 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
     }
 
     fn extlinux(&mut self) -> Result<(), Failed> {
+        // The first file counts, as on a disk that U-Boot looks at.
         for directory in EXTLINUX {
             let path = Path::join(directory, EXTLINUX_CONF.as_bytes());
             let Some(config) = self.file(&path)? else {
