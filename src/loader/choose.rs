@@ -211,6 +211,14 @@ struct Gatherer<'s, 'm, B: Board> {
     choices: Choices<'m>,
 }
 
+/// What it means that a file is not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    IsFine,
+    /// A directory has it: it is a link that leads nowhere.
+    IsAnError,
+}
+
 /// An entry's file while there may be better ones: its memory is used again then.
 struct Candidate<'m> {
     /// The file's name, then its text.
@@ -274,7 +282,8 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
             let Some(memory) = memory else { break };
             let (name_memory, text_memory) = memory.split_at_mut(name.len());
             name_memory.copy_from_slice(name);
-            let text = match self.read(&Path::join(ENTRIES, name), text_memory)? {
+            let path = Path::join(ENTRIES, name);
+            let text = match self.read(&path, text_memory, Missing::IsAnError)? {
                 Some(text) => text,
                 None => {
                     free = Some(memory);
@@ -422,13 +431,18 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
         let Some(memory) = self.take(MAX_FILE) else {
             return Ok(None);
         };
-        let size = self.read(path.as_ref(), memory)?;
+        let size = self.read(path.as_ref(), memory, Missing::IsFine)?;
         let memory: &'m [u8] = memory;
         Ok(size.map(|size| &memory[..size]))
     }
 
-    /// Reads a file that need not be there; its size.
-    fn read(&self, path: &[u8], memory: &mut [u8]) -> Result<Option<usize>, Failed> {
+    /// Reads a file; its size, unless that failed.
+    fn read(
+        &self,
+        path: &[u8],
+        memory: &mut [u8],
+        missing: Missing,
+    ) -> Result<Option<usize>, Failed> {
         let read = self.share.open(path).and_then(|f| f.read_at(0, memory));
         match read {
             Ok(size) if size < memory.len() => Ok(Some(size)),
@@ -437,6 +451,10 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
                     path,
                     format_args!("it has {size} bytes or more; make it shorter"),
                 );
+                Ok(None)
+            }
+            Err(Error::NotFound) if missing == Missing::IsAnError => {
+                failure(path, Error::NotFound);
                 Ok(None)
             }
             Err(error) => self.report(path, error).map(|()| None),
