@@ -10,7 +10,7 @@
 //! | floor | module | what lives there |
 //! |---|---|---|
 //! | 6 | [`loader`] | the boot flow, over the small trait [`loader::Board`] |
-//! | 5 | [`boot`] | pure parsers and planners: images, memory map and placement, device tree |
+//! | 5 | [`boot`] | pure parsers and planners: boot entries, images, memory map and placement, device tree |
 //! | 4 | [`fs`] | the read-only file system: [`Share`], [`File`], [`ReadDir`], [`Metadata`] |
 //! | 3 | [`session`] | one FUSE session over a virtqueue |
 //! | 2 | [`fuse`] | the wire: encode and checked decode, no I/O |

@@ -21,9 +21,6 @@ use crate::{
 use core::{cmp::Ordering, fmt};
 use heapless::Vec;
 
-/// Memory that [`Choices::gather`] wants, in bytes: enough for all it may keep.
-pub(super) const SCRATCH_BYTES: usize = 2 << 20;
-
 /// The most entries of a share; conventional names come on top.
 const MAX_ENTRIES: usize = 64;
 /// Longest configuration file, in bytes.
@@ -38,6 +35,12 @@ const EXTLINUX_CONF: &str = "extlinux.conf";
 const EXTLINUX: [&str; 3] = ["/extlinux", "/boot/extlinux", "/"];
 /// Where kernels lie by convention.
 const CONVENTIONAL: [&str; 2] = ["/", "/boot"];
+
+/// Memory that [`gather`] wants, in bytes: for the entries it keeps and one more, the other files
+/// it looks for, and the names of a kernel and an initrd in each directory.
+pub(super) const SCRATCH_BYTES: usize = (MAX_ENTRIES + 1) * (MAX_NAME_BYTES + MAX_FILE)
+    + (2 + EXTLINUX.len()) * MAX_FILE
+    + 2 * CONVENTIONAL.len() * MAX_NAME_BYTES;
 
 /// What may be booted: one entry of a share.
 #[derive(Clone, Copy)]
@@ -208,6 +211,14 @@ struct Gatherer<'s, 'm, B: Board> {
     choices: Choices<'m>,
 }
 
+/// What it means that a file is not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    IsFine,
+    /// A directory has it: it is a link that leads nowhere.
+    IsAnError,
+}
+
 /// An entry's file while there may be better ones: its memory is used again then.
 struct Candidate<'m> {
     /// The file's name, then its text.
@@ -267,10 +278,12 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
                 continue;
             }
             let memory = free.take().or_else(|| self.take(MAX_NAME_BYTES + MAX_FILE));
+            // With all of the scratch memory there is enough of it.
             let Some(memory) = memory else { break };
             let (name_memory, text_memory) = memory.split_at_mut(name.len());
             name_memory.copy_from_slice(name);
-            let text = match self.read(&Path::join(ENTRIES, name), text_memory)? {
+            let path = Path::join(ENTRIES, name);
+            let text = match self.read(&path, text_memory, Missing::IsAnError)? {
                 Some(text) => text,
                 None => {
                     free = Some(memory);
@@ -342,6 +355,7 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
     }
 
     fn extlinux(&mut self) -> Result<(), Failed> {
+        // The first file counts, as on a disk that U-Boot looks at.
         for directory in EXTLINUX {
             let path = Path::join(directory, EXTLINUX_CONF.as_bytes());
             let Some(config) = self.file(&path)? else {
@@ -417,13 +431,18 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
         let Some(memory) = self.take(MAX_FILE) else {
             return Ok(None);
         };
-        let size = self.read(path.as_ref(), memory)?;
+        let size = self.read(path.as_ref(), memory, Missing::IsFine)?;
         let memory: &'m [u8] = memory;
         Ok(size.map(|size| &memory[..size]))
     }
 
-    /// Reads a file that need not be there; its size.
-    fn read(&self, path: &[u8], memory: &mut [u8]) -> Result<Option<usize>, Failed> {
+    /// Reads a file; its size, unless that failed.
+    fn read(
+        &self,
+        path: &[u8],
+        memory: &mut [u8],
+        missing: Missing,
+    ) -> Result<Option<usize>, Failed> {
         let read = self.share.open(path).and_then(|f| f.read_at(0, memory));
         match read {
             Ok(size) if size < memory.len() => Ok(Some(size)),
@@ -432,6 +451,10 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
                     path,
                     format_args!("it has {size} bytes or more; make it shorter"),
                 );
+                Ok(None)
+            }
+            Err(Error::NotFound) if missing == Missing::IsAnError => {
+                failure(path, Error::NotFound);
                 Ok(None)
             }
             Err(error) => self.report(path, error).map(|()| None),

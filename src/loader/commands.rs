@@ -187,7 +187,10 @@ impl<B: Board> Shell<'_, B> {
                     let space = if choice.title().is_empty() { "" } else { " " };
                     writeln!(console, "{mark} {id}: {title}{space}({kernel})")
                 }
-                Err(error) => writeln!(console, "- {id}: passed over: {error}"),
+                Err(error) if error.is_hidden() => {
+                    writeln!(console, "- {id}: passed over: {error}")
+                }
+                Err(error) => writeln!(console, "- {id}: {error}"),
             };
         }
         if choices.is_empty() {

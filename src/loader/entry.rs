@@ -380,7 +380,8 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         max: u64,
     ) -> Result<Option<Range>, Failed> {
         let total = sizes.iter().fold(0_u64, |total, size| {
-            total.next_multiple_of(4).saturating_add(*size)
+            let start = total.checked_next_multiple_of(4).unwrap_or(u64::MAX);
+            start.saturating_add(*size)
         });
         let Some(first) = entry.initrds.first() else {
             return Ok(None);
@@ -438,8 +439,8 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         }
     }
 
-    #[inline(never)] // As above.
     /// All of a file of at most `limit` bytes.
+    #[inline(never)] // As above.
     fn small_file(
         &mut self,
         path: &[u8],
@@ -450,6 +451,9 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         let size = file.metadata().len();
         if size > limit {
             return Err(self.failed(path, format_args!("it is too large for a {what}")));
+        }
+        if size == 0 {
+            return Ok(b"");
         }
         let request = Request {
             align: device_tree::ALIGNMENT,
@@ -542,4 +546,27 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
 
 fn contains_word(line: &[u8], word: &[u8]) -> bool {
     cmdline::words(line).any(|other| other == word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Path;
+
+    #[test]
+    fn paths_start_at_their_directory_or_at_the_root() {
+        let cases: [(&str, &[u8], &[u8]); 6] = [
+            ("/", b"k", b"/k"),
+            ("/", b"/k", b"/k"),
+            ("/boot", b"k", b"/boot/k"),
+            ("/boot", b"/k", b"/k"),
+            ("/boot/extlinux", b"../k", b"/boot/extlinux/../k"),
+            ("/boot", b"", b"/boot/"),
+        ];
+        for (directory, name, path) in cases {
+            assert_eq!(*Path::join(directory, name), *path);
+        }
+        // No share takes 4096 bytes.
+        assert_eq!(Path::join("/boot", &[b'x'; 5000]).len(), 4096);
+        assert_eq!(Path::join("/boot", &[b'/'; 5000]).len(), 4096);
+    }
 }

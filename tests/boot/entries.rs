@@ -144,6 +144,34 @@ pub(crate) fn listed(board: Board) {
     assert_eq!(list("bootshare.entry=b"), ["* b: Bee (/extlinux/b)"]);
 }
 
+/// Of any number of entries the best 64 are kept, and a file that is no entry's size is named.
+pub(crate) fn too_many(board: Board) {
+    let share = empty_dir("entries-too-many");
+    for number in 1..=100 {
+        let text = format!("title Number {number}\nlinux /{number}\n");
+        write(&share, &format!("loader/entries/x-{number}.conf"), &text);
+    }
+    write(
+        &share,
+        "loader/entries/long.conf",
+        &"# a comment\n".repeat(2000),
+    );
+    let options = "bootshare.cmd=entries";
+    let run = run(&machine(board, Server::Rust, &share, options));
+    assert_eq!(run.outcome, Outcome::FirmwareExit(0));
+    let mut expected: Vec<_> = (37..=100)
+        .rev()
+        .map(|number| format!("  x-{number}: Number {number} (/{number})"))
+        .collect();
+    expected[0].replace_range(..1, "*");
+    assert_eq!(run.output(), expected);
+    run.line(&[
+        "bootshare: warning: /loader/entries has more than 64 entries",
+        "36",
+    ]);
+    run.line(&["bootshare: error: /loader/entries/long.conf: "]);
+}
+
 pub(crate) fn extlinux(board: Board) {
     let share = share("extlinux", board, "boot");
     let config = format!(

@@ -170,3 +170,8 @@ fn entries_are_chosen_by_a_glob() {
 fn entries_are_listed_in_the_order_they_are_tried() {
     entries::listed(Board::X86_64Pc);
 }
+
+#[test]
+fn entries_beyond_64_are_left_out_with_a_warning() {
+    entries::too_many(Board::Aarch64Virt);
+}
