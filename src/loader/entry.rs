@@ -22,7 +22,7 @@ use crate::{
         zero_page::{self, Parameters, ZERO_PAGE_BYTES},
     },
 };
-use core::{ffi::CStr, fmt, ops::Deref};
+use core::{cell::Cell, ffi::CStr, fmt, ops::Deref};
 use heapless::Vec;
 
 /// Longest command line that is read, in bytes; kernels take less.
@@ -93,14 +93,11 @@ pub(super) fn load<B: Board>(
         log::error!("{error}");
         Failed
     })?;
-    let mut patience = Patience::<B> {
-        share,
-        is_left: true,
-    };
+    let patience = Patience::<B>::new(share);
     let choices = loop {
         match choose::gather::<B>(share, &mut *scratch.bytes, options.entry) {
             Ok(choices) => break choices,
-            Err(Failed) => patience.again()?,
+            Err(failed) => patience.again(failed)?,
         }
     };
     for choice in &choices {
@@ -126,6 +123,7 @@ pub(super) fn load<B: Board>(
             let loader = Loader {
                 board,
                 share,
+                patience: &patience,
                 choice,
                 arena: arena.rest(),
                 loaded: Vec::new(),
@@ -133,7 +131,7 @@ pub(super) fn load<B: Board>(
             match loader.load(&entry, options.payload) {
                 Ok(hand_off) => return Ok((hand_off, Path::join(entry.directory, entry.kernel))),
                 Err(Failed) if share.is_connected() => break,
-                Err(Failed) => patience.again()?,
+                Err(failed) => patience.again(failed)?,
             }
         }
     }
@@ -157,29 +155,46 @@ fn report_none<B: Board>(share: &BoardShare<B>, choices: &Choices<'_>) {
     }
 }
 
-/// A share that was lost is resumed, once.
+/// How often a share that was lost is resumed. A host that does not come back is asked once.
 struct Patience<'s, B: Board> {
     share: &'s BoardShare<B>,
-    is_left: bool,
+    left: Cell<u32>,
 }
 
-impl<B: Board> Patience<'_, B> {
-    /// After a failure: succeeds if what failed is worth another try.
-    fn again(&mut self) -> Result<(), Failed> {
-        if self.share.is_connected() || !core::mem::take(&mut self.is_left) {
-            return Err(Failed);
+impl<'s, B: Board> Patience<'s, B> {
+    /// Losses in one boot after which a host is given up.
+    const RESUMES: u32 = 3;
+
+    fn new(share: &'s BoardShare<B>) -> Self {
+        Self {
+            share,
+            left: Cell::new(Self::RESUMES),
         }
-        resume::<B>(self.share).map_err(|error| {
-            log::error!("share {}: {error}", self.share.tag());
-            Failed
-        })
     }
-}
 
-fn resume<B: Board>(share: &BoardShare<B>) -> Result<(), Error> {
-    share.resume()?;
-    log::info!("share {}: resumed", share.tag());
-    Ok(())
+    /// After `error`: succeeds if what failed is worth another try, because it was the share that
+    /// was lost and it could be resumed.
+    fn again<E>(&self, error: E) -> Result<(), E> {
+        let Some(left) = self.left.get().checked_sub(1) else {
+            return Err(error);
+        };
+        if self.share.is_connected() {
+            return Err(error);
+        }
+        self.left.set(left);
+        let tag = self.share.tag();
+        match self.share.resume() {
+            Ok(()) => {
+                log::info!("share {tag}: resumed");
+                Ok(())
+            }
+            Err(why) => {
+                self.left.set(0);
+                log::error!("share {tag}: {why}");
+                Err(error)
+            }
+        }
+    }
 }
 
 /// Reports what befell a file of an entry.
@@ -193,6 +208,7 @@ fn failed(choice: &Choice<'_>, path: &[u8], error: &dyn fmt::Display) -> Failed 
 struct Loader<'a, 'm, B: Board> {
     board: &'a B,
     share: &'a BoardShare<B>,
+    patience: &'a Patience<'a, B>,
     /// For its messages.
     choice: &'a Choice<'a>,
     arena: Arena<'m>,
@@ -323,8 +339,8 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         Ok(())
     }
 
-    /// Reads until `bytes` is full or the file ends. If the share gets lost on the way, it is
-    /// resumed, once, and the read goes on where it was.
+    /// Reads until `bytes` is full or the file ends. If the share gets lost on the way and can be
+    /// resumed, the read goes on where it was.
     fn read_on(
         &self,
         path: &[u8],
@@ -334,7 +350,6 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         progress: &mut Progress<B>,
     ) -> Result<usize, Error> {
         let mut come = 0;
-        let mut resumed = false;
         loop {
             let before = come;
             let rest = &mut bytes[before..];
@@ -344,11 +359,8 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
             });
             match result {
                 Ok(size) => return Ok(before + size),
-                Err(error) if resumed || self.share.is_connected() => return Err(error),
-                Err(_) => {}
+                Err(error) => self.patience.again(error)?,
             }
-            resumed = true;
-            resume::<B>(self.share)?;
             file.resume(path)?;
         }
     }

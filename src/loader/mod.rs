@@ -18,7 +18,10 @@ mod walk;
 pub use crate::boot::image::Architecture;
 pub use board::{Board, ExitStatus, HandOff};
 
-use crate::boot::options::{OnError, Options};
+use crate::{
+    Error,
+    boot::options::{OnError, Options},
+};
 use arena::Memory;
 use shares::Shares;
 
@@ -84,8 +87,10 @@ fn boot<B: Board>(
         let Ok(share) = mounted else { continue };
         let hand_off = entry::load(board, options, &share, memory);
         let tag = share.tag();
-        if let Err(error) = share.unmount() {
-            log::warn!("share {tag}: {error}");
+        match share.unmount() {
+            // An error line has told of the share that was lost.
+            Ok(()) | Err(Error::Disconnected) => {}
+            Err(error) => log::warn!("share {tag}: {error}"),
         }
         if let Ok((hand_off, kernel)) = hand_off {
             log::info!("starting {kernel}");
