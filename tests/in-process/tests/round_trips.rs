@@ -5,7 +5,7 @@ use bootshare::Options;
 use bootshare_tests::{Device, Node, Opcode, Scripted, TestShare, Tree, mount};
 
 /// A MiB, or what an interpreter takes for one.
-const MIB: usize = if cfg!(miri) { 1 << 10 } else { 1 << 20 };
+const MIB: usize = if cfg!(miri) { 1 << 12 } else { 1 << 20 };
 
 fn options() -> Options {
     Options::default().with_chunk_size(MIB as u32)
