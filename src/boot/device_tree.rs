@@ -454,7 +454,7 @@ impl Output<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::testing::{Random, seeds};
+    use crate::boot::testing::{Random, STRIDE, seeds};
     use dtoolkit::{Node, Property, fdt::Fdt};
     use std::{string::ToString, vec, vec::Vec};
 
@@ -682,7 +682,9 @@ mod tests {
     #[test]
     fn free_space_is_not_copied() {
         let tight = updated(&sample().build(0), &CHOSEN);
-        assert_eq!(updated(&sample().build(1 << 20), &CHOSEN), tight);
+        // QEMU's is as large; Miri would take minutes.
+        let gap = if cfg!(miri) { 1 << 12 } else { 1 << 20 };
+        assert_eq!(updated(&sample().build(gap), &CHOSEN), tight);
     }
 
     #[test]
@@ -710,7 +712,7 @@ mod tests {
     fn too_little_room_is_an_error() {
         let blob = sample().build(0);
         let bytes = updated_bytes(&blob, &CHOSEN).unwrap();
-        for room in 0..bytes {
+        for room in (0..bytes).step_by(STRIDE) {
             assert_eq!(
                 update(&blob, &CHOSEN, &mut vec![0; room]),
                 Err(DeviceTreeError::NoRoom { bytes, room })
