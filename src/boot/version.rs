@@ -18,18 +18,20 @@ pub fn compare(a: &[u8], b: &[u8]) -> Ordering {
         a = after(a, |byte| !is_version_byte(byte));
         b = after(b, |byte| !is_version_byte(byte));
         // 2. A tilde is lower than anything, the end among it.
-        if let Some(order) = marks(&mut a, &mut b, b'~') {
-            return order;
+        match marks(&mut a, &mut b, b"~") {
+            Marks::Decide(order) => return order,
+            Marks::Both => continue,
+            Marks::None => {}
         }
         // 3. At the end of one, the one that goes on is higher.
         if a.is_empty() || b.is_empty() {
             return a.len().min(1).cmp(&b.len().min(1));
         }
         // 4. to 6. Minus, caret and dot: the one that has it is lower.
-        for mark in *b"-^." {
-            if let Some(order) = marks(&mut a, &mut b, mark) {
-                return order;
-            }
+        match marks(&mut a, &mut b, b"-^.") {
+            Marks::Decide(order) => return order,
+            Marks::Both => continue,
+            Marks::None => {}
         }
         // 7. Numbers, 8. letters.
         let digits = |byte: u8| byte.is_ascii_digit();
@@ -60,17 +62,33 @@ const fn is_version_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'~' | b'^')
 }
 
-/// Takes `mark` off both if both start with it; if one does, that one is less.
-fn marks(a: &mut &[u8], b: &mut &[u8], mark: u8) -> Option<Ordering> {
-    match (a.strip_prefix(&[mark]), b.strip_prefix(&[mark])) {
-        (Some(rest_a), Some(rest_b)) => {
-            (*a, *b) = (rest_a, rest_b);
-            None
+/// What marks at the start of two versions say about their order.
+enum Marks {
+    /// One has it and is less.
+    Decide(Ordering),
+    /// Both have the same, which was taken off. The next round starts with what follows: the
+    /// specification's steps, to the letter, would go on with a separator there, and so put `~a`
+    /// above `~ a` although both are equal to `~0a`.
+    Both,
+    /// Neither has any.
+    None,
+}
+
+/// Looks for each of `marks` in their order.
+fn marks(a: &mut &[u8], b: &mut &[u8], marks: &[u8]) -> Marks {
+    for mark in marks {
+        let mark = core::slice::from_ref(mark);
+        match (a.strip_prefix(mark), b.strip_prefix(mark)) {
+            (Some(rest_a), Some(rest_b)) => {
+                (*a, *b) = (rest_a, rest_b);
+                return Marks::Both;
+            }
+            (Some(_), None) => return Marks::Decide(Ordering::Less),
+            (None, Some(_)) => return Marks::Decide(Ordering::Greater),
+            (None, None) => {}
         }
-        (Some(_), None) => Some(Ordering::Less),
-        (None, Some(_)) => Some(Ordering::Greater),
-        (None, None) => None,
     }
+    Marks::None
 }
 
 /// What comes after the leading bytes that are `what`.
@@ -180,6 +198,21 @@ mod tests {
         );
         check("00000000000000000000000000001", Equal, "1");
         check("1.0", Equal, "1.00");
+    }
+
+    #[test]
+    fn no_three_versions_are_in_a_circle() {
+        // Separators behind a mark once made the first less than the last.
+        for [a, b, c] in [
+            ["~a", "~0a", "~ a"],
+            ["-B", "-0a", "- a"],
+            ["1.b", "1.0b", "1. b"],
+        ] {
+            let order = |a: &str, b: &str| compare(a.as_bytes(), b.as_bytes());
+            let steps = [order(a, b), order(b, c)];
+            let expected = steps.into_iter().find(|step| step.is_ne());
+            assert_eq!(order(a, c), expected.unwrap_or(Equal), "{a:?} {b:?} {c:?}");
+        }
     }
 
     #[test]
