@@ -60,6 +60,20 @@ needs_to_test() {
     fi
 }
 
+# qemu-utils from Debian's backports and Debian 12's own QEMU exclude each other, and apt would
+# remove the first. Debian 12's version of it is installed instead.
+needs_older_qemu_utils() {
+    case " $missing " in *" qemu-system-"*) ;; *) return 0 ;; esac
+    version() { apt-cache policy "$1" | sed -n "s/^  $2: //p"; }
+    utils=$(version qemu-utils Installed)
+    qemu=$(version qemu-system-common Candidate)
+    case "$utils" in '' | '(none)') return 0 ;; esac
+    if dpkg --compare-versions "$utils" ge 1:8 && dpkg --compare-versions "$qemu" lt 1:8; then
+        say "qemu-utils $utils excludes QEMU $qemu: replacing it by the version of this QEMU"
+        need --allow-downgrades "qemu-utils=$qemu"
+    fi
+}
+
 debian_version() {
     # shellcheck source=/dev/null
     (. /etc/os-release 2>/dev/null && [ "${ID:-}" = debian ] && echo "${VERSION_ID:-}") || true
@@ -67,23 +81,23 @@ debian_version() {
 
 install_missing() {
     [ -n "$missing" ] || return 0
-    list="apt-get install --no-install-recommends$missing"
+    by_hand() { echo "as root run: apt-get update && apt-get install --no-install-recommends$missing"; }
     [ -n "$(debian_version)" ] ||
         die "this is not Debian: install what Debian has in these packages, then try again:$missing"
     as_root=
     if [ "$(id -u)" != 0 ]; then
-        has sudo || die "root is needed; as root run: apt-get update && $list"
+        has sudo || die "root is needed; $(by_hand)"
         as_root=sudo
         # Without a terminal nobody can type a password.
         [ -t 0 ] || as_root="sudo -n"
     fi
-    say "installing$missing"
     # shellcheck disable=SC2086 # lists of words
     {
-        $as_root apt-get -q update &&
+        $as_root apt-get -q update && needs_older_qemu_utils &&
+            say "installing$missing" &&
             $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y \
                 --no-install-recommends --no-remove $missing
-    } >&2 || die "could not install them; as root run: apt-get update && $list"
+    } >&2 || die "could not install them; $(by_hand)"
 }
 
 # RUSTUP_AUTO_INSTALL=0 may be set, and rustup then ignores rust-toolchain.toml's lists.
