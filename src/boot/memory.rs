@@ -276,6 +276,82 @@ impl fmt::Display for PlacementError {
 
 impl core::error::Error for PlacementError {}
 
+/// Why something can't lie where it has to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClaimError {
+    /// What it is: `segment`.
+    pub what: &'static str,
+    /// Where it has to lie.
+    pub range: Range,
+    /// The first part of that that is not free: see [`Planner::claim`].
+    pub taken: Range,
+    /// What is there.
+    pub obstacle: Obstacle,
+}
+
+/// What is in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// The firmware, or what the platform left there for it.
+    Firmware(Range),
+    /// There is no memory that is free for use.
+    NoRam,
+    /// Something else of this payload, or what its device tree reserves.
+    Payload,
+}
+
+impl Obstacle {
+    /// What is at the start of `taken` in a machine with this memory, in which the firmware
+    /// occupies these ranges.
+    #[must_use]
+    pub fn of(taken: Range, map: &[MemoryRegion], occupied: &[Range]) -> Self {
+        let is_there = |range: &Range| range.start <= taken.start && taken.start < range.end;
+        if let Some(firmware) = occupied.iter().find(|range| is_there(range)) {
+            return Self::Firmware(*firmware);
+        }
+        // The region that is not usable wins, as in the planner.
+        let regions = || map.iter().filter(|region| is_there(&region.range));
+        let is_usable = |region: &MemoryRegion| region.kind == MemoryKind::Usable;
+        if regions().next().is_some() && regions().all(is_usable) {
+            Self::Payload
+        } else {
+            Self::NoRam
+        }
+    }
+}
+
+impl fmt::Display for ClaimError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            what,
+            range,
+            taken,
+            obstacle,
+        } = self;
+        write!(f, "its {what} at {range:?} ")?;
+        match obstacle {
+            Obstacle::Firmware(firmware) => write!(
+                f,
+                "overlaps the firmware, which has {firmware:?}; link it for other addresses"
+            ),
+            Obstacle::NoRam => write!(
+                f,
+                "is not in usable memory from {:#x} on; link it for other addresses or give the \
+                 machine more memory",
+                taken.start
+            ),
+            Obstacle::Payload => write!(
+                f,
+                "overlaps another part of it, or memory that is reserved, at {:#x}; link it for \
+                 other addresses",
+                taken.start
+            ),
+        }
+    }
+}
+
+impl core::error::Error for ClaimError {}
+
 /// The free memory, from which payloads get their places.
 ///
 /// Every range that [`Planner::allocate`] hands out is inside usable memory and overlaps neither
@@ -360,6 +436,29 @@ impl Planner {
             .ok_or_else(|| self.refusal(request))?;
         self.occupy(place);
         Ok(place)
+    }
+
+    /// Takes this very `range` out of the free memory, for what can lie nowhere else.
+    ///
+    /// # Errors
+    ///
+    /// The first part of it that is not free; the planner is as it was.
+    pub fn claim(&mut self, range: Range) -> Result<Range, Range> {
+        let mut taken = range;
+        for free in &self.free {
+            if free.contains(&taken) {
+                self.occupy(range);
+                return Ok(range);
+            }
+            // The start is free, as two free ranges never touch; what follows is not.
+            if free.start <= taken.start {
+                taken.start = taken.start.max(free.end);
+            } else {
+                taken.end = taken.end.min(free.start);
+                break;
+            }
+        }
+        Err(taken)
     }
 
     /// Takes `range` out of the free memory, as far as it was in it.
