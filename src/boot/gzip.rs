@@ -77,22 +77,27 @@ impl fmt::Display for GzipError {
                 "its gzip header has more than {HEADER_BYTES} bytes; pack it with gzip -n"
             )?,
             Self::Truncated { unpacked } => {
-                write!(f, "it is cut off: its gzip data ends after {unpacked} bytes")?;
+                write!(
+                    f,
+                    "it is cut off: its gzip data ends after {unpacked} bytes"
+                )?;
             }
             Self::Damaged { unpacked } => {
                 write!(f, "its gzip data is damaged after {unpacked} bytes")?;
             }
             Self::TooLarge { room } => {
-                write!(f, "it unpacks to more than the {room} bytes that it asks for")?;
+                write!(
+                    f,
+                    "it unpacks to more than the {room} bytes that it asks for"
+                )?;
             }
             Self::Checksum { expected, found } => write!(
                 f,
                 "its checksum is wrong: CRC-32 {found:08x} in place of {expected:08x}"
             )?,
-            Self::Size { expected, unpacked } => write!(
-                f,
-                "it unpacks to {unpacked} bytes in place of {expected}"
-            )?,
+            Self::Size { expected, unpacked } => {
+                write!(f, "it unpacks to {unpacked} bytes in place of {expected}")?
+            }
         }
         match self {
             Self::NotGzip | Self::HeaderTooLong => Ok(()),
@@ -147,12 +152,7 @@ impl Unpacker {
     ///
     /// [`GzipError`]; what is in `out` is of no use then, except with [`GzipError::TooLarge`], which
     /// leaves as many bytes as there is room for.
-    pub fn push(
-        &mut self,
-        input: &[u8],
-        out: &mut [u8],
-        is_last: bool,
-    ) -> Result<bool, GzipError> {
+    pub fn push(&mut self, input: &[u8], out: &mut [u8], is_last: bool) -> Result<bool, GzipError> {
         let mut rest = input;
         if self.stage == Stage::Header {
             let header = header_bytes(input, is_last)?;
@@ -180,12 +180,7 @@ impl Unpacker {
     }
 
     /// How many bytes of `input` were used.
-    fn inflate(
-        &mut self,
-        input: &[u8],
-        out: &mut [u8],
-        is_last: bool,
-    ) -> Result<usize, GzipError> {
+    fn inflate(&mut self, input: &[u8], out: &mut [u8], is_last: bool) -> Result<usize, GzipError> {
         let mut flags = inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
         if !is_last {
             flags |= inflate_flags::TINFL_FLAG_HAS_MORE_INPUT;
@@ -399,10 +394,7 @@ pub(super) mod tests {
         let mut long = packed;
         long[3] |= FNAME;
         long.splice(10..10, vec![b'n'; 5_000]);
-        assert_eq!(
-            unpack(&long, 1 << 20, 1_000),
-            Err(GzipError::HeaderTooLong)
-        );
+        assert_eq!(unpack(&long, 1 << 20, 1_000), Err(GzipError::HeaderTooLong));
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! What a file is, by its content: a file's name says nothing about that.
 
 use crate::boot::{
-    arm64_image,
-    bzimage, elf,
+    arm64_image, bzimage, elf,
     pe::{MACHINE_ARM64, MACHINE_X86_64, Pe},
     zboot::Zboot,
 };

@@ -65,6 +65,9 @@ pub struct Entry {
 
 const _: () = assert!(size_of::<Entry>() == 24);
 
+/// Where the memory map is in what [`StartInfo::write`] writes: after the header and one module.
+const MAP_OFFSET: usize = 56 + 32;
+
 /// What a payload is told.
 #[derive(Clone, Copy, Debug)]
 pub struct StartInfo<'a> {
@@ -83,14 +86,14 @@ impl StartInfo<'_> {
     #[must_use]
     pub const fn bytes(&self) -> usize {
         let entries = size_of::<Entry>().saturating_mul(self.memory_map.len());
-        entries.saturating_add(size_of::<Header>() + size_of::<Module>())
+        entries.saturating_add(MAP_OFFSET)
     }
 
     /// Writes it to the start of `out`, which lies at `address`; [`None`] if there is too little
     /// room.
     pub fn write(&self, address: u64, out: &mut [u8]) -> Option<()> {
         let regions = || self.memory_map.iter().filter(|r| r.range.size() > 0);
-        let (modules, map) = (size_of::<Header>(), size_of::<Header>() + size_of::<Module>());
+        let modules = size_of::<Header>();
         let at = |offset: usize| address.saturating_add(offset as u64);
         let header = Header {
             magic: MAGIC.into(),
@@ -100,7 +103,7 @@ impl StartInfo<'_> {
             modules: self.initrd.map_or(0, |_| at(modules)).into(),
             command_line: self.command_line.into(),
             rsdp: self.acpi_rsdp.into(),
-            memory_map: at(map).into(),
+            memory_map: at(MAP_OFFSET).into(),
             memory_map_entries: u32::try_from(regions().count()).ok()?.into(),
             reserved: 0.into(),
         };
@@ -162,7 +165,10 @@ mod tests {
         assert_eq!([0, 4, 8, 12].map(word), [MAGIC, 1, 0, 1]);
         assert_eq!([24, 32].map(long), [0x7000, 0xf_5000]);
         let module = (long(16) - 0x6000) as usize;
-        assert_eq!([0, 8, 16, 24].map(|at| long(module + at)), [0x700_0000, 0x123, 0, 0]);
+        assert_eq!(
+            [0, 8, 16, 24].map(|at| long(module + at)),
+            [0x700_0000, 0x123, 0, 0]
+        );
         let entries = (long(40) - 0x6000) as usize;
         assert_eq!([word(48), word(52)], [2, 0]);
         assert_eq!(

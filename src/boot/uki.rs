@@ -76,7 +76,13 @@ impl Uki {
     pub fn parse(head: &[u8], file_size: u64) -> Result<Self, UkiError> {
         let pe = Pe::parse(head).ok_or(UkiError::NoKernel)?;
         let mut linux = None;
-        let [mut ucode, mut initrd, mut cmdline, mut device_tree, mut os_release] = [None; 5];
+        let [
+            mut ucode,
+            mut initrd,
+            mut cmdline,
+            mut device_tree,
+            mut os_release,
+        ] = [None; 5];
         let mut profiles = 0_u32;
         for section in pe.sections() {
             let field = match section.name() {
@@ -181,7 +187,7 @@ fn field<'a>(text: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
         });
         Some(unquoted.unwrap_or(value).trim_ascii())
     });
-    values.filter(|value| !value.is_empty()).last()
+    values.filter(|value| !value.is_empty()).next_back()
 }
 
 #[cfg(test)]
@@ -284,7 +290,10 @@ mod tests {
         let size = release.write_entry(&path, &mut out).unwrap();
         let entry = bls::Entry::parse(&out[..size]);
         assert_eq!(entry.title, b"Debian GNU/Linux 12");
-        assert_eq!((entry.version, entry.sort_key), (&b"12"[..], &b"debian"[..]));
+        assert_eq!(
+            (entry.version, entry.sort_key),
+            (&b"12"[..], &b"debian"[..])
+        );
         assert_eq!(entry.uki, b"/EFI/Linux/a b.efi");
         assert_eq!(release.write_entry(&path, &mut out[..size - 1]), None);
     }

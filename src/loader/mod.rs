@@ -12,11 +12,12 @@ mod console;
 mod entry;
 mod names;
 mod output;
+mod payload;
 mod shares;
 mod walk;
 
 pub use crate::boot::image::Architecture;
-pub use board::{Board, ExitStatus, HandOff};
+pub use board::{Board, ExitStatus, HandOff, Move, Protocol};
 
 use crate::{
     Error,

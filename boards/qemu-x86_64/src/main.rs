@@ -14,6 +14,7 @@
 //! | `clock` | the time-stamp counter | PIT channel 2, port 0x61 |
 //! | `pci` | configuration space | ports 0xcf8 to 0xcff |
 //! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | the slots of `microvm` |
+//! | `pvh` | the way out of 64-bit mode, to a payload that is entered by PVH | everything, once |
 //! | `start_info` | parser: what PVH tells | nothing, from here on |
 //! | `tables` | the page tables' content | |
 //! | `tsc` | arithmetic of the clock | |
@@ -54,6 +55,8 @@ mod machine;
 mod paging;
 #[cfg(target_os = "none")]
 mod pci;
+#[cfg(target_os = "none")]
+mod pvh;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}
