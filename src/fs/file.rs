@@ -74,7 +74,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     }
 
     /// Reads at `offset`, in bytes, straight into `buf`: the host writes there, the guest copies
-    /// nothing. Returns the bytes read, fewer than the buffer's only at the end of the file.
+    /// nothing. Returns the bytes read, fewer than the buffer's only at the end of the file: a file
+    /// that grows while it is read may end where it did when it was opened.
     ///
     /// # Errors
     ///
@@ -97,7 +98,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         progress: &mut dyn FnMut(u64),
     ) -> Result<usize, Error> {
         let mut session = self.node.session()?;
-        session.read(self.node.id, self.handle, offset, buf, progress)
+        let size = self.node.attr.size;
+        session.read(self.node.id, self.handle, offset, size, buf, progress)
     }
 
     /// Reads on from where the last one stopped, as [`File::read_at`] does.
