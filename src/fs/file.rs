@@ -7,6 +7,7 @@ use crate::{
     hal::{Clock, Hal},
     session::Priority,
 };
+use core::fmt;
 #[cfg(feature = "embedded-io")]
 use embedded_io::{ErrorType, SeekFrom};
 use virtio_drivers::transport::Transport;
@@ -143,6 +144,15 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         } else {
             Err(Error::UnexpectedEof)
         }
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> fmt::Debug for File<'_, T, C, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("File")
+            .field("node", &self.node)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
     }
 }
 

@@ -34,7 +34,7 @@ use crate::{
     },
     hal::{Clock, Hal},
 };
-use core::{mem::ManuallyDrop, ptr::NonNull, time::Duration};
+use core::{fmt, mem::ManuallyDrop, ptr::NonNull, time::Duration};
 use ring::{Chain, Full, Ring};
 use slots::{Slot, SlotSet, Slots};
 use virtio_drivers::transport::{DeviceStatus, Transport};
@@ -123,6 +123,16 @@ pub struct Session<T: Transport, C: Clock, H: Hal> {
     tag: Tag,
     minor: u32,
     epoch: Epoch,
+}
+
+impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Session<T, C, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("tag", &self.tag)
+            .field("epoch", &self.epoch)
+            .field("connected", &self.is_connected())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Which session a node or handle is of: after [`Session::resume`], those of the one before mean
