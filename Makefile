@@ -39,6 +39,7 @@ help:
 	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client'
 	@echo '                 SANITIZER= address (default) or none, five times as fast'
 	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
+	@echo 'make callgrind how many instructions the client takes for a request'
 	@echo 'make size      what the images take'
 	@echo 'make doc       the documentation, in $(TARGET)/doc'
 	@echo 'make clean     remove target, downloads included'
@@ -90,6 +91,11 @@ miri: setup-miri
 	cargo +nightly miri test -p bootshare --lib
 	cargo +nightly miri test -p bootshare-fuzz
 
+# The client as the firmware has it: the same profile.
+.PHONY: callgrind
+callgrind: setup-callgrind
+	@cargo run -q --profile firmware -p bootshare-tests --no-default-features --example callgrind
+
 .PHONY: size
 size: host firmware
 	@$(HOST) size $(ARCHES:%=target/firmware/bootshare-%.elf)
@@ -103,7 +109,7 @@ clean:
 	rm -rf target $(TARGET)
 
 # Each installs what is missing for its purpose, and does nothing when nothing is.
-SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri
+SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-callgrind
 .PHONY: $(SETUPS)
 $(SETUPS): setup-%:
 	@host/setup.sh $*

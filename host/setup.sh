@@ -1,11 +1,11 @@
 #!/bin/sh
-# Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri`.
+# Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri|callgrind`.
 #
 # Debian is served by apt, as root or through sudo; elsewhere the list of what is missing is
 # printed. When nothing is missing this only looks.
 set -eu
 cd "$(dirname "$0")/.."
-purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri"}
+purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri|callgrind"}
 
 # The version the boot tests run, beside QEMU's own server.
 virtiofsd_version=1.14.0
@@ -200,5 +200,11 @@ miri)
     install_missing
     install_nightly miri rust-src
     ;;
-*) die "unknown purpose $purpose: build, run, test, fuzz or miri" ;;
+callgrind)
+    needs_to_build
+    has valgrind || need valgrind
+    install_missing
+    install_toolchain
+    ;;
+*) die "unknown purpose $purpose: build, run, test, fuzz, miri or callgrind" ;;
 esac
