@@ -1,11 +1,11 @@
 #!/bin/sh
-# Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri|licences`.
+# Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri|licences|callgrind`.
 #
 # Debian is served by apt, as root or through sudo; elsewhere the list of what is missing is
 # printed. When nothing is missing this only looks.
 set -eu
 cd "$(dirname "$0")/.."
-purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri|licences"}
+purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri|licences|callgrind"}
 
 # The version the boot tests run, beside QEMU's own server.
 virtiofsd_version=1.14.0
@@ -207,5 +207,11 @@ licences)
     install_missing
     install_cargo_command deny "$cargo_deny_version"
     ;;
-*) die "unknown purpose $purpose: build, run, test, fuzz, miri or licences" ;;
+callgrind)
+    needs_to_build
+    has valgrind || need valgrind
+    install_missing
+    install_toolchain
+    ;;
+*) die "unknown purpose $purpose: build, run, test, fuzz, miri, licences or callgrind" ;;
 esac
