@@ -222,6 +222,14 @@ impl Unpacker {
     }
 }
 
+impl fmt::Debug for Unpacker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unpacker")
+            .field("unpacked", &self.unpacked)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Default for Unpacker {
     fn default() -> Self {
         Self::new()

@@ -22,7 +22,7 @@ pub const LIMIT: u64 = 1 << 32;
 pub const CMDLINE_LIMIT: usize = 2047;
 
 /// `struct hvm_start_info`.
-#[derive(FromBytes, IntoBytes, Immutable)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 #[allow(missing_docs)] // The ABI's names.
 pub struct Header {
@@ -41,7 +41,7 @@ pub struct Header {
 const _: () = assert!(size_of::<Header>() == 56);
 
 /// `struct hvm_modlist_entry`.
-#[derive(FromBytes, IntoBytes, Immutable)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 struct Module {
     address: U64,
@@ -53,7 +53,7 @@ struct Module {
 const _: () = assert!(size_of::<Module>() == 32);
 
 /// `struct hvm_memmap_table_entry`.
-#[derive(FromBytes, IntoBytes, Immutable)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 #[allow(missing_docs)] // The ABI's names.
 pub struct Entry {

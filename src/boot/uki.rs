@@ -16,12 +16,17 @@
 //! `.cmdline` is not all that the kernel is told: there is no Secure Boot here, without which the
 //! specification lets a loader override it. Words that come later win in Linux.
 
-use crate::boot::{memory::Range, pe::Pe};
+use crate::boot::{
+    memory::Range,
+    pe::{MACHINE_ARM64, MACHINE_X86_64, Pe},
+};
 use core::fmt;
 
 /// Where the parts of an image lie in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uki {
+    /// What it was built for, in the words of the EFI specification; empty if not known here.
+    pub architecture: &'static [u8],
     /// `.linux`
     pub linux: Range,
     /// `.ucode`
@@ -111,6 +116,11 @@ impl Uki {
             *field = (content.size() > 0).then_some(content);
         }
         Ok(Self {
+            architecture: match pe.machine {
+                MACHINE_X86_64 => b"x64",
+                MACHINE_ARM64 => b"aa64",
+                _ => b"",
+            },
             linux: linux.ok_or(UkiError::NoKernel)?,
             ucode,
             initrd,
@@ -148,9 +158,14 @@ impl<'a> OsRelease<'a> {
         }
     }
 
-    /// Writes a boot entry of type 1 for the image at `path` to the start of `out`, and gives its
-    /// size in bytes; `None` if there is too little room.
-    pub fn write_entry(&self, path: &[&[u8]], out: &mut [u8]) -> Option<usize> {
+    /// Writes a boot entry of type 1 for the image at `path`, whose parts are joined, to the start of
+    /// `out`, and gives its size in bytes; `None` if there is too little room.
+    pub fn write_entry(
+        &self,
+        architecture: &[u8],
+        path: &[&[u8]],
+        out: &mut [u8],
+    ) -> Option<usize> {
         let mut size = 0_usize;
         let mut push = |bytes: &[u8]| {
             let end = size.checked_add(bytes.len())?;
@@ -162,6 +177,7 @@ impl<'a> OsRelease<'a> {
             (&b"title "[..], self.title),
             (b"version ", self.version),
             (b"sort-key ", self.sort_key),
+            (b"architecture ", architecture),
         ] {
             for part in [key, value, b"\n"] {
                 push(part)?;
@@ -178,7 +194,7 @@ impl<'a> OsRelease<'a> {
 /// The value of the last assignment to `key` that is not empty, without its quotation marks.
 fn field<'a>(text: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
     let lines = text.split(|&byte| matches!(byte, b'\n' | 0));
-    let values = lines.filter_map(|line| {
+    let mut values = lines.filter_map(|line| {
         let value = line.trim_ascii().strip_prefix(key)?.strip_prefix(b"=")?;
         let unquoted = [b'"', b'\''].into_iter().find_map(|mark| {
             value
@@ -187,7 +203,7 @@ fn field<'a>(text: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
         });
         Some(unquoted.unwrap_or(value).trim_ascii())
     });
-    values.filter(|value| !value.is_empty()).next_back()
+    values.rfind(|value| !value.is_empty())
 }
 
 #[cfg(test)]
@@ -232,6 +248,7 @@ mod tests {
         assert_eq!(uki.cmdline, Some(Range::with_size(0x1400, 0x20)));
         assert_eq!(uki.os_release, Some(Range::with_size(0x1200, 0x40)));
         assert_eq!((uki.ucode, uki.device_tree), (None, None));
+        assert_eq!(uki.architecture, b"x64");
         assert_eq!(
             Uki::parse(&head, FILE_SIZE - 1).unwrap_err().to_string(),
             "it is cut off: 65535 of at least 65536 bytes are there; copy it again"
@@ -287,7 +304,7 @@ mod tests {
 
         let mut out = [0; 128];
         let path: [&[u8]; 2] = [b"/EFI/Linux/", b"a b.efi"];
-        let size = release.write_entry(&path, &mut out).unwrap();
+        let size = release.write_entry(b"x64", &path, &mut out).unwrap();
         let entry = bls::Entry::parse(&out[..size]);
         assert_eq!(entry.title, b"Debian GNU/Linux 12");
         assert_eq!(
@@ -295,7 +312,12 @@ mod tests {
             (&b"12"[..], &b"debian"[..])
         );
         assert_eq!(entry.uki, b"/EFI/Linux/a b.efi");
-        assert_eq!(release.write_entry(&path, &mut out[..size - 1]), None);
+        assert_eq!(entry.architecture, b"x64");
+        let mut short = out;
+        assert_eq!(
+            release.write_entry(b"x64", &path, &mut short[..size - 1]),
+            None
+        );
     }
 
     #[test]
