@@ -335,7 +335,10 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
     #[inline(never)] // As above.
     pub fn place(&mut self, path: &[u8], request: &Request) -> Result<Block<'m>, Failed> {
         let placed = self.arena.take(request);
-        placed.map_err(|e| self.failed(path, e))
+        let block = placed.map_err(|e| self.failed(path, e))?;
+        let (what, range) = (request.what, block.range);
+        log::debug!("{}: {what} at {range:?}", Text(path));
+        Ok(block)
     }
 
     pub fn add_loaded(&mut self, start: u64, size: u64) {
@@ -480,7 +483,11 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         lines: impl Iterator<Item = &'l [u8]> + Clone,
     ) -> Result<&'m [u8], Failed> {
         let size = lines.clone().map(|line| line.len() as u64 + 1).sum();
-        let text = self.place(path, &Request::new("command line", size))?.bytes;
+        let request = Request {
+            side: Side::High, // Out of the kernel's way.
+            ..Request::new("command line", size)
+        };
+        let text = self.place(path, &request)?.bytes;
         text.fill(b' ');
         let mut end = 0;
         for line in lines {
@@ -521,6 +528,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         }
         let request = Request {
             align: device_tree::ALIGNMENT,
+            side: Side::High, // Out of the kernel's way.
             ..Request::new(what, size)
         };
         let block = self.place(path, &request)?;

@@ -454,8 +454,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
             let error = ClaimError {
                 what: "segment",
                 range,
-                taken,
-                obstacle: Obstacle::of(taken, map, &self.board.occupied()),
+                obstacle: Obstacle::of(range, taken, map, &self.board.occupied()),
             };
             self.failed(path, error)
         })

@@ -6,6 +6,7 @@ mod commands;
 mod entries;
 mod examples;
 mod failures;
+mod images;
 mod lab;
 mod linux;
 mod tree;
@@ -175,4 +176,59 @@ fn entries_are_listed_in_the_order_they_are_tried() {
 #[test]
 fn entries_beyond_64_are_left_out_with_a_warning() {
     entries::too_many(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_arm64_boots_from_gzip() {
+    images::gzipped(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_arm64_boots_from_zboot() {
+    images::zboot(Board::Aarch64VirtPci);
+}
+
+#[test]
+fn images_vmlinux_is_entered_by_pvh_on_microvm() {
+    images::vmlinux(Board::X86_64Microvm);
+}
+
+#[test]
+fn images_vmlinux_is_entered_by_pvh_on_q35() {
+    images::vmlinux(Board::X86_64Q35);
+}
+
+#[test]
+fn images_a_program_may_belong_where_the_firmware_is() {
+    images::program_at_1_mib(Board::X86_64Q35);
+}
+
+#[test]
+fn images_arm64_enters_a_plain_elf_program() {
+    images::arm64_program(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_x86_64_boots_a_unified_kernel_image() {
+    images::unified(Board::X86_64Microvm);
+}
+
+#[test]
+fn images_arm64_boots_a_unified_kernel_image() {
+    images::unified(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_x86_64_names_what_is_wrong_and_goes_on() {
+    images::wrong_on_x86_64(Board::X86_64Microvm);
+}
+
+#[test]
+fn images_arm64_names_what_is_wrong_and_goes_on() {
+    images::wrong_on_arm64(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_a_tree_from_elsewhere_gets_this_machines_memory_and_seeds() {
+    images::tree_from_elsewhere(Board::Aarch64Virt);
 }
