@@ -15,6 +15,7 @@ mod qmp;
 pub mod run;
 pub mod server;
 pub mod size;
+pub mod watch;
 
 pub use board::{Arch, Board};
 pub use console::Console;

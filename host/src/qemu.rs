@@ -9,6 +9,7 @@ use clap::ValueEnum;
 
 use crate::board::{Arch, Board, Transport};
 use crate::process::{Invocation, quote};
+use crate::watch::Watch;
 
 /// Exit codes from here up are the firmware's: it reports `STATUS_BASE + status`. QEMU's own are 0
 /// (the guest powered off) and 1 (an error).
@@ -59,6 +60,8 @@ pub struct Machine {
     pub thread_pool_size: Option<u32>,
     /// When to give up.
     pub time_limit: Option<Duration>,
+    /// What its console must show, or must not.
+    pub watch: Watch,
     /// Leave virtio-mmio devices in QEMU's default, the legacy layout.
     pub legacy_mmio: bool,
     /// Start aarch64 at EL2.
@@ -91,6 +94,7 @@ impl Machine {
             server: None,
             thread_pool_size: None,
             time_limit: None,
+            watch: Watch::default(),
             legacy_mmio: false,
             el2: false,
             qemu_args: Vec::new(),

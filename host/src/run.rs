@@ -17,6 +17,7 @@ use crate::process::{Process, timespec};
 use crate::qemu::{Machine, Wiring, firmware_status};
 use crate::qmp::{self, Decoder, Message};
 use crate::server::Server;
+use crate::watch::{Found, Pattern, Watcher};
 
 /// How long QEMU may take to build the machine and connect to the servers.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -26,6 +27,9 @@ const SERVER_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a server may take to end after QEMU has.
 const END_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a guest may go on after its console showed a failure: its next lines say more.
+const FAILURE_GRACE: Duration = Duration::from_secs(1);
 
 /// How much of a program's error output is kept.
 const TAIL: usize = 4096;
@@ -57,6 +61,20 @@ pub enum Outcome {
     },
     /// SIGINT, SIGTERM, SIGHUP, or QEMU's own quit key.
     Interrupted,
+    /// The console showed what was [expected](crate::watch::Watch::expect).
+    Expected,
+    /// The console showed [a failure](crate::watch::Watch::fail).
+    FailureShown {
+        /// What was looked for.
+        pattern: String,
+    },
+    /// The guest ended before its console showed what was expected.
+    NotShown {
+        /// What was looked for.
+        pattern: String,
+        /// How it ended.
+        end: Box<Outcome>,
+    },
 }
 
 impl Outcome {
@@ -65,7 +83,8 @@ impl Outcome {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::FirmwareExit(status) => *status,
-            Self::PowerOff => 0,
+            Self::PowerOff | Self::Expected => 0,
+            Self::FailureShown { .. } | Self::NotShown { .. } => 1,
             Self::Reset => 120,
             Self::QemuFailed { .. } => 121,
             Self::ServerFailed { .. } => 122,
@@ -89,6 +108,11 @@ impl fmt::Display for Outcome {
             }
             Self::ServerFailed { what, stderr } => write!(f, "{what}: {}", stderr.trim_end()),
             Self::Interrupted => f.write_str("interrupted"),
+            Self::Expected => f.write_str("the console showed what was expected"),
+            Self::FailureShown { pattern } => write!(f, "the console showed --fail '{pattern}'"),
+            Self::NotShown { pattern, end } => {
+                write!(f, "the console never showed --expect '{pattern}': {end}")
+            }
         }
     }
 }
@@ -100,6 +124,8 @@ pub struct Report {
     pub outcome: Outcome,
     /// All that the guest wrote to its console, with [`Console::Capture`].
     pub console: Vec<u8>,
+    /// The last lines of the console, without escape sequences.
+    pub last_lines: Vec<String>,
     /// From QEMU's start to its end.
     pub duration: Duration,
 }
@@ -167,6 +193,8 @@ struct Run<'a> {
     sockets: Option<TempDir>,
     shutdown: Option<Message>,
     captured: Vec<u8>,
+    watcher: Watcher,
+    failure_shown: Option<Instant>,
     started: Instant,
     interrupt: BorrowedFd<'static>,
     _raw: Option<RawMode>,
@@ -192,6 +220,7 @@ impl<'a> Run<'a> {
         console: Console,
         interrupt: BorrowedFd<'static>,
     ) -> Result<Self> {
+        let watcher = Watcher::new(&machine.watch)?;
         let sockets = tempfile::Builder::new()
             .prefix("bootshare-")
             .tempdir()
@@ -268,6 +297,8 @@ impl<'a> Run<'a> {
             sockets: Some(sockets),
             shutdown: None,
             captured: Vec::new(),
+            watcher,
+            failure_shown: None,
             started: Instant::now(),
             interrupt,
             _raw: raw,
@@ -286,7 +317,8 @@ impl<'a> Run<'a> {
             }
         }
         Ok(Report {
-            outcome,
+            outcome: self.judge(outcome)?,
+            last_lines: self.watcher.last_lines(),
             console: std::mem::take(&mut self.captured),
             duration,
         })
@@ -311,7 +343,38 @@ impl<'a> Run<'a> {
                     source => self.serve(source)?,
                 }
             }
+            match self.watcher.found() {
+                Some(Found::Expected) => return Ok(Outcome::Expected),
+                Some(Found::Failure) if self.failure_shown.is_none() => {
+                    self.failure_shown = Some(Instant::now());
+                }
+                _ => {}
+            }
         }
+    }
+
+    /// What the console showed decides, once it has come to its end.
+    fn judge(&mut self, end: Outcome) -> Result<Outcome> {
+        self.watcher.end()?;
+        let watch = &self.machine.watch;
+        let text = |pattern: &Option<Pattern>| pattern.as_ref().map(Pattern::to_string);
+        Ok(match (self.watcher.found(), end) {
+            (_, Outcome::Interrupted) => Outcome::Interrupted,
+            (Some(Found::Expected), _) => Outcome::Expected,
+            (Some(Found::Failure), _) => Outcome::FailureShown {
+                pattern: text(&watch.fail).unwrap_or_default(),
+            },
+            (None, end @ (Outcome::PowerOff | Outcome::Reset | Outcome::FirmwareExit(_))) => {
+                match text(&watch.expect) {
+                    Some(pattern) => Outcome::NotShown {
+                        pattern,
+                        end: Box::new(end),
+                    },
+                    None => end,
+                }
+            }
+            (None, end) => end,
+        })
     }
 
     fn deadlines(&self) -> Vec<(Instant, Deadline)> {
@@ -321,6 +384,9 @@ impl<'a> Run<'a> {
         }
         if self.sockets.is_some() {
             deadlines.push((self.started + START_LIMIT, Deadline::Start));
+        }
+        if let Some(at) = self.failure_shown {
+            deadlines.push((at + FAILURE_GRACE, Deadline::FailureShown));
         }
         for (index, server) in self.servers.iter().enumerate() {
             if let Some((_, at)) = server.ended {
@@ -332,7 +398,8 @@ impl<'a> Run<'a> {
 
     fn outcome_of_deadline(&self, deadline: Deadline) -> Outcome {
         match deadline {
-            Deadline::TimeLimit => Outcome::TimedOut,
+            // What was shown is judged at the end.
+            Deadline::TimeLimit | Deadline::FailureShown => Outcome::TimedOut,
             Deadline::Server(index) => self.server_failed(index),
             Deadline::Start => Outcome::ServerFailed {
                 what: format!(
@@ -477,10 +544,14 @@ impl<'a> Run<'a> {
         let Some(stream) = &mut self.stdout else {
             return Ok(());
         };
-        match (read_some(stream)?, self.console) {
-            (None, _) => self.stdout = None,
-            (Some(bytes), Console::Capture) => self.captured.extend(bytes),
-            (Some(bytes), Console::Terminal) => {
+        let Some(bytes) = read_some(stream)? else {
+            self.stdout = None;
+            return Ok(());
+        };
+        self.watcher.feed(&bytes)?;
+        match self.console {
+            Console::Capture => self.captured.extend(bytes),
+            Console::Terminal => {
                 let mut out = io::stdout().lock();
                 out.write_all(&bytes)
                     .and_then(|()| out.flush())
@@ -561,6 +632,7 @@ impl Serving {
 #[derive(Clone, Copy)]
 enum Deadline {
     TimeLimit,
+    FailureShown,
     Start,
     Server(usize),
 }
