@@ -21,6 +21,9 @@ BARE_CARGO = RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOW
 BARE_FLAGS = -Zbuild-std=core,compiler_builtins
 endif
 
+# Each feature of the library alone; none is written as a comma.
+FEATURES := , embedded-io mmio pci boot loader
+
 # Two set-ups at once would fight over apt's lock; cargo is parallel by itself.
 .NOTPARALLEL:
 
@@ -67,16 +70,19 @@ $(ARCHES:%=firmware-%): firmware-%: setup-build
 
 .PHONY: test
 test: setup-test lint firmware
-	cargo test --workspace --no-fail-fast
+	cargo test --workspace --features bootshare/loader --no-fail-fast
 
 .PHONY: lint
 lint: setup-test $(ARCHES:%=lint-%)
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --features bootshare/loader -- -D warnings
+	set -e; for features in $(FEATURES); do \
+		cargo clippy --quiet -p bootshare --no-default-features --features $$features -- -D warnings; \
+	done
 
 .PHONY: $(ARCHES:%=lint-%)
 $(ARCHES:%=lint-%): lint-%: setup-test
-	$(BARE_CARGO) clippy -p bootshare -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
+	$(BARE_CARGO) clippy -p bootshare-qemu-$* -p bootshare --features bootshare/loader --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
 
 .PHONY: fuzz
 fuzz: setup-fuzz
@@ -87,7 +93,7 @@ fuzz: setup-fuzz
 .PHONY: miri
 miri: export MIRIFLAGS = -Zmiri-permissive-provenance -Zmiri-disable-isolation
 miri: setup-miri
-	cargo +nightly miri test -p bootshare --lib
+	cargo +nightly miri test -p bootshare --lib --features loader
 	cargo +nightly miri test -p bootshare-fuzz
 
 .PHONY: size
@@ -96,7 +102,7 @@ size: host firmware
 
 .PHONY: doc
 doc: setup-build
-	cargo doc --no-deps -p bootshare -p bootshare-host
+	cargo doc --no-deps -p bootshare -p bootshare-host --features bootshare/loader
 
 .PHONY: clean
 clean:

@@ -21,11 +21,13 @@
 #[cfg(test)]
 extern crate std;
 
+#[cfg(feature = "boot")]
 pub mod boot;
 mod error;
 pub mod fs;
 pub mod fuse;
 pub mod hal;
+#[cfg(feature = "loader")]
 pub mod loader;
 pub mod session;
 pub mod transport;
