@@ -12,6 +12,9 @@ ARCH := $(firstword $(subst -, ,$(BOARD)))
 ARCHES := x86_64 aarch64
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 HOST := $(TARGET)/debug/bootshare-host
+# What QEMU's -bios takes, beside the ELF for -kernel.
+ROM_x86_64 := rom
+ROM_aarch64 := bin
 
 # Debian's own Rust comes without the bare-metal targets and their linker: `core` is built along
 # with the firmware.
@@ -31,7 +34,8 @@ FEATURES := , embedded-io mmio pci boot loader
 help:
 	@echo 'make run       boot a directory in QEMU; without SHARE a demo with a real Debian kernel'
 	@echo '                 BOARD=    x86_64-microvm (default), x86_64-q35, x86_64-pc,'
-	@echo '                           aarch64-virt, aarch64-virt-pci'
+	@echo '                           aarch64-virt, aarch64-virt-pci; with the firmware as ROM'
+	@echo '                           x86_64-microvm-rom, x86_64-q35-rom, aarch64-virt-rom'
 	@echo '                 SHARE=    the directory to boot'
 	@echo '                 APPEND=   firmware options; words after -- go to the kernel'
 	@echo '                 MEMORY=   MiB (default $(MEMORY)); TIMEOUT= seconds'
@@ -63,10 +67,11 @@ host: setup-build
 firmware: $(ARCHES:%=firmware-%)
 
 .PHONY: $(ARCHES:%=firmware-%)
-$(ARCHES:%=firmware-%): firmware-%: setup-build
+$(ARCHES:%=firmware-%): firmware-%: setup-build host
 	$(BARE_CARGO) build --profile firmware -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS)
 	@mkdir -p target/firmware
 	@cp $(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$* target/firmware/bootshare-$*.elf
+	@$(HOST) rom target/firmware/bootshare-$*.elf target/firmware/bootshare-$*.$(ROM_$*)
 
 .PHONY: test
 test: setup-test lint firmware

@@ -12,6 +12,7 @@ mod interrupt;
 pub mod process;
 pub mod qemu;
 mod qmp;
+pub mod rom;
 pub mod run;
 pub mod server;
 pub mod size;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 use bootshare_host::guest::Parts;
-use bootshare_host::{Accel, Arch, Board, Console, Machine, Share, demo, size};
+use bootshare_host::{Accel, Board, Console, Machine, Share, demo, rom, size};
 
 /// Exit status when nothing could be started: bad usage, something missing.
 const NOT_STARTED: u8 = 123;
@@ -39,6 +39,13 @@ enum Sub {
         /// The ELF images
         #[arg(required = true)]
         images: Vec<PathBuf>,
+    },
+    /// Make of a firmware image a ROM for QEMU's -bios
+    Rom {
+        /// The ELF image
+        image: PathBuf,
+        /// The ROM to write
+        rom: PathBuf,
     },
 }
 
@@ -72,8 +79,8 @@ struct Boot {
     /// The server's --thread-pool-size
     #[arg(long, value_name = "N")]
     thread_pool_size: Option<u32>,
-    /// The firmware image [default: target/firmware/bootshare-ARCH.elf]
-    #[arg(long, value_name = "ELF")]
+    /// The firmware image [default: the board's, in target/firmware]
+    #[arg(long, value_name = "FILE")]
     firmware: Option<PathBuf>,
     /// Start aarch64 at EL2
     #[arg(long)]
@@ -142,6 +149,11 @@ impl Sub {
                 }
                 Ok(0)
             }
+            Self::Rom { image, rom } => {
+                std::fs::write(&rom, rom::make(&image)?)
+                    .with_context(|| format!("cannot write {}", rom.display()))?;
+                Ok(0)
+            }
         }
     }
 }
@@ -163,9 +175,9 @@ impl Boot {
     }
 
     fn machine(self) -> Machine {
-        let firmware = self
-            .firmware
-            .unwrap_or_else(|| default_firmware(self.board.arch()));
+        let firmware = self.firmware.unwrap_or_else(|| {
+            PathBuf::from("target/firmware").join(self.board.firmware_name())
+        });
         let mut machine = Machine::new(self.board, firmware);
         machine.append = self.append;
         if self.demo && std::io::stdin().is_terminal() {
@@ -186,10 +198,6 @@ impl Boot {
         machine.qemu_args = self.qemu_args;
         machine
     }
-}
-
-fn default_firmware(arch: Arch) -> PathBuf {
-    PathBuf::from("target/firmware").join(arch.firmware_name())
 }
 
 fn share((index, dir): (usize, OsString)) -> Share {

@@ -15,6 +15,10 @@ use crate::watch::Watch;
 /// (the guest powered off) and 1 (an error).
 const STATUS_BASE: [i32; 2] = [0x10, 0x20];
 
+/// The fw_cfg file with the options of a firmware that starts as a ROM: QEMU takes `-append` with
+/// `-kernel` only.
+const COMMAND_LINE_FILE: &str = "opt/org.bootshare/cmdline";
+
 /// The greatest status a firmware may report.
 pub const MAX_STATUS: u8 = 0x3f;
 
@@ -42,7 +46,7 @@ pub struct Share {
 pub struct Machine {
     /// The board.
     pub board: Board,
-    /// The firmware image, given to QEMU with `-kernel`.
+    /// The firmware image: what the board takes, for `-kernel` or `-bios`.
     pub firmware: PathBuf,
     /// The firmware's command line.
     pub append: String,
@@ -166,8 +170,12 @@ impl Machine {
         );
         qemu.option("-m", size);
 
-        qemu.option("-kernel", &self.firmware);
-        if !self.append.is_empty() {
+        let rom = self.board.is_rom();
+        qemu.option(if rom { "-bios" } else { "-kernel" }, &self.firmware);
+        if rom && !self.append.is_empty() {
+            let file = format!("name={COMMAND_LINE_FILE},string=");
+            qemu.option("-fw_cfg", join(&file, &self.append));
+        } else if !self.append.is_empty() {
             qemu.option("-append", &self.append);
         }
         match arch {
@@ -309,6 +317,20 @@ mod tests {
         assert!(text(&machine).contains("virtio-mmio.force-legacy=false"));
         machine.legacy_mmio = true;
         assert!(!text(&machine).contains("force-legacy"));
+    }
+
+    #[test]
+    fn a_rom_gets_its_options_by_fw_cfg() {
+        let mut machine = machine(Board::Aarch64VirtRom);
+        assert!(!text(&machine).contains("fw_cfg"));
+        machine.append = "a,b".into();
+        let text = text(&machine);
+        assert!(text.contains("-bios fw.elf"), "{text}");
+        assert!(
+            text.contains("-fw_cfg name=opt/org.bootshare/cmdline,string=a,,b"),
+            "{text}"
+        );
+        assert!(!text.contains("-kernel") && !text.contains("-append"));
     }
 
     #[test]
