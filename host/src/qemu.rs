@@ -32,13 +32,23 @@ pub enum Accel {
     Kvm,
 }
 
-/// A directory that the machine sees as a virtio-fs device.
+/// Directories that the machine sees as one virtio-fs device.
 #[derive(Clone, Debug)]
 pub struct Share {
     /// The mount tag, 1 to 36 bytes.
     pub tag: String,
-    /// The directory.
-    pub dir: PathBuf,
+    /// The directories, at least one; earlier ones cover later ones, see [`serve`](crate::serve).
+    pub dirs: Vec<PathBuf>,
+}
+
+impl Share {
+    /// A share of one directory.
+    pub fn new(tag: impl Into<String>, dir: impl Into<PathBuf>) -> Self {
+        Self {
+            tag: tag.into(),
+            dirs: vec![dir.into()],
+        }
+    }
 }
 
 /// A machine to run: everything that shapes the QEMU command.
@@ -113,9 +123,9 @@ impl Machine {
             self.firmware.display()
         );
         for (index, share) in self.shares.iter().enumerate() {
-            let dir = share.dir.display();
+            let dir = share.dirs[0].display();
             ensure!(
-                share.dir.is_dir(),
+                share.dirs[0].is_dir(),
                 "cannot share {dir}: it is not a directory"
             );
             ensure!(
@@ -229,7 +239,8 @@ impl Machine {
             let server = Server::find(self.server.as_deref())?;
             for (share, socket) in self.shares.iter().zip(&sockets) {
                 let endpoint = Endpoint::Path(socket);
-                let command = server.invocation(&share.dir, &endpoint, self.thread_pool_size)?;
+                let command =
+                    server.invocation(&share.dirs[0], &endpoint, self.thread_pool_size)?;
                 // A server listens a moment after its start, and QEMU does not wait for it; the C
                 // server leaves its socket behind.
                 let socket = quote(socket.as_os_str());
@@ -285,10 +296,7 @@ mod tests {
 
     fn machine(board: Board) -> Machine {
         let mut machine = Machine::new(board, "fw.elf");
-        machine.shares.push(Share {
-            tag: "a,b".into(),
-            dir: "/".into(),
-        });
+        machine.shares.push(Share::new("a,b", "/"));
         machine
     }
 
@@ -366,10 +374,7 @@ mod tests {
     fn a_missing_directory_and_a_doubled_tag_are_refused_by_name() {
         let mut machine = machine(Board::X86_64Pc);
         machine.firmware = std::env::current_exe().unwrap();
-        machine.shares.push(Share {
-            tag: "a,b".into(),
-            dir: "/".into(),
-        });
+        machine.shares.push(Share::new("a,b", "/"));
         assert!(
             machine
                 .check()
@@ -377,10 +382,7 @@ mod tests {
                 .to_string()
                 .contains("two shares have the tag")
         );
-        machine.shares.push(Share {
-            tag: "c".into(),
-            dir: "/nonexistent".into(),
-        });
+        machine.shares.push(Share::new("c", "/nonexistent"));
         machine.shares.remove(0);
         assert!(
             machine

@@ -214,6 +214,17 @@ impl Machine {
     }
 }
 
+/// Makes the directory that a run's sockets are in for a moment.
+///
+/// # Errors
+/// There is no place for it.
+pub fn socket_dir() -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("bootshare-")
+        .tempdir()
+        .context("cannot make a directory for sockets: point TMPDIR at one that is writable")
+}
+
 impl<'a> Run<'a> {
     fn start(
         machine: &'a Machine,
@@ -221,10 +232,7 @@ impl<'a> Run<'a> {
         interrupt: BorrowedFd<'static>,
     ) -> Result<Self> {
         let watcher = Watcher::new(&machine.watch)?;
-        let sockets = tempfile::Builder::new()
-            .prefix("bootshare-")
-            .tempdir()
-            .context("cannot make a directory for sockets: point TMPDIR at one that is writable")?;
+        let sockets = socket_dir()?;
         let place = |name: &str| -> Result<_> {
             let path = sockets.path().join(name);
             // unix(7): sun_path holds 107 bytes and a NUL.
@@ -243,9 +251,10 @@ impl<'a> Run<'a> {
             for (index, share) in machine.shares.iter().enumerate() {
                 let path = place(&format!("fs{index}"))?;
                 let listener = UnixListener::bind(&path).context("cannot listen for QEMU")?;
-                let mut process = server.start(&share.dir, listener, machine.thread_pool_size)?;
+                let mut process =
+                    server.start(&share.dirs[0], listener, machine.thread_pool_size)?;
                 let stderr = process.child.stderr.take();
-                let dir = share.dir.display().to_string();
+                let dir = share.dirs[0].display().to_string();
                 let tail = Tail::default();
                 servers.push(Serving {
                     process,

@@ -1,0 +1,217 @@
+//! The command line: its commands, and how they report failure.
+
+mod boot;
+mod doctor;
+mod firmware;
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::builder::styling::{AnsiColor, Style, Styles};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+
+use bootshare_host::guest::Parts;
+use bootshare_host::{Board, demo, rom, size};
+
+/// Exit status when nothing could be started: bad usage, something missing.
+const NOT_STARTED: u8 = 123;
+
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// Boot QEMU machines straight from a directory
+#[derive(Parser)]
+#[command(name = "bootshare-host", version, styles = STYLES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Sub,
+}
+
+#[derive(Subcommand)]
+enum Sub {
+    Boot(Box<boot::Boot>),
+    Demo(Demo),
+    /// Check this machine, and say what to do about what is missing
+    ///
+    /// Each line starts with ok, warn (something you may not need) or fail. The exit status is 1
+    /// when something failed that every boot needs.
+    Doctor,
+    /// Write the firmware images that this program carries
+    Firmware {
+        /// The directory to write them into
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+    },
+    /// Print the size of firmware images
+    Size {
+        /// The ELF images
+        #[arg(required = true, value_hint = ValueHint::FilePath)]
+        images: Vec<PathBuf>,
+    },
+    /// Make of a firmware image a ROM for QEMU's -bios
+    Rom {
+        /// The ELF image
+        #[arg(value_hint = ValueHint::FilePath)]
+        image: PathBuf,
+        /// The ROM to write
+        #[arg(value_hint = ValueHint::FilePath)]
+        rom: PathBuf,
+    },
+    /// Print what makes a shell complete this program's options
+    ///
+    /// For bash, until you log out: source <(bootshare-host completions bash)
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages: bootshare-host.1, and one for each command
+    Man {
+        /// The directory to write them into, e.g. ~/.local/share/man/man1
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+    },
+}
+
+/// Make the demo share: a Debian kernel, a busybox initramfs, a greeting
+#[derive(Args)]
+struct Demo {
+    /// Where to make it
+    #[arg(value_name = "OUTDIR", value_hint = ValueHint::DirPath)]
+    out: PathBuf,
+    /// The board it is for [default: one of this machine's architecture]
+    #[arg(long, hide_possible_values = true)]
+    board: Option<Board>,
+    /// Where Debian's packages are kept once downloaded
+    #[arg(long, default_value = demo::PARTS, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    parts: PathBuf,
+}
+
+/// Runs the command that the arguments name.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { NOT_STARTED } else { 0 };
+            // There is nobody to tell when standard error is closed.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match cli.command.run() {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            complain(format_args!("{error:#}"));
+            ExitCode::from(NOT_STARTED)
+        }
+    }
+}
+
+/// Prints an error line, coloured on a terminal.
+fn complain(what: impl std::fmt::Display) {
+    let mut stderr = anstream::stderr().lock();
+    // There is nobody to tell when standard error is closed.
+    let _ = writeln!(stderr, "bootshare-host: {ERROR}error:{ERROR:#} {what}");
+}
+
+/// Prints all of `bytes`.
+fn print(bytes: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .context("cannot write to standard output")
+}
+
+impl Sub {
+    fn run(self) -> Result<u8> {
+        match self {
+            Self::Boot(boot) => return boot.run(),
+            Self::Doctor => return doctor::run(),
+            Self::Demo(demo) => {
+                let board = demo.board.unwrap_or_else(Board::of_this_machine);
+                let parts = Parts::fetch(board.arch(), &demo.parts)?;
+                demo::make(&parts, &demo.out)?;
+            }
+            Self::Firmware { dir } => firmware::write(&dir)?,
+            Self::Size { images } => {
+                for image in images {
+                    print(size::describe(&image)?.as_bytes())?;
+                }
+            }
+            Self::Rom { image, rom } => fs::write(&rom, rom::make(&image)?)
+                .with_context(|| format!("cannot write {}", rom.display()))?,
+            Self::Completions { shell } => {
+                let mut text = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "bootshare-host", &mut text);
+                print(&text)?;
+            }
+            Self::Man { dir } => {
+                fs::create_dir_all(&dir)
+                    .and_then(|()| clap_mangen::generate_to(Cli::command(), &dir))
+                    .with_context(|| format!("cannot write to {}", dir.display()))?;
+            }
+        }
+        Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    /// An option as README's table has it: `--name VALUE` and the help's first paragraph.
+    fn row(arg: &clap::Arg) -> String {
+        let mut name = match arg.get_long() {
+            Some(long) => format!("--{long}"),
+            None => String::new(),
+        };
+        if arg.get_action().takes_values() {
+            for value in arg.get_value_names().unwrap_or_default() {
+                name = format!("{name} {value}").trim().to_owned();
+            }
+        }
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let defaults: Vec<_> = arg
+            .get_default_values()
+            .iter()
+            .map(|value| value.to_string_lossy())
+            .filter(|value| !value.is_empty())
+            .collect();
+        let default = match defaults.is_empty() {
+            true => String::new(),
+            false => format!(" [default: {}]", defaults.join(" ")),
+        };
+        format!("| `{name}` | {help}{default} |").replace("--help` |", "--help`|")
+    }
+
+    #[test]
+    fn the_readme_lists_the_options_of_boot_as_the_help_does() {
+        let readme = include_str!("../../../README.md");
+        let mut command = Cli::command();
+        command.build();
+        let boot = command.find_subcommand("boot").unwrap();
+        let rows: Vec<_> = boot
+            .get_arguments()
+            .filter(|arg| !arg.is_hide_set() && arg.get_id() != "help")
+            .map(row)
+            .collect();
+        let table: Vec<_> = readme
+            .lines()
+            .skip_while(|line| *line != "| `bootshare-host boot` | |")
+            .skip(2)
+            .take_while(|line| line.starts_with('|'))
+            .collect();
+        assert_eq!(table, rows, "README.md should have:\n{}", rows.join("\n"));
+    }
+}
