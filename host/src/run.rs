@@ -126,6 +126,8 @@ pub struct Report {
     pub console: Vec<u8>,
     /// The last lines of the console, without escape sequences.
     pub last_lines: Vec<String>,
+    /// Whether the last of them has no end.
+    pub is_cut: bool,
     /// From QEMU's start to its end.
     pub duration: Duration,
 }
@@ -328,6 +330,7 @@ impl<'a> Run<'a> {
         Ok(Report {
             outcome: self.judge(outcome)?,
             last_lines: self.watcher.last_lines(),
+            is_cut: self.watcher.is_cut(),
             console: std::mem::take(&mut self.captured),
             duration,
         })

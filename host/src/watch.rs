@@ -146,6 +146,11 @@ impl Watcher {
         self.found
     }
 
+    /// Whether the last line has no end.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.last.0.back().is_some_and(|&byte| byte != b'\n')
+    }
+
     /// The last lines, without escape sequences.
     pub(crate) fn last_lines(&self) -> Vec<String> {
         self.last.lines()

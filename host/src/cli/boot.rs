@@ -14,7 +14,7 @@ use bootshare_host::watch::{Pattern, Watch};
 use bootshare_host::{Accel, Board, Console, Machine, Outcome, Report, Share, demo};
 
 use super::firmware::Image;
-use super::{complain, print};
+use super::{error_line, print, say};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,7 +34,7 @@ Examples:
 /// without showing --expect; 120 the guest reset; 121 QEMU failed; 122 the share's server failed;
 /// 123 nothing could be started; 124 the time limit passed; 130 interrupted.
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_override_self = true)]
 pub(super) struct Boot {
     /// The directory to boot; with more than one, earlier ones cover later ones
     #[arg(value_name = "DIR", required_unless_present = "shares", value_hint = ValueHint::DirPath)]
@@ -124,7 +124,7 @@ impl Boot {
         let machine = self.machine(board, &image)?;
         if dry_run {
             let commands = machine.dry_run(&std::env::temp_dir())?;
-            print(image.outlive(commands).as_bytes())?;
+            print(image.outlive(commands)?.as_bytes())?;
             return Ok(0);
         }
         let watched = machine.watch.expect.is_some() || machine.watch.fail.is_some();
@@ -185,20 +185,24 @@ impl Boot {
 /// Tells how a machine ended, and returns our exit status.
 fn tell(report: &Report, watched: bool) -> u8 {
     let code = report.outcome.exit_code();
-    if code == 0 {
-        return code;
+    let mut text = String::new();
+    if watched && report.is_cut {
+        // What follows, a shell's prompt at least, begins a line of its own.
+        text.push('\n');
     }
-    complain(&report.outcome);
-    if watched && report.outcome != Outcome::Interrupted {
-        if report.last_lines.is_empty() {
-            eprintln!("bootshare-host: the console showed nothing");
-        } else {
-            eprintln!("bootshare-host: the console's last lines:");
-        }
+    if code != 0 {
+        text.push_str(&error_line(&report.outcome));
+    }
+    if watched && code != 0 && report.outcome != Outcome::Interrupted {
+        text.push_str(match report.last_lines.is_empty() {
+            true => "bootshare-host: the console showed nothing\n",
+            false => "bootshare-host: the console's last lines:\n",
+        });
         for line in &report.last_lines {
-            eprintln!("    {line}");
+            text.push_str(&format!("    {line}\n"));
         }
     }
+    say(&text);
     code
 }
 

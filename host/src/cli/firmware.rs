@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use bootshare_host::Board;
+use bootshare_host::process::Invocation;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 /// Where `make firmware` leaves the images.
@@ -82,15 +83,26 @@ impl Image {
     }
 
     /// `commands`, which name our image, for a person to run when we are gone.
-    pub(super) fn outlive(&self, commands: String) -> String {
+    pub(super) fn outlive(&self, commands: String) -> Result<String> {
         let Some(name) = self.carried else {
-            return commands;
+            return Ok(commands);
         };
         let dir = std::env::temp_dir();
-        let (ours, theirs) = (self.path.display(), dir.join(name));
-        let commands = commands.replace(&ours.to_string(), &theirs.display().to_string());
-        format!("bootshare-host firmware {}\n{commands}", dir.display())
+        let ours = self.path.display().to_string();
+        let theirs = Invocation::new(dir.join(name)).shell();
+        let mut write = Invocation::new(program()?);
+        write.arg("firmware").arg(dir);
+        Ok(format!(
+            "{}\n{}",
+            write.shell(),
+            commands.replace(&ours, &theirs)
+        ))
     }
+}
+
+/// This program, for commands that a person may run in another directory.
+fn program() -> Result<PathBuf> {
+    std::env::current_exe().context("cannot tell where this program is")
 }
 
 /// Writes all images into `dir`.

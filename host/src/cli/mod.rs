@@ -107,17 +107,21 @@ pub(crate) fn main() -> ExitCode {
     match cli.command.run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            complain(format_args!("{error:#}"));
+            say(&error_line(format_args!("{error:#}")));
             ExitCode::from(NOT_STARTED)
         }
     }
 }
 
-/// Prints an error line, coloured on a terminal.
-fn complain(what: impl std::fmt::Display) {
-    let mut stderr = anstream::stderr().lock();
+/// A line that says what went wrong.
+fn error_line(what: impl std::fmt::Display) -> String {
+    format!("bootshare-host: {ERROR}error:{ERROR:#} {what}\n")
+}
+
+/// Prints `text` to standard error, in colour on a terminal only.
+fn say(text: &str) {
     // There is nobody to tell when standard error is closed.
-    let _ = writeln!(stderr, "bootshare-host: {ERROR}error:{ERROR:#} {what}");
+    let _ = anstream::stderr().lock().write_all(text.as_bytes());
 }
 
 /// Prints all of `bytes`.
