@@ -13,6 +13,7 @@ pub mod process;
 pub mod qemu;
 mod qmp;
 pub mod run;
+pub mod serve;
 pub mod server;
 pub mod size;
 

@@ -197,18 +197,12 @@ fn share((index, dir): (usize, OsString)) -> Share {
     if !Path::new(&dir).is_dir()
         && let Some((tag, dir)) = dir.to_str().and_then(|text| text.split_once('='))
     {
-        return Share {
-            tag: tag.to_owned(),
-            dir: dir.into(),
-        };
+        return Share::new(tag, dir);
     }
     let tag = if index == 0 {
         demo::TAG.to_owned()
     } else {
         format!("share{index}")
     };
-    Share {
-        tag,
-        dir: dir.into(),
-    }
+    Share::new(tag, dir)
 }

@@ -69,10 +69,7 @@ pub(crate) fn two_shares(board: Board) {
     machine.shares = ["first", "second"]
         .into_iter()
         .zip(dirs)
-        .map(|(tag, dir)| Share {
-            tag: tag.into(),
-            dir,
-        })
+        .map(|(tag, dir)| Share::new(tag, dir))
         .collect();
     for (tag, options) in [
         ("first", ""),
