@@ -14,6 +14,7 @@ pub mod qemu;
 mod qmp;
 pub mod rom;
 pub mod run;
+pub mod serve;
 pub mod server;
 pub mod size;
 pub mod watch;

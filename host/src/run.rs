@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +17,7 @@ use crate::interrupt::interrupted;
 use crate::process::{Process, timespec};
 use crate::qemu::{Machine, Wiring, firmware_status};
 use crate::qmp::{self, Decoder, Message};
+use crate::serve::{self, Trace};
 use crate::server::Server;
 use crate::watch::{Found, Pattern, Watcher};
 
@@ -155,13 +157,36 @@ impl Tail {
     }
 }
 
+/// A share's server.
+enum Running {
+    External(Process),
+    Embedded(serve::Server),
+}
+
 /// A server and the share it serves.
 struct Serving {
-    process: Process,
-    dir: String,
+    server: Running,
+    share: String,
     stderr: Option<std::process::ChildStderr>,
     tail: Tail,
-    ended: Option<(ExitStatus, Instant)>,
+    ended: Option<Ended>,
+}
+
+/// How a server ended, and when.
+struct Ended {
+    how: String,
+    failed: bool,
+    at: Instant,
+}
+
+impl From<ExitStatus> for Ended {
+    fn from(status: ExitStatus) -> Self {
+        Self {
+            how: status.to_string(),
+            failed: !status.success(),
+            at: Instant::now(),
+        }
+    }
 }
 
 /// What woke poll(2).
@@ -248,25 +273,23 @@ impl<'a> Run<'a> {
 
         let mut servers = Vec::new();
         let mut paths = Vec::new();
-        if !machine.shares.is_empty() {
-            let server = Server::find(machine.server.as_deref())?;
-            for (index, share) in machine.shares.iter().enumerate() {
-                let path = place(&format!("fs{index}"))?;
-                let listener = UnixListener::bind(&path).context("cannot listen for QEMU")?;
-                let mut process =
-                    server.start(&share.dirs[0], listener, machine.thread_pool_size)?;
-                let stderr = process.child.stderr.take();
-                let dir = share.dirs[0].display().to_string();
-                let tail = Tail::default();
-                servers.push(Serving {
-                    process,
-                    dir,
-                    stderr,
-                    tail,
-                    ended: None,
-                });
-                paths.push(path);
-            }
+        let external = machine.server.as_deref().map(Server::ask).transpose()?;
+        let trace = machine.trace.as_deref().map(Trace::create).transpose()?;
+        let trace = trace.map(Arc::new);
+        for (index, share) in machine.shares.iter().enumerate() {
+            let path = place(&format!("fs{index}"))?;
+            let listener = UnixListener::bind(&path).context("cannot listen for QEMU")?;
+            let server = match &external {
+                Some(server) => {
+                    Running::External(server.start(share, listener, machine.thread_pool_size)?)
+                }
+                None => {
+                    let options = machine.serve_options(share, trace.clone());
+                    Running::Embedded(serve::Server::start(&options, listener)?)
+                }
+            };
+            servers.push(Serving::new(server, share.to_string()));
+            paths.push(path);
         }
 
         let qmp = place("qmp")?;
@@ -317,14 +340,26 @@ impl<'a> Run<'a> {
     }
 
     fn finish(mut self) -> Result<Report> {
-        let outcome = self.run_until_end()?;
+        let mut outcome = self.run_until_end()?;
         let duration = self.started.elapsed();
         self.qemu.kill();
         self.drain()?;
         let deadline = Instant::now() + END_GRACE;
-        for server in &mut self.servers {
-            if server.process.wait_until(deadline)?.is_none() {
-                server.process.kill();
+        for index in 0..self.servers.len() {
+            match &mut self.servers[index].server {
+                Running::External(process) => {
+                    if process.wait_until(deadline)?.is_none() {
+                        process.kill();
+                    }
+                }
+                Running::Embedded(server) => {
+                    server.stop();
+                    // Also when the machine did not notice.
+                    if server.failure().is_some() {
+                        self.servers[index].note_end(Duration::ZERO)?;
+                        outcome = self.server_failed(index);
+                    }
+                }
             }
         }
         Ok(Report {
@@ -401,8 +436,8 @@ impl<'a> Run<'a> {
             deadlines.push((at + FAILURE_GRACE, Deadline::FailureShown));
         }
         for (index, server) in self.servers.iter().enumerate() {
-            if let Some((_, at)) = server.ended {
-                deadlines.push((at + SERVER_GRACE, Deadline::Server(index)));
+            if let Some(ended) = &server.ended {
+                deadlines.push((ended.at + SERVER_GRACE, Deadline::Server(index)));
             }
         }
         deadlines
@@ -429,14 +464,14 @@ impl<'a> Run<'a> {
 
     fn server_failed(&self, index: usize) -> Outcome {
         let server = &self.servers[index];
-        let how = server
-            .ended
-            .map_or_else(String::new, |(status, _)| format!(" ({status})"));
+        let how = server.ended.as_ref();
+        let how = how.map_or_else(String::new, |ended| format!(" ({})", ended.how));
+        let what = match server.server {
+            Running::External(_) => "ended before the machine did",
+            Running::Embedded(_) => "failed",
+        };
         Outcome::ServerFailed {
-            what: format!(
-                "the server of {} ended before the machine did{how}",
-                server.dir
-            ),
+            what: format!("the server of {} {what}{how}", server.share),
             stderr: server.tail.text(),
         }
     }
@@ -456,11 +491,8 @@ impl<'a> Run<'a> {
         // QEMU fails when a server does: the server's own words say more.
         for index in 0..self.servers.len() {
             let server = &mut self.servers[index];
-            if server.ended.is_none() {
-                let status = server.process.wait_until(Instant::now() + END_GRACE)?;
-                server.ended = status.map(|status| (status, Instant::now()));
-            }
-            if server.ended.is_some_and(|(status, _)| !status.success()) {
+            server.note_end(END_GRACE)?;
+            if server.ended.as_ref().is_some_and(|ended| ended.failed) {
                 self.drain()?;
                 return Ok(self.server_failed(index));
             }
@@ -495,11 +527,11 @@ impl<'a> Run<'a> {
         }
         for (index, server) in self.servers.iter().enumerate() {
             if server.ended.is_none() {
-                sources.push((
-                    Source::ServerEnd(index),
-                    server.process.ended(),
-                    PollFlags::IN,
-                ));
+                let ended = match &server.server {
+                    Running::External(process) => process.ended(),
+                    Running::Embedded(server) => server.failed(),
+                };
+                sources.push((Source::ServerEnd(index), ended, PollFlags::IN));
             }
             if let Some(stream) = &server.stderr {
                 sources.push((Source::ServerStderr(index), stream.as_fd(), PollFlags::IN));
@@ -543,8 +575,7 @@ impl<'a> Run<'a> {
                 }
             }
             Source::ServerEnd(index) => {
-                let server = &mut self.servers[index];
-                server.ended = Some((server.process.child.wait()?, Instant::now()));
+                self.servers[index].note_end(Duration::ZERO)?;
             }
             Source::ServerStderr(index) => self.servers[index].read_stderr()?,
             Source::Interrupt | Source::QemuEnd => {}
@@ -628,6 +659,39 @@ impl<'a> Run<'a> {
 }
 
 impl Serving {
+    fn new(mut server: Running, share: String) -> Self {
+        let stderr = match &mut server {
+            Running::External(process) => process.child.stderr.take(),
+            Running::Embedded(_) => None,
+        };
+        Self {
+            server,
+            share,
+            stderr,
+            tail: Tail::default(),
+            ended: None,
+        }
+    }
+
+    /// Notes how the server ended, if it ends within `limit`.
+    fn note_end(&mut self, limit: Duration) -> Result<()> {
+        if self.ended.is_some() {
+            return Ok(());
+        }
+        self.ended = match &mut self.server {
+            Running::External(process) => {
+                let status = process.wait_until(Instant::now() + limit)?;
+                status.map(Ended::from)
+            }
+            Running::Embedded(server) => server.failure().map(|how| Ended {
+                how,
+                failed: true,
+                at: Instant::now(),
+            }),
+        };
+        Ok(())
+    }
+
     fn read_stderr(&mut self) -> Result<()> {
         let Some(stream) = &mut self.stderr else {
             return Ok(());

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum, ValueHint};
 
+use bootshare_host::serve::Fault;
 use bootshare_host::watch::{Pattern, Watch};
 use bootshare_host::{Accel, Board, Console, Machine, Outcome, Report, Share, demo};
 
@@ -83,12 +84,18 @@ pub(super) struct Boot {
     /// Fail as soon as the console shows this
     #[arg(long, value_name = "REGEX", allow_hyphen_values = true)]
     fail: Option<Pattern>,
-    /// Serve by this virtiofsd [default: the one on PATH, or in the usual places]
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
+    /// Serve by this virtiofsd [default: this program serves by itself]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::CommandName)]
     server: Option<PathBuf>,
-    /// How many requests the server works on at a time
+    /// How many requests the server answers at a time
     #[arg(long, value_name = "N")]
     thread_pool_size: Option<u32>,
+    /// Let the server do wrong on purpose, e.g. delay=20ms,error=EIO@READ:5 (see serve --help)
+    #[arg(long, value_name = "RULES")]
+    fault: Option<Fault>,
+    /// Record all requests and replies, for the command trace
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    trace: Option<PathBuf>,
     /// The firmware image [default: the board's, carried by this program or in target/firmware]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     firmware: Option<PathBuf>,
@@ -148,6 +155,8 @@ impl Boot {
         };
         machine.server = self.server;
         machine.thread_pool_size = self.thread_pool_size;
+        machine.fault = self.fault;
+        machine.trace = self.trace;
         machine.legacy_mmio = self.legacy_mmio;
         Ok(machine)
     }

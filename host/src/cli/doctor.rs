@@ -15,7 +15,6 @@ use clap::ValueEnum;
 use clap::builder::styling::{AnsiColor, Style};
 use rustix::process::{Resource, getrlimit};
 
-use bootshare_host::server::Server;
 use bootshare_host::{Accel, Arch, Board, Console, Machine, Outcome, Share, demo, run};
 
 use super::ERROR;
@@ -40,7 +39,7 @@ const DEFAULT_MIB: u64 = 512;
 const TRIAL_FILE: &str = "trial.txt";
 const TRIAL_TEXT: &str = "read over virtio-fs";
 
-/// Descriptors that a server wants to have: it keeps one for each file that its guest knows.
+/// Descriptors that the server wants to have: it keeps one for each file that its guest knows.
 const FILES_WANTED: u64 = 1024;
 
 /// Checks everything; 1 when something failed that every boot needs.
@@ -59,7 +58,6 @@ pub(super) fn run() -> Result<u8> {
         }),
     );
     report.line(false, "open files", open_files());
-    report.line(false, "external server", external_server());
     for arch in Arch::ALL {
         let needed = arch == own.arch();
         let board = if needed { own } else { first_board(arch) };
@@ -172,17 +170,12 @@ fn open_files() -> Result<String> {
     let limit = getrlimit(Resource::Nofile).current;
     match limit {
         Some(limit) if limit < FILES_WANTED => bail!(
-            "at most {limit}, and a server keeps one for each file its guest knows: \
+            "at most {limit}, and the server keeps one for each file its guest knows: \
              `ulimit -n {FILES_WANTED}`"
         ),
         Some(limit) => Ok(format!("up to {limit}")),
         None => Ok("without limit".into()),
     }
-}
-
-fn external_server() -> Result<String> {
-    let server = Server::find(None)?;
-    Ok(format!("{} ({:?})", server.path.display(), server.kind))
 }
 
 /// Debian's package of QEMU for an architecture.

@@ -5,15 +5,17 @@ mod doctor;
 mod firmware;
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::builder::styling::{AnsiColor, Style, Styles};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 
 use bootshare_host::guest::Parts;
+use bootshare_host::serve::{self, DEFAULT_THREADS, Fault, Options, Trace};
 use bootshare_host::{Board, demo, rom, size};
 
 /// Exit status when nothing could be started: bad usage, something missing.
@@ -37,6 +39,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Sub {
     Boot(Box<boot::Boot>),
+    Serve(Serve),
+    /// Print a trace as a readable table, and what it comes to
+    Trace {
+        /// What `boot --trace` or `serve --trace` wrote
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
     Demo(Demo),
     /// Check this machine, and say what to do about what is missing
     ///
@@ -77,6 +86,56 @@ enum Sub {
         #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
         dir: PathBuf,
     },
+}
+
+const RULES: &str = "\
+Rules of --fault, with commas between them:
+  delay=TIME[@WHICH]        the request waits before it is answered (250us, 20ms, 1.5s)
+  drop=WHICH                it is never answered
+  error=ERRNO[@WHICH]       it fails: EIO, ENOENT, ..., or a number
+  truncate=BYTES[@WHICH]    the used ring tells of no more than BYTES of its reply
+  corrupt=SEED[@WHICH]      bits of its reply are flipped; without WHICH, of every tenth
+  disconnect-after=N        after N requests the server hangs up
+  seed=N                    which requests P% means
+WHICH is an operation (READ, LOOKUP, ...), or N, N+ or P%, or both, as in READ:5: the fifth READ.";
+
+/// Serve directories to a QEMU that was started by somebody else, until a signal comes
+#[derive(Args)]
+#[command(after_help = RULES)]
+struct Serve {
+    /// The directory to serve; with more than one, earlier ones cover later ones
+    #[arg(value_name = "DIR", required = true, value_hint = ValueHint::DirPath)]
+    dirs: Vec<PathBuf>,
+    /// The vhost-user socket to make
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    socket: PathBuf,
+    /// The share's name in messages and traces
+    #[arg(long, default_value = demo::TAG)]
+    tag: String,
+    /// How many requests are answered at a time
+    #[arg(long, default_value_t = DEFAULT_THREADS, value_name = "N")]
+    thread_pool_size: usize,
+    /// Do wrong on purpose
+    #[arg(long, value_name = "RULES")]
+    fault: Option<Fault>,
+    /// Record all requests and replies, for the command trace
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    trace: Option<PathBuf>,
+}
+
+impl Serve {
+    fn run(self) -> Result<()> {
+        let mut options = Options::new(self.tag, self.dirs);
+        options.threads = self.thread_pool_size;
+        options.fault = self.fault;
+        options.trace = self
+            .trace
+            .as_deref()
+            .map(Trace::create)
+            .transpose()?
+            .map(Arc::new);
+        serve::run(&options, &self.socket)
+    }
 }
 
 /// Make the demo share: a Debian kernel, a busybox initramfs, a greeting
@@ -124,18 +183,33 @@ fn say(text: &str) {
     let _ = anstream::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Prints all of `bytes`.
-fn print(bytes: &[u8]) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(bytes)
-        .and_then(|()| out.flush())
-        .context("cannot write to standard output")
+/// Prints what `write` writes to standard output.
+fn print_by(write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let written = write(&mut out).and_then(|()| Ok(out.flush()?));
+    match written {
+        // The reader has seen enough, as in `| head`.
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        written => written.context("cannot write to standard output"),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Prints all of `text`.
+fn print(text: &[u8]) -> Result<()> {
+    print_by(|out| Ok(out.write_all(text)?))
 }
 
 impl Sub {
     fn run(self) -> Result<u8> {
         match self {
             Self::Boot(boot) => return boot.run(),
+            Self::Serve(serve) => serve.run()?,
+            Self::Trace { file } => print_by(|mut out| serve::print(&file, &mut out))?,
             Self::Doctor => return doctor::run(),
             Self::Demo(demo) => {
                 let board = demo.board.unwrap_or_else(Board::of_this_machine);
