@@ -13,9 +13,12 @@ mod interrupt;
 pub mod process;
 pub mod qemu;
 mod qmp;
+pub mod rom;
 pub mod run;
+pub mod serve;
 pub mod server;
 pub mod size;
+pub mod watch;
 
 pub use board::{Arch, Board};
 pub use console::Console;

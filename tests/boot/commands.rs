@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use bootshare_host::board::Transport;
 use bootshare_host::{Board, Outcome, Share, demo};
 
 use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
@@ -22,9 +23,9 @@ pub(crate) fn list(board: Board) {
     };
 
     let devices = succeed(run_commands("devices"));
-    let transport = match board {
-        Board::X86_64Microvm | Board::Aarch64Virt => "virtio-mmio",
-        Board::X86_64Q35 | Board::X86_64Pc | Board::Aarch64VirtPci => "virtio-pci",
+    let transport = match board.transport() {
+        Transport::Mmio => "virtio-mmio",
+        Transport::Pci => "virtio-pci",
     };
     devices.line(&[transport, demo::TAG]);
 
@@ -69,10 +70,7 @@ pub(crate) fn two_shares(board: Board) {
     machine.shares = ["first", "second"]
         .into_iter()
         .zip(dirs)
-        .map(|(tag, dir)| Share {
-            tag: tag.into(),
-            dir,
-        })
+        .map(|(tag, dir)| Share::new(tag, dir))
         .collect();
     for (tag, options) in [
         ("first", ""),

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use bootshare_host::board::Transport;
 use bootshare_host::demo::{self, Archive};
 use bootshare_host::{Board, Machine, Outcome};
 
@@ -83,9 +84,9 @@ fn expect_boot(machine: &Machine, share: &Path) -> Run {
 
 /// The firmware's own messages up to the hand-off, and the digests of what it loaded.
 fn expect_loads(run: &Run, board: Board, share: &Path) {
-    let transport = match board {
-        Board::X86_64Microvm | Board::Aarch64Virt => "mmio",
-        Board::X86_64Q35 | Board::X86_64Pc | Board::Aarch64VirtPci => "pci",
+    let transport = match board.transport() {
+        Transport::Mmio => "mmio",
+        Transport::Pci => "pci",
     };
     let mounted = format!(
         "bootshare: mounted {} (virtio-{transport}, FUSE 7.",

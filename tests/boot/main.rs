@@ -75,6 +75,9 @@ boards! {
     x86_64_pc: X86_64Pc,
     aarch64_virt: Aarch64Virt,
     aarch64_virt_pci: Aarch64VirtPci,
+    x86_64_microvm_rom: X86_64MicrovmRom,
+    x86_64_q35_rom: X86_64Q35Rom,
+    aarch64_virt_rom: Aarch64VirtRom,
 }
 
 #[test]
