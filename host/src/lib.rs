@@ -6,6 +6,7 @@
 
 pub mod board;
 pub mod console;
+pub mod debian;
 pub mod demo;
 pub mod guest;
 mod interrupt;
