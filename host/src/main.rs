@@ -175,9 +175,9 @@ impl Boot {
     }
 
     fn machine(self) -> Machine {
-        let firmware = self.firmware.unwrap_or_else(|| {
-            PathBuf::from("target/firmware").join(self.board.firmware_name())
-        });
+        let firmware = self
+            .firmware
+            .unwrap_or_else(|| PathBuf::from("target/firmware").join(self.board.firmware_name()));
         let mut machine = Machine::new(self.board, firmware);
         machine.append = self.append;
         if self.demo && std::io::stdin().is_terminal() {

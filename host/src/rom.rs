@@ -29,7 +29,9 @@ pub fn make(path: &Path) -> Result<Vec<u8>> {
 
     let mut parts = Vec::new();
     for segment in image.segments() {
-        let data = segment.data().with_context(|| format!("{name} is cut off"))?;
+        let data = segment
+            .data()
+            .with_context(|| format!("{name} is cut off"))?;
         parts.push((segment.address(), data));
     }
     parts.sort_unstable();

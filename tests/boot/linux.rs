@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use bootshare_host::demo::{self, Archive};
 use bootshare_host::board::Transport;
+use bootshare_host::demo::{self, Archive};
 use bootshare_host::{Board, Machine, Outcome};
 
 use crate::lab::{Run, Server, demo_share, empty_dir, machine, random, run, sha256, sha256_of};
