@@ -58,8 +58,7 @@ pub(crate) fn boots_with_6_gib(board: Board) {
 
 /// Without ACPI a kernel is told of microvm's devices by words on its command line. Debian's is
 /// built without that, so it comes to user space but finds no share there.
-pub(crate) fn boots_without_acpi() {
-    let board = Board::X86_64Microvm;
+pub(crate) fn boots_without_acpi(board: Board) {
     let share = demo_share(board.arch());
     let mut machine = machine(board, Server::C, share, OPTIONS);
     machine.qemu_args = vec!["-machine".into(), "acpi=off".into()];

@@ -116,7 +116,12 @@ fn virt_boots_linux_with_6_gib() {
 
 #[test]
 fn microvm_without_acpi_tells_linux_where_its_devices_are() {
-    linux::boots_without_acpi();
+    linux::boots_without_acpi(Board::X86_64Microvm);
+}
+
+#[test]
+fn microvm_without_acpi_tells_linux_where_its_devices_are_from_rom() {
+    linux::boots_without_acpi(Board::X86_64MicrovmRom);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a firmware sets up in the chipset of `q35`: the MCH and the ICH9 (Intel 3 Series Express
 //! Chipset Family, 5.1.1; Intel I/O Controller Hub 9, 13.1).
 
-use crate::pci::Ports;
+use crate::{cpuid, mtrr, pci::Ports};
 use bootshare::{
     boot::memory::Range,
     transport::{DeviceFunction, pci::ConfigurationAccess},
@@ -18,6 +18,12 @@ const PCIEXBAR: u8 = 0x60;
 const PCIEXBAR_ENABLE: u32 = 1;
 /// Where memory-mapped configuration space goes: QEMU keeps RAM away from there.
 const CONFIGURATION: Range = Range::with_size(0xb000_0000, 256 << 20);
+
+/// Devices' memory from there on, up to 4 GiB.
+const DEVICES: Range = Range {
+    start: CONFIGURATION.end,
+    end: 1 << 32,
+};
 
 /// PMBASE, ACPI's registers in port space; bit 0 says that it is ports. QEMU's tables name
 /// whatever is written here.
@@ -68,5 +74,8 @@ pub fn set_up(pci: &mut Ports) -> Result<Range, &'static str> {
     }
     // SAFETY: interrupts are off, and no device of ours uses any.
     unsafe { Port::new(ELCR2).write(LEVEL_TRIGGERED) };
+
+    let physical_end = cpuid::abilities().physical_end;
+    mtrr::set_up(&[CONFIGURATION, DEVICES], physical_end);
     Ok(CONFIGURATION)
 }

@@ -24,8 +24,8 @@ use spin::Once;
 /// The virtio-mmio slots of `microvm` (QEMU's `include/hw/i386/microvm.h`): 8 without ACPI, 24
 /// with it, the same first one.
 const SLOTS: u64 = 24;
-const FIRST_SLOT: u64 = 0xfeb0_0000;
-const SLOT_SIZE: usize = 0x200;
+pub const FIRST_SLOT: u64 = 0xfeb0_0000;
+pub const SLOT_SIZE: usize = 0x200;
 
 /// What the platform told. Static, because the command line is to outlive everything.
 static START_INFO: Once<StartInfo> = Once::new();

@@ -10,6 +10,7 @@
 //! | `reset` | a ROM's way there, from the reset vector | everything, once |
 //! | `rom` | what a ROM finds out in PVH's place | the end of low memory, once |
 //! | `chipset` | what a ROM sets up on `q35` | 00:00.0, 00:1f.0 and port 0x4d1 |
+//! | `mtrr` | memory types, there | MTRRs |
 //! | `fw_cfg` | QEMU's files for a ROM | ports 0x514 to 0x51b |
 //! | `paging` | the identity map, guard pages | page tables, CR3, EFER |
 //! | `exceptions` | GDT, TSS, IDT: an exception becomes an error line | these tables |
@@ -65,6 +66,8 @@ mod exit;
 mod fw_cfg;
 #[cfg(target_os = "none")]
 mod machine;
+#[cfg(target_os = "none")]
+mod mtrr;
 #[cfg(target_os = "none")]
 mod paging;
 #[cfg(target_os = "none")]
