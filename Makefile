@@ -24,6 +24,12 @@ BARE_CARGO = RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOW
 BARE_FLAGS = -Zbuild-std=core,compiler_builtins
 endif
 
+# What builds for this machine: not the minimal examples.
+HOSTED := $(ARCHES:%=--exclude minimal-%)
+
+# Each feature of the library alone; none is written as a comma.
+FEATURES := , embedded-io mmio pci boot loader
+
 # Two set-ups at once would fight over apt's lock; cargo is parallel by itself.
 .NOTPARALLEL:
 
@@ -39,6 +45,7 @@ help:
 	@echo '                 SERVER=   path of a virtiofsd; ACCEL= tcg (default) or kvm'
 	@echo 'make test      everything CI runs'
 	@echo 'make firmware  the images, in target/firmware'
+	@echo 'make examples  the minimal firmware of examples/, in target/examples'
 	@echo 'make fuzz      hostile input for each fuzz target'
 	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client'
 	@echo '                 SANITIZER= address (default) or none, five times as fast'
@@ -70,18 +77,36 @@ $(ARCHES:%=firmware-%): firmware-%: setup-build host
 	@cp $(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$* target/firmware/bootshare-$*.elf
 	@$(HOST) rom target/firmware/bootshare-$*.elf target/firmware/bootshare-$*.$(ROM_$*)
 
+.PHONY: examples
+examples: $(ARCHES:%=examples-%)
+
+.PHONY: $(ARCHES:%=examples-%)
+$(ARCHES:%=examples-%): examples-%: setup-build
+	$(BARE_CARGO) build --profile firmware -p minimal-$* --target $*-unknown-none $(BARE_FLAGS)
+	@mkdir -p target/examples
+	@cp $(TARGET)/$*-unknown-none/firmware/minimal-$* target/examples/minimal-$*.elf
+
 .PHONY: test
-test: setup-test lint firmware
-	cargo test --workspace --no-fail-fast
+test: setup-test lint package firmware examples
+	cargo test --workspace $(HOSTED) --features bootshare/loader --no-fail-fast
 
 .PHONY: lint
 lint: setup-test $(ARCHES:%=lint-%)
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace $(HOSTED) --all-targets --features bootshare/loader -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps -p bootshare --features loader
+	set -e; for features in $(FEATURES); do \
+		cargo clippy --quiet -p bootshare --no-default-features --features $$features -- -D warnings; \
+	done
+
+# What the registry would take; nothing is sent.
+.PHONY: package
+package: setup-build
+	cargo publish --quiet --dry-run --allow-dirty -p bootshare
 
 .PHONY: $(ARCHES:%=lint-%)
 $(ARCHES:%=lint-%): lint-%: setup-test
-	$(BARE_CARGO) clippy -p bootshare -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
+	$(BARE_CARGO) clippy -p bootshare-qemu-$* -p minimal-$* -p bootshare --features bootshare/loader --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
 
 .PHONY: fuzz
 fuzz: setup-fuzz
@@ -92,7 +117,7 @@ fuzz: setup-fuzz
 .PHONY: miri
 miri: export MIRIFLAGS = -Zmiri-permissive-provenance -Zmiri-disable-isolation
 miri: setup-miri
-	cargo +nightly miri test -p bootshare --lib
+	cargo +nightly miri test -p bootshare --lib --features loader
 	cargo +nightly miri test -p bootshare-fuzz
 
 .PHONY: size
@@ -101,7 +126,7 @@ size: host firmware
 
 .PHONY: doc
 doc: setup-build
-	cargo doc --no-deps -p bootshare -p bootshare-host
+	cargo doc --no-deps -p bootshare -p bootshare-host --features bootshare/loader
 
 .PHONY: clean
 clean:

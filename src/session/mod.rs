@@ -476,7 +476,10 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
                 }
             }
             if self.clock.now().saturating_sub(last_progress) >= self.options.deadline {
-                return Err(self.disconnect(Error::TimedOut(self.options.deadline)));
+                let after_ms = self.options.deadline.as_millis().try_into();
+                return Err(self.disconnect(Error::TimedOut {
+                    after_ms: after_ms.unwrap_or(u32::MAX),
+                }));
             }
         }
     }

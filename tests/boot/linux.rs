@@ -36,6 +36,14 @@ pub(crate) fn boots_from_el2(board: Board) {
     run.line(&["CPU: All CPU(s) started at EL2"]);
 }
 
+/// What `-bios` takes is an arm64 Image, too.
+pub(crate) fn boots_from_raw_image(board: Board) {
+    let share = demo_share(board.arch());
+    let mut machine = machine(board, Server::Rust, share, OPTIONS);
+    machine.firmware.set_extension("bin");
+    expect_boot(&machine, share);
+}
+
 /// Memory on both sides of 4 GiB, two processors, and a server that answers out of order.
 pub(crate) fn boots_with_6_gib(board: Board) {
     let share = demo_share(board.arch());
