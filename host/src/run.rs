@@ -788,10 +788,11 @@ impl<'a> Run<'a> {
 impl Serving {
     fn signal(&self, signal: Signal) {
         // Once reaped, the number may belong to somebody else.
-        if self.ended.is_none() && !self.killed {
-            if let Running::External(process) = &self.server {
-                process.signal(signal);
-            }
+        if self.ended.is_none()
+            && !self.killed
+            && let Running::External(process) = &self.server
+        {
+            process.signal(signal);
         }
     }
 
