@@ -241,6 +241,10 @@ impl Board for Virt {
         console::write(text);
     }
 
+    fn read_console() -> Option<u8> {
+        console::read()
+    }
+
     fn command_line(&self) -> &'static [u8] {
         tree::command_line(self.tree)
     }
