@@ -19,4 +19,4 @@ pub mod size;
 pub use board::{Arch, Board};
 pub use console::Console;
 pub use qemu::{Accel, Machine, Share};
-pub use run::{Outcome, Report};
+pub use run::{Moment, Outcome, Report, Servers};

@@ -1,14 +1,16 @@
 //! Runs a machine: servers, QEMU, console, time limit, and a clear account of how it ended.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::console::{Console, Keys, RawMode, read_some};
@@ -111,6 +113,51 @@ impl Report {
     }
 }
 
+/// A moment of a run at which a test may act: see [`Machine::run_watched`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment<'a> {
+    /// The servers were started, QEMU was not yet.
+    Start,
+    /// The guest has written to its console: all of it since its last line break.
+    Console(&'a str),
+}
+
+/// Sees each [`Moment`] of a run, and may have its servers fail.
+type Watcher<'a> = &'a mut dyn FnMut(Moment<'_>, &mut Servers<'_>);
+
+/// The servers of a run, by their shares' place in [`Machine::shares`], for a test that has them
+/// fail. What it does to them is not taken for the run's own failure.
+pub struct Servers<'a>(&'a mut [Serving]);
+
+impl Servers<'_> {
+    /// Kills one and waits for its end.
+    pub fn kill(&mut self, index: usize) {
+        let server = &mut self.0[index];
+        if server.ended.is_none() {
+            server.killed = true;
+            server.process.kill();
+        }
+    }
+
+    /// Stops one (SIGSTOP).
+    pub fn stop(&mut self, index: usize) {
+        self.0[index].signal(Signal::STOP);
+    }
+
+    /// Stops one, to go on by itself after `duration`.
+    pub fn stop_for(&mut self, index: usize, duration: Duration) {
+        self.stop(index);
+        self.0[index].stopped_until = Some(Instant::now() + duration);
+    }
+
+    /// Has a stopped one go on (SIGCONT).
+    pub fn go_on(&mut self, index: usize) {
+        let server = &mut self.0[index];
+        server.stopped_until = None;
+        server.signal(Signal::CONT);
+    }
+}
+
 /// The last bytes of an error stream.
 #[derive(Default)]
 struct Tail(Vec<u8>);
@@ -134,6 +181,9 @@ struct Serving {
     stderr: Option<std::process::ChildStderr>,
     tail: Tail,
     ended: Option<(ExitStatus, Instant)>,
+    /// By a [`Watcher`]: the machine may outlive it.
+    killed: bool,
+    stopped_until: Option<Instant>,
 }
 
 /// What woke poll(2).
@@ -156,7 +206,7 @@ struct Run<'a> {
     console: Console,
     servers: Vec<Serving>,
     qemu: Process,
-    stdout: Option<std::process::ChildStdout>,
+    stdout: Option<File>,
     stderr: Option<std::process::ChildStderr>,
     stderr_tail: Tail,
     qmp_listener: Option<UnixListener>,
@@ -167,6 +217,9 @@ struct Run<'a> {
     sockets: Option<TempDir>,
     shutdown: Option<Message>,
     captured: Vec<u8>,
+    watcher: Option<Watcher<'a>>,
+    /// Of the captured bytes, where the last line starts.
+    line: usize,
     started: Instant,
     interrupt: BorrowedFd<'static>,
     _raw: Option<RawMode>,
@@ -179,9 +232,28 @@ impl Machine {
     /// The machine could not be started, or our own console failed. How a machine that was
     /// started ended is in the report.
     pub fn run(&self, console: Console) -> Result<Report> {
+        self.run_with(console, None)
+    }
+
+    /// Runs the machine to its end, its console captured, and calls `watcher` at each [`Moment`].
+    ///
+    /// The guest waits for the watcher: its console takes some 10 bytes more than were read, so
+    /// what `watcher` does when it sees the start of a longer piece of text takes effect before
+    /// the guest is done writing that.
+    ///
+    /// # Errors
+    /// As [`Machine::run`].
+    pub fn run_watched(
+        &self,
+        mut watcher: impl FnMut(Moment<'_>, &mut Servers<'_>),
+    ) -> Result<Report> {
+        self.run_with(Console::Capture, Some(&mut watcher))
+    }
+
+    fn run_with<'a>(&'a self, console: Console, watcher: Option<Watcher<'a>>) -> Result<Report> {
         self.check()?;
         let interrupt = interrupted().context("cannot watch for signals")?;
-        let run = Run::start(self, console, interrupt)?;
+        let run = Run::start(self, console, watcher, interrupt)?;
         run.finish()
     }
 }
@@ -190,6 +262,7 @@ impl<'a> Run<'a> {
     fn start(
         machine: &'a Machine,
         console: Console,
+        mut watcher: Option<Watcher<'a>>,
         interrupt: BorrowedFd<'static>,
     ) -> Result<Self> {
         let sockets = tempfile::Builder::new()
@@ -224,9 +297,15 @@ impl<'a> Run<'a> {
                     stderr,
                     tail,
                     ended: None,
+                    killed: false,
+                    stopped_until: None,
                 });
                 paths.push(path);
             }
+        }
+
+        if let Some(watcher) = &mut watcher {
+            watcher(Moment::Start, &mut Servers(&mut servers));
         }
 
         let qmp = place("qmp")?;
@@ -244,6 +323,14 @@ impl<'a> Run<'a> {
             Console::Capture => Stdio::null(),
         });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let narrow = match watcher {
+            Some(_) => {
+                let (ours, qemus) = narrow_pair().context("cannot make a console")?;
+                command.stdout(qemus);
+                Some(ours)
+            }
+            None => None,
+        };
         let mut qemu = Process::spawn(&mut command, None).context(
             "is QEMU installed? On Debian: apt-get install qemu-system-x86 qemu-system-arm",
         )?;
@@ -257,7 +344,9 @@ impl<'a> Run<'a> {
             machine,
             console,
             servers,
-            stdout: qemu.child.stdout.take(),
+            stdout: narrow
+                .or(qemu.child.stdout.take().map(OwnedFd::from))
+                .map(File::from),
             stderr: qemu.child.stderr.take(),
             qemu,
             stderr_tail: Tail::default(),
@@ -268,6 +357,8 @@ impl<'a> Run<'a> {
             sockets: Some(sockets),
             shutdown: None,
             captured: Vec::new(),
+            watcher,
+            line: 0,
             started: Instant::now(),
             interrupt,
             _raw: raw,
@@ -299,7 +390,9 @@ impl<'a> Run<'a> {
             if let Some((_, outcome)) = deadlines.iter().find(|(at, _)| *at <= now) {
                 return Ok(self.outcome_of_deadline(*outcome));
             }
-            let next = deadlines.iter().map(|(at, _)| *at - now).min();
+            let next = deadlines.iter().map(|(at, _)| *at);
+            let next = next.chain(self.continue_servers(now)).min();
+            let next = next.map(|at| at - now);
             for source in self.wait(next)? {
                 match source {
                     Source::Interrupt => return Ok(Outcome::Interrupted),
@@ -314,6 +407,23 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Has those servers go on that were stopped until now; when the next one is due.
+    fn continue_servers(&mut self, now: Instant) -> Option<Instant> {
+        for index in 0..self.servers.len() {
+            if self.servers[index]
+                .stopped_until
+                .is_some_and(|at| at <= now)
+            {
+                Servers(&mut self.servers).go_on(index);
+            }
+        }
+        let due = self
+            .servers
+            .iter()
+            .filter_map(|server| server.stopped_until);
+        due.min()
+    }
+
     fn deadlines(&self) -> Vec<(Instant, Deadline)> {
         let mut deadlines = Vec::new();
         if let Some(limit) = self.machine.time_limit {
@@ -323,7 +433,9 @@ impl<'a> Run<'a> {
             deadlines.push((self.started + START_LIMIT, Deadline::Start));
         }
         for (index, server) in self.servers.iter().enumerate() {
-            if let Some((_, at)) = server.ended {
+            if let Some((_, at)) = server.ended
+                && !server.killed
+            {
                 deadlines.push((at + SERVER_GRACE, Deadline::Server(index)));
             }
         }
@@ -381,7 +493,7 @@ impl<'a> Run<'a> {
                 let status = server.process.wait_until(Instant::now() + END_GRACE)?;
                 server.ended = status.map(|status| (status, Instant::now()));
             }
-            if server.ended.is_some_and(|(status, _)| !status.success()) {
+            if !server.killed && server.ended.is_some_and(|(status, _)| !status.success()) {
                 self.drain()?;
                 return Ok(self.server_failed(index));
             }
@@ -479,7 +591,7 @@ impl<'a> Run<'a> {
         };
         match (read_some(stream)?, self.console) {
             (None, _) => self.stdout = None,
-            (Some(bytes), Console::Capture) => self.captured.extend(bytes),
+            (Some(bytes), Console::Capture) => self.capture(&bytes),
             (Some(bytes), Console::Terminal) => {
                 let mut out = io::stdout().lock();
                 out.write_all(&bytes)
@@ -488,6 +600,20 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
+    }
+
+    fn capture(&mut self, bytes: &[u8]) {
+        let Some(watcher) = &mut self.watcher else {
+            return self.captured.extend(bytes);
+        };
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.captured.extend(piece);
+            let line = String::from_utf8_lossy(&self.captured[self.line..]);
+            watcher(Moment::Console(&line), &mut Servers(&mut self.servers));
+            if piece.ends_with(b"\n") {
+                self.line = self.captured.len();
+            }
+        }
     }
 
     fn read_stderr(&mut self) -> Result<()> {
@@ -545,6 +671,13 @@ impl<'a> Run<'a> {
 }
 
 impl Serving {
+    fn signal(&self, signal: Signal) {
+        // Once reaped, the number may belong to somebody else.
+        if self.ended.is_none() && !self.killed {
+            self.process.signal(signal);
+        }
+    }
+
     fn read_stderr(&mut self) -> Result<()> {
         let Some(stream) = &mut self.stderr else {
             return Ok(());
@@ -555,6 +688,14 @@ impl Serving {
         }
         Ok(())
     }
+}
+
+/// Our end of a console, and QEMU's, which takes next to nothing that we have not read.
+fn narrow_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, qemus) = UnixStream::pair()?;
+    // socket(7): the kernel makes it its least, which six writes of a byte fill.
+    rustix::net::sockopt::set_socket_send_buffer_size(&qemus, 0)?;
+    Ok((ours.into(), qemus.into()))
 }
 
 /// Why a machine may be given up.
