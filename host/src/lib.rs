@@ -17,6 +17,6 @@ pub mod server;
 pub mod size;
 
 pub use board::{Arch, Board};
-pub use console::Console;
+pub use console::{Console, Script};
 pub use qemu::{Accel, Machine, Share};
 pub use run::{Moment, Outcome, Report, Servers};

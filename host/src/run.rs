@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::console::{Console, Keys, RawMode, read_some};
+use crate::console::{Console, Keys, RawMode, Script, read_some};
 use crate::interrupt::interrupted;
 use crate::process::{Process, timespec};
 use crate::qemu::{Machine, Wiring, firmware_status};
@@ -220,6 +220,10 @@ struct Run<'a> {
     watcher: Option<Watcher<'a>>,
     /// Of the captured bytes, where the last line starts.
     line: usize,
+    /// What is still to be typed.
+    script: Script<'a>,
+    /// How many of the captured bytes it has gone by.
+    seen: usize,
     started: Instant,
     interrupt: BorrowedFd<'static>,
     _raw: Option<RawMode>,
@@ -232,7 +236,15 @@ impl Machine {
     /// The machine could not be started, or our own console failed. How a machine that was
     /// started ended is in the report.
     pub fn run(&self, console: Console) -> Result<Report> {
-        self.run_with(console, None)
+        self.run_with(console, None, &[])
+    }
+
+    /// Runs the machine to its end, its console captured, and types `script` at it.
+    ///
+    /// # Errors
+    /// As [`Machine::run`].
+    pub fn run_typing(&self, script: Script<'_>) -> Result<Report> {
+        self.run_with(Console::Capture, None, script)
     }
 
     /// Runs the machine to its end, its console captured, and calls `watcher` at each [`Moment`].
@@ -247,13 +259,18 @@ impl Machine {
         &self,
         mut watcher: impl FnMut(Moment<'_>, &mut Servers<'_>),
     ) -> Result<Report> {
-        self.run_with(Console::Capture, Some(&mut watcher))
+        self.run_with(Console::Capture, Some(&mut watcher), &[])
     }
 
-    fn run_with<'a>(&'a self, console: Console, watcher: Option<Watcher<'a>>) -> Result<Report> {
+    fn run_with<'a>(
+        &'a self,
+        console: Console,
+        watcher: Option<Watcher<'a>>,
+        script: Script<'a>,
+    ) -> Result<Report> {
         self.check()?;
         let interrupt = interrupted().context("cannot watch for signals")?;
-        let run = Run::start(self, console, watcher, interrupt)?;
+        let run = Run::start(self, console, watcher, script, interrupt)?;
         run.finish()
     }
 }
@@ -263,6 +280,7 @@ impl<'a> Run<'a> {
         machine: &'a Machine,
         console: Console,
         mut watcher: Option<Watcher<'a>>,
+        script: Script<'a>,
         interrupt: BorrowedFd<'static>,
     ) -> Result<Self> {
         let sockets = tempfile::Builder::new()
@@ -319,8 +337,8 @@ impl<'a> Run<'a> {
         let invocation = machine.invocation(&wiring);
         let mut command = invocation.command();
         command.stdin(match console {
-            Console::Terminal => Stdio::piped(),
-            Console::Capture => Stdio::null(),
+            Console::Capture if script.is_empty() => Stdio::null(),
+            Console::Terminal | Console::Capture => Stdio::piped(),
         });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let narrow = match watcher {
@@ -334,7 +352,10 @@ impl<'a> Run<'a> {
         let mut qemu = Process::spawn(&mut command, None).context(
             "is QEMU installed? On Debian: apt-get install qemu-system-x86 qemu-system-arm",
         )?;
-        let keys = qemu.child.stdin.take().map(Keys::new).transpose()?;
+        let stdin = qemu.child.stdin.take();
+        let keys = stdin
+            .map(|stdin| Keys::new(stdin, console == Console::Capture))
+            .transpose()?;
         let raw = if interactive {
             Some(RawMode::enter().context("cannot set the terminal to raw mode")?)
         } else {
@@ -359,6 +380,8 @@ impl<'a> Run<'a> {
             captured: Vec::new(),
             watcher,
             line: 0,
+            script,
+            seen: 0,
             started: Instant::now(),
             interrupt,
             _raw: raw,
@@ -522,8 +545,7 @@ impl<'a> Run<'a> {
         if let Some(stream) = &self.qmp {
             sources.push((Source::Qmp, stream.as_fd(), PollFlags::IN));
         }
-        if let Some(keys) = &self.keys {
-            let (fd, flags) = keys.interest();
+        if let Some((fd, flags)) = self.keys.as_ref().and_then(Keys::interest) {
             sources.push((Source::Keys, fd, flags));
         }
         for (index, server) in self.servers.iter().enumerate() {
@@ -591,7 +613,12 @@ impl<'a> Run<'a> {
         };
         match (read_some(stream)?, self.console) {
             (None, _) => self.stdout = None,
-            (Some(bytes), Console::Capture) => self.capture(&bytes),
+            (Some(bytes), Console::Capture) => {
+                self.capture(&bytes);
+                if let Some(keys) = &mut self.keys {
+                    keys.follow(&mut self.script, &self.captured, &mut self.seen);
+                }
+            }
             (Some(bytes), Console::Terminal) => {
                 let mut out = io::stdout().lock();
                 out.write_all(&bytes)
