@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::console::{Console, Keys, RawMode, read_some};
+use crate::console::{Console, Keys, RawMode, Script, read_some};
 use crate::interrupt::interrupted;
 use crate::process::{Process, timespec};
 use crate::qemu::{Machine, Wiring, firmware_status};
@@ -278,6 +278,10 @@ struct Run<'a> {
     line: usize,
     watcher: Watcher,
     failure_shown: Option<Instant>,
+    /// What is still to be typed.
+    script: Script<'a>,
+    /// How many of the captured bytes it has gone by.
+    seen: usize,
     started: Instant,
     interrupt: BorrowedFd<'static>,
     _raw: Option<RawMode>,
@@ -290,7 +294,15 @@ impl Machine {
     /// The machine could not be started, or our own console failed. How a machine that was
     /// started ended is in the report.
     pub fn run(&self, console: Console) -> Result<Report> {
-        self.run_with(console, None)
+        self.run_with(console, None, &[])
+    }
+
+    /// Runs the machine to its end, its console captured, and types `script` at it.
+    ///
+    /// # Errors
+    /// As [`Machine::run`].
+    pub fn run_typing(&self, script: Script<'_>) -> Result<Report> {
+        self.run_with(Console::Capture, None, script)
     }
 
     /// Runs the machine to its end, its console captured, and calls `observer` at each [`Moment`].
@@ -305,13 +317,18 @@ impl Machine {
         &self,
         mut observer: impl FnMut(Moment<'_>, &mut Servers<'_>),
     ) -> Result<Report> {
-        self.run_with(Console::Capture, Some(&mut observer))
+        self.run_with(Console::Capture, Some(&mut observer), &[])
     }
 
-    fn run_with<'a>(&'a self, console: Console, observer: Option<Observer<'a>>) -> Result<Report> {
+    fn run_with<'a>(
+        &'a self,
+        console: Console,
+        observer: Option<Observer<'a>>,
+        script: Script<'a>,
+    ) -> Result<Report> {
         self.check()?;
         let interrupt = interrupted().context("cannot watch for signals")?;
-        let run = Run::start(self, console, observer, interrupt)?;
+        let run = Run::start(self, console, observer, script, interrupt)?;
         run.finish()
     }
 }
@@ -331,7 +348,8 @@ impl<'a> Run<'a> {
     fn start(
         machine: &'a Machine,
         console: Console,
-        mut observer: Option<Observer<'a>>,
+        mut observer: Option<Watcher<'a>>,
+        script: Script<'a>,
         interrupt: BorrowedFd<'static>,
     ) -> Result<Self> {
         let watcher = Watcher::new(&machine.watch)?;
@@ -383,8 +401,8 @@ impl<'a> Run<'a> {
         let invocation = machine.invocation(&wiring);
         let mut command = invocation.command();
         command.stdin(match console {
-            Console::Terminal => Stdio::piped(),
-            Console::Capture => Stdio::null(),
+            Console::Capture if script.is_empty() => Stdio::null(),
+            Console::Terminal | Console::Capture => Stdio::piped(),
         });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let narrow = match observer {
@@ -398,7 +416,10 @@ impl<'a> Run<'a> {
         let mut qemu = Process::spawn(&mut command, None).context(
             "is QEMU installed? On Debian: apt-get install qemu-system-x86 qemu-system-arm",
         )?;
-        let keys = qemu.child.stdin.take().map(Keys::new).transpose()?;
+        let stdin = qemu.child.stdin.take();
+        let keys = stdin
+            .map(|stdin| Keys::new(stdin, console == Console::Capture))
+            .transpose()?;
         let raw = if interactive {
             Some(RawMode::enter().context("cannot set the terminal to raw mode")?)
         } else {
@@ -425,6 +446,8 @@ impl<'a> Run<'a> {
             observer,
             line: 0,
             failure_shown: None,
+            script,
+            seen: 0,
             started: Instant::now(),
             interrupt,
             _raw: raw,
@@ -634,8 +657,7 @@ impl<'a> Run<'a> {
         if let Some(stream) = &self.qmp {
             sources.push((Source::Qmp, stream.as_fd(), PollFlags::IN));
         }
-        if let Some(keys) = &self.keys {
-            let (fd, flags) = keys.interest();
+        if let Some((fd, flags)) = self.keys.as_ref().and_then(Keys::interest) {
             sources.push((Source::Keys, fd, flags));
         }
         for (index, server) in self.servers.iter().enumerate() {
@@ -706,7 +728,12 @@ impl<'a> Run<'a> {
         };
         self.watcher.feed(&bytes)?;
         match self.console {
-            Console::Capture => self.capture(&bytes),
+            Console::Capture => {
+                self.capture(&bytes);
+                if let Some(keys) = &mut self.keys {
+                    keys.follow(&mut self.script, &self.captured, &mut self.seen);
+                }
+            }
             Console::Terminal => {
                 let mut out = io::stdout().lock();
                 out.write_all(&bytes)
