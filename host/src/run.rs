@@ -348,7 +348,7 @@ impl<'a> Run<'a> {
     fn start(
         machine: &'a Machine,
         console: Console,
-        mut observer: Option<Watcher<'a>>,
+        mut observer: Option<Observer<'a>>,
         script: Script<'a>,
         interrupt: BorrowedFd<'static>,
     ) -> Result<Self> {
