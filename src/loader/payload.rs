@@ -4,7 +4,7 @@ use super::{
     Board, Failed, HandOff, Move, Protocol,
     arena::{Block, is_x86},
     console::Progress,
-    entry::{Extras, Loader, Source, failed, report_loaded, trace_digest},
+    entry::{Extras, Loader, Source, failed, read_all, report_loaded, trace_digest},
 };
 use crate::{
     Error,
@@ -217,11 +217,11 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         let Self {
             arena,
             board,
-            choice,
-            patience,
+            name,
+            share,
             ..
         } = self;
-        let failed = |error: &dyn fmt::Display| failed(choice, path, error);
+        let failed = |error: &dyn fmt::Display| failed(name, path, error);
         // Only for as long as it takes: what is loaded next may lie there.
         let mut arena = arena.rest();
         let request = Request {
@@ -237,7 +237,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
             let bytes = &mut chunk.bytes[..size];
             let come = at - part.start;
             let mut tell = |more| progress.update(come + more);
-            if let Err(error) = patience.read(path, &mut source.file, bytes, at, &mut tell) {
+            if let Err(error) = read_all(share, path, &mut source.file, bytes, at, &mut tell) {
                 break Err(failed(&error));
             }
             at += size as u64;
@@ -251,7 +251,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         let size = result?;
         let packed = part.size();
         let how = format_args!(", unpacked from {packed} bytes");
-        report_loaded(path, size as u64, took, &how);
+        report_loaded(&share.shown(path), size as u64, took, &how);
         trace_digest(path, &out[..size], 0);
         Ok(size as u64)
     }
@@ -444,7 +444,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         }
         let took = progress.finish();
         result?;
-        report_loaded(&source.path, total, took, &"");
+        report_loaded(&self.share.shown(&source.path), total, took, &"");
         Ok(())
     }
 
@@ -480,7 +480,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         let before = *come;
         let mut tell = |more| progress.update(before + more);
         let file = &mut source.file;
-        let read = self.patience.read(path, file, content, offset, &mut tell);
+        let read = read_all(self.share, path, file, content, offset, &mut tell);
         read.map_err(|e| self.failed(path, e))?;
         *come += content.len() as u64;
         trace_digest(path, content, offset);
