@@ -10,8 +10,10 @@ use std::time::Duration;
 pub const CONTENT: &[u8] = b"content of the file";
 /// Size of a chunk in bytes, where a file is read in many. An interpreter is slow with bytes.
 pub const CHUNK: u64 = if cfg!(miri) { 20 } else { 1000 };
+/// Chunks of `large`: more than are in flight at a time.
+pub const CHUNKS: u64 = if cfg!(miri) { 36 } else { 100 };
 /// Size of `large` in bytes.
-pub const LARGE: u64 = 100 * CHUNK;
+pub const LARGE: u64 = CHUNKS * CHUNK;
 
 /// Node 2 is `file`, 3 is `dir`, 4 is `link`, 5 is `large`.
 pub fn tree() -> Tree {
