@@ -21,6 +21,12 @@ BARE_CARGO = RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOW
 BARE_FLAGS = -Zbuild-std=core,compiler_builtins
 endif
 
+# What builds for this machine: not the minimal examples.
+HOSTED := $(ARCHES:%=--exclude minimal-%)
+
+# Each feature of the library alone; none is written as a comma.
+FEATURES := , embedded-io mmio pci boot loader
+
 # Two set-ups at once would fight over apt's lock; cargo is parallel by itself.
 .NOTPARALLEL:
 
@@ -35,10 +41,12 @@ help:
 	@echo '                 SERVER=   path of a virtiofsd; ACCEL= tcg (default) or kvm'
 	@echo 'make test      everything CI runs'
 	@echo 'make firmware  the images, in target/firmware'
+	@echo 'make examples  the minimal firmware of examples/, in target/examples'
 	@echo 'make fuzz      hostile input for each fuzz target'
 	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client'
 	@echo '                 SANITIZER= address (default) or none, five times as fast'
 	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
+	@echo 'make licences  the licences of everything that is linked'
 	@echo 'make callgrind how many instructions the client takes for a request'
 	@echo 'make size      what the images take'
 	@echo 'make doc       the documentation, in $(TARGET)/doc'
@@ -66,18 +74,36 @@ $(ARCHES:%=firmware-%): firmware-%: setup-build
 	@mkdir -p target/firmware
 	@cp $(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$* target/firmware/bootshare-$*.elf
 
+.PHONY: examples
+examples: $(ARCHES:%=examples-%)
+
+.PHONY: $(ARCHES:%=examples-%)
+$(ARCHES:%=examples-%): examples-%: setup-build
+	$(BARE_CARGO) build --profile firmware -p minimal-$* --target $*-unknown-none $(BARE_FLAGS)
+	@mkdir -p target/examples
+	@cp $(TARGET)/$*-unknown-none/firmware/minimal-$* target/examples/minimal-$*.elf
+
 .PHONY: test
-test: setup-test lint firmware
-	cargo test --workspace --no-fail-fast
+test: setup-test lint package firmware examples
+	cargo test --workspace $(HOSTED) --features bootshare/loader --no-fail-fast
 
 .PHONY: lint
 lint: setup-test $(ARCHES:%=lint-%)
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace $(HOSTED) --all-targets --features bootshare/loader -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps -p bootshare --features loader
+	set -e; for features in $(FEATURES); do \
+		cargo clippy --quiet -p bootshare --no-default-features --features $$features -- -D warnings; \
+	done
+
+# What the registry would take; nothing is sent.
+.PHONY: package
+package: setup-build
+	cargo publish --quiet --dry-run --allow-dirty -p bootshare
 
 .PHONY: $(ARCHES:%=lint-%)
 $(ARCHES:%=lint-%): lint-%: setup-test
-	$(BARE_CARGO) clippy -p bootshare -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
+	$(BARE_CARGO) clippy -p bootshare-qemu-$* -p minimal-$* -p bootshare --features bootshare/loader --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
 
 .PHONY: fuzz
 fuzz: setup-fuzz
@@ -88,8 +114,13 @@ fuzz: setup-fuzz
 .PHONY: miri
 miri: export MIRIFLAGS = -Zmiri-permissive-provenance -Zmiri-disable-isolation
 miri: setup-miri
-	cargo +nightly miri test -p bootshare --lib
+	cargo +nightly miri test -p bootshare --lib --features loader
 	cargo +nightly miri test -p bootshare-fuzz
+
+.PHONY: licences
+licences: export PATH := $(PATH):$(CURDIR)/target/cargo-deny/bin
+licences: setup-licences
+	cargo deny check licenses bans sources
 
 # The client as the firmware has it: the same profile.
 .PHONY: callgrind
@@ -102,14 +133,14 @@ size: host firmware
 
 .PHONY: doc
 doc: setup-build
-	cargo doc --no-deps -p bootshare -p bootshare-host
+	cargo doc --no-deps -p bootshare -p bootshare-host --features bootshare/loader
 
 .PHONY: clean
 clean:
 	rm -rf target $(TARGET)
 
 # Each installs what is missing for its purpose, and does nothing when nothing is.
-SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-callgrind
+SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-licences setup-callgrind
 .PHONY: $(SETUPS)
 $(SETUPS): setup-%:
 	@host/setup.sh $*

@@ -4,6 +4,7 @@
 
 mod commands;
 mod entries;
+mod examples;
 mod failures;
 mod lab;
 mod linux;

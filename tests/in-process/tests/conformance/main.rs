@@ -23,6 +23,7 @@ macro_rules! on_each_server {
 
 on_each_server! {
     files::sizes_around_a_page_and_a_chunk,
+    files::whole_files_and_whether_they_are_there,
     files::odd_offsets_and_sizes,
     files::every_chunk_size_and_depth,
     files::answers_in_any_order,

@@ -15,7 +15,9 @@ use std::{
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn timed_out<T>() -> Result<T, Error> {
-    Err(Error::TimedOut(DEADLINE))
+    Err(Error::TimedOut {
+        after_ms: DEADLINE.as_millis() as u32,
+    })
 }
 
 fn silent(opcode: Opcode) -> Device {
@@ -137,7 +139,9 @@ fn a_deadline_is_what_was_asked_for() {
         let share = mount(&device, options).unwrap();
         assert_eq!(
             share.metadata("file").err(),
-            Some(Error::TimedOut(deadline))
+            Some(Error::TimedOut {
+                after_ms: milliseconds as u32
+            })
         );
         drop(share);
         check(&device);
@@ -162,7 +166,7 @@ fn what_is_posted_and_never_taken_back() {
         let (round, error) = lost.expect("nothing is for ever");
         assert!(round > 0, "{opcode:?}: the first ones have room");
         assert!(
-            matches!(error, Error::TimedOut(_) | Error::Disconnected),
+            matches!(error, Error::TimedOut { .. } | Error::Disconnected),
             "{opcode:?}: {error:?}"
         );
         assert_eq!(share.metadata("/").err(), Some(Error::Disconnected));
