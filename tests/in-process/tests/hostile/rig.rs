@@ -8,6 +8,8 @@ use std::time::Duration;
 
 /// What `file` has in it.
 pub const CONTENT: &[u8] = b"content of the file";
+/// How many are tried of cases that are much alike.
+pub const CASES: usize = if cfg!(miri) { 2 } else { usize::MAX };
 /// Size of a chunk in bytes, where a file is read in many. An interpreter is slow with bytes.
 pub const CHUNK: u64 = if cfg!(miri) { 20 } else { 1000 };
 /// Chunks of `large`: more than are in flight at a time.

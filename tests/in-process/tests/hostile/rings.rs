@@ -1,7 +1,7 @@
 //! Lies in the used ring.
 
-use crate::rig::{LARGE, check, in_chunks, share, spoiling};
-use bootshare::{Error, Options, fuse::Violation};
+use crate::rig::{CASES, LARGE, check, in_chunks, share, spoiling};
+use bootshare::{Error, fuse::Violation};
 use bootshare_tests::{Opcode, Reply, mount};
 
 /// With the default options.
@@ -75,7 +75,10 @@ fn nothing_given_back_but_an_index() {
 #[test]
 fn another_requests_chain_in_the_middle_of_a_read() {
     // Each lie is told while 16 reads are in flight, all with a caller's buffer.
-    for id in [0u32, 1, 3, 6, 45, 47, 48, 63, 64, 1000] {
+    for id in [0u32, 1, 3, 6, 45, 47, 48, 63, 64, 1000]
+        .into_iter()
+        .take(CASES)
+    {
         for times in [1, 2] {
             let mut count = 0;
             let device = spoiling(Opcode::Read, move |_, good| {
