@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 use bootshare_host::guest::Parts;
-use bootshare_host::{Accel, Arch, Board, Console, Machine, Share, demo, size};
+use bootshare_host::{Accel, Arch, Board, Console, Machine, Share, demo, panics, size};
 
 /// Exit status when nothing could be started: bad usage, something missing.
 const NOT_STARTED: u8 = 123;
@@ -34,6 +34,15 @@ enum Sub {
     Boot(Box<Boot>),
     /// Make the demo share: a Debian kernel, a busybox initramfs, a greeting
     Demo(Demo),
+    /// Compare where firmware images could panic with a list
+    Panics {
+        /// The list
+        #[arg(long, value_name = "FILE")]
+        known: PathBuf,
+        /// The ELF images, with relocations and debug information
+        #[arg(required = true)]
+        images: Vec<PathBuf>,
+    },
     /// Print the size of firmware images
     Size {
         /// The ELF images
@@ -132,6 +141,16 @@ impl Sub {
             Self::Demo(demo) => {
                 let parts = Parts::fetch(demo.board.arch(), &demo.parts)?;
                 demo::make(&parts, &demo.out)?;
+                Ok(0)
+            }
+            Self::Panics { known, images } => {
+                let mut places = panics::Places::new();
+                for image in images {
+                    places.extend(panics::places(&image, Path::new("."))?);
+                }
+                let text = panics::compare(&places, &known)?;
+                let mut out = std::io::stdout().lock();
+                out.write_all(text.as_bytes()).context("standard output")?;
                 Ok(0)
             }
             Self::Size { images } => {
