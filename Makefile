@@ -52,6 +52,8 @@ help:
 	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client'
 	@echo '                 SANITIZER= address (default) or none, five times as fast'
 	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
+	@echo 'make licences  the licences of everything that is linked'
+	@echo 'make callgrind how many instructions the client takes for a request'
 	@echo 'make size      what the images take'
 	@echo 'make doc       the documentation, in $(TARGET)/doc'
 	@echo 'make clean     remove target, downloads included'
@@ -128,6 +130,16 @@ miri: setup-miri
 	cargo +nightly miri test -p bootshare --lib --features loader
 	cargo +nightly miri test -p bootshare-fuzz
 
+.PHONY: licences
+licences: export PATH := $(PATH):$(CURDIR)/target/cargo-deny/bin
+licences: setup-licences
+	cargo deny check licenses bans sources
+
+# The client as the firmware has it: the same profile.
+.PHONY: callgrind
+callgrind: setup-callgrind
+	@cargo run -q --profile firmware -p bootshare-tests --no-default-features --example callgrind
+
 .PHONY: size
 size: tool firmware
 	@$(TOOL) size $(ARCHES:%=target/firmware/bootshare-%.elf)
@@ -141,7 +153,7 @@ clean:
 	rm -rf target $(TARGET)
 
 # Each installs what is missing for its purpose, and does nothing when nothing is.
-SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri
+SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-licences setup-callgrind
 .PHONY: $(SETUPS)
 $(SETUPS): setup-%:
 	@host/setup.sh $*

@@ -6,6 +6,7 @@
 
 pub mod board;
 pub mod console;
+pub mod debian;
 pub mod demo;
 pub mod guest;
 mod interrupt;
@@ -20,6 +21,6 @@ pub mod size;
 pub mod watch;
 
 pub use board::{Arch, Board};
-pub use console::Console;
+pub use console::{Console, Script};
 pub use qemu::{Accel, Machine, Share};
-pub use run::{Outcome, Report};
+pub use run::{Moment, Outcome, Report, Servers};

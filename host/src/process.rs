@@ -155,10 +155,16 @@ impl Process {
         }
     }
 
+    /// Sends `signal` to the process, which was not waited for yet, and all of its group.
+    pub(crate) fn signal(&self, signal: Signal) {
+        // It may fail only because the process is gone already.
+        let _ = kill_process_group(Pid::from_child(&self.child), signal);
+    }
+
     /// Kills the process and all of its group, and waits for it.
     pub(crate) fn kill(&mut self) {
-        // Both may fail only because the process is gone already.
-        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        self.signal(Signal::KILL);
+        // As above.
         let _ = self.child.wait();
     }
 }

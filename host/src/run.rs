@@ -1,8 +1,9 @@
 //! Runs a machine: servers, QEMU, console, time limit, and a clear account of how it ended.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -10,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::console::{Console, Keys, RawMode, read_some};
+use crate::console::{Console, Keys, RawMode, Script, read_some};
 use crate::interrupt::interrupted;
 use crate::process::{Process, timespec};
 use crate::qemu::{Machine, Wiring, firmware_status};
@@ -141,6 +143,54 @@ impl Report {
     }
 }
 
+/// A moment of a run at which a test may act: see [`Machine::run_watched`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment<'a> {
+    /// The servers were started, QEMU was not yet.
+    Start,
+    /// The guest has written to its console: all of it since its last line break.
+    Console(&'a str),
+}
+
+/// Sees each [`Moment`] of a run, and may have its servers fail.
+type Observer<'a> = &'a mut dyn FnMut(Moment<'_>, &mut Servers<'_>);
+
+/// The servers of a run, by their shares' place in [`Machine::shares`], for a test that has them
+/// fail. What it does to them is not taken for the run's own failure.
+pub struct Servers<'a>(&'a mut [Serving]);
+
+impl Servers<'_> {
+    /// Kills one and waits for its end.
+    pub fn kill(&mut self, index: usize) {
+        let server = &mut self.0[index];
+        if server.ended.is_none() {
+            server.killed = true;
+            match &mut server.server {
+                Running::External(process) => process.kill(),
+                Running::Embedded(server) => server.stop(),
+            }
+        }
+    }
+
+    /// Stops one (SIGSTOP), if it is a process of its own.
+    pub fn stop(&mut self, index: usize) {
+        self.0[index].signal(Signal::STOP);
+    }
+
+    /// Stops one, to go on by itself after `duration`.
+    pub fn stop_for(&mut self, index: usize, duration: Duration) {
+        self.stop(index);
+        self.0[index].stopped_until = Some(Instant::now() + duration);
+    }
+
+    /// Has a stopped one go on (SIGCONT).
+    pub fn go_on(&mut self, index: usize) {
+        let server = &mut self.0[index];
+        server.stopped_until = None;
+        server.signal(Signal::CONT);
+    }
+}
+
 /// The last bytes of an error stream.
 #[derive(Default)]
 struct Tail(Vec<u8>);
@@ -170,6 +220,9 @@ struct Serving {
     stderr: Option<std::process::ChildStderr>,
     tail: Tail,
     ended: Option<Ended>,
+    /// By an [`Observer`]: the machine may outlive it.
+    killed: bool,
+    stopped_until: Option<Instant>,
 }
 
 /// How a server ended, and when.
@@ -209,7 +262,7 @@ struct Run<'a> {
     console: Console,
     servers: Vec<Serving>,
     qemu: Process,
-    stdout: Option<std::process::ChildStdout>,
+    stdout: Option<File>,
     stderr: Option<std::process::ChildStderr>,
     stderr_tail: Tail,
     qmp_listener: Option<UnixListener>,
@@ -220,8 +273,15 @@ struct Run<'a> {
     sockets: Option<TempDir>,
     shutdown: Option<Message>,
     captured: Vec<u8>,
+    observer: Option<Observer<'a>>,
+    /// Of the captured bytes, where the last line starts.
+    line: usize,
     watcher: Watcher,
     failure_shown: Option<Instant>,
+    /// What is still to be typed.
+    script: Script<'a>,
+    /// How many of the captured bytes it has gone by.
+    seen: usize,
     started: Instant,
     interrupt: BorrowedFd<'static>,
     _raw: Option<RawMode>,
@@ -234,9 +294,41 @@ impl Machine {
     /// The machine could not be started, or our own console failed. How a machine that was
     /// started ended is in the report.
     pub fn run(&self, console: Console) -> Result<Report> {
+        self.run_with(console, None, &[])
+    }
+
+    /// Runs the machine to its end, its console captured, and types `script` at it.
+    ///
+    /// # Errors
+    /// As [`Machine::run`].
+    pub fn run_typing(&self, script: Script<'_>) -> Result<Report> {
+        self.run_with(Console::Capture, None, script)
+    }
+
+    /// Runs the machine to its end, its console captured, and calls `observer` at each [`Moment`].
+    ///
+    /// The guest waits for the observer: its console takes some 10 bytes more than were read, so
+    /// what `observer` does when it sees the start of a longer piece of text takes effect before
+    /// the guest is done writing that.
+    ///
+    /// # Errors
+    /// As [`Machine::run`].
+    pub fn run_watched(
+        &self,
+        mut observer: impl FnMut(Moment<'_>, &mut Servers<'_>),
+    ) -> Result<Report> {
+        self.run_with(Console::Capture, Some(&mut observer), &[])
+    }
+
+    fn run_with<'a>(
+        &'a self,
+        console: Console,
+        observer: Option<Observer<'a>>,
+        script: Script<'a>,
+    ) -> Result<Report> {
         self.check()?;
         let interrupt = interrupted().context("cannot watch for signals")?;
-        let run = Run::start(self, console, interrupt)?;
+        let run = Run::start(self, console, observer, script, interrupt)?;
         run.finish()
     }
 }
@@ -256,6 +348,8 @@ impl<'a> Run<'a> {
     fn start(
         machine: &'a Machine,
         console: Console,
+        mut observer: Option<Observer<'a>>,
+        script: Script<'a>,
         interrupt: BorrowedFd<'static>,
     ) -> Result<Self> {
         let watcher = Watcher::new(&machine.watch)?;
@@ -292,6 +386,10 @@ impl<'a> Run<'a> {
             paths.push(path);
         }
 
+        if let Some(observer) = &mut observer {
+            observer(Moment::Start, &mut Servers(&mut servers));
+        }
+
         let qmp = place("qmp")?;
         let qmp_listener = UnixListener::bind(&qmp).context("cannot listen for QEMU")?;
         let interactive = console.is_interactive();
@@ -303,14 +401,25 @@ impl<'a> Run<'a> {
         let invocation = machine.invocation(&wiring);
         let mut command = invocation.command();
         command.stdin(match console {
-            Console::Terminal => Stdio::piped(),
-            Console::Capture => Stdio::null(),
+            Console::Capture if script.is_empty() => Stdio::null(),
+            Console::Terminal | Console::Capture => Stdio::piped(),
         });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let narrow = match observer {
+            Some(_) => {
+                let (ours, qemus) = narrow_pair().context("cannot make a console")?;
+                command.stdout(qemus);
+                Some(ours)
+            }
+            None => None,
+        };
         let mut qemu = Process::spawn(&mut command, None).context(
             "is QEMU installed? On Debian: apt-get install qemu-system-x86 qemu-system-arm",
         )?;
-        let keys = qemu.child.stdin.take().map(Keys::new).transpose()?;
+        let stdin = qemu.child.stdin.take();
+        let keys = stdin
+            .map(|stdin| Keys::new(stdin, console == Console::Capture))
+            .transpose()?;
         let raw = if interactive {
             Some(RawMode::enter().context("cannot set the terminal to raw mode")?)
         } else {
@@ -320,7 +429,9 @@ impl<'a> Run<'a> {
             machine,
             console,
             servers,
-            stdout: qemu.child.stdout.take(),
+            stdout: narrow
+                .or(qemu.child.stdout.take().map(OwnedFd::from))
+                .map(File::from),
             stderr: qemu.child.stderr.take(),
             qemu,
             stderr_tail: Tail::default(),
@@ -332,7 +443,11 @@ impl<'a> Run<'a> {
             shutdown: None,
             captured: Vec::new(),
             watcher,
+            observer,
+            line: 0,
             failure_shown: None,
+            script,
+            seen: 0,
             started: Instant::now(),
             interrupt,
             _raw: raw,
@@ -378,7 +493,9 @@ impl<'a> Run<'a> {
             if let Some((_, outcome)) = deadlines.iter().find(|(at, _)| *at <= now) {
                 return Ok(self.outcome_of_deadline(*outcome));
             }
-            let next = deadlines.iter().map(|(at, _)| *at - now).min();
+            let next = deadlines.iter().map(|(at, _)| *at);
+            let next = next.chain(self.continue_servers(now)).min();
+            let next = next.map(|at| at - now);
             for source in self.wait(next)? {
                 match source {
                     Source::Interrupt => return Ok(Outcome::Interrupted),
@@ -398,6 +515,23 @@ impl<'a> Run<'a> {
                 _ => {}
             }
         }
+    }
+
+    /// Has those servers go on that were stopped until now; when the next one is due.
+    fn continue_servers(&mut self, now: Instant) -> Option<Instant> {
+        for index in 0..self.servers.len() {
+            if self.servers[index]
+                .stopped_until
+                .is_some_and(|at| at <= now)
+            {
+                Servers(&mut self.servers).go_on(index);
+            }
+        }
+        let due = self
+            .servers
+            .iter()
+            .filter_map(|server| server.stopped_until);
+        due.min()
     }
 
     /// What the console showed decides, once it has come to its end.
@@ -436,7 +570,9 @@ impl<'a> Run<'a> {
             deadlines.push((at + FAILURE_GRACE, Deadline::FailureShown));
         }
         for (index, server) in self.servers.iter().enumerate() {
-            if let Some(ended) = &server.ended {
+            if let Some(ended) = &server.ended
+                && !server.killed
+            {
                 deadlines.push((ended.at + SERVER_GRACE, Deadline::Server(index)));
             }
         }
@@ -492,7 +628,7 @@ impl<'a> Run<'a> {
         for index in 0..self.servers.len() {
             let server = &mut self.servers[index];
             server.note_end(END_GRACE)?;
-            if server.ended.as_ref().is_some_and(|ended| ended.failed) {
+            if !server.killed && server.ended.as_ref().is_some_and(|ended| ended.failed) {
                 self.drain()?;
                 return Ok(self.server_failed(index));
             }
@@ -521,8 +657,7 @@ impl<'a> Run<'a> {
         if let Some(stream) = &self.qmp {
             sources.push((Source::Qmp, stream.as_fd(), PollFlags::IN));
         }
-        if let Some(keys) = &self.keys {
-            let (fd, flags) = keys.interest();
+        if let Some((fd, flags)) = self.keys.as_ref().and_then(Keys::interest) {
             sources.push((Source::Keys, fd, flags));
         }
         for (index, server) in self.servers.iter().enumerate() {
@@ -593,7 +728,12 @@ impl<'a> Run<'a> {
         };
         self.watcher.feed(&bytes)?;
         match self.console {
-            Console::Capture => self.captured.extend(bytes),
+            Console::Capture => {
+                self.capture(&bytes);
+                if let Some(keys) = &mut self.keys {
+                    keys.follow(&mut self.script, &self.captured, &mut self.seen);
+                }
+            }
             Console::Terminal => {
                 let mut out = io::stdout().lock();
                 out.write_all(&bytes)
@@ -602,6 +742,20 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
+    }
+
+    fn capture(&mut self, bytes: &[u8]) {
+        let Some(observer) = &mut self.observer else {
+            return self.captured.extend(bytes);
+        };
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.captured.extend(piece);
+            let line = String::from_utf8_lossy(&self.captured[self.line..]);
+            observer(Moment::Console(&line), &mut Servers(&mut self.servers));
+            if piece.ends_with(b"\n") {
+                self.line = self.captured.len();
+            }
+        }
     }
 
     fn read_stderr(&mut self) -> Result<()> {
@@ -659,6 +813,16 @@ impl<'a> Run<'a> {
 }
 
 impl Serving {
+    fn signal(&self, signal: Signal) {
+        // Once reaped, the number may belong to somebody else.
+        if self.ended.is_none()
+            && !self.killed
+            && let Running::External(process) = &self.server
+        {
+            process.signal(signal);
+        }
+    }
+
     fn new(mut server: Running, share: String) -> Self {
         let stderr = match &mut server {
             Running::External(process) => process.child.stderr.take(),
@@ -670,6 +834,8 @@ impl Serving {
             stderr,
             tail: Tail::default(),
             ended: None,
+            killed: false,
+            stopped_until: None,
         }
     }
 
@@ -702,6 +868,14 @@ impl Serving {
         }
         Ok(())
     }
+}
+
+/// Our end of a console, and QEMU's, which takes next to nothing that we have not read.
+fn narrow_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, qemus) = UnixStream::pair()?;
+    // socket(7): the kernel makes it its least, which six writes of a byte fill.
+    rustix::net::sockopt::set_socket_send_buffer_size(&qemus, 0)?;
+    Ok((ours.into(), qemus.into()))
 }
 
 /// Why a machine may be given up.

@@ -23,15 +23,19 @@ pub struct Dir<'s, T: Transport, C: Clock, H: Hal> {
 
 impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
     pub(super) fn open(node: Node<'s, T, C, H>) -> Result<Self, Error> {
-        match node.attr.file_type {
+        match node.file_type() {
             FileType::Directory => Ok(Self { node }),
             _ => Err(Error::NotADirectory),
         }
     }
 
-    /// What the directory itself is.
-    pub fn metadata(&self) -> Metadata {
-        Metadata(self.node.attr)
+    /// What the directory itself is. The host is asked only if its path did not tell.
+    ///
+    /// # Errors
+    ///
+    /// The host's.
+    pub fn metadata(&self) -> Result<Metadata, Error> {
+        Ok(Metadata(self.node.attr()?))
     }
 
     /// What `name` is.
@@ -40,7 +44,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
     ///
     /// [`Error::NotFound`]; [`Error::InvalidName`] if it is not one name.
     pub fn symlink_metadata(&self, name: impl AsRef<[u8]>) -> Result<Metadata, Error> {
-        Ok(Metadata(self.node(name.as_ref())?.attr))
+        Ok(Metadata(self.node(name.as_ref())?.attr()?))
     }
 
     /// Opens the regular file `name`.
@@ -94,8 +98,14 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
             share,
             epoch: self.node.epoch,
             id: entry.node,
-            attr: entry.attr,
+            attr: Some(entry.attr),
         })
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Dir<'_, T, C, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Dir").field(&self.node).finish()
     }
 }
 
@@ -202,6 +212,15 @@ impl<T: Transport, C: Clock, H: Hal> Iterator for ReadDir<'_, T, C, H> {
             self.entries_left = 0;
         }
         entry
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> fmt::Debug for ReadDir<'_, T, C, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadDir")
+            .field("node", &self.node)
+            .field("offset", &self.offset)
+            .finish_non_exhaustive()
     }
 }
 

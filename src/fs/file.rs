@@ -7,6 +7,7 @@ use crate::{
     hal::{Clock, Hal},
     session::Priority,
 };
+use core::fmt;
 #[cfg(feature = "embedded-io")]
 use embedded_io::{ErrorType, SeekFrom};
 use virtio_drivers::transport::Transport;
@@ -16,6 +17,7 @@ use virtio_drivers::transport::Transport;
 /// Dropping it closes it on the host.
 pub struct File<'s, T: Transport, C: Clock, H: Hal> {
     node: Node<'s, T, C, H>,
+    attr: Attr,
     handle: Handle,
     /// Where [`File::read`] goes on, in bytes.
     position: u64,
@@ -23,17 +25,18 @@ pub struct File<'s, T: Transport, C: Clock, H: Hal> {
 
 impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     pub(super) fn open(node: Node<'s, T, C, H>) -> Result<Self, Error> {
-        match node.attr.file_type {
-            FileType::File => {}
-            FileType::Directory => return Err(Error::IsADirectory),
+        let attr = match (node.file_type(), node.attr) {
+            (FileType::File, Some(attr)) => attr,
+            (FileType::Directory, _) => return Err(Error::IsADirectory),
             // A symbolic link comes here from a `Dir` only, which follows none.
-            FileType::Symlink => return Err(Error::TooManyLinks),
+            (FileType::Symlink, _) => return Err(Error::TooManyLinks),
             // To open a FIFO could block the server for ever.
             _ => return Err(Error::NotAFile),
-        }
+        };
         let handle = node.session()?.call(&Open { node: node.id })?;
         Ok(Self {
             node,
+            attr,
             handle,
             position: 0,
         })
@@ -41,7 +44,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
 
     /// What the host said about the file when it was opened.
     pub fn metadata(&self) -> Metadata {
-        Metadata(self.node.attr)
+        Metadata(self.attr)
     }
 
     /// Asks the host again what the file is.
@@ -50,7 +53,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     ///
     /// The host's.
     pub fn refresh(&mut self) -> Result<Metadata, Error> {
-        self.node.attr = self.node.share.attr(self.node.epoch, self.node.id)?;
+        self.attr = self.node.share.attr(self.node.epoch, self.node.id)?;
         Ok(self.metadata())
     }
 
@@ -64,7 +67,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     pub fn resume(&mut self, path: impl AsRef<[u8]>) -> Result<(), Error> {
         let node = self.node.share.resolve(path.as_ref(), true)?;
         let same = |attr: &Attr| (attr.file_type, attr.size, attr.mtime, attr.mtime_nsec);
-        if same(&node.attr) != same(&self.node.attr) {
+        if node.attr.as_ref().map(same) != Some(same(&self.attr)) {
             return Err(Error::Changed);
         }
         let position = self.position;
@@ -74,7 +77,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     }
 
     /// Reads at `offset`, in bytes, straight into `buf`: the host writes there, the guest copies
-    /// nothing. Returns the bytes read, fewer than the buffer's only at the end of the file.
+    /// nothing. Returns the bytes read, fewer than the buffer's only at the end of the file: a file
+    /// that grows while it is read may end where it did when it was opened.
     ///
     /// # Errors
     ///
@@ -97,7 +101,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         progress: &mut dyn FnMut(u64),
     ) -> Result<usize, Error> {
         let mut session = self.node.session()?;
-        session.read(self.node.id, self.handle, offset, buf, progress)
+        let size = self.attr.size;
+        session.read(self.node.id, self.handle, offset, size, buf, progress)
     }
 
     /// Reads on from where the last one stopped, as [`File::read_at`] does.
@@ -144,6 +149,15 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     }
 }
 
+impl<T: Transport, C: Clock, H: Hal> fmt::Debug for File<'_, T, C, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("File")
+            .field("node", &self.node)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<T: Transport, C: Clock, H: Hal> Drop for File<'_, T, C, H> {
     fn drop(&mut self) {
         let release = Release {
@@ -174,7 +188,7 @@ impl<T: Transport, C: Clock, H: Hal> embedded_io::Seek for File<'_, T, C, H> {
     fn seek(&mut self, to: SeekFrom) -> Result<u64, Error> {
         let position = match to {
             SeekFrom::Start(offset) => Some(offset),
-            SeekFrom::End(offset) => self.node.attr.size.checked_add_signed(offset),
+            SeekFrom::End(offset) => self.attr.size.checked_add_signed(offset),
             SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
         };
         self.set_position(position.ok_or(Error::InvalidOffset)?)?;

@@ -38,6 +38,7 @@ use crate::{
     hal::{Clock, Hal, IdentityHal},
     session::{Epoch, Options, Priority, Session, Tag},
 };
+use core::fmt;
 use spin::{Mutex, MutexGuard};
 use virtio_drivers::transport::Transport;
 
@@ -115,7 +116,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// [`Error::NotFound`] and the other errors of a path; [`Error::Host`] for the host's own.
     pub fn metadata(&self, path: impl AsRef<[u8]>) -> Result<Metadata, Error> {
-        Ok(Metadata(self.resolve(path.as_ref(), true)?.attr))
+        Ok(Metadata(self.resolve(path.as_ref(), true)?.attr()?))
     }
 
     /// What `path` is; a symbolic link at its end is not followed.
@@ -124,7 +125,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// As [`Share::metadata`].
     pub fn symlink_metadata(&self, path: impl AsRef<[u8]>) -> Result<Metadata, Error> {
-        Ok(Metadata(self.resolve(path.as_ref(), false)?.attr))
+        Ok(Metadata(self.resolve(path.as_ref(), false)?.attr()?))
     }
 
     /// Opens the regular file `path` for reading.
@@ -135,6 +136,46 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     /// else as [`Share::metadata`].
     pub fn open(&self, path: impl AsRef<[u8]>) -> Result<File<'_, T, C, H>, Error> {
         File::open(self.resolve(path.as_ref(), true)?)
+    }
+
+    /// Whether `path` names anything, symbolic links followed: one that dangles does not.
+    ///
+    /// # Errors
+    ///
+    /// As [`Share::metadata`], but for the two that say that there is nothing.
+    pub fn exists(&self, path: impl AsRef<[u8]>) -> Result<bool, Error> {
+        match self.metadata(path) {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound | Error::NotADirectory) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the whole file `path` to the start of `buf`, and gives that part of it.
+    ///
+    /// ```no_run
+    /// # use bootshare::{Share, Error, hal::Clock, transport::Transport};
+    /// # fn example(share: &Share<impl Transport, impl Clock>) -> Result<(), Error> {
+    /// let mut buffer = [0; 4096];
+    /// let text: &[u8] = share.read("/etc/hostname", &mut buffer)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BufferTooSmall`] if the file is larger; else as [`Share::open`].
+    pub fn read<'b>(
+        &self,
+        path: impl AsRef<[u8]>,
+        buf: &'b mut [u8],
+    ) -> Result<&'b mut [u8], Error> {
+        let file = self.open(path)?;
+        if file.metadata().len() > buf.len() as u64 {
+            return Err(Error::BufferTooSmall);
+        }
+        let size = file.read_at(0, buf)?;
+        buf.get_mut(..size).ok_or(Error::BufferTooSmall)
     }
 
     /// The entries of the directory `path`, without `.` and `..`, in the host's order.
@@ -257,12 +298,22 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     }
 }
 
+impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Share<T, C, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Share")
+            .field("tag", &self.tag)
+            .field("protocol", &self.protocol())
+            .finish_non_exhaustive()
+    }
+}
+
 /// A file or directory that the host keeps for us until this is dropped.
 struct Node<'s, T: Transport, C: Clock, H: Hal> {
     share: &'s Share<T, C, H>,
     epoch: Epoch,
     id: NodeId,
-    attr: Attr,
+    /// `None` for a directory that was not looked up: the root, or one above another.
+    attr: Option<Attr>,
 }
 
 impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
@@ -271,8 +322,20 @@ impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
         self.share.session_of(self.epoch)
     }
 
+    fn file_type(&self) -> FileType {
+        self.attr.map_or(FileType::Directory, |attr| attr.file_type)
+    }
+
+    /// What it is; the host is asked if nobody has told yet.
+    fn attr(&self) -> Result<Attr, Error> {
+        match self.attr {
+            Some(attr) => Ok(attr),
+            None => self.share.attr(self.epoch, self.id),
+        }
+    }
+
     fn read_link<'b>(&self, buf: &'b mut [u8]) -> Result<&'b [u8], Error> {
-        if self.attr.file_type != FileType::Symlink {
+        if self.file_type() != FileType::Symlink {
             return Err(Error::NotASymlink);
         }
         let mut target = [0; TARGET_BUFFER];
@@ -280,6 +343,15 @@ impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
         let buf = buf.get_mut(..target.len()).ok_or(Error::BufferTooSmall)?;
         buf.copy_from_slice(target);
         Ok(buf)
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Node<'_, T, C, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("id", &self.id)
+            .field("attr", &self.attr)
+            .finish_non_exhaustive()
     }
 }
 

@@ -36,6 +36,14 @@ pub(crate) fn boots_from_el2(board: Board) {
     run.line(&["CPU: All CPU(s) started at EL2"]);
 }
 
+/// What `-bios` takes is an arm64 Image, too.
+pub(crate) fn boots_from_raw_image(board: Board) {
+    let share = demo_share(board.arch());
+    let mut machine = machine(board, Server::Rust, share, OPTIONS);
+    machine.firmware.set_extension("bin");
+    expect_boot(&machine, share);
+}
+
 /// Memory on both sides of 4 GiB, two processors, and a server that answers out of order.
 pub(crate) fn boots_with_6_gib(board: Board) {
     let share = demo_share(board.arch());
@@ -58,8 +66,7 @@ pub(crate) fn boots_with_6_gib(board: Board) {
 
 /// Without ACPI a kernel is told of microvm's devices by words on its command line. Debian's is
 /// built without that, so it comes to user space but finds no share there.
-pub(crate) fn boots_without_acpi() {
-    let board = Board::X86_64Microvm;
+pub(crate) fn boots_without_acpi(board: Board) {
     let share = demo_share(board.arch());
     let mut machine = machine(board, Server::C, share, OPTIONS);
     machine.qemu_args = vec!["-machine".into(), "acpi=off".into()];

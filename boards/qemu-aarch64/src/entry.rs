@@ -129,8 +129,8 @@ _start:
 
     // In flash: copy the file's part of the image to its link address, with the MMU off.
     mov     x2, x10
-    movz    x3, #:abs_g1:__bss_start
-    movk    x3, #:abs_g0_nc:__bss_start
+    movz    x3, #:abs_g1:__data_end
+    movk    x3, #:abs_g0_nc:__data_end
 12: ldp     x4, x5, [x9], #16
     ldp     x6, x7, [x9], #16
     stp     x4, x5, [x2], #16

@@ -63,22 +63,44 @@ struct Node {
     path: PathBuf,
     /// The layers that have it: one, or all those of a directory that merge.
     layers: Vec<usize>,
-    kind: FileType,
+    identity: Identity,
+}
+
+/// Which file is at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Identity {
+    /// The bits of `st_mode` that tell the kind of file.
+    format: u32,
+    device: u64,
+    ino: u64,
+}
+
+impl From<&Stat> for Identity {
+    fn from(stat: &Stat) -> Self {
+        Self {
+            format: stat.st_mode & libc::S_IFMT,
+            device: stat.st_dev,
+            ino: stat.st_ino,
+        }
+    }
+}
+
+impl Identity {
+    fn kind(self) -> FileType {
+        FileType::from_raw_mode(self.format)
+    }
 }
 
 /// What the guest knows; a file that took another's place is another node.
-type Key = (PathBuf, u64, u64, u32);
-
 struct Known {
     node: Arc<Node>,
-    key: Key,
     lookups: u64,
 }
 
 #[derive(Default)]
 struct Nodes {
     by_id: HashMap<u64, Known>,
-    by_key: HashMap<Key, u64>,
+    by_path: HashMap<(PathBuf, Identity), u64>,
     last_id: u64,
 }
 
@@ -102,7 +124,10 @@ struct Listing {
 }
 
 /// A handle that the guest has, counted.
-struct Opened(Handle);
+struct Opened {
+    inode: u64,
+    handle: Handle,
+}
 
 /// A read-only file system of one or more directories.
 pub(super) struct Layers {
@@ -152,16 +177,19 @@ impl Layers {
         let root = Node {
             path: PathBuf::new(),
             layers: (0..self.roots.len()).collect(),
-            kind: FileType::Directory,
+            identity: Identity {
+                format: libc::S_IFDIR,
+                device: 0,
+                ino: 0,
+            },
         };
         let root = Known {
             node: Arc::new(root),
-            key: (PathBuf::new(), 0, 0, 0),
             lookups: 1,
         };
         *lock(&self.nodes) = Nodes {
             by_id: HashMap::from([(ROOT_ID, root)]),
-            by_key: HashMap::new(),
+            by_path: HashMap::new(),
             last_id: ROOT_ID,
         };
         lock(&self.handles).clear();
@@ -196,11 +224,13 @@ impl Layers {
         }
     }
 
-    /// The node's file in its first layer, of the kind that the guest knows.
+    /// The node's file in its first layer, if that is still the file that the guest looked up.
+    /// Directories may be others of the same name, some file systems number theirs anew at times.
     fn open_node(&self, node: &Node, flags: OFlags) -> Result<(OwnedFd, Stat), Errno> {
         let fd = self.open(node.layers[0], &node.path, flags)?;
         let stat = fstat(&fd)?;
-        if kind(&stat) != node.kind {
+        let (now, then) = (Identity::from(&stat), node.identity);
+        if now.format != then.format || (now.kind() == FileType::RegularFile && now != then) {
             return Err(Errno::STALE);
         }
         Ok((fd, stat))
@@ -212,7 +242,7 @@ impl Layers {
         if matches!(name, b"" | b"." | b"..") || name.contains(&b'/') {
             return Err(Errno::INVAL);
         }
-        if parent.kind != FileType::Directory {
+        if parent.identity.kind() != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
         let path = parent.path.join(OsStr::from_bytes(name));
@@ -236,8 +266,12 @@ impl Layers {
             }
         }
         let stat = first.ok_or(Errno::NOENT)?;
-        let kind = kind(&stat);
-        Ok((Node { path, layers, kind }, stat))
+        let node = Node {
+            path,
+            layers,
+            identity: Identity::from(&stat),
+        };
+        Ok((node, stat))
     }
 
     fn has_several(&self) -> bool {
@@ -316,26 +350,20 @@ impl Layers {
     /// Makes a node known to the guest, once more.
     fn enter(&self, node: Node, stat: &Stat) -> Entry {
         let attr = self.attributes(&node, stat);
-        let format = stat.st_mode & libc::S_IFMT;
-        let key = (node.path.clone(), stat.st_dev, stat.st_ino, format);
+        let key = (node.path.clone(), node.identity);
         let mut nodes = lock(&self.nodes);
         let nodes = &mut *nodes;
-        let inode = *nodes.by_key.entry(key.clone()).or_insert_with(|| {
+        let inode = *nodes.by_path.entry(key).or_insert_with(|| {
             nodes.last_id += 1;
             nodes.last_id
         });
-        let known = nodes.by_id.entry(inode).or_insert_with(|| Known {
-            node: Arc::new(Node {
-                path: PathBuf::new(),
-                layers: Vec::new(),
-                kind: node.kind,
-            }),
-            key,
-            lookups: 0,
-        });
-        known.lookups = known.lookups.saturating_add(1);
+        let before = nodes.by_id.get(&inode).map_or(0, |known| known.lookups);
         // What merges may be another set of layers than last time.
-        known.node = Arc::new(node);
+        let known = Known {
+            node: Arc::new(node),
+            lookups: before.saturating_add(1),
+        };
+        nodes.by_id.insert(inode, known);
         Entry {
             inode,
             generation: 0,
@@ -346,10 +374,10 @@ impl Layers {
         }
     }
 
-    fn insert(&self, handle: Handle) -> Result<u64, Errno> {
+    fn insert(&self, inode: u64, handle: Handle) -> Result<u64, Errno> {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let limit = limit.unwrap_or(u64::MAX).saturating_sub(RESERVED_FILES);
-        let opened = Arc::new(Opened::new(handle));
+        let opened = Arc::new(Opened::new(inode, handle));
         if OPEN.load(Ordering::Relaxed) as u64 > limit {
             return Err(Errno::NFILE);
         }
@@ -361,6 +389,14 @@ impl Layers {
     fn handle(&self, id: u64) -> Result<Arc<Opened>, Errno> {
         let handles = lock(&self.handles);
         handles.get(&id).map(Arc::clone).ok_or(Errno::BADF)
+    }
+
+    /// A node's open file: the named one, or any.
+    fn opened(&self, inode: u64, handle: Option<u64>) -> Option<Arc<Opened>> {
+        let handles = lock(&self.handles);
+        let named = handle.and_then(|handle| handles.get(&handle));
+        let mut all = named.into_iter().chain(handles.values());
+        all.find(|opened| opened.inode == inode).map(Arc::clone)
     }
 
     /// Reads a whole directory: the first layer that has a name decides.
@@ -438,7 +474,7 @@ impl Layers {
         add: &mut dyn FnMut(&Item, u64) -> io::Result<usize>,
     ) -> io::Result<()> {
         let opened = self.handle(handle)?;
-        let Handle::Dir(listing) = &opened.0 else {
+        let Handle::Dir(listing) = &opened.handle else {
             return Err(Errno::NOTDIR.into());
         };
         let mut listing = lock(listing);
@@ -504,9 +540,9 @@ fn dirent_type(kind: FileType) -> u32 {
 }
 
 impl Opened {
-    fn new(handle: Handle) -> Self {
+    fn new(inode: u64, handle: Handle) -> Self {
         OPEN.fetch_add(1, Ordering::Relaxed);
-        Self(handle)
+        Self { inode, handle }
     }
 }
 
@@ -559,7 +595,8 @@ impl FileSystem for Layers {
         if known.lookups == 0
             && let Some(known) = nodes.by_id.remove(&inode)
         {
-            nodes.by_key.remove(&known.key);
+            let key = (known.node.path.clone(), known.node.identity);
+            nodes.by_path.remove(&key);
         }
     }
 
@@ -570,9 +607,12 @@ impl FileSystem for Layers {
         handle: Option<u64>,
     ) -> io::Result<(stat64, Duration)> {
         let node = self.node(inode)?;
-        let opened = handle.map(|handle| self.handle(handle)).transpose()?;
-        let stat = match opened.as_deref() {
-            Some(Opened(Handle::File(file))) => fstat(file)?,
+        // An open file is that file, whatever has its path now.
+        let stat = match self.opened(inode, handle).as_deref() {
+            Some(Opened {
+                handle: Handle::File(file),
+                ..
+            }) => fstat(file)?,
             _ => self.open_node(&node, OFlags::PATH)?.1,
         };
         Ok((self.attributes(&node, &stat), VALID))
@@ -580,7 +620,7 @@ impl FileSystem for Layers {
 
     fn readlink(&self, _: &Context, inode: u64) -> io::Result<Vec<u8>> {
         let node = self.node(inode)?;
-        if node.kind != FileType::Symlink {
+        if node.identity.kind() != FileType::Symlink {
             return Err(Errno::INVAL.into());
         }
         let (fd, _) = self.open_node(&node, OFlags::PATH)?;
@@ -595,7 +635,7 @@ impl FileSystem for Layers {
         _fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
         let node = self.node(inode)?;
-        match node.kind {
+        match node.identity.kind() {
             FileType::RegularFile => {}
             FileType::Directory => return Err(Errno::ISDIR.into()),
             FileType::Symlink => return Err(Errno::LOOP.into()),
@@ -605,7 +645,7 @@ impl FileSystem for Layers {
         // the file's place in this moment, opening it does not block.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let (fd, _) = self.open_node(&node, flags)?;
-        let id = self.insert(Handle::File(fd.into()))?;
+        let id = self.insert(inode, Handle::File(fd.into()))?;
         Ok((Some(id), OpenOptions::empty(), None))
     }
 
@@ -621,7 +661,7 @@ impl FileSystem for Layers {
         _flags: u32,
     ) -> io::Result<usize> {
         let opened = self.handle(handle)?;
-        let Handle::File(file) = &opened.0 else {
+        let Handle::File(file) = &opened.handle else {
             return Err(Errno::ISDIR.into());
         };
         // The writer asks for a file of its own; the guest's memory is filled by preadv(2).
@@ -668,12 +708,12 @@ impl FileSystem for Layers {
         _flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
         let node = self.node(inode)?;
-        if node.kind != FileType::Directory {
+        if node.identity.kind() != FileType::Directory {
             return Err(Errno::NOTDIR.into());
         }
         // Tells now whether it may be read.
         self.open_node(&node, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let id = self.insert(Handle::Dir(Mutex::default()))?;
+        let id = self.insert(inode, Handle::Dir(Mutex::default()))?;
         Ok((Some(id), OpenOptions::empty()))
     }
 
