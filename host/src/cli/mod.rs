@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -125,7 +126,7 @@ struct Serve {
     #[arg(long, default_value_t = DEFAULT_THREADS, value_name = "N")]
     thread_pool_size: usize,
     /// Do wrong on purpose
-    #[arg(long, value_name = "RULES")]
+    #[arg(long, value_name = "RULES", value_parser = parsed::<Fault>)]
     fault: Option<Fault>,
     /// Record all requests and replies, for the command trace
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -195,11 +196,11 @@ fn say(text: &str) {
 /// Prints what `write` writes to standard output.
 fn print_by(write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
-    let written = write(&mut out).and_then(|()| Ok(out.flush()?));
+    let written = write(&mut out).and_then(|()| out.flush().context("cannot write the output"));
     match written {
         // The reader has seen enough, as in `| head`.
         Err(error) if is_broken_pipe(&error) => Ok(()),
-        written => written.context("cannot write to standard output"),
+        written => written,
     }
 }
 
@@ -210,7 +211,13 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// Prints all of `text`.
 fn print(text: &[u8]) -> Result<()> {
-    print_by(|out| Ok(out.write_all(text)?))
+    print_by(|out| out.write_all(text).context("cannot write the output"))
+}
+
+/// Parses an option's value, and tells on one line why it is none.
+fn parsed<T: FromStr<Err = anyhow::Error>>(text: &str) -> Result<T, String> {
+    text.parse()
+        .map_err(|error: anyhow::Error| format!("{error:#}"))
 }
 
 impl Sub {
