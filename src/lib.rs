@@ -49,6 +49,7 @@
 //! sound, [`guide::threat_model`] what a hostile one can do.
 
 #![no_std]
+#![deny(missing_debug_implementations)]
 
 #[cfg(test)]
 extern crate std;

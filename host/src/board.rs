@@ -101,6 +101,16 @@ impl Board {
         Self::Aarch64VirtRom,
     ];
 
+    /// The board to take on this machine when none is named: the one whose architecture is ours,
+    /// or else x86-64's.
+    pub const fn of_this_machine() -> Self {
+        if cfg!(target_arch = "aarch64") {
+            Self::Aarch64Virt
+        } else {
+            Self::X86_64Microvm
+        }
+    }
+
     /// The board's architecture.
     pub const fn arch(self) -> Arch {
         match self {

@@ -7,6 +7,7 @@ use crate::{
     hal::{Clock, Hal},
     session::Priority,
 };
+use core::fmt;
 #[cfg(feature = "embedded-io")]
 use embedded_io::{ErrorType, SeekFrom};
 use virtio_drivers::transport::Transport;
@@ -74,7 +75,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     }
 
     /// Reads at `offset`, in bytes, straight into `buf`: the host writes there, the guest copies
-    /// nothing. Returns the bytes read, fewer than the buffer's only at the end of the file.
+    /// nothing. Returns the bytes read, fewer than the buffer's only at the end of the file: a file
+    /// that grows while it is read may end where it did when it was opened.
     ///
     /// # Errors
     ///
@@ -97,7 +99,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         progress: &mut dyn FnMut(u64),
     ) -> Result<usize, Error> {
         let mut session = self.node.session()?;
-        session.read(self.node.id, self.handle, offset, buf, progress)
+        let size = self.node.attr.size;
+        session.read(self.node.id, self.handle, offset, size, buf, progress)
     }
 
     /// Reads on from where the last one stopped, as [`File::read_at`] does.
@@ -141,6 +144,15 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         } else {
             Err(Error::UnexpectedEof)
         }
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> fmt::Debug for File<'_, T, C, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("File")
+            .field("node", &self.node)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
     }
 }
 

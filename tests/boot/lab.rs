@@ -48,10 +48,7 @@ fn target() -> PathBuf {
 pub(crate) fn machine(board: Board, server: Server, dir: &Path, options: &str) -> Machine {
     let firmware = target().join("firmware").join(board.firmware_name());
     let mut machine = Machine::new(board, firmware);
-    machine.shares.push(Share {
-        tag: demo::TAG.into(),
-        dir: dir.into(),
-    });
+    machine.shares.push(Share::new(demo::TAG, dir));
     machine.server = Some(server.path());
     machine.append = options.into();
     machine.time_limit = Some(LIMIT);

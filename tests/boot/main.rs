@@ -37,7 +37,7 @@ macro_rules! boards {
             }
 
             #[test]
-            fn uses_the_first_of_two_shares_or_the_one_named() {
+            fn mounts_two_shares_or_the_one_named() {
                 commands::two_shares(BOARD);
             }
 
@@ -208,6 +208,16 @@ fn entries_load_five_initrds_as_one() {
 #[test]
 fn entries_replace_the_device_tree() {
     entries::device_tree(Board::Aarch64Virt);
+}
+
+#[test]
+fn entries_of_two_shares_boot_on_q35() {
+    entries::of_two_shares(Board::X86_64Q35);
+}
+
+#[test]
+fn entries_of_two_shares_boot_on_virt() {
+    entries::of_two_shares(Board::Aarch64Virt);
 }
 
 #[test]

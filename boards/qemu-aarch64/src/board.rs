@@ -267,6 +267,10 @@ impl Board for Virt {
         console::write(text);
     }
 
+    fn read_console() -> Option<u8> {
+        console::read()
+    }
+
     fn command_line(&self) -> &'static [u8] {
         self.command_line
     }

@@ -107,6 +107,10 @@ impl Board for Machine {
         console::write(text);
     }
 
+    fn read_console() -> Option<u8> {
+        console::read()
+    }
+
     fn command_line(&self) -> &'static [u8] {
         &self.info.command_line
     }

@@ -1,7 +1,7 @@
 //! Lies in the used ring.
 
-use crate::rig::{LARGE, check, share, spoiling};
-use bootshare::{Error, Options, fuse::Violation};
+use crate::rig::{LARGE, check, in_chunks, share, spoiling};
+use bootshare::{Error, fuse::Violation};
 use bootshare_tests::{Opcode, Reply, mount};
 
 /// With the default options.
@@ -86,8 +86,7 @@ fn another_requests_chain_in_the_middle_of_a_read() {
                     good.after(2)
                 }
             });
-            let options = Options::default().with_chunk_size(1000);
-            let share = mount(&device, options).unwrap();
+            let share = mount(&device, in_chunks()).unwrap();
             let file = share.open("large").unwrap();
             let mut buf = vec![0; LARGE as usize];
             let error = file.read_at(0, &mut buf).err();
