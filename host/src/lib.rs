@@ -13,12 +13,14 @@ mod interrupt;
 pub mod process;
 pub mod qemu;
 mod qmp;
+pub mod rom;
 pub mod run;
 pub mod serve;
 pub mod server;
 pub mod size;
+pub mod watch;
 
 pub use board::{Arch, Board};
-pub use console::Console;
+pub use console::{Console, Script};
 pub use qemu::{Accel, Machine, Share};
-pub use run::{Outcome, Report};
+pub use run::{Moment, Outcome, Report, Servers};

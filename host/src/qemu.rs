@@ -12,10 +12,15 @@ use clap::ValueEnum;
 use crate::board::{Arch, Board, Transport};
 use crate::process::{Invocation, quote};
 use crate::serve::{Fault, Options, Trace};
+use crate::watch::Watch;
 
 /// Exit codes from here up are the firmware's: it reports `STATUS_BASE + status`. QEMU's own are 0
 /// (the guest powered off) and 1 (an error).
 const STATUS_BASE: [i32; 2] = [0x10, 0x20];
+
+/// The fw_cfg file with the options of a firmware that starts as a ROM: QEMU takes `-append` with
+/// `-kernel` only.
+const COMMAND_LINE_FILE: &str = "opt/org.bootshare/cmdline";
 
 /// The greatest status a firmware may report.
 pub const MAX_STATUS: u8 = 0x3f;
@@ -66,7 +71,7 @@ impl fmt::Display for Share {
 pub struct Machine {
     /// The board.
     pub board: Board,
-    /// The firmware image, given to QEMU with `-kernel`.
+    /// The firmware image: what the board takes, for `-kernel` or `-bios`.
     pub firmware: PathBuf,
     /// The firmware's command line.
     pub append: String,
@@ -88,6 +93,8 @@ pub struct Machine {
     pub trace: Option<PathBuf>,
     /// When to give up.
     pub time_limit: Option<Duration>,
+    /// What its console must show, or must not.
+    pub watch: Watch,
     /// Leave virtio-mmio devices in QEMU's default, the legacy layout.
     pub legacy_mmio: bool,
     /// Start aarch64 at EL2.
@@ -122,6 +129,7 @@ impl Machine {
             fault: None,
             trace: None,
             time_limit: None,
+            watch: Watch::default(),
             legacy_mmio: false,
             el2: false,
             qemu_args: Vec::new(),
@@ -212,8 +220,12 @@ impl Machine {
         );
         qemu.option("-m", size);
 
-        qemu.option("-kernel", &self.firmware);
-        if !self.append.is_empty() {
+        let rom = self.board.is_rom();
+        qemu.option(if rom { "-bios" } else { "-kernel" }, &self.firmware);
+        if rom && !self.append.is_empty() {
+            let file = format!("name={COMMAND_LINE_FILE},string=");
+            qemu.option("-fw_cfg", join(&file, &self.append));
+        } else if !self.append.is_empty() {
             qemu.option("-append", &self.append);
         }
         match arch {
@@ -387,6 +399,20 @@ mod tests {
         assert!(text(&machine).contains("virtio-mmio.force-legacy=false"));
         machine.legacy_mmio = true;
         assert!(!text(&machine).contains("force-legacy"));
+    }
+
+    #[test]
+    fn a_rom_gets_its_options_by_fw_cfg() {
+        let mut machine = machine(Board::Aarch64VirtRom);
+        assert!(!text(&machine).contains("fw_cfg"));
+        machine.append = "a,b".into();
+        let text = text(&machine);
+        assert!(text.contains("-bios fw.elf"), "{text}");
+        assert!(
+            text.contains("-fw_cfg name=opt/org.bootshare/cmdline,string=a,,b"),
+            "{text}"
+        );
+        assert!(!text.contains("-kernel") && !text.contains("-append"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Lies in the used ring.
 
 use crate::rig::{LARGE, check, in_chunks, share, spoiling};
-use bootshare::{Error, Options, fuse::Violation};
+use bootshare::{Error, fuse::Violation};
 use bootshare_tests::{Opcode, Reply, mount};
 
 /// With the default options.

@@ -140,7 +140,7 @@ fn a_deadline_is_what_was_asked_for() {
         assert_eq!(
             share.metadata("file").err(),
             Some(Error::TimedOut {
-                after_ms: milliseconds as u32
+                after_ms: deadline.as_millis() as u32
             })
         );
         drop(share);
