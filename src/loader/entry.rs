@@ -6,10 +6,10 @@ use super::{
     choose::{self, Choice, Choices},
     console::{Progress, Text},
     output::DigestText,
-    shares::BoardShare,
+    shares::{BoardFile, BoardShare},
 };
 use crate::{
-    Error, File,
+    Error,
     boot::{
         arm64_image::Arm64Image,
         bzimage::BzImage,
@@ -216,7 +216,7 @@ struct Loader<'a, 'm, B: Board> {
     loaded: Vec<Range, 8>,
 }
 
-impl<'m, B: Board> Loader<'_, 'm, B> {
+impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     /// Reports `error` of the file at `path`.
     fn failed(&self, path: &[u8], error: impl fmt::Display) -> Failed {
         failed(self.choice, path, &error)
@@ -225,7 +225,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
     #[inline(never)] // As above.
     fn load(mut self, entry: &Entry<'m>, extra: &[u8]) -> Result<HandOff, Failed> {
         let path = &Path::join(entry.directory, entry.kernel);
-        let mut file = self.share.open(path).map_err(|e| self.failed(path, e))?;
+        let mut file = self.open(path)?;
         let size = file.metadata().len();
         let mut head = [0; image::HEAD_BYTES];
         let head_size = file
@@ -284,6 +284,14 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         }
     }
 
+    #[inline(never)] // As above.
+    fn open(&self, path: &[u8]) -> Result<BoardFile<'a, B>, Failed> {
+        let file = self.share.open(path).map_err(|e| self.failed(path, e))?;
+        let size = file.metadata().len();
+        log::debug!("opened {}, {size} bytes", Text(path));
+        Ok(file)
+    }
+
     fn hand_off(self, entry: u64, argument: u64) -> HandOff {
         HandOff {
             entry,
@@ -308,7 +316,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
     fn read(
         &self,
         path: &[u8],
-        file: &mut File<'_, crate::transport::FsTransport, B::Clock, B::Hal>,
+        file: &mut BoardFile<'_, B>,
         bytes: Option<&mut [u8]>,
         offset: u64,
     ) -> Result<(), Failed> {
@@ -319,6 +327,10 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         let took = progress.finish();
         if result.map_err(|e| self.failed(path, e))? < bytes.len() {
             return Err(self.failed(path, Error::UnexpectedEof));
+        }
+        // What was written to while it was read may be neither the old nor the new file.
+        if file.has_changed().map_err(|e| self.failed(path, e))? {
+            return Err(self.failed(path, Error::Changed));
         }
         let micros = took.as_micros().max(1) as u64;
         // Bytes a microsecond are nearly MiB a second: 2^20 / 10^6.
@@ -344,7 +356,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
     fn read_on(
         &self,
         path: &[u8],
-        file: &mut File<'_, crate::transport::FsTransport, B::Clock, B::Hal>,
+        file: &mut BoardFile<'_, B>,
         bytes: &mut [u8],
         offset: u64,
         progress: &mut Progress<B>,
@@ -411,7 +423,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         let mut rest = block.bytes;
         for (name, size) in entry.initrds.iter().zip(sizes.iter().copied()) {
             let path = Path::join(entry.directory, name);
-            let mut file = self.share.open(&path).map_err(|e| self.failed(&path, e))?;
+            let mut file = self.open(&path)?;
             if file.metadata().len() != size {
                 return Err(self.failed(&path, Error::Changed));
             }
@@ -459,7 +471,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         what: &'static str,
         limit: u64,
     ) -> Result<&'m [u8], Failed> {
-        let file = self.share.open(path).map_err(|e| self.failed(path, e))?;
+        let file = self.open(path)?;
         let size = file.metadata().len();
         if size > limit {
             return Err(self.failed(path, format_args!("it is too large for a {what}")));

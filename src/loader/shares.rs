@@ -3,7 +3,7 @@
 use super::{Board, Failed};
 use crate::{
     boot::options::{MAX_TAGS, Options},
-    fs::Share,
+    fs::{File, Share},
     session::{self, DeviceConfig},
     transport::{Address, DeviceList, FsTransport, MAX_DEVICES},
 };
@@ -11,6 +11,9 @@ use heapless::Vec;
 
 /// A share as the boot flow mounts it.
 pub(super) type BoardShare<B> = Share<FsTransport, <B as Board>::Clock, <B as Board>::Hal>;
+
+/// A file of it.
+pub(super) type BoardFile<'s, B> = File<'s, FsTransport, <B as Board>::Clock, <B as Board>::Hal>;
 
 /// What is known about a device, mounted or not.
 pub(super) struct Found {
@@ -130,6 +133,9 @@ impl<B: Board> Shares<B> {
         let found = &self.found[index];
         let transport = self.transports[index].take()?;
         let kind = found.address.transport_name();
+        if let Ok(config) = &found.state {
+            log::debug!("mounting {}: {}", config.tag, found.address);
+        }
         Some(
             match Share::mount_with(transport, self.clock, self.options) {
                 Ok(share) => {
