@@ -137,6 +137,19 @@ struct Link<H: Hal> {
     slots: Slots<H>,
 }
 
+/// A link that could not be set up.
+struct Unfinished<H: Hal> {
+    error: DeviceError,
+    /// What the device knows of it already.
+    ring: Option<Ring<H, HIPRIO_ENTRIES>>,
+}
+
+impl<H: Hal> From<DeviceError> for Unfinished<H> {
+    fn from(error: DeviceError) -> Self {
+        Self { error, ring: None }
+    }
+}
+
 /// What [`Session::wait`] waits for.
 #[derive(Clone, Copy)]
 enum Until {
@@ -204,8 +217,8 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         self.reset();
         match Link::set_up(&mut self.transport) {
             Ok(link) => self.link = Some(link),
-            Err(error) => {
-                self.reset();
+            Err(Unfinished { error, ring }) => {
+                self.reset_before_freeing(ring);
                 return Err(error.into());
             }
         }
@@ -218,12 +231,18 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         Ok(())
     }
 
-    /// Resets the device and waits until it confirms (virtio 1.2, section 2.1.1): from then on it
-    /// writes to no memory of ours, and the link's is freed. Does not return otherwise.
+    /// Resets the device, and frees the link.
     fn reset(&mut self) {
-        // Should `stop` unwind, as in a test, the link's memory stays allocated: the device may
-        // still write to it.
-        let link = ManuallyDrop::new(self.link.take());
+        let link = self.link.take();
+        self.reset_before_freeing(link);
+    }
+
+    /// Resets the device and waits until it confirms (virtio 1.2, section 2.1.1): from then on it
+    /// writes to no memory of ours, and `memory` is freed. Does not return otherwise.
+    fn reset_before_freeing<M>(&mut self, memory: M) {
+        // Should `stop` unwind, as in a test, the memory stays allocated: the device may still
+        // write to it.
+        let memory = ManuallyDrop::new(memory);
         let (transport, clock) = (&mut self.transport, &self.clock);
         transport.set_status(DeviceStatus::empty());
         let start = clock.now();
@@ -236,7 +255,7 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
             }
             clock.relax();
         }
-        drop(ManuallyDrop::into_inner(link));
+        drop(ManuallyDrop::into_inner(memory));
     }
 
     /// Which session this is, of those on this device.
@@ -571,26 +590,34 @@ impl<T: Transport, C: Clock, H: Hal> Drop for Session<T, C, H> {
 
 impl<H: Hal> Link<H> {
     /// Sets the device up, after its reset (virtio 1.2, section 3.1.1).
-    fn set_up(transport: &mut impl Transport) -> Result<Self, DeviceError> {
+    fn set_up(transport: &mut impl Transport) -> Result<Self, Unfinished<H>> {
         let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
         transport.set_status(DeviceStatus::ACKNOWLEDGE);
         transport.set_status(known);
         let offered = transport.read_device_features();
         if offered & VERSION_1 == 0 {
-            return Err(DeviceError::NotModern);
+            return Err(DeviceError::NotModern.into());
         }
         transport.write_driver_features(VERSION_1 | offered & ACCESS_PLATFORM);
         transport.set_status(known | DeviceStatus::FEATURES_OK);
         if !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
-            return Err(DeviceError::FeaturesRefused);
+            return Err(DeviceError::FeaturesRefused.into());
         }
-        let link = Self {
-            slots: Slots::new()?,
-            hiprio: Ring::new(transport, HIPRIO_QUEUE)?,
-            requests: Ring::new(transport, REQUEST_QUEUE)?,
+        let slots = Slots::new()?;
+        let hiprio = Ring::new(transport, HIPRIO_QUEUE)?;
+        let requests = match Ring::new(transport, REQUEST_QUEUE) {
+            Ok(requests) => requests,
+            Err(error) => {
+                let ring = Some(hiprio);
+                return Err(Unfinished { error, ring });
+            }
         };
         transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
-        Ok(link)
+        Ok(Self {
+            hiprio,
+            requests,
+            slots,
+        })
     }
 
     fn is_so(&self, until: Until) -> bool {

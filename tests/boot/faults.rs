@@ -213,7 +213,9 @@ pub(crate) fn stopped_then_killed(board: Board, server: Server) {
         &mut [
             (Console("opened /large"), &mut nothing),
             (BAR, &mut |servers| servers.stop(0)),
-            (Console("resetting the de"), &mut |servers| servers.kill(0)),
+            (Console("resetting the device"), &mut |servers| {
+                servers.kill(0)
+            }),
         ],
     );
     expect_lost(&run, "first");
