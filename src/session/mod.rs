@@ -137,19 +137,6 @@ struct Link<H: Hal> {
     slots: Slots<H>,
 }
 
-/// A link that could not be set up.
-struct Unfinished<H: Hal> {
-    error: DeviceError,
-    /// What the device knows of it already.
-    ring: Option<Ring<H, HIPRIO_ENTRIES>>,
-}
-
-impl<H: Hal> From<DeviceError> for Unfinished<H> {
-    fn from(error: DeviceError) -> Self {
-        Self { error, ring: None }
-    }
-}
-
 /// What [`Session::wait`] waits for.
 #[derive(Clone, Copy)]
 enum Until {
@@ -215,10 +202,10 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
 
     fn connect(&mut self) -> Result<(), Error> {
         self.reset();
-        match Link::set_up(&mut self.transport) {
+        match self.set_up() {
             Ok(link) => self.link = Some(link),
-            Err(Unfinished { error, ring }) => {
-                self.reset_before_freeing(ring);
+            Err(error) => {
+                self.reset();
                 return Err(error.into());
             }
         }
@@ -229,6 +216,39 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
             Err(error) => return Err(self.disconnect(error)),
         }
         Ok(())
+    }
+
+    /// Sets the device up, after its reset (virtio 1.2, section 3.1.1).
+    fn set_up(&mut self) -> Result<Link<H>, DeviceError> {
+        let transport = &mut self.transport;
+        let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
+        transport.set_status(DeviceStatus::ACKNOWLEDGE);
+        transport.set_status(known);
+        let offered = transport.read_device_features();
+        if offered & VERSION_1 == 0 {
+            return Err(DeviceError::NotModern);
+        }
+        transport.write_driver_features(VERSION_1 | offered & ACCESS_PLATFORM);
+        transport.set_status(known | DeviceStatus::FEATURES_OK);
+        if !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
+            return Err(DeviceError::FeaturesRefused);
+        }
+        let slots = Slots::new()?;
+        let hiprio = Ring::new(transport, HIPRIO_QUEUE)?;
+        let requests = match Ring::new(transport, REQUEST_QUEUE) {
+            Ok(requests) => requests,
+            Err(error) => {
+                // The device knows the other ring already.
+                self.reset_before_freeing(hiprio);
+                return Err(error);
+            }
+        };
+        transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
+        Ok(Link {
+            hiprio,
+            requests,
+            slots,
+        })
     }
 
     /// Resets the device, and frees the link.
@@ -589,37 +609,6 @@ impl<T: Transport, C: Clock, H: Hal> Drop for Session<T, C, H> {
 }
 
 impl<H: Hal> Link<H> {
-    /// Sets the device up, after its reset (virtio 1.2, section 3.1.1).
-    fn set_up(transport: &mut impl Transport) -> Result<Self, Unfinished<H>> {
-        let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
-        transport.set_status(DeviceStatus::ACKNOWLEDGE);
-        transport.set_status(known);
-        let offered = transport.read_device_features();
-        if offered & VERSION_1 == 0 {
-            return Err(DeviceError::NotModern.into());
-        }
-        transport.write_driver_features(VERSION_1 | offered & ACCESS_PLATFORM);
-        transport.set_status(known | DeviceStatus::FEATURES_OK);
-        if !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
-            return Err(DeviceError::FeaturesRefused.into());
-        }
-        let slots = Slots::new()?;
-        let hiprio = Ring::new(transport, HIPRIO_QUEUE)?;
-        let requests = match Ring::new(transport, REQUEST_QUEUE) {
-            Ok(requests) => requests,
-            Err(error) => {
-                let ring = Some(hiprio);
-                return Err(Unfinished { error, ring });
-            }
-        };
-        transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
-        Ok(Self {
-            hiprio,
-            requests,
-            slots,
-        })
-    }
-
     fn is_so(&self, until: Until) -> bool {
         match until {
             Until::SlotFree => self.slots.any_free(),

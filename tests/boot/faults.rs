@@ -205,6 +205,23 @@ pub(crate) fn stopped_for_longer(board: Board) {
     expect_whole(&run, &share);
 }
 
+/// The firmware has said what is wrong when QEMU stops for its server, and the host tool ends it.
+pub(crate) fn stopped_for_ever(board: Board) {
+    let share = share("stop", board, &["large"]);
+    let run = run_with(
+        &with_memory(board, Server::Rust, &share, SHORT),
+        &mut [
+            (Console("opened /large"), &mut nothing),
+            (BAR, &mut |servers| servers.stop(0)),
+        ],
+    );
+    run.line(&[&stalled(demo::TAG)]);
+    match run.outcome {
+        Outcome::ServerFailed { what, .. } => assert!(what.contains("a server may be stopped")),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Stopped, and then ended by somebody who saw the warning: another share is tried.
 pub(crate) fn stopped_then_killed(board: Board, server: Server) {
     let share = share(&format!("stop-kill-{server:?}"), board, &["large"]);

@@ -198,6 +198,7 @@ faults! {
         server_killed_in_a_large_read: killed_while_reading(Rust);
         server_stopped_for_less_than_the_deadline: stopped_for_less_than_the_deadline();
         server_stopped_for_longer: stopped_for_longer();
+        server_stopped_for_ever: stopped_for_ever();
         server_stopped_then_killed: stopped_then_killed(C);
         server_late: late(Rust);
         files_change: files_that_change(Rust);
@@ -208,6 +209,7 @@ faults! {
         server_killed_in_a_large_read: killed_while_reading(C);
         server_stopped_for_less_than_the_deadline: stopped_for_less_than_the_deadline();
         server_stopped_for_longer: stopped_for_longer();
+        server_stopped_for_ever: stopped_for_ever();
         server_stopped_then_killed: stopped_then_killed(Rust);
         server_late: late(C);
         files_change: files_that_change(C);
