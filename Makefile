@@ -1,6 +1,6 @@
 # Everything runs through here, so that a person and CI do the same.
 
-BOARD ?= x86_64-microvm
+BOARD ?= $(if $(filter aarch64,$(shell uname -m)),aarch64-virt,x86_64-microvm)
 ACCEL ?= tcg
 MEMORY ?= 512
 SECONDS ?= 60
@@ -11,7 +11,10 @@ export SHARE
 ARCH := $(firstword $(subst -, ,$(BOARD)))
 ARCHES := x86_64 aarch64
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-HOST := $(TARGET)/debug/bootshare-host
+TOOL := $(TARGET)/debug/bootshare-host
+# What QEMU's -bios takes, beside the ELF for -kernel.
+ROM_x86_64 := rom
+ROM_aarch64 := bin
 
 # Debian's own Rust comes without the bare-metal targets and their linker: `core` is built along
 # with the firmware.
@@ -21,62 +24,99 @@ BARE_CARGO = RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOW
 BARE_FLAGS = -Zbuild-std=core,compiler_builtins
 endif
 
+# What builds for this machine: not the minimal examples.
+HOSTED := $(ARCHES:%=--exclude minimal-%)
+
+# Each feature of the library alone; none is written as a comma.
+FEATURES := , embedded-io mmio pci boot loader
+
 # Two set-ups at once would fight over apt's lock; cargo is parallel by itself.
 .NOTPARALLEL:
 
 .PHONY: help
 help:
 	@echo 'make run       boot a directory in QEMU; without SHARE a demo with a real Debian kernel'
-	@echo '                 BOARD=    x86_64-microvm (default), x86_64-q35, x86_64-pc,'
-	@echo '                           aarch64-virt, aarch64-virt-pci'
+	@echo '                 BOARD=    x86_64-microvm, x86_64-q35, x86_64-pc,'
+	@echo '                           aarch64-virt, aarch64-virt-pci; with the firmware as ROM'
+	@echo '                           x86_64-microvm-rom, x86_64-q35-rom, aarch64-virt-rom'
 	@echo '                 SHARE=    the directory to boot'
 	@echo '                 APPEND=   firmware options; words after -- go to the kernel'
 	@echo '                 MEMORY=   MiB (default $(MEMORY)); TIMEOUT= seconds'
 	@echo '                 SERVER=   path of a virtiofsd; ACCEL= tcg (default) or kvm'
+	@echo 'make host      the host tool that carries the firmware, to copy anywhere:'
+	@echo '                 $(TARGET)/release/bootshare-host'
 	@echo 'make test      everything CI runs'
 	@echo 'make firmware  the images, in target/firmware'
+	@echo 'make examples  the minimal firmware of examples/, in target/examples'
 	@echo 'make fuzz      hostile input for each fuzz target'
 	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client'
 	@echo '                 SANITIZER= address (default) or none, five times as fast'
 	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
+	@echo 'make licences  the licences of everything that is linked'
+	@echo 'make callgrind how many instructions the client takes for a request'
 	@echo 'make size      what the images take'
 	@echo 'make doc       the documentation, in $(TARGET)/doc'
 	@echo 'make clean     remove target, downloads included'
 
 .PHONY: run
-run: setup-run host firmware-$(ARCH)
+run: setup-run tool firmware-$(ARCH)
 ifeq ($(SHARE),)
-	$(HOST) demo --board $(BOARD) target/demo/$(ARCH)
+	$(TOOL) demo --board $(BOARD) target/demo/$(ARCH)
 endif
-	$(HOST) boot $(if $(SHARE),"$$SHARE",--demo target/demo/$(ARCH)) --board $(BOARD) \
+	$(TOOL) boot $(if $(SHARE),"$$SHARE",--demo target/demo/$(ARCH)) --board $(BOARD) \
 		--append "$$APPEND" --memory $(MEMORY) --accel $(ACCEL) \
 		$(if $(SERVER),--server "$(SERVER)") $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
-.PHONY: host
-host: setup-build
+# For the work on this tree: it finds the firmware in target/firmware.
+.PHONY: tool
+tool: setup-build
 	cargo build -p bootshare-host
+
+.PHONY: host
+host: setup-build firmware
+	cargo build --release -p bootshare-host --features embed-firmware
+	@echo 'made $(TARGET)/release/bootshare-host'
 
 .PHONY: firmware
 firmware: $(ARCHES:%=firmware-%)
 
 .PHONY: $(ARCHES:%=firmware-%)
-$(ARCHES:%=firmware-%): firmware-%: setup-build
+$(ARCHES:%=firmware-%): firmware-%: setup-build tool
 	$(BARE_CARGO) build --profile firmware -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS)
 	@mkdir -p target/firmware
 	@cp $(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$* target/firmware/bootshare-$*.elf
+	@$(TOOL) rom target/firmware/bootshare-$*.elf target/firmware/bootshare-$*.$(ROM_$*)
+
+.PHONY: examples
+examples: $(ARCHES:%=examples-%)
+
+.PHONY: $(ARCHES:%=examples-%)
+$(ARCHES:%=examples-%): examples-%: setup-build
+	$(BARE_CARGO) build --profile firmware -p minimal-$* --target $*-unknown-none $(BARE_FLAGS)
+	@mkdir -p target/examples
+	@cp $(TARGET)/$*-unknown-none/firmware/minimal-$* target/examples/minimal-$*.elf
 
 .PHONY: test
-test: setup-test lint firmware
-	cargo test --workspace --no-fail-fast
+test: setup-test lint package firmware examples
+	cargo test --workspace $(HOSTED) --features bootshare/loader --no-fail-fast
 
 .PHONY: lint
 lint: setup-test $(ARCHES:%=lint-%)
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace $(HOSTED) --all-targets --features bootshare/loader -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps -p bootshare --features loader
+	set -e; for features in $(FEATURES); do \
+		cargo clippy --quiet -p bootshare --no-default-features --features $$features -- -D warnings; \
+	done
+
+# What the registry would take; nothing is sent.
+.PHONY: package
+package: setup-build
+	cargo publish --quiet --dry-run --allow-dirty -p bootshare
 
 .PHONY: $(ARCHES:%=lint-%)
 $(ARCHES:%=lint-%): lint-%: setup-test
-	$(BARE_CARGO) clippy -p bootshare -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
+	$(BARE_CARGO) clippy -p bootshare-qemu-$* -p minimal-$* -p bootshare --features bootshare/loader --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
 
 .PHONY: fuzz
 fuzz: setup-fuzz
@@ -87,23 +127,33 @@ fuzz: setup-fuzz
 .PHONY: miri
 miri: export MIRIFLAGS = -Zmiri-permissive-provenance -Zmiri-disable-isolation
 miri: setup-miri
-	cargo +nightly miri test -p bootshare --lib
+	cargo +nightly miri test -p bootshare --lib --features loader
 	cargo +nightly miri test -p bootshare-fuzz
 
+.PHONY: licences
+licences: export PATH := $(PATH):$(CURDIR)/target/cargo-deny/bin
+licences: setup-licences
+	cargo deny check licenses bans sources
+
+# The client as the firmware has it: the same profile.
+.PHONY: callgrind
+callgrind: setup-callgrind
+	@cargo run -q --profile firmware -p bootshare-tests --no-default-features --example callgrind
+
 .PHONY: size
-size: host firmware
-	@$(HOST) size $(ARCHES:%=target/firmware/bootshare-%.elf)
+size: tool firmware
+	@$(TOOL) size $(ARCHES:%=target/firmware/bootshare-%.elf)
 
 .PHONY: doc
 doc: setup-build
-	cargo doc --no-deps -p bootshare -p bootshare-host
+	cargo doc --no-deps -p bootshare -p bootshare-host --features bootshare/loader
 
 .PHONY: clean
 clean:
 	rm -rf target $(TARGET)
 
 # Each installs what is missing for its purpose, and does nothing when nothing is.
-SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri
+SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-licences setup-callgrind
 .PHONY: $(SETUPS)
 $(SETUPS): setup-%:
 	@host/setup.sh $*

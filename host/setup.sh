@@ -1,15 +1,16 @@
 #!/bin/sh
-# Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri`.
+# Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri|licences|callgrind`.
 #
 # Debian is served by apt, as root or through sudo; elsewhere the list of what is missing is
 # printed. When nothing is missing this only looks.
 set -eu
 cd "$(dirname "$0")/.."
-purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri"}
+purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri|licences|callgrind"}
 
 # The version the boot tests run, beside QEMU's own server.
 virtiofsd_version=1.14.0
 cargo_fuzz_version=0.13.2
+cargo_deny_version=0.20.2
 
 say() { echo "setup: $*" >&2; }
 
@@ -156,15 +157,16 @@ install_nightly() {
             "'make test' runs the committed cases without it"
 }
 
-install_cargo_fuzz() {
-    root=target/cargo-fuzz
-    case $(cargo fuzz --version 2>/dev/null || "$root/bin/cargo-fuzz" --version 2>/dev/null) in
-    cargo-fuzz*) return 0 ;;
+# A command of cargo's, unless any version of it is there: `install_cargo_command NAME VERSION`.
+install_cargo_command() {
+    root=target/cargo-$1
+    case $(cargo "$1" --version 2>/dev/null || "$root/bin/cargo-$1" --version 2>/dev/null) in
+    cargo-"$1"*) return 0 ;;
     esac
-    say "building cargo-fuzz $cargo_fuzz_version into $root"
-    cargo install cargo-fuzz --version "$cargo_fuzz_version" --locked --root "$root" \
+    say "building cargo-$1 $2 into $root"
+    cargo install "cargo-$1" --version "$2" --locked --root "$root" \
         --target-dir "$root/build" >&2 ||
-        die "could not build cargo-fuzz $cargo_fuzz_version: see above, then try again"
+        die "could not build cargo-$1 $2: see above, then try again"
     rm -rf "$root/build"
 }
 
@@ -193,12 +195,23 @@ fuzz)
     has c++ || need g++
     install_missing
     install_nightly
-    install_cargo_fuzz
+    install_cargo_command fuzz "$cargo_fuzz_version"
     ;;
 miri)
     needs_to_build
     install_missing
     install_nightly miri rust-src
     ;;
-*) die "unknown purpose $purpose: build, run, test, fuzz or miri" ;;
+licences)
+    needs_to_build
+    install_missing
+    install_cargo_command deny "$cargo_deny_version"
+    ;;
+callgrind)
+    needs_to_build
+    has valgrind || need valgrind
+    install_missing
+    install_toolchain
+    ;;
+*) die "unknown purpose $purpose: build, run, test, fuzz, miri, licences or callgrind" ;;
 esac

@@ -2,7 +2,6 @@
 
 use crate::fuse::{Errno, Violation};
 use core::fmt;
-use core::time::Duration;
 
 /// Why an operation on a share failed.
 ///
@@ -41,8 +40,11 @@ pub enum Error {
     Host(Errno),
     /// The host broke the FUSE or virtio protocol.
     Protocol(Violation),
-    /// The host made no progress for that long. The device was reset.
-    TimedOut(Duration),
+    /// The host made no progress for the deadline. The device was reset.
+    TimedOut {
+        /// The deadline, in milliseconds.
+        after_ms: u32,
+    },
     /// The device can't be set up.
     Device(DeviceError),
     /// An earlier error ended the session: resume the share, and then the file.
@@ -91,7 +93,7 @@ impl Error {
             Self::BufferTooSmall => Errno::ERANGE,
             Self::Host(errno) => *errno,
             Self::Protocol(_) => Errno::EIO,
-            Self::TimedOut(_) => Errno::ETIMEDOUT,
+            Self::TimedOut { .. } => Errno::ETIMEDOUT,
             Self::Device(_) => Errno::ENODEV,
             Self::Disconnected => Errno::ENOTCONN,
             Self::Changed => Errno::ESTALE,
@@ -150,11 +152,10 @@ impl fmt::Display for Error {
             Self::Protocol(violation) => {
                 return write!(f, "the host broke the protocol: {violation}");
             }
-            Self::TimedOut(after) => {
+            Self::TimedOut { after_ms } => {
                 return write!(
                     f,
-                    "the host made no progress for {} ms; is its virtiofsd alive?",
-                    after.as_millis() as u64
+                    "the host made no progress for {after_ms} ms; is its virtiofsd alive?"
                 );
             }
             Self::Device(error) => return error.fmt(f),
@@ -184,6 +185,7 @@ impl fmt::Display for DeviceError {
 impl core::error::Error for Error {}
 impl core::error::Error for DeviceError {}
 
+#[cfg(feature = "embedded-io")]
 impl embedded_io::Error for Error {
     fn kind(&self) -> embedded_io::ErrorKind {
         use embedded_io::ErrorKind;
@@ -192,9 +194,20 @@ impl embedded_io::Error for Error {
             Self::PermissionDenied => ErrorKind::PermissionDenied,
             Self::InvalidName | Self::InvalidOffset => ErrorKind::InvalidInput,
             Self::Protocol(_) => ErrorKind::InvalidData,
-            Self::TimedOut(_) => ErrorKind::TimedOut,
+            Self::TimedOut { .. } => ErrorKind::TimedOut,
             Self::Disconnected => ErrorKind::NotConnected,
             _ => ErrorKind::Other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_small() {
+        assert!(size_of::<Error>() <= 16, "{}", size_of::<Error>());
+        assert!(size_of::<Result<usize, Error>>() <= 24);
     }
 }

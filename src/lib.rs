@@ -1,31 +1,66 @@
 //! Boot a machine straight from a directory on its host.
 //!
 //! Bootshare is a bare-metal virtio-fs client: poll-driven, synchronous, without a heap, over
-//! virtio-mmio and virtio-pci.
+//! virtio-mmio and virtio-pci. It reads files from a directory that the host shares, into the
+//! caller's buffers and without a copy in the guest.
+//!
+//! ```no_run
+//! use bootshare::{Error, Options, Share, hal::Clock, transport::Transport};
+//!
+//! /// Reads a kernel to where it is to run; returns its size in bytes.
+//! fn load(transport: impl Transport, clock: impl Clock, to: &mut [u8]) -> Result<usize, Error> {
+//!     let share = Share::mount(transport, clock, Options::default())?;
+//!     for entry in share.read_dir("/")? {
+//!         log::info!("{:?}", entry?);
+//!     }
+//!     let size = share.open("/boot/vmlinuz")?.read_at(0, to)?;
+//!     share.unmount()?;
+//!     Ok(size)
+//! }
+//! ```
 //!
 //! # The floors
 //!
-//! A floor names only those below it.
+//! A floor names only those below it; `ARCHITECTURE.md` has the picture and the way of one read.
 //!
-//! | floor | module | what lives there |
+//! ```text
+//! 7  your firmware, or boards/         entry, console, where memory and devices are
+//! 6  loader   (feature `loader`)       the boot flow, over the trait Board
+//! 5  boot     (feature `boot`)         parsers and planners, pure
+//! 4  fs       Share, File, Dir         the read-only file system
+//! 3  session                           one FUSE session over the virtqueues
+//! 2  fuse                              the wire: encode and checked decode, no I/O
+//! 1  transport (`mmio`, `pci`), hal    registers; DMA memory and clock
+//! ```
+//!
+//! # Features
+//!
+//! | feature | default | what it adds |
 //! |---|---|---|
-//! | 6 | [`loader`] | the boot flow, over the small trait [`loader::Board`] |
-//! | 5 | [`boot`] | pure parsers and planners: boot entries, images, memory map and placement, device tree |
-//! | 4 | [`fs`] | the read-only file system: [`Share`], [`File`], [`ReadDir`], [`Metadata`] |
-//! | 3 | [`session`] | one FUSE session over a virtqueue |
-//! | 2 | [`fuse`] | the wire: encode and checked decode, no I/O |
-//! | 1 | [`transport`], [`hal`] | virtio-mmio and virtio-pci for device 26, DMA pool, clock |
+//! | `mmio` | yes | `transport::mmio` |
+//! | `pci` | yes | `transport::pci` |
+//! | `embedded-io` | yes | `embedded_io::Read` and `Seek` for [`File`], `Error` for [`Error`] |
+//! | `boot` | no | parsers and planners for boot entries, kernel images, memory, device trees |
+//! | `loader` | no | the boot flow that the firmware images are made of; implies `boot`, `mmio`, `pci` |
+//!
+//! # Where to read on
+//!
+//! [`guide::porting`] says what a platform gives, [`guide::dma`] why a host that writes into memory is
+//! sound, [`guide::threat_model`] what a hostile one can do.
 
 #![no_std]
+#![deny(missing_debug_implementations)]
 
 #[cfg(test)]
 extern crate std;
 
+#[cfg(feature = "boot")]
 pub mod boot;
 mod error;
 pub mod fs;
 pub mod fuse;
 pub mod hal;
+#[cfg(feature = "loader")]
 pub mod loader;
 pub mod session;
 pub mod transport;
@@ -34,3 +69,23 @@ pub use error::{DeviceError, Error};
 pub use fs::{Dir, DirEntry, File, Metadata, ReadDir, Share};
 pub use fuse::FileType;
 pub use session::{Options, Tag};
+
+/// How things work, and why.
+#[cfg(any(doc, doctest))]
+pub mod guide {
+    #[doc = include_str!("../docs/boot-protocols.md")]
+    pub mod boot_protocols {}
+    #[doc = include_str!("../docs/dma.md")]
+    pub mod dma {}
+    #[doc = include_str!("../docs/porting.md")]
+    pub mod porting {}
+    #[doc = include_str!("../docs/threat-model.md")]
+    pub mod threat_model {}
+    #[doc = include_str!("../docs/transports.md")]
+    pub mod transports {}
+}
+
+/// The README's example is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub mod readme {}

@@ -1,18 +1,12 @@
 //! The guest's parts from Debian: a cloud kernel with its modules, and a static busybox.
-//!
-//! They come through the machine's own apt sources, but with a private apt state: neither the
-//! machine's package lists nor its dpkg architectures change, and root is not needed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 
 use crate::board::Arch;
-
-/// How often a download is tried.
-const ATTEMPTS: u32 = 3;
+use crate::debian::Packages;
 
 /// Where the parts of one architecture lie.
 #[derive(Clone, Debug)]
@@ -29,23 +23,16 @@ impl Parts {
     /// The machine has no apt, or the download failed.
     pub fn fetch(arch: Arch, cache: &Path) -> Result<Self> {
         let root = cache.join(arch.debian());
-        if !root.is_dir() {
-            fs::create_dir_all(cache)
-                .with_context(|| format!("cannot make the directory {}", cache.display()))?;
-            eprintln!(
-                "bootshare-host: fetching Debian's {} cloud kernel and busybox into {}",
-                arch.debian(),
-                root.display()
-            );
-            // Renamed as the last step: a directory of this name is complete.
-            let work = tempfile::Builder::new()
-                .prefix(arch.debian())
-                .tempdir_in(cache)
-                .with_context(|| format!("cannot write to {}", cache.display()))?;
-            let tree = Apt::new(arch, work.path())?.fetch()?;
-            fs::rename(&tree, &root)
-                .with_context(|| format!("cannot move the parts to {}", root.display()))?;
-        }
+        let packages = Packages {
+            arch,
+            what: "cloud kernel and busybox",
+            choose: |apt| {
+                let meta = format!("linux-image-cloud-{}", apt.arch.debian());
+                let kernel = apt.dependency(&meta, "linux-image-")?;
+                Ok(vec![kernel, "busybox-static".to_owned()])
+            },
+        };
+        packages.fetch(&root)?;
         Ok(Self { arch, root })
     }
 
@@ -93,142 +80,4 @@ fn only_entry(dir: &Path, prefix: &str) -> Result<PathBuf> {
                 .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
         })
         .with_context(|| format!("no {prefix}* in {}: remove it and try again", dir.display()))
-}
-
-/// A private apt under one directory.
-struct Apt<'a> {
-    arch: Arch,
-    dir: &'a Path,
-    config: PathBuf,
-}
-
-impl<'a> Apt<'a> {
-    fn new(arch: Arch, dir: &'a Path) -> Result<Self> {
-        let dir_text = fs::canonicalize(dir)?.display().to_string();
-        ensure!(
-            !dir_text.contains(['"', '\n']),
-            "apt cannot use a directory with a quotation mark in its name: {dir_text}"
-        );
-        let debian = arch.debian();
-        for sub in ["state/lists/partial", "cache/archives/partial", "tree"] {
-            fs::create_dir_all(dir.join(sub))?;
-        }
-        fs::write(dir.join("status"), "")?;
-        // The machine's hooks act on its own lists, as root. As root apt would download as the
-        // user `_apt`, who may not write here, and warn.
-        let config = format!(
-            r#"#clear APT::Update;
-#clear APT::Architectures;
-APT::Architecture "{debian}";
-APT::Architectures {{ "{debian}"; }};
-APT::Sandbox::User "root";
-Acquire::Languages "none";
-Acquire::Retries "3";
-Dir::State "{dir_text}/state";
-Dir::State::status "{dir_text}/status";
-Dir::Cache "{dir_text}/cache";
-"#
-        );
-        let path = dir.join("apt.conf");
-        fs::write(&path, config)?;
-        Ok(Self {
-            arch,
-            dir,
-            config: path,
-        })
-    }
-
-    fn run(&self, program: &str, args: &[&str]) -> Result<Output> {
-        Command::new(program)
-            .arg("-c")
-            .arg(fs::canonicalize(&self.config)?)
-            .args(args)
-            .current_dir(self.dir.join("tree"))
-            .env("LC_ALL", "C")
-            .output()
-            .with_context(|| {
-                format!(
-                    "cannot run {program}: the demo's kernel and busybox are Debian packages; on \
-                     another system boot a directory of your own (SHARE=DIR)"
-                )
-            })
-    }
-
-    /// Downloads and unpacks; returns the directory that holds the files.
-    fn fetch(&self) -> Result<PathBuf> {
-        let mut trouble = String::new();
-        for attempt in 1..=ATTEMPTS {
-            match self.download() {
-                Ok(()) => return self.unpack(),
-                Err(error) => trouble = format!("{error:#}"),
-            }
-            if attempt < ATTEMPTS {
-                std::thread::sleep(std::time::Duration::from_secs(u64::from(attempt) * 2));
-            }
-        }
-        bail!(
-            "cannot download Debian's {} packages, tried {ATTEMPTS} times: {trouble}\n\
-             Check the network and apt's sources (does `apt-get update` work?), then try again",
-            self.arch.debian()
-        )
-    }
-
-    fn download(&self) -> Result<()> {
-        // A source that has nothing for this architecture makes this fail; what counts is whether
-        // the packages are found.
-        let update = self.run("apt-get", &["-q", "update"])?;
-        let meta = format!("linux-image-cloud-{}", self.arch.debian());
-        let show = self.run("apt-cache", &["show", "--no-all-versions", &meta])?;
-        let text = String::from_utf8_lossy(&show.stdout);
-        let kernel = text
-            .lines()
-            .find_map(|line| line.strip_prefix("Depends: "))
-            .and_then(|depends| {
-                depends
-                    .split([' ', ','])
-                    .find(|w| w.starts_with("linux-image-"))
-            })
-            .with_context(|| format!("apt knows no {meta}: {}", complaints(&update)))?;
-        let download = self.run("apt-get", &["-q", "download", kernel, "busybox-static"])?;
-        ensure!(download.status.success(), "{}", complaints(&download));
-        Ok(())
-    }
-
-    fn unpack(&self) -> Result<PathBuf> {
-        let tree = self.dir.join("tree");
-        for entry in fs::read_dir(&tree)? {
-            let deb = entry?.path();
-            if deb.extension().is_none_or(|extension| extension != "deb") {
-                continue;
-            }
-            let output = Command::new("dpkg-deb")
-                .arg("-x")
-                .arg(&deb)
-                .arg(&tree)
-                .output()
-                .context("dpkg-deb")?;
-            ensure!(
-                output.status.success(),
-                "cannot unpack: {}",
-                complaints(&output)
-            );
-            fs::remove_file(&deb)?;
-        }
-        Ok(tree)
-    }
-}
-
-/// What a failed command had to say, on one line.
-fn complaints(output: &Output) -> String {
-    let text = String::from_utf8_lossy(&output.stderr);
-    let lines: Vec<_> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    if lines.is_empty() {
-        output.status.to_string()
-    } else {
-        lines.join("; ")
-    }
 }

@@ -6,17 +6,21 @@
 
 pub mod board;
 pub mod console;
+pub mod debian;
 pub mod demo;
 pub mod guest;
 mod interrupt;
 pub mod process;
 pub mod qemu;
 mod qmp;
+pub mod rom;
 pub mod run;
+pub mod serve;
 pub mod server;
 pub mod size;
+pub mod watch;
 
 pub use board::{Arch, Board};
-pub use console::Console;
+pub use console::{Console, Script};
 pub use qemu::{Accel, Machine, Share};
 pub use run::{Moment, Outcome, Report, Servers};

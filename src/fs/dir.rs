@@ -99,6 +99,12 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
     }
 }
 
+impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Dir<'_, T, C, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Dir").field(&self.node).finish()
+    }
+}
+
 /// Iterates over the entries of a directory of any size in constant memory.
 ///
 /// After an error it ends.
@@ -202,6 +208,15 @@ impl<T: Transport, C: Clock, H: Hal> Iterator for ReadDir<'_, T, C, H> {
             self.entries_left = 0;
         }
         entry
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> fmt::Debug for ReadDir<'_, T, C, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadDir")
+            .field("node", &self.node)
+            .field("offset", &self.offset)
+            .finish_non_exhaustive()
     }
 }
 

@@ -7,7 +7,9 @@ use crate::{
     hal::{Clock, Hal},
     session::Priority,
 };
-use embedded_io::{ErrorType, Read, Seek, SeekFrom};
+use core::fmt;
+#[cfg(feature = "embedded-io")]
+use embedded_io::{ErrorType, SeekFrom};
 use virtio_drivers::transport::Transport;
 
 /// A regular file, open for reading.
@@ -16,7 +18,7 @@ use virtio_drivers::transport::Transport;
 pub struct File<'s, T: Transport, C: Clock, H: Hal> {
     node: Node<'s, T, C, H>,
     handle: Handle,
-    /// Where the [`Read`] implementation is, in bytes.
+    /// Where [`File::read`] goes on, in bytes.
     position: u64,
 }
 
@@ -83,7 +85,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     }
 
     /// Reads at `offset`, in bytes, straight into `buf`: the host writes there, the guest copies
-    /// nothing. Returns the bytes read, fewer than the buffer's only at the end of the file.
+    /// nothing. Returns the bytes read, fewer than the buffer's only at the end of the file: a file
+    /// that grows while it is read may end where it did when it was opened.
     ///
     /// # Errors
     ///
@@ -106,7 +109,38 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         progress: &mut dyn FnMut(u64),
     ) -> Result<usize, Error> {
         let mut session = self.node.session()?;
-        session.read(self.node.id, self.handle, offset, buf, progress)
+        let size = self.node.attr.size;
+        session.read(self.node.id, self.handle, offset, size, buf, progress)
+    }
+
+    /// Reads on from where the last one stopped, as [`File::read_at`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`File::read_at`]; the position stays where it was.
+    pub fn read(&mut self, buf: &mut [u8]) -> Result<usize, Error> {
+        let size = self.read_at(self.position, buf)?;
+        self.position = self.position.saturating_add(size as u64);
+        Ok(size)
+    }
+
+    /// Where [`File::read`] goes on, in bytes from the start.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Makes [`File::read`] go on at `position`, in bytes. Behind the end, it reads nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOffset`] beyond 2^63 - 1; the position stays where it was.
+    pub fn set_position(&mut self, position: u64) -> Result<(), Error> {
+        if position > OFFSET_MAX {
+            return Err(Error::InvalidOffset);
+        }
+        self.position = position;
+        Ok(())
     }
 
     /// Fills `buf` with the bytes at `offset`.
@@ -128,6 +162,15 @@ fn state(attr: &Attr) -> impl PartialEq {
     (attr.file_type, attr.size, attr.mtime, attr.mtime_nsec)
 }
 
+impl<T: Transport, C: Clock, H: Hal> fmt::Debug for File<'_, T, C, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("File")
+            .field("node", &self.node)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<T: Transport, C: Clock, H: Hal> Drop for File<'_, T, C, H> {
     fn drop(&mut self) {
         let release = Release {
@@ -140,19 +183,20 @@ impl<T: Transport, C: Clock, H: Hal> Drop for File<'_, T, C, H> {
     }
 }
 
+#[cfg(feature = "embedded-io")]
 impl<T: Transport, C: Clock, H: Hal> ErrorType for File<'_, T, C, H> {
     type Error = Error;
 }
 
-impl<T: Transport, C: Clock, H: Hal> Read for File<'_, T, C, H> {
+#[cfg(feature = "embedded-io")]
+impl<T: Transport, C: Clock, H: Hal> embedded_io::Read for File<'_, T, C, H> {
     fn read(&mut self, buf: &mut [u8]) -> Result<usize, Error> {
-        let size = self.read_at(self.position, buf)?;
-        self.position = self.position.saturating_add(size as u64);
-        Ok(size)
+        File::read(self, buf)
     }
 }
 
-impl<T: Transport, C: Clock, H: Hal> Seek for File<'_, T, C, H> {
+#[cfg(feature = "embedded-io")]
+impl<T: Transport, C: Clock, H: Hal> embedded_io::Seek for File<'_, T, C, H> {
     /// Moves to another position. From the end, it is the size of [`File::metadata`] that counts.
     fn seek(&mut self, to: SeekFrom) -> Result<u64, Error> {
         let position = match to {
@@ -160,9 +204,7 @@ impl<T: Transport, C: Clock, H: Hal> Seek for File<'_, T, C, H> {
             SeekFrom::End(offset) => self.node.attr.size.checked_add_signed(offset),
             SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
         };
-        self.position = position
-            .filter(|&position| position <= OFFSET_MAX)
-            .ok_or(Error::InvalidOffset)?;
+        self.set_position(position.ok_or(Error::InvalidOffset)?)?;
         Ok(self.position)
     }
 }

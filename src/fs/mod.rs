@@ -38,6 +38,7 @@ use crate::{
     hal::{Clock, Hal, IdentityHal},
     session::{Epoch, Options, Priority, Session, Tag},
 };
+use core::fmt;
 use spin::{Mutex, MutexGuard};
 use virtio_drivers::transport::Transport;
 
@@ -135,6 +136,46 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     /// else as [`Share::metadata`].
     pub fn open(&self, path: impl AsRef<[u8]>) -> Result<File<'_, T, C, H>, Error> {
         File::open(self.resolve(path.as_ref(), true)?)
+    }
+
+    /// Whether `path` names anything, symbolic links followed: one that dangles does not.
+    ///
+    /// # Errors
+    ///
+    /// As [`Share::metadata`], but for the two that say that there is nothing.
+    pub fn exists(&self, path: impl AsRef<[u8]>) -> Result<bool, Error> {
+        match self.metadata(path) {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound | Error::NotADirectory) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the whole file `path` to the start of `buf`, and gives that part of it.
+    ///
+    /// ```no_run
+    /// # use bootshare::{Share, Error, hal::Clock, transport::Transport};
+    /// # fn example(share: &Share<impl Transport, impl Clock>) -> Result<(), Error> {
+    /// let mut buffer = [0; 4096];
+    /// let text: &[u8] = share.read("/etc/hostname", &mut buffer)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BufferTooSmall`] if the file is larger; else as [`Share::open`].
+    pub fn read<'b>(
+        &self,
+        path: impl AsRef<[u8]>,
+        buf: &'b mut [u8],
+    ) -> Result<&'b mut [u8], Error> {
+        let file = self.open(path)?;
+        if file.metadata().len() > buf.len() as u64 {
+            return Err(Error::BufferTooSmall);
+        }
+        let size = file.read_at(0, buf)?;
+        buf.get_mut(..size).ok_or(Error::BufferTooSmall)
     }
 
     /// The entries of the directory `path`, without `.` and `..`, in the host's order.
@@ -257,6 +298,15 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     }
 }
 
+impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Share<T, C, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Share")
+            .field("tag", &self.tag)
+            .field("protocol", &self.protocol())
+            .finish_non_exhaustive()
+    }
+}
+
 /// A file or directory that the host keeps for us until this is dropped.
 struct Node<'s, T: Transport, C: Clock, H: Hal> {
     share: &'s Share<T, C, H>,
@@ -280,6 +330,15 @@ impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
         let buf = buf.get_mut(..target.len()).ok_or(Error::BufferTooSmall)?;
         buf.copy_from_slice(target);
         Ok(buf)
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Node<'_, T, C, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("id", &self.id)
+            .field("attr", &self.attr)
+            .finish_non_exhaustive()
     }
 }
 

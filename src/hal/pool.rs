@@ -1,7 +1,7 @@
 //! DMA pages from a static array.
 
 use super::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
-use core::{cell::UnsafeCell, ptr::NonNull};
+use core::{cell::UnsafeCell, fmt, ptr::NonNull};
 use spin::Mutex;
 
 /// The largest pool: one bit of a `u64` a page.
@@ -29,6 +29,14 @@ pub struct DmaPool<const PAGES: usize> {
     pages: Pages<PAGES>,
     /// Bit `n` is set while page `n` is in use.
     used: Mutex<u64>,
+}
+
+impl<const PAGES: usize> fmt::Debug for DmaPool<PAGES> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DmaPool")
+            .field("used", &self.used)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The pages given back to [`DmaPool::free`] are not pages it gave out.

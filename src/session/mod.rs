@@ -34,7 +34,7 @@ use crate::{
     },
     hal::{Clock, Hal},
 };
-use core::{mem::ManuallyDrop, ptr::NonNull, time::Duration};
+use core::{fmt, mem::ManuallyDrop, ptr::NonNull, time::Duration};
 use ring::{Chain, Full, Ring};
 use slots::{Slot, SlotSet, Slots};
 use virtio_drivers::transport::{DeviceStatus, Transport};
@@ -123,6 +123,16 @@ pub struct Session<T: Transport, C: Clock, H: Hal> {
     tag: Tag,
     minor: u32,
     epoch: Epoch,
+}
+
+impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Session<T, C, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("tag", &self.tag)
+            .field("epoch", &self.epoch)
+            .field("connected", &self.is_connected())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Which session a node or handle is of: after [`Session::resume`], those of the one before mean
@@ -515,7 +525,10 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
                 }
             }
             if self.clock.now().saturating_sub(last_progress) >= self.options.deadline {
-                return Err(self.disconnect(Error::TimedOut(self.options.deadline)));
+                let after_ms = self.options.deadline.as_millis().try_into();
+                return Err(self.disconnect(Error::TimedOut {
+                    after_ms: after_ms.unwrap_or(u32::MAX),
+                }));
             }
         }
     }
@@ -533,6 +546,9 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
     /// Reads from an open file at `offset` straight into `buf`, in chunks kept in flight, until
     /// the buffer is full or the file ends. Returns the bytes read.
     ///
+    /// A short answer that ends at `size`, the file's size in bytes as far as is known, is taken
+    /// for its end without another question.
+    ///
     /// `progress` is called from time to time, and before the return, with the number of bytes at
     /// the start of `buf` that have come: after an error, a read can go on from there.
     ///
@@ -545,6 +561,7 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         node: NodeId,
         handle: Handle,
         offset: u64,
+        size: u64,
         buf: &mut [u8],
         progress: &mut dyn FnMut(u64),
     ) -> Result<usize, Error> {
@@ -556,6 +573,7 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
             node,
             handle,
             offset,
+            size,
             end: buf.len(),
             data: NonNull::from(&mut *buf).cast(),
             next: 0,
@@ -645,6 +663,8 @@ struct Transfer {
     handle: Handle,
     /// Of the start of the buffer in the file.
     offset: u64,
+    /// Of the file, as far as is known.
+    size: u64,
     data: NonNull<u8>,
     /// Where the data ends, as far as is known: the buffer's size, or less once the file ended.
     end: usize,
@@ -769,11 +789,11 @@ impl Transfer {
     ) -> Result<(), Error> {
         let end = chunk.position.saturating_add(chunk.read.size as usize);
         let come = chunk.position.saturating_add(size);
-        if size == 0 {
-            self.end = self.end.min(chunk.position);
+        let is_end = self.offset.saturating_add(come as u64) == self.size;
+        if size == 0 || (come < end && is_end) {
+            self.end = self.end.min(come);
         } else if come < end && come < self.end {
-            // A server may give less than asked before the end of the file: only an empty answer
-            // is the end for certain.
+            // A server may give less than asked before the end of the file.
             if let Err(error) = self.submit(session, come, end) {
                 self.set_failed(come);
                 return Err(error);

@@ -144,7 +144,7 @@ impl<H: Hal> Slots<H> {
 
     /// Where the request is written.
     pub fn request_mut(&mut self, slot: Slot) -> &mut [u8] {
-        assert_eq!(self.state(slot), State::Taken);
+        assert!(matches!(self.state(slot), State::Taken));
         let mut part = self.part(slot, 0, REQUEST_BYTES);
         // SAFETY: the part is ours alone: the slot is taken, so the device does not have it, and
         // `&mut self` keeps other borrows of it away.
@@ -159,7 +159,7 @@ impl<H: Hal> Slots<H> {
     /// The first `size` bytes of the reply, for a descriptor, with its header cleared: what is
     /// read there afterwards was written by the device for this request.
     pub fn reply(&mut self, slot: Slot, size: usize) -> NonNull<[u8]> {
-        assert_eq!(self.state(slot), State::Taken);
+        assert!(matches!(self.state(slot), State::Taken));
         let mut header = self.part(slot, REQUEST_BYTES, REPLY_HEADER);
         // SAFETY: as in `request_mut`.
         unsafe { header.as_mut() }.fill(0);

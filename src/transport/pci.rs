@@ -6,7 +6,7 @@ use super::{
     VirtioError, config::ConfigSpace,
 };
 use crate::hal::Hal;
-use core::{mem::size_of, ptr::NonNull};
+use core::{fmt, mem::size_of, ptr::NonNull};
 use heapless::Vec;
 use safe_mmio::{
     UniqueMmioPointer, field, field_shared,
@@ -63,6 +63,14 @@ pub struct BarRules<'a> {
     /// Bytes of 32-bit PCI memory space that BARs without an address are placed in, on platforms
     /// whose firmware places none; what was used is taken off its start.
     pub unassigned: Option<core::ops::Range<u64>>,
+}
+
+impl fmt::Debug for BarRules<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BarRules")
+            .field("unassigned", &self.unassigned)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Looks for file system devices on bus 0 and every bus behind a bridge that has its bus numbers.

@@ -7,7 +7,7 @@ use super::{
 use crate::source::Source;
 use bootshare::{Dir, Error, File, FileType, Metadata, ReadDir, fuse::OFFSET_MAX};
 use bootshare_tests::{TestHal, Tree};
-use embedded_io::{Read, Seek, SeekFrom};
+use embedded_io::{Seek, SeekFrom};
 
 const PATHS: [&[u8]; 21] = [
     b"file",
@@ -162,14 +162,14 @@ impl<'s> Runner<'s> {
             !matches!(error, Error::Device(_)),
             "the device was set up before"
         );
-        if matches!(error, Error::TimedOut(_)) {
+        if matches!(error, Error::TimedOut { .. }) {
             assert!(!self.share.is_connected());
         }
         if (self.honest)() {
             assert!(
                 !matches!(
                     error,
-                    Error::Protocol(_) | Error::TimedOut(_) | Error::Disconnected
+                    Error::Protocol(_) | Error::TimedOut { .. } | Error::Disconnected
                 ),
                 "{error:?} with an honest device"
             );

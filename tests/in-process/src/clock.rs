@@ -47,8 +47,8 @@ pub struct VirtualClock {
 }
 
 impl VirtualClock {
-    /// What one look at the device takes.
-    pub const TICK: Duration = Duration::from_millis(1);
+    /// What one look at the device takes. An interpreter takes a thousand times as long for it.
+    pub const TICK: Duration = Duration::from_millis(if cfg!(miri) { 20 } else { 1 });
 
     /// A clock that starts at 0 and drives `device`.
     #[must_use]
@@ -57,6 +57,12 @@ impl VirtualClock {
             now: Cell::new(Duration::ZERO),
             device: device.clone(),
         }
+    }
+
+    /// How often a device is looked at in that time.
+    #[must_use]
+    pub const fn ticks(time: Duration) -> u64 {
+        (time.as_millis() / Self::TICK.as_millis()) as u64
     }
 
     fn pass(&self) {

@@ -41,6 +41,29 @@ pub fn sizes_around_a_page_and_a_chunk(server: Server) {
     }
 }
 
+pub fn whole_files_and_whether_they_are_there(server: Server) {
+    let rig = Rig::new(server);
+    rig.write("file", b"content");
+    rig.write("empty", b"");
+    rig.symlink("nowhere", "dangling");
+    rig.run(|share| {
+        let mut buf = [0; 7];
+        assert_eq!(share.read("file", &mut buf).as_deref(), Ok(&b"content"[..]));
+        assert_eq!(share.read("empty", &mut buf).as_deref(), Ok(&b""[..]));
+        assert_eq!(
+            share.read("file", &mut buf[..6]),
+            Err(Error::BufferTooSmall)
+        );
+        assert_eq!(share.read("/", &mut buf), Err(Error::IsADirectory));
+        assert_eq!(share.exists("file"), Ok(true));
+        assert_eq!(share.exists("/"), Ok(true));
+        for nothing in ["nothing", "file/below", "dangling", ""] {
+            assert_eq!(share.exists(nothing), Ok(false), "{nothing}");
+        }
+        assert_eq!(share.exists("a\0b"), Err(Error::InvalidName));
+    });
+}
+
 pub fn odd_offsets_and_sizes(server: Server) {
     let rig = Rig::new(server);
     let content = noise(300_000);

@@ -1,5 +1,5 @@
-//! What the client makes of a share, on every server: one suite, run against virtiofsd's request
-//! handler and against fuse-backend-rs's.
+//! What the client makes of a share, on every server: one suite, run against the request handlers of
+//! virtiofsd and of fuse-backend-rs, and against the host tool's embedded server.
 
 mod directories;
 mod files;
@@ -18,11 +18,15 @@ macro_rules! on_each_server {
         mod fuse_backend {
             $(#[test] fn $name() { crate::$module::$name(crate::rig::Server::FuseBackend); })*
         }
+        mod embedded {
+            $(#[test] fn $name() { crate::$module::$name(crate::rig::Server::Embedded); })*
+        }
     };
 }
 
 on_each_server! {
     files::sizes_around_a_page_and_a_chunk,
+    files::whole_files_and_whether_they_are_there,
     files::odd_offsets_and_sizes,
     files::every_chunk_size_and_depth,
     files::answers_in_any_order,

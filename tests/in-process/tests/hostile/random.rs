@@ -1,6 +1,6 @@
 //! Lies by the dozen: fields of replies and of the used ring, changed at random.
 
-use crate::rig::tree;
+use crate::rig::{CHUNK, LARGE, tree};
 use bootshare::Options;
 use bootshare_tests::{Device, Order, Quirks, Reply, Request, Scripted, TestHal, TestShare, mount};
 use std::time::Duration;
@@ -96,7 +96,7 @@ fn use_it(share: &TestShare) {
         _ = share.read_link(path, &mut buf);
         if let Ok(mut file) = share.open(path) {
             _ = file.read_at(0, &mut buf);
-            _ = file.read_at(90_000, &mut vec![0; 20_000]);
+            _ = file.read_at(LARGE - 10 * CHUNK, &mut vec![0; 20 * CHUNK as usize]);
             _ = file.refresh();
         }
         if let Ok(listing) = share.read_dir(path) {
@@ -127,7 +127,7 @@ fn nothing_a_host_says_makes_the_client_panic() {
         });
         let device = Device::with_quirks(backend, quirks);
         let options = Options::default()
-            .with_chunk_size(1500)
+            .with_chunk_size(CHUNK as u32 * 3 / 2)
             .with_deadline(Duration::from_secs(1));
         if let Ok(share) = mount(&device, options) {
             for _ in 0..3 {

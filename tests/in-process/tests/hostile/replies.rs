@@ -1,6 +1,6 @@
 //! Replies that no server should give.
 
-use crate::rig::{CONTENT, LARGE, check, is_large, share, spoiling, tree};
+use crate::rig::{CHUNK, CONTENT, LARGE, check, in_chunks, is_large, share, spoiling, tree};
 use bootshare::{
     Error, Options,
     fuse::{Errno, Violation},
@@ -409,7 +409,7 @@ fn trees_without_a_bottom() {
     check(&device);
 }
 
-/// Reads `large` whole, in chunks of 1000 bytes, from a device that answers READ like this.
+/// Reads `large` whole, chunk by chunk, from a device that answers READ like this.
 fn reading(
     order: Order,
     script: impl FnMut(&Request, Reply) -> Reply + Send + 'static,
@@ -420,9 +420,8 @@ fn reading(
     };
     let backend = Scripted::spoiling(tree(), Opcode::Read, script);
     let device = Device::with_quirks(backend, quirks);
-    let options = Options::default().with_chunk_size(1000);
-    let share = mount(&device, options).unwrap();
-    let mut buf = vec![0xee; LARGE as usize + 5000];
+    let share = mount(&device, in_chunks()).unwrap();
+    let mut buf = vec![0xee; (LARGE + 5 * CHUNK) as usize];
     let file = share.open("large").unwrap();
     let read = file.read_at(0, &mut buf);
     drop(file);
@@ -441,7 +440,7 @@ fn cut(request: &Request, good: &Reply, size: usize) -> Reply {
 fn short_answers_are_gone_on_from() {
     let orders = [Order::Asked, Order::Reversed, Order::Shuffled(5)];
     for order in orders {
-        for divisor in [2, 3, 1000] {
+        for divisor in [2, 3, CHUNK as usize] {
             let (read, buf) = reading(order, move |request, good| {
                 let size = (good.bytes.len() - 16).div_ceil(divisor);
                 cut(request, &good, size)
@@ -470,7 +469,7 @@ fn answers_late_and_in_any_order() {
 
 #[test]
 fn a_file_that_ends_before_its_size() {
-    for end in [0u64, 1, 999, 1000, 1001, 54_321] {
+    for end in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 54 * CHUNK + 7] {
         for order in [Order::Asked, Order::Reversed, Order::Shuffled(1)] {
             let (read, buf) = reading(order, move |request, good| {
                 let left = end.saturating_sub(request.offset());
@@ -487,27 +486,29 @@ fn a_hole_where_the_host_has_nothing() {
     // An empty answer in the middle and data behind it: the file ends at the hole.
     for order in [Order::Asked, Order::Reversed, Order::Shuffled(9)] {
         let (read, buf) = reading(order, |request, good| {
-            if request.offset() == 7000 {
+            if request.offset() == 7 * CHUNK {
                 cut(request, &good, 0)
             } else {
                 good
             }
         });
-        assert_eq!(read, Ok(7000), "{order:?}");
-        assert!(is_large(&buf[..7000], 0));
+        assert_eq!(read, Ok(7 * CHUNK as usize), "{order:?}");
+        assert!(is_large(&buf[..7 * CHUNK as usize], 0));
     }
 }
 
 #[test]
 fn a_file_that_grows_behind_its_end() {
     // The end comes first, the data for what lies before and behind it afterwards.
-    let (read, buf) = reading(Order::Asked, |request, good| match request.offset() {
-        5000 => cut(request, &good, 0),
-        3000 => good.after(100),
-        _ => good.after(50),
+    let (read, buf) = reading(Order::Asked, |request, good| {
+        match request.offset() / CHUNK {
+            5 => cut(request, &good, 0),
+            3 => good.after(100),
+            _ => good.after(50),
+        }
     });
-    assert_eq!(read, Ok(5000));
-    assert!(is_large(&buf[..5000], 0));
+    assert_eq!(read, Ok(5 * CHUNK as usize));
+    assert!(is_large(&buf[..5 * CHUNK as usize], 0));
 }
 
 #[test]
@@ -554,7 +555,7 @@ fn one_bad_chunk_among_good_ones() {
     for (spoil, error) in cases {
         for order in [Order::Asked, Order::Reversed, Order::Shuffled(3)] {
             let (read, _) = reading(order, move |request, good| {
-                if request.offset() == 12_000 {
+                if request.offset() == 12 * CHUNK {
                     spoil(request, good)
                 } else {
                     good.after(3)

@@ -2,13 +2,16 @@
 
 use bootshare::Options;
 use bootshare_tests::{
-    Device, Node, Opcode, Reply, Request, Scripted, TestHal, TestShare, Tree, mount,
+    Device, Node, Opcode, Reply, Request, Scripted, TestHal, TestShare, Tree, VirtualClock, mount,
 };
+use std::time::Duration;
 
 /// What `file` has in it.
 pub const CONTENT: &[u8] = b"content of the file";
+/// Size of a chunk in bytes, where a file is read in many. An interpreter is slow with bytes.
+pub const CHUNK: u64 = if cfg!(miri) { 20 } else { 1000 };
 /// Size of `large` in bytes.
-pub const LARGE: u64 = 100_000;
+pub const LARGE: u64 = 100 * CHUNK;
 
 /// Node 2 is `file`, 3 is `dir`, 4 is `link`, 5 is `large`.
 pub fn tree() -> Tree {
@@ -32,6 +35,16 @@ pub fn spoiling(
 
 pub fn share(device: &Device) -> TestShare {
     mount(device, Options::default()).unwrap()
+}
+
+/// For a share that reads in chunks of [`CHUNK`] bytes.
+pub fn in_chunks() -> Options {
+    Options::default().with_chunk_size(CHUNK as u32)
+}
+
+/// Looks at the device in so many seconds.
+pub fn seconds(seconds: u64) -> u64 {
+    VirtualClock::ticks(Duration::from_secs(seconds))
 }
 
 /// What must hold once no share is mounted any more.

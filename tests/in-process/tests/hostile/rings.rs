@@ -1,8 +1,11 @@
 //! Lies in the used ring.
 
-use crate::rig::{LARGE, check, share, spoiling};
-use bootshare::{Error, Options, fuse::Violation};
+use crate::rig::{LARGE, check, in_chunks, share, spoiling};
+use bootshare::{Error, fuse::Violation};
 use bootshare_tests::{Opcode, Reply, mount};
+
+/// With the default options.
+const TIMED_OUT: Error = Error::TimedOut { after_ms: 10_000 };
 
 /// Spoils one LOOKUP's place in the used ring: the error, and whether the share is lost.
 fn lookup_gives(spoil: impl Fn(Reply) -> Reply + Send + 'static) -> Option<Error> {
@@ -54,10 +57,7 @@ fn indices_that_jump() {
     for by in [1, 2, 62, 63, 64, 65, 0x7fff, 0x8000, 0xffff] {
         let error = lookup_gives(move |good| good.jump(by));
         // By 65535 it stands still: the completion is taken back, and nothing comes.
-        let expected = [
-            Some(Error::Protocol(Violation::UsedId)),
-            Some(Error::TimedOut(Options::default().deadline)),
-        ];
+        let expected = [Some(Error::Protocol(Violation::UsedId)), Some(TIMED_OUT)];
         assert!(expected.contains(&error), "{by}: {error:?}");
     }
 }
@@ -69,7 +69,7 @@ fn nothing_given_back_but_an_index() {
     let error = lookup_gives(|_| Reply::none().times(0).jump(1));
     assert_eq!(error, Some(Error::Protocol(Violation::ReplyLength)));
     let error = lookup_gives(|good| good.times(0));
-    assert_eq!(error, Some(Error::TimedOut(Options::default().deadline)));
+    assert_eq!(error, Some(TIMED_OUT));
 }
 
 #[test]
@@ -86,13 +86,12 @@ fn another_requests_chain_in_the_middle_of_a_read() {
                     good.after(2)
                 }
             });
-            let options = Options::default().with_chunk_size(1000);
-            let share = mount(&device, options).unwrap();
+            let share = mount(&device, in_chunks()).unwrap();
             let file = share.open("large").unwrap();
             let mut buf = vec![0; LARGE as usize];
             let error = file.read_at(0, &mut buf).err();
             assert!(
-                matches!(error, Some(Error::Protocol(_) | Error::TimedOut(_))),
+                matches!(error, Some(Error::Protocol(_) | Error::TimedOut { .. })),
                 "{id} {times}: {error:?}"
             );
             // The buffer is the caller's again: the device was reset.

@@ -1,10 +1,11 @@
 //! Hosts that say nothing, or no more.
 
-use crate::rig::{LARGE, check, is_large, share, spoiling, tree};
+use crate::rig::{CHUNK, LARGE, check, in_chunks, is_large, seconds, share, spoiling, tree};
 use bootshare::session::PAGES_PER_SHARE;
 use bootshare::{Error, Options};
 use bootshare_tests::{
-    Device, Opcode, Reply, Request, Reset, Scripted, Stopped, TestHal, TestShare, mount,
+    Device, Opcode, Reply, Request, Reset, Scripted, Stopped, TestHal, TestShare, VirtualClock,
+    mount,
 };
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -14,7 +15,9 @@ use std::{
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn timed_out<T>() -> Result<T, Error> {
-    Err(Error::TimedOut(DEADLINE))
+    Err(Error::TimedOut {
+        after_ms: DEADLINE.as_millis() as u32,
+    })
 }
 
 fn silent(opcode: Opcode) -> Device {
@@ -69,14 +72,13 @@ fn each_request_has_a_deadline() {
 fn a_read_of_which_one_chunk_never_comes() {
     for reset in [Reset::AtOnce, Reset::After(500)] {
         let device = spoiling(Opcode::Read, |request, good| {
-            if request.offset() == 33_000 {
+            if request.offset() == 33 * CHUNK {
                 good.never()
             } else {
                 good
             }
         });
-        let options = Options::default().with_chunk_size(1000);
-        let share = mount(&device, options).unwrap();
+        let share = mount(&device, in_chunks()).unwrap();
         device.quirk(|quirks| quirks.reset = reset);
         let file = share.open("large").unwrap();
         let mut buf = vec![0; LARGE as usize];
@@ -84,7 +86,7 @@ fn a_read_of_which_one_chunk_never_comes() {
         // Until it confirmed its reset, the device wrote there; now the buffer is the caller's.
         assert!(!device.is_live());
         buf.fill(0x55);
-        (0..100_000).for_each(|_| device.tick());
+        (0..seconds(100)).for_each(|_| device.tick());
         assert!(buf.iter().all(|&byte| byte == 0x55));
         assert_eq!(file.read_at(0, &mut buf), Err(Error::Disconnected));
         assert_eq!(file.read_at(0, &mut []), Ok(0), "nothing takes nobody");
@@ -96,12 +98,12 @@ fn a_read_of_which_one_chunk_never_comes() {
 
 #[test]
 fn an_answer_after_the_deadline_reaches_nobody() {
-    let device = spoiling(Opcode::Read, |_, good| good.after(50_000));
+    let device = spoiling(Opcode::Read, |_, good| good.after(seconds(50)));
     let share = share(&device);
     let file = share.open("large").unwrap();
     let mut buf = vec![0x55; LARGE as usize];
     assert_eq!(file.read_at(0, &mut buf), timed_out());
-    (0..100_000).for_each(|_| device.tick());
+    (0..seconds(100)).for_each(|_| device.tick());
     assert!(buf.iter().all(|&byte| byte == 0x55));
     drop(file);
     drop(share);
@@ -111,9 +113,8 @@ fn an_answer_after_the_deadline_reaches_nobody() {
 #[test]
 fn progress_keeps_a_slow_host_alive() {
     // 100 chunks, one after another, each but for a second within the deadline.
-    let device = spoiling(Opcode::Read, |_, good| good.after(9000));
-    let options = Options::default().with_chunk_size(1000).with_depth(1);
-    let share = mount(&device, options).unwrap();
+    let device = spoiling(Opcode::Read, |_, good| good.after(seconds(9)));
+    let share = mount(&device, in_chunks().with_depth(1)).unwrap();
     let mut buf = vec![0; LARGE as usize];
     let file = share.open("large").unwrap();
     file.read_exact_at(0, &mut buf).unwrap();
@@ -125,12 +126,11 @@ fn progress_keeps_a_slow_host_alive() {
 
 #[test]
 fn a_deadline_is_what_was_asked_for() {
-    for milliseconds in [0, 1, 500, 60_000] {
-        let deadline = Duration::from_millis(milliseconds);
+    for deadline in [0, 1, 500, 60_000].map(Duration::from_millis) {
         let mut first = true;
         let device = spoiling(Opcode::Lookup, move |_, good| {
             if std::mem::take(&mut first) {
-                good.after(milliseconds + 1000)
+                good.after(VirtualClock::ticks(deadline) + seconds(1))
             } else {
                 good
             }
@@ -139,7 +139,9 @@ fn a_deadline_is_what_was_asked_for() {
         let share = mount(&device, options).unwrap();
         assert_eq!(
             share.metadata("file").err(),
-            Some(Error::TimedOut(deadline))
+            Some(Error::TimedOut {
+                after_ms: deadline.as_millis() as u32
+            })
         );
         drop(share);
         check(&device);
@@ -164,7 +166,7 @@ fn what_is_posted_and_never_taken_back() {
         let (round, error) = lost.expect("nothing is for ever");
         assert!(round > 0, "{opcode:?}: the first ones have room");
         assert!(
-            matches!(error, Error::TimedOut(_) | Error::Disconnected),
+            matches!(error, Error::TimedOut { .. } | Error::Disconnected),
             "{opcode:?}: {error:?}"
         );
         assert_eq!(share.metadata("/").err(), Some(Error::Disconnected));
@@ -175,7 +177,7 @@ fn what_is_posted_and_never_taken_back() {
 
 #[test]
 fn unmounting_waits_for_what_was_posted() {
-    let device = spoiling(Opcode::Release, |_, good| good.after(5000));
+    let device = spoiling(Opcode::Release, |_, good| good.after(seconds(5)));
     let share = share(&device);
     drop(share.open("file").unwrap());
     share.unmount().unwrap();
@@ -219,7 +221,7 @@ fn a_reset_that_is_never_confirmed_does_not_return() {
     let share = share(&device);
     refuse(&device);
     let file = share.open("large").unwrap();
-    let mut buf = vec![0; 1000];
+    let mut buf = vec![0; CHUNK as usize];
     stops(|| file.read_at(0, &mut buf));
     drop(file);
     // The clock's panic went through the client; it is not asked to stop once more.
@@ -251,14 +253,13 @@ fn a_reset_that_is_never_confirmed_does_not_return() {
 #[test]
 fn a_panic_in_the_middle_of_a_read_resets_the_device() {
     let device = spoiling(Opcode::Read, |request, good| {
-        if request.offset() < 5000 {
+        if request.offset() < 5 * CHUNK {
             good
         } else {
             good.never()
         }
     });
-    let options = Options::default().with_chunk_size(1000);
-    let share = mount(&device, options).unwrap();
+    let share = mount(&device, in_chunks()).unwrap();
     let file = share.open("large").unwrap();
     let mut buf = vec![0; LARGE as usize];
     let read = catch_unwind(AssertUnwindSafe(|| {

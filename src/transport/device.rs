@@ -1,0 +1,212 @@
+//! A device that was found, over whichever transport.
+
+#[cfg(feature = "mmio")]
+use super::MmioTransport;
+#[cfg(feature = "pci")]
+use super::PciTransport;
+use super::{
+    DeviceFunction, DeviceStatus, DeviceType, InterruptStatus, PhysAddr, Transport, VirtioError,
+};
+use core::fmt;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// The most file system devices of one machine that are looked at.
+pub const MAX_DEVICES: usize = 8;
+
+/// File system devices in the order in which they were found.
+pub type DeviceList = heapless::Vec<Device, MAX_DEVICES>;
+
+/// A file system device that was found, and the way to it if it can be used.
+#[derive(Debug)]
+pub struct Device {
+    /// Where it is.
+    pub address: Address,
+    /// The transport, or why the device can't be used.
+    pub transport: Result<FsTransport, TransportError>,
+}
+
+/// Where a device was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// Physical address of a virtio-mmio register block.
+    Mmio(u64),
+    /// A PCI function.
+    Pci(DeviceFunction),
+}
+
+impl Address {
+    /// `mmio` or `pci`, as in `virtio-mmio`.
+    #[must_use]
+    pub fn transport_name(&self) -> &'static str {
+        match self {
+            Self::Mmio(_) => "mmio",
+            Self::Pci(_) => "pci",
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mmio(address) => write!(f, "virtio-mmio at {address:#x}"),
+            Self::Pci(function) => write!(f, "virtio-pci at {function}"),
+        }
+    }
+}
+
+/// Why a file system device that was found can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// A virtio-mmio device with the legacy register layout (version 1), which virtio-fs never had.
+    Legacy,
+    /// A virtio-mmio device of a version that is neither 1 nor 2.
+    Version(u32),
+    /// The register block is too small for the registers.
+    TooSmall,
+    /// A PCI capability that a modern device must have is missing or malformed (virtio 1.2,
+    /// section 4.1.4).
+    Capability(&'static str),
+    /// A BAR that a capability names can't be used: not a memory BAR, too small, or not placed
+    /// where the platform accepts device memory.
+    Bar {
+        /// Number of the base address register, 0 to 5 when the device tells the truth.
+        bar: u8,
+        /// Its address; 0 if it has none.
+        address: u64,
+    },
+    /// There was no room in the PCI window for a BAR of that many bytes.
+    WindowFull(u64),
+}
+
+impl fmt::Display for TransportError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Legacy => f.write_str(
+                "it is a legacy virtio-mmio device; start QEMU with \
+                 -global virtio-mmio.force-legacy=false",
+            ),
+            Self::Version(version) => {
+                write!(f, "virtio-mmio version {version} is unknown, 2 is needed")
+            }
+            Self::TooSmall => f.write_str("its register block is too small"),
+            Self::Capability(name) => write!(
+                f,
+                "its PCI capability for the {name} is missing or malformed; \
+                 a modern virtio device is needed (QEMU: disable-modern=off)"
+            ),
+            Self::Bar { bar, address } => write!(
+                f,
+                "its BAR {bar} at {address:#x} is not usable device memory; \
+                 let the platform's firmware place it below 4 GiB"
+            ),
+            Self::WindowFull(size) => write!(
+                f,
+                "the PCI memory window has no room for its BAR of {size} bytes; \
+                 use fewer PCI devices"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for TransportError {}
+
+/// One of the transports, for platforms that have both.
+#[derive(Debug)]
+pub enum FsTransport {
+    /// Over virtio-mmio.
+    #[cfg(feature = "mmio")]
+    Mmio(MmioTransport<'static>),
+    /// Over virtio-pci.
+    #[cfg(feature = "pci")]
+    Pci(PciTransport),
+}
+
+/// Calls the method on whichever transport it is.
+macro_rules! either {
+    ($self:ident, $transport:ident => $call:expr) => {
+        match $self {
+            #[cfg(feature = "mmio")]
+            Self::Mmio($transport) => $call,
+            #[cfg(feature = "pci")]
+            Self::Pci($transport) => $call,
+        }
+    };
+}
+
+impl Transport for FsTransport {
+    fn device_type(&self) -> DeviceType {
+        either!(self, t => t.device_type())
+    }
+
+    fn read_device_features(&mut self) -> u64 {
+        either!(self, t => t.read_device_features())
+    }
+
+    fn write_driver_features(&mut self, driver_features: u64) {
+        either!(self, t => t.write_driver_features(driver_features));
+    }
+
+    fn max_queue_size(&mut self, queue: u16) -> u32 {
+        either!(self, t => t.max_queue_size(queue))
+    }
+
+    fn notify(&mut self, queue: u16) {
+        either!(self, t => t.notify(queue));
+    }
+
+    fn get_status(&self) -> DeviceStatus {
+        either!(self, t => t.get_status())
+    }
+
+    fn set_status(&mut self, status: DeviceStatus) {
+        either!(self, t => t.set_status(status));
+    }
+
+    fn set_guest_page_size(&mut self, guest_page_size: u32) {
+        either!(self, t => t.set_guest_page_size(guest_page_size));
+    }
+
+    fn requires_legacy_layout(&self) -> bool {
+        either!(self, t => t.requires_legacy_layout())
+    }
+
+    fn queue_set(
+        &mut self,
+        queue: u16,
+        size: u32,
+        descriptors: PhysAddr,
+        driver_area: PhysAddr,
+        device_area: PhysAddr,
+    ) {
+        either!(self, t => t.queue_set(queue, size, descriptors, driver_area, device_area));
+    }
+
+    fn queue_unset(&mut self, queue: u16) {
+        either!(self, t => t.queue_unset(queue));
+    }
+
+    fn queue_used(&mut self, queue: u16) -> bool {
+        either!(self, t => t.queue_used(queue))
+    }
+
+    fn ack_interrupt(&mut self) -> InterruptStatus {
+        either!(self, t => t.ack_interrupt())
+    }
+
+    fn read_config_generation(&self) -> u32 {
+        either!(self, t => t.read_config_generation())
+    }
+
+    fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T, VirtioError> {
+        either!(self, t => t.read_config_space(offset))
+    }
+
+    fn write_config_space<T: IntoBytes + Immutable>(
+        &mut self,
+        offset: usize,
+        value: T,
+    ) -> Result<(), VirtioError> {
+        either!(self, t => t.write_config_space(offset, value))
+    }
+}
