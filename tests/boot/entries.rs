@@ -111,7 +111,7 @@ pub(crate) fn of_two_shares(board: Board) {
         0,
         Share {
             tag: "first".into(),
-            dir: first,
+            dirs: vec![first],
         },
     );
     let booted = expect_boot(&machine, &format!("{}:/linux", demo::TAG));

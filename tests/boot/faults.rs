@@ -86,7 +86,7 @@ fn two_shares(board: Board, server: Server, share: &Path, options: &str) -> Mach
     machine.shares[0].tag = "first".into();
     machine.shares.push(Share {
         tag: demo::TAG.into(),
-        dir: demo_share(board.arch()).into(),
+        dirs: vec![demo_share(board.arch()).into()],
     });
     machine
 }
