@@ -1,6 +1,6 @@
 # Everything runs through here, so that a person and CI do the same.
 
-BOARD ?= x86_64-microvm
+BOARD ?= $(if $(filter aarch64,$(shell uname -m)),aarch64-virt,x86_64-microvm)
 ACCEL ?= tcg
 MEMORY ?= 512
 SECONDS ?= 60
@@ -11,7 +11,10 @@ export SHARE
 ARCH := $(firstword $(subst -, ,$(BOARD)))
 ARCHES := x86_64 aarch64
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-HOST := $(TARGET)/debug/bootshare-host
+TOOL := $(TARGET)/debug/bootshare-host
+# What QEMU's -bios takes, beside the ELF for -kernel.
+ROM_x86_64 := rom
+ROM_aarch64 := bin
 
 # Debian's own Rust comes without the bare-metal targets and their linker: `core` is built along
 # with the firmware.
@@ -33,12 +36,15 @@ FEATURES := , embedded-io mmio pci boot loader
 .PHONY: help
 help:
 	@echo 'make run       boot a directory in QEMU; without SHARE a demo with a real Debian kernel'
-	@echo '                 BOARD=    x86_64-microvm (default), x86_64-q35, x86_64-pc,'
-	@echo '                           aarch64-virt, aarch64-virt-pci'
+	@echo '                 BOARD=    x86_64-microvm, x86_64-q35, x86_64-pc,'
+	@echo '                           aarch64-virt, aarch64-virt-pci; with the firmware as ROM'
+	@echo '                           x86_64-microvm-rom, x86_64-q35-rom, aarch64-virt-rom'
 	@echo '                 SHARE=    the directory to boot'
 	@echo '                 APPEND=   firmware options; words after -- go to the kernel'
 	@echo '                 MEMORY=   MiB (default $(MEMORY)); TIMEOUT= seconds'
 	@echo '                 SERVER=   path of a virtiofsd; ACCEL= tcg (default) or kvm'
+	@echo 'make host      the host tool that carries the firmware, to copy anywhere:'
+	@echo '                 $(TARGET)/release/bootshare-host'
 	@echo 'make test      everything CI runs'
 	@echo 'make firmware  the images, in target/firmware'
 	@echo 'make examples  the minimal firmware of examples/, in target/examples'
@@ -54,26 +60,33 @@ help:
 	@echo 'make clean     remove target, downloads included'
 
 .PHONY: run
-run: setup-run host firmware-$(ARCH)
+run: setup-run tool firmware-$(ARCH)
 ifeq ($(SHARE),)
-	$(HOST) demo --board $(BOARD) target/demo/$(ARCH)
+	$(TOOL) demo --board $(BOARD) target/demo/$(ARCH)
 endif
-	$(HOST) boot $(if $(SHARE),"$$SHARE",--demo target/demo/$(ARCH)) --board $(BOARD) \
+	$(TOOL) boot $(if $(SHARE),"$$SHARE",--demo target/demo/$(ARCH)) --board $(BOARD) \
 		--append "$$APPEND" --memory $(MEMORY) --accel $(ACCEL) \
 		$(if $(SERVER),--server "$(SERVER)") $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
-.PHONY: host
-host: setup-build
+# For the work on this tree: it finds the firmware in target/firmware.
+.PHONY: tool
+tool: setup-build
 	cargo build -p bootshare-host
+
+.PHONY: host
+host: setup-build firmware
+	cargo build --release -p bootshare-host --features embed-firmware
+	@echo 'made $(TARGET)/release/bootshare-host'
 
 .PHONY: firmware
 firmware: $(ARCHES:%=firmware-%)
 
 .PHONY: $(ARCHES:%=firmware-%)
-$(ARCHES:%=firmware-%): firmware-%: setup-build
+$(ARCHES:%=firmware-%): firmware-%: setup-build tool
 	$(BARE_CARGO) build --profile firmware -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS)
 	@mkdir -p target/firmware
 	@cp $(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$* target/firmware/bootshare-$*.elf
+	@$(TOOL) rom target/firmware/bootshare-$*.elf target/firmware/bootshare-$*.$(ROM_$*)
 
 .PHONY: examples
 examples: $(ARCHES:%=examples-%)
@@ -130,8 +143,8 @@ callgrind: setup-callgrind
 
 # Relocations tell which calls there are; a stretch of code that is outlined has no place of its own.
 .PHONY: panics
-panics: host $(ARCHES:%=panics-%)
-	@$(HOST) panics --known docs/panics.md $(foreach a,$(ARCHES),$(TARGET)/$a-unknown-none/panics/bootshare-qemu-$a)
+panics: $(ARCHES:%=panics-%)
+	@cargo run -q -p bootshare-host --example panics -- docs/panics.md $(foreach a,$(ARCHES),$(TARGET)/$a-unknown-none/panics/bootshare-qemu-$a)
 
 .PHONY: $(ARCHES:%=panics-%)
 $(ARCHES:%=panics-%): panics-%: setup-build
@@ -139,8 +152,8 @@ $(ARCHES:%=panics-%): panics-%: setup-build
 		-- -Clink-arg=--emit-relocs -Cllvm-args=-enable-machine-outliner=never
 
 .PHONY: size
-size: host firmware
-	@$(HOST) size $(ARCHES:%=target/firmware/bootshare-%.elf)
+size: tool firmware
+	@$(TOOL) size $(ARCHES:%=target/firmware/bootshare-%.elf)
 
 .PHONY: doc
 doc: setup-build

@@ -48,14 +48,6 @@ impl Arch {
             Self::Aarch64 => "Image",
         }
     }
-
-    /// File name of the firmware image, as `make firmware` leaves it in `target/firmware`.
-    pub const fn firmware_name(self) -> &'static str {
-        match self {
-            Self::X86_64 => "bootshare-x86_64.elf",
-            Self::Aarch64 => "bootshare-aarch64.elf",
-        }
-    }
 }
 
 /// How a virtio device is attached.
@@ -79,47 +71,97 @@ pub enum Board {
     /// `pc` (i440FX), PCI.
     #[value(name = "x86_64-pc")]
     X86_64Pc,
+    /// `microvm`, virtio-mmio; the firmware is the ROM.
+    #[value(name = "x86_64-microvm-rom")]
+    X86_64MicrovmRom,
+    /// `q35`, PCI Express; the firmware is the ROM.
+    #[value(name = "x86_64-q35-rom")]
+    X86_64Q35Rom,
     /// `virt`, virtio-mmio.
     #[value(name = "aarch64-virt")]
     Aarch64Virt,
     /// `virt`, PCI Express.
     #[value(name = "aarch64-virt-pci")]
     Aarch64VirtPci,
+    /// `virt`, virtio-mmio; the firmware is the ROM.
+    #[value(name = "aarch64-virt-rom")]
+    Aarch64VirtRom,
 }
 
 impl Board {
     /// Every board.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 8] = [
         Self::X86_64Microvm,
         Self::X86_64Q35,
         Self::X86_64Pc,
+        Self::X86_64MicrovmRom,
+        Self::X86_64Q35Rom,
         Self::Aarch64Virt,
         Self::Aarch64VirtPci,
+        Self::Aarch64VirtRom,
     ];
+
+    /// The board to take on this machine when none is named: the one whose architecture is ours,
+    /// or else x86-64's.
+    pub const fn of_this_machine() -> Self {
+        if cfg!(target_arch = "aarch64") {
+            Self::Aarch64Virt
+        } else {
+            Self::X86_64Microvm
+        }
+    }
 
     /// The board's architecture.
     pub const fn arch(self) -> Arch {
         match self {
-            Self::X86_64Microvm | Self::X86_64Q35 | Self::X86_64Pc => Arch::X86_64,
-            Self::Aarch64Virt | Self::Aarch64VirtPci => Arch::Aarch64,
+            Self::X86_64Microvm
+            | Self::X86_64Q35
+            | Self::X86_64Pc
+            | Self::X86_64MicrovmRom
+            | Self::X86_64Q35Rom => Arch::X86_64,
+            Self::Aarch64Virt | Self::Aarch64VirtPci | Self::Aarch64VirtRom => Arch::Aarch64,
         }
     }
 
     /// QEMU's machine type.
     pub const fn machine(self) -> &'static str {
         match self {
-            Self::X86_64Microvm => "microvm",
-            Self::X86_64Q35 => "q35",
+            Self::X86_64Microvm | Self::X86_64MicrovmRom => "microvm",
+            Self::X86_64Q35 | Self::X86_64Q35Rom => "q35",
             Self::X86_64Pc => "pc",
-            Self::Aarch64Virt | Self::Aarch64VirtPci => "virt",
+            Self::Aarch64Virt | Self::Aarch64VirtPci | Self::Aarch64VirtRom => "virt",
         }
     }
 
     /// How the share's device is attached.
     pub const fn transport(self) -> Transport {
         match self {
-            Self::X86_64Microvm | Self::Aarch64Virt => Transport::Mmio,
-            Self::X86_64Q35 | Self::X86_64Pc | Self::Aarch64VirtPci => Transport::Pci,
+            Self::X86_64Microvm
+            | Self::X86_64MicrovmRom
+            | Self::Aarch64Virt
+            | Self::Aarch64VirtRom => Transport::Mmio,
+            Self::X86_64Q35 | Self::X86_64Pc | Self::X86_64Q35Rom | Self::Aarch64VirtPci => {
+                Transport::Pci
+            }
+        }
+    }
+
+    /// Whether the machine resets into the firmware (`-bios`), rather than into QEMU's own, which
+    /// then starts ours (`-kernel`).
+    pub const fn is_rom(self) -> bool {
+        matches!(
+            self,
+            Self::X86_64MicrovmRom | Self::X86_64Q35Rom | Self::Aarch64VirtRom
+        )
+    }
+
+    /// File name of the firmware image, as `make firmware` leaves it in `target/firmware`.
+    pub const fn firmware_name(self) -> &'static str {
+        match (self.arch(), self.is_rom()) {
+            (Arch::X86_64, false) => "bootshare-x86_64.elf",
+            (Arch::X86_64, true) => "bootshare-x86_64.rom",
+            (Arch::Aarch64, false) => "bootshare-aarch64.elf",
+            (Arch::Aarch64, true) => "bootshare-aarch64.bin",
         }
     }
 }

@@ -44,28 +44,46 @@ impl Drop for RawMode {
     }
 }
 
-/// Bytes on their way from our standard input to QEMU's.
+/// What a test types: each text once the console has shown the one before it, in turn.
+pub type Script<'a> = &'a [(&'a str, &'a str)];
+
+/// Bytes on their way from our standard input, or from a test, to QEMU's.
 pub(crate) struct Keys {
     qemu: std::process::ChildStdin,
+    scripted: bool,
     waiting: Vec<u8>,
 }
 
 impl Keys {
-    pub(crate) fn new(qemu: std::process::ChildStdin) -> io::Result<Self> {
+    pub(crate) fn new(qemu: std::process::ChildStdin, scripted: bool) -> io::Result<Self> {
         // A guest that reads nothing must not stop us.
         rustix::io::ioctl_fionbio(&qemu, true)?;
         Ok(Self {
             qemu,
+            scripted,
             waiting: Vec::new(),
         })
     }
 
-    /// The descriptor to wait for, and whether for reading or writing.
-    pub(crate) fn interest(&self) -> (BorrowedFd<'_>, rustix::event::PollFlags) {
-        if self.waiting.is_empty() {
-            (rustix::stdio::stdin(), rustix::event::PollFlags::IN)
-        } else {
-            (self.qemu.as_fd(), rustix::event::PollFlags::OUT)
+    /// The descriptor to wait for, if any, and whether for reading or writing.
+    pub(crate) fn interest(&self) -> Option<(BorrowedFd<'_>, rustix::event::PollFlags)> {
+        match (self.waiting.is_empty(), self.scripted) {
+            (true, true) => None,
+            (true, false) => Some((rustix::stdio::stdin(), rustix::event::PollFlags::IN)),
+            (false, _) => Some((self.qemu.as_fd(), rustix::event::PollFlags::OUT)),
+        }
+    }
+
+    /// Types what comes next in `script` if `console`, from `seen` on, has what it waits for.
+    pub(crate) fn follow(&mut self, script: &mut Script<'_>, console: &[u8], seen: &mut usize) {
+        while let Some(((text, keys), rest)) = script.split_first() {
+            let mut windows = console[*seen..].windows(text.len());
+            let Some(at) = windows.position(|window| window == text.as_bytes()) else {
+                return;
+            };
+            *seen += at + text.len();
+            *script = rest;
+            self.waiting.extend_from_slice(keys.as_bytes());
         }
     }
 

@@ -4,10 +4,13 @@
 //! machine's package lists nor its dpkg architectures change, and root is not needed.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use indicatif::ProgressBar;
 
 use crate::board::Arch;
 
@@ -43,12 +46,16 @@ impl Packages {
             self.what,
             root.display()
         );
+        // Drawn on terminals only.
+        let progress = ProgressBar::new_spinner();
+        progress.enable_steady_tick(Duration::from_millis(100));
         // Renamed as the last step: a directory of this name is complete.
         let work = tempfile::Builder::new()
             .prefix(self.arch.debian())
             .tempdir_in(cache)
             .with_context(|| format!("cannot write to {}", cache.display()))?;
-        let tree = Apt::new(self.arch, work.path())?.fetch(self.choose)?;
+        let tree = Apt::new(self.arch, work.path(), &progress)?.fetch(self.choose)?;
+        progress.finish_and_clear();
         match fs::rename(&tree, root) {
             // Another process was faster.
             Err(_) if root.is_dir() => Ok(()),
@@ -66,10 +73,11 @@ pub struct Apt<'a> {
     pub arch: Arch,
     dir: &'a Path,
     config: PathBuf,
+    progress: &'a ProgressBar,
 }
 
 impl<'a> Apt<'a> {
-    fn new(arch: Arch, dir: &'a Path) -> Result<Self> {
+    fn new(arch: Arch, dir: &'a Path, progress: &'a ProgressBar) -> Result<Self> {
         let dir_text = fs::canonicalize(dir)?.display().to_string();
         ensure!(
             !dir_text.contains(['"', '\n']),
@@ -101,23 +109,47 @@ Dir::Cache "{dir_text}/cache";
             arch,
             dir,
             config: path,
+            progress,
         })
     }
 
     fn run(&self, program: &str, args: &[&str]) -> Result<Output> {
-        Command::new(program)
+        let mut child = Command::new(program)
             .arg("-c")
             .arg(fs::canonicalize(&self.config)?)
+            // To standard output, among the rest.
+            .args(["-o", "APT::Status-Fd=1"])
             .args(args)
             .current_dir(self.dir.join("tree"))
             .env("LC_ALL", "C")
-            .output()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            // A file, not a pipe that could fill while the other is read.
+            .stderr(fs::File::create(self.dir.join("stderr"))?)
+            .spawn()
             .with_context(|| {
                 format!(
                     "cannot run {program}: the demo and the tests take Debian packages; on another \
-                     system boot a directory of your own (SHARE=DIR)"
+                     system boot a directory of your own"
                 )
-            })
+            })?;
+        let mut stdout = Vec::new();
+        let mut lines = BufReader::new(child.stdout.take().context("apt has no output")?);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line)? > 0 {
+            if let Some(percent) = percent(&line) {
+                self.progress
+                    .set_message(format!("downloading, {percent} %"));
+            } else {
+                stdout.extend_from_slice(&line);
+            }
+            line.clear();
+        }
+        Ok(Output {
+            status: child.wait()?,
+            stdout,
+            stderr: fs::read(self.dir.join("stderr"))?,
+        })
     }
 
     /// Downloads and unpacks; returns the directory that holds the files.
@@ -129,7 +161,7 @@ Dir::Cache "{dir_text}/cache";
                 Err(error) => trouble = format!("{error:#}"),
             }
             if attempt < ATTEMPTS {
-                std::thread::sleep(std::time::Duration::from_secs(u64::from(attempt) * 2));
+                std::thread::sleep(Duration::from_secs(u64::from(attempt) * 2));
             }
         }
         bail!(
@@ -142,6 +174,7 @@ Dir::Cache "{dir_text}/cache";
     fn download(&self, choose: fn(&Apt<'_>) -> Result<Vec<String>>) -> Result<()> {
         // A source that has nothing for this architecture makes this fail; what counts is whether
         // the packages are found.
+        self.progress.set_message("reading the package lists");
         let update = self.run("apt-get", &["-q", "update"])?;
         let names = choose(self).map_err(|error| anyhow!("{error:#}: {}", complaints(&update)))?;
         let mut args = vec!["-q", "download"];
@@ -171,6 +204,7 @@ Dir::Cache "{dir_text}/cache";
     }
 
     fn unpack(&self) -> Result<PathBuf> {
+        self.progress.set_message("unpacking");
         let tree = self.dir.join("tree");
         for entry in fs::read_dir(&tree)? {
             let deb = entry?.path();
@@ -194,6 +228,12 @@ Dir::Cache "{dir_text}/cache";
     }
 }
 
+/// How far a download is, in a line of apt's `Status-Fd`: "dlstatus:FILE:PERCENT:TEXT".
+fn percent(line: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(line.strip_prefix(b"dlstatus:")?).ok()?;
+    text.split(':').nth(1)?.split('.').next()?.parse().ok()
+}
+
 /// What a failed command had to say, on one line.
 fn complaints(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
@@ -206,5 +246,20 @@ fn complaints(output: &Output) -> String {
         output.status.to_string()
     } else {
         lines.join("; ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_told_from_what_apt_says_otherwise() {
+        let line = b"dlstatus:1:42.1500:Retrieving file 1 of 2\n";
+        assert_eq!(percent(line), Some(42));
+        assert_eq!(
+            percent(b"Get:1 http://deb.debian.org/debian bookworm/main\n"),
+            None
+        );
     }
 }

@@ -21,6 +21,9 @@ pub const TAG: &str = "bootshare";
 /// The word that asks the demo for a shell.
 pub const SHELL_WORD: &str = "demo.shell";
 
+/// Where the downloaded parts are kept unless told otherwise.
+pub const PARTS: &str = "target/guest";
+
 /// What the share's greeting says.
 pub const GREETING: &str = "Hello from a directory on the host, read over virtio-fs.\n";
 

@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -71,13 +72,23 @@ impl Invocation {
 
 /// One word as a shell would read it.
 pub(crate) fn quote(word: &OsStr) -> String {
-    let word = word.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.into_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
+    if let Some(word) = word.to_str()
+        && !word.is_empty()
+        && word.chars().all(plain)
+    {
+        return word.to_owned();
     }
+    let mut text = String::from("'");
+    for chunk in word.as_bytes().utf8_chunks() {
+        text.push_str(&chunk.valid().replace('\'', r"'\''"));
+        for byte in chunk.invalid() {
+            // No shell text of ours can hold the byte itself.
+            text.push_str(&format!(r#"'"$(printf '\{byte:03o}')"'"#));
+        }
+    }
+    text.push('\'');
+    text
 }
 
 /// A running child; dropping it kills its process group.
@@ -144,10 +155,16 @@ impl Process {
         }
     }
 
+    /// Sends `signal` to the process, which was not waited for yet, and all of its group.
+    pub(crate) fn signal(&self, signal: Signal) {
+        // It may fail only because the process is gone already.
+        let _ = kill_process_group(Pid::from_child(&self.child), signal);
+    }
+
     /// Kills the process and all of its group, and waits for it.
     pub(crate) fn kill(&mut self) {
-        // Both may fail only because the process is gone already.
-        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        self.signal(Signal::KILL);
+        // As above.
         let _ = self.child.wait();
     }
 }
@@ -178,6 +195,14 @@ mod tests {
         let mut invocation = Invocation::new("qemu");
         invocation.option("-append", "a b'c").arg("");
         assert_eq!(invocation.shell(), "qemu \\\n    -append 'a b'\\''c' ''");
+    }
+
+    #[test]
+    fn a_shell_reads_back_any_bytes() {
+        let word = OsStr::from_bytes(b"a'\xff\xfe b\n\xc3\xa9$x`y`\\");
+        let command = format!("printf %s {}", quote(word));
+        let output = Command::new("sh").args(["-c", &command]).output().unwrap();
+        assert_eq!(output.stdout, word.as_bytes());
     }
 
     #[test]

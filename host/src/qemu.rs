@@ -1,18 +1,26 @@
 //! QEMU's command line for a board: the one place where its arguments stand.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
 use crate::board::{Arch, Board, Transport};
 use crate::process::{Invocation, quote};
+use crate::serve::{Fault, Options, Trace};
+use crate::watch::Watch;
 
 /// Exit codes from here up are the firmware's: it reports `STATUS_BASE + status`. QEMU's own are 0
 /// (the guest powered off) and 1 (an error).
 const STATUS_BASE: [i32; 2] = [0x10, 0x20];
+
+/// The fw_cfg file with the options of a firmware that starts as a ROM: QEMU takes `-append` with
+/// `-kernel` only.
+const COMMAND_LINE_FILE: &str = "opt/org.bootshare/cmdline";
 
 /// The greatest status a firmware may report.
 pub const MAX_STATUS: u8 = 0x3f;
@@ -27,13 +35,35 @@ pub enum Accel {
     Kvm,
 }
 
-/// A directory that the machine sees as a virtio-fs device.
+/// Directories that the machine sees as one virtio-fs device.
 #[derive(Clone, Debug)]
 pub struct Share {
     /// The mount tag, 1 to 36 bytes.
     pub tag: String,
-    /// The directory.
-    pub dir: PathBuf,
+    /// The directories, at least one; earlier ones cover later ones, see [`serve`](crate::serve).
+    pub dirs: Vec<PathBuf>,
+}
+
+impl Share {
+    /// A share of one directory.
+    pub fn new(tag: impl Into<String>, dir: impl Into<PathBuf>) -> Self {
+        Self {
+            tag: tag.into(),
+            dirs: vec![dir.into()],
+        }
+    }
+}
+
+/// Tag and directories.
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (", self.tag)?;
+        for (index, dir) in self.dirs.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            write!(f, "{comma}{}", dir.display())?;
+        }
+        f.write_str(")")
+    }
 }
 
 /// A machine to run: everything that shapes the QEMU command.
@@ -41,7 +71,7 @@ pub struct Share {
 pub struct Machine {
     /// The board.
     pub board: Board,
-    /// The firmware image, given to QEMU with `-kernel`.
+    /// The firmware image: what the board takes, for `-kernel` or `-bios`.
     pub firmware: PathBuf,
     /// The firmware's command line.
     pub append: String,
@@ -53,12 +83,18 @@ pub struct Machine {
     pub accel: Accel,
     /// The shares, in device order; none is allowed.
     pub shares: Vec<Share>,
-    /// The server program; `None` takes the first that is found.
+    /// An external virtiofsd; `None` serves the shares from threads of this process.
     pub server: Option<PathBuf>,
-    /// The server's `--thread-pool-size`.
+    /// How many requests the server answers at a time; `None` leaves it to the server.
     pub thread_pool_size: Option<u32>,
+    /// What the embedded server does wrong on purpose.
+    pub fault: Option<Fault>,
+    /// Where the embedded server records all requests and replies.
+    pub trace: Option<PathBuf>,
     /// When to give up.
     pub time_limit: Option<Duration>,
+    /// What its console must show, or must not.
+    pub watch: Watch,
     /// Leave virtio-mmio devices in QEMU's default, the legacy layout.
     pub legacy_mmio: bool,
     /// Start aarch64 at EL2.
@@ -90,7 +126,10 @@ impl Machine {
             shares: Vec::new(),
             server: None,
             thread_pool_size: None,
+            fault: None,
+            trace: None,
             time_limit: None,
+            watch: Watch::default(),
             legacy_mmio: false,
             el2: false,
             qemu_args: Vec::new(),
@@ -105,17 +144,24 @@ impl Machine {
             self.firmware.display()
         );
         for (index, share) in self.shares.iter().enumerate() {
-            let dir = share.dir.display();
-            ensure!(
-                share.dir.is_dir(),
-                "cannot share {dir}: it is not a directory"
-            );
             ensure!(
                 (1..=36).contains(&share.tag.len()),
-                "the tag {:?} of {dir} is {} bytes long: use 1 to 36",
+                "the tag {:?} is {} bytes long: use 1 to 36",
                 share.tag,
                 share.tag.len()
             );
+            ensure!(
+                !share.dirs.is_empty(),
+                "the share {} has no directory: name one",
+                share.tag
+            );
+            for dir in &share.dirs {
+                ensure!(
+                    dir.is_dir(),
+                    "cannot share {}: it is not a directory",
+                    dir.display()
+                );
+            }
             if self
                 .shares
                 .iter()
@@ -123,6 +169,18 @@ impl Machine {
                 .any(|other| other.tag == share.tag)
             {
                 bail!("two shares have the tag {:?}: give each its own", share.tag);
+            }
+        }
+        if let Some(server) = &self.server {
+            for (option, given) in [
+                ("--fault", self.fault.is_some()),
+                ("--trace", self.trace.is_some()),
+            ] {
+                ensure!(
+                    !given,
+                    "{option} is the embedded server's: leave out --server {}",
+                    server.display()
+                );
             }
         }
         ensure!(
@@ -162,8 +220,12 @@ impl Machine {
         );
         qemu.option("-m", size);
 
-        qemu.option("-kernel", &self.firmware);
-        if !self.append.is_empty() {
+        let rom = self.board.is_rom();
+        qemu.option(if rom { "-bios" } else { "-kernel" }, &self.firmware);
+        if rom && !self.append.is_empty() {
+            let file = format!("name={COMMAND_LINE_FILE},string=");
+            qemu.option("-fw_cfg", join(&file, &self.append));
+        } else if !self.append.is_empty() {
             qemu.option("-append", &self.append);
         }
         match arch {
@@ -201,10 +263,42 @@ impl Machine {
         qemu
     }
 
+    /// What the embedded server is to do for a share.
+    pub(crate) fn serve_options(&self, share: &Share, trace: Option<Arc<Trace>>) -> Options {
+        let mut options = Options::new(&share.tag, share.dirs.clone());
+        if let Some(threads) = self.thread_pool_size {
+            options.threads = threads as usize;
+        }
+        options.fault = self.fault.clone();
+        options.trace = trace;
+        options
+    }
+
+    /// The command that serves a share as the embedded server would.
+    fn serve_invocation(&self, share: &Share, socket: &Path) -> Result<Invocation> {
+        let program = std::env::current_exe().context("cannot tell our own path")?;
+        let mut command = Invocation::new(program);
+        command.arg("serve").option("--socket", socket);
+        command.option("--tag", &share.tag);
+        if let Some(threads) = self.thread_pool_size {
+            command.option("--thread-pool-size", threads.to_string());
+        }
+        if let Some(fault) = &self.fault {
+            command.option("--fault", fault.to_string());
+        }
+        if let Some(trace) = &self.trace {
+            command.option("--trace", trace);
+        }
+        for dir in &share.dirs {
+            command.arg(std::path::absolute(dir).context("cannot tell the working directory")?);
+        }
+        Ok(command)
+    }
+
     /// The server and QEMU commands of this machine for a person to run, sockets under `dir`.
     ///
     /// # Errors
-    /// The machine's description is wrong, or no server is found.
+    /// The machine's description is wrong, or its server is no virtiofsd.
     pub fn dry_run(&self, dir: &Path) -> Result<String> {
         use crate::server::{Endpoint, Server};
 
@@ -213,19 +307,22 @@ impl Machine {
             .map(|n| dir.join(format!("bootshare-fs{n}.sock")))
             .collect();
         let mut text = String::new();
-        if !self.shares.is_empty() {
-            let server = Server::find(self.server.as_deref())?;
-            for (share, socket) in self.shares.iter().zip(&sockets) {
-                let endpoint = Endpoint::Path(socket);
-                let command = server.invocation(&share.dir, &endpoint, self.thread_pool_size)?;
-                // A server listens a moment after its start, and QEMU does not wait for it; the C
-                // server leaves its socket behind.
-                let socket = quote(socket.as_os_str());
-                text.push_str(&format!(
-                    "rm -f {socket}\n{} &\nwhile [ ! -S {socket} ]; do sleep 0.1; done\n",
-                    command.shell()
-                ));
-            }
+        let external = self.server.as_deref().map(Server::ask).transpose()?;
+        for (share, socket) in self.shares.iter().zip(&sockets) {
+            let command = match &external {
+                Some(server) => {
+                    let endpoint = Endpoint::Path(socket);
+                    server.invocation(share, &endpoint, self.thread_pool_size)?
+                }
+                None => self.serve_invocation(share, socket)?,
+            };
+            // A server listens a moment after its start, and QEMU does not wait for it; the C
+            // server leaves its socket behind.
+            let socket = quote(socket.as_os_str());
+            text.push_str(&format!(
+                "rm -f {socket}\n{} &\nwhile [ ! -S {socket} ]; do sleep 0.1; done\n",
+                command.shell()
+            ));
         }
         let wiring = Wiring {
             sockets,
@@ -273,10 +370,7 @@ mod tests {
 
     fn machine(board: Board) -> Machine {
         let mut machine = Machine::new(board, "fw.elf");
-        machine.shares.push(Share {
-            tag: "a,b".into(),
-            dir: "/".into(),
-        });
+        machine.shares.push(Share::new("a,b", "/"));
         machine
     }
 
@@ -305,6 +399,20 @@ mod tests {
         assert!(text(&machine).contains("virtio-mmio.force-legacy=false"));
         machine.legacy_mmio = true;
         assert!(!text(&machine).contains("force-legacy"));
+    }
+
+    #[test]
+    fn a_rom_gets_its_options_by_fw_cfg() {
+        let mut machine = machine(Board::Aarch64VirtRom);
+        assert!(!text(&machine).contains("fw_cfg"));
+        machine.append = "a,b".into();
+        let text = text(&machine);
+        assert!(text.contains("-bios fw.elf"), "{text}");
+        assert!(
+            text.contains("-fw_cfg name=opt/org.bootshare/cmdline,string=a,,b"),
+            "{text}"
+        );
+        assert!(!text.contains("-kernel") && !text.contains("-append"));
     }
 
     #[test]
@@ -340,10 +448,7 @@ mod tests {
     fn a_missing_directory_and_a_doubled_tag_are_refused_by_name() {
         let mut machine = machine(Board::X86_64Pc);
         machine.firmware = std::env::current_exe().unwrap();
-        machine.shares.push(Share {
-            tag: "a,b".into(),
-            dir: "/".into(),
-        });
+        machine.shares.push(Share::new("a,b", "/"));
         assert!(
             machine
                 .check()
@@ -351,10 +456,7 @@ mod tests {
                 .to_string()
                 .contains("two shares have the tag")
         );
-        machine.shares.push(Share {
-            tag: "c".into(),
-            dir: "/nonexistent".into(),
-        });
+        machine.shares.push(Share::new("c", "/nonexistent"));
         machine.shares.remove(0);
         assert!(
             machine

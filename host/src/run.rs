@@ -1,22 +1,27 @@
 //! Runs a machine: servers, QEMU, console, time limit, and a clear account of how it ended.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::console::{Console, Keys, RawMode, read_some};
+use crate::console::{Console, Keys, RawMode, Script, read_some};
 use crate::interrupt::interrupted;
 use crate::process::{Process, timespec};
 use crate::qemu::{Machine, Wiring, firmware_status};
 use crate::qmp::{self, Decoder, Message};
+use crate::serve::{self, Trace};
 use crate::server::Server;
+use crate::watch::{Found, Pattern, Watcher};
 
 /// How long QEMU may take to build the machine and connect to the servers.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -26,6 +31,9 @@ const SERVER_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a server may take to end after QEMU has.
 const END_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a guest may go on after its console showed a failure: its next lines say more.
+const FAILURE_GRACE: Duration = Duration::from_secs(1);
 
 /// How much of a program's error output is kept.
 const TAIL: usize = 4096;
@@ -57,6 +65,20 @@ pub enum Outcome {
     },
     /// SIGINT, SIGTERM, SIGHUP, or QEMU's own quit key.
     Interrupted,
+    /// The console showed what was [expected](crate::watch::Watch::expect).
+    Expected,
+    /// The console showed [a failure](crate::watch::Watch::fail).
+    FailureShown {
+        /// What was looked for.
+        pattern: String,
+    },
+    /// The guest ended before its console showed what was expected.
+    NotShown {
+        /// What was looked for.
+        pattern: String,
+        /// How it ended.
+        end: Box<Outcome>,
+    },
 }
 
 impl Outcome {
@@ -65,7 +87,8 @@ impl Outcome {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::FirmwareExit(status) => *status,
-            Self::PowerOff => 0,
+            Self::PowerOff | Self::Expected => 0,
+            Self::FailureShown { .. } | Self::NotShown { .. } => 1,
             Self::Reset => 120,
             Self::QemuFailed { .. } => 121,
             Self::ServerFailed { .. } => 122,
@@ -89,6 +112,11 @@ impl fmt::Display for Outcome {
             }
             Self::ServerFailed { what, stderr } => write!(f, "{what}: {}", stderr.trim_end()),
             Self::Interrupted => f.write_str("interrupted"),
+            Self::Expected => f.write_str("the console showed what was expected"),
+            Self::FailureShown { pattern } => write!(f, "the console showed --fail '{pattern}'"),
+            Self::NotShown { pattern, end } => {
+                write!(f, "the console never showed --expect '{pattern}': {end}")
+            }
         }
     }
 }
@@ -100,6 +128,10 @@ pub struct Report {
     pub outcome: Outcome,
     /// All that the guest wrote to its console, with [`Console::Capture`].
     pub console: Vec<u8>,
+    /// The last lines of the console, without escape sequences.
+    pub last_lines: Vec<String>,
+    /// Whether the last of them has no end.
+    pub is_cut: bool,
     /// From QEMU's start to its end.
     pub duration: Duration,
 }
@@ -108,6 +140,54 @@ impl Report {
     /// The console as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.console).into_owned()
+    }
+}
+
+/// A moment of a run at which a test may act: see [`Machine::run_watched`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment<'a> {
+    /// The servers were started, QEMU was not yet.
+    Start,
+    /// The guest has written to its console: all of it since its last line break.
+    Console(&'a str),
+}
+
+/// Sees each [`Moment`] of a run, and may have its servers fail.
+type Observer<'a> = &'a mut dyn FnMut(Moment<'_>, &mut Servers<'_>);
+
+/// The servers of a run, by their shares' place in [`Machine::shares`], for a test that has them
+/// fail. What it does to them is not taken for the run's own failure.
+pub struct Servers<'a>(&'a mut [Serving]);
+
+impl Servers<'_> {
+    /// Kills one and waits for its end.
+    pub fn kill(&mut self, index: usize) {
+        let server = &mut self.0[index];
+        if server.ended.is_none() {
+            server.killed = true;
+            match &mut server.server {
+                Running::External(process) => process.kill(),
+                Running::Embedded(server) => server.stop(),
+            }
+        }
+    }
+
+    /// Stops one (SIGSTOP), if it is a process of its own.
+    pub fn stop(&mut self, index: usize) {
+        self.0[index].signal(Signal::STOP);
+    }
+
+    /// Stops one, to go on by itself after `duration`.
+    pub fn stop_for(&mut self, index: usize, duration: Duration) {
+        self.stop(index);
+        self.0[index].stopped_until = Some(Instant::now() + duration);
+    }
+
+    /// Has a stopped one go on (SIGCONT).
+    pub fn go_on(&mut self, index: usize) {
+        let server = &mut self.0[index];
+        server.stopped_until = None;
+        server.signal(Signal::CONT);
     }
 }
 
@@ -127,13 +207,39 @@ impl Tail {
     }
 }
 
+/// A share's server.
+enum Running {
+    External(Process),
+    Embedded(serve::Server),
+}
+
 /// A server and the share it serves.
 struct Serving {
-    process: Process,
-    dir: String,
+    server: Running,
+    share: String,
     stderr: Option<std::process::ChildStderr>,
     tail: Tail,
-    ended: Option<(ExitStatus, Instant)>,
+    ended: Option<Ended>,
+    /// By an [`Observer`]: the machine may outlive it.
+    killed: bool,
+    stopped_until: Option<Instant>,
+}
+
+/// How a server ended, and when.
+struct Ended {
+    how: String,
+    failed: bool,
+    at: Instant,
+}
+
+impl From<ExitStatus> for Ended {
+    fn from(status: ExitStatus) -> Self {
+        Self {
+            how: status.to_string(),
+            failed: !status.success(),
+            at: Instant::now(),
+        }
+    }
 }
 
 /// What woke poll(2).
@@ -156,7 +262,7 @@ struct Run<'a> {
     console: Console,
     servers: Vec<Serving>,
     qemu: Process,
-    stdout: Option<std::process::ChildStdout>,
+    stdout: Option<File>,
     stderr: Option<std::process::ChildStderr>,
     stderr_tail: Tail,
     qmp_listener: Option<UnixListener>,
@@ -167,6 +273,15 @@ struct Run<'a> {
     sockets: Option<TempDir>,
     shutdown: Option<Message>,
     captured: Vec<u8>,
+    observer: Option<Observer<'a>>,
+    /// Of the captured bytes, where the last line starts.
+    line: usize,
+    watcher: Watcher,
+    failure_shown: Option<Instant>,
+    /// What is still to be typed.
+    script: Script<'a>,
+    /// How many of the captured bytes it has gone by.
+    seen: usize,
     started: Instant,
     interrupt: BorrowedFd<'static>,
     _raw: Option<RawMode>,
@@ -179,23 +294,66 @@ impl Machine {
     /// The machine could not be started, or our own console failed. How a machine that was
     /// started ended is in the report.
     pub fn run(&self, console: Console) -> Result<Report> {
+        self.run_with(console, None, &[])
+    }
+
+    /// Runs the machine to its end, its console captured, and types `script` at it.
+    ///
+    /// # Errors
+    /// As [`Machine::run`].
+    pub fn run_typing(&self, script: Script<'_>) -> Result<Report> {
+        self.run_with(Console::Capture, None, script)
+    }
+
+    /// Runs the machine to its end, its console captured, and calls `observer` at each [`Moment`].
+    ///
+    /// The guest waits for the observer: its console takes some 10 bytes more than were read, so
+    /// what `observer` does when it sees the start of a longer piece of text takes effect before
+    /// the guest is done writing that.
+    ///
+    /// # Errors
+    /// As [`Machine::run`].
+    pub fn run_watched(
+        &self,
+        mut observer: impl FnMut(Moment<'_>, &mut Servers<'_>),
+    ) -> Result<Report> {
+        self.run_with(Console::Capture, Some(&mut observer), &[])
+    }
+
+    fn run_with<'a>(
+        &'a self,
+        console: Console,
+        observer: Option<Observer<'a>>,
+        script: Script<'a>,
+    ) -> Result<Report> {
         self.check()?;
         let interrupt = interrupted().context("cannot watch for signals")?;
-        let run = Run::start(self, console, interrupt)?;
+        let run = Run::start(self, console, observer, script, interrupt)?;
         run.finish()
     }
+}
+
+/// Makes the directory that a run's sockets are in for a moment.
+///
+/// # Errors
+/// There is no place for it.
+pub fn socket_dir() -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("bootshare-")
+        .tempdir()
+        .context("cannot make a directory for sockets: point TMPDIR at one that is writable")
 }
 
 impl<'a> Run<'a> {
     fn start(
         machine: &'a Machine,
         console: Console,
+        mut observer: Option<Observer<'a>>,
+        script: Script<'a>,
         interrupt: BorrowedFd<'static>,
     ) -> Result<Self> {
-        let sockets = tempfile::Builder::new()
-            .prefix("bootshare-")
-            .tempdir()
-            .context("cannot make a directory for sockets: point TMPDIR at one that is writable")?;
+        let watcher = Watcher::new(&machine.watch)?;
+        let sockets = socket_dir()?;
         let place = |name: &str| -> Result<_> {
             let path = sockets.path().join(name);
             // unix(7): sun_path holds 107 bytes and a NUL.
@@ -209,24 +367,27 @@ impl<'a> Run<'a> {
 
         let mut servers = Vec::new();
         let mut paths = Vec::new();
-        if !machine.shares.is_empty() {
-            let server = Server::find(machine.server.as_deref())?;
-            for (index, share) in machine.shares.iter().enumerate() {
-                let path = place(&format!("fs{index}"))?;
-                let listener = UnixListener::bind(&path).context("cannot listen for QEMU")?;
-                let mut process = server.start(&share.dir, listener, machine.thread_pool_size)?;
-                let stderr = process.child.stderr.take();
-                let dir = share.dir.display().to_string();
-                let tail = Tail::default();
-                servers.push(Serving {
-                    process,
-                    dir,
-                    stderr,
-                    tail,
-                    ended: None,
-                });
-                paths.push(path);
-            }
+        let external = machine.server.as_deref().map(Server::ask).transpose()?;
+        let trace = machine.trace.as_deref().map(Trace::create).transpose()?;
+        let trace = trace.map(Arc::new);
+        for (index, share) in machine.shares.iter().enumerate() {
+            let path = place(&format!("fs{index}"))?;
+            let listener = UnixListener::bind(&path).context("cannot listen for QEMU")?;
+            let server = match &external {
+                Some(server) => {
+                    Running::External(server.start(share, listener, machine.thread_pool_size)?)
+                }
+                None => {
+                    let options = machine.serve_options(share, trace.clone());
+                    Running::Embedded(serve::Server::start(&options, listener)?)
+                }
+            };
+            servers.push(Serving::new(server, share.to_string()));
+            paths.push(path);
+        }
+
+        if let Some(observer) = &mut observer {
+            observer(Moment::Start, &mut Servers(&mut servers));
         }
 
         let qmp = place("qmp")?;
@@ -240,14 +401,25 @@ impl<'a> Run<'a> {
         let invocation = machine.invocation(&wiring);
         let mut command = invocation.command();
         command.stdin(match console {
-            Console::Terminal => Stdio::piped(),
-            Console::Capture => Stdio::null(),
+            Console::Capture if script.is_empty() => Stdio::null(),
+            Console::Terminal | Console::Capture => Stdio::piped(),
         });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let narrow = match observer {
+            Some(_) => {
+                let (ours, qemus) = narrow_pair().context("cannot make a console")?;
+                command.stdout(qemus);
+                Some(ours)
+            }
+            None => None,
+        };
         let mut qemu = Process::spawn(&mut command, None).context(
             "is QEMU installed? On Debian: apt-get install qemu-system-x86 qemu-system-arm",
         )?;
-        let keys = qemu.child.stdin.take().map(Keys::new).transpose()?;
+        let stdin = qemu.child.stdin.take();
+        let keys = stdin
+            .map(|stdin| Keys::new(stdin, console == Console::Capture))
+            .transpose()?;
         let raw = if interactive {
             Some(RawMode::enter().context("cannot set the terminal to raw mode")?)
         } else {
@@ -257,7 +429,9 @@ impl<'a> Run<'a> {
             machine,
             console,
             servers,
-            stdout: qemu.child.stdout.take(),
+            stdout: narrow
+                .or(qemu.child.stdout.take().map(OwnedFd::from))
+                .map(File::from),
             stderr: qemu.child.stderr.take(),
             qemu,
             stderr_tail: Tail::default(),
@@ -268,6 +442,12 @@ impl<'a> Run<'a> {
             sockets: Some(sockets),
             shutdown: None,
             captured: Vec::new(),
+            watcher,
+            observer,
+            line: 0,
+            failure_shown: None,
+            script,
+            seen: 0,
             started: Instant::now(),
             interrupt,
             _raw: raw,
@@ -275,18 +455,32 @@ impl<'a> Run<'a> {
     }
 
     fn finish(mut self) -> Result<Report> {
-        let outcome = self.run_until_end()?;
+        let mut outcome = self.run_until_end()?;
         let duration = self.started.elapsed();
         self.qemu.kill();
         self.drain()?;
         let deadline = Instant::now() + END_GRACE;
-        for server in &mut self.servers {
-            if server.process.wait_until(deadline)?.is_none() {
-                server.process.kill();
+        for index in 0..self.servers.len() {
+            match &mut self.servers[index].server {
+                Running::External(process) => {
+                    if process.wait_until(deadline)?.is_none() {
+                        process.kill();
+                    }
+                }
+                Running::Embedded(server) => {
+                    server.stop();
+                    // Also when the machine did not notice.
+                    if server.failure().is_some() {
+                        self.servers[index].note_end(Duration::ZERO)?;
+                        outcome = self.server_failed(index);
+                    }
+                }
             }
         }
         Ok(Report {
-            outcome,
+            outcome: self.judge(outcome)?,
+            last_lines: self.watcher.last_lines(),
+            is_cut: self.watcher.is_cut(),
             console: std::mem::take(&mut self.captured),
             duration,
         })
@@ -299,7 +493,9 @@ impl<'a> Run<'a> {
             if let Some((_, outcome)) = deadlines.iter().find(|(at, _)| *at <= now) {
                 return Ok(self.outcome_of_deadline(*outcome));
             }
-            let next = deadlines.iter().map(|(at, _)| *at - now).min();
+            let next = deadlines.iter().map(|(at, _)| *at);
+            let next = next.chain(self.continue_servers(now)).min();
+            let next = next.map(|at| at - now);
             for source in self.wait(next)? {
                 match source {
                     Source::Interrupt => return Ok(Outcome::Interrupted),
@@ -311,7 +507,55 @@ impl<'a> Run<'a> {
                     source => self.serve(source)?,
                 }
             }
+            match self.watcher.found() {
+                Some(Found::Expected) => return Ok(Outcome::Expected),
+                Some(Found::Failure) if self.failure_shown.is_none() => {
+                    self.failure_shown = Some(Instant::now());
+                }
+                _ => {}
+            }
         }
+    }
+
+    /// Has those servers go on that were stopped until now; when the next one is due.
+    fn continue_servers(&mut self, now: Instant) -> Option<Instant> {
+        for index in 0..self.servers.len() {
+            if self.servers[index]
+                .stopped_until
+                .is_some_and(|at| at <= now)
+            {
+                Servers(&mut self.servers).go_on(index);
+            }
+        }
+        let due = self
+            .servers
+            .iter()
+            .filter_map(|server| server.stopped_until);
+        due.min()
+    }
+
+    /// What the console showed decides, once it has come to its end.
+    fn judge(&mut self, end: Outcome) -> Result<Outcome> {
+        self.watcher.end()?;
+        let watch = &self.machine.watch;
+        let text = |pattern: &Option<Pattern>| pattern.as_ref().map(Pattern::to_string);
+        Ok(match (self.watcher.found(), end) {
+            (_, Outcome::Interrupted) => Outcome::Interrupted,
+            (Some(Found::Expected), _) => Outcome::Expected,
+            (Some(Found::Failure), _) => Outcome::FailureShown {
+                pattern: text(&watch.fail).unwrap_or_default(),
+            },
+            (None, end @ (Outcome::PowerOff | Outcome::Reset | Outcome::FirmwareExit(_))) => {
+                match text(&watch.expect) {
+                    Some(pattern) => Outcome::NotShown {
+                        pattern,
+                        end: Box::new(end),
+                    },
+                    None => end,
+                }
+            }
+            (None, end) => end,
+        })
     }
 
     fn deadlines(&self) -> Vec<(Instant, Deadline)> {
@@ -322,9 +566,14 @@ impl<'a> Run<'a> {
         if self.sockets.is_some() {
             deadlines.push((self.started + START_LIMIT, Deadline::Start));
         }
+        if let Some(at) = self.failure_shown {
+            deadlines.push((at + FAILURE_GRACE, Deadline::FailureShown));
+        }
         for (index, server) in self.servers.iter().enumerate() {
-            if let Some((_, at)) = server.ended {
-                deadlines.push((at + SERVER_GRACE, Deadline::Server(index)));
+            if let Some(ended) = &server.ended
+                && !server.killed
+            {
+                deadlines.push((ended.at + SERVER_GRACE, Deadline::Server(index)));
             }
         }
         deadlines
@@ -332,7 +581,8 @@ impl<'a> Run<'a> {
 
     fn outcome_of_deadline(&self, deadline: Deadline) -> Outcome {
         match deadline {
-            Deadline::TimeLimit => Outcome::TimedOut,
+            // What was shown is judged at the end.
+            Deadline::TimeLimit | Deadline::FailureShown => Outcome::TimedOut,
             Deadline::Server(index) => self.server_failed(index),
             Deadline::Start => Outcome::ServerFailed {
                 what: format!(
@@ -350,14 +600,14 @@ impl<'a> Run<'a> {
 
     fn server_failed(&self, index: usize) -> Outcome {
         let server = &self.servers[index];
-        let how = server
-            .ended
-            .map_or_else(String::new, |(status, _)| format!(" ({status})"));
+        let how = server.ended.as_ref();
+        let how = how.map_or_else(String::new, |ended| format!(" ({})", ended.how));
+        let what = match server.server {
+            Running::External(_) => "ended before the machine did",
+            Running::Embedded(_) => "failed",
+        };
         Outcome::ServerFailed {
-            what: format!(
-                "the server of {} ended before the machine did{how}",
-                server.dir
-            ),
+            what: format!("the server of {} {what}{how}", server.share),
             stderr: server.tail.text(),
         }
     }
@@ -377,11 +627,8 @@ impl<'a> Run<'a> {
         // QEMU fails when a server does: the server's own words say more.
         for index in 0..self.servers.len() {
             let server = &mut self.servers[index];
-            if server.ended.is_none() {
-                let status = server.process.wait_until(Instant::now() + END_GRACE)?;
-                server.ended = status.map(|status| (status, Instant::now()));
-            }
-            if server.ended.is_some_and(|(status, _)| !status.success()) {
+            server.note_end(END_GRACE)?;
+            if !server.killed && server.ended.as_ref().is_some_and(|ended| ended.failed) {
                 self.drain()?;
                 return Ok(self.server_failed(index));
             }
@@ -410,17 +657,16 @@ impl<'a> Run<'a> {
         if let Some(stream) = &self.qmp {
             sources.push((Source::Qmp, stream.as_fd(), PollFlags::IN));
         }
-        if let Some(keys) = &self.keys {
-            let (fd, flags) = keys.interest();
+        if let Some((fd, flags)) = self.keys.as_ref().and_then(Keys::interest) {
             sources.push((Source::Keys, fd, flags));
         }
         for (index, server) in self.servers.iter().enumerate() {
             if server.ended.is_none() {
-                sources.push((
-                    Source::ServerEnd(index),
-                    server.process.ended(),
-                    PollFlags::IN,
-                ));
+                let ended = match &server.server {
+                    Running::External(process) => process.ended(),
+                    Running::Embedded(server) => server.failed(),
+                };
+                sources.push((Source::ServerEnd(index), ended, PollFlags::IN));
             }
             if let Some(stream) = &server.stderr {
                 sources.push((Source::ServerStderr(index), stream.as_fd(), PollFlags::IN));
@@ -464,8 +710,7 @@ impl<'a> Run<'a> {
                 }
             }
             Source::ServerEnd(index) => {
-                let server = &mut self.servers[index];
-                server.ended = Some((server.process.child.wait()?, Instant::now()));
+                self.servers[index].note_end(Duration::ZERO)?;
             }
             Source::ServerStderr(index) => self.servers[index].read_stderr()?,
             Source::Interrupt | Source::QemuEnd => {}
@@ -477,10 +722,19 @@ impl<'a> Run<'a> {
         let Some(stream) = &mut self.stdout else {
             return Ok(());
         };
-        match (read_some(stream)?, self.console) {
-            (None, _) => self.stdout = None,
-            (Some(bytes), Console::Capture) => self.captured.extend(bytes),
-            (Some(bytes), Console::Terminal) => {
+        let Some(bytes) = read_some(stream)? else {
+            self.stdout = None;
+            return Ok(());
+        };
+        self.watcher.feed(&bytes)?;
+        match self.console {
+            Console::Capture => {
+                self.capture(&bytes);
+                if let Some(keys) = &mut self.keys {
+                    keys.follow(&mut self.script, &self.captured, &mut self.seen);
+                }
+            }
+            Console::Terminal => {
                 let mut out = io::stdout().lock();
                 out.write_all(&bytes)
                     .and_then(|()| out.flush())
@@ -488,6 +742,20 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
+    }
+
+    fn capture(&mut self, bytes: &[u8]) {
+        let Some(observer) = &mut self.observer else {
+            return self.captured.extend(bytes);
+        };
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.captured.extend(piece);
+            let line = String::from_utf8_lossy(&self.captured[self.line..]);
+            observer(Moment::Console(&line), &mut Servers(&mut self.servers));
+            if piece.ends_with(b"\n") {
+                self.line = self.captured.len();
+            }
+        }
     }
 
     fn read_stderr(&mut self) -> Result<()> {
@@ -545,6 +813,51 @@ impl<'a> Run<'a> {
 }
 
 impl Serving {
+    fn signal(&self, signal: Signal) {
+        // Once reaped, the number may belong to somebody else.
+        if self.ended.is_none()
+            && !self.killed
+            && let Running::External(process) = &self.server
+        {
+            process.signal(signal);
+        }
+    }
+
+    fn new(mut server: Running, share: String) -> Self {
+        let stderr = match &mut server {
+            Running::External(process) => process.child.stderr.take(),
+            Running::Embedded(_) => None,
+        };
+        Self {
+            server,
+            share,
+            stderr,
+            tail: Tail::default(),
+            ended: None,
+            killed: false,
+            stopped_until: None,
+        }
+    }
+
+    /// Notes how the server ended, if it ends within `limit`.
+    fn note_end(&mut self, limit: Duration) -> Result<()> {
+        if self.ended.is_some() {
+            return Ok(());
+        }
+        self.ended = match &mut self.server {
+            Running::External(process) => {
+                let status = process.wait_until(Instant::now() + limit)?;
+                status.map(Ended::from)
+            }
+            Running::Embedded(server) => server.failure().map(|how| Ended {
+                how,
+                failed: true,
+                at: Instant::now(),
+            }),
+        };
+        Ok(())
+    }
+
     fn read_stderr(&mut self) -> Result<()> {
         let Some(stream) = &mut self.stderr else {
             return Ok(());
@@ -557,10 +870,19 @@ impl Serving {
     }
 }
 
+/// Our end of a console, and QEMU's, which takes next to nothing that we have not read.
+fn narrow_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, qemus) = UnixStream::pair()?;
+    // socket(7): the kernel makes it its least, which six writes of a byte fill.
+    rustix::net::sockopt::set_socket_send_buffer_size(&qemus, 0)?;
+    Ok((ours.into(), qemus.into()))
+}
+
 /// Why a machine may be given up.
 #[derive(Clone, Copy)]
 enum Deadline {
     TimeLimit,
+    FailureShown,
     Start,
     Server(usize),
 }

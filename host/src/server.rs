@@ -1,4 +1,4 @@
-//! The share's server: QEMU's C virtiofsd or the Rust one, whichever is there.
+//! An external server: QEMU's C virtiofsd or the Rust one. The embedded one is in `serve`.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
@@ -8,13 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::process::{Invocation, Process};
-
-/// Where distributions put the server when it is not on PATH; Debian 12's last.
-const USUAL_PLACES: [&str; 3] = [
-    "/usr/libexec/virtiofsd",
-    "/usr/lib/virtiofsd",
-    "/usr/lib/qemu/virtiofsd",
-];
+use crate::qemu::Share;
 
 /// The two families of virtiofsd, which take different options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,33 +37,11 @@ pub(crate) enum Endpoint<'a> {
 }
 
 impl Server {
-    /// The named program, or else the first found: `virtiofsd` on PATH, then the usual places.
+    /// The program at `path`; its help text tells its kind.
     ///
     /// # Errors
-    /// None is found, or the program is not a virtiofsd.
-    pub fn find(named: Option<&Path>) -> Result<Self> {
-        if let Some(path) = named {
-            return Self::ask(path);
-        }
-        let on_path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&on_path)
-            .map(|dir| dir.join("virtiofsd"))
-            .chain(USUAL_PLACES.map(PathBuf::from))
-            .find(|path| path.is_file())
-            .map_or_else(
-                || {
-                    bail!(
-                        "no virtiofsd on PATH nor in {}: install it (Debian 12 has it in \
-                         qemu-system-common, newer ones in virtiofsd) or name one with --server",
-                        USUAL_PLACES.join(", ")
-                    )
-                },
-                |path| Self::ask(&path),
-            )
-    }
-
-    /// Tells the kind of the program at `path` by its help text.
-    fn ask(path: &Path) -> Result<Self> {
+    /// It cannot be run, or is not a virtiofsd.
+    pub fn ask(path: &Path) -> Result<Self> {
         let output = Command::new(path)
             .arg("--help")
             .stdin(Stdio::null())
@@ -94,13 +66,20 @@ impl Server {
         })
     }
 
-    /// The command that serves `dir`.
+    /// The command that serves `share`.
     pub(crate) fn invocation(
         &self,
-        dir: &Path,
+        share: &Share,
         endpoint: &Endpoint<'_>,
         thread_pool_size: Option<u32>,
     ) -> Result<Invocation> {
+        let [dir] = &share.dirs[..] else {
+            bail!(
+                "{} has several directories, which {} cannot lay over each other: leave out --server",
+                share,
+                self.path.display()
+            );
+        };
         // The C server changes its working directory before it looks for the share.
         let dir = std::path::absolute(dir).context("cannot tell the working directory")?;
         let root = rustix::process::geteuid().is_root();
@@ -149,18 +128,20 @@ impl Server {
         Ok(invocation)
     }
 
-    /// Starts serving `dir` on `listener`.
+    /// Starts serving `share` on `listener`.
     ///
     /// The server inherits a socket that listens already, so there is nothing to wait for, and
     /// none of its own to clean up.
     pub(crate) fn start(
         &self,
-        dir: &Path,
+        share: &Share,
         listener: UnixListener,
         thread_pool_size: Option<u32>,
     ) -> Result<Process> {
         let endpoint = Endpoint::Fd(listener.as_fd().as_raw_fd());
-        let mut command = self.invocation(dir, &endpoint, thread_pool_size)?.command();
+        let mut command = self
+            .invocation(share, &endpoint, thread_pool_size)?
+            .command();
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -53,10 +53,7 @@ fn linux(board: Board, words: &str) -> Machine {
     // Without the frequency Linux may hang when it measures it under TCG on microvm.
     machine.append = format!("{} tsc_early_khz=2000000 {words}", cmdline.trim());
     machine.qemu_args = vec!["-initrd".into(), share.join("initrd.img").into()];
-    machine.shares = vec![Share {
-        tag: demo::TAG.into(),
-        dir: share,
-    }];
+    machine.shares = vec![Share::new(demo::TAG, share)];
     machine.server = Some(C_SERVER.into());
     machine.time_limit = Some(LIMIT);
     machine

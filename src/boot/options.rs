@@ -18,8 +18,8 @@ use core::{fmt, time::Duration};
 use heapless::Vec;
 use log::LevelFilter;
 
-/// The most tags that can be asked for.
-pub const MAX_TAGS: usize = 8;
+/// The most tags that can be asked for: as many as the client's own DMA memory has room for.
+pub const MAX_TAGS: usize = 4;
 
 /// Longest tag in bytes (virtio 1.3, 5.11.4, `tag`).
 pub const MAX_TAG_BYTES: usize = 36;
@@ -52,7 +52,7 @@ pub enum OnError {
 /// What the firmware was told; values borrow from its command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options<'a> {
-    /// Tags of the shares to use; none for the first share found.
+    /// Tags of the shares to use; none for all of them.
     pub tags: Vec<&'a [u8], MAX_TAGS>,
     /// Id or glob of the boot entry.
     pub entry: Option<&'a [u8]>,
@@ -369,14 +369,14 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_has_36_bytes_at_most_and_there_are_8_at_most() {
+    fn a_tag_has_36_bytes_at_most_and_there_are_4_at_most() {
         let tag = |n| std::format!("bootshare.tag={}", "t".repeat(n));
         Options::parse(tag(36).as_bytes()).unwrap();
         assert!(error(&tag(37)).ends_with("write a virtio-fs tag of 1 to 36 bytes"));
-        Options::parse("bootshare.tag=a ".repeat(8).as_bytes()).unwrap();
+        Options::parse("bootshare.tag=a ".repeat(4).as_bytes()).unwrap();
         assert_eq!(
-            error(&"bootshare.tag=a ".repeat(9)),
-            "bootshare.tag: it is there more than 8 times; leave some out"
+            error(&"bootshare.tag=a ".repeat(5)),
+            "bootshare.tag: it is there more than 4 times; leave some out"
         );
     }
 

@@ -3,8 +3,8 @@
 //! The room of this floor that holds `unsafe`.
 
 use super::{Architecture, Board};
-use crate::boot::memory::{PlacementError, Planner, Range, Request};
-use core::marker::PhantomData;
+use crate::boot::memory::{PlacementError, Planner, Range, Request, Side};
+use core::{marker::PhantomData, mem::MaybeUninit};
 
 /// All memory that is free until the hand-off. There is one value of this type.
 pub(super) struct Memory {
@@ -54,6 +54,19 @@ impl<'m> Arena<'m> {
         // arena borrows all of it for `'m`. RAM holds bytes, whatever they are.
         let bytes = unsafe { core::slice::from_raw_parts_mut(start, size) };
         Ok(Block { range, bytes })
+    }
+
+    /// Moves `value` there, so that it takes no room on the stack. It is never dropped.
+    pub fn keep<T>(&mut self, what: &'static str, value: T) -> Result<&'m mut T, PlacementError> {
+        let block = self.take(&Request {
+            align: align_of::<T>() as u64,
+            side: Side::High,
+            ..Request::new(what, size_of::<T>() as u64)
+        })?;
+        let place = block.bytes.as_mut_ptr().cast::<MaybeUninit<T>>();
+        // SAFETY: the block is aligned for a `T`, as large as one, and for `'m` nobody else's.
+        let place = unsafe { &mut *place };
+        Ok(place.write(value))
     }
 
     /// What is left of it, to be divided anew each time.

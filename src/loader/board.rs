@@ -51,6 +51,10 @@ pub trait Board {
     /// No `self`: the logger and the panic handler write too.
     fn write_console(text: &[u8]);
 
+    /// A byte that was typed at the console, if one is there: never waits. What is pressed while
+    /// nobody reads may be lost.
+    fn read_console() -> Option<u8>;
+
     /// The firmware's own command line, where its options stand. Any bytes, without a NUL.
     fn command_line(&self) -> &'static [u8];
 

@@ -1,10 +1,11 @@
-//! Which boot entries a share has, in the order in which they are tried.
+//! Which boot entries the shares have, in the order in which they are tried.
 
 use super::{
     Failed,
+    arena::Arena,
     console::{Text, failure},
     entry::Path,
-    shares::BoardShare,
+    shares::{MAX_SHARES, Mount, Shares},
 };
 use crate::{
     Error, FileType,
@@ -15,13 +16,14 @@ use crate::{
         extlinux::{self, Label},
         glob,
         image::Architecture,
+        memory::{Request, Side},
     },
     loader::Board,
 };
 use core::{cmp::Ordering, fmt};
 use heapless::Vec;
 
-/// The most entries of a share; conventional names come on top.
+/// The most entries of all shares; conventional names come on top.
 const MAX_ENTRIES: usize = 64;
 /// Longest configuration file, in bytes.
 const MAX_FILE: usize = 16 << 10;
@@ -36,13 +38,35 @@ const EXTLINUX: [&str; 3] = ["/extlinux", "/boot/extlinux", "/"];
 /// Where kernels lie by convention.
 const CONVENTIONAL: [&str; 2] = ["/", "/boot"];
 
-/// Memory that [`gather`] wants, in bytes: for the entries it keeps and one more, the other files
-/// it looks for, and the names of a kernel and an initrd in each directory.
-pub(super) const SCRATCH_BYTES: usize = (MAX_ENTRIES + 1) * (MAX_NAME_BYTES + MAX_FILE)
+/// Memory that [`gather`] wants for each share, in bytes: for the entries it keeps and one more, the
+/// other files it looks for, and the names of a kernel and an initrd in each directory.
+const SCRATCH_BYTES: usize = (MAX_ENTRIES + 1) * (MAX_NAME_BYTES + MAX_FILE)
     + (2 + EXTLINUX.len()) * MAX_FILE
     + 2 * CONVENTIONAL.len() * MAX_NAME_BYTES;
 
-/// What may be booted: one entry of a share.
+/// What may be booted: one entry, and the share that its files come from.
+pub(super) struct Listed<'m, B: Board> {
+    pub mount: &'m Mount<B>,
+    pub choice: Choice<'m>,
+}
+
+impl<B: Board> Listed<'_, B> {
+    /// Whether `pattern` is for it, with the share's name before it or without.
+    fn matches(&self, pattern: &[u8]) -> bool {
+        let named = pattern.strip_prefix(self.mount.tag().as_bytes());
+        let named = named.and_then(|rest| rest.strip_prefix(b":"));
+        self.choice.matches(pattern) || named.is_some_and(|rest| self.choice.matches(rest))
+    }
+}
+
+/// What stands before the words about it.
+impl<B: Board> fmt::Display for Listed<'_, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.mount.prefix(), self.choice)
+    }
+}
+
+/// Where an entry was found.
 #[derive(Clone, Copy)]
 pub(super) enum Choice<'m> {
     /// A file of [`ENTRIES`].
@@ -151,64 +175,84 @@ impl fmt::Display for Choice<'_> {
     }
 }
 
-/// The entries of a share, the one to try first at the start.
-pub(super) type Choices<'m> = Vec<Choice<'m>, { MAX_ENTRIES + CONVENTIONAL.len() }>;
+/// The entries of all shares, the one to try first at the start.
+pub(super) struct Choices<'m, B: Board> {
+    pub list: Vec<Listed<'m, B>, { MAX_ENTRIES + CONVENTIONAL.len() * MAX_SHARES }>,
+}
 
-/// The entries of `share`. What they say is kept in `scratch`.
-///
-/// With `wanted`, only those whose id matches it. A file that can't be read is reported and left
-/// out; it fails only when the share is lost, or when nothing matches.
-#[inline(never)] // So that the large frames of the boot flow do not add up.
-pub(super) fn gather<'m, B: Board>(
-    share: &BoardShare<B>,
-    scratch: &'m mut [u8],
-    wanted: Option<&[u8]>,
-) -> Result<Choices<'m>, Failed> {
-    let mut gatherer = Gatherer::<B> {
-        share,
-        scratch,
-        choices: Vec::new(),
-    };
-    gatherer.bls()?;
-    gatherer.extlinux()?;
-    for directory in CONVENTIONAL {
-        gatherer.conventional(directory)?;
-    }
-    let mut choices = gatherer.choices;
-    if let Some(wanted) = wanted
-        && !choices.is_empty()
-    {
-        if !choices.iter().any(|choice| choice.matches(wanted)) {
+impl<B: Board> Choices<'_, B> {
+    /// Leaves those whose id matches `wanted`; reports it if there are none.
+    pub fn keep(&mut self, wanted: &[u8]) -> Result<(), Failed> {
+        if !self.list.iter().any(|listed| listed.matches(wanted)) {
             log::error!(
-                "bootshare.entry={}: share {} has no entry of this name; there is {}",
+                "bootshare.entry={}: no entry has this name; there is {}",
                 Text(wanted),
-                share.tag(),
-                Ids(&choices)
+                Ids(&self.list)
             );
             return Err(Failed);
         }
-        choices.retain(|choice| choice.matches(wanted));
+        self.list.retain(|listed| listed.matches(wanted));
+        Ok(())
+    }
+}
+
+/// The entries of all shares, the first share's first, with what they say in memory of `arena`.
+///
+/// A file that can't be read is reported and left out, and so is a share that is lost and does not
+/// come back; it fails only without memory.
+#[inline(never)] // So that the large frames of the boot flow do not add up.
+pub(super) fn gather<'m, B: Board>(
+    shares: &'m Shares<B>,
+    arena: &mut Arena<'m>,
+) -> Result<Choices<'m, B>, Failed> {
+    let request = Request {
+        side: Side::High,
+        ..Request::new("list of boot entries", SCRATCH_BYTES as u64)
+    };
+    let mut choices = Choices { list: Vec::new() };
+    for mount in &shares.mounted {
+        let listed = choices.list.len();
+        loop {
+            let scratch = arena.take(&request).map_err(|error| {
+                log::error!("{error}");
+                Failed
+            })?;
+            let mut gatherer = Gatherer {
+                mount,
+                scratch: scratch.bytes,
+                first: listed,
+                choices: &mut choices,
+            };
+            let Err(lost) = gatherer.all() else { break };
+            choices.list.truncate(listed);
+            if mount.again(lost).is_err() {
+                break;
+            }
+        }
     }
     Ok(choices)
 }
 
 /// Ids, for an error line.
-struct Ids<'a>(&'a [Choice<'a>]);
+struct Ids<'a, 'm, B: Board>(&'a [Listed<'m, B>]);
 
-impl fmt::Display for Ids<'_> {
+impl<B: Board> fmt::Display for Ids<'_, '_, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, choice) in self.0.iter().enumerate() {
+        for (index, listed) in self.0.iter().enumerate() {
             f.write_str(if index == 0 { "" } else { ", " })?;
-            Text(choice.id()).fmt(f)?;
+            Text(listed.choice.id()).fmt(f)?;
         }
         Ok(())
     }
 }
 
-struct Gatherer<'s, 'm, B: Board> {
-    share: &'s BoardShare<B>,
+/// Looks through one share.
+struct Gatherer<'g, 'm, B: Board> {
+    mount: &'m Mount<B>,
     scratch: &'m mut [u8],
-    choices: Choices<'m>,
+    /// Where its entries start.
+    first: usize,
+    choices: &'g mut Choices<'m, B>,
 }
 
 /// What it means that a file is not there.
@@ -247,21 +291,46 @@ impl Candidate<'_> {
 }
 
 impl<'m, B: Board> Gatherer<'_, 'm, B> {
+    /// Lists all that there is. It fails only when the share is lost.
+    fn all(&mut self) -> Result<(), Failed> {
+        self.bls()?;
+        self.extlinux()?;
+        CONVENTIONAL
+            .into_iter()
+            .try_for_each(|directory| self.conventional(directory))
+    }
+
+    /// Lists an entry; whether there was room.
+    fn push(&mut self, choice: Choice<'m>) -> bool {
+        let mount = self.mount;
+        self.choices.list.push(Listed { mount, choice }).is_ok()
+    }
+
+    /// How many more entries there may be, without conventional names.
+    fn room(&self) -> usize {
+        let conventional =
+            |listed: &&Listed<'m, B>| matches!(listed.choice, Choice::Conventional { .. });
+        let taken = self.choices.list.iter().filter(|l| !conventional(l));
+        MAX_ENTRIES.saturating_sub(taken.count())
+    }
+
     /// Boot Loader Specification type 1.
     fn bls(&mut self) -> Result<(), Failed> {
         if let Some(kind) = self.file(MARKER)?
             && kind.trim_ascii() != b"type1"
         {
             log::warn!(
-                "{MARKER} says {}, not type1: {ENTRIES} is left out",
+                "{}{MARKER} says {}, not type1: {ENTRIES} is left out",
+                self.mount.prefix(),
                 Text(kind)
             );
             return Ok(());
         }
+        let room = self.room();
         let mut sorted: Vec<Candidate<'m>, MAX_ENTRIES> = Vec::new();
         let mut left_out = 0_u32;
         let mut free = None;
-        let entries = match self.share.read_dir(ENTRIES) {
+        let entries = match self.mount.read_dir(ENTRIES) {
             Ok(entries) => entries,
             Err(error) => return self.report(ENTRIES.as_bytes(), error),
         };
@@ -296,9 +365,9 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
                 text,
             };
             let place = sorted.partition_point(|other| other.compare(&candidate).is_lt());
-            if sorted.is_full() {
+            if sorted.len() == room {
                 left_out += 1;
-                free = if place == MAX_ENTRIES {
+                free = if place == room {
                     Some(candidate.memory)
                 } else {
                     let last = sorted.pop().map(|last| last.memory);
@@ -311,20 +380,21 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
         }
         if left_out > 0 {
             log::warn!(
-                "{ENTRIES} has more than {MAX_ENTRIES} entries: the last {left_out} are left out"
+                "{}{ENTRIES} has more than {room} entries: the last {left_out} are left out",
+                self.mount.prefix()
             );
         }
         for Candidate { memory, name, text } in sorted {
             let (name, rest) = memory.split_at(name);
             let text = &rest[..text];
-            _ = self.choices.push(Choice::Bls { name, text });
+            self.push(Choice::Bls { name, text });
         }
         self.loader_conf()
     }
 
     /// Puts the entry first that `loader.conf` wants.
     fn loader_conf(&mut self) -> Result<(), Failed> {
-        if self.choices.is_empty() {
+        if self.choices.list.len() == self.first {
             return Ok(());
         }
         let text = self.file(LOADER_CONF)?.unwrap_or_default();
@@ -333,23 +403,26 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
         };
         if default.starts_with(b"@") {
             log::warn!(
-                "{LOADER_CONF}: default {}: nothing is stored between boots; name an entry",
+                "{}{LOADER_CONF}: default {}: nothing is stored between boots; name an entry",
+                self.mount.prefix(),
                 Text(default)
             );
         } else if !self.prefer(|choice| choice.matches(default)) {
             log::warn!(
-                "{LOADER_CONF}: default {}: no entry has this name",
+                "{}{LOADER_CONF}: default {}: no entry has this name",
+                self.mount.prefix(),
                 Text(default)
             );
         }
         Ok(())
     }
 
-    /// Moves the first choice that `is_preferred` to the start.
+    /// Moves the first of the share's choices that `is_preferred` to their start.
     fn prefer(&mut self, is_preferred: impl Fn(&Choice<'m>) -> bool) -> bool {
-        let found = self.choices.iter().position(is_preferred);
+        let own = &mut self.choices.list[self.first..];
+        let found = own.iter().position(|listed| is_preferred(&listed.choice));
         if let Some(found) = found {
-            self.choices[..=found].rotate_right(1);
+            own[..=found].rotate_right(1);
         }
         found.is_some()
     }
@@ -361,25 +434,26 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
             let Some(config) = self.file(&path)? else {
                 continue;
             };
-            let first = self.choices.len();
+            let first = self.choices.list.len();
             let parsed = extlinux::Config::parse(config);
-            for index in 0..parsed.labels().count() {
-                // Room is kept for conventional names.
-                if self.choices.len() == MAX_ENTRIES {
-                    log::warn!(
-                        "{path} and {ENTRIES} have more than {MAX_ENTRIES} entries: \
-                         the last ones are left out"
-                    );
-                    break;
-                }
-                _ = self.choices.push(Choice::Extlinux {
+            let labels = parsed.labels().count();
+            let room = self.room();
+            if labels > room {
+                log::warn!(
+                    "{}{path} and {ENTRIES} have more than {MAX_ENTRIES} entries: \
+                     the last ones are left out",
+                    self.mount.prefix()
+                );
+            }
+            for index in 0..labels.min(room) {
+                self.push(Choice::Extlinux {
                     directory,
                     config,
                     index,
                 });
             }
             let default = parsed.default_label().unwrap_or(0);
-            if let Some(labels) = self.choices.get_mut(first..)
+            if let Some(labels) = self.choices.list.get_mut(first..)
                 && default < labels.len()
             {
                 labels[..=default].rotate_right(1);
@@ -400,7 +474,7 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
         let kernel = names.kernel().and_then(|kernel| self.keep(kernel));
         if let Some(kernel) = kernel {
             let initrd = initrd.and_then(|name| self.keep(&name));
-            _ = self.choices.push(Choice::Conventional {
+            self.push(Choice::Conventional {
                 directory,
                 kernel,
                 initrd,
@@ -413,7 +487,7 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
     fn look_in(&self, directory: &str) -> Result<Conventional, Error> {
         let mut names = Conventional::default();
         for _look in 0..2 {
-            for entry in self.share.read_dir(directory)? {
+            for entry in self.mount.read_dir(directory)? {
                 let entry = entry?;
                 if may_be_file(entry.file_type()) {
                     names.consider(entry.file_name());
@@ -443,18 +517,18 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
         memory: &mut [u8],
         missing: Missing,
     ) -> Result<Option<usize>, Failed> {
-        let read = self.share.open(path).and_then(|f| f.read_at(0, memory));
+        let read = self.mount.open(path).and_then(|f| f.read_at(0, memory));
         match read {
             Ok(size) if size < memory.len() => Ok(Some(size)),
             Ok(size) => {
                 failure(
-                    path,
-                    format_args!("it has {size} bytes or more; make it shorter"),
+                    &self.mount.shown(path),
+                    &format_args!("it has {size} bytes or more; make it shorter"),
                 );
                 Ok(None)
             }
             Err(Error::NotFound) if missing == Missing::IsAnError => {
-                failure(path, Error::NotFound);
+                failure(&self.mount.shown(path), &Error::NotFound);
                 Ok(None)
             }
             Err(error) => self.report(path, error).map(|()| None),
@@ -465,9 +539,9 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
     /// goes on unless the share is lost.
     fn report(&self, path: &[u8], error: Error) -> Result<(), Failed> {
         if !matches!(error, Error::NotFound | Error::NotADirectory) {
-            failure(path, error);
+            failure(&self.mount.shown(path), &error);
         }
-        if self.share.is_connected() {
+        if self.mount.is_connected() {
             Ok(())
         } else {
             Err(Failed)

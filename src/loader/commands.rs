@@ -2,16 +2,16 @@
 
 use super::{
     Board, Failed,
-    arena::Memory,
-    choose,
-    console::{Text, failure},
+    arena::Arena,
+    boot::Flow,
+    console::{Console, Text, failure},
     entry::Path,
     names::{ListError, Names},
     output::{Date, Output, type_name},
-    shares::{BoardShare, Shares},
+    shares::Mount,
     walk::walk,
 };
-use crate::boot::{commands::Commands, options::Options};
+use crate::boot::commands::Commands;
 use core::fmt::Write;
 
 /// Longest command in bytes.
@@ -35,9 +35,7 @@ walk [PATH]     every file below a directory: TYPE SIZE SHA256 PATH
 
 /// What the commands work with.
 struct Shell<'a, B: Board> {
-    shares: &'a Shares<B>,
-    /// What `bootshare.entry` says.
-    wanted: Option<&'a [u8]>,
+    flow: &'a Flow<'a, B>,
     names: Names<'a>,
     output: Output<'a, B>,
 }
@@ -45,114 +43,104 @@ struct Shell<'a, B: Board> {
 /// Runs the commands in `line`. All are run; it fails if one of them does.
 #[inline(never)] // So that the large frames of the boot flow do not add up.
 pub(super) fn run<B: Board>(
+    flow: &Flow<'_, B>,
     line: &[u8],
-    options: &Options<'_>,
-    shares: &mut Shares<B>,
-    memory: &mut Memory,
+    arena: &mut Arena<'_>,
 ) -> Result<(), Failed> {
-    let mut arena = memory.arena();
-    let scratch = arena.take_largest(MAX_SCRATCH).map_err(|error| {
-        log::error!("{error}");
-        Failed
-    })?;
-    let middle = FILE_BUFFER.min(scratch.bytes.len() / 2);
-    let (buffer, names) = scratch.bytes.split_at_mut(middle);
-    let share = mount(shares);
-    let mut shell = Shell {
-        shares,
-        wanted: options.entry,
-        names: Names::new(names),
-        output: Output::new(buffer),
-    };
     let mut ok = true;
     let mut commands = Commands::new(line);
     let mut words_buffer = [0; MAX_COMMAND];
     while let Some(words) = commands.next(&mut words_buffer) {
         ok &= match words {
-            Ok(words) => shell.command(share.as_ref(), &words),
+            Ok(words) => command(flow, &words, arena.rest()),
             Err(error) => {
                 log::error!("bootshare.cmd: {error}");
                 false
             }
         };
     }
-    if let Some(share) = share {
-        let tag = share.tag();
-        if let Err(error) = share.unmount() {
-            log::error!("share {tag}: {error}");
-            ok = false;
-        }
-    }
     if ok { Ok(()) } else { Err(Failed) }
 }
 
-/// The first share that can be mounted.
-fn mount<B: Board>(shares: &mut Shares<B>) -> Option<BoardShare<B>> {
-    while let Some(mounted) = shares.mount_next() {
-        if let Ok(share) = mounted {
-            return Some(share);
-        }
+/// Runs a command; whether it succeeded.
+fn command<B: Board>(flow: &Flow<'_, B>, words: &[&[u8]], mut arena: Arena<'_>) -> bool {
+    if let [b"entries"] = words {
+        return entries(flow, &mut arena);
     }
-    None
+    let scratch = match arena.take_largest(MAX_SCRATCH) {
+        Ok(scratch) => scratch,
+        Err(error) => return failure(&Text(words[0]), &error),
+    };
+    let middle = FILE_BUFFER.min(scratch.bytes.len() / 2);
+    let (buffer, names) = scratch.bytes.split_at_mut(middle);
+    let mut shell = Shell {
+        flow,
+        names: Names::new(names),
+        output: Output::new(buffer),
+    };
+    shell.command(words)
 }
 
 impl<B: Board> Shell<'_, B> {
-    /// Runs a command; whether it succeeded.
-    fn command(&mut self, share: Option<&BoardShare<B>>, words: &[&[u8]]) -> bool {
-        match (words, share) {
-            ([b"help"], _) => self.output.text(HELP),
-            ([b"devices"], _) => self.devices(),
-            ([b"mounts"], _) => {
-                if let Some(share) = share {
-                    let (major, minor) = share.protocol();
-                    let tag = share.tag();
-                    self.output
-                        .line(format_args!("{tag} on / (FUSE {major}.{minor})"));
-                }
+    fn command(&mut self, words: &[&[u8]]) -> bool {
+        match words {
+            [b"help"] => self.output.text(HELP),
+            [b"devices"] => self.devices(),
+            [b"mounts"] => self.mounts(),
+            [b"ls"] => return self.at(b"/", |shell, at, path| shell.ls(at, path, false)),
+            [b"ls", b"-l"] => return self.at(b"/", |shell, at, path| shell.ls(at, path, true)),
+            [b"ls", b"-l", word] => {
+                return self.at(word, |shell, at, path| shell.ls(at, path, true));
             }
-            (_, Some(share)) => return self.share_command(share, words),
-            (_, None) => {
-                log::error!("{}: no share is mounted", Text(words[0]));
-                return false;
+            [b"ls", word] => return self.at(word, |shell, at, path| shell.ls(at, path, false)),
+            [b"stat", word] => return self.at(word, Self::stat),
+            [b"cat", word] => return self.at(word, Self::cat),
+            [b"sha256", word] => return self.at(word, Self::sha256),
+            [b"walk"] => return self.at(b"/", Self::walk),
+            [b"walk", word] => return self.at(word, Self::walk),
+            _ => {
+                let is_known = HELP.lines().any(|line| is_help_of(line, words[0]));
+                let why = if is_known {
+                    "wrong arguments; help shows what it takes"
+                } else {
+                    "there is no such command; help lists those there are"
+                };
+                return failure(&Text(words[0]), &why);
             }
         }
         true
     }
 
-    /// Runs a command that is about files.
-    fn share_command(&mut self, share: &BoardShare<B>, words: &[&[u8]]) -> bool {
+    /// Does something with the path that `word` names, on its share.
+    fn at(&mut self, word: &[u8], act: impl FnOnce(&mut Self, &Mount<B>, &[u8]) -> bool) -> bool {
+        let Some((mount, path)) = self.flow.shares.locate(word) else {
+            return failure(&Text(word), &"no share is mounted");
+        };
         // What a command before has lost is tried again.
-        if let Err(error) = share.resume() {
-            log::error!("share {}: {error}", share.tag());
-            return false;
+        mount.renew() && act(self, mount, path)
+    }
+
+    /// Prints where each share is.
+    fn mounts(&mut self) {
+        let mounted = &self.flow.shares.mounted;
+        for (index, mount) in mounted.iter().enumerate() {
+            let tag = mount.tag();
+            let (major, minor) = mount.protocol();
+            let root = if index == 0 { "/ and " } else { "" };
+            self.output.line(format_args!(
+                "{tag} on {root}{tag}:/ (FUSE {major}.{minor})"
+            ));
         }
-        match words {
-            [b"entries"] => self.entries(share),
-            [b"ls"] => self.ls(share, b"/", false),
-            [b"ls", b"-l"] => self.ls(share, b"/", true),
-            [b"ls", b"-l", path] => self.ls(share, path, true),
-            [b"ls", path] => self.ls(share, path, false),
-            [b"stat", path] => self.stat(share, path),
-            [b"cat", path] => self.cat(share, path),
-            [b"sha256", path] => self.sha256(share, path),
-            [b"walk"] => walk(share, &mut self.names, &mut self.output, b"/"),
-            [b"walk", path] => walk(share, &mut self.names, &mut self.output, path),
-            _ => {
-                let name = Text(words[0]);
-                if HELP.lines().any(|line| is_help_of(line, words[0])) {
-                    log::error!("{name}: wrong arguments; help shows what it takes");
-                } else {
-                    log::error!("{name}: there is no such command; help lists those there are");
-                }
-                false
-            }
-        }
+    }
+
+    fn walk(&mut self, mount: &Mount<B>, path: &[u8]) -> bool {
+        walk(mount, &mut self.names, &mut self.output, path)
     }
 
     /// Prints each device's address, tag and queues, or why it can't be used.
     fn devices(&mut self) {
         let output = &mut self.output;
-        for found in &self.shares.found {
+        for found in &self.flow.shares.found {
             let address = &found.address;
             match &found.state {
                 Ok(config) => output.line(format_args!(
@@ -162,63 +150,26 @@ impl<B: Board> Shell<'_, B> {
                 Err(problem) => output.line(format_args!("{address}: not usable: {problem}")),
             }
         }
-        if self.shares.found.is_empty() {
+        if self.flow.shares.found.is_empty() {
             output.line(format_args!("no virtio-fs device"));
         }
     }
 
-    /// Prints the boot entries in their order: id, title and kernel, or why one is passed over.
-    fn entries(&mut self, share: &BoardShare<B>) -> bool {
-        let (console, scratch) = self.output.parts();
-        let Ok(choices) = choose::gather::<B>(share, scratch, self.wanted) else {
-            return false;
-        };
-        let mut first = true;
-        for choice in &choices {
-            let (id, title) = (Text(choice.id()), Text(choice.title()));
-            _ = match choice.entry(B::ARCHITECTURE) {
-                Ok(entry) => {
-                    let mark = if core::mem::take(&mut first) {
-                        '*'
-                    } else {
-                        ' '
-                    };
-                    let kernel = Path::join(entry.directory, entry.kernel);
-                    let space = if choice.title().is_empty() { "" } else { " " };
-                    writeln!(console, "{mark} {id}: {title}{space}({kernel})")
-                }
-                Err(error) if error.is_hidden() => {
-                    writeln!(console, "- {id}: passed over: {error}")
-                }
-                Err(error) => writeln!(console, "- {id}: {error}"),
-            };
-        }
-        if choices.is_empty() {
-            _ = writeln!(console, "no boot entry");
-        }
-        true
-    }
-
-    fn ls(&mut self, share: &BoardShare<B>, path: &[u8], long: bool) -> bool {
-        match self.try_ls(share, path, long) {
+    fn ls(&mut self, mount: &Mount<B>, path: &[u8], long: bool) -> bool {
+        match self.try_ls(mount, path, long) {
             Ok(ok) => ok,
-            Err(error) => failure(path, error),
+            Err(error) => failure(&mount.shown(path), &error),
         }
     }
 
-    fn try_ls(
-        &mut self,
-        share: &BoardShare<B>,
-        path: &[u8],
-        long: bool,
-    ) -> Result<bool, ListError> {
-        let metadata = share.metadata(path)?;
+    fn try_ls(&mut self, mount: &Mount<B>, path: &[u8], long: bool) -> Result<bool, ListError> {
+        let metadata = mount.metadata(path)?;
         if !metadata.is_dir() {
             self.output.entry(path, &metadata, None, long);
             return Ok(true);
         }
-        let directory = share.open_dir(path)?;
-        let mut list = self.names.read::<B>(share, path)?;
+        let directory = mount.open_dir(path)?;
+        let mut list = self.names.read::<B>(mount, path)?;
         let mut ok = true;
         while let Some(name) = self.names.next(&mut list) {
             if !long {
@@ -228,7 +179,7 @@ impl<B: Board> Shell<'_, B> {
             let metadata = match directory.symlink_metadata(name) {
                 Ok(metadata) => metadata,
                 Err(error) => {
-                    ok = failure(name, error);
+                    ok = failure(&Text(name), &error);
                     continue;
                 }
             };
@@ -243,16 +194,16 @@ impl<B: Board> Shell<'_, B> {
         Ok(ok)
     }
 
-    fn stat(&mut self, share: &BoardShare<B>, path: &[u8]) -> bool {
-        let metadata = match share.symlink_metadata(path) {
+    fn stat(&mut self, mount: &Mount<B>, path: &[u8]) -> bool {
+        let metadata = match mount.symlink_metadata(path) {
             Ok(metadata) => metadata,
-            Err(error) => return failure(path, error),
+            Err(error) => return failure(&mount.shown(path), &error),
         };
         let mut target = [0; 4096];
-        let target = share.read_link(path, &mut target).ok();
+        let target = mount.read_link(path, &mut target).ok();
         let attr = metadata.attr();
         let output = &mut self.output;
-        output.line(format_args!("path   {}", Text(path)));
+        output.line(format_args!("path   {}", mount.shown(path)));
         output.line(format_args!("type   {}", type_name(metadata.file_type())));
         if let Some(target) = target {
             output.line(format_args!("target {}", Text(target)));
@@ -266,24 +217,58 @@ impl<B: Board> Shell<'_, B> {
         true
     }
 
-    fn cat(&mut self, share: &BoardShare<B>, path: &[u8]) -> bool {
-        let printed = share.open(path).and_then(|file| {
+    fn cat(&mut self, mount: &Mount<B>, path: &[u8]) -> bool {
+        let printed = mount.open(path).and_then(|file| {
             self.output
                 .for_each_piece(&file, |piece| B::write_console(piece))
         });
-        printed.map_or_else(|error| failure(path, error), |_| true)
+        printed.map_or_else(|error| failure(&mount.shown(path), &error), |_| true)
     }
 
-    fn sha256(&mut self, share: &BoardShare<B>, path: &[u8]) -> bool {
-        let digest = share.open(path).and_then(|file| self.output.digest(&file));
+    fn sha256(&mut self, mount: &Mount<B>, path: &[u8]) -> bool {
+        let digest = mount.open(path).and_then(|file| self.output.digest(&file));
         match digest {
             Ok((_, digest)) => {
-                self.output.line(format_args!("{digest}  {}", Text(path)));
+                self.output
+                    .line(format_args!("{digest}  {}", mount.shown(path)));
                 true
             }
-            Err(error) => failure(path, error),
+            Err(error) => failure(&mount.shown(path), &error),
         }
     }
+}
+
+/// Prints the boot entries in their order: id, title and kernel, or why one is passed over.
+#[inline(never)] // As above.
+fn entries<B: Board>(flow: &Flow<'_, B>, arena: &mut Arena<'_>) -> bool {
+    for mount in &flow.shares.mounted {
+        mount.renew();
+    }
+    let Ok(choices) = flow.entries(&mut arena.rest()) else {
+        return false;
+    };
+    let console = &mut Console::<B>::new();
+    let mut mark = '*';
+    for listed in &choices.list {
+        let (id, title) = (Text(listed.choice.id()), Text(listed.choice.title()));
+        _ = match listed.choice.entry(B::ARCHITECTURE) {
+            Ok(entry) => {
+                let kernel = Path::join(entry.directory, entry.kernel);
+                let kernel = listed.mount.shown(&kernel);
+                let space = if title.0.is_empty() { "" } else { " " };
+                let mark = core::mem::replace(&mut mark, ' ');
+                writeln!(console, "{mark} {id}: {title}{space}({kernel})")
+            }
+            Err(error) if error.is_hidden() => {
+                writeln!(console, "- {id}: passed over: {error}")
+            }
+            Err(error) => writeln!(console, "- {id}: {error}"),
+        };
+    }
+    if choices.list.is_empty() {
+        _ = writeln!(console, "no boot entry");
+    }
+    true
 }
 
 /// Whether a line of [`HELP`] is about `command`.

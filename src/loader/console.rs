@@ -129,9 +129,10 @@ impl<B: Board> Progress<B> {
     }
 }
 
-/// Reports that `error` befell `path`; `false`, for the outcome of a command.
-pub(super) fn failure(path: &[u8], error: impl fmt::Display) -> bool {
-    log::error!("{}: {error}", Text(path));
+/// Reports that `error` befell `what`; `false`, for the outcome of a command.
+#[inline(never)] // Small code: it is called from many places.
+pub(super) fn failure(what: &dyn fmt::Display, error: &dyn fmt::Display) -> bool {
+    log::error!("{what}: {error}");
     false
 }
 

@@ -2,11 +2,10 @@
 
 use super::{
     Board, Failed, HandOff,
-    arena::{Arena, Block, Memory, is_x86},
-    choose::{self, Choice, Choices},
+    arena::{Arena, Block, is_x86},
     console::{Progress, Text},
     output::DigestText,
-    shares::BoardShare,
+    shares::Mount,
 };
 use crate::{
     Error, File,
@@ -18,11 +17,10 @@ use crate::{
         entry::{CommandLine, Entry, MAX_INITRDS},
         image::{self, Kind},
         memory::{Range, Request, Side},
-        options::Options,
         zero_page::{self, Parameters, ZERO_PAGE_BYTES},
     },
 };
-use core::{cell::Cell, ffi::CStr, fmt, ops::Deref};
+use core::{ffi::CStr, fmt, ops::Deref};
 use heapless::Vec;
 
 /// Longest command line that is read, in bytes; kernels take less.
@@ -75,155 +73,48 @@ impl fmt::Display for Path {
     }
 }
 
-/// Loads the first entry of `share` that can be loaded; says why others can't. Gives the kernel's
-/// path too, to be shown.
-#[inline(never)] // So that the large frames of the boot flow do not add up.
-pub(super) fn load<B: Board>(
-    board: &B,
-    options: &Options<'_>,
-    share: &BoardShare<B>,
-    memory: &mut Memory,
-) -> Result<(HandOff, Path), Failed> {
-    let mut arena = memory.arena();
-    let request = Request {
-        side: Side::High,
-        ..Request::new("list of boot entries", choose::SCRATCH_BYTES as u64)
-    };
-    let scratch = arena.take(&request).map_err(|error| {
-        log::error!("{error}");
-        Failed
-    })?;
-    let patience = Patience::<B>::new(share);
-    let choices = loop {
-        match choose::gather::<B>(share, &mut *scratch.bytes, options.entry) {
-            Ok(choices) => break choices,
-            Err(failed) => patience.again(failed)?,
-        }
-    };
-    for choice in &choices {
-        let entry = match choice.entry(B::ARCHITECTURE) {
-            Ok(entry) => entry,
-            Err(error) if error.is_hidden() => {
-                log::info!("{choice}passed over: {error}");
-                continue;
-            }
-            Err(error) => {
-                log::error!("{choice}{error}");
-                continue;
-            }
-        };
-        let fdtdir = choice.fdtdir();
-        if !fdtdir.is_empty() && entry.device_tree.is_none() && !is_x86::<B>() {
-            log::warn!(
-                "{choice}fdtdir has no effect, the machine's own device tree is used; \
-                 name another one with fdt"
-            );
-        }
-        loop {
-            let loader = Loader {
-                board,
-                share,
-                patience: &patience,
-                choice,
-                arena: arena.rest(),
-                loaded: Vec::new(),
-            };
-            match loader.load(&entry, options.payload) {
-                Ok(hand_off) => return Ok((hand_off, Path::join(entry.directory, entry.kernel))),
-                Err(Failed) if share.is_connected() => break,
-                Err(failed) => patience.again(failed)?,
-            }
-        }
-    }
-    report_none::<B>(share, &choices);
-    Err(Failed)
-}
-
-/// Says what to put into a share that has nothing to boot.
-fn report_none<B: Board>(share: &BoardShare<B>, choices: &Choices<'_>) {
-    let is_hidden = |choice: &Choice<'_>| {
-        let entry = choice.entry(B::ARCHITECTURE);
-        entry.is_err_and(|error| error.is_hidden())
-    };
-    // Otherwise an error line has told of the last one.
-    if choices.iter().all(is_hidden) {
-        log::error!(
-            "share {}: there is no kernel; put one at /vmlinuz, /Image or /boot/vmlinuz-VERSION, \
-             or an entry at /loader/entries/NAME.conf",
-            share.tag()
-        );
-    }
-}
-
-/// How often a share that was lost is resumed. A host that does not come back is asked once.
-struct Patience<'s, B: Board> {
-    share: &'s BoardShare<B>,
-    left: Cell<u32>,
-}
-
-impl<'s, B: Board> Patience<'s, B> {
-    /// Losses in one boot after which a host is given up.
-    const RESUMES: u32 = 3;
-
-    fn new(share: &'s BoardShare<B>) -> Self {
-        Self {
-            share,
-            left: Cell::new(Self::RESUMES),
-        }
-    }
-
-    /// After `error`: succeeds if what failed is worth another try, because it was the share that
-    /// was lost and it could be resumed.
-    fn again<E>(&self, error: E) -> Result<(), E> {
-        let Some(left) = self.left.get().checked_sub(1) else {
-            return Err(error);
-        };
-        if self.share.is_connected() {
-            return Err(error);
-        }
-        self.left.set(left);
-        let tag = self.share.tag();
-        match self.share.resume() {
-            Ok(()) => {
-                log::info!("share {tag}: resumed");
-                Ok(())
-            }
-            Err(why) => {
-                self.left.set(0);
-                log::error!("share {tag}: {why}");
-                Err(error)
-            }
-        }
-    }
-}
-
 /// Reports what befell a file of an entry.
 #[inline(never)] // Small code: it is called from many places.
-fn failed(choice: &Choice<'_>, path: &[u8], error: &dyn fmt::Display) -> Failed {
-    log::error!("{choice}{}: {error}", Text(path));
+fn failed(entry: &dyn fmt::Display, path: &[u8], error: &dyn fmt::Display) -> Failed {
+    log::error!("{entry}{}: {error}", Text(path));
     Failed
 }
 
 /// One attempt to load an entry.
-struct Loader<'a, 'm, B: Board> {
+pub(super) struct Loader<'a, 'm, B: Board> {
     board: &'a B,
-    share: &'a BoardShare<B>,
-    patience: &'a Patience<'a, B>,
-    /// For its messages.
-    choice: &'a Choice<'a>,
+    /// Where its files come from.
+    share: &'a Mount<B>,
+    /// What stands before the paths in its messages.
+    name: &'a dyn fmt::Display,
     arena: Arena<'m>,
     /// What the hand-off names as loaded.
     loaded: Vec<Range, 8>,
 }
 
-impl<'m, B: Board> Loader<'_, 'm, B> {
-    /// Reports `error` of the file at `path`.
-    fn failed(&self, path: &[u8], error: impl fmt::Display) -> Failed {
-        failed(self.choice, path, &error)
+impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
+    pub fn new(
+        board: &'a B,
+        share: &'a Mount<B>,
+        name: &'a dyn fmt::Display,
+        arena: Arena<'m>,
+    ) -> Self {
+        Self {
+            board,
+            share,
+            name,
+            arena,
+            loaded: Vec::new(),
+        }
     }
 
-    #[inline(never)] // As above.
-    fn load(mut self, entry: &Entry<'m>, extra: &[u8]) -> Result<HandOff, Failed> {
+    /// Reports `error` of the file at `path`.
+    fn failed(&self, path: &[u8], error: impl fmt::Display) -> Failed {
+        failed(self.name, path, &error)
+    }
+
+    #[inline(never)] // So that the large frames of the boot flow do not add up.
+    pub fn load(mut self, entry: &Entry<'m>, extra: &[u8]) -> Result<HandOff, Failed> {
         let path = &Path::join(entry.directory, entry.kernel);
         let mut file = self.share.open(path).map_err(|e| self.failed(path, e))?;
         let size = file.metadata().len();
@@ -325,7 +216,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         let rate = size.saturating_mul(1_000_000) / (micros << 20);
         log::info!(
             "loaded {}, {size} bytes in {} ms ({rate} MiB/s)",
-            Text(path),
+            self.share.shown(path),
             micros / 1000
         );
         // Only on request: the guest touches none of what it loads.
@@ -359,7 +250,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
             });
             match result {
                 Ok(size) => return Ok(before + size),
-                Err(error) => self.patience.again(error)?,
+                Err(error) => self.share.again(error)?,
             }
             file.resume(path)?;
         }

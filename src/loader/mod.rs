@@ -6,6 +6,7 @@
 
 mod arena;
 mod board;
+mod boot;
 mod choose;
 mod commands;
 mod console;
@@ -18,11 +19,9 @@ mod walk;
 pub use crate::boot::image::Architecture;
 pub use board::{Board, ExitStatus, HandOff};
 
-use crate::{
-    Error,
-    boot::options::{OnError, Options},
-};
+use crate::boot::options::{OnError, Options};
 use arena::Memory;
+use boot::Flow;
 use shares::Shares;
 
 /// Runs the boot flow on `board`, as its command line says. The way in for a board's firmware.
@@ -47,10 +46,31 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
     // SAFETY: promised by the caller.
     let mut memory = unsafe { Memory::of(&board) };
 
-    let mut shares = Shares::find(&mut board, &options);
+    let mut arena = memory.arena();
+    let shares = match Shares::new(&mut arena) {
+        Ok(shares) => shares,
+        Err(error) => {
+            log::error!("{error}");
+            B::exit(ExitStatus::Failure)
+        }
+    };
+    shares.mount(&mut board, &options);
+    let flow = Flow {
+        board: &board,
+        options: &options,
+        shares,
+    };
     let outcome = match options.commands {
-        Some(line) => commands::run::<B>(line, &options, &mut shares, &mut memory),
-        None => boot(&mut board, &options, &mut shares, &mut memory),
+        Some(line) => commands::run(&flow, line, &mut arena).map(|()| None),
+        None => flow.boot(&mut arena).map(Some),
+    };
+    let unmounted = shares.unmount();
+    let outcome = match outcome {
+        // SAFETY: `Flow::boot` put a checked payload of this architecture into memory that was
+        // free, and every share was unmounted, its device reset.
+        Ok(Some(hand_off)) => unsafe { board.start(&hand_off) },
+        Ok(None) => unmounted,
+        Err(Failed) => Err(Failed),
     };
     match (outcome, options.on_error) {
         (Ok(()), _) => B::exit(ExitStatus::Success),
@@ -71,33 +91,3 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
 /// Something failed, and an error line has said what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Failed;
-
-/// Mounts one share after the other until an entry of one starts. Comes back only if none did.
-#[inline(never)] // So that the large frames of the boot flow do not add up.
-fn boot<B: Board>(
-    board: &mut B,
-    options: &Options<'_>,
-    shares: &mut Shares<B>,
-    memory: &mut Memory,
-) -> Result<(), Failed> {
-    if options.timeout.is_some() {
-        log::warn!("bootshare.timeout has no effect yet");
-    }
-    while let Some(mounted) = shares.mount_next() {
-        let Ok(share) = mounted else { continue };
-        let hand_off = entry::load(board, options, &share, memory);
-        let tag = share.tag();
-        match share.unmount() {
-            // An error line has told of the share that was lost.
-            Ok(()) | Err(Error::Disconnected) => {}
-            Err(error) => log::warn!("share {tag}: {error}"),
-        }
-        if let Ok((hand_off, kernel)) = hand_off {
-            log::info!("starting {kernel}");
-            // SAFETY: `entry::load` put a checked payload of this architecture into memory that
-            // was free, and every share was unmounted, its device reset.
-            unsafe { board.start(&hand_off) }
-        }
-    }
-    Err(Failed)
-}

@@ -30,11 +30,6 @@ impl<B: Board> Output<'_, B> {
         _ = writeln!(self.console, "{text}");
     }
 
-    /// The console, and the memory, for something else.
-    pub fn parts(&mut self) -> (&mut Console<B>, &mut [u8]) {
-        (&mut self.console, self.buffer)
-    }
-
     pub fn text(&mut self, text: &str) {
         _ = self.console.write_str(text);
     }

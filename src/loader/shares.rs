@@ -1,12 +1,17 @@
 //! The machine's shares: which there are, which are wanted, and mounting them.
 
-use super::{Board, Failed};
+use super::{Board, Failed, arena::Arena, console::Text};
 use crate::{
-    boot::options::{MAX_TAGS, Options},
+    Error,
+    boot::{
+        memory::PlacementError,
+        options::{MAX_TAGS, Options},
+    },
     fs::Share,
-    session::{self, DeviceConfig},
+    session::{self, DeviceConfig, Tag},
     transport::{Address, DeviceList, FsTransport, MAX_DEVICES},
 };
+use core::{cell::Cell, fmt, ops::Deref};
 use heapless::Vec;
 
 /// A share as the boot flow mounts it.
@@ -25,8 +30,8 @@ pub(super) enum Problem {
     Device(crate::DeviceError),
 }
 
-impl core::fmt::Display for Problem {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Transport(error) => error.fmt(f),
             Self::Device(error) => error.fmt(f),
@@ -34,39 +39,82 @@ impl core::fmt::Display for Problem {
     }
 }
 
+/// The most shares that are mounted at once: as many as the DMA pool has room for.
+pub(super) const MAX_SHARES: usize = MAX_TAGS;
+
+/// The machine's shares.
 pub(super) struct Shares<B: Board> {
     pub found: Vec<Found, MAX_DEVICES>,
-    /// Those not mounted yet, each where its entry in `found` is.
-    transports: Vec<Option<FsTransport>, MAX_DEVICES>,
-    /// What is still to be mounted, last first, as indices.
-    wanted: Vec<usize, MAX_WANTED>,
-    options: session::Options,
-    clock: B::Clock,
+    /// In the order in which their entries are tried. The first one is meant where a path names
+    /// none.
+    pub mounted: Vec<Mount<B>, MAX_SHARES>,
 }
 
-const MAX_WANTED: usize = if MAX_TAGS > MAX_DEVICES {
-    MAX_TAGS
-} else {
-    MAX_DEVICES
-};
-
 impl<B: Board> Shares<B> {
-    /// Looks for devices and chooses those that `options` want: the tags named, in that order, or
-    /// all, in the order found. What can't be had is reported.
-    pub fn find(board: &mut B, options: &Options<'_>) -> Self {
-        let mut shares = Self {
+    /// None yet, in memory of `arena`: they are too large for the stack.
+    #[inline(never)] // So that they are there for a moment only.
+    pub fn new<'m>(arena: &mut Arena<'m>) -> Result<&'m mut Self, PlacementError>
+    where
+        B: 'm,
+    {
+        let shares = Self {
             found: Vec::new(),
-            transports: Vec::new(),
-            wanted: Vec::new(),
-            options: session::Options::default().with_deadline(options.deadline),
-            clock: board.clock(),
+            mounted: Vec::new(),
         };
-        shares.take_devices(board.find_devices());
-        shares.choose(options);
-        shares
+        arena.keep("list of shares", shares)
     }
 
-    fn take_devices(&mut self, devices: DeviceList) {
+    /// Looks for devices and mounts those that `options` want: the tags named, in that order, or
+    /// all, in the order found. What can't be had is reported.
+    #[inline(never)] // So that the large frames of the boot flow do not add up.
+    pub fn mount(&mut self, board: &mut B, options: &Options<'_>) {
+        let mut transports = self.take_devices(board.find_devices());
+        let session = session::Options::default().with_deadline(options.deadline);
+        for index in self.choose(options) {
+            if self.mounted.is_full() {
+                log::warn!(
+                    "only {MAX_SHARES} shares are mounted at once; choose them with bootshare.tag="
+                );
+                break;
+            }
+            let transport = transports.get_mut(index).and_then(Option::take);
+            let address = self.found[index].address;
+            if let Some(transport) = transport
+                && let Err(error) = self.mount_one(address, transport, board.clock(), session)
+            {
+                log::error!("{address}: {error}");
+            }
+        }
+        let named = self.mounted.len() > 1;
+        for mount in &mut self.mounted {
+            mount.named = named;
+        }
+    }
+
+    #[inline(never)] // As above.
+    fn mount_one(
+        &mut self,
+        address: Address,
+        transport: FsTransport,
+        clock: B::Clock,
+        options: session::Options,
+    ) -> Result<(), Error> {
+        let share = Share::mount_with(transport, clock, options)?;
+        let (major, minor) = share.protocol();
+        let (tag, kind) = (share.tag(), address.transport_name());
+        log::info!("mounted {tag} (virtio-{kind}, FUSE {major}.{minor})");
+        // There is room, as was checked.
+        _ = self.mounted.push(Mount {
+            share,
+            named: false,
+            resumes: Cell::new(Mount::<B>::RESUMES),
+        });
+        Ok(())
+    }
+
+    /// Notes what is known about the devices. Gives the ways to them, each where it is in `found`.
+    fn take_devices(&mut self, devices: DeviceList) -> Vec<Option<FsTransport>, MAX_DEVICES> {
+        let mut transports = Vec::new();
         for device in devices {
             let (state, transport) = match device.transport {
                 Ok(transport) => match DeviceConfig::read(&transport) {
@@ -80,22 +128,27 @@ impl<B: Board> Shares<B> {
                 address: device.address,
                 state,
             });
-            _ = self.transports.push(transport);
+            _ = transports.push(transport);
         }
+        transports
     }
 
-    fn choose(&mut self, options: &Options<'_>) {
+    /// What is wanted, as indices of `found`.
+    fn choose(&self, options: &Options<'_>) -> Vec<usize, MAX_DEVICES> {
         if options.tags.is_empty() {
-            let usable = (0..self.found.len()).filter(|&i| self.transports[i].is_some());
-            self.wanted = usable.collect();
+            self.report_unusable();
+            let usable = (0..self.found.len()).filter(|&i| self.found[i].state.is_ok());
+            return usable.collect();
         }
+        let mut wanted = Vec::new();
         for tag in &options.tags {
             let named = |found: &Found| {
                 let config = found.state.as_ref();
                 config.is_ok_and(|config| config.tag.as_bytes() == *tag)
             };
             match self.found.iter().position(named) {
-                Some(index) => _ = self.wanted.push(index),
+                // One that is named twice is mounted once.
+                Some(index) => _ = wanted.push(index),
                 None => log::error!(
                     "bootshare.tag={}: no share has this tag; {}",
                     tag.escape_ascii(),
@@ -103,10 +156,7 @@ impl<B: Board> Shares<B> {
                 ),
             }
         }
-        self.wanted.reverse();
-        if options.tags.is_empty() {
-            self.report_unusable();
-        }
+        wanted
     }
 
     /// Says why there is no share, or why one is passed over.
@@ -124,34 +174,124 @@ impl<B: Board> Shares<B> {
         }
     }
 
-    /// Mounts the next share that is wanted; `None` when there is none left.
-    pub fn mount_next(&mut self) -> Option<Result<BoardShare<B>, Failed>> {
-        let index = self.wanted.pop()?;
-        let found = &self.found[index];
-        let transport = self.transports[index].take()?;
-        let kind = found.address.transport_name();
-        Some(
-            match Share::mount_with(transport, self.clock, self.options) {
-                Ok(share) => {
-                    let (major, minor) = share.protocol();
-                    let tag = share.tag();
-                    log::info!("mounted {tag} (virtio-{kind}, FUSE {major}.{minor})");
-                    Ok(share)
-                }
+    /// Says goodbye to every host and resets every device, so that the payload finds them as they
+    /// were.
+    #[inline(never)] // As above.
+    pub fn unmount(&mut self) -> Result<(), Failed> {
+        let mut outcome = Ok(());
+        while let Some(mount) = self.mounted.pop() {
+            let tag = mount.tag();
+            match mount.share.unmount() {
+                // An error line has told of the share that was lost.
+                Ok(()) | Err(Error::Disconnected) => {}
                 Err(error) => {
-                    log::error!("{}: {error}", found.address);
-                    Err(Failed)
+                    log::error!("share {tag}: {error}");
+                    outcome = Err(Failed);
                 }
-            },
-        )
+            }
+        }
+        outcome
+    }
+
+    /// Which share `word` is about, and the path there: `TAG:PATH`, or a path on the first share.
+    pub fn locate<'w>(&self, word: &'w [u8]) -> Option<(&Mount<B>, &'w [u8])> {
+        let named = self.mounted.iter().find_map(|mount| {
+            let path = word.strip_prefix(mount.tag().as_bytes())?;
+            Some((mount, path.strip_prefix(b":")?))
+        });
+        match named {
+            Some((mount, b"")) => Some((mount, b"/")),
+            Some(found) => Some(found),
+            None => Some((self.mounted.first()?, word)),
+        }
+    }
+}
+
+/// A mounted share.
+pub(super) struct Mount<B: Board> {
+    share: BoardShare<B>,
+    /// There are others: its paths are shown with its tag.
+    named: bool,
+    /// How often it is still resumed after a loss. A host that does not come back is asked once.
+    resumes: Cell<u32>,
+}
+
+impl<B: Board> Mount<B> {
+    /// Losses in one boot after which a host is given up.
+    const RESUMES: u32 = 3;
+
+    /// After `error`: succeeds if what failed is worth another try, because it was the share that
+    /// was lost and it could be resumed.
+    pub fn again<E>(&self, error: E) -> Result<(), E> {
+        let Some(left) = self.resumes.get().checked_sub(1) else {
+            return Err(error);
+        };
+        if self.is_connected() {
+            return Err(error);
+        }
+        self.resumes.set(left);
+        let tag = self.tag();
+        match self.resume() {
+            Ok(()) => {
+                log::info!("share {tag}: resumed");
+                Ok(())
+            }
+            Err(why) => {
+                self.resumes.set(0);
+                log::error!("share {tag}: {why}");
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether it can be used, or can again. Another boot may lose it as often as the one before.
+    pub fn renew(&self) -> bool {
+        self.resumes.set(Self::RESUMES);
+        self.is_connected() || self.again(()).is_ok()
+    }
+
+    /// What its paths are shown behind.
+    pub fn prefix(&self) -> Prefix {
+        Prefix(self.named.then(|| self.tag()))
+    }
+
+    /// `path` with the share's name where there are several, as [`Shares::locate`] takes it.
+    pub fn shown<'p>(&self, path: &'p [u8]) -> Shown<'p> {
+        Shown(self.prefix(), path)
+    }
+}
+
+impl<B: Board> Deref for Mount<B> {
+    type Target = BoardShare<B>;
+
+    fn deref(&self) -> &BoardShare<B> {
+        &self.share
+    }
+}
+
+/// `TAG:`, or nothing while there is one share.
+pub(super) struct Prefix(Option<Tag>);
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |tag| write!(f, "{tag}:"))
+    }
+}
+
+/// A path, and which share it is of.
+pub(super) struct Shown<'p>(Prefix, &'p [u8]);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.0, Text(self.1))
     }
 }
 
 /// The tags that there are, for an error line.
 struct Available<'a>(&'a [Found]);
 
-impl core::fmt::Display for Available<'_> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+impl fmt::Display for Available<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut tags = self.0.iter().filter_map(|found| found.state.as_ref().ok());
         let Some(first) = tags.next() else {
             return f.write_str("there is no share at all");

@@ -5,7 +5,7 @@ use super::{
     console::{Text, failure},
     names::{List, Names},
     output::Output,
-    shares::BoardShare,
+    shares::{Mount, Shown},
 };
 use crate::{Dir, Error, FileType, Metadata};
 use heapless::Vec;
@@ -18,7 +18,7 @@ const MAX_PATH: usize = 4096;
 /// Prints a line for each entry below `start`, depth first, names in byte order. Returns whether
 /// everything could be read.
 pub(super) fn walk<B: Board>(
-    share: &BoardShare<B>,
+    share: &Mount<B>,
     names: &mut Names<'_>,
     output: &mut Output<'_, B>,
     start: &[u8],
@@ -32,7 +32,7 @@ pub(super) fn walk<B: Board>(
         ok: true,
     };
     if walk.path.extend_from_slice(start).is_err() {
-        return failure(start, Error::PathTooLong);
+        return failure(&share.shown(start), &Error::PathTooLong);
     }
     while walk.path.last() == Some(&b'/') {
         walk.path.pop();
@@ -52,7 +52,7 @@ struct Level {
 }
 
 struct Walk<'w, 'n, 'o, B: Board> {
-    share: &'w BoardShare<B>,
+    share: &'w Mount<B>,
     names: &'w mut Names<'n>,
     output: &'w mut Output<'o, B>,
     /// Of the current directory or entry, without a slash at its end.
@@ -63,7 +63,7 @@ struct Walk<'w, 'n, 'o, B: Board> {
 
 impl<B: Board> Walk<'_, '_, '_, B> {
     fn fail(&mut self, error: impl core::fmt::Display) {
-        self.ok = failure(directory_path(&self.path), error);
+        self.ok = failure(&self.share.shown(directory_path(&self.path)), &error);
     }
 
     /// Starts on the directory at the current path.
@@ -100,13 +100,14 @@ impl<B: Board> Walk<'_, '_, '_, B> {
             self.path.truncate(level.path);
             let pushed = self.path.push(b'/').is_ok();
             if !pushed || self.path.extend_from_slice(name).is_err() {
-                self.ok = failure(&self.path, Error::PathTooLong);
+                self.ok = failure(&self.share.shown(&self.path), &Error::PathTooLong);
                 continue;
             }
-            match print(self.output, &directory, name, &self.path) {
+            let shown = self.share.shown(&self.path);
+            match print(self.output, &directory, name, &shown) {
                 Ok(metadata) if metadata.is_dir() => return self.descend(),
                 Ok(_) => {}
-                Err(error) => self.ok = failure(&self.path, error),
+                Err(error) => self.ok = failure(&self.share.shown(&self.path), &error),
             }
         }
         self.leave();
@@ -129,24 +130,23 @@ fn print<B: Board>(
     output: &mut Output<'_, B>,
     directory: &Dir<'_, crate::transport::FsTransport, B::Clock, B::Hal>,
     name: &[u8],
-    path: &[u8],
+    path: &Shown<'_>,
 ) -> Result<Metadata, Error> {
     let metadata = directory.symlink_metadata(name)?;
-    let path_text = Text(path);
     match metadata.file_type() {
         FileType::File => {
             let file = directory.open_file(name)?;
             let (size, digest) = output.digest(&file)?;
-            output.line(format_args!("f {size} {digest} {path_text}"));
+            output.line(format_args!("f {size} {digest} {path}"));
         }
-        FileType::Directory => output.line(format_args!("d - - {path_text}")),
+        FileType::Directory => output.line(format_args!("d - - {path}")),
         FileType::Symlink => {
             let mut target = [0; 4096];
             let target = Text(directory.read_link(name, &mut target)?);
-            output.line(format_args!("l - - {path_text} -> {target}"));
+            output.line(format_args!("l - - {path} -> {target}"));
         }
         // A device, FIFO or socket: neither size nor content is of the share.
-        _ => output.line(format_args!("o - - {path_text}")),
+        _ => output.line(format_args!("o - - {path}")),
     }
     Ok(metadata)
 }

@@ -2,9 +2,10 @@
 
 use std::fs;
 
+use bootshare_host::board::Transport;
 use bootshare_host::{Board, Outcome, Share, demo};
 
-use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
+use crate::lab::{Run, Server, demo_share, empty_dir, machine, run, sha256};
 use crate::tree;
 
 fn succeed(run: Run) -> Run {
@@ -22,9 +23,9 @@ pub(crate) fn list(board: Board) {
     };
 
     let devices = succeed(run_commands("devices"));
-    let transport = match board {
-        Board::X86_64Microvm | Board::Aarch64Virt => "virtio-mmio",
-        Board::X86_64Q35 | Board::X86_64Pc | Board::Aarch64VirtPci => "virtio-pci",
+    let transport = match board.transport() {
+        Transport::Mmio => "virtio-mmio",
+        Transport::Pci => "virtio-pci",
     };
     devices.line(&[transport, demo::TAG]);
 
@@ -69,23 +70,50 @@ pub(crate) fn two_shares(board: Board) {
     machine.shares = ["first", "second"]
         .into_iter()
         .zip(dirs)
-        .map(|(tag, dir)| Share {
-            tag: tag.into(),
-            dir,
-        })
+        .map(|(tag, dir)| Share::new(tag, dir))
         .collect();
-    for (tag, options) in [
-        ("first", ""),
-        ("first", "bootshare.tag=first "),
-        ("second", "bootshare.tag=second "),
-    ] {
-        machine.append = format!("{options}bootshare.cmd=\"cat /which; devices\"");
+    let one = ["bootshare.tag=first", "bootshare.tag=second"];
+    for (tag, option) in ["first", "second"].into_iter().zip(one) {
+        machine.append = format!("{option} bootshare.cmd=\"cat /which; mounts; devices\"");
         let run = succeed(run(&machine));
-        run.line(&[&format!("bootshare: mounted {tag} (")]);
-        assert!(run.output().contains(&&*format!("the {tag} share")));
+        let mounted = format!("bootshare: mounted {tag} (");
+        run.line(&[&mounted]);
+        let output = run.output();
+        assert!(output.contains(&&*format!("the {tag} share")));
+        assert_eq!(
+            output.iter().filter(|line| line.contains(" on ")).count(),
+            1
+        );
         // `devices` shows both, whichever is in use.
         run.line(&["virtio-", "first"]);
         run.line(&["virtio-", "second"]);
+    }
+    for (tag, other, options) in [
+        ("first", "second", ""),
+        (
+            "second",
+            "first",
+            "bootshare.tag=second bootshare.tag=first",
+        ),
+    ] {
+        machine.append = format!(
+            "{options} bootshare.cmd=\"mounts; cat /which; cat {other}:/which; sha256 {tag}:which; \
+             ls {other}:; stat first:/nosuch\""
+        );
+        let run = run(&machine);
+        assert!(matches!(run.outcome, Outcome::FirmwareExit(1..)));
+        run.line(&["bootshare: error: first:/nosuch: no such file"]);
+        let digest = sha256(format!("the {tag} share\n").as_bytes());
+        let output = run.output();
+        assert!(output[0].starts_with(&format!("{tag} on / and {tag}:/ (FUSE 7.")));
+        assert!(output[1].starts_with(&format!("{other} on {other}:/ (FUSE 7.")));
+        let expected = [
+            format!("the {tag} share"),
+            format!("the {other} share"),
+            format!("{digest}  {tag}:which"),
+            "which".into(),
+        ];
+        assert_eq!(output[2..], expected);
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use bootshare_host::{Board, Machine, Outcome, demo};
+use bootshare_host::{Board, Machine, Outcome, Share, demo};
 
 use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
 
@@ -93,6 +93,51 @@ pub(crate) fn broken_then_good(board: Board) {
     run.line(&["bootshare: debug: command line: ", &words(board, "good")]);
 }
 
+/// Two shares with an entry each: the first share's is broken, so the second's is booted, with its
+/// files from the second share. Linux mounts that one then.
+pub(crate) fn of_two_shares(board: Board) {
+    let first = empty_dir(&format!("entries-first-{board:?}"));
+    let entry = "title First\nlinux /linux\ninitrd /initrd\n";
+    write(&first, "loader/entries/both.conf", entry);
+    write(&first, "linux", "not a kernel");
+    let second = share("second", board, "");
+    let entry = format!(
+        "title Second\nlinux /linux\ninitrd /initrd\noptions {}\n",
+        words(board, "second")
+    );
+    write(&second, "loader/entries/both.conf", &entry);
+    let mut machine = machine(board, Server::Rust, &second, "");
+    machine.shares.insert(
+        0,
+        Share {
+            tag: "first".into(),
+            dir: first,
+        },
+    );
+    let booted = expect_boot(&machine, &format!("{}:/linux", demo::TAG));
+    booted.line(&["bootshare: error: first:/loader/entries/both.conf: /linux: "]);
+    booted.line(&[&format!("bootshare: loaded {}:/initrd, ", demo::TAG)]);
+
+    machine.append = format!("bootshare.cmd=entries bootshare.entry={}:b*", demo::TAG);
+    assert_eq!(
+        list(&machine),
+        [format!("* both: Second ({}:/linux)", demo::TAG)]
+    );
+    machine.append = "bootshare.cmd=entries".into();
+    let both = [
+        "* both: First (first:/linux)".into(),
+        format!("  both: Second ({}:/linux)", demo::TAG),
+    ];
+    assert_eq!(list(&machine), both);
+}
+
+/// What `entries` prints.
+fn list(machine: &Machine) -> Vec<String> {
+    let run = run(machine);
+    assert_eq!(run.outcome, Outcome::FirmwareExit(0));
+    run.output().iter().map(|&line| line.to_owned()).collect()
+}
+
 pub(crate) fn chosen_by_glob(board: Board) {
     let share = two_entries("glob", board);
     let with = |options: &str| machine(board, Server::C, &share, options);
@@ -121,10 +166,7 @@ pub(crate) fn listed(board: Board) {
     fs::write(share.join("vmlinuz-6.1"), "").unwrap();
     let list = |options: &str| {
         let options = format!("{options} bootshare.cmd=entries");
-        let run = run(&machine(board, Server::Rust, &share, &options));
-        assert_eq!(run.outcome, Outcome::FirmwareExit(0));
-        let lines: Vec<_> = run.output().iter().map(|&line| line.to_owned()).collect();
-        lines
+        list(&machine(board, Server::Rust, &share, &options))
     };
     let broken = "broken-6.10: Broken (/6.1/linux)";
     let good = "good-6.1: Good (/6.1/linux)";

@@ -74,6 +74,19 @@ pub(crate) fn foreign_kernel(board: Board) {
     expect_error(&machine, &[&format!("/{name}"), found]);
 }
 
+/// A ROM starts at EL3 where there is one.
+pub(crate) fn el3(board: Board) {
+    let mut machine = machine(board, Server::C, demo_share(board.arch()), "");
+    machine.qemu_args = vec!["-machine".into(), "secure=on".into()];
+    expect_error(&machine, &["EL3", "without secure=on"]);
+}
+
+pub(crate) fn other_chipset(board: Board) {
+    let mut machine = machine(board, Server::C, demo_share(board.arch()), "");
+    machine.qemu_args = vec!["-machine".into(), "pc".into()];
+    expect_error(&machine, &["chipset", "q35 and microvm"]);
+}
+
 pub(crate) fn legacy_device(board: Board) {
     let share = demo_share(board.arch());
     let mut machine = machine(board, Server::C, share, "");

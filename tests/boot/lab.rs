@@ -46,12 +46,9 @@ fn target() -> PathBuf {
 
 /// A machine with the firmware for `board`, one share, and the firmware's options.
 pub(crate) fn machine(board: Board, server: Server, dir: &Path, options: &str) -> Machine {
-    let firmware = target().join("firmware").join(board.arch().firmware_name());
+    let firmware = target().join("firmware").join(board.firmware_name());
     let mut machine = Machine::new(board, firmware);
-    machine.shares.push(Share {
-        tag: demo::TAG.into(),
-        dir: dir.into(),
-    });
+    machine.shares.push(Share::new(demo::TAG, dir));
     machine.server = Some(server.path());
     machine.append = options.into();
     machine.time_limit = Some(LIMIT);

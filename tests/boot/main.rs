@@ -37,7 +37,7 @@ macro_rules! boards {
             }
 
             #[test]
-            fn uses_the_first_of_two_shares_or_the_one_named() {
+            fn mounts_two_shares_or_the_one_named() {
                 commands::two_shares(BOARD);
             }
 
@@ -75,6 +75,9 @@ boards! {
     x86_64_pc: X86_64Pc,
     aarch64_virt: Aarch64Virt,
     aarch64_virt_pci: Aarch64VirtPci,
+    x86_64_microvm_rom: X86_64MicrovmRom,
+    x86_64_q35_rom: X86_64Q35Rom,
+    aarch64_virt_rom: Aarch64VirtRom,
 }
 
 #[test]
@@ -98,6 +101,21 @@ fn virt_boots_linux_from_el2_over_pci() {
 }
 
 #[test]
+fn virt_boots_linux_from_el2_from_rom() {
+    linux::boots_from_el2(Board::Aarch64VirtRom);
+}
+
+#[test]
+fn virt_refuses_to_start_at_el3() {
+    failures::el3(Board::Aarch64VirtRom);
+}
+
+#[test]
+fn virt_boots_linux_from_the_rom_image_by_kernel() {
+    linux::boots_from_raw_image(Board::Aarch64Virt);
+}
+
+#[test]
 fn microvm_boots_linux_with_6_gib() {
     linux::boots_with_6_gib(Board::X86_64Microvm);
 }
@@ -108,13 +126,33 @@ fn q35_boots_linux_with_6_gib() {
 }
 
 #[test]
+fn microvm_boots_linux_with_6_gib_from_rom() {
+    linux::boots_with_6_gib(Board::X86_64MicrovmRom);
+}
+
+#[test]
+fn q35_boots_linux_with_6_gib_from_rom() {
+    linux::boots_with_6_gib(Board::X86_64Q35Rom);
+}
+
+#[test]
+fn a_rom_refuses_a_chipset_that_it_does_not_know() {
+    failures::other_chipset(Board::X86_64Q35Rom);
+}
+
+#[test]
 fn virt_boots_linux_with_6_gib() {
     linux::boots_with_6_gib(Board::Aarch64VirtPci);
 }
 
 #[test]
 fn microvm_without_acpi_tells_linux_where_its_devices_are() {
-    linux::boots_without_acpi();
+    linux::boots_without_acpi(Board::X86_64Microvm);
+}
+
+#[test]
+fn microvm_without_acpi_tells_linux_where_its_devices_are_from_rom() {
+    linux::boots_without_acpi(Board::X86_64MicrovmRom);
 }
 
 #[test]
@@ -160,6 +198,16 @@ fn entries_load_five_initrds_as_one() {
 #[test]
 fn entries_replace_the_device_tree() {
     entries::device_tree(Board::Aarch64Virt);
+}
+
+#[test]
+fn entries_of_two_shares_boot_on_q35() {
+    entries::of_two_shares(Board::X86_64Q35);
+}
+
+#[test]
+fn entries_of_two_shares_boot_on_virt() {
+    entries::of_two_shares(Board::Aarch64Virt);
 }
 
 #[test]

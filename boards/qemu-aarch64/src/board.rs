@@ -4,7 +4,7 @@ use crate::{
     clock::ArmClock,
     console, cpu,
     ecam::Ecam,
-    exit,
+    exit, fw_cfg,
     mapping::{self, Image, MAPPED_END, RAM_START, Table},
     tree::{self, PciHost},
 };
@@ -23,11 +23,15 @@ use core::{
 };
 use dtoolkit::fdt::Fdt;
 use heapless::Vec;
+use spin::Once;
 
 /// Big-endian 0xd00dfeed at the start of a device tree blob, before its size.
 const TREE_MAGIC: [u8; 4] = 0xd00d_feed_u32.to_be_bytes();
 /// End of the RAM in which the device tree may be: what `entry` maps.
 const FIRST_MAPPED_END: u64 = 2 << 30;
+
+/// The most bytes of a command line from fw_cfg.
+const MAX_COMMAND_LINE: usize = 4096;
 
 /// Ends of the image's parts, from the linker script: their addresses are what counts.
 mod symbols {
@@ -65,6 +69,7 @@ unsafe extern "C" {
 /// QEMU's `virt` machine.
 pub struct Virt {
     tree: Fdt<'static>,
+    command_line: &'static [u8],
     memory: MemoryMap,
     /// Devices were looked for: there must not be two transports to one device.
     searched: bool,
@@ -112,8 +117,13 @@ impl Virt {
         // SAFETY: the tables map the image, the RAM, where the device tree is, and the devices of
         // the first GiB. Nothing else is in use.
         unsafe { cpu::tables_changed() };
+        let command_line = match tree::command_line(tree) {
+            [] => command_line_from_fw_cfg(tree)?,
+            line => line,
+        };
         Ok(Self {
             tree,
+            command_line,
             memory,
             searched: false,
             pci,
@@ -178,6 +188,20 @@ impl Virt {
     }
 }
 
+/// What a machine that was started without `-kernel`, and so without `-append`, has for options.
+fn command_line_from_fw_cfg(tree: Fdt<'_>) -> Result<&'static [u8], &'static str> {
+    static LINE: Once<Vec<u8, MAX_COMMAND_LINE>> = Once::new();
+
+    let Some(registers) = tree::fw_cfg(tree) else {
+        return Ok(&[]);
+    };
+    // SAFETY: the device tree says so, and `Virt::new`, which comes here, runs once.
+    match unsafe { fw_cfg::open(registers) } {
+        Some(mut device) => Ok(LINE.try_call_once(|| device.command_line())?),
+        None => Ok(&[]),
+    }
+}
+
 /// The blob of the device tree: at `x0`, or, if that is 0, at the start of RAM, where QEMU puts it
 /// for an ELF file.
 ///
@@ -187,14 +211,16 @@ impl Virt {
 unsafe fn find_tree(x0: u64) -> Result<&'static [u8], &'static str> {
     let start = if x0 == 0 { RAM_START } else { x0 };
     if !(RAM_START..=FIRST_MAPPED_END - 8).contains(&start) || !start.is_multiple_of(8) {
-        return Err("x0 is no address of a device tree; start the firmware with QEMU's -kernel");
+        return Err(
+            "x0 is no address of a device tree; start the firmware with QEMU's -kernel or -bios",
+        );
     }
     let header = with_exposed_provenance::<u8>(start as usize);
     // SAFETY: eight bytes of mapped memory, which nothing writes to.
     let header = unsafe { slice::from_raw_parts(header, 8) };
     let (magic, size) = header.split_at(4);
     if magic != TREE_MAGIC {
-        return Err("there is no device tree; start the firmware with QEMU's -kernel");
+        return Err("there is no device tree; start the firmware with QEMU's -kernel or -bios");
     }
     let size = u32::from_be_bytes(size.try_into().unwrap_or_default());
     let blob = Range::with_size(start, size.into());
@@ -241,8 +267,12 @@ impl Board for Virt {
         console::write(text);
     }
 
+    fn read_console() -> Option<u8> {
+        console::read()
+    }
+
     fn command_line(&self) -> &'static [u8] {
-        tree::command_line(self.tree)
+        self.command_line
     }
 
     fn memory_map(&self) -> &MemoryMap {

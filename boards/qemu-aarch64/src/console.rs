@@ -1,4 +1,4 @@
-//! The PL011 UART, written to without interrupts and never waited for without end.
+//! The PL011 UART, used without interrupts and never waited for without end.
 
 use crate::clock::ArmClock;
 use bootshare::{boot::memory::Range, hal::Clock};
@@ -29,10 +29,12 @@ struct Registers {
 const _: () = assert!(core::mem::offset_of!(Registers, flags) == 0x18);
 const _: () = assert!(core::mem::offset_of!(Registers, control) == 0x30);
 
+/// Flag: no byte has come.
+const RECEIVE_EMPTY: u32 = 1 << 4;
 /// Flag: the transmit FIFO is full.
 const TRANSMIT_FULL: u32 = 1 << 5;
-/// Control: UART and transmitter on.
-const ENABLE: u32 = 1 << 0 | 1 << 8;
+/// Control: UART, transmitter and receiver on.
+const ENABLE: u32 = 1 << 0 | 1 << 8 | 1 << 9;
 /// The longest wait for room. A byte takes 0.1 ms at 115,200 baud.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -52,12 +54,11 @@ pub fn use_registers(registers: Range) {
     }
 }
 
-/// Writes bytes, each `\n` as `\r\n`.
-pub fn write(text: &[u8]) {
+/// Does something with the UART, which is turned on.
+fn with_uart<T>(act: impl FnOnce(UniqueMmioPointer<'_, Registers>) -> T) -> Option<T> {
     let base = NonNull::new(with_exposed_provenance_mut::<Registers>(
         BASE.load(Ordering::Relaxed),
-    ));
-    let Some(base) = base else { return };
+    ))?;
     // SAFETY: `BASE` is the aligned address of a PL011's registers in the first GiB, which is
     // mapped as device memory for ever. The pointer is gone when this function returns. The only
     // code that can run in between, on the one processor that is on, is the exception handler,
@@ -68,11 +69,29 @@ pub fn write(text: &[u8]) {
     if control & ENABLE != ENABLE {
         field!(uart, control).write(control | ENABLE);
     }
+    Some(act(uart))
+}
+
+/// A byte that has come, if there is one.
+pub fn read() -> Option<u8> {
+    with_uart(|mut uart| {
+        let is_empty = field_shared!(uart, flags).read() & RECEIVE_EMPTY != 0;
+        // Bits of errors are above the byte's.
+        (!is_empty).then(|| field!(uart, data).read() as u8)
+    })?
+}
+
+/// Writes bytes, each `\n` as `\r\n`.
+pub fn write(text: &[u8]) {
+    with_uart(|mut uart| write_to(&mut uart, text));
+}
+
+fn write_to(uart: &mut UniqueMmioPointer<'_, Registers>, text: &[u8]) {
     for byte in text {
         if *byte == b'\n' {
-            send(&mut uart, b'\r');
+            send(uart, b'\r');
         }
-        send(&mut uart, *byte);
+        send(uart, *byte);
     }
 }
 

@@ -3,10 +3,12 @@
 //!
 //! # What holds on arrival
 //!
-//! 1. The image lies at its link address, and `pc` is at its first instruction.
+//! 1. `pc` is at the image's first instruction. The image lies at its link address, or in flash at
+//!    address 0, where QEMU's `-bios` puts it: then it copies itself, and starts again from there.
 //! 2. The MMU and the data cache are off; interrupts are masked.
 //! 3. The exception level is EL1 or EL2. EL3 is refused with a message.
-//! 4. `x0` is the physical address of the device tree, or 0 (QEMU starts an ELF file so).
+//! 4. `x0` is the physical address of the device tree, or 0 (QEMU starts an ELF file so). After a
+//!    reset into flash it is taken for 0.
 //! 5. The first GiB of the address space is devices, and RAM starts at 1 GiB.
 //! 6. Nothing else is known: neither the other registers, nor `.bss`, nor whether floating point
 //!    traps.
@@ -15,7 +17,8 @@
 //!
 //! 1. The exception level is unchanged.
 //! 2. The MMU, data cache and instruction cache are on, and were before the first write to
-//!    memory: a hypervisor's cached view of guest memory and ours never differ.
+//!    memory: a hypervisor's cached view of guest memory and ours never differ. The copy from
+//!    flash comes before that; what caches may hold of its place is thrown away.
 //! 3. Addresses are physical ones. The first GiB is device memory, the second is normal memory,
 //!    executable only in the 2 MiB of the image. `mapping` refines this from the device tree.
 //! 4. `VBAR` points to our vectors. Every exception is fatal and is reported on its own stack.
@@ -115,15 +118,44 @@ _start:
 10: msr     daifset, #0xf
     msr     spsel, #1
 
-    // At the link address?
+    // At the link address, or in flash?
     adr     x9, _start
     movz    x10, #:abs_g1:_start
     movk    x10, #:abs_g0_nc:_start
-    adr     x1, 81f
     cmp     x9, x10
-    b.ne    70f
+    b.eq    14f
+    adr     x1, 81f
+    cbnz    x9, 70f
 
-    mrs     x9, CurrentEL
+    // In flash: copy the file's part of the image to its link address, with the MMU off.
+    mov     x2, x10
+    movz    x3, #:abs_g1:__data_end
+    movk    x3, #:abs_g0_nc:__data_end
+12: ldp     x4, x5, [x9], #16
+    ldp     x6, x7, [x9], #16
+    stp     x4, x5, [x2], #16
+    stp     x6, x7, [x2], #16
+    cmp     x2, x3
+    b.lo    12b
+    // Whatever caches hold of it, from before, is none of it.
+    mrs     x4, ctr_el0             // DminLine: log2 of the smallest line, in words
+    ubfx    x4, x4, #16, #4
+    mov     x5, #4
+    lsl     x4, x5, x4
+    dsb     sy
+    mov     x2, x10
+13: dc      ivac, x2
+    add     x2, x2, x4
+    cmp     x2, x3
+    b.lo    13b
+    dsb     sy
+    ic      iallu
+    dsb     nsh
+    isb
+    mov     x0, xzr
+    br      x10
+
+14: mrs     x9, CurrentEL
     ubfx    x9, x9, #2, #2
     adr     x1, 82f
     cmp     x9, #2
@@ -171,7 +203,7 @@ _start:
     hlt     #0xf000
 73: wfi
     b       73b
-81: .asciz  "bootshare: error: the image is not at its link address; start it with QEMU's -kernel\r\n"
+81: .asciz  "bootshare: error: the image is not at its link address; start it with QEMU's -kernel or -bios\r\n"
 82: .asciz  "bootshare: error: started at EL3; use -M virt without secure=on\r\n"
     .balign 8
 83: .quad   0x20026, 0x21           // ADP_Stopped_ApplicationExit, status

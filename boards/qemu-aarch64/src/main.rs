@@ -1,7 +1,7 @@
 //! Firmware for QEMU's aarch64 `virt` machine, with its devices on virtio-mmio or on PCI.
 //!
-//! One image, started with `-kernel` as an ELF file or as a raw arm64 Image. What the machine has
-//! is read from the device tree. The crate is an empty program on anything but bare metal, so that
+//! One image, started with `-kernel` as an ELF file or as a raw arm64 Image, or with `-bios` as the
+//! same raw image. What the machine has is read from the device tree. The crate is an empty program on anything but bare metal, so that
 //! `cargo test` and `cargo clippy` work on it like on any other.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
@@ -22,6 +22,8 @@ mod entry;
 mod exception;
 #[cfg(target_os = "none")]
 mod exit;
+#[cfg(target_os = "none")]
+mod fw_cfg;
 #[cfg(any(target_os = "none", test))]
 mod mapping;
 #[cfg(any(target_os = "none", test))]

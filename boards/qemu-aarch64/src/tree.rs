@@ -92,6 +92,12 @@ pub fn command_line(tree: Fdt<'_>) -> &[u8] {
         .unwrap_or_default()
 }
 
+/// QEMU's fw_cfg device.
+pub fn fw_cfg(tree: Fdt<'_>) -> Option<Range> {
+    let node = enabled(tree).find(|node| node.is_compatible("qemu,fw-cfg-mmio"))?;
+    ranges(node).next()
+}
+
 /// Physical address of the PL011 that `/chosen`, property `stdout-path` names, or else of the
 /// first one.
 pub fn console(tree: Fdt<'_>) -> Option<Range> {
@@ -427,6 +433,23 @@ mod tests {
         nonsense.root.add_child(chosen(b"/chosen\0"));
         assert_eq!(start(&nonsense), Some(0x0900_0000));
         assert_eq!(start(&tree([])), None);
+    }
+
+    #[test]
+    fn fw_cfg_is_found_by_its_kind() {
+        let device = |kind: &[u8]| {
+            let reg = cells(&[0, 0x0902_0000, 0, 0x18]);
+            tree([node(
+                "fw-cfg@9020000",
+                &[("compatible", kind), ("reg", &reg)],
+            )])
+        };
+        let registers = Range::with_size(0x0902_0000, 0x18);
+        assert_eq!(
+            with(&device(b"qemu,fw-cfg-mmio\0"), fw_cfg),
+            Some(registers)
+        );
+        assert_eq!(with(&device(b"qemu,other\0"), fw_cfg), None);
     }
 
     #[test]

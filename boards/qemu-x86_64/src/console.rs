@@ -66,6 +66,11 @@ pub fn write(text: &[u8]) {
     }
 }
 
+/// A byte that has come, if there is one.
+pub fn read() -> Option<u8> {
+    lock().as_mut()?.uart.try_receive_byte().ok()
+}
+
 impl Com1 {
     fn send(&mut self, mut bytes: &[u8]) {
         let mut progress = timestamp();

@@ -4,7 +4,7 @@ use crate::{
     clock::Clock,
     console, cpuid, entry, exceptions, exit,
     paging::{self, Paging},
-    pci, placement,
+    pci, placement, rom,
     start_info::{self, StartInfo},
     words,
 };
@@ -24,8 +24,8 @@ use spin::Once;
 /// The virtio-mmio slots of `microvm` (QEMU's `include/hw/i386/microvm.h`): 8 without ACPI, 24
 /// with it, the same first one.
 const SLOTS: u64 = 24;
-const FIRST_SLOT: u64 = 0xfeb0_0000;
-const SLOT_SIZE: usize = 0x200;
+pub const FIRST_SLOT: u64 = 0xfeb0_0000;
+pub const SLOT_SIZE: usize = 0x200;
 
 /// What the platform told. Static, because the command line is to outlive everything.
 static START_INFO: Once<StartInfo> = Once::new();
@@ -33,13 +33,15 @@ static START_INFO: Once<StartInfo> = Once::new();
 /// One of QEMU's `microvm`, `q35` and `pc`.
 pub struct Machine {
     info: &'static StartInfo,
+    /// It started as a ROM, and nothing else was there before.
+    is_rom: bool,
     clock: Clock,
     paging: Paging,
     /// The devices were given away.
     searched: bool,
 }
 
-/// Where the entry code goes: from here on it is Rust.
+/// Where the entry code goes: from here on it is Rust. `start_info` is 0 in a ROM.
 pub extern "sysv64" fn main(start_info: u32) -> ! {
     console::init();
     exceptions::init();
@@ -48,24 +50,31 @@ pub extern "sysv64" fn main(start_info: u32) -> ! {
             "the firmware was entered twice; reset the machine"
         ));
     };
+    let clock = Clock::calibrate();
     let mapped_end = paging.mapped_end();
-    let info = START_INFO.try_call_once(|| {
+    let is_rom = start_info == 0;
+    let info = START_INFO.call_once(|| {
+        if is_rom {
+            // SAFETY: `Paging::take` lets this happen once; it has mapped the first 4 GiB, and
+            // nothing but the ROM's copy in memory has run.
+            let info = unsafe { rom::read(clock) };
+            return info.unwrap_or_else(|error| exit::fail(format_args!("{error}")));
+        }
         start_info::read(start_info.into(), &|address, buffer| {
             read_memory(address, buffer, mapped_end)
         })
+        .unwrap_or_else(|error| exit::fail(format_args!("{error}")))
     });
     // Not before: the start info's memory map may be in page 0.
     paging.protect(&[entry::STACK.guard(), exceptions::STACK.guard()]);
-    let machine = match info {
-        Ok(info) => Machine {
-            info,
-            clock: Clock::calibrate(),
-            paging,
-            searched: false,
-        },
-        Err(error) => exit::fail(format_args!("{error}")),
+    let machine = Machine {
+        info,
+        is_rom,
+        clock,
+        paging,
+        searched: false,
     };
-    // SAFETY: the memory map is PVH's, `occupied` and `mapped_end` are what the linker and `paging`
+    // SAFETY: the memory map is the platform's, `occupied` and `mapped_end` are what the linker and `paging`
     // made, and `Paging::take` lets this happen once.
     unsafe { bootshare::loader::run(machine) }
 }
@@ -96,6 +105,10 @@ impl Board for Machine {
 
     fn write_console(text: &[u8]) {
         console::write(text);
+    }
+
+    fn read_console() -> Option<u8> {
+        console::read()
     }
 
     fn command_line(&self) -> &'static [u8] {
@@ -148,7 +161,12 @@ impl Board for Machine {
             self.probe_slots(&mut found);
             return found;
         };
-        let Self { info, paging, .. } = self;
+        let Self {
+            info,
+            is_rom,
+            paging,
+            ..
+        } = self;
         let paging = RefCell::new(paging);
         let rules = BarRules {
             accept: &|address, size| {
@@ -156,8 +174,8 @@ impl Board for Machine {
                 placement::is_device_memory(&info.memory_map, bar)
                     && paging.borrow_mut().map_device(bar)
             },
-            // SeaBIOS has placed all BARs, and knows the chipset's windows; we don't.
-            unassigned: None,
+            // SeaBIOS has placed all BARs, and knows the chipset's windows, unless we are it.
+            unassigned: is_rom.then(|| placement::pci_window(&info.memory_map)),
         };
         // SAFETY: nothing else uses PCI, and this line runs once. What the rules accept is mapped,
         // outside of everything that the platform's memory map or the chipset claims.

@@ -1,11 +1,17 @@
 //! Firmware for QEMU's x86_64 boards: `microvm` (virtio-mmio), `q35` and `pc` (virtio-pci).
 //!
 //! Floor 7: facts of these machines, no policy. The image starts by PVH, so that QEMU's `-kernel`
-//! enters it directly, and finds out by itself which machine it is on.
+//! enters it directly, or as a ROM, by `-bios`, on `microvm` and `q35`. It finds out by itself
+//! which machine it is on.
 //!
 //! | module | what lives there | touches |
 //! |---|---|---|
 //! | `entry` | ELF note, 32-bit entry, long mode, the stack | everything, once |
+//! | `reset` | a ROM's way there, from the reset vector | everything, once |
+//! | `rom` | what a ROM finds out in PVH's place | the end of low memory, once |
+//! | `chipset` | what a ROM sets up on `q35` | 00:00.0, 00:1f.0 and port 0x4d1 |
+//! | `mtrr` | memory types, there | MTRRs |
+//! | `fw_cfg` | QEMU's files for a ROM | ports 0x514 to 0x51b |
 //! | `paging` | the identity map, guard pages | page tables, CR3, EFER |
 //! | `exceptions` | GDT, TSS, IDT: an exception becomes an error line | these tables |
 //! | `console` | COM1 | ports 0x3f8 to 0x3ff |
@@ -15,6 +21,8 @@
 //! | `pci` | configuration space | ports 0xcf8 to 0xcff |
 //! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | the slots of `microvm` |
 //! | `start_info` | parser: what PVH tells | nothing, from here on |
+//! | `e820` | parser: a ROM's memory map | |
+//! | `table_loader` | a ROM's ACPI tables | |
 //! | `tables` | the page tables' content | |
 //! | `tsc` | arithmetic of the clock | |
 //! | `placement` | where device memory may be | |
@@ -26,9 +34,13 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(any(target_os = "none", test))]
+mod e820;
+#[cfg(any(target_os = "none", test))]
 mod placement;
 #[cfg(any(target_os = "none", test))]
 mod start_info;
+#[cfg(any(target_os = "none", test))]
+mod table_loader;
 #[cfg(any(target_os = "none", test))]
 mod tables;
 #[cfg(any(target_os = "none", test))]
@@ -36,6 +48,8 @@ mod tsc;
 #[cfg(any(target_os = "none", test))]
 mod words;
 
+#[cfg(target_os = "none")]
+mod chipset;
 #[cfg(target_os = "none")]
 mod clock;
 #[cfg(target_os = "none")]
@@ -49,11 +63,19 @@ mod exceptions;
 #[cfg(target_os = "none")]
 mod exit;
 #[cfg(target_os = "none")]
+mod fw_cfg;
+#[cfg(target_os = "none")]
 mod machine;
+#[cfg(target_os = "none")]
+mod mtrr;
 #[cfg(target_os = "none")]
 mod paging;
 #[cfg(target_os = "none")]
 mod pci;
+#[cfg(target_os = "none")]
+mod reset;
+#[cfg(target_os = "none")]
+mod rom;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

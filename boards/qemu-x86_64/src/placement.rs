@@ -26,6 +26,13 @@ pub fn is_device_memory(memory_map: &MemoryMap, range: Range) -> bool {
             .all(|region| !region.range.overlaps(&range))
 }
 
+/// Where `q35` has room for BARs below 4 GiB: above the RAM and configuration space.
+pub fn pci_window(memory_map: &MemoryMap) -> core::ops::Range<u64> {
+    let low = memory_map.iter().map(|region| region.range.end);
+    let start = low.filter(|end| *end < CHIPSET.start).max();
+    start.unwrap_or(CHIPSET.start)..CHIPSET.start
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +58,17 @@ mod tests {
         for address in [0xfe00_0000, 0xc000_0000, 6 << 30, 0xff_ffe0_0000] {
             assert!(is_device_memory(&map(), Range::with_size(address, 0x4000)));
         }
+    }
+
+    #[test]
+    fn the_pci_window_is_above_all_memory_and_below_the_chipset() {
+        let mut map = map();
+        assert_eq!(pci_window(&map), 0xc000_0000..0xfec0_0000);
+        let range = Range::with_size(0xfeff_c000, 0x4000);
+        let kind = MemoryKind::Reserved;
+        map.push(MemoryRegion { range, kind }).unwrap();
+        assert_eq!(pci_window(&map), 0xc000_0000..0xfec0_0000);
+        assert!(pci_window(&MemoryMap::new()).is_empty());
     }
 
     #[test]

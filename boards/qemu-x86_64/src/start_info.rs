@@ -174,25 +174,30 @@ fn memory_map(
             .checked_mul(size_of::<Entry>() as u64)
             .and_then(|offset| get(start.checked_add(offset)?, read))
             .ok_or(Error::Unreadable("memory map", start))?;
-        let region = MemoryRegion {
-            range: Range::with_size(entry.address.get(), entry.size.get()),
-            kind: match entry.kind.get() {
-                0 => continue,
-                1 => MemoryKind::Usable,
-                3 => MemoryKind::AcpiReclaimable,
-                4 => MemoryKind::AcpiNvs,
-                5 => MemoryKind::Unusable,
-                7 => MemoryKind::Persistent,
-                // Also "disabled" (6) and whatever comes to be.
-                _ => MemoryKind::Reserved,
-            },
-        };
-        if region.range.size() != 0 {
+        if let Some(region) = region(entry.address.get(), entry.size.get(), entry.kind.get()) {
             map.push(region)
                 .map_err(|_| Error::MemoryMapTooLong(entries))?;
         }
     }
     Ok(map)
+}
+
+/// A region of a BIOS memory map, whose kinds PVH shares; `None` if it is empty.
+pub fn region(address: u64, size: u64, kind: u32) -> Option<MemoryRegion> {
+    let region = MemoryRegion {
+        range: Range::with_size(address, size),
+        kind: match kind {
+            0 => return None,
+            1 => MemoryKind::Usable,
+            3 => MemoryKind::AcpiReclaimable,
+            4 => MemoryKind::AcpiNvs,
+            5 => MemoryKind::Unusable,
+            7 => MemoryKind::Persistent,
+            // Also "disabled" (6) and whatever comes to be.
+            _ => MemoryKind::Reserved,
+        },
+    };
+    Some(region).filter(|region| region.range.size() != 0)
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! real descriptor tables and rings that the driver built, as hardware would: what an address
 //! means is the same for both, since "physical" addresses are this process's own. Who answers a
 //! request is a [`Backend`]: virtiofsd's own request handler ([`Virtiofsd`]), fuse-backend-rs's
-//! ([`FuseBackend`]), or a script that may lie in any way it likes ([`Scripted`]).
+//! ([`FuseBackend`]), the host tool's embedded server ([`Embedded`]), or a script that may lie in
+//! any way it likes ([`Scripted`]).
 //!
 //! Every request is recorded and held against the rules that keep real servers alive ([`Log`]).
 
@@ -22,7 +23,7 @@ mod wire;
 
 pub use backend::{Answer, AsNobody, Backend, Reply, Scripted, When, open_files_below};
 #[cfg(feature = "servers")]
-pub use backend::{FuseBackend, Virtiofsd};
+pub use backend::{Embedded, FuseBackend, Virtiofsd};
 pub use chain::{Buffer, Chain};
 pub use clock::{RealClock, Stopped, VirtualClock};
 pub use device::{Device, Order, Quirks, Reset, TestTransport};

@@ -3,6 +3,8 @@
 #[cfg(feature = "servers")]
 mod address_space;
 #[cfg(feature = "servers")]
+mod embedded;
+#[cfg(feature = "servers")]
 mod fuse_backend;
 #[cfg(feature = "servers")]
 mod one_chain;
@@ -10,6 +12,8 @@ mod scripted;
 #[cfg(feature = "servers")]
 mod virtiofsd;
 
+#[cfg(feature = "servers")]
+pub use embedded::Embedded;
 #[cfg(feature = "servers")]
 pub use fuse_backend::FuseBackend;
 pub use scripted::{Reply, Scripted};

@@ -49,14 +49,14 @@ pub fn a_thousand_entries(server: Server) {
 
 #[test]
 fn a_hundred_thousand_entries() {
-    // One directory for both servers: to make it takes longer than to list it.
+    // One directory for all servers: to make it takes longer than to list it.
     let dir = TempDir::new();
     let name = |number: usize| format!("entry-{number}");
     for number in 0..100_000 {
         fs::File::create_new(dir.path().join(name(number))).unwrap();
     }
     let expected = set((0..100_000).map(name));
-    for server in [Server::Virtiofsd, Server::FuseBackend] {
+    for server in [Server::Virtiofsd, Server::FuseBackend, Server::Embedded] {
         let device = Device::new(server.backend(dir.path()));
         let share = mount(&device, bootshare::Options::default()).unwrap();
         assert!(names(&share, "/") == expected);

@@ -1,5 +1,5 @@
-//! What the client makes of a share, on every server: one suite, run against virtiofsd's request
-//! handler and against fuse-backend-rs's.
+//! What the client makes of a share, on every server: one suite, run against the request handlers of
+//! virtiofsd and of fuse-backend-rs, and against the host tool's embedded server.
 
 mod directories;
 mod files;
@@ -17,6 +17,9 @@ macro_rules! on_each_server {
         }
         mod fuse_backend {
             $(#[test] fn $name() { crate::$module::$name(crate::rig::Server::FuseBackend); })*
+        }
+        mod embedded {
+            $(#[test] fn $name() { crate::$module::$name(crate::rig::Server::Embedded); })*
         }
     };
 }

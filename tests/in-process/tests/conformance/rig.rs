@@ -2,7 +2,7 @@
 
 use bootshare::Options;
 use bootshare_tests::{
-    AsNobody, Backend, Balance, Device, FuseBackend, Quirks, TempDir, TestHal, TestShare,
+    AsNobody, Backend, Balance, Device, Embedded, FuseBackend, Quirks, TempDir, TestHal, TestShare,
     Virtiofsd, mount, open_files_below,
 };
 use std::{fs, path::Path, sync::Arc};
@@ -12,6 +12,7 @@ use std::{fs, path::Path, sync::Arc};
 pub enum Server {
     Virtiofsd,
     FuseBackend,
+    Embedded,
 }
 
 impl Server {
@@ -19,6 +20,7 @@ impl Server {
         match self {
             Self::Virtiofsd => Arc::new(Virtiofsd::new(root).unwrap()),
             Self::FuseBackend => Arc::new(FuseBackend::new(root).unwrap()),
+            Self::Embedded => Arc::new(Embedded::of(vec![root.into()])),
         }
     }
 }

@@ -1,0 +1,197 @@
+//! The memory map of a ROM: QEMU's, from fw_cfg (`etc/e820`, QEMU's hw/i386/e820_memory_layout.c),
+//! with what a firmware knows of a PC besides. Pure.
+#![forbid(unsafe_code)]
+
+use crate::start_info::region;
+use bootshare::boot::memory::{MAX_REGIONS, MemoryKind, MemoryMap, MemoryRegion, Range};
+use zerocopy::{
+    FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout,
+    little_endian::{U32, U64},
+};
+
+/// The file.
+pub const FILE: &[u8] = b"etc/e820";
+
+/// From the end of conventional memory to 1 MiB: VGA, option ROMs, and the BIOS, which we are not.
+const UPPER_MEMORY: Range = Range {
+    start: 0xa_0000,
+    end: 1 << 20,
+};
+
+/// `struct e820_entry`.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Entry {
+    address: U64,
+    size: U64,
+    kind: U32,
+}
+
+/// As many entries as a memory map holds, to read the file into.
+pub fn empty() -> [Entry; MAX_REGIONS] {
+    [Entry::new_zeroed(); MAX_REGIONS]
+}
+
+/// The memory map that these entries are.
+///
+/// # Errors
+///
+/// What is wrong with it, for the person at the console.
+pub fn memory_map(entries: &[Entry]) -> Result<MemoryMap, &'static str> {
+    let mut map = MemoryMap::new();
+    for entry in entries {
+        if let Some(region) = region(entry.address.get(), entry.size.get(), entry.kind.get()) {
+            map.push(region).map_err(|_| TOO_LONG)?;
+        }
+    }
+    reserve(&mut map, UPPER_MEMORY)?;
+    Ok(map)
+}
+
+/// What is said of a memory map with too many entries.
+pub const TOO_LONG: &str = "the memory map has too many entries; use fewer memory devices";
+
+/// Takes `range` out of the usable memory, and lists it as reserved.
+///
+/// # Errors
+///
+/// The map becomes too long.
+pub fn reserve(map: &mut MemoryMap, range: Range) -> Result<(), &'static str> {
+    for index in 0..map.len() {
+        let Some(region) = map.get_mut(index) else {
+            break;
+        };
+        if region.kind != MemoryKind::Usable || !region.range.overlaps(&range) {
+            continue;
+        }
+        let above = MemoryRegion {
+            range: Range {
+                start: range.end,
+                end: region.range.end,
+            },
+            ..*region
+        };
+        region.range.end = range.start.max(region.range.start);
+        if above.range.size() != 0 {
+            map.push(above).map_err(|_| TOO_LONG)?;
+        }
+    }
+    map.retain(|region| region.range.size() != 0);
+    let kind = MemoryKind::Reserved;
+    map.push(MemoryRegion { range, kind }).map_err(|_| TOO_LONG)
+}
+
+/// The last `size` bytes, in whole pages, of usable memory below 4 GiB, or as many as there are
+/// above `floor`.
+pub fn top(map: &MemoryMap, floor: u64, size: u64) -> Option<Range> {
+    const PAGES: u64 = !0xfff;
+
+    let usable = map
+        .iter()
+        .filter(|region| region.kind == MemoryKind::Usable && region.range.end <= 1 << 32)
+        .max_by_key(|region| region.range.end)?
+        .range;
+    let end = usable.end & PAGES;
+    let floor = floor.max(usable.start).checked_add(0xfff)?;
+    let start = end.saturating_sub(size).max(floor) & PAGES;
+    (start < end).then_some(Range { start, end })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(address: u64, size: u64, kind: u32) -> Entry {
+        Entry {
+            address: address.into(),
+            size: size.into(),
+            kind: kind.into(),
+        }
+    }
+
+    /// What QEMU tells of a PC with 4 GiB.
+    fn map() -> MemoryMap {
+        memory_map(&[
+            entry(0xfeff_c000, 0x4000, 2),
+            entry(0, 0x8000_0000, 1),
+            entry(1 << 32, 0x8000_0000, 1),
+            entry(0, 0, 0),
+        ])
+        .unwrap()
+    }
+
+    fn of_kind(map: &MemoryMap, kind: MemoryKind) -> std::vec::Vec<(u64, u64)> {
+        let mut ranges: std::vec::Vec<_> = map
+            .iter()
+            .filter(|region| region.kind == kind)
+            .map(|region| (region.range.start, region.range.end))
+            .collect();
+        ranges.sort_unstable();
+        ranges
+    }
+
+    #[test]
+    fn an_entry_has_20_bytes() {
+        assert_eq!(size_of::<Entry>(), 20);
+    }
+
+    #[test]
+    fn upper_memory_is_nobodys() {
+        let map = map();
+        assert_eq!(
+            of_kind(&map, MemoryKind::Usable),
+            [
+                (0, 0xa_0000),
+                (1 << 20, 0x8000_0000),
+                (1 << 32, 0x1_8000_0000)
+            ]
+        );
+        assert_eq!(
+            of_kind(&map, MemoryKind::Reserved),
+            [(0xa_0000, 1 << 20), (0xfeff_c000, 0xff00_0000)]
+        );
+    }
+
+    #[test]
+    fn memory_is_reserved_at_the_ends_of_a_region_in_its_middle_and_outside() {
+        let mut map = map();
+        for (start, end) in [
+            (0x7fff_0000, 0x8000_0000),
+            (1 << 20, 2 << 20),
+            (0x1000_0000, 0x1000_1000),
+            (0xb000_0000, 0xc000_0000),
+            (0xffff_0000, 0x1_8000_0000),
+        ] {
+            reserve(&mut map, Range { start, end }).unwrap();
+        }
+        assert_eq!(
+            of_kind(&map, MemoryKind::Usable),
+            [
+                (0, 0xa_0000),
+                (2 << 20, 0x1000_0000),
+                (0x1000_1000, 0x7fff_0000)
+            ]
+        );
+        assert_eq!(of_kind(&map, MemoryKind::Reserved).len(), 7);
+    }
+
+    #[test]
+    fn the_top_is_below_4_gib_and_above_the_floor() {
+        let (map, floor) = (map(), 2 << 20);
+        let top = |size| top(&map, floor, size).unwrap();
+        assert_eq!(top(4 << 20), Range::with_size(0x7fc0_0000, 4 << 20));
+        assert_eq!(top(1), Range::with_size(0x7fff_f000, 0x1000));
+        assert_eq!(top(1 << 40).start, floor);
+        assert_eq!(super::top(&map, 0x8000_0000, 1), None);
+        assert_eq!(super::top(&MemoryMap::new(), floor, 1), None);
+    }
+
+    #[test]
+    fn a_map_that_grows_too_long_is_an_error() {
+        let entries: std::vec::Vec<_> = (0..128)
+            .map(|n| entry((n + 1) << 24, 0x1_0000, 1))
+            .collect();
+        assert!(memory_map(&entries[..127]).is_ok());
+        assert!(memory_map(&entries).is_err());
+    }
+}

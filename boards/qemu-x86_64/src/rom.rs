@@ -1,0 +1,157 @@
+//! What PVH would have told, found out by ourselves: the machine reset into our ROM, and nothing
+//! ran before.
+
+use crate::{
+    chipset,
+    clock::Clock,
+    e820::{self, Entry},
+    fw_cfg::{self, Ports},
+    machine::{FIRST_SLOT, SLOT_SIZE},
+    paging, pci,
+    start_info::{MAX_COMMAND_LINE, StartInfo},
+    table_loader::{self, Files},
+};
+use bootshare::boot::memory::{MemoryMap, Range};
+use bootshare_qemu_fw_cfg::FwCfg;
+use core::{
+    fmt::{self, Write},
+    ptr, slice,
+};
+use heapless::Vec;
+use zerocopy::IntoBytes;
+
+/// What `microvm` has without ACPI (QEMU's hw/i386/microvm.c): 8 virtio-mmio slots, with an
+/// interrupt each from this one on.
+const SLOTS_WITHOUT_ACPI: u64 = 8;
+const FIRST_INTERRUPT: u64 = 5;
+
+/// The most memory that ACPI's tables get. QEMU's take some 200 KiB.
+const TABLES: u64 = 4 << 20;
+
+type Device = FwCfg<Ports, Clock>;
+type CommandLine = Vec<u8, MAX_COMMAND_LINE>;
+
+/// Sets up what a firmware has to, and reads the rest from fw_cfg.
+///
+/// # Errors
+///
+/// What is missing, for the person at the console.
+///
+/// # Safety
+///
+/// To be called once, when nothing but the image uses memory; the first 4 GiB must be mapped.
+pub unsafe fn read(clock: Clock) -> Result<StartInfo, &'static str> {
+    // SAFETY: this is called once, and nothing else uses the device.
+    let device = unsafe { fw_cfg::open(clock) };
+    let mut device = device.ok_or("there is no fw_cfg device; this ROM is for QEMU")?;
+    let mut memory_map = read_memory_map(&mut device)?;
+    // Before the tables: QEMU makes them when they are read, of what is set up by then.
+    let pci = pci::Ports::find();
+    let has_pci = pci.is_some();
+    if let Some(mut pci) = pci {
+        e820::reserve(&mut memory_map, chipset::set_up(&mut pci)?)?;
+    }
+    // SAFETY: the map is QEMU's, and only the image uses memory, as the caller says.
+    let rsdp = unsafe { load_tables(&mut device, &mut memory_map) }?;
+    let mut command_line = device.command_line()?;
+    if !has_pci && rsdp == 0 {
+        // SAFETY: without PCI this is `microvm`; the first 4 GiB are mapped.
+        unsafe { name_slots(&mut command_line) }
+            .map_err(|_| "the command line is too long; shorten it")?;
+    }
+    Ok(StartInfo {
+        command_line,
+        memory_map,
+        rsdp,
+    })
+}
+
+/// Appends where the devices of a `microvm` without ACPI are, as QEMU does to the command line of
+/// what it starts itself: [`words`](crate::words) passes it on.
+///
+/// # Safety
+///
+/// The slots of `microvm`, or nothing, must be where they belong, and mapped.
+unsafe fn name_slots(line: &mut CommandLine) -> fmt::Result {
+    /// "virt" in little endian, at the start of each slot (virtio 1.2, section 4.2.2).
+    const MAGIC: u32 = 0x7472_6976;
+    /// The device ID, which is 0 in an empty slot.
+    const DEVICE_ID: u64 = 8;
+
+    for slot in 0..SLOTS_WITHOUT_ACPI {
+        let address = FIRST_SLOT + slot * SLOT_SIZE as u64;
+        let read = |offset: u64| {
+            let register = ptr::with_exposed_provenance::<u32>((address + offset) as usize);
+            // SAFETY: the first 4 GiB are mapped, and reading these registers has no effect.
+            unsafe { register.read_volatile() }
+        };
+        if read(0) == MAGIC && read(DEVICE_ID) != 0 {
+            let interrupt = FIRST_INTERRUPT + slot;
+            write!(
+                line,
+                " virtio_mmio.device={SLOT_SIZE}@{address:#x}:{interrupt}"
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn read_memory_map(device: &mut Device) -> Result<MemoryMap, &'static str> {
+    let file = device
+        .file(e820::FILE)
+        .ok_or("QEMU tells no memory map (fw_cfg file etc/e820)")?;
+    let mut entries = e820::empty();
+    let count = file.size as usize / size_of::<Entry>();
+    let entries = entries.get_mut(..count).ok_or(e820::TOO_LONG)?;
+    device
+        .read(file, entries.as_mut_bytes())
+        .map_err(|_| "the fw_cfg file etc/e820 can't be read")?;
+    e820::memory_map(entries)
+}
+
+/// Puts ACPI's tables to the end of the memory below 4 GiB, and answers with the address of their
+/// root pointer, or 0 if there are none.
+///
+/// # Safety
+///
+/// Usable memory must be RAM that nothing but the image uses, mapped to its addresses.
+unsafe fn load_tables(
+    device: &mut Device,
+    memory_map: &mut MemoryMap,
+) -> Result<u64, &'static str> {
+    let range = e820::top(memory_map, paging::image().end, TABLES)
+        .ok_or("there is no memory for ACPI's tables; give the machine more")?;
+    let start = ptr::with_exposed_provenance_mut(range.start as usize);
+    // SAFETY: usable memory below 4 GiB and above the image, so mapped and used by nobody. RAM
+    // holds bytes, whatever they are. What the tables take is usable no more when this returns,
+    // and the slice is gone.
+    let memory = unsafe { slice::from_raw_parts_mut(start, range.size() as usize) };
+    match table_loader::load(device, range.start, memory)? {
+        Some(tables) => {
+            let start = tables.memory.start & !(crate::tables::PAGE - 1);
+            let taken = Range {
+                start,
+                ..tables.memory
+            };
+            e820::reserve(memory_map, taken)?;
+            Ok(tables.rsdp)
+        }
+        None => Ok(0),
+    }
+}
+
+impl Files for Device {
+    fn size(&mut self, name: &[u8]) -> Option<usize> {
+        Some(self.file(name)?.size as usize)
+    }
+
+    fn read(&mut self, name: &[u8], buffer: &mut [u8]) -> bool {
+        self.file(name)
+            .is_some_and(|file| FwCfg::read(self, file, buffer).is_ok())
+    }
+
+    fn write(&mut self, name: &[u8], offset: u32, bytes: &[u8]) -> bool {
+        self.file(name)
+            .is_some_and(|file| FwCfg::write(self, file, offset, bytes).is_ok())
+    }
+}

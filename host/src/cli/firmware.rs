@@ -1,0 +1,135 @@
+//! The firmware images: carried by the program itself when it was built by `make host`, or else
+//! files as `make firmware` leaves them.
+
+use std::fmt;
+use std::fs;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use bootshare_host::Board;
+use bootshare_host::process::Invocation;
+use rustix::fs::{MemfdFlags, memfd_create};
+
+/// Where `make firmware` leaves the images.
+const BUILT: &str = "target/firmware";
+
+#[cfg(feature = "embed-firmware")]
+macro_rules! images {
+    ($($name:literal),*) => {
+        &[$(($name, include_bytes!(concat!("../../../target/firmware/", $name)))),*]
+    };
+}
+
+/// File names and images.
+#[cfg(feature = "embed-firmware")]
+const CARRIED: &[(&str, &[u8])] = images!(
+    "bootshare-x86_64.elf",
+    "bootshare-x86_64.rom",
+    "bootshare-aarch64.elf",
+    "bootshare-aarch64.bin"
+);
+#[cfg(not(feature = "embed-firmware"))]
+const CARRIED: &[(&str, &[u8])] = &[];
+
+/// A firmware image as a file for QEMU.
+pub(super) struct Image {
+    /// Its path, which holds as long as this value lives.
+    pub(super) path: PathBuf,
+    /// What the path refers to when the program carries the image: a file without a name needs no
+    /// disk and leaves nothing behind.
+    _memory: Option<fs::File>,
+    carried: Option<&'static str>,
+}
+
+impl fmt::Display for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.carried {
+            Some(name) => write!(f, "this program carries {name}"),
+            None => write!(f, "{}", self.path.display()),
+        }
+    }
+}
+
+impl Image {
+    /// The named image, or the one of `board`.
+    pub(super) fn find(named: Option<PathBuf>, board: Board) -> Result<Self> {
+        let name = board.firmware_name();
+        let carried = CARRIED.iter().find(|(file, _)| *file == name);
+        match (named, carried) {
+            (None, Some((file, bytes))) => Self::in_memory(file, bytes),
+            (named, _) => {
+                let path = named.unwrap_or_else(|| Path::new(BUILT).join(name));
+                Ok(Self {
+                    path,
+                    _memory: None,
+                    carried: None,
+                })
+            }
+        }
+    }
+
+    fn in_memory(name: &'static str, bytes: &[u8]) -> Result<Self> {
+        let fd = memfd_create(name, MemfdFlags::CLOEXEC).context("cannot make a memfd")?;
+        let mut file = fs::File::from(fd);
+        file.write_all(bytes).context("cannot fill a memfd")?;
+        let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        Ok(Self {
+            path: path.into(),
+            _memory: Some(file),
+            carried: Some(name),
+        })
+    }
+
+    /// `commands`, which name our image, for a person to run when we are gone.
+    pub(super) fn outlive(&self, commands: String) -> Result<String> {
+        let Some(name) = self.carried else {
+            return Ok(commands);
+        };
+        let dir = std::env::temp_dir();
+        let ours = self.path.display().to_string();
+        let theirs = Invocation::new(dir.join(name)).shell();
+        let mut write = Invocation::new(program()?);
+        write.arg("firmware").arg(dir);
+        Ok(format!(
+            "{}\n{}",
+            write.shell(),
+            commands.replace(&ours, &theirs)
+        ))
+    }
+}
+
+/// This program, for commands that a person may run in another directory.
+fn program() -> Result<PathBuf> {
+    std::env::current_exe().context("cannot tell where this program is")
+}
+
+/// Writes all images into `dir`.
+pub(super) fn write(dir: &Path) -> Result<()> {
+    ensure!(
+        !CARRIED.is_empty(),
+        "this program carries no firmware: build it with `make host`, or take the images that \
+         `make firmware` leaves in {BUILT}"
+    );
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    for (name, bytes) in CARRIED {
+        let path = dir.join(name);
+        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(all(test, feature = "embed-firmware"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_board_finds_its_image() {
+        for board in Board::ALL {
+            let image = Image::find(None, board).unwrap();
+            let size = fs::metadata(&image.path).unwrap().len();
+            assert_ne!(size, 0, "{board:?}");
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The command line: its commands, and how they report failure.
+
+mod boot;
+mod doctor;
+mod firmware;
+
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::builder::styling::{AnsiColor, Style, Styles};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+
+use bootshare_host::guest::Parts;
+use bootshare_host::serve::{self, DEFAULT_THREADS, Fault, Options, Trace};
+use bootshare_host::{Board, demo, rom, size};
+
+/// Exit status when nothing could be started: bad usage, something missing.
+const NOT_STARTED: u8 = 123;
+
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// Boot QEMU machines straight from a directory
+#[derive(Parser)]
+#[command(name = "bootshare-host", version, styles = STYLES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Sub,
+}
+
+#[derive(Subcommand)]
+enum Sub {
+    Boot(Box<boot::Boot>),
+    Serve(Serve),
+    /// Print a trace as a readable table, and what it comes to
+    Trace {
+        /// What `boot --trace` or `serve --trace` wrote
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    Demo(Demo),
+    /// Check this machine, and say what to do about what is missing
+    ///
+    /// Each line starts with ok, warn (something you may not need) or fail. The exit status is 1
+    /// when something failed that every boot needs.
+    Doctor,
+    /// Write the firmware images that this program carries
+    Firmware {
+        /// The directory to write them into
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+    },
+    /// Print the size of firmware images
+    Size {
+        /// The ELF images
+        #[arg(required = true, value_hint = ValueHint::FilePath)]
+        images: Vec<PathBuf>,
+    },
+    /// Make of a firmware image a ROM for QEMU's -bios
+    Rom {
+        /// The ELF image
+        #[arg(value_hint = ValueHint::FilePath)]
+        image: PathBuf,
+        /// The ROM to write
+        #[arg(value_hint = ValueHint::FilePath)]
+        rom: PathBuf,
+    },
+    /// Print what makes a shell complete this program's options
+    ///
+    /// For bash, until you log out: source <(bootshare-host completions bash)
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages: bootshare-host.1, and one for each command
+    Man {
+        /// The directory to write them into, e.g. ~/.local/share/man/man1
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+    },
+}
+
+const RULES: &str = "\
+Rules of --fault, with commas between them:
+  delay=TIME[@WHICH]        the request waits before it is answered (250us, 20ms, 1.5s)
+  drop=WHICH                it is never answered
+  error=ERRNO[@WHICH]       it fails: EIO, ENOENT, ..., or a number
+  truncate=BYTES[@WHICH]    the used ring tells of no more than BYTES of its reply
+  corrupt=SEED[@WHICH]      bits of its reply are flipped; without WHICH, of every tenth
+  disconnect-after=N        after N requests the server hangs up
+  seed=N                    which requests P% means
+WHICH is an operation (READ, LOOKUP, ...), or N, N+ or P%, or both, as in READ:5: the fifth READ.";
+
+/// Serve directories to a QEMU that was started by somebody else, until a signal comes
+#[derive(Args)]
+#[command(after_help = RULES)]
+struct Serve {
+    /// The directory to serve; with more than one, earlier ones cover later ones
+    #[arg(value_name = "DIR", required = true, value_hint = ValueHint::DirPath)]
+    dirs: Vec<PathBuf>,
+    /// The vhost-user socket to make
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    socket: PathBuf,
+    /// The share's name in messages and traces
+    #[arg(long, default_value = demo::TAG)]
+    tag: String,
+    /// How many requests are answered at a time
+    #[arg(long, default_value_t = DEFAULT_THREADS, value_name = "N")]
+    thread_pool_size: usize,
+    /// Do wrong on purpose
+    #[arg(long, value_name = "RULES")]
+    fault: Option<Fault>,
+    /// Record all requests and replies, for the command trace
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    trace: Option<PathBuf>,
+}
+
+impl Serve {
+    fn run(self) -> Result<()> {
+        let mut options = Options::new(self.tag, self.dirs);
+        options.threads = self.thread_pool_size;
+        options.fault = self.fault;
+        options.trace = self
+            .trace
+            .as_deref()
+            .map(Trace::create)
+            .transpose()?
+            .map(Arc::new);
+        serve::run(&options, &self.socket)
+    }
+}
+
+/// Make the demo share: a Debian kernel, a busybox initramfs, a greeting
+#[derive(Args)]
+struct Demo {
+    /// Where to make it
+    #[arg(value_name = "OUTDIR", value_hint = ValueHint::DirPath)]
+    out: PathBuf,
+    /// The board it is for [default: one of this machine's architecture]
+    #[arg(long, hide_possible_values = true)]
+    board: Option<Board>,
+    /// Where Debian's packages are kept once downloaded
+    #[arg(long, default_value = demo::PARTS, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    parts: PathBuf,
+}
+
+/// Runs the command that the arguments name.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { NOT_STARTED } else { 0 };
+            // There is nobody to tell when standard error is closed.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match cli.command.run() {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            say(&error_line(format_args!("{error:#}")));
+            ExitCode::from(NOT_STARTED)
+        }
+    }
+}
+
+/// A line that says what went wrong.
+fn error_line(what: impl std::fmt::Display) -> String {
+    format!("bootshare-host: {ERROR}error:{ERROR:#} {what}\n")
+}
+
+/// Prints `text` to standard error, in colour on a terminal only.
+fn say(text: &str) {
+    // There is nobody to tell when standard error is closed.
+    let _ = anstream::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Prints what `write` writes to standard output.
+fn print_by(write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let written = write(&mut out).and_then(|()| Ok(out.flush()?));
+    match written {
+        // The reader has seen enough, as in `| head`.
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        written => written.context("cannot write to standard output"),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Prints all of `text`.
+fn print(text: &[u8]) -> Result<()> {
+    print_by(|out| Ok(out.write_all(text)?))
+}
+
+impl Sub {
+    fn run(self) -> Result<u8> {
+        match self {
+            Self::Boot(boot) => return boot.run(),
+            Self::Serve(serve) => serve.run()?,
+            Self::Trace { file } => print_by(|mut out| serve::print(&file, &mut out))?,
+            Self::Doctor => return doctor::run(),
+            Self::Demo(demo) => {
+                let board = demo.board.unwrap_or_else(Board::of_this_machine);
+                let parts = Parts::fetch(board.arch(), &demo.parts)?;
+                demo::make(&parts, &demo.out)?;
+            }
+            Self::Firmware { dir } => firmware::write(&dir)?,
+            Self::Size { images } => {
+                for image in images {
+                    print(size::describe(&image)?.as_bytes())?;
+                }
+            }
+            Self::Rom { image, rom } => fs::write(&rom, rom::make(&image)?)
+                .with_context(|| format!("cannot write {}", rom.display()))?,
+            Self::Completions { shell } => {
+                let mut text = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "bootshare-host", &mut text);
+                print(&text)?;
+            }
+            Self::Man { dir } => {
+                fs::create_dir_all(&dir)
+                    .and_then(|()| clap_mangen::generate_to(Cli::command(), &dir))
+                    .with_context(|| format!("cannot write to {}", dir.display()))?;
+            }
+        }
+        Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    /// An option as README's table has it: `--name VALUE` and the help's first paragraph.
+    fn row(arg: &clap::Arg) -> String {
+        let mut name = match arg.get_long() {
+            Some(long) => format!("--{long}"),
+            None => String::new(),
+        };
+        if arg.get_action().takes_values() {
+            for value in arg.get_value_names().unwrap_or_default() {
+                name = format!("{name} {value}").trim().to_owned();
+            }
+        }
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let defaults: Vec<_> = arg
+            .get_default_values()
+            .iter()
+            .map(|value| value.to_string_lossy())
+            .filter(|value| !value.is_empty())
+            .collect();
+        let default = match defaults.is_empty() {
+            true => String::new(),
+            false => format!(" [default: {}]", defaults.join(" ")),
+        };
+        format!("| `{name}` | {help}{default} |").replace("--help` |", "--help`|")
+    }
+
+    #[test]
+    fn the_readme_lists_the_options_of_boot_as_the_help_does() {
+        let readme = include_str!("../../../README.md");
+        let mut command = Cli::command();
+        command.build();
+        let boot = command.find_subcommand("boot").unwrap();
+        let rows: Vec<_> = boot
+            .get_arguments()
+            .filter(|arg| !arg.is_hide_set() && arg.get_id() != "help")
+            .map(row)
+            .collect();
+        let table: Vec<_> = readme
+            .lines()
+            .skip_while(|line| *line != "| `bootshare-host boot` | |")
+            .skip(2)
+            .take_while(|line| line.starts_with('|'))
+            .collect();
+        assert_eq!(table, rows, "README.md should have:\n{}", rows.join("\n"));
+    }
+}

@@ -1,0 +1,83 @@
+//! Makes of a firmware image what QEMU's `-bios` takes: its memory's content, byte after byte.
+//!
+//! On x86-64 the code of the section `.reset` comes last, where the processor starts, right below
+//! 4 GiB; the file is a multiple of 64 KiB, as QEMU wants it there. An aarch64 image copes with
+//! being in flash by itself.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use object::{Object, ObjectSection, ObjectSegment};
+
+/// The code at the reset vector, on x86-64.
+const RESET: &str = ".reset";
+/// What the size of a PC's ROM is a multiple of.
+const UNIT: usize = 64 << 10;
+/// Far above what an image takes: a file with a gap this large is no image.
+const LARGEST: usize = 16 << 20;
+
+/// The ROM made of the ELF file at `path`.
+///
+/// # Errors
+/// It cannot be read, or is no ELF file with something to load.
+pub fn make(path: &Path) -> Result<Vec<u8>> {
+    let name = path.display();
+    let bytes = fs::read(path)
+        .with_context(|| format!("cannot read {name}: build it with `make firmware`"))?;
+    let image = object::File::parse(&*bytes).with_context(|| format!("{name} is no ELF file"))?;
+
+    let mut parts = Vec::new();
+    for segment in image.segments() {
+        let data = segment
+            .data()
+            .with_context(|| format!("{name} is cut off"))?;
+        parts.push((segment.address(), data));
+    }
+    parts.sort_unstable();
+    let start = parts.first().map_or(0, |(address, _)| *address);
+    let mut rom = Vec::new();
+    for (address, data) in parts.into_iter().filter(|(_, data)| !data.is_empty()) {
+        let offset = usize::try_from(address - start).unwrap_or(usize::MAX);
+        ensure!(
+            (rom.len()..LARGEST).contains(&offset),
+            "{name} is no firmware image: its parts are not one behind the other"
+        );
+        rom.resize(offset, 0);
+        rom.extend_from_slice(data);
+    }
+    ensure!(!rom.is_empty(), "{name} has nothing to load");
+
+    if let Some(reset) = image.section_by_name(RESET) {
+        rom.extend_from_slice(reset.data()?);
+        let padding = rom.len().next_multiple_of(UNIT) - rom.len();
+        rom.splice(..0, vec![0; padding]);
+    }
+    Ok(rom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_without_a_reset_vector_is_its_memory() {
+        let path = std::env::current_exe().unwrap();
+        let bytes = fs::read(&path).unwrap();
+        let program = object::File::parse(&*bytes).unwrap();
+        let rom = make(&path).unwrap();
+        let text = program.section_by_name(".text").unwrap();
+        let at = usize::try_from(text.address()).unwrap();
+        let code = text.data().unwrap();
+        assert_eq!(&rom[at..at + code.len()], code);
+    }
+
+    #[test]
+    fn a_missing_image_is_named_with_the_remedy() {
+        let error = format!("{:#}", make(Path::new("/nonexistent.elf")).unwrap_err());
+        assert!(
+            error.contains("/nonexistent.elf") && error.contains("make firmware"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,203 @@
+//! The embedded server: a read-only virtio-fs device over vhost-user, in threads of this process.
+//!
+//! One server serves one share: a directory, or several of which earlier ones cover later ones.
+//! Whatever would change something is answered with EROFS before the file system sees it, nothing
+//! outside the directories can be reached, and it needs no privilege. vhost-user-backend talks to
+//! QEMU, fuse-backend-rs decodes and encodes FUSE; file data goes from the page cache into the
+//! guest's memory by preadv(2).
+
+mod connection;
+mod device;
+mod fault;
+mod layers;
+mod opcode;
+mod ring;
+mod service;
+mod trace;
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result, ensure};
+use rustix::event::{PollFd, PollFlags, poll};
+use virtio_queue::DescriptorChain;
+
+pub use fault::Fault;
+pub use service::MemoryRef;
+pub use trace::{Trace, print};
+
+use connection::Status;
+use fault::Injector;
+use layers::Layers;
+use service::Service;
+
+/// Threads that answer requests, unless told otherwise.
+pub const DEFAULT_THREADS: usize = 2;
+
+/// What to serve, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The share's name in messages and traces.
+    pub tag: String,
+    /// The directories, at least one; earlier ones cover later ones.
+    pub dirs: Vec<PathBuf>,
+    /// Threads that answer requests; with 0 the queue's own thread does.
+    pub threads: usize,
+    /// What goes wrong on purpose.
+    pub fault: Option<Fault>,
+    /// Where requests and replies are recorded.
+    pub trace: Option<Arc<Trace>>,
+}
+
+impl Options {
+    /// Serves `dirs` with the default number of threads.
+    pub fn new(tag: impl Into<String>, dirs: Vec<PathBuf>) -> Self {
+        Self {
+            tag: tag.into(),
+            dirs,
+            threads: DEFAULT_THREADS,
+            fault: None,
+            trace: None,
+        }
+    }
+
+    fn service(&self) -> Result<Service<Layers>> {
+        ensure!(!self.dirs.is_empty(), "no directory to share: name one");
+        let layers = Layers::new(&self.dirs)?;
+        let injector = self.fault.clone().map(Injector::new);
+        let trace = self.trace.clone();
+        Ok(Service::new(self.tag.clone(), layers, injector, trace))
+    }
+}
+
+/// A server that runs. Dropping it ends it.
+pub struct Server {
+    status: Arc<Status>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Serves each QEMU that connects to `listener`, one at a time.
+    ///
+    /// # Errors
+    /// A directory cannot be read, or threads cannot be started.
+    pub fn start(options: &Options, listener: UnixListener) -> Result<Self> {
+        let service = Arc::new(options.service()?);
+        let status = Arc::new(Status::new(&listener)?);
+        let thread = {
+            let (status, threads) = (Arc::clone(&status), options.threads);
+            thread::Builder::new()
+                .name("share".into())
+                .spawn(move || connection::serve(&service, &status, listener, threads))
+                .context("cannot start a thread")?
+        };
+        Ok(Self {
+            status,
+            thread: Some(thread),
+        })
+    }
+
+    /// Becomes readable when the server has failed; it may go on all the same.
+    pub fn failed(&self) -> BorrowedFd<'_> {
+        self.status.failed()
+    }
+
+    /// What went wrong first.
+    pub fn failure(&self) -> Option<String> {
+        self.status.failure()
+    }
+
+    /// Ends the server, also under a QEMU that runs, and waits for its threads.
+    pub fn stop(&mut self) {
+        self.status.stop();
+        if let Some(thread) = self.thread.take()
+            && let Err(panic) = thread.join()
+        {
+            let panic = service::message(&*panic);
+            self.status.fail(&format!("it panicked: {panic}"));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A share without a device: for one that has its own queues.
+pub struct Handler(Service<Layers>);
+
+impl Handler {
+    /// A handler of `options`; its threads are the caller's.
+    ///
+    /// # Errors
+    /// A directory cannot be read.
+    pub fn new(options: &Options) -> Result<Self> {
+        options.service().map(Self)
+    }
+
+    /// Answers a request. Returns how many bytes of its buffers were written; `None` when it is not
+    /// to be given back.
+    pub fn answer(&self, chain: &DescriptorChain<impl MemoryRef>) -> Option<u32> {
+        let taken = self.0.take(chain);
+        self.0.answer(chain, &taken, None).used
+    }
+}
+
+/// Serves on a socket at `path`, until a signal ends it; then the socket is gone.
+///
+/// # Errors
+/// The socket cannot be made, a directory cannot be read, or the server failed.
+pub fn run(options: &Options, path: &Path) -> Result<()> {
+    let interrupt = crate::interrupt::interrupted().context("cannot watch for signals")?;
+    let listener = bind(path)?;
+    let _socket = Socket(path);
+    let server = Server::start(options, listener)?;
+    let failed = server.failed();
+    loop {
+        let mut fds = [
+            PollFd::from_borrowed_fd(interrupt, PollFlags::IN),
+            PollFd::from_borrowed_fd(failed, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other.map_err(std::io::Error::from).context("poll")?,
+        };
+        if let Some(failure) = server.failure() {
+            anyhow::bail!("the server of {} failed: {failure}", options.tag);
+        }
+        if !fds[0].revents().is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+/// A socket at `path`, also where a server that was killed left its own.
+fn bind(path: &Path) -> Result<UnixListener> {
+    let listen = || UnixListener::bind(path);
+    let listener = match listen() {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            let lives = std::os::unix::net::UnixStream::connect(path).is_ok();
+            ensure!(!lives, "a server listens on {} already", path.display());
+            fs::remove_file(path).and_then(|()| listen())
+        }
+        other => other,
+    };
+    listener.with_context(|| format!("cannot listen on {}", path.display()))
+}
+
+/// A socket's name, gone with this.
+struct Socket<'a>(&'a Path);
+
+impl Drop for Socket<'_> {
+    fn drop(&mut self) {
+        // Somebody may have removed it before us.
+        let _ = fs::remove_file(self.0);
+    }
+}

@@ -1,0 +1,174 @@
+//! FUSE's operations: their numbers (`linux/fuse.h`), names, and what a read-only server makes of
+//! them.
+
+use rustix::io::Errno;
+
+/// What a read-only server makes of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// It reads; the file system answers it.
+    Read,
+    /// It would change something: EROFS, and the file system never sees it.
+    Write,
+    /// It reads unless its flags say otherwise.
+    Mixed,
+    /// It has no reply.
+    Silent,
+}
+
+use Class::{Mixed, Read, Silent, Write};
+
+/// Number, name and class. What is not here is answered with ENOSYS.
+const OPCODES: [(u32, &str, Class); 50] = [
+    (1, "LOOKUP", Read),
+    (2, "FORGET", Silent),
+    (3, "GETATTR", Read),
+    (4, "SETATTR", Write),
+    (5, "READLINK", Read),
+    (6, "SYMLINK", Write),
+    (8, "MKNOD", Write),
+    (9, "MKDIR", Write),
+    (10, "UNLINK", Write),
+    (11, "RMDIR", Write),
+    (12, "RENAME", Write),
+    (13, "LINK", Write),
+    (14, "OPEN", Mixed),
+    (15, "READ", Read),
+    (16, "WRITE", Write),
+    (17, "STATFS", Read),
+    (18, "RELEASE", Read),
+    (20, "FSYNC", Read),
+    (21, "SETXATTR", Write),
+    (22, "GETXATTR", Read),
+    (23, "LISTXATTR", Read),
+    (24, "REMOVEXATTR", Write),
+    (25, "FLUSH", Read),
+    (26, "INIT", Read),
+    (27, "OPENDIR", Read),
+    (28, "READDIR", Read),
+    (29, "RELEASEDIR", Read),
+    (30, "FSYNCDIR", Read),
+    (31, "GETLK", Read),
+    (32, "SETLK", Read),
+    (33, "SETLKW", Read),
+    (34, "ACCESS", Mixed),
+    (35, "CREATE", Write),
+    (36, "INTERRUPT", Silent),
+    (37, "BMAP", Read),
+    (38, "DESTROY", Silent),
+    (39, "IOCTL", Mixed),
+    (40, "POLL", Read),
+    (42, "BATCH_FORGET", Silent),
+    (43, "FALLOCATE", Write),
+    (44, "READDIRPLUS", Read),
+    (45, "RENAME2", Write),
+    (46, "LSEEK", Read),
+    (47, "COPY_FILE_RANGE", Write),
+    (48, "SETUPMAPPING", Write),
+    (49, "REMOVEMAPPING", Write),
+    (50, "SYNCFS", Read),
+    (51, "TMPFILE", Write),
+    (52, "STATX", Read),
+    (53, "COPY_FILE_RANGE_64", Write),
+];
+
+fn find(opcode: u32) -> Option<&'static (u32, &'static str, Class)> {
+    OPCODES.iter().find(|(number, ..)| *number == opcode)
+}
+
+/// The operation's name, as in `linux/fuse.h` without its prefix.
+pub(super) fn name(opcode: u32) -> Option<&'static str> {
+    find(opcode).map(|(_, name, _)| *name)
+}
+
+/// The operation of that name, in any case.
+pub(super) fn by_name(name: &str) -> Option<u32> {
+    let mut all = OPCODES.iter();
+    all.find(|(_, known, _)| known.eq_ignore_ascii_case(name))
+        .map(|(number, ..)| *number)
+}
+
+/// Whether an operation has no reply.
+pub(super) fn is_silent(opcode: u32) -> bool {
+    find(opcode).is_some_and(|(.., class)| *class == Silent)
+}
+
+/// Refuses what a read-only share has no answer to; `body` is what follows the request's header.
+pub(super) fn refusal(opcode: u32, body: &[u8]) -> Option<Errno> {
+    let Some((_, name, class)) = find(opcode) else {
+        return Some(Errno::NOSYS);
+    };
+    let word = |at: usize| {
+        let bytes = body.get(at..at + 4)?.try_into().ok()?;
+        Some(u32::from_le_bytes(bytes))
+    };
+    match class {
+        Read | Silent => None,
+        Write => Some(Errno::ROFS),
+        Mixed => match (*name, word(0)) {
+            ("OPEN", Some(flags)) => writes(flags).then_some(Errno::ROFS),
+            // access(2): W_OK is 2.
+            ("ACCESS", Some(mask)) => (mask & 2 != 0).then_some(Errno::ROFS),
+            // The command stands behind the handle and the flags; the direction `write` in it
+            // (asm-generic/ioctl.h) is that of everything that sets.
+            ("IOCTL", _) => Some(match word(12) {
+                Some(command) if command >> 30 & 1 == 0 => Errno::NOTTY,
+                _ => Errno::ROFS,
+            }),
+            _ => Some(Errno::INVAL),
+        },
+    }
+}
+
+/// Whether open(2) with these flags may change something. The values are the same on all
+/// architectures that we serve: O_ACCMODE, O_CREAT, O_TRUNC.
+fn writes(flags: u32) -> bool {
+    flags & 0o3 != 0 || flags & (0o100 | 0o1000) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_numbers_agree() {
+        for (index, (number, known, _)) in OPCODES.iter().enumerate() {
+            assert_eq!(by_name(&known.to_lowercase()), Some(*number));
+            assert_eq!(name(*number), Some(*known));
+            assert!(
+                OPCODES[index + 1..]
+                    .iter()
+                    .all(|(other, ..)| other > number)
+            );
+        }
+        assert_eq!(by_name("NOSUCH"), None);
+    }
+
+    #[test]
+    fn what_changes_something_is_refused() {
+        for opcode in [
+            4, 6, 8, 9, 10, 11, 12, 13, 16, 21, 24, 35, 43, 45, 47, 48, 51, 53,
+        ] {
+            assert_eq!(refusal(opcode, &[0; 64]), Some(Errno::ROFS), "{opcode}");
+        }
+        for flags in [1_u32, 2, 3, 0o100, 0o1000, 0o1002] {
+            let body = [flags.to_le_bytes(), [0; 4]].concat();
+            assert_eq!(refusal(14, &body), Some(Errno::ROFS), "{flags:o}");
+        }
+        assert_eq!(refusal(14, &[0; 8]), None);
+        assert_eq!(refusal(14, &[]), Some(Errno::INVAL));
+        assert_eq!(refusal(7, &[]), Some(Errno::NOSYS));
+        assert_eq!(refusal(4096, &[]), Some(Errno::NOSYS));
+        assert_eq!(refusal(1, &[]), None);
+    }
+
+    #[test]
+    fn an_ioctl_that_sets_is_refused_as_a_write() {
+        // FS_IOC_SETFLAGS and FS_IOC_GETFLAGS, linux/fs.h.
+        for (command, errno) in [(0x4008_6602_u32, Errno::ROFS), (0x8008_6601, Errno::NOTTY)] {
+            let mut body = [0; 32];
+            body[12..16].copy_from_slice(&command.to_le_bytes());
+            assert_eq!(refusal(39, &body), Some(errno));
+        }
+    }
+}

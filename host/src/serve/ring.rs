@@ -1,0 +1,212 @@
+//! A queue that knows which of its requests are being answered.
+//!
+//! When the guest resets the device, QEMU stops the queues and then tells the guest that it is done:
+//! from there on the guest's memory is its own again. vhost-user-backend stops a queue at once, also
+//! while threads still read files into that memory; this one waits for them first.
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
+use virtio_queue::{DescriptorChain, Error, QueueOwnedT};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
+
+/// The guest's memory.
+pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+
+/// A request as the guest wrote it.
+pub(super) type Chain = DescriptorChain<GuestMemoryLoadGuard<GuestMemoryMmap>>;
+
+/// The requests that are being answered.
+#[derive(Default)]
+struct Flight {
+    state: Mutex<FlightState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct FlightState {
+    count: usize,
+    stopping: bool,
+}
+
+impl Flight {
+    fn lock(&self) -> MutexGuard<'_, FlightState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stop(&self) {
+        let mut state = self.lock();
+        state.stopping = true;
+        self.changed.notify_all();
+        while state.count > 0 {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// A request that is being answered; dropping it lets the queue stop.
+pub(super) struct InFlight(Arc<Flight>);
+
+impl InFlight {
+    /// Waits, but not while the queue is to be stopped.
+    pub(super) fn wait(&self, time: Duration) {
+        let end = Instant::now() + time;
+        let mut state = self.0.lock();
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if state.stopping || left.is_zero() {
+                return;
+            }
+            let waited = self.0.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.lock().count -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+/// A queue. Clones are the same queue.
+#[derive(Clone)]
+pub(super) struct Ring {
+    vring: VringMutex<Memory>,
+    flight: Arc<Flight>,
+}
+
+impl Ring {
+    /// The next request, if there is one.
+    pub(super) fn take(&self, memory: &Memory) -> Result<Option<(Chain, InFlight)>, Error> {
+        let mut state = self.vring.get_mut();
+        let queue = state.get_queue_mut();
+        let Some(chain) = queue.iter(memory.memory())?.next() else {
+            return Ok(None);
+        };
+        self.flight.lock().count += 1;
+        Ok(Some((chain, InFlight(Arc::clone(&self.flight)))))
+    }
+
+    /// Gives a request back with `used` bytes written.
+    pub(super) fn give_back(&self, head: u16, used: u32) {
+        let mut state = self.vring.get_mut();
+        // Both fail only when the guest or QEMU took away what they need: then nobody is waiting.
+        let _ = state.add_used(head, used);
+        let _ = state.signal_used_queue();
+    }
+}
+
+impl<'a> VringStateGuard<'a, Memory> for Ring {
+    type G = MutexGuard<'a, VringState<Memory>>;
+}
+
+impl<'a> VringStateMutGuard<'a, Memory> for Ring {
+    type G = MutexGuard<'a, VringState<Memory>>;
+}
+
+impl VringT<Memory> for Ring {
+    fn new(memory: Memory, max_queue_size: u16) -> Result<Self, Error> {
+        Ok(Self {
+            vring: VringMutex::new(memory, max_queue_size)?,
+            flight: Arc::default(),
+        })
+    }
+
+    fn set_queue_ready(&self, ready: bool) {
+        self.vring.set_queue_ready(ready);
+        if ready {
+            self.flight.lock().stopping = false;
+        } else {
+            self.flight.stop();
+        }
+    }
+
+    fn get_ref(&self) -> MutexGuard<'_, VringState<Memory>> {
+        self.vring.get_ref()
+    }
+
+    fn get_mut(&self) -> MutexGuard<'_, VringState<Memory>> {
+        self.vring.get_mut()
+    }
+
+    fn add_used(&self, desc_index: u16, len: u32) -> Result<(), Error> {
+        self.vring.add_used(desc_index, len)
+    }
+
+    fn signal_used_queue(&self) -> io::Result<()> {
+        self.vring.signal_used_queue()
+    }
+
+    fn enable_notification(&self) -> Result<bool, Error> {
+        self.vring.enable_notification()
+    }
+
+    fn disable_notification(&self) -> Result<(), Error> {
+        self.vring.disable_notification()
+    }
+
+    fn needs_notification(&self) -> Result<bool, Error> {
+        self.vring.needs_notification()
+    }
+
+    fn set_enabled(&self, enabled: bool) {
+        self.vring.set_enabled(enabled);
+    }
+
+    fn set_queue_info(
+        &self,
+        desc_table: u64,
+        avail_ring: u64,
+        used_ring: u64,
+    ) -> Result<(), Error> {
+        self.vring.set_queue_info(desc_table, avail_ring, used_ring)
+    }
+
+    fn queue_next_avail(&self) -> u16 {
+        self.vring.queue_next_avail()
+    }
+
+    fn set_queue_next_avail(&self, base: u16) {
+        self.vring.set_queue_next_avail(base);
+    }
+
+    fn set_queue_next_used(&self, idx: u16) {
+        self.vring.set_queue_next_used(idx);
+    }
+
+    fn queue_used_idx(&self) -> Result<u16, Error> {
+        self.vring.queue_used_idx()
+    }
+
+    fn set_queue_size(&self, num: u16) {
+        self.vring.set_queue_size(num);
+    }
+
+    fn set_queue_event_idx(&self, enabled: bool) {
+        self.vring.set_queue_event_idx(enabled);
+    }
+
+    fn set_kick(&self, file: Option<File>) {
+        self.vring.set_kick(file);
+    }
+
+    fn read_kick(&self) -> io::Result<bool> {
+        self.vring.read_kick()
+    }
+
+    fn set_call(&self, file: Option<File>) {
+        self.vring.set_call(file);
+    }
+
+    fn set_err(&self, file: Option<File>) {
+        self.vring.set_err(file);
+    }
+}

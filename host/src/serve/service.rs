@@ -1,0 +1,265 @@
+//! From a request in guest memory to its reply: the gate, the faults, the trace, and the file
+//! system behind fuse-backend-rs's decoder.
+
+use std::any::Any;
+use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use fuse_backend_rs::api::filesystem::FileSystem;
+use fuse_backend_rs::api::server::Server;
+use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
+use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestMemoryMmap};
+
+use super::fault::{Injector, Verdict, mix};
+use super::opcode;
+use super::ring::InFlight;
+use super::trace::{Exchange, REPLY_HEAD, REQUEST_HEAD, Trace};
+
+/// `fuse_in_header`.
+const HEADER: usize = 40;
+
+/// `fuse_out_header`.
+const REPLY_HEADER: usize = 16;
+
+/// A way to the guest's memory, as chains of descriptors carry it.
+pub trait MemoryRef: Deref<Target = GuestMemoryMmap> + Clone {}
+
+impl<M: Deref<Target = GuestMemoryMmap> + Clone> MemoryRef for M {}
+
+/// Answers the requests of one share.
+pub(super) struct Service<F: FileSystem + Sync> {
+    tag: String,
+    server: Server<F>,
+    injector: Option<Injector>,
+    trace: Option<Arc<Trace>>,
+}
+
+/// A request that was taken, before it is answered: taken in the order of the queue, so that faults
+/// are the same each time.
+pub(super) struct Taken {
+    /// The first [`REQUEST_HEAD`] bytes.
+    head: Vec<u8>,
+    len: usize,
+    start: Instant,
+    pub(super) verdict: Verdict,
+}
+
+/// What became of a request.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// What the used ring is to tell; `None`: the request is not given back.
+    pub(super) used: Option<u32>,
+    /// The message of a panic while it was answered.
+    pub(super) panic: Option<String>,
+}
+
+impl<F: FileSystem + Sync> Service<F> {
+    pub(super) fn new(
+        tag: String,
+        fs: F,
+        injector: Option<Injector>,
+        trace: Option<Arc<Trace>>,
+    ) -> Self {
+        Self {
+            tag,
+            server: Server::new(fs),
+            injector,
+            trace,
+        }
+    }
+
+    /// Reads what a request is, and what will be done wrong with it.
+    pub(super) fn take(&self, chain: &DescriptorChain<impl MemoryRef>) -> Taken {
+        let start = Instant::now();
+        let mut head = Vec::new();
+        let mut len = 0_usize;
+        for part in chain.clone().readable() {
+            len = len.saturating_add(part.len() as usize);
+            let room = REQUEST_HEAD - head.len();
+            let mut bytes = vec![0; room.min(part.len() as usize)];
+            // What is not in memory has nothing to say; the decoder refuses it.
+            if chain.memory().read_slice(&mut bytes, part.addr()).is_err() {
+                break;
+            }
+            head.extend(bytes);
+        }
+        let mut taken = Taken {
+            head,
+            len,
+            start,
+            verdict: Verdict::default(),
+        };
+        if let Some(injector) = &self.injector {
+            taken.verdict = injector.judge(taken.opcode());
+        }
+        taken
+    }
+
+    /// Answers a request. Faults that need patience wait on `flight`.
+    pub(super) fn answer(
+        &self,
+        chain: &DescriptorChain<impl MemoryRef>,
+        taken: &Taken,
+        flight: Option<&InFlight>,
+    ) -> Answer {
+        let verdict = &taken.verdict;
+        if let (Some(time), Some(flight)) = (verdict.delay, flight) {
+            flight.wait(time);
+        }
+        let mut answer = Answer::default();
+        if !verdict.drop && !verdict.disconnect {
+            answer = self.reply(chain, taken);
+            spoil(chain, verdict, &mut answer);
+        }
+        if let Some(trace) = &self.trace {
+            let reply = answer.used.map(|used| (reply_head(chain, used), used));
+            trace.record(&Exchange {
+                tag: &self.tag,
+                start: taken.start,
+                request: &taken.head,
+                request_len: taken.len,
+                reply: reply.as_ref().map(|(bytes, used)| (&**bytes, *used)),
+                verdict: *verdict,
+            });
+        }
+        answer
+    }
+
+    fn reply(&self, chain: &DescriptorChain<impl MemoryRef>, taken: &Taken) -> Answer {
+        let silent = opcode::is_silent(taken.opcode());
+        let refuse = |errno: i32| Answer {
+            used: Some(if silent {
+                0
+            } else {
+                write_error(chain, taken, errno)
+            }),
+            panic: None,
+        };
+        if taken.head.len() < HEADER {
+            return refuse(libc::EINVAL);
+        }
+        if let Some(errno) = opcode::refusal(taken.opcode(), &taken.head[HEADER..]) {
+            return refuse(errno.raw_os_error());
+        }
+        if let Some(errno) = taken.verdict.error {
+            return refuse(errno);
+        }
+        let memory = chain.memory();
+        let (Ok(reader), Ok(writer)) = (
+            Reader::from_descriptor_chain(memory, chain.clone()),
+            VirtioFsWriter::new(memory, chain.clone()),
+        ) else {
+            return refuse(libc::EFAULT);
+        };
+        let handle = || {
+            self.server
+                .handle_message(reader, writer.into(), None, None)
+        };
+        match catch_unwind(AssertUnwindSafe(handle)) {
+            Ok(Ok(used)) => Answer {
+                used: Some(u32::try_from(used).unwrap_or(u32::MAX)),
+                panic: None,
+            },
+            // A malformed request.
+            Ok(Err(_)) => refuse(libc::EINVAL),
+            Err(panic) => Answer {
+                panic: Some(message(&*panic)),
+                ..refuse(libc::EIO)
+            },
+        }
+    }
+}
+
+impl Taken {
+    fn opcode(&self) -> u32 {
+        let bytes = self.head.get(4..8).and_then(|bytes| bytes.try_into().ok());
+        bytes.map_or(0, u32::from_le_bytes)
+    }
+}
+
+/// Writes a reply of a header only; returns its length, 0 when there is no room for it.
+fn write_error(chain: &DescriptorChain<impl MemoryRef>, taken: &Taken, errno: i32) -> u32 {
+    let mut bytes = (REPLY_HEADER as u32).to_le_bytes().to_vec();
+    bytes.extend((-errno).to_le_bytes());
+    bytes.extend(taken.head.get(8..16).unwrap_or(&[0; 8]));
+    let mut rest = &bytes[..];
+    for part in chain.clone().writable() {
+        let (now, later) = rest.split_at(rest.len().min(part.len() as usize));
+        if chain.memory().write_slice(now, part.addr()).is_err() {
+            return 0;
+        }
+        rest = later;
+    }
+    if rest.is_empty() {
+        REPLY_HEADER as u32
+    } else {
+        0
+    }
+}
+
+/// Does to a reply what was asked for.
+fn spoil(chain: &DescriptorChain<impl MemoryRef>, verdict: &Verdict, answer: &mut Answer) {
+    let Some(used) = &mut answer.used else {
+        return;
+    };
+    if let Some(seed) = verdict.corrupt
+        && *used > 0
+    {
+        // One flipped bit, in the header of every other reply that is corrupted.
+        let place = mix(seed);
+        let end = if place & 1 == 0 {
+            REPLY_HEADER as u32
+        } else {
+            *used
+        };
+        flip(
+            chain,
+            (place >> 8) % u64::from(end.min(*used)),
+            1 << (place >> 4 & 7),
+        );
+    }
+    if let Some(bytes) = verdict.truncate {
+        *used = (*used).min(bytes);
+    }
+}
+
+fn flip(chain: &DescriptorChain<impl MemoryRef>, mut offset: u64, bits: u8) {
+    for part in chain.clone().writable() {
+        if let Some(next) = offset.checked_sub(part.len().into()) {
+            offset = next;
+            continue;
+        }
+        let memory = chain.memory();
+        let address = part.addr();
+        if let Some(address) = vm_memory::Address::checked_add(&address, offset)
+            && let Ok(byte) = memory.read_obj::<u8>(address)
+        {
+            // It could be read: it can be written.
+            let _ = memory.write_obj(byte ^ bits, address);
+        }
+        return;
+    }
+}
+
+fn reply_head(chain: &DescriptorChain<impl MemoryRef>, used: u32) -> Vec<u8> {
+    let mut head = Vec::new();
+    let wanted = REPLY_HEAD.min(used as usize);
+    for part in chain.clone().writable() {
+        let mut bytes = vec![0; (wanted - head.len()).min(part.len() as usize)];
+        if chain.memory().read_slice(&mut bytes, part.addr()).is_err() {
+            break;
+        }
+        head.extend(bytes);
+    }
+    head
+}
+
+/// What a panic said.
+pub(super) fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic without a message").to_owned()
+}

@@ -1,0 +1,460 @@
+//! A record of all requests and replies, and how it reads.
+//!
+//! The file has one JSON object a line. The first is `{"bootshare-trace":1}`; then each request with
+//! its reply, in the order of the replies, with these keys:
+//!
+//! | key | |
+//! |---|---|
+//! | `tag` | the share |
+//! | `at`, `took` | when the server took the request and how long it had it, in µs; no `took`: never answered |
+//! | `op`, `unique`, `node` | from the request's header |
+//! | `name`, `handle`, `offset`, `size` | from its body, when it has them |
+//! | `in`, `out` | bytes of the request and of the reply |
+//! | `error` | errno of the reply, unless 0 |
+//! | `child` | the node that a LOOKUP found |
+//! | `fault` | what was done wrong on purpose |
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value, json};
+
+use super::fault::Verdict;
+use super::opcode;
+
+/// How much of a request is kept: its header, and of its body what names need.
+pub(super) const REQUEST_HEAD: usize = 40 + 512;
+
+/// How much of a reply: its header and an `fuse_entry_out`.
+pub(super) const REPLY_HEAD: usize = 16 + 128;
+
+/// A file that requests and replies are recorded in.
+#[derive(Debug)]
+pub struct Trace {
+    path: PathBuf,
+    start: Instant,
+    file: Mutex<Option<File>>,
+}
+
+/// A request and what became of it.
+pub(super) struct Exchange<'a> {
+    pub(super) tag: &'a str,
+    pub(super) start: Instant,
+    /// The first [`REQUEST_HEAD`] bytes, and how many there are in all.
+    pub(super) request: &'a [u8],
+    pub(super) request_len: usize,
+    /// The first [`REPLY_HEAD`] bytes and the length that the used ring tells; `None` when it was
+    /// never answered.
+    pub(super) reply: Option<(&'a [u8], u32)>,
+    pub(super) verdict: Verdict,
+}
+
+impl Trace {
+    /// Makes the file, or empties it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn create(path: &Path) -> Result<Self> {
+        let write = || -> std::io::Result<File> {
+            let mut file = File::create(path)?;
+            file.write_all(b"{\"bootshare-trace\":1}\n")?;
+            Ok(file)
+        };
+        let file = write().with_context(|| format!("cannot write the trace {}", path.display()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            start: Instant::now(),
+            file: Mutex::new(Some(file)),
+        })
+    }
+
+    pub(super) fn record(&self, exchange: &Exchange<'_>) {
+        let end = Instant::now();
+        let mut line = exchange.describe(self.start, end).to_string();
+        line.push('\n');
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = file.as_mut()
+            && let Err(error) = open.write_all(line.as_bytes())
+        {
+            // The guest goes on; what is in the file so far is good.
+            let path = self.path.display();
+            eprintln!("bootshare-host: warning: the trace {path} ends here: {error}");
+            *file = None;
+        }
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn long(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+impl Exchange<'_> {
+    fn describe(&self, origin: Instant, end: Instant) -> Value {
+        let mut out = Map::new();
+        let mut put = |key: &str, value: Value| drop(out.insert(key.to_owned(), value));
+        let request = self.request;
+        put("tag", json!(self.tag));
+        put(
+            "at",
+            json!(micros(self.start.saturating_duration_since(origin))),
+        );
+        let opcode = word(request, 4).unwrap_or(0);
+        match opcode::name(opcode) {
+            Some(name) => put("op", json!(name)),
+            None => put("op", json!(opcode.to_string())),
+        }
+        put("unique", json!(long(request, 8)));
+        put("node", json!(long(request, 16)));
+        put("in", json!(self.request_len));
+        let body = request.get(40..).unwrap_or_default();
+        self.describe_body(opcode, body, &mut put);
+        if let Some((reply, used)) = self.reply {
+            put(
+                "took",
+                json!(micros(end.saturating_duration_since(self.start))),
+            );
+            put("out", json!(used));
+            let error = word(reply, 4).map_or(0, u32::cast_signed);
+            if used >= 16 && error != 0 {
+                put("error", json!(error.wrapping_neg()));
+            } else if opcode::name(opcode) == Some("LOOKUP") {
+                put("child", json!(long(reply, 16)));
+            }
+        }
+        if let Some(fault) = self.verdict.describe() {
+            put("fault", json!(fault));
+        }
+        Value::Object(out)
+    }
+
+    fn describe_body(&self, opcode: u32, body: &[u8], put: &mut dyn FnMut(&str, Value)) {
+        let name_at = match opcode::name(opcode).unwrap_or_default() {
+            "LOOKUP" | "UNLINK" | "RMDIR" | "REMOVEXATTR" | "SYMLINK" => 0,
+            "MKDIR" | "GETXATTR" | "SETXATTR" | "RENAME" | "LINK" => 8,
+            "MKNOD" | "CREATE" | "RENAME2" | "TMPFILE" => 16,
+            "READ" | "READDIR" | "READDIRPLUS" | "WRITE" => {
+                put("handle", json!(long(body, 0)));
+                put("offset", json!(long(body, 8)));
+                put("size", json!(word(body, 16)));
+                return;
+            }
+            "RELEASE" | "RELEASEDIR" | "FSYNC" | "LSEEK" => {
+                put("handle", json!(long(body, 0)));
+                return;
+            }
+            _ => return,
+        };
+        let name = body.get(name_at..).unwrap_or_default();
+        let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+        put("name", json!(name.escape_ascii().to_string()));
+    }
+}
+
+impl Verdict {
+    fn describe(&self) -> Option<String> {
+        let mut words = Vec::new();
+        if let Some(time) = self.delay {
+            words.push(format!("delay {time:?}"));
+        }
+        for (word, applies) in [
+            ("drop", self.drop),
+            ("disconnect", self.disconnect),
+            ("error", self.error.is_some()),
+            ("corrupt", self.corrupt.is_some()),
+        ] {
+            if applies {
+                words.push(word.to_owned());
+            }
+        }
+        if let Some(bytes) = self.truncate {
+            words.push(format!("truncate {bytes}"));
+        }
+        (!words.is_empty()).then(|| words.join(", "))
+    }
+}
+
+/// What one kind of operation came to.
+#[derive(Default)]
+struct Total {
+    count: u64,
+    errors: u64,
+    unanswered: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+    took: u64,
+    longest: u64,
+}
+
+/// What a trace comes to.
+#[derive(Default)]
+struct Totals {
+    operations: BTreeMap<String, Total>,
+    /// From when to when each request was with the server.
+    spans: Vec<(u64, u64)>,
+    /// The path of each node, by share.
+    paths: BTreeMap<(String, u64), String>,
+}
+
+/// Prints a trace as a table, and what it comes to.
+///
+/// # Errors
+/// The file is no trace, or `out` cannot be written.
+pub fn print(path: &Path, out: &mut impl Write) -> Result<()> {
+    let name = path.display();
+    let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
+    let mut lines = BufReader::new(file).lines();
+    let first = lines.next().transpose().unwrap_or_default();
+    let first: Option<Value> = first.and_then(|line| serde_json::from_str(&line).ok());
+    if first.and_then(|value| value.get("bootshare-trace")?.as_u64()) != Some(1) {
+        bail!("{name} is no trace: make one with `bootshare-host boot --trace {name}`");
+    }
+    writeln!(
+        out,
+        "{:>12} {:>9}  {:<12} {:<32} {:>9}  result",
+        "at ms", "took ms", "operation", "file", "bytes"
+    )?;
+    let mut totals = Totals::default();
+    for (number, line) in lines.enumerate() {
+        let line = line.with_context(|| format!("cannot read {name}"))?;
+        // A run that was killed may leave half a line.
+        let Ok(Value::Object(record)) = serde_json::from_str(&line) else {
+            writeln!(out, "line {} is cut short", number + 2)?;
+            continue;
+        };
+        writeln!(out, "{}", totals.add(&record))?;
+    }
+    out.write_all(totals.describe().as_bytes())?;
+    Ok(())
+}
+
+impl Totals {
+    /// Counts a record in, and returns its line of the table.
+    fn add(&mut self, record: &Map<String, Value>) -> String {
+        let number = |key: &str| record.get(key).and_then(Value::as_u64);
+        let text = |key: &str| record.get(key).and_then(Value::as_str).unwrap_or_default();
+        let (at, took) = (number("at").unwrap_or(0), number("took"));
+        let (op, error) = (text("op"), number("error"));
+        let out = number("out").unwrap_or(0);
+
+        let total = self.operations.entry(op.to_owned()).or_default();
+        total.count += 1;
+        total.errors += u64::from(error.is_some());
+        total.unanswered += u64::from(took.is_none());
+        total.bytes_in += number("in").unwrap_or(0);
+        total.bytes_out += out;
+        total.took += took.unwrap_or(0);
+        total.longest = total.longest.max(took.unwrap_or(0));
+        // Nothing waits for what has no reply.
+        if !opcode::by_name(op).is_some_and(opcode::is_silent) {
+            self.spans.push((at, at + took.unwrap_or(0)));
+        }
+
+        let file = self.file(record);
+        let mut result = match (took, error) {
+            (None, _) => "never answered".to_owned(),
+            (_, Some(error)) => error_name(error),
+            (..) => "ok".to_owned(),
+        };
+        if let Some(offset) = number("offset") {
+            let size = number("size").unwrap_or(0);
+            let _infallible = write!(result, ", {size} at {offset}");
+        }
+        if !text("fault").is_empty() {
+            let _infallible = write!(result, " (fault: {})", text("fault"));
+        }
+        format!(
+            "{:>12} {:>9}  {op:<12} {file:<32} {out:>9}  {result}",
+            millis(at),
+            took.map_or_else(|| "-".to_owned(), millis)
+        )
+    }
+
+    /// The path that a record is about, as far as the trace tells.
+    fn file(&mut self, record: &Map<String, Value>) -> String {
+        let number = |key: &str| record.get(key).and_then(Value::as_u64);
+        let text = |key: &str| record.get(key).and_then(Value::as_str).unwrap_or_default();
+        let tag = text("tag").to_owned();
+        let node = number("node").unwrap_or(0);
+        if node == 0 {
+            return format!("{tag}:");
+        }
+        let mut path = match self.paths.get(&(tag.clone(), node)) {
+            Some(path) => path.clone(),
+            None if node == 1 => format!("{tag}:"),
+            None => format!("{tag}:#{node}"),
+        };
+        if let Some(name) = record.get("name").and_then(Value::as_str) {
+            path.push('/');
+            path.push_str(name);
+        }
+        if let Some(child) = number("child") {
+            self.paths.insert((tag, child), path.clone());
+        }
+        path
+    }
+
+    fn describe(mut self) -> String {
+        let mut text = format!(
+            "\n{:<12} {:>8} {:>7} {:>6} {:>12} {:>14} {:>11} {:>9} {:>9}\n",
+            "operation",
+            "count",
+            "errors",
+            "lost",
+            "bytes in",
+            "bytes out",
+            "total ms",
+            "mean ms",
+            "most ms"
+        );
+        let mut sum = Total::default();
+        for (op, total) in &self.operations {
+            text.push_str(&total.line(op));
+            sum.count += total.count;
+            sum.errors += total.errors;
+            sum.unanswered += total.unanswered;
+            sum.bytes_in += total.bytes_in;
+            sum.bytes_out += total.bytes_out;
+            sum.took += total.took;
+            sum.longest = sum.longest.max(total.longest);
+        }
+        text.push_str(&sum.line("all"));
+
+        // Requests that were under way together are one round trip.
+        self.spans.sort_unstable();
+        let (mut trips, mut waiting, mut end) = (0, 0, None);
+        for &(from, to) in &self.spans {
+            let open = end.filter(|&end| from <= end);
+            trips += u64::from(open.is_none());
+            let already = open.unwrap_or(from);
+            waiting += to.saturating_sub(already);
+            end = Some(to.max(already));
+        }
+        let first = self.spans.first().map_or(0, |span| span.0);
+        let _infallible = writeln!(
+            text,
+            "\n{} operations in {trips} round trips; {} ms of {} ms waiting for the server",
+            sum.count,
+            millis(waiting),
+            millis(end.unwrap_or(0).saturating_sub(first))
+        );
+        text
+    }
+}
+
+impl Total {
+    fn line(&self, name: &str) -> String {
+        let mean = self.took / self.count.max(1);
+        format!(
+            "{name:<12} {:>8} {:>7} {:>6} {:>12} {:>14} {:>11} {:>9} {:>9}\n",
+            self.count,
+            self.errors,
+            self.unanswered,
+            self.bytes_in,
+            self.bytes_out,
+            millis(self.took),
+            millis(mean),
+            millis(self.longest)
+        )
+    }
+}
+
+fn millis(micros: u64) -> String {
+    format!("{}.{:03}", micros / 1000, micros % 1000)
+}
+
+/// As strerror(3) words it.
+fn error_name(errno: u64) -> String {
+    let known = i32::try_from(errno).map(std::io::Error::from_raw_os_error);
+    known.map_or_else(|_| errno.to_string(), |error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; 40];
+        bytes[4..8].copy_from_slice(&opcode.to_le_bytes());
+        bytes[16..24].copy_from_slice(&node.to_le_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    fn reply(error: i32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; 16];
+        bytes[4..8].copy_from_slice(&error.to_le_bytes());
+        bytes.extend(body);
+        bytes
+    }
+
+    #[test]
+    fn a_trace_reads_as_a_table_with_paths_and_totals() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trace");
+        let trace = Trace::create(&path).unwrap();
+        let record = |request: &[u8], reply: Option<&[u8]>| {
+            trace.record(&Exchange {
+                tag: "t",
+                start: Instant::now(),
+                request,
+                request_len: request.len(),
+                reply: reply.map(|reply| (reply, reply.len() as u32)),
+                verdict: Verdict::default(),
+            });
+        };
+        let found = reply(0, &7_u64.to_le_bytes());
+        record(&request(1, 1, b"dir\0"), Some(&found));
+        record(&request(1, 7, b"no\0"), Some(&reply(-libc::ENOENT, &[])));
+        let mut read = 3_u64.to_le_bytes().to_vec();
+        read.extend(4096_u64.to_le_bytes());
+        read.extend(100_u32.to_le_bytes());
+        record(&request(15, 7, &read), None);
+        drop(trace);
+
+        let mut text = Vec::new();
+        print(&path, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let line = |parts: &[&str]| {
+            let found = text
+                .lines()
+                .find(|l| parts.iter().all(|part| l.contains(part)));
+            assert!(found.is_some(), "no line has {parts:?}:\n{text}");
+        };
+        line(&["LOOKUP", "t:/dir ", "ok"]);
+        line(&["LOOKUP", "t:/dir/no", "No such file"]);
+        line(&["READ", "t:/dir ", "never answered, 100 at 4096"]);
+        line(&["all", " 3 ", " 1 "]);
+        line(&["3 operations in ", "round trips"]);
+    }
+
+    #[test]
+    fn another_file_is_refused_and_half_a_line_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "hello\n").unwrap();
+        let error = print(&path, &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("is no trace"), "{error}");
+        std::fs::write(&path, "{\"bootshare-trace\":1}\n{\"at\":").unwrap();
+        let mut text = Vec::new();
+        print(&path, &mut text).unwrap();
+        assert!(
+            String::from_utf8(text)
+                .unwrap()
+                .contains("line 2 is cut short")
+        );
+    }
+}

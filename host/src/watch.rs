@@ -1,0 +1,382 @@
+//! What the console must show, or must not: it decides how a run is judged.
+//!
+//! The console is searched as the stream that it is, one byte after the other, so a result never
+//! rests on how the bytes came in reads, and memory is bounded. Searched is what a person reads:
+//! escape sequences are left out, and a line ends with `\n`, whatever mixture of `\r` and `\n` the
+//! guest uses.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::str::FromStr;
+
+use anstream::adapter::StripBytes;
+use anyhow::{Context, Result, ensure};
+use regex_automata::hybrid::LazyStateID;
+use regex_automata::hybrid::dfa::{Cache, DFA};
+use regex_automata::util::{look::Look, start, syntax};
+
+/// How many of the console's last lines are kept, and how many bytes of them.
+const LAST_LINES: usize = 20;
+const LAST_BYTES: usize = 4096;
+
+/// A regular expression for the console; `^` and `$` match where lines begin and end.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    text: String,
+    dfa: DFA,
+    /// Whether a match may hang on the byte behind it.
+    looks_ahead: bool,
+}
+
+impl FromStr for Pattern {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let syntax = syntax::Config::new().multi_line(true).utf8(false);
+        // A search by `\b` begins anew behind a character outside ASCII.
+        let config = DFA::config().unicode_word_boundary(true);
+        let dfa = DFA::builder()
+            .configure(config)
+            .syntax(syntax)
+            .build(text)
+            .map_err(|error| {
+                // A syntax error points at the place in lines of its own; its last says what.
+                let error = anyhow::Error::from(error).root_cause().to_string();
+                let last = error.lines().last().unwrap_or_default().to_owned();
+                anyhow::anyhow!("{}", last.trim_start_matches("error: "))
+            })?;
+        let looks = dfa.get_nfa().look_set_any();
+        let looks_ahead = looks
+            .iter()
+            .any(|look| !matches!(look, Look::Start | Look::StartLF | Look::StartCRLF));
+        let text = text.to_owned();
+        let pattern = Self {
+            text,
+            dfa,
+            looks_ahead,
+        };
+        let mut nothing = Search::new(&pattern)?;
+        ensure!(
+            !nothing.ends_in_match()?,
+            "it matches nothing at all, so it would match at once"
+        );
+        Ok(pattern)
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// What the console is searched for.
+#[derive(Clone, Debug, Default)]
+pub struct Watch {
+    /// The run has succeeded when this is there.
+    pub expect: Option<Pattern>,
+    /// The run has failed when this is there.
+    pub fail: Option<Pattern>,
+}
+
+/// What was found first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    Expected,
+    Failure,
+}
+
+/// Searches the console of one run.
+pub(crate) struct Watcher {
+    screen: Screen,
+    /// A failure comes before a success at the same byte.
+    searches: Vec<(Found, Search)>,
+    found: Option<Found>,
+    last: LastLines,
+}
+
+impl Watcher {
+    pub(crate) fn new(watch: &Watch) -> Result<Self> {
+        let patterns = [
+            (Found::Failure, &watch.fail),
+            (Found::Expected, &watch.expect),
+        ];
+        let searches = patterns
+            .into_iter()
+            .filter_map(|(found, pattern)| Some((found, Search::new(pattern.as_ref()?))))
+            .map(|(found, search)| Ok((found, search?)))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            screen: Screen::default(),
+            searches,
+            found: None,
+            last: LastLines::default(),
+        })
+    }
+
+    /// Takes what the guest wrote.
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<()> {
+        for byte in self.screen.text(bytes) {
+            self.last.push(byte);
+            for (what, search) in &mut self.searches {
+                if search.step(byte)? {
+                    self.found.get_or_insert(*what);
+                }
+            }
+        }
+        for (what, search) in &mut self.searches {
+            if self.found.is_none() && !search.looks_ahead && search.ends_in_match()? {
+                self.found = Some(*what);
+            }
+        }
+        Ok(())
+    }
+
+    /// The console has ended: nothing is behind its last byte.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        for (what, search) in &mut self.searches {
+            if self.found.is_none() && search.ends_in_match()? {
+                self.found = Some(*what);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn found(&self) -> Option<Found> {
+        self.found
+    }
+
+    /// Whether the last line has no end.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.last.0.back().is_some_and(|&byte| byte != b'\n')
+    }
+
+    /// The last lines, without escape sequences.
+    pub(crate) fn last_lines(&self) -> Vec<String> {
+        self.last.lines()
+    }
+}
+
+/// A search for one pattern, between two bytes of the stream.
+struct Search {
+    dfa: DFA,
+    cache: Cache,
+    state: LazyStateID,
+    looks_ahead: bool,
+}
+
+impl Search {
+    fn new(pattern: &Pattern) -> Result<Self> {
+        let dfa = pattern.dfa.clone();
+        let mut cache = dfa.create_cache();
+        let state = dfa
+            .start_state(&mut cache, &start::Config::new())
+            .context("cannot search the console")?;
+        Ok(Self {
+            dfa,
+            cache,
+            state,
+            looks_ahead: pattern.looks_ahead,
+        })
+    }
+
+    /// Takes one byte; `true` when a match ends before it.
+    fn step(&mut self, byte: u8) -> Result<bool> {
+        let next = self.dfa.next_state(&mut self.cache, self.state, byte);
+        self.state = next.context("cannot search the console")?;
+        if self.state.is_quit() {
+            // By `\b`, at a byte outside ASCII: that is no part of a word here.
+            let config = start::Config::new().look_behind(Some(b' '));
+            let start = self.dfa.start_state(&mut self.cache, &config);
+            self.state = start.context("cannot search the console")?;
+        }
+        Ok(self.state.is_match())
+    }
+
+    /// Whether a match would end here if nothing came behind.
+    fn ends_in_match(&mut self) -> Result<bool> {
+        // The question may make the cache forget the state that the search is in.
+        let mut cache = self.cache.clone();
+        let end = self.dfa.next_eoi_state(&mut cache, self.state);
+        Ok(end.context("cannot search the console")?.is_match())
+    }
+}
+
+/// Turns what a guest writes into lines of text.
+#[derive(Default)]
+struct Screen {
+    strip: StripBytes,
+    after_return: bool,
+}
+
+impl Screen {
+    fn text(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(bytes.len());
+        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+            let (text, end) = match line.split_last() {
+                Some((b'\n', text)) => (text, true),
+                _ => (line, false),
+            };
+            for &byte in self.strip.strip_next(text).flatten() {
+                if byte == b'\r' {
+                    self.after_return = true;
+                    continue;
+                }
+                if std::mem::take(&mut self.after_return) {
+                    // A bare return begins the line anew: a progress bar that is written over.
+                    out.push(b'\n');
+                }
+                out.push(byte);
+            }
+            if end {
+                self.after_return = false;
+                // No sequence goes beyond its line: one that was cut must not hide the rest.
+                self.strip = StripBytes::new();
+                out.push(b'\n');
+            }
+        }
+        out
+    }
+}
+
+/// The last lines of the console.
+#[derive(Default)]
+struct LastLines(VecDeque<u8>);
+
+impl LastLines {
+    fn push(&mut self, byte: u8) {
+        if self.0.len() == LAST_BYTES {
+            self.0.pop_front();
+        }
+        self.0.push_back(byte);
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let bytes: Vec<u8> = self.0.iter().copied().collect();
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
+        let first = lines.len().saturating_sub(LAST_LINES);
+        lines.into_iter().skip(first).map(str::to_owned).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watch(expect: &str, fail: &str) -> Watcher {
+        let pattern = |text: &str| (!text.is_empty()).then(|| text.parse().unwrap());
+        Watcher::new(&Watch {
+            expect: pattern(expect),
+            fail: pattern(fail),
+        })
+        .unwrap()
+    }
+
+    /// What is found in `text`, which is the same wherever it is cut in two.
+    fn found(expect: &str, fail: &str, text: &[u8]) -> Option<Found> {
+        let mut results = Vec::new();
+        for cut in 0..=text.len() {
+            let mut watcher = watch(expect, fail);
+            watcher.feed(&text[..cut]).unwrap();
+            watcher.feed(&text[cut..]).unwrap();
+            watcher.end().unwrap();
+            results.push(watcher.found());
+        }
+        results.dedup();
+        assert_eq!(results.len(), 1, "it hangs on how the text is cut");
+        results[0]
+    }
+
+    #[test]
+    fn a_match_is_found_wherever_the_stream_is_cut() {
+        let text = b"boot\r\nWelcome to \x1b[1;32mDebian\x1b[0m!\r\nhost login: ";
+        for pattern in [
+            "host login: ",
+            "^host",
+            "Welcome to Debian!$",
+            "^Welcome to Debian!$",
+            r"\bDebian\b",
+            "(?s)boot.*login",
+            "boot\nWelcome",
+            r"login:\s$",
+        ] {
+            assert_eq!(found(pattern, "", text), Some(Found::Expected), "{pattern}");
+            assert_eq!(found("", pattern, text), Some(Found::Failure), "{pattern}");
+        }
+        for pattern in ["^login", "Debian$", r"\bDeb\b", "boot.*login", "debian"] {
+            assert_eq!(found(pattern, "", text), None, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_seen_without_anything_behind_it() {
+        let mut watcher = watch("login: ", "");
+        watcher.feed(b"host login: ").unwrap();
+        assert_eq!(watcher.found(), Some(Found::Expected));
+        // Whether a line ends here, the next byte tells.
+        let mut watcher = watch("login:$", "");
+        watcher.feed(b"host login:").unwrap();
+        assert_eq!(watcher.found(), None);
+        watcher.feed(b"\r\n").unwrap();
+        assert_eq!(watcher.found(), Some(Found::Expected));
+    }
+
+    #[test]
+    fn what_comes_first_counts() {
+        let text = b"one\ntwo\n";
+        assert_eq!(found("one", "two", text), Some(Found::Expected));
+        assert_eq!(found("two", "one", text), Some(Found::Failure));
+        assert_eq!(found("two", "two", text), Some(Found::Failure));
+    }
+
+    #[test]
+    fn every_line_end_is_one() {
+        for end in ["\n", "\r\n", "\r\r\n", "\r", "\r\x1b[K"] {
+            let text = format!("one{end}two");
+            assert_eq!(
+                found("^one$\n^two", "", text.as_bytes()),
+                Some(Found::Expected),
+                "{end:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_hide_nothing_behind_them() {
+        let mut text: Vec<u8> = (0..=255).collect();
+        text.extend(b"\x1b]0;a title that never ends\nKernel panic \xc3");
+        for pattern in ["Kernel panic", r"\bKernel\b", "^Kernel"] {
+            assert_eq!(found("", pattern, &text), Some(Found::Failure), "{pattern}");
+        }
+        let text = "Gr\u{fc}\u{df}e".as_bytes();
+        assert_eq!(found("Gr\u{fc}.e$", "", text), Some(Found::Expected));
+    }
+
+    #[test]
+    fn a_pattern_that_says_nothing_is_refused() {
+        for (text, said) in [
+            ("", "matches nothing at all"),
+            (".*", "matches nothing at all"),
+            ("^", "matches nothing at all"),
+            ("(", "unclosed group"),
+        ] {
+            let error = text.parse::<Pattern>().unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_last_lines_are_bounded_and_clean() {
+        let mut watcher = watch("never", "");
+        for line in 0..1000 {
+            let text = format!("\x1b[31mline {line}\r\n\r\n");
+            watcher.feed(text.as_bytes()).unwrap();
+        }
+        let lines = watcher.last_lines();
+        assert_eq!(lines.len(), LAST_LINES);
+        assert_eq!(lines[LAST_LINES - 1], "line 999");
+        watcher.feed(&[b'x'; 1 << 20]).unwrap();
+        assert_eq!(watcher.last_lines(), ["x".repeat(LAST_BYTES)]);
+    }
+}

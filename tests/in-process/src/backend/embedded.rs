@@ -1,0 +1,77 @@
+//! The host tool's own server.
+
+use super::address_space::address_space;
+use super::{Answer, Backend, one_chain::OneChain};
+use crate::{
+    chain::{Buffer, Chain},
+    wire::Request,
+};
+use bootshare_host::serve::{Handler, Options};
+use std::path::PathBuf;
+use vm_memory::GuestMemoryMmap;
+
+/// `bootshare-host`'s embedded server.
+pub struct Embedded {
+    handler: Handler,
+    memory: GuestMemoryMmap<()>,
+}
+
+impl Embedded {
+    /// Serves what `options` say.
+    ///
+    /// # Panics
+    ///
+    /// If a directory can't be read.
+    #[must_use]
+    pub fn new(options: &Options) -> Self {
+        Self {
+            handler: Handler::new(options).expect("directories that can be read"),
+            memory: address_space(),
+        }
+    }
+
+    /// Serves directories, earlier ones over later ones.
+    ///
+    /// # Panics
+    ///
+    /// As [`Embedded::new`].
+    #[must_use]
+    pub fn of(dirs: Vec<PathBuf>) -> Self {
+        Self::new(&Options::new("test", dirs))
+    }
+}
+
+impl Embedded {
+    /// Asks for anything, with a request and buffers that need not make sense: the bytes of the
+    /// reply, as far as the used ring tells of them.
+    #[must_use]
+    pub fn ask(&self, request: &[u8], room: usize) -> Option<Vec<u8>> {
+        let mut reply = vec![0; room];
+        let buffer = |address: usize, length: usize| Buffer {
+            address: address as u64,
+            length: length as u32,
+        };
+        let chain = Chain {
+            head: 0,
+            queue: 1,
+            epoch: 0,
+            readable: vec![buffer(request.as_ptr().expose_provenance(), request.len())],
+            writable: vec![buffer(reply.as_mut_ptr().expose_provenance(), room)],
+        };
+        let ring = OneChain::new(&chain);
+        let used = self.handler.answer(&ring.take(&self.memory))?;
+        reply.truncate(used as usize);
+        Some(reply)
+    }
+}
+
+impl Backend for Embedded {
+    fn answer(&self, chain: &Chain, _request: &Request) -> Answer {
+        let ring = OneChain::new(chain);
+        let descriptors = ring.take(&self.memory);
+        match self.handler.answer(&descriptors) {
+            Some(used) => Answer::used(used),
+            None => Answer::used(0).never(),
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! What the embedded server refuses: changes, ways out, and requests without sense.
+
+use bootshare::Error;
+use bootshare_tests::{Embedded, TempDir};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use std::fs;
+use std::os::unix::{fs::symlink, net::UnixListener};
+
+const ROOT: u64 = 1;
+
+/// A request with a right header.
+fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
+    let mut bytes = (40 + body.len() as u32).to_le_bytes().to_vec();
+    bytes.extend(opcode.to_le_bytes());
+    bytes.extend(7_u64.to_le_bytes());
+    bytes.extend(node.to_le_bytes());
+    bytes.extend([0; 16]);
+    bytes.extend(body);
+    bytes
+}
+
+/// The error of a reply, positive.
+fn errno(reply: &[u8]) -> i32 {
+    assert_eq!(reply[8..16], 7_u64.to_le_bytes(), "the request's number");
+    -i32::from_le_bytes(reply[4..8].try_into().unwrap())
+}
+
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+const EROFS: i32 = 30;
+const ENOENT: i32 = 2;
+const EINVAL: i32 = 22;
+const ESTALE: i32 = 116;
+const INIT: u32 = 26;
+const LOOKUP: u32 = 1;
+const OPEN: u32 = 14;
+
+fn server(dir: &TempDir) -> Embedded {
+    let server = Embedded::of(vec![dir.path().into()]);
+    let init = request(INIT, 0, &words(&[7, 36, 1 << 20, 0]));
+    let reply = server.ask(&init, 4096).unwrap();
+    assert_eq!(errno(&reply), 0);
+    server
+}
+
+/// LOOKUP: the node, or the error.
+fn lookup(server: &Embedded, parent: u64, name: &str) -> Result<u64, i32> {
+    let body = [name.as_bytes(), b"\0"].concat();
+    let reply = server.ask(&request(LOOKUP, parent, &body), 4096).unwrap();
+    match errno(&reply) {
+        0 => Ok(u64::from_le_bytes(reply[16..24].try_into().unwrap())),
+        errno => Err(errno),
+    }
+}
+
+#[test]
+fn whatever_changes_something() {
+    let dir = TempDir::new();
+    fs::write(dir.path().join("file"), "as it was").unwrap();
+    let server = server(&dir);
+    let file = lookup(&server, ROOT, "file").unwrap();
+    let two_names = b"file\0other\0";
+    let mut cases: Vec<(u32, u64, Vec<u8>)> = vec![
+        (4, file, words(&[8, 0, 0, 0, 0, 0, 0, 0].repeat(3))),
+        (6, ROOT, two_names.to_vec()),
+        (
+            8,
+            ROOT,
+            [&words(&[0o100_644, 0, 0, 0])[..], b"new\0"].concat(),
+        ),
+        (9, ROOT, [&words(&[0o755, 0])[..], b"new\0"].concat()),
+        (10, ROOT, b"file\0".to_vec()),
+        (11, ROOT, b"file\0".to_vec()),
+        (12, ROOT, [&words(&[1, 0])[..], two_names].concat()),
+        (13, ROOT, [&words(&[file as u32, 0])[..], b"new\0"].concat()),
+        (16, file, words(&[0; 10])),
+        (21, file, [&words(&[1, 0])[..], b"user.x\0y"].concat()),
+        (24, file, b"user.x\0".to_vec()),
+        (
+            35,
+            ROOT,
+            [&words(&[0o102, 0o644, 0, 0])[..], b"new\0"].concat(),
+        ),
+        (43, file, words(&[0; 8])),
+        (45, ROOT, [&words(&[1, 0, 0, 0])[..], two_names].concat()),
+        (47, file, words(&[0; 14])),
+        (48, file, words(&[0; 10])),
+        (51, ROOT, [&words(&[2, 0o644, 0, 0])[..], b"new\0"].concat()),
+        // access(2) for writing, and the ioctl FS_IOC_SETFLAGS.
+        (34, file, words(&[2, 0])),
+        (39, file, words(&[0, 0, 0, 0x4008_6602, 0, 0, 0, 0])),
+    ];
+    for flags in [0o1, 0o2, 0o3, 0o1000, 0o2002, 0o100] {
+        cases.push((OPEN, file, words(&[flags, 0])));
+    }
+    for (opcode, node, body) in cases {
+        let reply = server.ask(&request(opcode, node, &body), 4096).unwrap();
+        assert_eq!(errno(&reply), EROFS, "operation {opcode}");
+        assert_eq!(reply.len(), 16, "operation {opcode}");
+    }
+    assert_eq!(fs::read(dir.path().join("file")).unwrap(), b"as it was");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    // It is there still, and may be read.
+    let reply = server.ask(&request(OPEN, file, &words(&[0, 0])), 4096);
+    assert_eq!(errno(&reply.unwrap()), 0);
+}
+
+#[test]
+fn ways_out_of_the_share() {
+    let outside = TempDir::new();
+    fs::write(outside.path().join("secret"), "secret").unwrap();
+    fs::create_dir(outside.path().join("share")).unwrap();
+    let share_dir = outside.path().join("share");
+    fs::create_dir_all(share_dir.join("dir/below")).unwrap();
+    fs::write(share_dir.join("dir/below/file"), "ours").unwrap();
+    symlink(outside.path(), share_dir.join("absolute")).unwrap();
+    symlink("../..", share_dir.join("dir/up")).unwrap();
+    symlink("/proc/self/root", share_dir.join("magic")).unwrap();
+
+    let server = Embedded::of(vec![share_dir.clone()]);
+    let dir = lookup(&server, ROOT, "dir").unwrap();
+    for name in ["..", ".", "", "../secret", "dir/..", "/", "/etc"] {
+        assert_eq!(lookup(&server, ROOT, name), Err(EINVAL), "{name}");
+        assert_eq!(lookup(&server, dir, name), Err(EINVAL), "{name}");
+    }
+    // A link is a link: never a way.
+    for (parent, name) in [(ROOT, "absolute"), (ROOT, "magic"), (dir, "up")] {
+        let link = lookup(&server, parent, name).unwrap();
+        assert_ne!(lookup(&server, link, "secret"), Ok(0));
+        assert!(lookup(&server, link, "secret").is_err(), "{name}");
+        assert!(lookup(&server, link, "etc").is_err(), "{name}");
+        let reply = server.ask(&request(OPEN, link, &words(&[0, 0])), 4096);
+        assert_ne!(errno(&reply.unwrap()), 0, "{name}");
+    }
+    // Nor is a directory that was moved out of the share, or became a link.
+    let below = lookup(&server, dir, "below").unwrap();
+    fs::rename(share_dir.join("dir/below"), outside.path().join("moved")).unwrap();
+    assert_eq!(lookup(&server, below, "file"), Err(ENOENT));
+    assert_eq!(lookup(&server, below, ".."), Err(EINVAL));
+    fs::write(outside.path().join("file"), "not ours").unwrap();
+    symlink(outside.path(), share_dir.join("dir/below")).unwrap();
+    assert!(lookup(&server, below, "file").is_err());
+    let reply = server.ask(&request(27, below, &words(&[0, 0])), 4096);
+    assert_ne!(errno(&reply.unwrap()), 0, "OPENDIR");
+}
+
+#[test]
+fn a_file_that_took_anothers_place_is_another() {
+    let dir = TempDir::new();
+    fs::write(dir.path().join("file"), "old").unwrap();
+    fs::write(dir.path().join("next"), "new").unwrap();
+    let server = server(&dir);
+    let old = lookup(&server, ROOT, "file").unwrap();
+    fs::rename(dir.path().join("next"), dir.path().join("file")).unwrap();
+    let open = |node| {
+        errno(
+            &server
+                .ask(&request(OPEN, node, &words(&[0, 0])), 4096)
+                .unwrap(),
+        )
+    };
+    assert_eq!(open(old), ESTALE);
+    let new = lookup(&server, ROOT, "file").unwrap();
+    assert_ne!(new, old);
+    assert_eq!(open(new), 0);
+}
+
+/// Opening a FIFO waits for its other end, and opening a device may do anything.
+#[test]
+fn what_is_neither_file_nor_directory() {
+    let dir = TempDir::new();
+    let mode = Mode::from_raw_mode(0o666);
+    mknodat(CWD, dir.path().join("fifo"), FileType::Fifo, mode, 0).unwrap();
+    let _socket = UnixListener::bind(dir.path().join("socket")).unwrap();
+    // Anybody may make this one; it stands for all devices.
+    let device = dir.path().join("device");
+    mknodat(CWD, &device, FileType::CharacterDevice, mode, 0).unwrap();
+    let server = server(&dir);
+    for name in ["fifo", "socket", "device"] {
+        let node = lookup(&server, ROOT, name).unwrap();
+        let reply = server.ask(&request(OPEN, node, &words(&[0, 0])), 4096);
+        assert_eq!(errno(&reply.unwrap()), 6, "{name}: ENXIO");
+    }
+    // One in a file's place.
+    fs::write(dir.path().join("file"), "").unwrap();
+    let node = lookup(&server, ROOT, "file").unwrap();
+    fs::rename(dir.path().join("fifo"), dir.path().join("file")).unwrap();
+    let reply = server.ask(&request(OPEN, node, &words(&[0, 0])), 4096);
+    assert_eq!(errno(&reply.unwrap()), ESTALE);
+}
+
+#[test]
+fn requests_without_sense() {
+    let dir = TempDir::new();
+    fs::write(dir.path().join("file"), "content").unwrap();
+    let server = server(&dir);
+    // The same each time.
+    let mut seed = 1_u64;
+    let mut random = move || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        seed >> 33
+    };
+    for _ in 0..20_000 {
+        let body: Vec<u8> = (0..random() % 80).map(|_| random() as u8 % 3).collect();
+        let mut bytes = request((random() % 60) as u32, random() % 4, &body);
+        match random() % 4 {
+            0 => bytes.truncate(random() as usize % (bytes.len() + 1)),
+            1 => bytes[0..4].copy_from_slice(&(random() as u32).to_le_bytes()),
+            _ => {}
+        }
+        let room = [0, 1, 15, 16, 24, 100, 8192][random() as usize % 7];
+        let reply = server.ask(&bytes, room).expect("a reply to each");
+        assert!(reply.len() <= room);
+    }
+    // It is none the worse for it.
+    let init = request(INIT, 0, &words(&[7, 36, 1 << 20, 0]));
+    assert_eq!(errno(&server.ask(&init, 4096).unwrap()), 0);
+    assert!(lookup(&server, ROOT, "file").is_ok());
+}
+
+#[test]
+fn names_of_two_files_are_not_one_number() {
+    // Two layers on two file systems: the first numbers of both are often the same.
+    let dir = TempDir::new();
+    fs::write(dir.path().join("a"), "a").unwrap();
+    let server = Embedded::of(vec![dir.path().into(), "/proc/self/fdinfo".into()]);
+    let ino = |name: &str| {
+        let body = [name.as_bytes(), b"\0"].concat();
+        let reply = server.ask(&request(LOOKUP, ROOT, &body), 4096).unwrap();
+        assert_eq!(errno(&reply), 0, "{name}");
+        // fuse_entry_out, then fuse_attr.
+        u64::from_le_bytes(reply[16 + 40..][..8].try_into().unwrap())
+    };
+    let top = |name| ino(name) >> 54;
+    assert_eq!(top("a"), 0);
+    assert_eq!(top("0"), 1, "a file of another file system");
+}
+
+#[test]
+fn a_read_of_any_size_is_one_reply() {
+    let dir = TempDir::new();
+    let content: Vec<u8> = (0..9_000_000_u32).map(|n| (n * 7 >> 3) as u8).collect();
+    fs::write(dir.path().join("file"), &content).unwrap();
+    let server = server(&dir);
+    let node = lookup(&server, ROOT, "file").unwrap();
+    let reply = server
+        .ask(&request(OPEN, node, &words(&[0, 0])), 4096)
+        .unwrap();
+    let handle = u32::from_le_bytes(reply[16..20].try_into().unwrap());
+    let read = |offset: u32, size: u32, room: usize| {
+        let body = words(&[handle, 0, offset, 0, size, 0, 0, 0, 0, 0]);
+        let reply = server.ask(&request(15, node, &body), room).unwrap();
+        assert_eq!(errno(&reply), 0);
+        reply[16..].to_vec()
+    };
+    assert!(read(0, 16 << 20, 16 + (16 << 20)) == content);
+    assert!(read(1, 8 << 20, 16 + (8 << 20)) == content[1..][..8 << 20]);
+    assert!(
+        read(5, 4096, 16 + 100) == content[5..][..100],
+        "what there is room for"
+    );
+    assert!(read(8_999_999, 4096, 8192) == content[8_999_999..]);
+    assert!(read(9_000_000, 4096, 8192).is_empty());
+}
+
+#[test]
+fn what_the_user_may_not_read() {
+    use bootshare_tests::{AsNobody, Device, mount};
+    use std::os::unix::fs::PermissionsExt;
+
+    let dir = TempDir::new();
+    fs::write(dir.path().join("closed"), "secret").unwrap();
+    fs::create_dir(dir.path().join("dir")).unwrap();
+    for (name, mode) in [("closed", 0), ("dir", 0)] {
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(dir.path().join(name), mode).unwrap();
+    }
+    let server = Embedded::of(vec![dir.path().into(), dir.path().into()]);
+    let device = Device::new(AsNobody(server));
+    let share = mount(&device, bootshare::Options::default()).unwrap();
+    assert_eq!(share.open("closed").err(), Some(Error::PermissionDenied));
+    assert!(share.metadata("closed").is_ok());
+    assert!(share.read_dir("dir").is_err());
+    share.unmount().unwrap();
+}
+
+#[test]
+fn a_share_that_is_no_directory() {
+    use bootshare_host::serve::{Handler, Options};
+    for (dir, part) in [
+        ("/nonexistent/dir", "/nonexistent/dir"),
+        ("/etc/hostname", "hostname"),
+    ] {
+        let options = Options::new("test", vec!["/".into(), dir.into()]);
+        let Err(error) = Handler::new(&options) else {
+            panic!("{dir} is shared");
+        };
+        assert!(format!("{error:#}").contains(part), "{error:#}");
+    }
+    let none = Options::new("test", Vec::new());
+    assert!(Handler::new(&none).is_err());
+}
