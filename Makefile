@@ -85,7 +85,8 @@ firmware: $(ARCHES:%=firmware-%)
 $(ARCHES:%=firmware-%): firmware-%: setup-build tool
 	$(BARE_CARGO) build --profile firmware -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS)
 	@mkdir -p target/firmware
-	@cp $(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$* target/firmware/bootshare-$*.elf
+	@# What is the same keeps its time: the host tool is built from it.
+	@install -C $(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$* target/firmware/bootshare-$*.elf
 	@$(TOOL) rom target/firmware/bootshare-$*.elf target/firmware/bootshare-$*.$(ROM_$*)
 
 .PHONY: examples

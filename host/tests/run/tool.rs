@@ -264,10 +264,14 @@ fn a_hangup_that_nohup_ignores_is_ignored() {
         .stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
     tool.wait_until_running(&mut child, 2);
-    let pid = Pid::from_child(&child);
-    kill_process(pid, Signal::HUP).unwrap();
-    // Signals that wait are taken by their number: this one would come second.
-    kill_process(pid, Signal::TERM).unwrap();
+    // proc_pid_status(5): a mask of what is ignored, the lowest bit for SIGHUP.
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = u64::from_str_radix(ignored.unwrap().trim(), 16).unwrap();
+    assert_eq!(mask & 1, 1, "{status}");
+    for signal in [Signal::HUP, Signal::TERM] {
+        kill_process(Pid::from_child(&child), signal).unwrap();
+    }
     assert_eq!(child.wait().unwrap().code(), Some(130));
     tool.assert_nothing_is_left();
 }
