@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn an_image_without_relocations_is_refused_with_the_remedy() {
-        let image = std::env::current_exe().unwrap();
+        let image = env::current_exe().unwrap();
         let error = places(&image, Path::new(".")).unwrap_err().to_string();
         assert!(error.contains("make panics"), "{error}");
     }
