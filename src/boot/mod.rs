@@ -35,4 +35,4 @@ pub mod version;
 pub mod zero_page;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

@@ -3,7 +3,7 @@
 use super::{
     Board, Failed, HandOff,
     arena::{Arena, Block, is_x86},
-    console::{Progress, Text},
+    console::{Progress, Speed, Text},
     output::DigestText,
     shares::Mount,
 };
@@ -114,7 +114,12 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     }
 
     #[inline(never)] // So that the large frames of the boot flow do not add up.
-    pub fn load(mut self, entry: &Entry<'m>, extra: &[u8]) -> Result<HandOff, Failed> {
+    pub fn load(
+        mut self,
+        entry: &Entry<'m>,
+        edited: Option<&[u8]>,
+        extra: &[u8],
+    ) -> Result<HandOff, Failed> {
         let path = &Path::join(entry.directory, entry.kernel);
         let mut file = self.share.open(path).map_err(|e| self.failed(path, e))?;
         let size = file.metadata().len();
@@ -128,7 +133,10 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
             .map_err(|e| self.failed(path, e))?;
         // Before anything large is loaded in vain.
         let sizes = self.initrd_sizes(entry)?;
-        let text = self.command_line_text(entry)?;
+        let text = match edited {
+            Some(text) => text,
+            None => self.command_line_text(entry)?,
+        };
         if is_x86::<B>() {
             let image = BzImage::parse(head, size).map_err(|e| self.failed(path, e))?;
             let kernel = self.place(path, &image.memory_request())?;
@@ -211,14 +219,8 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         if result.map_err(|e| self.failed(path, e))? < bytes.len() {
             return Err(self.failed(path, Error::UnexpectedEof));
         }
-        let micros = took.as_micros().max(1) as u64;
-        // Bytes a microsecond are nearly MiB a second: 2^20 / 10^6.
-        let rate = size.saturating_mul(1_000_000) / (micros << 20);
-        log::info!(
-            "loaded {}, {size} bytes in {} ms ({rate} MiB/s)",
-            self.share.shown(path),
-            micros / 1000
-        );
+        let speed = Speed { bytes: size, took };
+        log::info!("loaded {}, {speed}", self.share.shown(path));
         // Only on request: the guest touches none of what it loads.
         if log::log_enabled!(log::Level::Trace) {
             log::trace!(
@@ -319,7 +321,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     }
 
     /// What the entry has the kernel told.
-    fn command_line_text(&mut self, entry: &Entry<'m>) -> Result<&'m [u8], Failed> {
+    pub fn command_line_text(&mut self, entry: &Entry<'m>) -> Result<&'m [u8], Failed> {
         match entry.command_line {
             CommandLine::None => Ok(b""),
             CommandLine::Text(text) => Ok(text),

@@ -1,5 +1,6 @@
 //! The parts of a test: directories, servers, machines, and what a machine printed.
 
+use std::fmt::Display;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bootshare_host::guest::Parts;
-use bootshare_host::{Arch, Board, Console, Machine, Outcome, Report, Share, demo};
+use bootshare_host::{Arch, Board, Console, Machine, Outcome, Report, Script, Share, demo};
 use sha2::{Digest, Sha256};
 
 /// The greatest time of one run, on a busy machine without KVM.
@@ -63,9 +64,16 @@ pub(crate) struct Run {
 }
 
 pub(crate) fn run(machine: &Machine) -> Run {
-    let report: Report = machine.run(Console::Capture).unwrap_or_else(|error| {
-        panic!("{error:#}");
-    });
+    finished(machine, machine.run(Console::Capture))
+}
+
+/// Runs a machine with someone at its keyboard.
+pub(crate) fn run_typing(machine: &Machine, script: Script<'_>) -> Run {
+    finished(machine, machine.run_typing(script))
+}
+
+fn finished(machine: &Machine, report: Result<Report, impl Display>) -> Run {
+    let report = report.unwrap_or_else(|error| panic!("{error:#}"));
     let text = report.text();
     println!(
         "--- {:?}, -append '{}' ---\n{text}--- {} after {:?} ---",

@@ -8,6 +8,7 @@ mod examples;
 mod failures;
 mod lab;
 mod linux;
+mod menu;
 mod tree;
 
 use bootshare_host::Board;
@@ -223,4 +224,74 @@ fn entries_are_listed_in_the_order_they_are_tried() {
 #[test]
 fn entries_beyond_64_are_left_out_with_a_warning() {
     entries::too_many(Board::Aarch64Virt);
+}
+
+#[test]
+fn menu_edits_a_command_line_on_microvm() {
+    menu::edits_a_command_line(Board::X86_64Microvm);
+}
+
+#[test]
+fn menu_edits_a_command_line_on_virt() {
+    menu::edits_a_command_line(Board::Aarch64Virt);
+}
+
+#[test]
+fn menu_comes_back_after_a_failure() {
+    menu::comes_back_after_a_failure(Board::X86_64Q35);
+}
+
+#[test]
+fn menu_boots_by_itself_on_microvm() {
+    menu::nobody_there(Board::X86_64Microvm);
+}
+
+#[test]
+fn menu_boots_by_itself_on_virt() {
+    menu::nobody_there(Board::Aarch64VirtPci);
+}
+
+#[test]
+fn menu_of_extlinux_conf() {
+    menu::of_extlinux(Board::Aarch64Virt);
+}
+
+#[test]
+fn shell_boots_an_entry_on_pc() {
+    menu::shell_boots_an_entry(Board::X86_64Pc);
+}
+
+#[test]
+fn shell_boots_an_entry_on_virt() {
+    menu::shell_boots_an_entry(Board::Aarch64VirtPci);
+}
+
+#[test]
+fn shell_comes_after_an_error_on_q35() {
+    menu::shell_after_an_error(Board::X86_64Q35);
+}
+
+#[test]
+fn shell_comes_after_an_error_on_virt() {
+    menu::shell_after_an_error(Board::Aarch64Virt);
+}
+
+#[test]
+fn shell_ends_microvm() {
+    menu::ends(Board::X86_64Microvm);
+}
+
+#[test]
+fn shell_ends_q35() {
+    menu::ends(Board::X86_64Q35);
+}
+
+#[test]
+fn shell_ends_pc() {
+    menu::ends(Board::X86_64Pc);
+}
+
+#[test]
+fn shell_ends_virt() {
+    menu::ends(Board::Aarch64Virt);
 }
