@@ -187,12 +187,10 @@ impl<B: Board> Shell<'_, B> {
             [b"help"] => self.output.text(HELP),
             [b"devices"] => self.devices(),
             [b"mounts"] => self.mounts(),
-            [b"ls"] => return self.at(b"/", |shell, at, path| shell.ls(at, path, false)),
-            [b"ls", b"-l"] => return self.at(b"/", |shell, at, path| shell.ls(at, path, true)),
-            [b"ls", b"-l", word] => {
-                return self.at(word, |shell, at, path| shell.ls(at, path, true));
-            }
-            [b"ls", word] => return self.at(word, |shell, at, path| shell.ls(at, path, false)),
+            [b"ls"] => return self.at(b"/", Self::ls),
+            [b"ls", b"-l"] => return self.at(b"/", Self::ls_long),
+            [b"ls", b"-l", word] => return self.at(word, Self::ls_long),
+            [b"ls", word] => return self.at(word, Self::ls),
             [b"stat", word] => return self.at(word, Self::stat),
             [b"cat", word] => return self.at(word, Self::cat),
             [b"sha256", word] => return self.at(word, Self::sha256),
@@ -255,14 +253,22 @@ impl<B: Board> Shell<'_, B> {
         }
     }
 
-    fn ls(&mut self, mount: &Mount<B>, path: &[u8], long: bool) -> bool {
-        match self.try_ls(mount, path, long) {
+    fn ls(&mut self, mount: &Mount<B>, path: &[u8]) -> bool {
+        self.list(mount, path, false)
+    }
+
+    fn ls_long(&mut self, mount: &Mount<B>, path: &[u8]) -> bool {
+        self.list(mount, path, true)
+    }
+
+    fn list(&mut self, mount: &Mount<B>, path: &[u8], long: bool) -> bool {
+        match self.try_list(mount, path, long) {
             Ok(ok) => ok,
             Err(error) => failure(&mount.shown(path), &error),
         }
     }
 
-    fn try_ls(&mut self, mount: &Mount<B>, path: &[u8], long: bool) -> Result<bool, ListError> {
+    fn try_list(&mut self, mount: &Mount<B>, path: &[u8], long: bool) -> Result<bool, ListError> {
         let metadata = mount.metadata(path)?;
         if !metadata.is_dir() {
             self.output.entry(path, &metadata, None, long);

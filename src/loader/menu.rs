@@ -129,7 +129,7 @@ impl<'a, B: Board> Menu<'a, B> {
             let now = self.clock.now();
             let left = self.deadline.saturating_sub(now);
             // A moment is shown as a second.
-            let seconds = left.as_millis().div_ceil(1000);
+            let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
             let id = self.list[self.entries[self.chosen]].choice.id();
             _ = write!(
                 Console::<B>::new(),
@@ -140,7 +140,7 @@ impl<'a, B: Board> Menu<'a, B> {
             if left.is_zero() {
                 return None;
             }
-            let tick = now + (left - Duration::from_secs(seconds as u64 - 1));
+            let tick = self.deadline - Duration::from_secs(seconds - 1);
             if let Some(key) = keys::wait::<B>(self.clock, Some(tick)) {
                 return Some(key);
             }
