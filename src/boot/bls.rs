@@ -13,7 +13,8 @@
 //! | `devicetree` | the path of a device tree that replaces the machine's |
 //! | `devicetree-overlay` | refused: see [`entry`](crate::boot::entry) |
 //! | `architecture` | hides the entry from other machines |
-//! | `efi`, `uki`, `uki-url` | hides it from this one, which can't start EFI programs |
+//! | `uki`, `efi` | the path of an EFI program with a [kernel in it](crate::boot::uki) |
+//! | `uki-url` | hides it from this loader, which has no network |
 //!
 //! Other keys are ignored. Of a key that may stand there once, the last line counts. All paths
 //! start at the share's root, with a `/` or without.
@@ -46,10 +47,13 @@ pub struct Tries {
 }
 
 impl<'a> FileName<'a> {
-    /// Takes the name of a file in `/loader/entries` apart; `None` if it is no entry's.
+    /// Takes the name of a file in `/loader/entries` or, of type 2, in `/EFI/Linux` apart; `None` if
+    /// it is no entry's.
     #[must_use]
     pub fn parse(name: &'a [u8]) -> Option<Self> {
-        let stem = name.strip_suffix(b".conf")?;
+        let stem = name
+            .strip_suffix(b".conf")
+            .or_else(|| name.strip_suffix(b".efi"))?;
         // `*.conf` matches no hidden files.
         if stem.is_empty() || stem.starts_with(b".") {
             return None;
@@ -97,8 +101,10 @@ pub struct Entry<'a> {
     pub devicetree_overlay: &'a [u8],
     /// What it is for, in the words of the EFI specification.
     pub architecture: &'a [u8],
-    /// The path of an EFI program.
-    pub efi: &'a [u8],
+    /// The path of a unified kernel image: `uki`, or `efi`.
+    pub uki: &'a [u8],
+    /// Where an image is to be fetched from.
+    pub uki_url: &'a [u8],
     text: &'a [u8],
 }
 
@@ -120,7 +126,8 @@ impl<'a> Entry<'a> {
                 b"devicetree" => &mut entry.devicetree,
                 b"devicetree-overlay" => &mut entry.devicetree_overlay,
                 b"architecture" => &mut entry.architecture,
-                b"efi" | b"uki" | b"uki-url" => &mut entry.efi,
+                b"uki" | b"efi" => &mut entry.uki,
+                b"uki-url" => &mut entry.uki_url,
                 _ => continue,
             };
             *field = value;
@@ -282,7 +289,7 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
         assert_eq!(entry.linux, b"/6a98/3.8.0-2.fc19.x86_64/linux");
         assert!(entry.is_for(Architecture::X86_64));
         assert!(!entry.is_for(Architecture::Aarch64));
-        assert!(entry.efi.is_empty() && entry.devicetree.is_empty());
+        assert!(entry.uki.is_empty() && entry.devicetree.is_empty());
         assert_eq!(entry.options().count(), 1);
     }
 

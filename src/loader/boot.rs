@@ -32,6 +32,7 @@ pub(super) enum Stop {
 }
 
 /// What goes on after a look at the entries.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 enum Next {
     End(End),
     Menu,

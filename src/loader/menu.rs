@@ -179,8 +179,8 @@ fn edit<B: Board>(
     let Ok(entry) = listed.choice.entry(B::ARCHITECTURE) else {
         return Err(Failed);
     };
-    let mut loader = Loader::new(flow.board, listed.mount, listed, arena.rest());
-    let text = loader.command_line_text(&entry)?;
+    let loader = Loader::new(flow.board, listed.mount, listed, arena.rest());
+    let text = loader.words(&entry)?;
     let editor = &mut state.editor;
     editor.set(b"");
     for word in cmdline::words(text).chain(cmdline::words(flow.options.payload)) {

@@ -16,12 +16,13 @@ mod line;
 mod menu;
 mod names;
 mod output;
+mod payload;
 mod shares;
 mod shell;
 mod walk;
 
 pub use crate::boot::image::Architecture;
-pub use board::{Board, ExitStatus, HandOff};
+pub use board::{Board, ExitStatus, HandOff, Move, Protocol};
 
 use crate::boot::options::{OnError, Options};
 use arena::{Arena, Memory};
@@ -88,6 +89,7 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
 }
 
 /// What the machine goes on with.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 enum End {
     /// The payload that was loaded.
     Start(HandOff),

@@ -75,7 +75,7 @@ const BROKEN: [&str; 2] = [
 ];
 
 /// The machine boots a kernel to user space.
-fn expect_boot(machine: &Machine, kernel: &str) -> Run {
+pub(crate) fn expect_boot(machine: &Machine, kernel: &str) -> Run {
     let run = run(machine);
     assert_eq!(run.outcome, Outcome::PowerOff);
     run.line(&[&format!("bootshare: starting {kernel}")]);
@@ -107,13 +107,7 @@ pub(crate) fn of_two_shares(board: Board) {
     );
     write(&second, "loader/entries/both.conf", &entry);
     let mut machine = machine(board, Server::Rust, &second, "");
-    machine.shares.insert(
-        0,
-        Share {
-            tag: "first".into(),
-            dirs: vec![first],
-        },
-    );
+    machine.shares.insert(0, Share::new("first", first));
     let booted = expect_boot(&machine, &format!("{}:/linux", demo::TAG));
     booted.line(&["bootshare: error: first:/loader/entries/both.conf: /linux: "]);
     booted.line(&[&format!("bootshare: loaded {}:/initrd, ", demo::TAG)]);
@@ -256,7 +250,7 @@ pub(crate) fn five_initrds(board: Board) {
     }
 }
 
-fn gzip(arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
     let mut child = Command::new("gzip")
         .args(arguments)
         .stdin(Stdio::piped())

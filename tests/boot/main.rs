@@ -6,6 +6,7 @@ mod commands;
 mod entries;
 mod examples;
 mod failures;
+mod images;
 mod lab;
 mod linux;
 mod menu;
@@ -134,6 +135,16 @@ fn microvm_boots_linux_with_6_gib_from_rom() {
 #[test]
 fn q35_boots_linux_with_6_gib_from_rom() {
     linux::boots_with_6_gib(Board::X86_64Q35Rom);
+}
+
+#[test]
+fn an_x86_64_rom_refuses_options_that_are_too_long() {
+    failures::long_options(Board::X86_64MicrovmRom);
+}
+
+#[test]
+fn an_aarch64_rom_refuses_options_that_are_too_long() {
+    failures::long_options(Board::Aarch64VirtRom);
 }
 
 #[test]
@@ -294,4 +305,59 @@ fn shell_ends_pc() {
 #[test]
 fn shell_ends_virt() {
     menu::ends(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_arm64_boots_from_gzip() {
+    images::gzipped(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_arm64_boots_from_zboot() {
+    images::zboot(Board::Aarch64VirtPci);
+}
+
+#[test]
+fn images_vmlinux_is_entered_by_pvh_on_microvm() {
+    images::vmlinux(Board::X86_64Microvm);
+}
+
+#[test]
+fn images_vmlinux_is_entered_by_pvh_on_q35() {
+    images::vmlinux(Board::X86_64Q35);
+}
+
+#[test]
+fn images_a_program_may_belong_where_the_firmware_is() {
+    images::program_at_1_mib(Board::X86_64Q35);
+}
+
+#[test]
+fn images_arm64_enters_a_plain_elf_program() {
+    images::arm64_program(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_x86_64_boots_a_unified_kernel_image() {
+    images::unified(Board::X86_64Microvm);
+}
+
+#[test]
+fn images_arm64_boots_a_unified_kernel_image() {
+    images::unified(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_x86_64_names_what_is_wrong_and_goes_on() {
+    images::wrong_on_x86_64(Board::X86_64Microvm);
+}
+
+#[test]
+fn images_arm64_names_what_is_wrong_and_goes_on() {
+    images::wrong_on_arm64(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_a_tree_from_elsewhere_gets_this_machines_memory_and_seeds() {
+    images::tree_from_elsewhere(Board::Aarch64Virt);
 }

@@ -137,7 +137,8 @@ fn one<F: FileSystem + Send + Sync + 'static>(
     let (device, pool) = Device::new(Arc::clone(service), Arc::clone(status), threads)
         .context("cannot start threads")?;
     let memory = Memory::new(GuestMemoryMmap::new());
-    let mut daemon = VhostUserDaemon::new("share".into(), Arc::new(device), memory)
+    let device = Arc::new(device);
+    let mut daemon = VhostUserDaemon::new("share".into(), Arc::clone(&device), memory)
         .map_err(|error| anyhow!("{error}"))?;
     daemon.start(listener).map_err(|error| anyhow!("{error}"))?;
     // Told to stop between the two, it would wait for QEMU's end.
@@ -145,7 +146,9 @@ fn one<F: FileSystem + Send + Sync + 'static>(
         status.hang_up();
     }
     let ended = daemon.wait();
-    drop(daemon);
+    device.hurry();
+    // Without a device the pool has nothing to do, and ends.
+    drop((daemon, device));
     drop(pool);
     match ended {
         // QEMU's end, or ours.

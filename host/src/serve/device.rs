@@ -39,6 +39,7 @@ struct Job {
 pub(super) struct Device<F: FileSystem + Send + Sync + 'static> {
     service: Arc<Service<F>>,
     memory: OnceLock<Memory>,
+    rings: OnceLock<Vec<Ring>>,
     status: Arc<Status>,
     /// Without a pool the queue's own thread answers.
     jobs: Option<Mutex<Sender<Job>>>,
@@ -78,11 +79,19 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         let device = Self {
             service,
             memory: OnceLock::new(),
+            rings: OnceLock::new(),
             status,
             jobs: (threads > 0).then(|| Mutex::new(sender)),
             exit: new_event_consumer_and_notifier(EventFlag::CLOEXEC | EventFlag::NONBLOCK)?,
         };
         Ok((device, pool))
+    }
+
+    /// Ends all waiting: QEMU is gone.
+    pub(super) fn hurry(&self) {
+        for ring in self.rings.get().into_iter().flatten() {
+            ring.hurry();
+        }
     }
 
     fn serve(&self, ring: &Ring) {
@@ -182,6 +191,7 @@ impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Device<F> {
         rings: &[Ring],
         _thread: usize,
     ) -> io::Result<()> {
+        self.rings.get_or_init(|| rings.to_vec());
         let serve = || rings.get(usize::from(event)).map(|ring| self.serve(ring));
         if let Err(panic) = catch_unwind(AssertUnwindSafe(serve)) {
             self.status

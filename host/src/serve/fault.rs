@@ -7,6 +7,7 @@
 //!        | error=ERRNO[@WHICH]       it fails: EIO, ENOENT, ..., or a number up to 4095
 //!        | truncate=BYTES[@WHICH]    the used ring tells of no more than BYTES of its reply
 //!        | corrupt=SEED[@WHICH]      bits of its reply are flipped; without WHICH, of every tenth
+//!        | panic=WHICH               the server itself fails at it
 //!        | disconnect-after=N        after N requests the server hangs up
 //!        | seed=N                    which requests `P%` means (default 0)
 //! TIME  := 250us | 20ms | 1.5s
@@ -73,6 +74,7 @@ enum Effect {
     Error(i32),
     Truncate(u32),
     Corrupt(u64),
+    Panic,
     Disconnect,
 }
 
@@ -118,7 +120,8 @@ impl fmt::Display for Fault {
 impl Fault {
     fn add(&mut self, rule: &str) -> Result<()> {
         let (kind, value) = rule.split_once('=').context(
-            "is not KIND=VALUE with delay, drop, error, truncate, corrupt, disconnect-after or seed",
+            "is not KIND=VALUE with delay, drop, error, truncate, corrupt, panic, disconnect-after \
+             or seed",
         )?;
         let (value, which) = match value.split_once('@') {
             Some((value, which)) => (value, Some(which)),
@@ -126,9 +129,14 @@ impl Fault {
         };
         let (effect, default) = match kind {
             "delay" => (Effect::Delay(time(value)?), Which::default()),
-            "drop" => {
-                ensure!(which.is_none(), "takes no @: drop=WHICH");
-                return self.push(Effect::Drop, parse_which(value)?);
+            "drop" | "panic" => {
+                ensure!(which.is_none(), "takes no @: {kind}=WHICH");
+                let effect = if kind == "drop" {
+                    Effect::Drop
+                } else {
+                    Effect::Panic
+                };
+                return self.push(effect, parse_which(value)?);
             }
             "error" => (Effect::Error(errno(value)?), Which::default()),
             "truncate" => (Effect::Truncate(number(value)?), Which::default()),
@@ -154,7 +162,7 @@ impl Fault {
                 return Ok(());
             }
             _ => bail!(
-                "has an unknown kind: use delay, drop, error, truncate, corrupt, \
+                "has an unknown kind: use delay, drop, error, truncate, corrupt, panic, \
                  disconnect-after or seed"
             ),
         };
@@ -239,6 +247,7 @@ fn parse_when(text: &str) -> Option<When> {
 pub(super) struct Verdict {
     pub(super) delay: Option<Duration>,
     pub(super) drop: bool,
+    pub(super) panic: bool,
     pub(super) disconnect: bool,
     pub(super) error: Option<i32>,
     pub(super) truncate: Option<u32>,
@@ -291,6 +300,7 @@ impl Verdict {
                 self.delay = Some(self.delay.unwrap_or_default().saturating_add(time));
             }
             Effect::Drop => self.drop = true,
+            Effect::Panic => self.panic = true,
             Effect::Disconnect => self.disconnect = true,
             Effect::Error(errno) => self.error = Some(errno),
             Effect::Truncate(bytes) => {

@@ -37,10 +37,16 @@ impl Flight {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stop(&self) {
+    /// Ends all waiting.
+    fn hurry(&self) -> MutexGuard<'_, FlightState> {
         let mut state = self.lock();
         state.stopping = true;
         self.changed.notify_all();
+        state
+    }
+
+    fn stop(&self) {
+        let mut state = self.hurry();
         while state.count > 0 {
             state = self
                 .changed
@@ -93,6 +99,11 @@ impl Ring {
         };
         self.flight.lock().count += 1;
         Ok(Some((chain, InFlight(Arc::clone(&self.flight)))))
+    }
+
+    /// Ends all waiting: QEMU is gone.
+    pub(super) fn hurry(&self) {
+        drop(self.flight.hurry());
     }
 
     /// Gives a request back with `used` bytes written.

@@ -155,6 +155,7 @@ impl<F: FileSystem + Sync> Service<F> {
             return refuse(libc::EFAULT);
         };
         let handle = || {
+            assert!(!taken.verdict.panic, "as the fault asks");
             self.server
                 .handle_message(reader, writer.into(), None, None)
         };

@@ -172,6 +172,7 @@ impl Verdict {
         }
         for (word, applies) in [
             ("drop", self.drop),
+            ("panic", self.panic),
             ("disconnect", self.disconnect),
             ("error", self.error.is_some()),
             ("corrupt", self.corrupt.is_some()),
