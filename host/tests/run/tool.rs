@@ -516,6 +516,24 @@ fn the_commands_of_a_dry_run_boot_and_leave_nothing_behind() {
     }
 }
 
+// `make test` sets the feature.
+#[cfg(feature = "embed-firmware")]
+#[test]
+fn the_program_boots_with_the_firmware_that_it_carries() {
+    let tool = Tool::new(&[]);
+    let options = "--append=bootshare.cmd=\"cat /greeting.txt\"";
+    for board in [BOARD_NAME, "x86_64-q35-rom", "aarch64-virt"] {
+        let ran = tool.run(&mut tool.command(&[], &["boot", "share", "--board", board, options]));
+        ran.expect(0, &[]);
+        assert!(ran.console.contains(demo::GREETING.trim()), "{ran:?}");
+    }
+    let ran = tool.run(&mut tool.command(&[], &["boot", "share", options, "--dry-run"]));
+    ran.expect(0, &[]);
+    let image = tool.path("tmp/bootshare-");
+    assert!(ran.console.contains(&image), "{ran:?}");
+    assert!(ran.console.contains("/tool firmware "), "{ran:?}");
+}
+
 #[test]
 fn doctor_finds_this_machine_fit_and_says_what_is_missing() {
     let tool = Tool::new(&[]);
