@@ -412,7 +412,7 @@ fn a_boot_test_ends_with_what_the_console_shows() {
     );
     ran.expect(
         1,
-        &["error: the console showed --fail 'mounted the share'\n"],
+        &["error: the console showed --fail 'mounted the share': demo: Linux "],
     );
     let last = "\n    demo: Linux ";
     ran.expect(1, &["the console's last lines:\n", last]);
