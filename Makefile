@@ -130,6 +130,7 @@ fuzz: setup-fuzz
 miri: export MIRIFLAGS = -Zmiri-permissive-provenance -Zmiri-disable-isolation
 miri: setup-miri
 	cargo +nightly miri test -p bootshare --lib --features loader
+	cargo +nightly miri test -p bootshare-tests --no-default-features --test hostile --test round_trips
 	cargo +nightly miri test -p bootshare-fuzz
 
 .PHONY: licences
@@ -144,8 +145,8 @@ callgrind: setup-callgrind
 
 # Relocations tell which calls there are; a stretch of code that is outlined has no place of its own.
 .PHONY: panics
-panics: host $(ARCHES:%=panics-%)
-	@$(HOST) panics --known docs/panics.md $(foreach a,$(ARCHES),$(TARGET)/$a-unknown-none/panics/bootshare-qemu-$a)
+panics: $(ARCHES:%=panics-%)
+	@cargo run -q -p bootshare-host --example panics -- docs/panics.md $(foreach a,$(ARCHES),$(TARGET)/$a-unknown-none/panics/bootshare-qemu-$a)
 
 .PHONY: $(ARCHES:%=panics-%)
 $(ARCHES:%=panics-%): panics-%: setup-build

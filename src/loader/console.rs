@@ -80,7 +80,7 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// A load that takes longer than a blink shows a bar.
+/// A load that takes longer than a blink shows a bar; at log level debug each one does.
 pub(super) struct Progress<B: Board> {
     clock: B::Clock,
     total: u64,
@@ -106,6 +106,7 @@ impl<B: Board> Progress<B> {
     pub fn update(&mut self, come: u64) {
         let now = self.clock.now();
         let due = match self.drawn {
+            None if log::log_enabled!(Level::Debug) => self.start,
             None => self.start + Self::BLINK,
             Some(drawn) => drawn + Self::REDRAW,
         };

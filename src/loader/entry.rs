@@ -5,10 +5,10 @@ use super::{
     arena::{Arena, Block, is_x86},
     console::{Progress, Text},
     output::DigestText,
-    shares::Mount,
+    shares::{BoardFile, Mount},
 };
 use crate::{
-    Error, File,
+    Error,
     boot::{
         arm64_image::Arm64Image,
         bzimage::BzImage,
@@ -116,7 +116,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     #[inline(never)] // So that the large frames of the boot flow do not add up.
     pub fn load(mut self, entry: &Entry<'m>, extra: &[u8]) -> Result<HandOff, Failed> {
         let path = &Path::join(entry.directory, entry.kernel);
-        let mut file = self.share.open(path).map_err(|e| self.failed(path, e))?;
+        let mut file = self.open(path)?;
         let size = file.metadata().len();
         let mut head = [0; image::HEAD_BYTES];
         let head_size = file
@@ -175,6 +175,14 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         }
     }
 
+    #[inline(never)] // As above.
+    fn open(&self, path: &[u8]) -> Result<BoardFile<'a, B>, Failed> {
+        let file = self.share.open(path).map_err(|e| self.failed(path, e))?;
+        let size = file.metadata().len();
+        log::debug!("opened {}, {size} bytes", Text(path));
+        Ok(file)
+    }
+
     fn hand_off(self, entry: u64, argument: u64) -> HandOff {
         HandOff {
             entry,
@@ -199,7 +207,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     fn read(
         &self,
         path: &[u8],
-        file: &mut File<'_, crate::transport::FsTransport, B::Clock, B::Hal>,
+        file: &mut BoardFile<'_, B>,
         bytes: Option<&mut [u8]>,
         offset: u64,
     ) -> Result<(), Failed> {
@@ -210,6 +218,10 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         let took = progress.finish();
         if result.map_err(|e| self.failed(path, e))? < bytes.len() {
             return Err(self.failed(path, Error::UnexpectedEof));
+        }
+        // What was written to while it was read may be neither the old nor the new file.
+        if file.has_changed().map_err(|e| self.failed(path, e))? {
+            return Err(self.failed(path, Error::Changed));
         }
         let micros = took.as_micros().max(1) as u64;
         // Bytes a microsecond are nearly MiB a second: 2^20 / 10^6.
@@ -235,7 +247,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     fn read_on(
         &self,
         path: &[u8],
-        file: &mut File<'_, crate::transport::FsTransport, B::Clock, B::Hal>,
+        file: &mut BoardFile<'_, B>,
         bytes: &mut [u8],
         offset: u64,
         progress: &mut Progress<B>,
@@ -302,7 +314,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         let mut rest = block.bytes;
         for (name, size) in entry.initrds.iter().zip(sizes.iter().copied()) {
             let path = Path::join(entry.directory, name);
-            let mut file = self.share.open(&path).map_err(|e| self.failed(&path, e))?;
+            let mut file = self.open(&path)?;
             if file.metadata().len() != size {
                 return Err(self.failed(&path, Error::Changed));
             }
@@ -350,7 +362,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         what: &'static str,
         limit: u64,
     ) -> Result<&'m [u8], Failed> {
-        let file = self.share.open(path).map_err(|e| self.failed(path, e))?;
+        let file = self.open(path)?;
         let size = file.metadata().len();
         if size > limit {
             return Err(self.failed(path, format_args!("it is too large for a {what}")));

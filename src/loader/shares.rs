@@ -7,7 +7,7 @@ use crate::{
         memory::PlacementError,
         options::{MAX_TAGS, Options},
     },
-    fs::Share,
+    fs::{File, Share},
     session::{self, DeviceConfig, Tag},
     transport::{Address, DeviceList, FsTransport, MAX_DEVICES},
 };
@@ -16,6 +16,9 @@ use heapless::Vec;
 
 /// A share as the boot flow mounts it.
 pub(super) type BoardShare<B> = Share<FsTransport, <B as Board>::Clock, <B as Board>::Hal>;
+
+/// A file of it.
+pub(super) type BoardFile<'s, B> = File<'s, FsTransport, <B as Board>::Clock, <B as Board>::Hal>;
 
 /// What is known about a device, mounted or not.
 pub(super) struct Found {
@@ -78,7 +81,11 @@ impl<B: Board> Shares<B> {
                 break;
             }
             let transport = transports.get_mut(index).and_then(Option::take);
-            let address = self.found[index].address;
+            let Found { address, state } = &self.found[index];
+            let address = *address;
+            if let Ok(config) = state {
+                log::debug!("mounting {}: {address}", config.tag);
+            }
             if let Some(transport) = transport
                 && let Err(error) = self.mount_one(address, transport, board.clock(), session)
             {

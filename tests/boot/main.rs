@@ -6,6 +6,7 @@ mod commands;
 mod entries;
 mod examples;
 mod failures;
+mod faults;
 mod lab;
 mod linux;
 mod tree;
@@ -233,4 +234,51 @@ fn entries_are_listed_in_the_order_they_are_tried() {
 #[test]
 fn entries_beyond_64_are_left_out_with_a_warning() {
     entries::too_many(Board::Aarch64Virt);
+}
+
+/// What a failing host makes of a boot.
+macro_rules! faults {
+    ($($name:ident: $board:ident { $($case:ident: $fault:ident($($server:ident)?);)* })*) => {$(
+        mod $name {
+            use super::{Board, faults};
+
+            $(#[test]
+            fn $case() {
+                faults::$fault(Board::$board $(, super::Server::$server)?);
+            })*
+        }
+    )*};
+}
+
+faults! {
+    faults_microvm: X86_64Microvm {
+        server_killed_before_init: killed_before_init();
+        server_killed_between_lookup_and_read: killed_before_a_read();
+        server_killed_in_a_large_read: killed_while_reading(Rust);
+        server_stopped_for_less_than_the_deadline: stopped_for_less_than_the_deadline();
+        server_stopped_for_longer: stopped_for_longer();
+        server_stopped_for_ever: stopped_for_ever();
+        server_stopped_then_killed: stopped_then_killed(C);
+        server_late: late(Rust);
+        files_change: files_that_change(Rust);
+    }
+    faults_q35: X86_64Q35 {
+        server_killed_before_init: killed_before_init();
+        server_killed_between_lookup_and_read: killed_before_a_read();
+        server_killed_in_a_large_read: killed_while_reading(C);
+        server_stopped_for_less_than_the_deadline: stopped_for_less_than_the_deadline();
+        server_stopped_for_longer: stopped_for_longer();
+        server_stopped_for_ever: stopped_for_ever();
+        server_stopped_then_killed: stopped_then_killed(Rust);
+        server_late: late(C);
+        files_change: files_that_change(C);
+    }
+    faults_virt: Aarch64Virt {
+        server_killed_between_lookup_and_read: killed_before_a_read();
+        server_stopped_for_longer: stopped_for_longer();
+    }
+    faults_virt_pci: Aarch64VirtPci {
+        server_killed_in_a_large_read: killed_while_reading(Rust);
+        files_change: files_that_change(Rust);
+    }
 }

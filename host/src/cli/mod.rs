@@ -6,7 +6,7 @@ mod firmware;
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 
 use bootshare_host::guest::Parts;
 use bootshare_host::serve::{self, DEFAULT_THREADS, Fault, Options, Trace};
-use bootshare_host::{Board, demo, panics, rom, size};
+use bootshare_host::{Board, demo, rom, size};
 
 /// Exit status when nothing could be started: bad usage, something missing.
 const NOT_STARTED: u8 = 123;
@@ -58,15 +58,6 @@ enum Sub {
         /// The directory to write them into
         #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
         dir: PathBuf,
-    },
-    /// Compare where firmware images could panic with a list
-    Panics {
-        /// The list
-        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-        known: PathBuf,
-        /// The ELF images, with relocations and debug information
-        #[arg(required = true, value_hint = ValueHint::FilePath)]
-        images: Vec<PathBuf>,
     },
     /// Print the size of firmware images
     Size {
@@ -233,13 +224,6 @@ impl Sub {
                 demo::make(&parts, &demo.out)?;
             }
             Self::Firmware { dir } => firmware::write(&dir)?,
-            Self::Panics { known, images } => {
-                let mut places = panics::Places::new();
-                for image in images {
-                    places.extend(panics::places(&image, Path::new("."))?);
-                }
-                print(panics::compare(&places, &known)?.as_bytes())?;
-            }
             Self::Size { images } => {
                 for image in images {
                     print(size::describe(&image)?.as_bytes())?;
