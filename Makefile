@@ -100,7 +100,7 @@ $(ARCHES:%=examples-%): examples-%: setup-build
 
 .PHONY: test
 test: setup-test lint package firmware examples
-	cargo test --workspace $(HOSTED) --features bootshare/loader --no-fail-fast
+	cargo test --workspace $(HOSTED) --features bootshare/loader,bootshare-host/embed-firmware --no-fail-fast
 
 .PHONY: lint
 lint: setup-test $(ARCHES:%=lint-%)
