@@ -107,13 +107,7 @@ pub(crate) fn of_two_shares(board: Board) {
     );
     write(&second, "loader/entries/both.conf", &entry);
     let mut machine = machine(board, Server::Rust, &second, "");
-    machine.shares.insert(
-        0,
-        Share {
-            tag: "first".into(),
-            dir: first,
-        },
-    );
+    machine.shares.insert(0, Share::new("first", first));
     let booted = expect_boot(&machine, &format!("{}:/linux", demo::TAG));
     booted.line(&["bootshare: error: first:/loader/entries/both.conf: /linux: "]);
     booted.line(&[&format!("bootshare: loaded {}:/initrd, ", demo::TAG)]);
