@@ -54,6 +54,7 @@ help:
 	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
 	@echo 'make licences  the licences of everything that is linked'
 	@echo 'make callgrind how many instructions the client takes for a request'
+	@echo 'make panics    where the images could panic, against docs/panics.md'
 	@echo 'make size      what the images take'
 	@echo 'make doc       the documentation, in $(TARGET)/doc'
 	@echo 'make clean     remove target, downloads included'
@@ -139,6 +140,16 @@ licences: setup-licences
 .PHONY: callgrind
 callgrind: setup-callgrind
 	@cargo run -q --profile firmware -p bootshare-tests --no-default-features --example callgrind
+
+# Relocations tell which calls there are; a stretch of code that is outlined has no place of its own.
+.PHONY: panics
+panics: host $(ARCHES:%=panics-%)
+	@$(HOST) panics --known docs/panics.md $(foreach a,$(ARCHES),$(TARGET)/$a-unknown-none/panics/bootshare-qemu-$a)
+
+.PHONY: $(ARCHES:%=panics-%)
+$(ARCHES:%=panics-%): panics-%: setup-build
+	@$(BARE_CARGO) rustc -q --profile panics -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS) \
+		-- -Clink-arg=--emit-relocs -Cllvm-args=-enable-machine-outliner=never
 
 .PHONY: size
 size: tool firmware

@@ -1,6 +1,6 @@
-//! Holds the list of every `unsafe` in `tests/unsafe_rooms.md` against the sources.
+//! Holds the list of every `unsafe` in `docs/unsafe.md` against the sources.
 //!
-//! What it lists is what runs on the machine: the library and the boards.
+//! What it lists is what runs on a machine: the library, the boards and the minimal examples.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
 use syn::visit::{self, Visit};
 
-const LIST: &str = "tests/unsafe_rooms.md";
+const LIST: &str = "docs/unsafe.md";
 
 /// Where the table starts in it.
 const TABLE: &str = "| room | what it is for | `unsafe` in it |\n|---|---|---|\n";
@@ -218,7 +218,7 @@ fn forbids_unsafe(file: &syn::File) -> bool {
 /// The table as the sources have it.
 fn table() -> String {
     let mut files = Vec::new();
-    for dir in ["src", "boards"] {
+    for dir in ["src", "boards", "examples"] {
         sources(&root().join(dir), &mut files);
     }
     files.sort();

@@ -10,6 +10,7 @@ pub mod debian;
 pub mod demo;
 pub mod guest;
 mod interrupt;
+pub mod panics;
 pub mod process;
 pub mod qemu;
 mod qmp;

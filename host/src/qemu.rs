@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -156,11 +157,10 @@ impl Machine {
                 share.tag
             );
             for dir in &share.dirs {
-                ensure!(
-                    dir.is_dir(),
-                    "cannot share {}: it is not a directory",
-                    dir.display()
-                );
+                fs::read_dir(dir).with_context(|| {
+                    let dir = dir.display();
+                    format!("cannot share {dir}, name a directory that can be read")
+                })?;
             }
             if self
                 .shares
@@ -320,17 +320,33 @@ impl Machine {
             // server leaves its socket behind.
             let socket = quote(socket.as_os_str());
             text.push_str(&format!(
-                "rm -f {socket}\n{} &\nwhile [ ! -S {socket} ]; do sleep 0.1; done\n",
+                "rm -f {socket}\n{} &\n\
+                 servers=\"$servers $!\"\n\
+                 while [ ! -S {socket} ] && kill -0 $!; do sleep 0.1; done\n",
                 command.shell()
             ));
         }
         let wiring = Wiring {
-            sockets,
+            sockets: sockets.clone(),
             qmp: None,
             interactive: true,
         };
         text.push_str(&self.invocation(&wiring).shell());
         text.push('\n');
+        if !sockets.is_empty() {
+            text.push_str("status=$?\n");
+            if external.is_none() {
+                // Ours would wait for the next QEMU.
+                text.push_str("kill $servers\n");
+            }
+            // The Rust virtiofsd leaves a file with its process number, too.
+            let mut remove = Invocation::new("rm");
+            remove.arg("-f");
+            for socket in &sockets {
+                remove.arg(socket).arg(socket.with_extension("sock.pid"));
+            }
+            text.push_str(&format!("{}\n(exit $status)\n", remove.shell()));
+        }
         Ok(text)
     }
 }

@@ -23,15 +23,19 @@ pub struct Dir<'s, T: Transport, C: Clock, H: Hal> {
 
 impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
     pub(super) fn open(node: Node<'s, T, C, H>) -> Result<Self, Error> {
-        match node.attr.file_type {
+        match node.file_type() {
             FileType::Directory => Ok(Self { node }),
             _ => Err(Error::NotADirectory),
         }
     }
 
-    /// What the directory itself is.
-    pub fn metadata(&self) -> Metadata {
-        Metadata(self.node.attr)
+    /// What the directory itself is. The host is asked only if its path did not tell.
+    ///
+    /// # Errors
+    ///
+    /// The host's.
+    pub fn metadata(&self) -> Result<Metadata, Error> {
+        Ok(Metadata(self.node.attr()?))
     }
 
     /// What `name` is.
@@ -40,7 +44,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
     ///
     /// [`Error::NotFound`]; [`Error::InvalidName`] if it is not one name.
     pub fn symlink_metadata(&self, name: impl AsRef<[u8]>) -> Result<Metadata, Error> {
-        Ok(Metadata(self.node(name.as_ref())?.attr))
+        Ok(Metadata(self.node(name.as_ref())?.attr()?))
     }
 
     /// Opens the regular file `name`.
@@ -94,7 +98,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
             share,
             epoch: self.node.epoch,
             id: entry.node,
-            attr: entry.attr,
+            attr: Some(entry.attr),
         })
     }
 }

@@ -17,6 +17,7 @@ use virtio_drivers::transport::Transport;
 /// Dropping it closes it on the host.
 pub struct File<'s, T: Transport, C: Clock, H: Hal> {
     node: Node<'s, T, C, H>,
+    attr: Attr,
     handle: Handle,
     /// Where [`File::read`] goes on, in bytes.
     position: u64,
@@ -24,17 +25,18 @@ pub struct File<'s, T: Transport, C: Clock, H: Hal> {
 
 impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     pub(super) fn open(node: Node<'s, T, C, H>) -> Result<Self, Error> {
-        match node.attr.file_type {
-            FileType::File => {}
-            FileType::Directory => return Err(Error::IsADirectory),
+        let attr = match (node.file_type(), node.attr) {
+            (FileType::File, Some(attr)) => attr,
+            (FileType::Directory, _) => return Err(Error::IsADirectory),
             // A symbolic link comes here from a `Dir` only, which follows none.
-            FileType::Symlink => return Err(Error::TooManyLinks),
+            (FileType::Symlink, _) => return Err(Error::TooManyLinks),
             // To open a FIFO could block the server for ever.
             _ => return Err(Error::NotAFile),
-        }
+        };
         let handle = node.session()?.call(&Open { node: node.id })?;
         Ok(Self {
             node,
+            attr,
             handle,
             position: 0,
         })
@@ -42,7 +44,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
 
     /// What the host said about the file when it was opened.
     pub fn metadata(&self) -> Metadata {
-        Metadata(self.node.attr)
+        Metadata(self.attr)
     }
 
     /// Asks the host again what the file is.
@@ -51,7 +53,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     ///
     /// The host's.
     pub fn refresh(&mut self) -> Result<Metadata, Error> {
-        self.node.attr = self.node.share.attr(self.node.epoch, self.node.id)?;
+        self.attr = self.node.share.attr(self.node.epoch, self.node.id)?;
         Ok(self.metadata())
     }
 
@@ -65,7 +67,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     pub fn resume(&mut self, path: impl AsRef<[u8]>) -> Result<(), Error> {
         let node = self.node.share.resolve(path.as_ref(), true)?;
         let same = |attr: &Attr| (attr.file_type, attr.size, attr.mtime, attr.mtime_nsec);
-        if same(&node.attr) != same(&self.node.attr) {
+        if node.attr.as_ref().map(same) != Some(same(&self.attr)) {
             return Err(Error::Changed);
         }
         let position = self.position;
@@ -99,7 +101,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         progress: &mut dyn FnMut(u64),
     ) -> Result<usize, Error> {
         let mut session = self.node.session()?;
-        let size = self.node.attr.size;
+        let size = self.attr.size;
         session.read(self.node.id, self.handle, offset, size, buf, progress)
     }
 
@@ -186,7 +188,7 @@ impl<T: Transport, C: Clock, H: Hal> embedded_io::Seek for File<'_, T, C, H> {
     fn seek(&mut self, to: SeekFrom) -> Result<u64, Error> {
         let position = match to {
             SeekFrom::Start(offset) => Some(offset),
-            SeekFrom::End(offset) => self.node.attr.size.checked_add_signed(offset),
+            SeekFrom::End(offset) => self.attr.size.checked_add_signed(offset),
             SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
         };
         self.set_position(position.ok_or(Error::InvalidOffset)?)?;

@@ -116,7 +116,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// [`Error::NotFound`] and the other errors of a path; [`Error::Host`] for the host's own.
     pub fn metadata(&self, path: impl AsRef<[u8]>) -> Result<Metadata, Error> {
-        Ok(Metadata(self.resolve(path.as_ref(), true)?.attr))
+        Ok(Metadata(self.resolve(path.as_ref(), true)?.attr()?))
     }
 
     /// What `path` is; a symbolic link at its end is not followed.
@@ -125,7 +125,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// As [`Share::metadata`].
     pub fn symlink_metadata(&self, path: impl AsRef<[u8]>) -> Result<Metadata, Error> {
-        Ok(Metadata(self.resolve(path.as_ref(), false)?.attr))
+        Ok(Metadata(self.resolve(path.as_ref(), false)?.attr()?))
     }
 
     /// Opens the regular file `path` for reading.
@@ -312,7 +312,8 @@ struct Node<'s, T: Transport, C: Clock, H: Hal> {
     share: &'s Share<T, C, H>,
     epoch: Epoch,
     id: NodeId,
-    attr: Attr,
+    /// `None` for a directory that was not looked up: the root, or one above another.
+    attr: Option<Attr>,
 }
 
 impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
@@ -321,8 +322,20 @@ impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
         self.share.session_of(self.epoch)
     }
 
+    fn file_type(&self) -> FileType {
+        self.attr.map_or(FileType::Directory, |attr| attr.file_type)
+    }
+
+    /// What it is; the host is asked if nobody has told yet.
+    fn attr(&self) -> Result<Attr, Error> {
+        match self.attr {
+            Some(attr) => Ok(attr),
+            None => self.share.attr(self.epoch, self.id),
+        }
+    }
+
     fn read_link<'b>(&self, buf: &'b mut [u8]) -> Result<&'b [u8], Error> {
-        if self.attr.file_type != FileType::Symlink {
+        if self.file_type() != FileType::Symlink {
             return Err(Error::NotASymlink);
         }
         let mut target = [0; TARGET_BUFFER];

@@ -62,7 +62,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
                 return Err(Error::NotADirectory);
             }
         }
-        place.into_node()
+        Ok(place.into_node())
     }
 }
 
@@ -189,19 +189,15 @@ impl<'s, T: Transport, C: Clock, H: Hal> Place<'s, T, C, H> {
         }
     }
 
-    fn into_node(mut self) -> Result<Node<'s, T, C, H>, Error> {
+    fn into_node(mut self) -> Node<'s, T, C, H> {
         let id = self.id();
-        let attr = match self.attr {
-            Some(attr) => attr,
-            None => self.share.attr(self.epoch, id)?,
-        };
         _ = self.below_root.pop();
-        Ok(Node {
+        Node {
             share: self.share,
             epoch: self.epoch,
             id,
-            attr,
-        })
+            attr: self.attr,
+        }
     }
 }
 

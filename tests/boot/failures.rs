@@ -81,6 +81,15 @@ pub(crate) fn el3(board: Board) {
     expect_error(&machine, &["EL3", "without secure=on"]);
 }
 
+pub(crate) fn long_options(board: Board) {
+    let options = "x".repeat(5000);
+    let machine = machine(board, Server::C, demo_share(board.arch()), &options);
+    expect_error(
+        &machine,
+        &["fw_cfg", "opt/org.bootshare/cmdline", "too long"],
+    );
+}
+
 pub(crate) fn other_chipset(board: Board) {
     let mut machine = machine(board, Server::C, demo_share(board.arch()), "");
     machine.qemu_args = vec!["-machine".into(), "pc".into()];

@@ -142,6 +142,16 @@ fn q35_boots_linux_with_6_gib_from_rom() {
 }
 
 #[test]
+fn an_x86_64_rom_refuses_options_that_are_too_long() {
+    failures::long_options(Board::X86_64MicrovmRom);
+}
+
+#[test]
+fn an_aarch64_rom_refuses_options_that_are_too_long() {
+    failures::long_options(Board::Aarch64VirtRom);
+}
+
+#[test]
 fn a_rom_refuses_a_chipset_that_it_does_not_know() {
     failures::other_chipset(Board::X86_64Q35Rom);
 }

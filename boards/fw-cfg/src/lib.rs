@@ -13,7 +13,7 @@ use core::{
 };
 use heapless::Vec;
 use zerocopy::{
-    FromBytes, FromZeros, IntoBytes, KnownLayout,
+    FromBytes, Immutable, IntoBytes, KnownLayout,
     big_endian::{U16, U32},
 };
 
@@ -67,7 +67,7 @@ struct Access {
 }
 
 /// `FWCfgFile`.
-#[derive(FromBytes, IntoBytes, KnownLayout)]
+#[derive(FromBytes, Immutable, IntoBytes, KnownLayout)]
 #[repr(C)]
 struct Entry {
     size: U32,
@@ -77,6 +77,15 @@ struct Entry {
 }
 
 const _: () = assert!(size_of::<Entry>() == 64);
+
+impl Entry {
+    const EMPTY: Self = Self {
+        size: U32::ZERO,
+        selector: U16::ZERO,
+        reserved: U16::ZERO,
+        name: [0; 56],
+    };
+}
 
 /// The device.
 pub struct FwCfg<R, C> {
@@ -100,13 +109,17 @@ impl<R: Register, C: Clock> FwCfg<R, C> {
         let mut count = U32::new(0);
         let select = SELECT | u32::from(DIRECTORY) << 16;
         self.fill(select | READ, count.as_mut_bytes()).ok()?;
-        for _ in 0..count.get().min(MAX_FILES) {
-            let mut entry = Entry::new_zeroed();
-            self.fill(READ, entry.as_mut_bytes()).ok()?;
-            if trimmed(&entry.name) == name {
+        let mut left = count.get().min(MAX_FILES) as usize;
+        while left > 0 {
+            // Each transfer leaves the guest: a few at once.
+            let mut entries = [const { Entry::EMPTY }; 16];
+            let (entries, _) = entries.split_at_mut(left.min(16));
+            left -= entries.len();
+            self.fill(READ, entries.as_mut_bytes()).ok()?;
+            if let Some(found) = entries.iter().find(|entry| trimmed(&entry.name) == name) {
                 return Some(File {
-                    selector: entry.selector.get(),
-                    size: entry.size.get(),
+                    selector: found.selector.get(),
+                    size: found.size.get(),
                 });
             }
         }
@@ -212,7 +225,7 @@ mod tests {
 
     /// QEMU's side of the register, with these files in the order of their selectors.
     struct Device {
-        files: Vec<(&'static [u8], Vec<u8>)>,
+        files: Vec<(Vec<u8>, Vec<u8>)>,
         selected: Vec<u8>,
         offset: usize,
         /// Control after a transfer, instead of QEMU's.
@@ -220,9 +233,12 @@ mod tests {
     }
 
     impl Device {
-        fn new(files: &[(&'static [u8], &[u8])]) -> Self {
+        fn new(files: &[(&[u8], &[u8])]) -> Self {
             Self {
-                files: files.iter().map(|(n, c)| (*n, c.to_vec())).collect(),
+                files: files
+                    .iter()
+                    .map(|(name, content)| (name.to_vec(), content.to_vec()))
+                    .collect(),
                 selected: Vec::new(),
                 offset: 0,
                 answer: None,
@@ -309,6 +325,17 @@ mod tests {
         device.read(file, &mut content).unwrap();
         assert_eq!(&content, b"yes!\0\0");
         assert_eq!(device.file(b"etc/e8"), None);
+
+        let names: Vec<_> = (0..40).map(|n| std::format!("opt/{n}")).collect();
+        let files = names.iter().map(|name| (name.as_bytes(), name.as_bytes()));
+        let mut device = open(Device::new(&files.collect::<Vec<_>>()));
+        for name in &names {
+            let file = device.file(name.as_bytes()).unwrap();
+            let mut content = std::vec![0; file.size as usize];
+            device.read(file, &mut content).unwrap();
+            assert_eq!(content, name.as_bytes());
+        }
+        assert_eq!(device.file(b"opt/40"), None);
     }
 
     #[test]

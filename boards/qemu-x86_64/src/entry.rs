@@ -1,10 +1,11 @@
-//! From PVH's 32-bit entry to Rust: the one place where nothing holds yet.
+//! From PVH's 32-bit entry to Rust: where next to nothing holds yet.
 //!
 //! # What holds on arrival
 //!
-//! By the x86/HVM direct boot ABI (Xen's `docs/misc/pvh.pandoc`), on the boot processor only:
+//! By the x86/HVM direct boot ABI (Xen's `docs/misc/pvh.pandoc`), on the boot processor only, or
+//! the same from [`reset`](crate::reset) in a ROM:
 //!
-//! 1. EBX is the physical address of the start info.
+//! 1. EBX is the physical address of the start info; 0 if there is none.
 //! 2. CR0 has PE set and all other writable bits clear; CR4 is 0: protected mode, no paging.
 //! 3. CS is a flat 32-bit code segment, DS, ES and SS are flat data segments. The table they came
 //!    from may be gone.
@@ -22,7 +23,7 @@
 //! 4. The first GiB is mapped to itself through [`paging::TABLES`], writable and executable, and
 //!    CR0.WP is set. [`paging`] maps the rest and takes permissions away.
 //! 5. RSP is at the top of [`STACK`], aligned as the System V ABI wants it at a function's entry.
-//! 6. EDI is the physical address of the start info.
+//! 6. EDI is what EBX was.
 
 use crate::{machine, paging, tables};
 use core::{

@@ -74,8 +74,8 @@ pub extern "sysv64" fn main(start_info: u32) -> ! {
         paging,
         searched: false,
     };
-    // SAFETY: the memory map is the platform's, `occupied` and `mapped_end` are what the linker and `paging`
-    // made, and `Paging::take` lets this happen once.
+    // SAFETY: the memory map is the platform's, `occupied` and `mapped_end` are what the linker and
+    // `paging` made, and `Paging::take` lets this happen once.
     unsafe { bootshare::loader::run(machine) }
 }
 

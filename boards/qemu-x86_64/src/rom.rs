@@ -28,6 +28,34 @@ const FIRST_INTERRUPT: u64 = 5;
 /// The most memory that ACPI's tables get. QEMU's take some 200 KiB.
 const TABLES: u64 = 4 << 20;
 
+/// Why the machine can't be used.
+#[derive(Clone, Copy, Debug)]
+pub enum Error {
+    /// ACPI's tables can't be had, for that reason.
+    Tables(&'static str),
+    /// A whole sentence.
+    Other(&'static str),
+}
+
+impl From<&'static str> for Error {
+    fn from(sentence: &'static str) -> Self {
+        Self::Other(sentence)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tables(why) => write!(
+                f,
+                "QEMU's ACPI tables (fw_cfg file etc/table-loader) can't be used: {why}; \
+                 try -M ...,acpi=off"
+            ),
+            Self::Other(sentence) => f.write_str(sentence),
+        }
+    }
+}
+
 type Device = FwCfg<Ports, Clock>;
 type CommandLine = Vec<u8, MAX_COMMAND_LINE>;
 
@@ -40,7 +68,7 @@ type CommandLine = Vec<u8, MAX_COMMAND_LINE>;
 /// # Safety
 ///
 /// To be called once, when nothing but the image uses memory; the first 4 GiB must be mapped.
-pub unsafe fn read(clock: Clock) -> Result<StartInfo, &'static str> {
+pub unsafe fn read(clock: Clock) -> Result<StartInfo, Error> {
     // SAFETY: this is called once, and nothing else uses the device.
     let device = unsafe { fw_cfg::open(clock) };
     let mut device = device.ok_or("there is no fw_cfg device; this ROM is for QEMU")?;
@@ -96,17 +124,17 @@ unsafe fn name_slots(line: &mut CommandLine) -> fmt::Result {
     Ok(())
 }
 
-fn read_memory_map(device: &mut Device) -> Result<MemoryMap, &'static str> {
+fn read_memory_map(device: &mut Device) -> Result<MemoryMap, Error> {
     let file = device
         .file(e820::FILE)
-        .ok_or("QEMU tells no memory map (fw_cfg file etc/e820)")?;
+        .ok_or("QEMU tells no memory map (fw_cfg file etc/e820); use QEMU 4.0 or later")?;
     let mut entries = e820::empty();
     let count = file.size as usize / size_of::<Entry>();
     let entries = entries.get_mut(..count).ok_or(e820::TOO_LONG)?;
     device
         .read(file, entries.as_mut_bytes())
         .map_err(|_| "the fw_cfg file etc/e820 can't be read")?;
-    e820::memory_map(entries)
+    Ok(e820::memory_map(entries)?)
 }
 
 /// Puts ACPI's tables to the end of the memory below 4 GiB, and answers with the address of their
@@ -115,18 +143,15 @@ fn read_memory_map(device: &mut Device) -> Result<MemoryMap, &'static str> {
 /// # Safety
 ///
 /// Usable memory must be RAM that nothing but the image uses, mapped to its addresses.
-unsafe fn load_tables(
-    device: &mut Device,
-    memory_map: &mut MemoryMap,
-) -> Result<u64, &'static str> {
+unsafe fn load_tables(device: &mut Device, memory_map: &mut MemoryMap) -> Result<u64, Error> {
     let range = e820::top(memory_map, paging::image().end, TABLES)
-        .ok_or("there is no memory for ACPI's tables; give the machine more")?;
+        .ok_or("there is no memory above the firmware; give the machine more")?;
     let start = ptr::with_exposed_provenance_mut(range.start as usize);
     // SAFETY: usable memory below 4 GiB and above the image, so mapped and used by nobody. RAM
     // holds bytes, whatever they are. What the tables take is usable no more when this returns,
     // and the slice is gone.
     let memory = unsafe { slice::from_raw_parts_mut(start, range.size() as usize) };
-    match table_loader::load(device, range.start, memory)? {
+    match table_loader::load(device, range.start, memory).map_err(Error::Tables)? {
         Some(tables) => {
             let start = tables.memory.start & !(crate::tables::PAGE - 1);
             let taken = Range {

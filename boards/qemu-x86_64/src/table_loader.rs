@@ -92,7 +92,7 @@ struct WritePointer {
 ///
 /// # Errors
 ///
-/// What is wrong with the script, for the person at the console.
+/// What is wrong with them.
 pub fn load(
     files: &mut impl Files,
     base: u64,
@@ -130,7 +130,7 @@ pub fn load(
     }))
 }
 
-const NO_ROOM: &str = "they need more memory than there is; give the machine more";
+const NO_ROOM: &str = "they need more memory than there is";
 const MALFORMED: &str = "a command of the script is malformed";
 
 /// A file's place in the memory, as offsets.

@@ -318,7 +318,7 @@ impl<'s> Runner<'s> {
             }
             _ => {
                 if let Some(below) = self.checked(connected, dir.open_dir(name), &[]) {
-                    self.metadata(true, Ok(dir.metadata()));
+                    self.metadata(true, dir.metadata());
                     self.dir = Some(below);
                     return;
                 }

@@ -15,7 +15,7 @@ use bootshare_host::watch::{Pattern, Watch};
 use bootshare_host::{Accel, Board, Console, Machine, Outcome, Report, Share, demo};
 
 use super::firmware::Image;
-use super::{error_line, print, say};
+use super::{error_line, parsed, print, say};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -79,10 +79,12 @@ pub(super) struct Boot {
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
     /// Succeed as soon as the console shows this; ^ and $ match at lines
-    #[arg(long, value_name = "REGEX", allow_hyphen_values = true)]
+    #[arg(long, value_name = "REGEX", allow_hyphen_values = true,
+        value_parser = parsed::<Pattern>)]
     expect: Option<Pattern>,
     /// Fail as soon as the console shows this
-    #[arg(long, value_name = "REGEX", allow_hyphen_values = true)]
+    #[arg(long, value_name = "REGEX", allow_hyphen_values = true,
+        value_parser = parsed::<Pattern>)]
     fail: Option<Pattern>,
     /// Serve by this virtiofsd [default: this program serves by itself]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::CommandName)]
@@ -91,7 +93,7 @@ pub(super) struct Boot {
     #[arg(long, value_name = "N")]
     thread_pool_size: Option<u32>,
     /// Let the server do wrong on purpose, e.g. delay=20ms,error=EIO@READ:5 (see serve --help)
-    #[arg(long, value_name = "RULES")]
+    #[arg(long, value_name = "RULES", value_parser = parsed::<Fault>)]
     fault: Option<Fault>,
     /// Record all requests and replies, for the command trace
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]

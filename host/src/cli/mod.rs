@@ -6,8 +6,9 @@ mod firmware;
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -16,7 +17,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 
 use bootshare_host::guest::Parts;
 use bootshare_host::serve::{self, DEFAULT_THREADS, Fault, Options, Trace};
-use bootshare_host::{Board, demo, rom, size};
+use bootshare_host::{Board, demo, panics, rom, size};
 
 /// Exit status when nothing could be started: bad usage, something missing.
 const NOT_STARTED: u8 = 123;
@@ -57,6 +58,15 @@ enum Sub {
         /// The directory to write them into
         #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
         dir: PathBuf,
+    },
+    /// Compare where firmware images could panic with a list
+    Panics {
+        /// The list
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        known: PathBuf,
+        /// The ELF images, with relocations and debug information
+        #[arg(required = true, value_hint = ValueHint::FilePath)]
+        images: Vec<PathBuf>,
     },
     /// Print the size of firmware images
     Size {
@@ -117,7 +127,7 @@ struct Serve {
     #[arg(long, default_value_t = DEFAULT_THREADS, value_name = "N")]
     thread_pool_size: usize,
     /// Do wrong on purpose
-    #[arg(long, value_name = "RULES")]
+    #[arg(long, value_name = "RULES", value_parser = parsed::<Fault>)]
     fault: Option<Fault>,
     /// Record all requests and replies, for the command trace
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -187,11 +197,11 @@ fn say(text: &str) {
 /// Prints what `write` writes to standard output.
 fn print_by(write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
-    let written = write(&mut out).and_then(|()| Ok(out.flush()?));
+    let written = write(&mut out).and_then(|()| out.flush().context("cannot write the output"));
     match written {
         // The reader has seen enough, as in `| head`.
         Err(error) if is_broken_pipe(&error) => Ok(()),
-        written => written.context("cannot write to standard output"),
+        written => written,
     }
 }
 
@@ -202,7 +212,13 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// Prints all of `text`.
 fn print(text: &[u8]) -> Result<()> {
-    print_by(|out| Ok(out.write_all(text)?))
+    print_by(|out| out.write_all(text).context("cannot write the output"))
+}
+
+/// Parses an option's value, and tells on one line why it is none.
+fn parsed<T: FromStr<Err = anyhow::Error>>(text: &str) -> Result<T, String> {
+    text.parse()
+        .map_err(|error: anyhow::Error| format!("{error:#}"))
 }
 
 impl Sub {
@@ -218,6 +234,13 @@ impl Sub {
                 demo::make(&parts, &demo.out)?;
             }
             Self::Firmware { dir } => firmware::write(&dir)?,
+            Self::Panics { known, images } => {
+                let mut places = panics::Places::new();
+                for image in images {
+                    places.extend(panics::places(&image, Path::new("."))?);
+                }
+                print(panics::compare(&places, &known)?.as_bytes())?;
+            }
             Self::Size { images } => {
                 for image in images {
                     print(size::describe(&image)?.as_bytes())?;

@@ -114,7 +114,7 @@ fn use_it(share: &TestShare) {
 #[test]
 fn nothing_a_host_says_makes_the_client_panic() {
     // An interpreter takes its time.
-    let seeds = if cfg!(miri) { 5 } else { 1500 };
+    let seeds = if cfg!(miri) { 2 } else { 1500 };
     for seed in 0..seeds {
         let mut random = Random(seed);
         let quirks = Quirks {

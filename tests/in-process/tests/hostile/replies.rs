@@ -1,6 +1,8 @@
 //! Replies that no server should give.
 
-use crate::rig::{CHUNK, CONTENT, LARGE, check, in_chunks, is_large, share, spoiling, tree};
+use crate::rig::{
+    CHUNK, CONTENT, LARGE, OFTEN, cases, check, in_chunks, is_large, share, spoiling, tree,
+};
 use bootshare::{
     Error, Options,
     fuse::{Errno, Violation},
@@ -42,16 +44,16 @@ const ENTRY: u32 = 16 + 128;
 #[test]
 fn lengths_that_do_not_agree() {
     let wrong = broken(Violation::ReplyLength);
-    for used in [1, 15, 16, ENTRY - 1, ENTRY + 1, 4096, u32::MAX] {
+    for used in cases([1, 15, 16, ENTRY - 1, ENTRY + 1, 4096, u32::MAX]) {
         lookup_gives(wrong, move |_, good| good.used(used));
     }
-    for length in [0, 1, 15, 17, ENTRY - 1, ENTRY + 1, 1 << 31, u32::MAX] {
+    for length in cases([0, 1, 15, 17, ENTRY - 1, ENTRY + 1, 1 << 31, u32::MAX]) {
         let patched = move |good: Reply| good.patch(0, &length.to_le_bytes());
         lookup_gives(wrong, move |_, good| patched(good));
         lookup_gives(wrong, move |_, good| patched(good).used(length));
         lookup_gives(wrong, move |_, good| patched(good).used(0));
     }
-    for body in [0, 1, 40, 127, 129] {
+    for body in cases([0, 1, 40, 127, 129]) {
         lookup_gives(wrong, move |request, _| {
             Reply::ok(request, vec![1; body].as_slice())
         });
@@ -267,7 +269,7 @@ fn directory_entries() {
         entry[16..20].copy_from_slice(&length.to_le_bytes());
         entry
     };
-    for bad in [
+    for bad in cases([
         dirent(7, 2, 8, b""),
         dirent(7, 2, 8, b"/"),
         dirent(7, 2, 8, b"a/b"),
@@ -287,7 +289,7 @@ fn directory_entries() {
         vec![0; 4064],
         vec![0xff; 100],
         vec![1],
-    ] {
+    ]) {
         let (names, error) = listing_of([&good[..], &bad].concat());
         assert_eq!(names, [b"good"], "{bad:?}");
         assert_eq!(error, bad_entry, "{bad:?}");
@@ -430,6 +432,11 @@ fn reading(
     (read, buf)
 }
 
+/// In which answers come.
+fn orders() -> impl Iterator<Item = Order> {
+    cases([Order::Shuffled(5), Order::Reversed, Order::Asked])
+}
+
 /// The good reply, cut to its first `size` bytes of data.
 fn cut(request: &Request, good: &Reply, size: usize) -> Reply {
     let data = &good.bytes[16..];
@@ -438,9 +445,8 @@ fn cut(request: &Request, good: &Reply, size: usize) -> Reply {
 
 #[test]
 fn short_answers_are_gone_on_from() {
-    let orders = [Order::Asked, Order::Reversed, Order::Shuffled(5)];
-    for order in orders {
-        for divisor in [2, 3, CHUNK as usize] {
+    for order in orders() {
+        for divisor in cases([2, 3, CHUNK as usize]) {
             let (read, buf) = reading(order, move |request, good| {
                 let size = (good.bytes.len() - 16).div_ceil(divisor);
                 cut(request, &good, size)
@@ -469,8 +475,8 @@ fn answers_late_and_in_any_order() {
 
 #[test]
 fn a_file_that_ends_before_its_size() {
-    for end in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 54 * CHUNK + 7] {
-        for order in [Order::Asked, Order::Reversed, Order::Shuffled(1)] {
+    for end in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, LARGE / 2 + 7] {
+        for order in orders() {
             let (read, buf) = reading(order, move |request, good| {
                 let left = end.saturating_sub(request.offset());
                 cut(request, &good, left as usize)
@@ -484,7 +490,7 @@ fn a_file_that_ends_before_its_size() {
 #[test]
 fn a_hole_where_the_host_has_nothing() {
     // An empty answer in the middle and data behind it: the file ends at the hole.
-    for order in [Order::Asked, Order::Reversed, Order::Shuffled(9)] {
+    for order in orders() {
         let (read, buf) = reading(order, |request, good| {
             if request.offset() == 7 * CHUNK {
                 cut(request, &good, 0)
@@ -513,7 +519,7 @@ fn a_file_that_grows_behind_its_end() {
 
 #[test]
 fn more_data_than_was_asked_for() {
-    for extra in [1, 100, 100_000] {
+    for extra in [1, 100, LARGE as usize] {
         let (read, _) = reading(Order::Asked, move |request, good| {
             let mut data = good.bytes[16..].to_vec();
             data.resize(data.len() + extra, 0xbb);
@@ -553,7 +559,7 @@ fn one_bad_chunk_among_good_ones() {
         ),
     ];
     for (spoil, error) in cases {
-        for order in [Order::Asked, Order::Reversed, Order::Shuffled(3)] {
+        for order in orders() {
             let (read, _) = reading(order, move |request, good| {
                 if request.offset() == 12 * CHUNK {
                     spoil(request, good)
@@ -609,7 +615,7 @@ fn answers_to_what_has_none() {
     // FORGET has no writable descriptor; a device may claim to have written all the same.
     let device = spoiling(Opcode::Forget, |_, good| good.used(u32::MAX));
     let share = share(&device);
-    for _ in 0..100 {
+    for _ in 0..OFTEN {
         share.metadata("dir/one").unwrap();
     }
     share.unmount().unwrap();
@@ -617,7 +623,7 @@ fn answers_to_what_has_none() {
     // What comes for RELEASE is nobody's business.
     let device = spoiling(Opcode::Release, |_, good| good.patch(8, &[7; 8]).used(9999));
     let share = crate::rig::share(&device);
-    for _ in 0..100 {
+    for _ in 0..OFTEN {
         assert_eq!(share.open("file").unwrap().read_at(0, &mut [0; 4]), Ok(4));
     }
     share.unmount().unwrap();

@@ -8,10 +8,19 @@ use std::time::Duration;
 
 /// What `file` has in it.
 pub const CONTENT: &[u8] = b"content of the file";
+/// Cases that are much alike: all of them, or the first two for an interpreter.
+pub fn cases<T, const N: usize>(all: [T; N]) -> impl Iterator<Item = T> {
+    all.into_iter().take(if cfg!(miri) { 2 } else { N })
+}
+
+/// More often than there is room for what is under way.
+pub const OFTEN: usize = if cfg!(miri) { 30 } else { 100 };
 /// Size of a chunk in bytes, where a file is read in many. An interpreter is slow with bytes.
 pub const CHUNK: u64 = if cfg!(miri) { 20 } else { 1000 };
+/// Chunks of `large`: more than are in flight at a time.
+pub const CHUNKS: u64 = if cfg!(miri) { 36 } else { 100 };
 /// Size of `large` in bytes.
-pub const LARGE: u64 = 100 * CHUNK;
+pub const LARGE: u64 = CHUNKS * CHUNK;
 
 /// Node 2 is `file`, 3 is `dir`, 4 is `link`, 5 is `large`.
 pub fn tree() -> Tree {

@@ -1,6 +1,6 @@
 //! Lies in the used ring.
 
-use crate::rig::{LARGE, check, in_chunks, share, spoiling};
+use crate::rig::{LARGE, cases, check, in_chunks, share, spoiling};
 use bootshare::{Error, fuse::Violation};
 use bootshare_tests::{Opcode, Reply, mount};
 
@@ -34,11 +34,11 @@ fn lookup_gives(spoil: impl Fn(Reply) -> Reply + Send + 'static) -> Option<Error
 #[test]
 fn chains_that_are_not_in_flight() {
     let wrong = Some(Error::Protocol(Violation::UsedId));
-    for id in [1, 2, 7, 63, 64, 65, 0x7fff, 0xffff] {
+    for id in cases([1, 2, 7, 63, 64, 65, 0x7fff, 0xffff]) {
         assert_eq!(lookup_gives(move |good| good.id(id)), wrong, "{id}");
     }
     // `virtio-drivers` takes the low 16 bits; the others may say anything, and no harm is done.
-    for id in [0x1_0000, 0xffff_0000, 0x1_0040, u32::MAX] {
+    for id in cases([0x1_0000, 0xffff_0000, 0x1_0040, u32::MAX]) {
         let error = lookup_gives(move |good| good.id(id));
         assert!(error.is_none() || error == wrong, "{id:#x}: {error:?}");
     }
@@ -46,7 +46,7 @@ fn chains_that_are_not_in_flight() {
 
 #[test]
 fn chains_given_back_twice() {
-    for times in [2, 3, 64, 65, 1000] {
+    for times in cases([2, 3, 64, 65, 1000]) {
         let error = lookup_gives(move |good| good.times(times));
         assert_eq!(error, Some(Error::Protocol(Violation::UsedId)), "{times}");
     }
@@ -54,7 +54,7 @@ fn chains_given_back_twice() {
 
 #[test]
 fn indices_that_jump() {
-    for by in [1, 2, 62, 63, 64, 65, 0x7fff, 0x8000, 0xffff] {
+    for by in cases([1, 2, 62, 63, 64, 65, 0x7fff, 0x8000, 0xffff]) {
         let error = lookup_gives(move |good| good.jump(by));
         // By 65535 it stands still: the completion is taken back, and nothing comes.
         let expected = [Some(Error::Protocol(Violation::UsedId)), Some(TIMED_OUT)];
@@ -75,8 +75,8 @@ fn nothing_given_back_but_an_index() {
 #[test]
 fn another_requests_chain_in_the_middle_of_a_read() {
     // Each lie is told while 16 reads are in flight, all with a caller's buffer.
-    for id in [0u32, 1, 3, 6, 45, 47, 48, 63, 64, 1000] {
-        for times in [1, 2] {
+    for id in cases([0u32, 1, 3, 6, 45, 47, 48, 63, 64, 1000]) {
+        for times in cases([1, 2]) {
             let mut count = 0;
             let device = spoiling(Opcode::Read, move |_, good| {
                 count += 1;

@@ -1,6 +1,6 @@
 //! Devices that can't be set up, or only just.
 
-use crate::rig::{check, tree};
+use crate::rig::{cases, check, tree};
 use bootshare::{DeviceError, Error, Options, session::PAGES_PER_SHARE};
 use bootshare_tests::{Device, Quirks, Reset, Scripted, TestHal, mount};
 
@@ -19,7 +19,7 @@ fn mounting(change: impl FnOnce(&mut Quirks)) -> Result<(), Error> {
 
 #[test]
 fn queue_sizes() {
-    for size in [64, 65, 127, 128, 1024, 32_768, 65_535, 65_536, u32::MAX] {
+    for size in cases([64, 65, 127, 128, 1024, 32_768, 65_535, 65_536, u32::MAX]) {
         assert_eq!(mounting(|quirks| quirks.queues = vec![size, size]), Ok(()));
         assert_eq!(mounting(|quirks| quirks.queues = vec![8, size]), Ok(()));
     }
@@ -29,11 +29,11 @@ fn queue_sizes() {
             needed,
         }))
     };
-    for size in [0, 1, 3, 32, 63] {
+    for size in cases([0, 1, 3, 32, 63]) {
         let result = mounting(|quirks| quirks.queues = vec![128, size]);
         assert_eq!(result, too_small(size, 64));
     }
-    for size in [0, 1, 3, 7] {
+    for size in cases([0, 1, 3, 7]) {
         let result = mounting(|quirks| quirks.queues = vec![size, 128]);
         assert_eq!(result, too_small(size, 8));
     }
@@ -73,12 +73,12 @@ fn configurations() {
         assert_eq!(result.is_ok(), lasts == 3, "{lasts}: {result:?}");
         assert!(result.is_ok() || result == unreadable);
     }
-    for size in [0, 1, 35, 36, 39] {
+    for size in cases([0, 1, 35, 36, 39]) {
         let result = mounting(|quirks| quirks.config.truncate(size));
         assert_eq!(result, unreadable, "{size}");
     }
     for tag in [&[][..], &[0; 36], &[0xff; 36], b"\0hidden"] {
-        for queues in [0, 1, u32::MAX] {
+        for queues in cases([0, 1, u32::MAX]) {
             let config = Quirks::config_of(tag, queues);
             let device = Device::new(Scripted::honest(tree()));
             device.quirk(|quirks| quirks.config = config);

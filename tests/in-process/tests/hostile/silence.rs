@@ -112,7 +112,7 @@ fn an_answer_after_the_deadline_reaches_nobody() {
 
 #[test]
 fn progress_keeps_a_slow_host_alive() {
-    // 100 chunks, one after another, each but for a second within the deadline.
+    // Chunk after chunk, each but for a second within the deadline.
     let device = spoiling(Opcode::Read, |_, good| good.after(seconds(9)));
     let share = mount(&device, in_chunks().with_depth(1)).unwrap();
     let mut buf = vec![0; LARGE as usize];

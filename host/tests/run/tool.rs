@@ -1,0 +1,602 @@
+//! The program itself: its exit status, what it says, and that nothing is left of a run.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bootshare_host::{Arch, Board, demo};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::parts::{C_SERVER, LIMIT, demo_share, install, rust_server, target};
+
+/// The board that the firmware runs on here; it has tests on all of them.
+const BOARD: Board = Board::X86_64Microvm;
+const BOARD_NAME: &str = "x86_64-microvm";
+
+/// The servers: the embedded one, and the external ones.
+fn servers() -> [Option<String>; 3] {
+    let rust = rust_server().display().to_string();
+    [None, Some(C_SERVER.to_owned()), Some(rust)]
+}
+
+/// How the program ended.
+#[derive(Debug)]
+struct Ran {
+    status: Option<i32>,
+    console: String,
+    errors: String,
+}
+
+impl Ran {
+    /// Asserts on the exit status, and that each of `parts` is in what was said of errors.
+    fn expect(&self, status: i32, parts: &[&str]) {
+        assert_eq!(self.status, Some(status), "{self:?}");
+        for part in parts {
+            assert!(self.errors.contains(part), "no {part:?} in {self:?}");
+        }
+    }
+}
+
+/// The program itself, with a directory that all its files and sockets, and the command lines of
+/// all its children, are in.
+struct Tool {
+    dir: TempDir,
+}
+
+impl Tool {
+    /// All that a run needs is copied, so that an ordinary user can reach it.
+    fn new(servers: &[&Path]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let share = demo_share(Arch::X86_64);
+        let open = |path: &Path| {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        open(dir.path());
+        for sub in ["share", "tmp"] {
+            fs::create_dir(dir.path().join(sub)).unwrap();
+            open(&dir.path().join(sub));
+        }
+        for name in ["vmlinuz", "initrd.img", "cmdline", "greeting.txt"] {
+            let to = dir.path().join("share").join(name);
+            fs::copy(share.join(name), &to).unwrap();
+            open(&to);
+        }
+        let program = Path::new(env!("CARGO_BIN_EXE_bootshare-host"));
+        for (path, name) in [(program, "tool")]
+            .into_iter()
+            .chain(servers.iter().map(|path| (*path, "server")))
+        {
+            install(path, &dir.path().join(name));
+        }
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    /// `bootshare-host`, after `wrapper`.
+    fn command(&self, wrapper: &[&str], args: &[&str]) -> Command {
+        let tool = self.path("tool");
+        let words = [wrapper, &[&tool], args].concat();
+        let (program, args) = words.split_first().unwrap();
+        let mut command = Command::new(program);
+        command
+            .args(args)
+            .env("TMPDIR", self.path("tmp"))
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// `bootshare-host boot` of the copied share by Linux, which QEMU loads itself.
+    fn linux(&self, wrapper: &[&str], server: Option<&str>) -> Command {
+        let mut command = self.command(wrapper, &["boot", &self.path("share")]);
+        command.args(["--board=x86_64-q35", "--timeout=120"]);
+        command.args(server.map(|path| format!("--server={path}")));
+        command.args(["--firmware", &self.path("share/vmlinuz")]);
+        command.arg("--append=console=ttyS0 panic=-1 quiet tsc_early_khz=2000000");
+        command.arg("--qemu-arg=-initrd");
+        command.arg(format!("--qemu-arg={}", self.path("share/initrd.img")));
+        command
+    }
+
+    /// `bootshare-host boot ARGS` by the firmware, with its options.
+    fn firmware(&self, args: &[&OsStr], options: &str) -> Ran {
+        let image = target().join("firmware").join(BOARD.firmware_name());
+        assert!(image.is_file(), "no {}: run make firmware", image.display());
+        let mut command = self.command(&[], &["boot", "--timeout=120", "--board", BOARD_NAME]);
+        command.arg("--firmware").arg(image);
+        command.arg(format!("--append={options}")).args(args);
+        self.run(&mut command)
+    }
+
+    /// Runs it to its end, after which nothing may be left.
+    fn run(&self, command: &mut Command) -> Ran {
+        let output = command.output().unwrap();
+        self.assert_nothing_is_left();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ran {
+            status: output.status.code(),
+            console: text(&output.stdout),
+            errors: text(&output.stderr),
+        }
+    }
+
+    /// The process whose command line has `part`.
+    fn process(&self, part: &str) -> Pid {
+        let found = self
+            .processes()
+            .into_iter()
+            .find(|(_, line)| line.contains(part));
+        found.unwrap_or_else(|| panic!("no process has {part}")).0
+    }
+
+    /// Processes with our directory on their command line.
+    fn processes(&self) -> Vec<(Pid, String)> {
+        let dir = self.dir.path().display().to_string();
+        fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| {
+                let path = entry.ok()?.path();
+                let pid = Pid::from_raw(path.file_name()?.to_str()?.parse().ok()?)?;
+                let line = fs::read(path.join("cmdline")).ok()?;
+                Some((pid, String::from_utf8_lossy(&line).replace('\0', " ")))
+            })
+            .filter(|(_, line)| line.contains(&dir))
+            .collect()
+    }
+
+    fn files(&self) -> usize {
+        fs::read_dir(self.dir.path().join("tmp")).unwrap().count()
+    }
+
+    /// Waits until `count` processes run, QEMU among them, and the sockets have served.
+    fn wait_until_running(&self, tool: &mut Child, count: usize) {
+        let deadline = Instant::now() + LIMIT;
+        while self.processes().len() < count || self.files() > 0 {
+            assert_eq!(tool.try_wait().unwrap(), None, "the tool ended early");
+            assert!(Instant::now() < deadline, "{:?}", self.processes());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn assert_nothing_is_left(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.processes().is_empty() {
+            assert!(
+                Instant::now() < deadline,
+                "left behind: {:?}",
+                self.processes()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(self.files(), 0, "a socket was left behind");
+    }
+}
+
+/// Starts a machine that is paused, does `act` to it, and returns the program's exit status.
+fn status_after(server: Option<&str>, act: impl FnOnce(&Tool, &Child)) -> Option<i32> {
+    let tool = Tool::new(&[]);
+    let mut command = tool.linux(&[], server);
+    let mut child = command
+        .arg("--qemu-arg=-S")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // The program, QEMU and perhaps a server.
+    tool.wait_until_running(&mut child, if server.is_some() { 3 } else { 2 });
+    act(&tool, &child);
+    let status = child.wait().unwrap();
+    tool.assert_nothing_is_left();
+    status.code()
+}
+
+/// What `status_after` may do: a signal to the program itself.
+fn send(signal: Signal) -> impl FnOnce(&Tool, &Child) {
+    move |_, child| kill_process(Pid::from_child(child), signal).unwrap()
+}
+
+#[test]
+fn signals_leave_nothing_behind() {
+    for server in [None, Some(C_SERVER)] {
+        for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+            assert_eq!(status_after(server, send(signal)), Some(130), "{signal:?}");
+        }
+    }
+}
+
+#[test]
+fn sigkill_leaves_nothing_behind() {
+    for server in servers() {
+        assert_eq!(status_after(server.as_deref(), send(Signal::KILL)), None);
+    }
+}
+
+#[test]
+fn a_crash_of_qemu_leaves_nothing_behind() {
+    for server in servers() {
+        let crash = |tool: &Tool, _: &Child| {
+            kill_process(tool.process("memory-backend-memfd"), Signal::SEGV).unwrap();
+        };
+        assert_eq!(status_after(server.as_deref(), crash), Some(121));
+    }
+}
+
+#[test]
+fn a_crash_of_the_server_leaves_nothing_behind() {
+    for server in servers().into_iter().flatten() {
+        let crash = |tool: &Tool, child: &Child| {
+            // The C server is two processes, and either may be the one that crashes.
+            let own = Pid::from_child(child);
+            let found = tool.processes().into_iter();
+            let mut servers = found.filter(|(pid, line)| *pid != own && line.contains("virtiofsd"));
+            kill_process(servers.next().unwrap().0, Signal::KILL).unwrap();
+        };
+        assert_eq!(status_after(Some(&server), crash), Some(122), "{server}");
+    }
+}
+
+#[test]
+fn an_embedded_server_that_hangs_up_leaves_nothing_behind() {
+    let tool = Tool::new(&[]);
+    let ran = tool.firmware(
+        &["share", "--fault=disconnect-after=3"].map(OsStr::new),
+        "bootshare.deadline=1",
+    );
+    assert_ne!(ran.status, Some(0), "{ran:?}");
+    assert!(ran.errors.contains("bootshare-host: error: "), "{ran:?}");
+}
+
+#[test]
+fn a_hangup_that_nohup_ignores_is_ignored() {
+    let tool = Tool::new(&[]);
+    let mut command = tool.linux(&["nohup"], None);
+    command
+        .arg("--qemu-arg=-S")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    tool.wait_until_running(&mut child, 2);
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::HUP).unwrap();
+    // Signals that wait are taken by their number: this one would come second.
+    kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    tool.assert_nothing_is_left();
+}
+
+#[test]
+fn a_full_disk_leaves_nothing_behind() {
+    let tool = Tool::new(&[]);
+    // In a mount namespace of its own, so that whatever happens the mount goes with it. A
+    // directory and one file more is what fits, and 4 KiB.
+    let script = r#"
+        mount -t tmpfs -o size=4k,nr_inodes=$INODES tmpfs "$TMPDIR" || exit 99
+        [ -z "$FULL" ] || head -c 4096 /dev/zero >"$TMPDIR/full"
+        "$@"; status=$?
+        ls -A "$TMPDIR" >&2
+        exit $status"#;
+    let user: &[&str] = match rustix::process::geteuid().is_root() {
+        true => &[],
+        false => &["--user", "--map-root-user"],
+    };
+    let mut wrapper = vec!["unshare", "--mount"];
+    wrapper.extend(user);
+    wrapper.extend(["sh", "-c", script, "sh"]);
+
+    // No place for the sockets' directory, and then none for the sockets.
+    for (inodes, part) in [
+        ("1", "cannot make a directory for sockets"),
+        ("2", "cannot listen"),
+    ] {
+        let ran = tool.run(tool.linux(&wrapper, None).env("INODES", inodes));
+        ran.expect(123, &["No space left on device", part]);
+        assert_eq!(ran.errors.lines().count(), 1, "{ran:?}");
+    }
+    // The sockets and their directory take no block: a trace does.
+    let trace = format!("--trace={}", tool.path("tmp/trace"));
+    let mut command = tool.linux(&wrapper, None);
+    let ran = tool.run(command.envs([("INODES", "20"), ("FULL", "yes")]).arg(trace));
+    ran.expect(
+        123,
+        &[
+            "cannot write the trace",
+            "No space left on device",
+            "\nfull\ntrace\n",
+        ],
+    );
+    let mut command = tool.linux(&wrapper, None);
+    let ran = tool.run(command.envs([("INODES", "20"), ("FULL", "yes")]));
+    ran.expect(0, &[]);
+    assert_eq!(ran.errors, "full\n");
+    let out = tool.path("tmp/demo");
+    let parts = target().join("guest").canonicalize().unwrap();
+    let args = ["demo", "--parts", parts.to_str().unwrap(), &out];
+    let ran = tool.run(tool.command(&wrapper, &args).env("INODES", "20"));
+    ran.expect(123, &["cannot write", "No space left on device"]);
+}
+
+#[test]
+fn a_console_that_cannot_be_shown_ends_the_run() {
+    let tool = Tool::new(&[]);
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let mut command = tool.linux(&[], None);
+    let child = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(123), "{errors}");
+    assert!(errors.contains("cannot show the console"), "{errors}");
+    tool.assert_nothing_is_left();
+}
+
+#[test]
+fn an_ordinary_user_boots_with_any_server() {
+    // As root, become one; otherwise we are.
+    let wrapper: &[&str] = if rustix::process::geteuid().is_root() {
+        &[
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+        ]
+    } else {
+        &[]
+    };
+    for original in servers() {
+        let copied: Vec<_> = original.iter().map(Path::new).collect();
+        let tool = Tool::new(&copied);
+        fs::set_permissions(
+            tool.dir.path().join("tmp"),
+            fs::Permissions::from_mode(0o777),
+        )
+        .unwrap();
+        let server = original.map(|_| tool.path("server"));
+        let ran = tool.run(&mut tool.linux(wrapper, server.as_deref()));
+        ran.expect(0, &[]);
+        assert!(ran.console.contains(demo::GREETING.trim()), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_boot_test_ends_with_what_the_console_shows() {
+    let tool = Tool::new(&[]);
+    let ran = tool.run(
+        tool.linux(&[], None)
+            .args(["--expect", "^Hello from a dir"]),
+    );
+    ran.expect(0, &[]);
+    assert_eq!(ran.errors.trim(), "");
+
+    let ran = tool.run(
+        tool.linux(&[], None)
+            .args(["--fail=mounted the share", "--expect=never"]),
+    );
+    ran.expect(
+        1,
+        &["error: the console showed --fail 'mounted the share'\n"],
+    );
+    let last = "\n    demo: Linux ";
+    ran.expect(1, &["the console's last lines:\n", last]);
+
+    let ran = tool.run(tool.linux(&[], None).arg("--expect=never"));
+    let said = "the console never showed --expect 'never': the guest powered off";
+    ran.expect(1, &[said, last]);
+
+    let mut command = tool.linux(&[], None);
+    command.args(["--timeout=2", "--expect=never", "--qemu-arg=-S"]);
+    let ran = tool.run(&mut command);
+    ran.expect(
+        124,
+        &["the time limit passed", "the console showed nothing"],
+    );
+}
+
+#[test]
+fn a_directory_may_have_any_name() {
+    let tool = Tool::new(&[]);
+    let names: [&[u8]; 8] = [
+        b"a b",
+        b"a,b",
+        b"a:b",
+        b"-dash",
+        b"a=b",
+        b"quote'\"$x\\",
+        b"line\nend",
+        b"\xff\xfe",
+    ];
+    for name in names.map(OsStr::from_bytes) {
+        let dir = tool.dir.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("name"), name.as_bytes()).unwrap();
+        let mut escaped = b"--share=x=".to_vec();
+        for &byte in name.as_bytes() {
+            if matches!(byte, b':' | b'\\') {
+                escaped.push(b'\\');
+            }
+            escaped.push(byte);
+        }
+        let server = servers().map(|server| server.map(|path| format!("--server={path}")));
+        for server in server.iter().map(|server| server.as_ref().map(OsStr::new)) {
+            let is_rust =
+                server.is_some_and(|word| !word.as_bytes().ends_with(C_SERVER.as_bytes()));
+            if is_rust && name.to_str().is_none() {
+                // It takes UTF-8 only.
+                continue;
+            }
+            for words in [
+                vec![OsStr::new("--"), name],
+                vec![OsStr::from_bytes(&escaped)],
+            ] {
+                let args: Vec<_> = server.into_iter().chain(words).collect();
+                let ran = tool.firmware(&args, "bootshare.cmd=\"stat /name\"");
+                ran.expect(0, &[]);
+                let size = format!("size   {}\r\n", name.len());
+                assert!(ran.console.contains(&size), "{args:?}: {ran:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_directory_that_cannot_be_shared_is_refused_by_name() {
+    let tool = Tool::new(&[]);
+    fs::write(tool.dir.path().join("file"), "").unwrap();
+    for (dir, part) in [("nosuch", "No such file"), ("file", "Not a directory")] {
+        let ran = tool.firmware(&[OsStr::new(dir)], "");
+        ran.expect(123, &[&format!("cannot share {dir}, "), part]);
+        assert_eq!(ran.errors.lines().count(), 1, "{ran:?}");
+    }
+    fs::create_dir(tool.dir.path().join("empty")).unwrap();
+    let ran = tool.firmware(&[OsStr::new("empty")], "");
+    ran.expect(1, &["the firmware ended with status 1"]);
+    assert!(ran.console.contains("bootshare: error: "), "{ran:?}");
+}
+
+#[test]
+fn a_directory_that_is_not_ours_to_read_is_refused_by_name() {
+    let tool = Tool::new(&[]);
+    let wrapper: &[&str] = match rustix::process::geteuid().is_root() {
+        true => &["setpriv", "--reuid=65534", "--clear-groups"],
+        false => &[],
+    };
+    let dir = tool.dir.path().join("closed");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o000)).unwrap();
+    let image = target().join("firmware").join(BOARD.firmware_name());
+    let args = ["boot", "closed", "--firmware", image.to_str().unwrap()];
+    let mut command = tool.command(wrapper, &args);
+    let ran = tool.run(command.current_dir(tool.dir.path()));
+    ran.expect(123, &["cannot share closed, ", "Permission denied"]);
+}
+
+#[test]
+fn the_commands_of_a_dry_run_boot_and_leave_nothing_behind() {
+    let tool = Tool::new(&[]);
+    for server in servers() {
+        // The Rust virtiofsd takes UTF-8 only.
+        let name: &[u8] = match &server {
+            Some(path) if path != C_SERVER => b"it's odd",
+            _ => b"it's \xff",
+        };
+        let odd = OsStr::from_bytes(name);
+        fs::create_dir_all(tool.dir.path().join(odd)).unwrap();
+        fs::write(tool.dir.path().join(odd).join("hello"), "well met\n").unwrap();
+        let server = server.map(|path| format!("--server={path}"));
+        let args: Vec<_> = server
+            .iter()
+            .map(OsStr::new)
+            .chain([odd, OsStr::new("--dry-run")])
+            .collect();
+        let printed = tool.firmware(&args, "bootshare.cmd=\"cat /hello\"");
+        printed.expect(0, &[]);
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", &printed.console])
+            .env("TMPDIR", tool.path("tmp"));
+        let output = shell.stdin(Stdio::null()).output().unwrap();
+        // QEMU's own status for a firmware's success.
+        assert_eq!(output.status.code(), Some(33), "{output:?}");
+        let console = String::from_utf8_lossy(&output.stdout);
+        assert!(console.contains("well met"), "{console}");
+        tool.assert_nothing_is_left();
+    }
+}
+
+#[test]
+fn doctor_finds_this_machine_fit_and_says_what_is_missing() {
+    let tool = Tool::new(&[]);
+    fs::create_dir_all(tool.dir.path().join("target/firmware")).unwrap();
+    for board in [Board::X86_64Microvm, Board::Aarch64Virt] {
+        let name = board.firmware_name();
+        let to = tool.dir.path().join("target/firmware").join(name);
+        fs::copy(target().join("firmware").join(name), to).unwrap();
+    }
+    let ran = tool.run(&mut tool.command(&[], &["doctor"]));
+    ran.expect(0, &[]);
+    for board in ["x86_64-microvm", "aarch64-virt"] {
+        let line = format!("ok    a guest on {board}: read a file from a shared directory");
+        assert!(ran.console.contains(&line), "{ran:?}");
+    }
+    let ran = tool.run(tool.command(&[], &["doctor"]).env("PATH", "/nonexistent"));
+    assert_eq!(ran.status, Some(1), "{ran:?}");
+    assert!(
+        ran.console.contains("fail  QEMU for x86_64: cannot run"),
+        "{ran:?}"
+    );
+    assert!(
+        ran.console.contains("apt-get install qemu-system-x86"),
+        "{ran:?}"
+    );
+}
+
+/// A terminal: what its user sees, and what programs see as theirs.
+fn terminal() -> (fs::File, fs::File) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&user).unwrap();
+    unlockpt(&user).unwrap();
+    let name = ptsname(&user, Vec::new()).unwrap();
+    let program = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(name.to_str().unwrap())
+        .unwrap();
+    (user.into(), program)
+}
+
+#[test]
+fn on_a_terminal_the_demo_gives_a_shell() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    let tool = Tool::new(&[]);
+    let (mut user, program) = terminal();
+    let before = rustix::termios::tcgetattr(&program).unwrap();
+    let mut command = tool.linux(&[], Some(C_SERVER));
+    command
+        .arg("--demo")
+        .stdin(program.try_clone().unwrap())
+        .stdout(program.try_clone().unwrap());
+    let mut child = command.spawn().unwrap();
+    drop(command);
+
+    let mut seen = String::new();
+    let mut wait_for = |user: &mut fs::File, text: &str| {
+        let mut buffer = [0; 4096];
+        while !seen.contains(text) {
+            // A read would wait for ever: the terminal is open here as well.
+            let mut polled = [PollFd::new(&*user, PollFlags::IN)];
+            let limit = Timespec::try_from(LIMIT).unwrap();
+            let ready = poll(&mut polled, Some(&limit)).unwrap();
+            assert_ne!(ready, 0, "no {text:?} in {seen}");
+            let count = user.read(&mut buffer).unwrap();
+            seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        seen.clear();
+    };
+    wait_for(&mut user, "/share # ");
+    // Ctrl-C goes to the guest: it ends the command, not the run. Once the inner shell speaks, it
+    // and what it starts own the terminal: a Ctrl-C cannot come too early for `sleep`.
+    user.write_all(b"sh -c 'echo begin; sleep 1000'\n").unwrap();
+    wait_for(&mut user, "\nbegin");
+    user.write_all(b"\x03").unwrap();
+    wait_for(&mut user, "/share # ");
+    user.write_all(b"echo status $? on $(tty)\n").unwrap();
+    wait_for(&mut user, "\nstatus 130 on /dev/ttyS0");
+    user.write_all(b"exit\n").unwrap();
+    wait_for(&mut user, "reboot: Power down");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let after = rustix::termios::tcgetattr(&program).unwrap();
+    assert_eq!(before.local_modes, after.local_modes);
+    assert_eq!(before.input_modes, after.input_modes);
+    tool.assert_nothing_is_left();
+}
