@@ -60,7 +60,7 @@ const CHANGES: [&str; 24] = [
     "chown 7:7 x",
     "cp x new",
     "cp /init d/init",
-    "chattr +i x",
+    "shred -n 1 x",
 ];
 
 /// Linux's own driver mounts the share for writing; every change is refused by the server.
@@ -206,10 +206,10 @@ pub(crate) fn faults(board: Board) {
     assert!(what.contains("as the fault asks"), "{what}");
 }
 
-/// What a run costs in threads and descriptors of this process is given back, however it ends.
+/// No file of the share stays open in this process, however a run ends.
 pub(crate) fn leaves_nothing(board: Board) {
     let share = empty_dir(&format!("embedded-left-{board:?}"));
-    let sockets = || {
+    let open_files = || {
         let entries = fs::read_dir("/proc/self/fd").unwrap();
         let targets = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
         targets.filter(|target| target.starts_with(&share)).count()
@@ -226,8 +226,7 @@ pub(crate) fn leaves_nothing(board: Board) {
         if args == ["-S"] {
             machine.time_limit = Some(Duration::from_secs(2));
         }
-        let run = run(&machine);
-        assert!(run.duration < Duration::from_secs(100));
-        assert_eq!(sockets(), 0, "after {args:?}: files of the share are open");
+        run(&machine);
+        assert_eq!(open_files(), 0, "of the share, after {args:?}");
     }
 }
