@@ -3,6 +3,7 @@
 //! What a cell needs is made or downloaded by `make test`; nothing is skipped when it is missing.
 
 mod commands;
+mod embedded;
 mod entries;
 mod examples;
 mod failures;
@@ -32,6 +33,11 @@ macro_rules! boards {
             #[test]
             fn boots_linux_from_virtiofsd_1_14() {
                 linux::boots(BOARD, Server::Rust);
+            }
+
+            #[test]
+            fn boots_linux_from_the_embedded_server() {
+                linux::boots(BOARD, Server::Embedded);
             }
 
             #[test]
@@ -236,6 +242,36 @@ fn entries_are_listed_in_the_order_they_are_tried() {
 #[test]
 fn entries_beyond_64_are_left_out_with_a_warning() {
     entries::too_many(Board::Aarch64Virt);
+}
+
+#[test]
+fn embedded_refuses_every_change_by_a_linux_guest() {
+    embedded::refuses_changes(Board::X86_64Q35);
+}
+
+#[test]
+fn embedded_keeps_a_linux_guest_in_the_share() {
+    embedded::keeps_guests_in(Board::X86_64Q35);
+}
+
+#[test]
+fn embedded_boots_three_layers() {
+    embedded::boots_layers(Board::X86_64Microvm);
+}
+
+#[test]
+fn embedded_does_wrong_when_asked_to() {
+    embedded::faults(Board::X86_64Q35);
+}
+
+#[test]
+fn embedded_leaves_nothing_open() {
+    embedded::leaves_nothing(Board::X86_64Q35);
+}
+
+#[test]
+fn embedded_walks_an_odd_tree_like_its_host() {
+    commands::walk(Board::X86_64Pc, Server::Embedded);
 }
 
 #[test]
