@@ -12,7 +12,11 @@ use bootshare::{
     boot::memory::Range,
     loader::{HandOff, Move},
 };
-use core::{arch::asm, arch::global_asm, ptr};
+use core::{
+    arch::{asm, global_asm},
+    mem::offset_of,
+    ptr, slice,
+};
 use x86_64::structures::gdt::DescriptorFlags;
 
 /// Selectors of [`GDT`].
@@ -95,21 +99,20 @@ global_asm!(
 /// to itself, writable and executable.
 pub unsafe fn start(hand_off: &HandOff, trampoline: u64, moved: Option<Move>) -> ! {
     let page = ptr::with_exposed_provenance_mut::<Page>(trampoline as usize);
-    let base = trampoline + core::mem::offset_of!(Page, gdt) as u64;
+    let address = |offset: usize| trampoline + offset as u64;
     let mut content = Page {
         code: [0; 256],
         gdt: GDT,
         pointer: Pointer {
             limit: size_of_val(&GDT) as u16 - 1,
-            base,
+            base: address(offset_of!(Page, gdt)),
         },
     };
     let code = &raw const pvh_trampoline;
     let size = (&raw const pvh_trampoline_end).addr() - code.addr();
-    for (offset, byte) in content.code.iter_mut().take(size).enumerate() {
-        // SAFETY: the code's bytes are between the two symbols.
-        *byte = unsafe { code.add(offset).read() };
-    }
+    // SAFETY: the code's bytes are between the two symbols, and nothing writes to them.
+    let code = unsafe { slice::from_raw_parts(code, size) };
+    content.code[..size].copy_from_slice(code);
     // SAFETY: the caller gives the page away.
     unsafe { page.write(content) };
     let moved = moved.unwrap_or(Move {
@@ -134,7 +137,7 @@ pub unsafe fn start(hand_off: &HandOff, trampoline: u64, moved: Option<Move>) ->
             in("rsi") moved.from.start,
             in("rdi") moved.to,
             in("rcx") moved.from.size(),
-            in("r8") &raw const (*page).pointer,
+            in("r8") address(offset_of!(Page, pointer)),
             in("r9") trampoline,
             options(noreturn)
         )
