@@ -179,7 +179,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     fn open(&self, path: &[u8]) -> Result<BoardFile<'a, B>, Failed> {
         let file = self.share.open(path).map_err(|e| self.failed(path, e))?;
         let size = file.metadata().len();
-        log::debug!("opened {}, {size} bytes", Text(path));
+        log::debug!("opened {}, {size} bytes", self.share.shown(path));
         Ok(file)
     }
 
