@@ -77,6 +77,8 @@ pub enum Outcome {
     FailureShown {
         /// What was looked for.
         pattern: String,
+        /// The line that shows it.
+        line: String,
     },
     /// The guest ended before its console showed what was expected.
     NotShown {
@@ -119,7 +121,9 @@ impl fmt::Display for Outcome {
             Self::ServerFailed { what, stderr } => write!(f, "{what}: {}", stderr.trim_end()),
             Self::Interrupted => f.write_str("interrupted"),
             Self::Expected => f.write_str("the console showed what was expected"),
-            Self::FailureShown { pattern } => write!(f, "the console showed --fail '{pattern}'"),
+            Self::FailureShown { pattern, line } => {
+                write!(f, "the console showed --fail '{pattern}': {line}")
+            }
             Self::NotShown { pattern, end } => {
                 write!(f, "the console never showed --expect '{pattern}': {end}")
             }
@@ -568,6 +572,7 @@ impl<'a> Run<'a> {
             (Some(Found::Expected), _) => Outcome::Expected,
             (Some(Found::Failure), _) => Outcome::FailureShown {
                 pattern: text(&watch.fail).unwrap_or_default(),
+                line: self.watcher.line(),
             },
             (None, end @ (Outcome::PowerOff | Outcome::Reset | Outcome::FirmwareExit(_))) => {
                 match text(&watch.expect) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bootshare_host::guest::Parts;
 use bootshare_host::{
-    Arch, Board, Console, Machine, Moment, Outcome, Report, Servers, Share, demo,
+    Arch, Board, Console, Machine, Moment, Outcome, Report, Script, Servers, Share, demo,
 };
 use sha2::{Digest, Sha256};
 
@@ -43,7 +43,7 @@ impl Server {
     }
 }
 
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target")
 }
 
@@ -101,6 +101,11 @@ pub(crate) fn run_with(machine: &Machine, steps: &mut [Step<'_>]) -> Run {
     let left = steps.get(taken).map(|(at, _)| at);
     assert_eq!(left, None, "it never came to this");
     run
+}
+
+/// Runs a machine with someone at its keyboard.
+pub(crate) fn run_typing(machine: &Machine, script: Script<'_>) -> Run {
+    finished(machine, machine.run_typing(script))
 }
 
 fn finished(machine: &Machine, report: Result<Report, impl Display>) -> Run {

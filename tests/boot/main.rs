@@ -7,8 +7,10 @@ mod entries;
 mod examples;
 mod failures;
 mod faults;
+mod images;
 mod lab;
 mod linux;
+mod menu;
 mod tree;
 
 use bootshare_host::Board;
@@ -234,6 +236,131 @@ fn entries_are_listed_in_the_order_they_are_tried() {
 #[test]
 fn entries_beyond_64_are_left_out_with_a_warning() {
     entries::too_many(Board::Aarch64Virt);
+}
+
+#[test]
+fn menu_edits_a_command_line_on_microvm() {
+    menu::edits_a_command_line(Board::X86_64Microvm);
+}
+
+#[test]
+fn menu_edits_a_command_line_on_virt() {
+    menu::edits_a_command_line(Board::Aarch64Virt);
+}
+
+#[test]
+fn menu_comes_back_after_a_failure() {
+    menu::comes_back_after_a_failure(Board::X86_64Q35);
+}
+
+#[test]
+fn menu_boots_by_itself_on_microvm() {
+    menu::nobody_there(Board::X86_64Microvm);
+}
+
+#[test]
+fn menu_boots_by_itself_on_virt() {
+    menu::nobody_there(Board::Aarch64VirtPci);
+}
+
+#[test]
+fn menu_of_extlinux_conf() {
+    menu::of_extlinux(Board::Aarch64Virt);
+}
+
+#[test]
+fn shell_boots_an_entry_on_pc() {
+    menu::shell_boots_an_entry(Board::X86_64Pc);
+}
+
+#[test]
+fn shell_boots_an_entry_on_virt() {
+    menu::shell_boots_an_entry(Board::Aarch64VirtPci);
+}
+
+#[test]
+fn shell_comes_after_an_error_on_q35() {
+    menu::shell_after_an_error(Board::X86_64Q35);
+}
+
+#[test]
+fn shell_comes_after_an_error_on_virt() {
+    menu::shell_after_an_error(Board::Aarch64Virt);
+}
+
+#[test]
+fn shell_ends_microvm() {
+    menu::ends(Board::X86_64Microvm);
+}
+
+#[test]
+fn shell_ends_q35() {
+    menu::ends(Board::X86_64Q35);
+}
+
+#[test]
+fn shell_ends_pc() {
+    menu::ends(Board::X86_64Pc);
+}
+
+#[test]
+fn shell_ends_virt() {
+    menu::ends(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_arm64_boots_from_gzip() {
+    images::gzipped(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_arm64_boots_from_zboot() {
+    images::zboot(Board::Aarch64VirtPci);
+}
+
+#[test]
+fn images_vmlinux_is_entered_by_pvh_on_microvm() {
+    images::vmlinux(Board::X86_64Microvm);
+}
+
+#[test]
+fn images_vmlinux_is_entered_by_pvh_on_q35() {
+    images::vmlinux(Board::X86_64Q35);
+}
+
+#[test]
+fn images_a_program_may_belong_where_the_firmware_is() {
+    images::program_at_1_mib(Board::X86_64Q35);
+}
+
+#[test]
+fn images_arm64_enters_a_plain_elf_program() {
+    images::arm64_program(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_x86_64_boots_a_unified_kernel_image() {
+    images::unified(Board::X86_64Microvm);
+}
+
+#[test]
+fn images_arm64_boots_a_unified_kernel_image() {
+    images::unified(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_x86_64_names_what_is_wrong_and_goes_on() {
+    images::wrong_on_x86_64(Board::X86_64Microvm);
+}
+
+#[test]
+fn images_arm64_names_what_is_wrong_and_goes_on() {
+    images::wrong_on_arm64(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_a_tree_from_elsewhere_gets_this_machines_memory_and_seeds() {
+    images::tree_from_elsewhere(Board::Aarch64Virt);
 }
 
 /// What a failing host makes of a boot.
