@@ -217,15 +217,30 @@ pub struct LoaderConf<'a> {
     pub timeout: Option<Timeout>,
 }
 
-/// How long the menu waits for a key.
+/// Whether there is a menu, and how long it waits for a key (loader.conf(5), "timeout").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timeout {
-    /// So many seconds; at 0 there is no menu unless a key is held.
+    /// So many seconds; at 0 as [`Timeout::Hidden`].
     Seconds(u32),
-    /// For ever.
-    MenuForce,
-    /// There is no menu unless a key is held.
-    MenuHidden,
+    /// It has no countdown.
+    Force,
+    /// There is none unless a key is held.
+    Hidden,
+    /// There is none.
+    Disabled,
+}
+
+impl Timeout {
+    /// Reads the value; `None` if it is none.
+    #[must_use]
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        match value {
+            b"menu-force" => Some(Self::Force),
+            b"menu-hidden" => Some(Self::Hidden),
+            b"menu-disabled" => Some(Self::Disabled),
+            _ => number(value).map(Self::Seconds),
+        }
+    }
 }
 
 impl<'a> LoaderConf<'a> {
@@ -238,13 +253,7 @@ impl<'a> LoaderConf<'a> {
             match (key, value) {
                 (_, b"") => {}
                 (b"default", _) => conf.default = Some(value),
-                (b"timeout", b"menu-force") => conf.timeout = Some(Timeout::MenuForce),
-                (b"timeout", b"menu-hidden" | b"menu-disabled") => {
-                    conf.timeout = Some(Timeout::MenuHidden);
-                }
-                (b"timeout", _) => {
-                    conf.timeout = number(value).map(Timeout::Seconds).or(conf.timeout);
-                }
+                (b"timeout", _) => conf.timeout = Timeout::parse(value).or(conf.timeout),
                 _ => {}
             }
         }
@@ -427,13 +436,17 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
         let conf = parse("#timeout 9\ntimeout 3\r\nconsole-mode max\ndefault debian-*.conf \n");
         assert_eq!(conf.default, Some(&b"debian-*.conf"[..]));
         assert_eq!(conf.timeout, Some(Timeout::Seconds(3)));
-        assert_eq!(
-            parse("timeout menu-force").timeout,
-            Some(Timeout::MenuForce)
-        );
+        for (value, timeout) in [
+            ("menu-force", Timeout::Force),
+            ("menu-hidden", Timeout::Hidden),
+            ("menu-disabled", Timeout::Disabled),
+            ("0", Timeout::Seconds(0)),
+        ] {
+            assert_eq!(Timeout::parse(value.as_bytes()), Some(timeout));
+        }
         assert_eq!(
             parse("timeout 5\ntimeout menu-hidden").timeout,
-            Some(Timeout::MenuHidden)
+            Some(Timeout::Hidden)
         );
         assert_eq!(
             parse("timeout 5\ntimeout soon").timeout,

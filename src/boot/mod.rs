@@ -40,4 +40,4 @@ pub mod zboot;
 pub mod zero_page;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

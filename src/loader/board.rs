@@ -123,4 +123,10 @@ pub trait Board {
 
     /// Ends the machine with that status, or halts where a machine can't be ended.
     fn exit(status: ExitStatus) -> !;
+
+    /// Turns the machine off; ends it with success where that can't be had.
+    fn power_off() -> !;
+
+    /// Resets the machine.
+    fn reset() -> !;
 }

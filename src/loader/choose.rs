@@ -10,7 +10,7 @@ use super::{
 use crate::{
     Error, FileType,
     boot::{
-        bls::{self, FileName, LoaderConf},
+        bls::{self, FileName, LoaderConf, Timeout},
         conventional::{Conventional, MAX_NAME_BYTES},
         entry::{CommandLine, Entry, EntryError},
         extlinux::{self, Label},
@@ -41,6 +41,9 @@ const EXTLINUX: [&str; 3] = ["/extlinux", "/boot/extlinux", "/"];
 /// Where kernels lie by convention.
 const CONVENTIONAL: [&str; 2] = ["/", "/boot"];
 
+/// The most entries, those included.
+pub(super) const MAX_LISTED: usize = MAX_ENTRIES + CONVENTIONAL.len() * MAX_SHARES;
+
 /// Memory that [`gather`] wants for each share, in bytes: for the entries it keeps and one more, the
 /// other files it looks for, and the names of a kernel and an initrd in each directory.
 const SCRATCH_BYTES: usize = (MAX_ENTRIES + 1) * (MAX_NAME_BYTES + MAX_FILE)
@@ -53,12 +56,37 @@ pub(super) struct Listed<'m, B: Board> {
     pub choice: Choice<'m>,
 }
 
-impl<B: Board> Listed<'_, B> {
+impl<'m, B: Board> Listed<'m, B> {
+    /// It, as lists show it.
+    pub const fn described(&'m self) -> Described<'m, B> {
+        Described(self)
+    }
+
     /// Whether `pattern` is for it, with the share's name before it or without.
     fn matches(&self, pattern: &[u8]) -> bool {
         let named = pattern.strip_prefix(self.mount.tag().as_bytes());
         let named = named.and_then(|rest| rest.strip_prefix(b":"));
         self.choice.matches(pattern) || named.is_some_and(|rest| self.choice.matches(rest))
+    }
+}
+
+/// An entry as lists show it: id, title and kernel, or why it can't be started.
+pub(super) struct Described<'a, B: Board>(&'a Listed<'a, B>);
+
+impl<B: Board> fmt::Display for Described<'_, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Listed { mount, choice } = self.0;
+        write!(f, "{}: ", Text(choice.id()))?;
+        match choice.entry(B::ARCHITECTURE) {
+            Ok(entry) => {
+                let title = Text(choice.title());
+                let space = if title.0.is_empty() { "" } else { " " };
+                let kernel = Path::join(entry.directory, entry.kernel);
+                write!(f, "{title}{space}({})", mount.shown(&kernel))
+            }
+            Err(error) if error.is_hidden() => write!(f, "passed over: {error}"),
+            Err(error) => error.fmt(f),
+        }
     }
 }
 
@@ -183,15 +211,18 @@ impl fmt::Display for Choice<'_> {
 
 /// The entries of all shares, the one to try first at the start.
 pub(super) struct Choices<'m, B: Board> {
-    pub list: Vec<Listed<'m, B>, { MAX_ENTRIES + CONVENTIONAL.len() * MAX_SHARES }>,
+    pub list: Vec<Listed<'m, B>, MAX_LISTED>,
+    /// What the first file that says something about it says about the menu.
+    pub timeout: Option<Timeout>,
 }
 
 impl<B: Board> Choices<'_, B> {
-    /// Leaves those whose id matches `wanted`; reports it if there are none.
-    pub fn keep(&mut self, wanted: &[u8]) -> Result<(), Failed> {
+    /// Leaves those whose id matches `wanted`, which `option` asked for; reports it if there are
+    /// none.
+    pub fn keep(&mut self, option: &str, wanted: &[u8]) -> Result<(), Failed> {
         if !self.list.iter().any(|listed| listed.matches(wanted)) {
             log::error!(
-                "bootshare.entry={}: no entry has this name; there is {}",
+                "{option}{}: no entry has this name; there is {}",
                 Text(wanted),
                 Ids(&self.list)
             );
@@ -215,7 +246,10 @@ pub(super) fn gather<'m, B: Board>(
         side: Side::High,
         ..Request::new("list of boot entries", SCRATCH_BYTES as u64)
     };
-    let mut choices = Choices { list: Vec::new() };
+    let mut choices = Choices {
+        list: Vec::new(),
+        timeout: None,
+    };
     for mount in &shares.mounted {
         let listed = choices.list.len();
         loop {
@@ -469,7 +503,9 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
             return Ok(());
         }
         let text = self.file(LOADER_CONF)?.unwrap_or_default();
-        let Some(default) = LoaderConf::parse(text).default else {
+        let conf = LoaderConf::parse(text);
+        self.choices.timeout = self.choices.timeout.or(conf.timeout);
+        let Some(default) = conf.default else {
             return Ok(());
         };
         if default.starts_with(b"@") {
@@ -507,6 +543,7 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
             };
             let first = self.choices.list.len();
             let parsed = extlinux::Config::parse(config);
+            self.choices.timeout = self.choices.timeout.or(parsed.timeout());
             let labels = parsed.labels().count();
             let room = self.room();
             if labels > room {

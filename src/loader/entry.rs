@@ -3,12 +3,12 @@
 use super::{
     Board, Failed, HandOff,
     arena::{Arena, Block, is_x86},
-    console::{Progress, Text},
+    console::{Progress, Speed, Text},
     output::DigestText,
-    shares::Mount,
+    shares::{BoardFile, Mount},
 };
 use crate::{
-    Error, File,
+    Error,
     boot::{
         cmdline,
         device_tree::{self, Chosen, Machine, Seeds},
@@ -17,7 +17,6 @@ use crate::{
         memory::{Range, Request, Side},
         uki::Uki,
     },
-    transport::FsTransport,
 };
 use core::{ffi::CStr, fmt, ops::Deref, time::Duration};
 use heapless::Vec;
@@ -71,9 +70,6 @@ impl fmt::Display for Path {
         Text(&self.0).fmt(f)
     }
 }
-
-/// An open file of a share.
-pub(super) type BoardFile<'s, B> = File<'s, FsTransport, <B as Board>::Clock, <B as Board>::Hal>;
 
 /// Where a kernel is: a file, or a part of one.
 pub(super) struct Source<'s, B: Board> {
@@ -177,19 +173,54 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         failed(self.name, path, &error)
     }
 
-    /// Loads `entry`, which is told `more` words as well.
+    /// Loads `entry`, which is told `edited` in place of its own words, if that is there, and `more`
+    /// words as well.
     #[inline(never)] // So that the large frames of the boot flow do not add up.
-    pub fn load(mut self, entry: &Entry<'m>, more: &[u8]) -> Result<HandOff, Failed> {
+    pub fn load(
+        mut self,
+        entry: &Entry<'m>,
+        edited: Option<&[u8]>,
+        more: &[u8],
+    ) -> Result<HandOff, Failed> {
+        let mut head = [0; image::HEAD_BYTES];
+        let (mut source, head_size, kind, uki) = self.find_kernel(entry, &mut head)?;
+        // Before anything large is loaded in vain.
+        let extras = Extras {
+            initrds: self.find_initrds(entry, &source, uki.as_ref())?,
+            text: match edited {
+                Some(text) => text,
+                None => self.command_line_text(entry, &source, uki.as_ref())?,
+            },
+            more,
+            device_tree: self.find_device_tree(entry, &source, uki.as_ref())?,
+        };
+        self.load_kernel(&mut source, kind, &head[..head_size], entry, &extras)
+    }
+
+    /// What `entry` has its kernel told.
+    #[inline(never)] // As above.
+    pub fn words(mut self, entry: &Entry<'m>) -> Result<&'m [u8], Failed> {
+        let mut head = [0; image::HEAD_BYTES];
+        let (source, _, _, uki) = self.find_kernel(entry, &mut head)?;
+        self.command_line_text(entry, &source, uki.as_ref())
+    }
+
+    /// Where the kernel is: its file, or the part of it that a unified kernel image has it in. What
+    /// it is, how many bytes of it are in `head`, and what else is in the image.
+    fn find_kernel(
+        &self,
+        entry: &Entry<'m>,
+        head: &mut [u8; image::HEAD_BYTES],
+    ) -> Result<(Source<'a, B>, usize, Kind, Option<Uki>), Failed> {
         let path = Path::join(entry.directory, entry.kernel);
-        let file = self.share.open(&path).map_err(|e| self.failed(&path, e))?;
+        let file = self.open(&path)?;
         let size = file.metadata().len();
         let mut source = Source {
             path,
             file,
             part: Range::with_size(0, size),
         };
-        let mut head = [0; image::HEAD_BYTES];
-        let mut head_size = self.read_head(&source, &mut head)?;
+        let mut head_size = self.read_head(&source, head)?;
         let mut kind = self.kind(&source, &head[..head_size])?;
         let mut uki = None;
         if let Kind::Efi { .. } = kind {
@@ -197,17 +228,18 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
             let parsed = parsed.map_err(|e| self.failed(&source.path, e))?;
             source.part = parsed.linux;
             uki = Some(parsed);
-            head_size = self.read_head(&source, &mut head)?;
+            head_size = self.read_head(&source, head)?;
             kind = self.kind(&source, &head[..head_size])?;
         }
-        // Before anything large is loaded in vain.
-        let extras = Extras {
-            initrds: self.find_initrds(entry, &source, uki.as_ref())?,
-            text: self.command_line_text(entry, &source, uki.as_ref())?,
-            more,
-            device_tree: self.find_device_tree(entry, &source, uki.as_ref())?,
-        };
-        self.load_kernel(&mut source, kind, &head[..head_size], entry, &extras)
+        Ok((source, head_size, kind, uki))
+    }
+
+    #[inline(never)] // As above.
+    fn open(&self, path: &[u8]) -> Result<BoardFile<'a, B>, Failed> {
+        let file = self.share.open(path).map_err(|e| self.failed(path, e))?;
+        let size = file.metadata().len();
+        log::debug!("opened {}, {size} bytes", self.share.shown(path));
+        Ok(file)
     }
 
     fn read_head(&self, source: &Source<'_, B>, head: &mut [u8]) -> Result<usize, Failed> {
@@ -254,6 +286,10 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         let result = read_all(self.share, path, file, bytes, offset, &mut tell);
         let took = progress.finish();
         result.map_err(|e| self.failed(path, e))?;
+        // What was written to while it was read may be neither the old nor the new file.
+        if file.has_changed().map_err(|e| self.failed(path, e))? {
+            return Err(self.failed(path, Error::Changed));
+        }
         report_loaded(&self.share.shown(path), size, took, &"");
         trace_digest(path, bytes, offset);
         Ok(())
@@ -322,7 +358,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         let mut rest = block.bytes;
         for initrd in initrds {
             let path = Path::join(entry.directory, initrd.name);
-            let mut file = self.share.open(&path).map_err(|e| self.failed(&path, e))?;
+            let mut file = self.open(&path)?;
             if file.metadata().len() != initrd.file_size {
                 return Err(self.failed(&path, Error::Changed));
             }
@@ -397,7 +433,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         what: &'static str,
         limit: u64,
     ) -> Result<&'m [u8], Failed> {
-        let file = self.share.open(path).map_err(|e| self.failed(path, e))?;
+        let file = self.open(path)?;
         let all = Range::with_size(0, file.metadata().len());
         self.small_part(path, &file, all, what, limit)
     }
@@ -542,13 +578,7 @@ pub(super) fn report_loaded(
     took: Duration,
     how: &dyn fmt::Display,
 ) {
-    let micros = took.as_micros().max(1) as u64;
-    // Bytes a microsecond are nearly MiB a second: 2^20 / 10^6.
-    let rate = size.saturating_mul(1_000_000) / (micros << 20);
-    log::info!(
-        "loaded {path}, {size} bytes in {} ms ({rate} MiB/s){how}",
-        micros / 1000
-    );
+    log::info!("loaded {path}, {}{how}", Speed { bytes: size, took });
 }
 
 /// Only on request: the guest touches none of what it loads.

@@ -214,6 +214,14 @@ impl Board for Machine {
     fn exit(status: ExitStatus) -> ! {
         exit::exit(status)
     }
+
+    fn power_off() -> ! {
+        exit::power_off()
+    }
+
+    fn reset() -> ! {
+        exit::reset()
+    }
 }
 
 impl Machine {
