@@ -130,6 +130,22 @@ impl<B: Board> Progress<B> {
     }
 }
 
+/// How long something took, to be shown.
+pub(super) struct Speed {
+    pub bytes: u64,
+    pub took: Duration,
+}
+
+impl fmt::Display for Speed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = self.took.as_micros().max(1) as u64;
+        // Bytes a microsecond are nearly MiB a second: 2^20 / 10^6.
+        let rate = self.bytes.saturating_mul(1_000_000) / (micros << 20);
+        let (bytes, millis) = (self.bytes, micros / 1000);
+        write!(f, "{bytes} bytes in {millis} ms ({rate} MiB/s)")
+    }
+}
+
 /// Reports that `error` befell `what`; `false`, for the outcome of a command.
 #[inline(never)] // Small code: it is called from many places.
 pub(super) fn failure(what: &dyn fmt::Display, error: &dyn fmt::Display) -> bool {

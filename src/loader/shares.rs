@@ -202,14 +202,20 @@ impl<B: Board> Shares<B> {
 
     /// Which share `word` is about, and the path there: `TAG:PATH`, or a path on the first share.
     pub fn locate<'w>(&self, word: &'w [u8]) -> Option<(&Mount<B>, &'w [u8])> {
-        let named = self.mounted.iter().find_map(|mount| {
+        let (index, path) = self.locate_index(word);
+        Some((self.mounted.get(index)?, path))
+    }
+
+    /// As [`Shares::locate`], with the share's place.
+    pub fn locate_index<'w>(&self, word: &'w [u8]) -> (usize, &'w [u8]) {
+        let named = self.mounted.iter().enumerate().find_map(|(index, mount)| {
             let path = word.strip_prefix(mount.tag().as_bytes())?;
-            Some((mount, path.strip_prefix(b":")?))
+            Some((index, path.strip_prefix(b":")?))
         });
         match named {
-            Some((mount, b"")) => Some((mount, b"/")),
-            Some(found) => Some(found),
-            None => Some((self.mounted.first()?, word)),
+            Some((index, b"")) => (index, b"/"),
+            Some(found) => found,
+            None => (0, word),
         }
     }
 }

@@ -14,8 +14,12 @@ use bootshare_host::{Board, Machine, Outcome, Servers, Share, demo};
 
 use crate::lab::{BAR, Run, Server, demo_share, empty_dir, machine, random, run_with, sha256_of};
 
-/// Size of a load that a fault strikes in the middle: far more than is asked for at a time.
+/// Size of a load that a fault strikes in the middle: far more than the 16 MiB that are asked for at
+/// a time.
 const LARGE: u64 = 256 << 20;
+
+/// The same where its digest is needed, which takes the firmware its time.
+const SMALLER: u64 = 80 << 20;
 
 /// For faults that the firmware has to find: a short deadline.
 const SHORT: &str = "bootshare.log=debug bootshare.deadline=3";
@@ -36,9 +40,9 @@ fn stalled(tag: &str) -> String {
     format!("bootshare: warning: share {tag}: {STALLED}; resetting the device")
 }
 
-/// A share with boot entries that load a file of [`LARGE`] bytes each, and the demo's initramfs.
-/// They are tried in the order of `files`.
-fn share(name: &str, board: Board, files: &[&str]) -> PathBuf {
+/// A share with boot entries that load a file of `size` bytes each, and the demo's initramfs. They
+/// are tried in the order of `files`.
+fn share(name: &str, board: Board, files: &[&str], size: u64) -> PathBuf {
     let share = empty_dir(&format!("faults-{name}-{board:?}"));
     fs::create_dir_all(share.join("loader/entries")).unwrap();
     let demo = demo_share(board.arch());
@@ -51,7 +55,7 @@ fn share(name: &str, board: Board, files: &[&str]) -> PathBuf {
     }
     let words = fs::read_to_string(demo.join("cmdline")).unwrap();
     for (number, file) in files.iter().enumerate() {
-        make_large(&share.join(file));
+        make_large(&share.join(file), size);
         let entry = format!(
             "sort-key {number}\nlinux /linux\ninitrd /initrd\ninitrd /{file}\noptions {words}\n"
         );
@@ -61,17 +65,17 @@ fn share(name: &str, board: Board, files: &[&str]) -> PathBuf {
 }
 
 /// Makes an archive of one file, which is random here and there and sparse in between.
-fn make_large(path: &Path) {
+fn make_large(path: &Path, size: u64) {
     let mut archive = demo::Archive::default();
     archive.file("padding", 0o644, &[]).unwrap();
     let mut head = archive.finish().unwrap();
     let magic = &head[..6];
     let end = 1 + head[1..].windows(6).position(|w| w == magic).unwrap();
     let trailer = head.split_off(end);
-    let trailer_at = LARGE - trailer.len() as u64;
-    // The file's size, in buffer-format.rst.
-    let size = trailer_at - head.len() as u64;
-    head[54..62].copy_from_slice(format!("{size:08x}").as_bytes());
+    let trailer_at = size - trailer.len() as u64;
+    // The size of the file in it (buffer-format.rst).
+    let padding = trailer_at - head.len() as u64;
+    head[54..62].copy_from_slice(format!("{padding:08x}").as_bytes());
     let file = File::create(path).unwrap();
     file.write_all_at(&head, 0).unwrap();
     for at in (4096..trailer_at - 512).step_by(1_000_000) {
@@ -107,6 +111,14 @@ fn expect_boot(run: &Run, kernel: &str) {
     run.line(&[demo::GREETING.trim()]);
 }
 
+/// The kernel of the second of [`two_shares`] runs.
+fn expect_boot_of_second(run: &Run, board: Board) {
+    expect_boot(
+        run,
+        &format!("{}:/{}", demo::TAG, board.arch().kernel_name()),
+    );
+}
+
 fn expect_failure(run: &Run) {
     assert!(
         matches!(run.outcome, Outcome::FirmwareExit(1..)),
@@ -130,19 +142,26 @@ pub(crate) fn killed_before_init(board: Board) {
 
 /// The kernel was looked up and opened, and nothing of it read. The second share has another.
 pub(crate) fn killed_before_a_read(board: Board) {
-    let share = share("before-read", board, &["large"]);
+    let share = share("before-read", board, &["large"], SMALLER);
     let run = run_with(
         &two_shares(board, Server::Rust, &share, SHORT),
-        &mut [(Console("opened /linux"), &mut |servers| servers.kill(0))],
+        &mut [(Console("opened first:/linux"), &mut |servers| {
+            servers.kill(0)
+        })],
     );
     expect_lost(&run, "first");
-    run.line(&["bootshare: error: /loader/entries/large.conf: /linux: "]);
-    expect_boot(&run, &format!("/{}", board.arch().kernel_name()));
+    run.line(&["bootshare: error: first:/loader/entries/large.conf: /linux: "]);
+    expect_boot_of_second(&run, board);
 }
 
 /// The entries that come after are on the same share: none is tried.
 pub(crate) fn killed_while_reading(board: Board, server: Server) {
-    let share = share(&format!("while-reading-{server:?}"), board, &["one", "two"]);
+    let share = share(
+        &format!("while-reading-{server:?}"),
+        board,
+        &["one", "two"],
+        LARGE,
+    );
     let run = run_with(
         &with_memory(board, server, &share, SHORT),
         &mut [
@@ -165,7 +184,7 @@ fn expect_whole(run: &Run, share: &Path) {
 
 pub(crate) fn stopped_for_less_than_the_deadline(board: Board) {
     const STOP: Duration = Duration::from_millis(1500);
-    let share = share("short-stop", board, &["large"]);
+    let share = share("short-stop", board, &["large"], SMALLER);
     let options = LONG.replace("debug", "trace");
     let run = run_with(
         &with_memory(board, Server::Rust, &share, &options),
@@ -188,7 +207,7 @@ pub(crate) fn stopped_for_less_than_the_deadline(board: Board) {
 
 /// QEMU itself waits for its server when the device is reset, and the firmware with it.
 pub(crate) fn stopped_for_longer(board: Board) {
-    let share = share("long-stop", board, &["large"]);
+    let share = share("long-stop", board, &["large"], SMALLER);
     let options = SHORT.replace("debug", "trace");
     let run = run_with(
         &with_memory(board, Server::Rust, &share, &options),
@@ -207,7 +226,7 @@ pub(crate) fn stopped_for_longer(board: Board) {
 
 /// The firmware has said what is wrong when QEMU stops for its server, and the host tool ends it.
 pub(crate) fn stopped_for_ever(board: Board) {
-    let share = share("stop", board, &["large"]);
+    let share = share("stop", board, &["large"], LARGE);
     let run = run_with(
         &with_memory(board, Server::Rust, &share, SHORT),
         &mut [
@@ -224,11 +243,11 @@ pub(crate) fn stopped_for_ever(board: Board) {
 
 /// Stopped, and then ended by somebody who saw the warning: another share is tried.
 pub(crate) fn stopped_then_killed(board: Board, server: Server) {
-    let share = share(&format!("stop-kill-{server:?}"), board, &["large"]);
+    let share = share(&format!("stop-kill-{server:?}"), board, &["large"], LARGE);
     let run = run_with(
         &two_shares(board, server, &share, SHORT),
         &mut [
-            (Console("opened /large"), &mut nothing),
+            (Console("opened first:/large"), &mut nothing),
             (BAR, &mut |servers| servers.stop(0)),
             (Console("resetting the device"), &mut |servers| {
                 servers.kill(0)
@@ -236,8 +255,8 @@ pub(crate) fn stopped_then_killed(board: Board, server: Server) {
         ],
     );
     expect_lost(&run, "first");
-    run.line(&["bootshare: error: /loader/entries/large.conf: /large: "]);
-    expect_boot(&run, &format!("/{}", board.arch().kernel_name()));
+    run.line(&["bootshare: error: first:/loader/entries/large.conf: /large: "]);
+    expect_boot_of_second(&run, board);
 }
 
 /// QEMU waits for a server that does not answer yet, and so does the firmware.
@@ -260,7 +279,7 @@ pub(crate) fn late(board: Board, server: Server) {
 /// One entry after the other fails, its file changed while it was loaded, and the last one boots.
 pub(crate) fn files_that_change(board: Board, server: Server) {
     let files = ["cut", "grown", "written", "swapped", "replaced"];
-    let share = share(&format!("changing-{server:?}"), board, &files);
+    let share = share(&format!("changing-{server:?}"), board, &files, SMALLER);
     let whole = sha256_of(&share.join("replaced"));
     let open = |name| File::options().append(true).open(share.join(name)).unwrap();
     let replace = |name: &str| {
@@ -271,13 +290,13 @@ pub(crate) fn files_that_change(board: Board, server: Server) {
         &with_memory(board, server, &share, &LONG.replace("debug", "trace")),
         &mut [
             (Console("opened /cut"), &mut nothing),
-            (BAR, &mut |_| open("cut").set_len(LARGE / 2).unwrap()),
+            (BAR, &mut |_| open("cut").set_len(SMALLER / 2).unwrap()),
             (Console("opened /grown"), &mut nothing),
             (BAR, &mut |_| open("grown").write_all(b"more").unwrap()),
             (Console("opened /written"), &mut nothing),
             (BAR, &mut |_| {
                 let file = File::options().write(true).open(share.join("written"));
-                file.unwrap().write_all_at(b"other", LARGE - 5).unwrap();
+                file.unwrap().write_all_at(b"other", SMALLER - 5).unwrap();
             }),
             // Its size was asked for; that of the file in its place is another one.
             (Console("opened /initrd"), &mut |_| replace("swapped")),

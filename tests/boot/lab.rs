@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bootshare_host::guest::Parts;
 use bootshare_host::{
-    Arch, Board, Console, Machine, Moment, Outcome, Report, Servers, Share, demo,
+    Arch, Board, Console, Machine, Moment, Outcome, Report, Script, Servers, Share, demo,
 };
 use sha2::{Digest, Sha256};
 
@@ -26,24 +26,27 @@ pub(crate) enum Server {
     C,
     /// The Rust program, built by `host/setup.sh test`.
     Rust,
+    /// The host tool's own.
+    Embedded,
 }
 
 impl Server {
-    fn path(self) -> PathBuf {
+    fn path(self) -> Option<PathBuf> {
         let path = match self {
             Self::C => PathBuf::from("/usr/lib/qemu/virtiofsd"),
             Self::Rust => target().join("virtiofsd/bin/virtiofsd"),
+            Self::Embedded => return None,
         };
         assert!(
             path.is_file(),
             "{} is missing: run `host/setup.sh test` (Debian 12 has QEMU's own server)",
             path.display()
         );
-        path
+        Some(path)
     }
 }
 
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target")
 }
 
@@ -52,7 +55,7 @@ pub(crate) fn machine(board: Board, server: Server, dir: &Path, options: &str) -
     let firmware = target().join("firmware").join(board.firmware_name());
     let mut machine = Machine::new(board, firmware);
     machine.shares.push(Share::new(demo::TAG, dir));
-    machine.server = Some(server.path());
+    machine.server = server.path();
     machine.append = options.into();
     machine.time_limit = Some(LIMIT);
     machine
@@ -101,6 +104,11 @@ pub(crate) fn run_with(machine: &Machine, steps: &mut [Step<'_>]) -> Run {
     let left = steps.get(taken).map(|(at, _)| at);
     assert_eq!(left, None, "it never came to this");
     run
+}
+
+/// Runs a machine with someone at its keyboard.
+pub(crate) fn run_typing(machine: &Machine, script: Script<'_>) -> Run {
+    finished(machine, machine.run_typing(script))
 }
 
 fn finished(machine: &Machine, report: Result<Report, impl Display>) -> Run {

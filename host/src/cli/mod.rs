@@ -96,6 +96,7 @@ Rules of --fault, with commas between them:
   error=ERRNO[@WHICH]       it fails: EIO, ENOENT, ..., or a number
   truncate=BYTES[@WHICH]    the used ring tells of no more than BYTES of its reply
   corrupt=SEED[@WHICH]      bits of its reply are flipped; without WHICH, of every tenth
+  panic=WHICH               the server itself fails at it
   disconnect-after=N        after N requests the server hangs up
   seed=N                    which requests P% means
 WHICH is an operation (READ, LOOKUP, ...), or N, N+ or P%, or both, as in READ:5: the fifth READ.";

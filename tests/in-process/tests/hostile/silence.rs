@@ -72,7 +72,7 @@ fn each_request_has_a_deadline() {
 fn a_read_of_which_one_chunk_never_comes() {
     for reset in [Reset::AtOnce, Reset::After(500)] {
         let device = spoiling(Opcode::Read, |request, good| {
-            if request.offset() == 33 * CHUNK {
+            if request.offset() == 18 * CHUNK {
                 good.never()
             } else {
                 good
