@@ -44,10 +44,6 @@ needs_to_build() {
 needs_to_run() {
     has qemu-system-x86_64 || need qemu-system-x86
     has qemu-system-aarch64 || need qemu-system-arm
-    if ! has virtiofsd && [ ! -e /usr/libexec/virtiofsd ] && [ ! -e /usr/lib/qemu/virtiofsd ]; then
-        # Debian 12 has it in QEMU's package, later ones in one of its own.
-        if [ "$(debian_version)" = 12 ]; then need qemu-system-common; else need virtiofsd; fi
-    fi
     has xz || need xz-utils
 }
 

@@ -48,7 +48,7 @@ const RENAME_RETRIES: usize = 64;
 const PIECE: usize = 3840;
 
 /// Entries in all lists of directories that a guest holds open, as a limit to our memory.
-const MAX_LISTED: usize = 4 << 20;
+const MAX_LISTED: usize = 2 << 20;
 
 /// Descriptors that are left to the rest of the process.
 const RESERVED_FILES: u64 = 256;

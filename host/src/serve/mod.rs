@@ -142,8 +142,8 @@ impl Handler {
         options.service().map(Self)
     }
 
-    /// Answers a request. Returns how many bytes of its buffers were written; `None` when it is not
-    /// to be given back.
+    /// Answers a request, at once: of the faults a delay has no effect here. Returns how many bytes
+    /// of its buffers were written; `None` when it is not to be given back.
     pub fn answer(&self, chain: &DescriptorChain<impl MemoryRef>) -> Option<u32> {
         let taken = self.0.take(chain);
         self.0.answer(chain, &taken, None).used
