@@ -49,6 +49,7 @@ needs_to_run() {
 
 needs_to_test() {
     [ -e /usr/lib/qemu/virtiofsd ] || need qemu-system-common
+    has lz4 || need lz4
     [ -e /usr/include/cap-ng.h ] || need libcap-ng-dev
     [ -e /usr/include/seccomp.h ] || need libseccomp-dev
     if ! has rustup && [ "$(debian_version)" = 12 ]; then
