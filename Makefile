@@ -42,7 +42,7 @@ help:
 	@echo '                 SHARE=    the directory to boot'
 	@echo '                 APPEND=   firmware options; words after -- go to the kernel'
 	@echo '                 MEMORY=   MiB (default $(MEMORY)); TIMEOUT= seconds'
-	@echo '                 SERVER=   path of a virtiofsd; ACCEL= tcg (default) or kvm'
+	@echo '                 SERVER=   a virtiofsd to use instead of our own; ACCEL= tcg (default), kvm'
 	@echo 'make host      the host tool that carries the firmware, to copy anywhere:'
 	@echo '                 $(TARGET)/release/bootshare-host'
 	@echo 'make test      everything CI runs'

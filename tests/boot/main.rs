@@ -126,22 +126,22 @@ fn virt_boots_linux_from_the_rom_image_by_kernel() {
 
 #[test]
 fn microvm_boots_linux_with_6_gib() {
-    linux::boots_with_6_gib(Board::X86_64Microvm);
+    linux::boots_with_6_gib(Board::X86_64Microvm, Server::Embedded);
 }
 
 #[test]
 fn q35_boots_linux_with_6_gib() {
-    linux::boots_with_6_gib(Board::X86_64Q35);
+    linux::boots_with_6_gib(Board::X86_64Q35, Server::Rust);
 }
 
 #[test]
 fn microvm_boots_linux_with_6_gib_from_rom() {
-    linux::boots_with_6_gib(Board::X86_64MicrovmRom);
+    linux::boots_with_6_gib(Board::X86_64MicrovmRom, Server::Rust);
 }
 
 #[test]
 fn q35_boots_linux_with_6_gib_from_rom() {
-    linux::boots_with_6_gib(Board::X86_64Q35Rom);
+    linux::boots_with_6_gib(Board::X86_64Q35Rom, Server::Rust);
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn a_rom_refuses_a_chipset_that_it_does_not_know() {
 
 #[test]
 fn virt_boots_linux_with_6_gib() {
-    linux::boots_with_6_gib(Board::Aarch64VirtPci);
+    linux::boots_with_6_gib(Board::Aarch64VirtPci, Server::Embedded);
 }
 
 #[test]
