@@ -119,11 +119,49 @@ pub(crate) fn of_two_shares(board: Board) {
         [format!("* both: Second ({}:/linux)", demo::TAG)]
     );
     machine.append = "bootshare.cmd=entries".into();
-    let both = [
-        "* both: First (first:/linux)".into(),
-        format!("  both: Second ({}:/linux)", demo::TAG),
-    ];
-    assert_eq!(list(&machine), both);
+    let first = "* both: First (first:/linux)".to_owned();
+    let second_both = format!("  both: Second ({}:/linux)", demo::TAG);
+    assert_eq!(list(&machine), [first.clone(), second_both.clone()]);
+    // A share's default comes before its own entries only.
+    write(&second, "loader/entries/a.conf", "linux /a\n");
+    write(&second, "loader/loader.conf", "default a\n");
+    let default = format!("  a: ({}:/a)", demo::TAG);
+    assert_eq!(list(&machine), [first, default, second_both]);
+}
+
+/// Before the kernel starts the firmware says goodbye to the host of each share.
+pub(crate) fn leave_no_trace(board: Board) {
+    let shares = ["one", "two"].map(|name| share(&format!("trace-{name}"), board, ""));
+    let entry = format!(
+        "linux /linux\ninitrd /initrd\noptions {}\n",
+        words(board, "trace")
+    );
+    write(&shares[0], "loader/entries/one.conf", &entry);
+    let trace = empty_dir(&format!("entries-trace-{board:?}")).join("trace");
+    let mut machine = machine(board, Server::Embedded, &shares[0], "");
+    machine.shares.push(Share::new("two", &shares[1]));
+    machine.trace = Some(trace.clone());
+    expect_boot(&machine, &format!("{}:/linux", demo::TAG));
+    let mut table = Vec::new();
+    bootshare_host::serve::print(&trace, &mut table).unwrap();
+    let table = String::from_utf8(table).unwrap();
+    println!("{table}");
+    // Linux mounts one of them, and ends that session too.
+    for (tag, sessions) in [(demo::TAG, 2), ("two", 1)] {
+        let of_share = table
+            .lines()
+            .filter(|line| line.contains(&format!(" {tag}:")));
+        let ends = of_share.filter_map(|line| {
+            ["INIT", "DESTROY"]
+                .into_iter()
+                .find(|word| line.contains(word))
+        });
+        assert_eq!(
+            ends.collect::<Vec<_>>(),
+            ["INIT", "DESTROY"].repeat(sessions),
+            "{tag}"
+        );
+    }
 }
 
 /// What `entries` prints.

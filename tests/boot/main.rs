@@ -475,3 +475,8 @@ fn entries_load_five_initrds_as_one_on_virt() {
 fn menu_comes_by_a_key() {
     menu::hidden(Board::X86_64Microvm);
 }
+
+#[test]
+fn entries_leave_no_trace_on_two_shares() {
+    entries::leave_no_trace(Board::X86_64Microvm);
+}
