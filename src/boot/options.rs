@@ -2,7 +2,7 @@
 //!
 //! | option | meaning |
 //! |---|---|
-//! | `bootshare.tag=TAG` | which share; may be repeated |
+//! | `bootshare.tag=TAG` | which share; may be repeated, up to 4 times |
 //! | `bootshare.entry=NAME` | which boot entry, as its id or a glob |
 //! | `bootshare.timeout=SECONDS` | how long the menu waits; 0 for no menu; or as [`Timeout`] |
 //! | `bootshare.cmd="ls /; walk /"` | shell commands to run instead of a boot |

@@ -445,3 +445,38 @@ faults! {
         files_change: files_that_change(Rust);
     }
 }
+
+#[test]
+fn entries_boot_debians_boot_directory_on_microvm() {
+    entries::debian(Board::X86_64Microvm);
+}
+
+#[test]
+fn entries_boot_debians_boot_directory_on_virt() {
+    entries::debian(Board::Aarch64VirtPci);
+}
+
+#[test]
+fn entries_that_are_wrong_are_named_on_q35() {
+    entries::wrong_ones(Board::X86_64Q35);
+}
+
+#[test]
+fn entries_that_are_wrong_are_named_on_virt() {
+    entries::wrong_ones(Board::Aarch64Virt);
+}
+
+#[test]
+fn entries_load_five_initrds_as_one_on_virt() {
+    entries::five_initrds(Board::Aarch64Virt);
+}
+
+#[test]
+fn menu_comes_by_a_key() {
+    menu::hidden(Board::X86_64Microvm);
+}
+
+#[test]
+fn entries_leave_no_trace_on_two_shares() {
+    entries::leave_no_trace(Board::X86_64Microvm);
+}
