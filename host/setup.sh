@@ -44,15 +44,12 @@ needs_to_build() {
 needs_to_run() {
     has qemu-system-x86_64 || need qemu-system-x86
     has qemu-system-aarch64 || need qemu-system-arm
-    if ! has virtiofsd && [ ! -e /usr/libexec/virtiofsd ] && [ ! -e /usr/lib/qemu/virtiofsd ]; then
-        # Debian 12 has it in QEMU's package, later ones in one of its own.
-        if [ "$(debian_version)" = 12 ]; then need qemu-system-common; else need virtiofsd; fi
-    fi
     has xz || need xz-utils
 }
 
 needs_to_test() {
     [ -e /usr/lib/qemu/virtiofsd ] || need qemu-system-common
+    has lz4 || need lz4
     [ -e /usr/include/cap-ng.h ] || need libcap-ng-dev
     [ -e /usr/include/seccomp.h ] || need libseccomp-dev
     if ! has rustup && [ "$(debian_version)" = 12 ]; then

@@ -3,16 +3,20 @@
 //! They come through the machine's own apt sources, but with a private apt state: neither the
 //! machine's package lists nor its dpkg architectures change, and root is not needed.
 
+use std::fmt;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use indicatif::ProgressBar;
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::board::Arch;
+use crate::console::read_some;
+use crate::interrupt::interrupted;
+use crate::process::Process;
 
 /// How often a download is tried.
 const ATTEMPTS: u32 = 3;
@@ -76,6 +80,18 @@ pub struct Apt<'a> {
     progress: &'a ProgressBar,
 }
 
+/// A signal came.
+#[derive(Debug)]
+struct Interrupted;
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
 impl<'a> Apt<'a> {
     fn new(arch: Arch, dir: &'a Path, progress: &'a ProgressBar) -> Result<Self> {
         let dir_text = fs::canonicalize(dir)?.display().to_string();
@@ -114,7 +130,8 @@ Dir::Cache "{dir_text}/cache";
     }
 
     fn run(&self, program: &str, args: &[&str]) -> Result<Output> {
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg("-c")
             .arg(fs::canonicalize(&self.config)?)
             // To standard output, among the rest.
@@ -125,31 +142,49 @@ Dir::Cache "{dir_text}/cache";
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             // A file, not a pipe that could fill while the other is read.
-            .stderr(fs::File::create(self.dir.join("stderr"))?)
-            .spawn()
-            .with_context(|| {
-                format!(
-                    "cannot run {program}: the demo and the tests take Debian packages; on another \
-                     system boot a directory of your own"
-                )
-            })?;
-        let mut stdout = Vec::new();
-        let mut lines = BufReader::new(child.stdout.take().context("apt has no output")?);
-        let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line)? > 0 {
-            if let Some(percent) = percent(&line) {
-                self.progress
-                    .set_message(format!("downloading, {percent} %"));
-            } else {
-                stdout.extend_from_slice(&line);
-            }
-            line.clear();
-        }
+            .stderr(fs::File::create(self.dir.join("stderr"))?);
+        let mut process = Process::spawn(&mut command, None).with_context(|| {
+            format!(
+                "cannot run {program}: the demo and the tests take Debian packages; on another \
+                 system boot a directory of your own"
+            )
+        })?;
+        let stdout = process.child.stdout.take();
+        let stdout = self.read(stdout.context("apt has no output")?)?;
         Ok(Output {
-            status: child.wait()?,
+            status: process.child.wait()?,
             stdout,
             stderr: fs::read(self.dir.join("stderr"))?,
         })
+    }
+
+    /// Reads all of a program's output, and shows its progress. A signal ends it, so that nothing
+    /// is left of a download.
+    fn read(&self, mut stdout: ChildStdout) -> Result<Vec<u8>> {
+        let interrupt = interrupted().context("cannot watch for signals")?;
+        let mut text = Vec::new();
+        loop {
+            let mut fds = [
+                PollFd::from_borrowed_fd(interrupt, PollFlags::IN),
+                PollFd::new(&stdout, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                other => other.context("cannot wait for apt")?,
+            };
+            if !fds[0].revents().is_empty() {
+                return Err(Interrupted.into());
+            }
+            let Some(bytes) = read_some(&mut stdout)? else {
+                return Ok(text);
+            };
+            text.extend(bytes);
+            let mut lines = text.rsplit(|&byte| byte == b'\n').skip(1);
+            if let Some(percent) = lines.find_map(percent) {
+                self.progress
+                    .set_message(format!("downloading, {percent} %"));
+            }
+        }
     }
 
     /// Downloads and unpacks; returns the directory that holds the files.
@@ -158,6 +193,7 @@ Dir::Cache "{dir_text}/cache";
         for attempt in 1..=ATTEMPTS {
             match self.download(choose) {
                 Ok(()) => return self.unpack(),
+                Err(error) if error.is::<Interrupted>() => return Err(error),
                 Err(error) => trouble = format!("{error:#}"),
             }
             if attempt < ATTEMPTS {
@@ -176,7 +212,7 @@ Dir::Cache "{dir_text}/cache";
         // the packages are found.
         self.progress.set_message("reading the package lists");
         let update = self.run("apt-get", &["-q", "update"])?;
-        let names = choose(self).map_err(|error| anyhow!("{error:#}: {}", complaints(&update)))?;
+        let names = choose(self).with_context(|| complaints(&update))?;
         let mut args = vec!["-q", "download"];
         args.extend(names.iter().map(String::as_str));
         let download = self.run("apt-get", &args)?;

@@ -14,11 +14,13 @@ fail() {
 
 tag=bootshare
 shell=
+run=
 files=
 for word in $(cat /proc/cmdline); do
     case $word in
     demo.tag=*) tag=${word#*=} ;;
     demo.sha256=*) files="$files ${word#*=}" ;;
+    demo.run=*) run=${word#*=} ;;
     demo.shell) shell=yes ;;
     esac
 done
@@ -34,6 +36,8 @@ for file in $files; do
     sum=$(sha256sum "/share$file") || fail "cannot read $file"
     echo "SHA256 ${sum%% *} $file"
 done
+
+[ -z "$run" ] || sh "/share$run"
 
 if [ -n "$shell" ]; then
     echo "demo: the shell's end powers the machine off"

@@ -1,8 +1,8 @@
 //! The demo share: Debian's kernel, a busybox initramfs, a command line, a greeting.
 //!
 //! Words on the kernel's command line steer its init: `demo.tag=TAG` (which share to mount),
-//! `demo.sha256=/PATH` (print the SHA-256 of a file of the share; repeatable), `demo.shell` (give a
-//! shell on the console).
+//! `demo.sha256=/PATH` (print the SHA-256 of a file of the share; repeatable), `demo.run=/PATH` (run a
+//! shell script of the share), `demo.shell` (give a shell on the console).
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -10,7 +10,6 @@ pub mod debian;
 pub mod demo;
 pub mod guest;
 mod interrupt;
-pub mod panics;
 pub mod process;
 pub mod qemu;
 mod qmp;

@@ -9,8 +9,9 @@ use serde_json::Value;
 /// What QEMU said.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// The machine is built and connected to its servers: our handshake was answered.
-    Ready,
+    /// An answer to what we sent. The first one, to our handshake, comes when the machine is built
+    /// and connected to its servers.
+    Answer,
     /// The guest asked for power off.
     PowerOff,
     /// The guest reset (or crashed into a reset), which `-no-reboot` turns into an end.
@@ -42,7 +43,7 @@ impl Decoder {
 fn decode(line: &[u8]) -> Option<Message> {
     let message: Value = serde_json::from_slice(line).ok()?;
     if message.get("return").is_some() {
-        return Some(Message::Ready);
+        return Some(Message::Answer);
     }
     if message.get("event")? != "SHUTDOWN" {
         return None;
@@ -58,6 +59,13 @@ fn decode(line: &[u8]) -> Option<Message> {
 pub(crate) fn hello(stream: &mut UnixStream) -> Result<()> {
     stream
         .write_all(b"{\"execute\":\"qmp_capabilities\"}\n")
+        .context("cannot talk to QEMU")
+}
+
+/// Asks QEMU something that it answers as long as it does anything at all.
+pub(crate) fn ask(stream: &mut UnixStream) -> Result<()> {
+    stream
+        .write_all(b"{\"execute\":\"query-status\"}\n")
         .context("cannot talk to QEMU")
 }
 
@@ -79,7 +87,7 @@ mod tests {
             decoder.feed(&text[cut..], &mut messages);
             assert_eq!(
                 messages,
-                [Message::Ready, Message::Reset, Message::PowerOff]
+                [Message::Answer, Message::Reset, Message::PowerOff]
             );
         }
     }

@@ -26,6 +26,12 @@ use crate::watch::{Found, Pattern, Watcher};
 /// How long QEMU may take to build the machine and connect to the servers.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
+/// How long QEMU may not answer us. It waits for a server without a limit of its own.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often QEMU is asked something.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+
 /// How long QEMU may go on after a server has ended: at a normal end the two are a moment apart.
 const SERVER_GRACE: Duration = Duration::from_secs(2);
 
@@ -71,6 +77,8 @@ pub enum Outcome {
     FailureShown {
         /// What was looked for.
         pattern: String,
+        /// The line that shows it.
+        line: String,
     },
     /// The guest ended before its console showed what was expected.
     NotShown {
@@ -113,7 +121,9 @@ impl fmt::Display for Outcome {
             Self::ServerFailed { what, stderr } => write!(f, "{what}: {}", stderr.trim_end()),
             Self::Interrupted => f.write_str("interrupted"),
             Self::Expected => f.write_str("the console showed what was expected"),
-            Self::FailureShown { pattern } => write!(f, "the console showed --fail '{pattern}'"),
+            Self::FailureShown { pattern, line } => {
+                write!(f, "the console showed --fail '{pattern}': {line}")
+            }
             Self::NotShown { pattern, end } => {
                 write!(f, "the console never showed --expect '{pattern}': {end}")
             }
@@ -268,6 +278,7 @@ struct Run<'a> {
     qmp_listener: Option<UnixListener>,
     qmp: Option<UnixStream>,
     decoder: Decoder,
+    question: Question,
     keys: Option<Keys>,
     /// The sockets; gone as soon as QEMU has connected, so that no death of ours leaves any.
     sockets: Option<TempDir>,
@@ -438,6 +449,7 @@ impl<'a> Run<'a> {
             qmp_listener: Some(qmp_listener),
             qmp: None,
             decoder: Decoder::default(),
+            question: Question::NotYet,
             keys,
             sockets: Some(sockets),
             shutdown: None,
@@ -494,7 +506,8 @@ impl<'a> Run<'a> {
                 return Ok(self.outcome_of_deadline(*outcome));
             }
             let next = deadlines.iter().map(|(at, _)| *at);
-            let next = next.chain(self.continue_servers(now)).min();
+            let due = [self.continue_servers(now), self.ask(now)];
+            let next = next.chain(due.into_iter().flatten()).min();
             let next = next.map(|at| at - now);
             for source in self.wait(next)? {
                 match source {
@@ -534,6 +547,21 @@ impl<'a> Run<'a> {
         due.min()
     }
 
+    /// Asks QEMU whether it still does anything; when it is to be asked next.
+    fn ask(&mut self, now: Instant) -> Option<Instant> {
+        let Question::Due(at) = self.question else {
+            return None;
+        };
+        let stream = self.qmp.as_mut()?;
+        if at > now {
+            return Some(at);
+        }
+        // That QEMU has ended is seen elsewhere.
+        _ = qmp::ask(stream);
+        self.question = Question::Asked(now);
+        Some(now + ANSWER_LIMIT)
+    }
+
     /// What the console showed decides, once it has come to its end.
     fn judge(&mut self, end: Outcome) -> Result<Outcome> {
         self.watcher.end()?;
@@ -544,6 +572,7 @@ impl<'a> Run<'a> {
             (Some(Found::Expected), _) => Outcome::Expected,
             (Some(Found::Failure), _) => Outcome::FailureShown {
                 pattern: text(&watch.fail).unwrap_or_default(),
+                line: self.watcher.line(),
             },
             (None, end @ (Outcome::PowerOff | Outcome::Reset | Outcome::FirmwareExit(_))) => {
                 match text(&watch.expect) {
@@ -566,6 +595,9 @@ impl<'a> Run<'a> {
         if self.sockets.is_some() {
             deadlines.push((self.started + START_LIMIT, Deadline::Start));
         }
+        if let Question::Asked(at) = self.question {
+            deadlines.push((at + ANSWER_LIMIT, Deadline::Answer));
+        }
         if let Some(at) = self.failure_shown {
             deadlines.push((at + FAILURE_GRACE, Deadline::FailureShown));
         }
@@ -584,17 +616,19 @@ impl<'a> Run<'a> {
             // What was shown is judged at the end.
             Deadline::TimeLimit | Deadline::FailureShown => Outcome::TimedOut,
             Deadline::Server(index) => self.server_failed(index),
-            Deadline::Start => Outcome::ServerFailed {
-                what: format!(
-                    "QEMU did not build the machine within {} s; a server may not be answering",
-                    START_LIMIT.as_secs()
-                ),
-                stderr: self
-                    .servers
-                    .iter()
-                    .map(|server| server.tail.text())
-                    .collect(),
-            },
+            Deadline::Start => self.qemu_waits("build the machine", START_LIMIT),
+            Deadline::Answer => self.qemu_waits("answer", ANSWER_LIMIT),
+        }
+    }
+
+    fn qemu_waits(&self, what: &str, limit: Duration) -> Outcome {
+        let tails = self.servers.iter().map(|server| server.tail.text());
+        Outcome::ServerFailed {
+            what: format!(
+                "QEMU did not {what} within {} s; a server may be stopped or hang",
+                limit.as_secs()
+            ),
+            stderr: tails.collect(),
         }
     }
 
@@ -781,7 +815,10 @@ impl<'a> Run<'a> {
         self.decoder.feed(&bytes, &mut messages);
         for message in messages {
             match message {
-                Message::Ready => drop(self.sockets.take()),
+                Message::Answer => {
+                    self.sockets = None;
+                    self.question = Question::Due(Instant::now() + ASK_EVERY);
+                }
                 end => self.shutdown = Some(end),
             }
         }
@@ -878,11 +915,20 @@ fn narrow_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((ours.into(), qemus.into()))
 }
 
+/// Whether QEMU is asked something.
+#[derive(Clone, Copy)]
+enum Question {
+    NotYet,
+    Due(Instant),
+    Asked(Instant),
+}
+
 /// Why a machine may be given up.
 #[derive(Clone, Copy)]
 enum Deadline {
     TimeLimit,
     FailureShown,
     Start,
+    Answer,
     Server(usize),
 }

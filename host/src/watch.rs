@@ -16,8 +16,8 @@ use regex_automata::hybrid::dfa::{Cache, DFA};
 use regex_automata::util::{look::Look, start, syntax};
 
 /// How many of the console's last lines are kept, and how many bytes of them.
-const LAST_LINES: usize = 20;
-const LAST_BYTES: usize = 4096;
+const LAST_LINES: usize = 40;
+const LAST_BYTES: usize = 8192;
 
 /// A regular expression for the console; `^` and `$` match where lines begin and end.
 #[derive(Clone, Debug)]
@@ -93,6 +93,9 @@ pub(crate) struct Watcher {
     searches: Vec<(Found, Search)>,
     found: Option<Found>,
     last: LastLines,
+    /// The line that is being written, and then the one in which something was found.
+    line: Vec<u8>,
+    is_line_complete: bool,
 }
 
 impl Watcher {
@@ -111,6 +114,8 @@ impl Watcher {
             searches,
             found: None,
             last: LastLines::default(),
+            line: Vec::new(),
+            is_line_complete: false,
         })
     }
 
@@ -123,6 +128,7 @@ impl Watcher {
                     self.found.get_or_insert(*what);
                 }
             }
+            self.note(byte);
         }
         for (what, search) in &mut self.searches {
             if self.found.is_none() && !search.looks_ahead && search.ends_in_match()? {
@@ -130,6 +136,23 @@ impl Watcher {
             }
         }
         Ok(())
+    }
+
+    /// Keeps the line in which something was found, which goes on behind what was found.
+    fn note(&mut self, byte: u8) {
+        if byte == b'\n' {
+            self.is_line_complete |= self.found.is_some();
+            if !self.is_line_complete {
+                self.line.clear();
+            }
+        } else if !self.is_line_complete && self.line.len() < LAST_BYTES {
+            self.line.push(byte);
+        }
+    }
+
+    /// The line in which something was found, or else the last one.
+    pub(crate) fn line(&self) -> String {
+        String::from_utf8_lossy(&self.line).into_owned()
     }
 
     /// The console has ended: nothing is behind its last byte.
@@ -328,6 +351,19 @@ mod tests {
         assert_eq!(found("one", "two", text), Some(Found::Expected));
         assert_eq!(found("two", "one", text), Some(Found::Failure));
         assert_eq!(found("two", "two", text), Some(Found::Failure));
+    }
+
+    #[test]
+    fn the_line_with_the_match_is_kept_to_its_end() {
+        let text = b"one\r\n[1.0] Kernel panic - not syncing: VFS\r\ntrace\r\n";
+        for pattern in ["panic", "VFS$", "syncing: VFS"] {
+            for cut in 0..text.len() {
+                let mut watcher = watch("", pattern);
+                watcher.feed(&text[..cut]).unwrap();
+                watcher.feed(&text[cut..]).unwrap();
+                assert_eq!(watcher.line(), "[1.0] Kernel panic - not syncing: VFS");
+            }
+        }
     }
 
     #[test]

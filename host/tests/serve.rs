@@ -407,7 +407,7 @@ fn faults_are_what_they_say() {
     let in_number = {
         let (a, b) = (&first[8..16], &second[8..16]);
         let (a, b): ([u8; 8], [u8; 8]) = (a.try_into().unwrap(), b.try_into().unwrap());
-        (u64::from_le_bytes(a) + 1 ^ u64::from_le_bytes(b)).count_ones()
+        ((u64::from_le_bytes(a) + 1) ^ u64::from_le_bytes(b)).count_ones()
     };
     assert_eq!(differing(8..16) + in_number, 1, "one bit was flipped");
 }

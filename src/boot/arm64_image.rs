@@ -97,7 +97,19 @@ impl Arm64Image {
     ///
     /// [`Arm64ImageError`] for what can't be started.
     pub fn parse(head: &[u8], file_size: u64) -> Result<Self, Arm64ImageError> {
-        use Arm64ImageError::{BigEndian, Field, NoImageSize, NotImage, Truncated};
+        let image = Self::parse_packed(head)?;
+        Self::check_size(head, file_size)?;
+        Ok(Self { file_size, ..image })
+    }
+
+    /// As [`Self::parse`], for a kernel that is still to be unpacked, of which `head` is the start:
+    /// no more than `image_size` is expected. [`Self::check_size`] is left to the caller.
+    ///
+    /// # Errors
+    ///
+    /// [`Arm64ImageError`] for what can't be started.
+    pub fn parse_packed(head: &[u8]) -> Result<Self, Arm64ImageError> {
+        use Arm64ImageError::{BigEndian, Field, NoImageSize, NotImage};
         if !has_magic(head) {
             return Err(NotImage);
         }
@@ -109,12 +121,6 @@ impl Arm64Image {
         if flags & FLAG_BIG_ENDIAN != 0 {
             return Err(BigEndian);
         }
-        // image_size counts memory that is not in the file; the EFI sections tell what is.
-        let needed = Pe::parse(head).map_or(0, |pe| pe.file_end());
-        let needed = needed.max(HEAD_BYTES as u64);
-        if file_size < needed {
-            return Err(Truncated { needed, file_size });
-        }
         if image_size >= ADDRESS_END {
             return Err(Field("image_size"));
         }
@@ -124,7 +130,7 @@ impl Arm64Image {
         Ok(Self {
             text_offset,
             image_size,
-            file_size,
+            file_size: image_size,
             page_size: match flags >> 1 & 3 {
                 1 => Some(4 << 10),
                 2 => Some(16 << 10),
@@ -133,6 +139,21 @@ impl Arm64Image {
             },
             place_anywhere: flags & FLAG_PLACE_ANYWHERE != 0,
         })
+    }
+
+    /// Whether all of the image is in `file_size` bytes that start with `head`.
+    ///
+    /// # Errors
+    ///
+    /// [`Arm64ImageError::Truncated`]
+    pub fn check_size(head: &[u8], file_size: u64) -> Result<(), Arm64ImageError> {
+        // image_size counts memory that is not in the file; the EFI sections tell what is.
+        let needed = Pe::parse(head).map_or(0, |pe| pe.file_end());
+        let needed = needed.max(HEAD_BYTES as u64);
+        if file_size < needed {
+            return Err(Arm64ImageError::Truncated { needed, file_size });
+        }
+        Ok(())
     }
 
     /// The memory it needs from its base, which is a multiple of 2 MiB, low in memory.
@@ -265,6 +286,14 @@ pub(super) mod tests {
                 .to_string(),
             "it is cut off: 196607 of at least 196608 bytes are there; copy it again"
         );
+    }
+
+    #[test]
+    fn a_packed_image_asks_for_what_its_header_says() {
+        let image = Arm64Image::parse_packed(&head()[..HEAD_BYTES]).unwrap();
+        assert_eq!(image.memory_request().size, 0x5_0000);
+        assert!(Arm64Image::check_size(&head(), 0x3_0000).is_ok());
+        Arm64Image::check_size(&head(), 0x2_ffff).unwrap_err();
     }
 
     #[test]

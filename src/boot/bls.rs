@@ -13,7 +13,8 @@
 //! | `devicetree` | the path of a device tree that replaces the machine's |
 //! | `devicetree-overlay` | refused: see [`entry`](crate::boot::entry) |
 //! | `architecture` | hides the entry from other machines |
-//! | `efi`, `uki`, `uki-url` | hides it from this one, which can't start EFI programs |
+//! | `uki`, `efi` | the path of an EFI program with a [kernel in it](crate::boot::uki) |
+//! | `uki-url` | hides it from this loader, which has no network |
 //!
 //! Other keys are ignored. Of a key that may stand there once, the last line counts. All paths
 //! start at the share's root, with a `/` or without.
@@ -46,10 +47,13 @@ pub struct Tries {
 }
 
 impl<'a> FileName<'a> {
-    /// Takes the name of a file in `/loader/entries` apart; `None` if it is no entry's.
+    /// Takes the name of a file in `/loader/entries` or, of type 2, in `/EFI/Linux` apart; `None` if
+    /// it is no entry's.
     #[must_use]
     pub fn parse(name: &'a [u8]) -> Option<Self> {
-        let stem = name.strip_suffix(b".conf")?;
+        let stem = name
+            .strip_suffix(b".conf")
+            .or_else(|| name.strip_suffix(b".efi"))?;
         // `*.conf` matches no hidden files.
         if stem.is_empty() || stem.starts_with(b".") {
             return None;
@@ -97,8 +101,10 @@ pub struct Entry<'a> {
     pub devicetree_overlay: &'a [u8],
     /// What it is for, in the words of the EFI specification.
     pub architecture: &'a [u8],
-    /// The path of an EFI program.
-    pub efi: &'a [u8],
+    /// The path of a unified kernel image: `uki`, or `efi`.
+    pub uki: &'a [u8],
+    /// Where an image is to be fetched from.
+    pub uki_url: &'a [u8],
     text: &'a [u8],
 }
 
@@ -120,7 +126,8 @@ impl<'a> Entry<'a> {
                 b"devicetree" => &mut entry.devicetree,
                 b"devicetree-overlay" => &mut entry.devicetree_overlay,
                 b"architecture" => &mut entry.architecture,
-                b"efi" | b"uki" | b"uki-url" => &mut entry.efi,
+                b"uki" | b"efi" => &mut entry.uki,
+                b"uki-url" => &mut entry.uki_url,
                 _ => continue,
             };
             *field = value;
@@ -210,15 +217,30 @@ pub struct LoaderConf<'a> {
     pub timeout: Option<Timeout>,
 }
 
-/// How long the menu waits for a key.
+/// Whether there is a menu, and how long it waits for a key (loader.conf(5), "timeout").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timeout {
-    /// So many seconds; at 0 there is no menu unless a key is held.
+    /// So many seconds; at 0 as [`Timeout::Hidden`].
     Seconds(u32),
-    /// For ever.
-    MenuForce,
-    /// There is no menu unless a key is held.
-    MenuHidden,
+    /// It has no countdown.
+    Force,
+    /// There is none unless a key is held.
+    Hidden,
+    /// There is none.
+    Disabled,
+}
+
+impl Timeout {
+    /// Reads the value; `None` if it is none.
+    #[must_use]
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        match value {
+            b"menu-force" => Some(Self::Force),
+            b"menu-hidden" => Some(Self::Hidden),
+            b"menu-disabled" => Some(Self::Disabled),
+            _ => number(value).map(Self::Seconds),
+        }
+    }
 }
 
 impl<'a> LoaderConf<'a> {
@@ -231,13 +253,7 @@ impl<'a> LoaderConf<'a> {
             match (key, value) {
                 (_, b"") => {}
                 (b"default", _) => conf.default = Some(value),
-                (b"timeout", b"menu-force") => conf.timeout = Some(Timeout::MenuForce),
-                (b"timeout", b"menu-hidden" | b"menu-disabled") => {
-                    conf.timeout = Some(Timeout::MenuHidden);
-                }
-                (b"timeout", _) => {
-                    conf.timeout = number(value).map(Timeout::Seconds).or(conf.timeout);
-                }
+                (b"timeout", _) => conf.timeout = Timeout::parse(value).or(conf.timeout),
                 _ => {}
             }
         }
@@ -273,7 +289,7 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
         assert_eq!(entry.linux, b"/6a98/3.8.0-2.fc19.x86_64/linux");
         assert!(entry.is_for(Architecture::X86_64));
         assert!(!entry.is_for(Architecture::Aarch64));
-        assert!(entry.efi.is_empty() && entry.devicetree.is_empty());
+        assert!(entry.uki.is_empty() && entry.devicetree.is_empty());
         assert_eq!(entry.options().count(), 1);
     }
 
@@ -420,13 +436,17 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
         let conf = parse("#timeout 9\ntimeout 3\r\nconsole-mode max\ndefault debian-*.conf \n");
         assert_eq!(conf.default, Some(&b"debian-*.conf"[..]));
         assert_eq!(conf.timeout, Some(Timeout::Seconds(3)));
-        assert_eq!(
-            parse("timeout menu-force").timeout,
-            Some(Timeout::MenuForce)
-        );
+        for (value, timeout) in [
+            ("menu-force", Timeout::Force),
+            ("menu-hidden", Timeout::Hidden),
+            ("menu-disabled", Timeout::Disabled),
+            ("0", Timeout::Seconds(0)),
+        ] {
+            assert_eq!(Timeout::parse(value.as_bytes()), Some(timeout));
+        }
         assert_eq!(
             parse("timeout 5\ntimeout menu-hidden").timeout,
-            Some(Timeout::MenuHidden)
+            Some(Timeout::Hidden)
         );
         assert_eq!(
             parse("timeout 5\ntimeout soon").timeout,

@@ -166,6 +166,27 @@ fn slices<'b>(buffer: &'b [u8], ends: &[usize]) -> Words<'b> {
         .collect()
 }
 
+/// A part of a word, as it is written so that [`Commands`] reads it.
+#[derive(Clone, Copy, Debug)]
+pub struct Escaped<'a>(pub &'a [u8]);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            for letter in chunk.valid().chars() {
+                match letter {
+                    ' ' | '\'' | '"' | '\\' | ';' => write!(f, "\\{letter}")?,
+                    '\0'..'\x20' | '\x7f' => write!(f, "\\x{:02x}", u32::from(letter))?,
+                    _ => fmt::Write::write_char(f, letter)?,
+                }
+            }
+            let mut odd = chunk.invalid().iter();
+            odd.try_for_each(|byte| write!(f, "\\x{byte:02x}"))?;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,6 +240,18 @@ mod tests {
             assert_eq!(words(line), [word]);
         }
         assert_eq!(words(b"cat '' a"), [&b"cat"[..], b"", b"a"]);
+    }
+
+    #[test]
+    fn what_is_escaped_is_read_as_it_was() {
+        let all: StdVec<u8> = (0..=255).collect();
+        for word in [&all[..], "a é;'\"\\\n".as_bytes()] {
+            for part in word.chunks(8) {
+                let line = std::format!("{}", Escaped(part));
+                assert_eq!(words(line.as_bytes()), [part], "{line}");
+            }
+        }
+        assert_eq!(std::format!("{}", Escaped("é a".as_bytes())), "é\\ a");
     }
 
     #[test]

@@ -9,9 +9,18 @@
 //! almost 1 MiB. Here the blob is read once, from start to end, and written without gaps: the
 //! order of nodes and properties, the memory reservations and everything that is not named in
 //! [`Chosen`] stay as they are.
+//!
+//! A tree from the share, in place of the machine's own, may come from a machine with other memory,
+//! or from an earlier start of this one. All of it is taken but for three things, which are those
+//! of the machine that runs: the memory nodes, written anew from its memory map, and in `/chosen`
+//! the random seeds, `rng-seed` and `kaslr-seed`. What it reserves is [kept free](reservations).
 
-use crate::boot::{bytes::array, memory::Range};
+use crate::boot::{
+    bytes::array,
+    memory::{MemoryKind, MemoryRegion, Range},
+};
 use core::{ffi::CStr, fmt};
+use heapless::Vec;
 
 /// A device tree starts at a multiple of this many bytes (booting.rst, section 2).
 pub const ALIGNMENT: u64 = 8;
@@ -35,9 +44,26 @@ const PROP: u32 = 3;
 const NOP: u32 = 4;
 const END: u32 = 9;
 
+/// The most ranges that a tree may reserve.
+pub const MAX_RESERVATIONS: usize = 64;
+
 const BOOTARGS: &[u8] = b"bootargs";
 const INITRD_START: &[u8] = b"linux,initrd-start";
 const INITRD_END: &[u8] = b"linux,initrd-end";
+const RNG_SEED: &[u8] = b"rng-seed";
+const KASLR_SEED: &[u8] = b"kaslr-seed";
+const DEVICE_TYPE: &[u8] = b"device_type";
+const REG: &[u8] = b"reg";
+/// The names of the properties that are written here.
+const NAMES: [&[u8]; 7] = [
+    BOOTARGS,
+    INITRD_START,
+    INITRD_END,
+    RNG_SEED,
+    KASLR_SEED,
+    DEVICE_TYPE,
+    REG,
+];
 
 /// What `/chosen` is to say. Properties of these names that are there already are replaced, or
 /// go where there is nothing to say.
@@ -48,6 +74,154 @@ pub struct Chosen<'a> {
     /// Where the initrd lies, without any padding, if there is one: `linux,initrd-start` and
     /// `linux,initrd-end`.
     pub initrd: Option<Range>,
+    /// The machine that runs, for a tree from elsewhere.
+    pub machine: Option<Machine<'a>>,
+}
+
+/// What a tree from elsewhere can't know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine<'a> {
+    /// Its memory; regions that are not usable are left out.
+    pub memory: &'a [MemoryRegion],
+    /// The seeds that its platform gave.
+    pub seeds: Seeds<'a>,
+}
+
+/// Random bytes for the kernel, different at each start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seeds<'a> {
+    /// `rng-seed`
+    pub rng: Option<&'a [u8]>,
+    /// `kaslr-seed`
+    pub kaslr: Option<&'a [u8]>,
+}
+
+impl<'a> Seeds<'a> {
+    /// Those in the `/chosen` of a tree.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceTreeError`] for what is not a well-formed device tree.
+    pub fn of(blob: &'a [u8]) -> Result<Self, DeviceTreeError> {
+        let tree = Tree::parse(blob)?;
+        let mut walk = Walk::new(&tree);
+        let mut seeds = Self::default();
+        let mut in_chosen = false;
+        while let Some(event) = walk.next()? {
+            match event {
+                Event::Begin(name) if walk.depth == 2 => in_chosen = is_node(name, b"chosen"),
+                Event::Property { name, value, .. } if in_chosen && walk.depth == 2 => match name {
+                    RNG_SEED => seeds.rng = Some(value),
+                    KASLR_SEED => seeds.kaslr = Some(value),
+                    _ => {}
+                },
+                _ => {}
+            }
+        }
+        Ok(seeds)
+    }
+}
+
+/// The memory that a tree says is not for use: the entries of its reservation block, and the
+/// children of `/reserved-memory` that have an address (Devicetree Specification, 5.3 and 3.5).
+///
+/// # Errors
+///
+/// [`DeviceTreeError`] for what is not a well-formed device tree, or if there are more than
+/// [`MAX_RESERVATIONS`].
+pub fn reservations(blob: &[u8]) -> Result<Vec<Range, MAX_RESERVATIONS>, DeviceTreeError> {
+    let tree = Tree::parse(blob)?;
+    let mut found = Vec::new();
+    let mut push = |start, size| match size {
+        0 => Ok(()),
+        _ => found
+            .push(Range::with_size(start, size))
+            .map_err(|_| DeviceTreeError::TooManyReservations),
+    };
+    for entry in tree.reservations.chunks_exact(16) {
+        let number = |offset| array(entry, offset).map_or(0, u64::from_be_bytes);
+        push(number(0), number(8))?;
+    }
+    let mut walk = Walk::new(&tree);
+    let mut cells = Cells::DEFAULT;
+    let mut inside = false;
+    while let Some(event) = walk.next()? {
+        match event {
+            Event::Begin(name) if walk.depth == 2 => {
+                inside = is_node(name, b"reserved-memory");
+                cells = Cells::DEFAULT;
+            }
+            Event::Property { name, value, .. } if inside && walk.depth == 2 => {
+                cells.consider(name, value);
+            }
+            Event::Property {
+                name: REG, value, ..
+            } if inside && walk.depth == 3 => {
+                let bytes = cells.bytes().ok_or(walk.input.damaged("odd cells"))?;
+                for range in value.chunks_exact(bytes) {
+                    let (start, size) = cells.read(range);
+                    push(start, size)?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// How many 32-bit numbers an address and a size have (Devicetree Specification, 2.3.5).
+#[derive(Clone, Copy)]
+struct Cells {
+    address: u32,
+    size: u32,
+}
+
+impl Cells {
+    const DEFAULT: Self = Self {
+        address: 2,
+        size: 1,
+    };
+
+    /// Takes a property of the parent node into account.
+    fn consider(&mut self, name: &[u8], value: &[u8]) {
+        let Some(number) = array(value, 0).map(u32::from_be_bytes) else {
+            return;
+        };
+        match name {
+            b"#address-cells" => self.address = number,
+            b"#size-cells" => self.size = number,
+            _ => {}
+        }
+    }
+
+    /// Bytes of an address and a size, unless they have more bits than a number here, or none.
+    fn bytes(self) -> Option<usize> {
+        let counts = 1..=2;
+        if !counts.contains(&self.address) || !counts.contains(&self.size) {
+            return None;
+        }
+        let cells = self.address.checked_add(self.size)?;
+        usize::try_from(cells.checked_mul(4)?).ok()
+    }
+
+    /// The address and the size in these bytes.
+    fn read(self, bytes: &[u8]) -> (u64, u64) {
+        let mut cells = bytes
+            .chunks_exact(4)
+            .map(|cell| array(cell, 0).map_or(0, u32::from_be_bytes));
+        let mut number = |count: u32| {
+            (0..count).fold(0_u64, |number, _| {
+                number << 32 | u64::from(cells.next().unwrap_or(0))
+            })
+        };
+        (number(self.address), number(self.size))
+    }
+
+    /// Whether a range can be told in as many.
+    fn can_tell(self, range: Range) -> bool {
+        let fits = |number: u64, cells: u32| cells == 2 || number <= u32::MAX.into();
+        fits(range.start, self.address) && fits(range.size(), self.size)
+    }
 }
 
 /// Why there is no copy. The sentences go on from "the device tree" or its file's name.
@@ -64,6 +238,10 @@ pub enum DeviceTreeError {
         /// Where, in bytes from the start of its structure block or of itself.
         offset: usize,
     },
+    /// It reserves more than [`MAX_RESERVATIONS`] ranges.
+    TooManyReservations,
+    /// Its root has too few cells for this memory.
+    Memory(Range),
     /// The copy would be larger than [`MAX_BYTES`].
     TooLarge {
         /// Its size in bytes.
@@ -92,6 +270,15 @@ impl fmt::Display for DeviceTreeError {
             Self::Damaged { what, offset } => {
                 write!(f, "it is damaged ({what} at byte {offset}); make it again")
             }
+            Self::TooManyReservations => write!(
+                f,
+                "it reserves more than {MAX_RESERVATIONS} ranges of memory; use a simpler one"
+            ),
+            Self::Memory(range) => write!(
+                f,
+                "its root's #address-cells and #size-cells can't tell of the memory at {range:?}; \
+                 make both 2"
+            ),
             Self::TooLarge { bytes } => write!(
                 f,
                 "it has {bytes} bytes with the command line and Linux takes {MAX_BYTES} at most; \
@@ -143,11 +330,15 @@ fn write(blob: &[u8], chosen: &Chosen<'_>, out: &mut [u8]) -> Result<usize, Devi
     out.bytes(&[0; HEADER_BYTES]);
     out.bytes(tree.reservations);
     let structure = out.len;
-    let names = Names::after(tree.strings);
-    copy_structure(&tree, chosen, &names, &mut out)?;
+    copy_structure(&tree, chosen, &mut out)?;
     let strings = out.len;
     out.bytes(tree.strings);
-    Names::write(&mut out);
+    // A NUL should the last string lack it.
+    out.bytes(&[0]);
+    for name in NAMES {
+        out.bytes(name);
+        out.bytes(&[0]);
+    }
 
     let bytes = out.len;
     if bytes > MAX_BYTES {
@@ -239,125 +430,230 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// Where the names of our properties are in the new strings block.
-struct Names {
-    bootargs: u32,
-    initrd_start: u32,
-    initrd_end: u32,
-}
-
-impl Names {
-    /// After the strings that are there, and a NUL should they lack it.
-    fn after(strings: &[u8]) -> Self {
-        let next = |start: usize, name: &[u8]| start.saturating_add(name.len()).saturating_add(1);
-        let bootargs = strings.len().saturating_add(1);
-        let initrd_start = next(bootargs, BOOTARGS);
-        Self {
-            bootargs: number(bootargs),
-            initrd_start: number(initrd_start),
-            initrd_end: number(next(initrd_start, INITRD_START)),
-        }
-    }
-
-    /// Writes what comes after the strings that are there.
-    fn write(out: &mut Output<'_>) {
-        out.bytes(&[0]);
-        for name in [BOOTARGS, INITRD_START, INITRD_END] {
-            out.bytes(name);
-            out.bytes(&[0]);
-        }
-    }
+/// Where the name of a property of ours is in the new strings block: after those that are there.
+fn name_offset(strings: &[u8], wanted: &[u8]) -> u32 {
+    let before = NAMES.iter().take_while(|name| **name != wanted);
+    let offset = before.fold(strings.len().saturating_add(1), |offset, name| {
+        offset.saturating_add(name.len()).saturating_add(1)
+    });
+    number(offset)
 }
 
 /// Copies the structure block (Devicetree Specification, 5.4), with our properties in `/chosen`.
 fn copy_structure(
     tree: &Tree<'_>,
     chosen: &Chosen<'_>,
-    names: &Names,
     out: &mut Output<'_>,
 ) -> Result<(), DeviceTreeError> {
-    let mut input = Input {
-        bytes: tree.structure,
-        at: 0,
+    let writer = Writer {
+        strings: tree.strings,
+        chosen,
     };
-    // Nodes that are open; the root is one.
-    let mut depth = 0_usize;
-    let mut root_seen = false;
+    let mut walk = Walk::new(tree);
+    let mut cells = Cells::DEFAULT;
     let mut chosen_seen = false;
     let mut in_chosen = false;
-    // Each round takes four bytes of the block at least.
-    loop {
-        let token = input.number()?;
-        match token {
-            NOP => {}
-            BEGIN_NODE => {
-                if depth == 0 && root_seen {
-                    return Err(input.damaged("a second root"));
+    // A node of memory is left out, with all that is in it.
+    let mut in_memory = false;
+    while let Some(event) = walk.next()? {
+        match event {
+            Event::Begin(name) => {
+                in_memory |=
+                    walk.depth == 2 && chosen.machine.is_some() && is_node(name, b"memory");
+                if in_memory {
+                    continue;
                 }
-                root_seen = true;
-                let name = input.name()?;
-                depth = depth.saturating_add(1);
-                out.number(BEGIN_NODE);
-                out.bytes(name);
-                out.bytes(&[0]);
-                out.pad();
-                if depth == 2 && !chosen_seen && is_chosen(name) {
+                out.begin(&[name]);
+                if walk.depth == 2 && !chosen_seen && is_node(name, b"chosen") {
                     chosen_seen = true;
                     in_chosen = true;
-                    write_chosen(chosen, names, out);
+                    writer.chosen(out);
                 }
             }
-            END_NODE => {
-                if depth == 1 && !chosen_seen {
-                    chosen_seen = true;
-                    out.number(BEGIN_NODE);
-                    out.bytes(b"chosen\0");
-                    out.pad();
-                    write_chosen(chosen, names, out);
+            // The depth is that of the parent.
+            Event::End => {
+                if walk.depth == 0 {
+                    if !chosen_seen {
+                        out.begin(&[b"chosen"]);
+                        writer.chosen(out);
+                        out.number(END_NODE);
+                    }
+                    writer.memory(cells, out)?;
+                }
+                in_chosen &= walk.depth != 1;
+                if !in_memory {
                     out.number(END_NODE);
                 }
-                in_chosen &= depth != 2;
-                depth = depth
-                    .checked_sub(1)
-                    .ok_or_else(|| input.damaged("an end without a node"))?;
-                out.number(END_NODE);
+                in_memory &= walk.depth != 1;
             }
-            PROP => {
-                if depth == 0 {
-                    return Err(input.damaged("a property without a node"));
+            Event::Property {
+                name,
+                name_offset,
+                value,
+            } => {
+                if walk.depth == 1 {
+                    cells.consider(name, value);
                 }
-                let size = input.number()?;
-                let name_offset = input.number()?;
-                let value = input.value(size)?;
-                let name = tree
-                    .string(name_offset)
-                    .ok_or_else(|| input.damaged("a property without a name"))?;
-                let ours = [BOOTARGS, INITRD_START, INITRD_END].contains(&name);
-                if !(in_chosen && depth == 2 && ours) {
+                let ours = in_chosen && walk.depth == 2 && writer.replaces(name);
+                if !ours && !in_memory {
                     out.property(name_offset, value);
                 }
             }
-            END if depth == 0 && root_seen => {
-                out.number(END);
-                return Ok(());
-            }
-            _ => return Err(input.damaged("an unknown token")),
         }
     }
+    out.number(END);
+    Ok(())
 }
 
-/// Whether a child of the root is the one that Linux looks for: it takes the first whose name is
-/// `chosen` up to its unit address.
-fn is_chosen(name: &[u8]) -> bool {
-    name.strip_prefix(b"chosen")
+/// Whether a child of the root is the one of this name, with a unit address or without. Of several
+/// with the name `chosen` Linux takes the first.
+fn is_node(name: &[u8], wanted: &[u8]) -> bool {
+    name.strip_prefix(wanted)
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'@')))
 }
 
-fn write_chosen(chosen: &Chosen<'_>, names: &Names, out: &mut Output<'_>) {
-    out.property(names.bootargs, chosen.command_line.to_bytes_with_nul());
-    if let Some(initrd) = chosen.initrd {
-        out.property(names.initrd_start, &initrd.start.to_be_bytes());
-        out.property(names.initrd_end, &initrd.end.to_be_bytes());
+/// Writes what is ours.
+struct Writer<'a> {
+    /// The strings that are there.
+    strings: &'a [u8],
+    chosen: &'a Chosen<'a>,
+}
+
+impl Writer<'_> {
+    fn property(&self, name: &[u8], value: &[u8], out: &mut Output<'_>) {
+        out.property(name_offset(self.strings, name), value);
+    }
+
+    /// Whether a property of `/chosen` goes, for ours or for none.
+    fn replaces(&self, name: &[u8]) -> bool {
+        let seeds = self.chosen.machine.is_some() && [RNG_SEED, KASLR_SEED].contains(&name);
+        seeds || [BOOTARGS, INITRD_START, INITRD_END].contains(&name)
+    }
+
+    fn chosen(&self, out: &mut Output<'_>) {
+        let chosen = self.chosen;
+        let line = chosen.command_line.to_bytes_with_nul();
+        self.property(BOOTARGS, line, out);
+        if let Some(initrd) = chosen.initrd {
+            self.property(INITRD_START, &initrd.start.to_be_bytes(), out);
+            self.property(INITRD_END, &initrd.end.to_be_bytes(), out);
+        }
+        let seeds = chosen.machine.map_or(Seeds::default(), |m| m.seeds);
+        for (name, seed) in [(RNG_SEED, seeds.rng), (KASLR_SEED, seeds.kaslr)] {
+            if let Some(seed) = seed {
+                self.property(name, seed, out);
+            }
+        }
+    }
+
+    /// One node for each range of the machine's memory, in a tree from elsewhere.
+    fn memory(&self, cells: Cells, out: &mut Output<'_>) -> Result<(), DeviceTreeError> {
+        let memory = self.chosen.machine.map_or(&[][..], |m| m.memory);
+        for region in memory {
+            let range = region.range;
+            if region.kind != MemoryKind::Usable || range.size() == 0 {
+                continue;
+            }
+            if cells.bytes().is_none() || !cells.can_tell(range) {
+                return Err(DeviceTreeError::Memory(range));
+            }
+            let mut name = heapless::String::<16>::new();
+            // An address has 16 digits at most.
+            _ = fmt::write(&mut name, format_args!("{:x}", range.start));
+            out.begin(&[b"memory@", name.as_bytes()]);
+            self.property(DEVICE_TYPE, b"memory\0", out);
+            let mut reg = Vec::<u8, 16>::new();
+            for (number, cells) in [(range.start, cells.address), (range.size(), cells.size)] {
+                let bytes = number.to_be_bytes();
+                let used = if cells == 1 { bytes.get(4..) } else { None };
+                _ = reg.extend_from_slice(used.unwrap_or(&bytes)); // 16 bytes at most.
+            }
+            self.property(REG, &reg, out);
+            out.number(END_NODE);
+        }
+        Ok(())
+    }
+}
+
+/// What a structure block is made of.
+enum Event<'a> {
+    /// A node of this name begins.
+    Begin(&'a [u8]),
+    /// The node ends.
+    End,
+    /// A property of the node.
+    Property {
+        name: &'a [u8],
+        name_offset: u32,
+        value: &'a [u8],
+    },
+}
+
+/// Goes through a structure block.
+struct Walk<'t, 'a> {
+    tree: &'t Tree<'a>,
+    input: Input<'a>,
+    /// Nodes that are open after the last event; the root is one.
+    depth: usize,
+    root_seen: bool,
+}
+
+impl<'t, 'a> Walk<'t, 'a> {
+    fn new(tree: &'t Tree<'a>) -> Self {
+        Self {
+            tree,
+            input: Input {
+                bytes: tree.structure,
+                at: 0,
+            },
+            depth: 0,
+            root_seen: false,
+        }
+    }
+
+    /// The next event; [`None`] at the end of a well-formed block.
+    fn next(&mut self) -> Result<Option<Event<'a>>, DeviceTreeError> {
+        let input = &mut self.input;
+        // Each round takes four bytes of the block at least.
+        loop {
+            match input.number()? {
+                NOP => {}
+                BEGIN_NODE => {
+                    if self.depth == 0 && self.root_seen {
+                        return Err(input.damaged("a second root"));
+                    }
+                    self.root_seen = true;
+                    self.depth = self.depth.saturating_add(1);
+                    return input.name().map(|name| Some(Event::Begin(name)));
+                }
+                END_NODE => {
+                    self.depth = self
+                        .depth
+                        .checked_sub(1)
+                        .ok_or_else(|| input.damaged("an end without a node"))?;
+                    return Ok(Some(Event::End));
+                }
+                PROP => {
+                    if self.depth == 0 {
+                        return Err(input.damaged("a property without a node"));
+                    }
+                    let size = input.number()?;
+                    let name_offset = input.number()?;
+                    let value = input.value(size)?;
+                    let name = self
+                        .tree
+                        .string(name_offset)
+                        .ok_or_else(|| input.damaged("a property without a name"))?;
+                    return Ok(Some(Event::Property {
+                        name,
+                        name_offset,
+                        value,
+                    }));
+                }
+                END if self.depth == 0 && self.root_seen => return Ok(None),
+                _ => return Err(input.damaged("an unknown token")),
+            }
+        }
     }
 }
 
@@ -442,6 +738,16 @@ impl Output<'_> {
         }
     }
 
+    /// The start of a node, its name in parts.
+    fn begin(&mut self, name: &[&[u8]]) {
+        self.number(BEGIN_NODE);
+        for part in name {
+            self.bytes(part);
+        }
+        self.bytes(&[0]);
+        self.pad();
+    }
+
     fn property(&mut self, name_offset: u32, value: &[u8]) {
         self.number(PROP);
         self.number(number(value.len()));
@@ -464,6 +770,7 @@ mod tests {
             start: 0x1_4800_0000,
             end: 0x1_4900_0123,
         }),
+        machine: None,
     };
 
     /// A blob put together token by token.
@@ -679,6 +986,181 @@ mod tests {
         assert_eq!(Fdt::new(&out).unwrap().root().children().count(), 2);
     }
 
+    fn region(start: u64, size: u64, kind: MemoryKind) -> MemoryRegion {
+        MemoryRegion {
+            range: Range::with_size(start, size),
+            kind,
+        }
+    }
+
+    #[test]
+    fn a_tree_from_elsewhere_gets_the_memory_and_the_seeds_of_the_machine() {
+        let own = sample().build(0);
+        let other = Builder::new()
+            .begin("")
+            .prop("#address-cells", &[0, 0, 0, 2])
+            .prop("#size-cells", &[0, 0, 0, 2])
+            .begin("memory")
+            .prop("reg", &[0; 16])
+            .begin("inside")
+            .prop("x", b"")
+            .end()
+            .end()
+            .begin("chosen")
+            .prop("rng-seed", b"stale")
+            .prop("stdout-path", b"/uart\0")
+            .end()
+            .begin("memory@1234")
+            .end()
+            .begin("memory-controller")
+            .prop("rng-seed", b"no seed")
+            .end()
+            .end()
+            .build(0);
+        let memory = [
+            region(0x4000_0000, 0x1000_0000, MemoryKind::Usable),
+            region(0x5000_0000, 0x1000, MemoryKind::Reserved),
+            region(0x1_0000_0000, 0x2_0000_0000, MemoryKind::Usable),
+        ];
+        let seeds = Seeds::of(&own).unwrap();
+        assert_eq!(seeds.rng, Some(&[9; 32][..]));
+        assert_eq!(seeds.kaslr, Some(&[7; 8][..]));
+        let machine = Some(Machine {
+            memory: &memory,
+            seeds,
+        });
+        let out = updated(&other, &Chosen { machine, ..CHOSEN });
+        let names: Vec<_> = Fdt::new(&out)
+            .unwrap()
+            .root()
+            .children()
+            .map(|node| node.name().to_string())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "chosen",
+                "memory-controller",
+                "memory@40000000",
+                "memory@100000000"
+            ]
+        );
+        let reg = |node| value(&out, node, "reg").unwrap();
+        let expected = [0x1_0000_0000_u64, 0x2_0000_0000].map(u64::to_be_bytes);
+        assert_eq!(reg("/memory@100000000"), expected.concat());
+        assert_eq!(
+            value(&out, "/memory@40000000", "device_type").unwrap(),
+            b"memory\0"
+        );
+        let chosen = |name| value(&out, "/chosen", name);
+        assert_eq!(chosen("rng-seed").unwrap(), [9; 32]);
+        assert_eq!(chosen("kaslr-seed").unwrap(), [7; 8]);
+        assert_eq!(chosen("stdout-path").unwrap(), b"/uart\0");
+        assert_eq!(
+            value(&out, "/memory-controller", "rng-seed").unwrap(),
+            b"no seed"
+        );
+
+        // Without seeds of its own, a machine gets none that are known.
+        let machine = Some(Machine {
+            memory: &[],
+            seeds: Seeds::default(),
+        });
+        let out = updated(&other, &Chosen { machine, ..CHOSEN });
+        assert_eq!(value(&out, "/chosen", "rng-seed"), None);
+    }
+
+    #[test]
+    fn memory_is_told_in_the_cells_of_the_tree() {
+        let with_cells = |address, size| {
+            Builder::new()
+                .begin("")
+                .prop("#address-cells", &[0, 0, 0, address])
+                .prop("#size-cells", &[0, 0, 0, size])
+                .end()
+                .build(0)
+        };
+        let memory = [region(0x4000_0000, 0x1000, MemoryKind::Usable)];
+        let told = |address, size, memory: &[MemoryRegion]| {
+            let machine = Some(Machine {
+                memory,
+                seeds: Seeds::default(),
+            });
+            let chosen = Chosen { machine, ..CHOSEN };
+            let blob = with_cells(address, size);
+            updated_bytes(&blob, &chosen)?;
+            Ok(value(&updated(&blob, &chosen), "/memory@40000000", "reg").unwrap())
+        };
+        assert_eq!(
+            told(1, 1, &memory),
+            Ok(std::vec![0x40, 0, 0, 0, 0, 0, 0x10, 0])
+        );
+        assert_eq!(told(2, 1, &memory).unwrap().len(), 12);
+        for (address, size) in [(0, 1), (3, 1), (2, 0)] {
+            assert_eq!(
+                told(address, size, &memory),
+                Err(DeviceTreeError::Memory(memory[0].range))
+            );
+        }
+        let high = [region(1 << 32, 0x1000, MemoryKind::Usable)];
+        told(1, 1, &high).unwrap_err();
+    }
+
+    #[test]
+    fn reservations_are_found_in_both_places() {
+        let blob = sample().reserve(0x5000_0000, 0).build(0);
+        assert_eq!(
+            *reservations(&blob).unwrap(),
+            [Range::with_size(0x4000_0000, 0x1000)]
+        );
+        let blob = |size_cells| {
+            Builder::new()
+                .reserve(0x4100_0000, 0x2000)
+                .begin("")
+                .begin("reserved-memory")
+                .prop("#address-cells", &[0, 0, 0, 2])
+                .prop("#size-cells", &[0, 0, 0, size_cells])
+                .prop("ranges", b"")
+                .begin("two@48000000")
+                .prop(
+                    "reg",
+                    &[
+                        0, 0, 0, 0, 0x48, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x10,
+                        0,
+                    ],
+                )
+                .begin("reg")
+                .prop("reg", &[1; 12])
+                .end()
+                .end()
+                .begin("anywhere")
+                .prop("size", &[0, 1, 0, 0])
+                .end()
+                .end()
+                .begin("other")
+                .begin("node")
+                .prop("reg", &[1; 12])
+                .end()
+                .end()
+                .end()
+                .build(0)
+        };
+        assert_eq!(
+            *reservations(&blob(1)).unwrap(),
+            [
+                Range::with_size(0x4100_0000, 0x2000),
+                Range::with_size(0x4800_0000, 0x1_0000),
+                Range::with_size(0x1_0000_0000, 0x1000),
+            ]
+        );
+        assert!(reservations(&blob(3)).is_err());
+        let many = (0..65).fold(sample(), |tree, index| tree.reserve(index << 12, 0x1000));
+        assert_eq!(
+            reservations(&many.build(0)),
+            Err(DeviceTreeError::TooManyReservations)
+        );
+    }
+
     #[test]
     fn free_space_is_not_copied() {
         let tight = updated(&sample().build(0), &CHOSEN);
@@ -701,6 +1183,7 @@ mod tests {
         let other = Chosen {
             command_line: c"",
             initrd: Some(Range { start: 1, end: 2 }),
+            machine: None,
         };
         let second = updated(&first, &other);
         assert_eq!(value(&second, "/chosen", "bootargs").unwrap(), b"\0");
@@ -776,6 +1259,8 @@ mod tests {
             let random = &mut Random::new(seed);
             let mut blob = whole.clone();
             random.damage(&mut blob);
+            _ = reservations(&blob);
+            _ = Seeds::of(&blob);
             if let Ok(size) = update(&blob, &CHOSEN, &mut out) {
                 // A second time nothing can be wrong with it.
                 updated_bytes(&out[..size], &CHOSEN).unwrap();

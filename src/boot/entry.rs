@@ -50,8 +50,8 @@ pub enum EntryError<'a> {
         /// What the machine is.
         machine: Architecture,
     },
-    /// It starts an EFI program.
-    Efi,
+    /// It is to be fetched from elsewhere.
+    Url,
     /// It names no kernel.
     NoKernel,
     /// It has more than [`MAX_INITRDS`] initrds.
@@ -67,7 +67,7 @@ impl EntryError<'_> {
     /// #1 Boot Loader Entry Keys"), not to count as broken.
     #[must_use]
     pub const fn is_hidden(&self) -> bool {
-        matches!(self, Self::Foreign { .. } | Self::Efi)
+        matches!(self, Self::Foreign { .. } | Self::Url)
     }
 }
 
@@ -82,7 +82,7 @@ impl fmt::Display for EntryError<'_> {
                 "it is for {} and this machine is {machine}",
                 architecture.escape_ascii()
             ),
-            Self::Efi => f.write_str("it starts an EFI program, which needs EFI firmware"),
+            Self::Url => f.write_str("it is fetched from a URL, and there is no network here"),
             Self::NoKernel => f.write_str("it names no kernel; add a line `linux PATH`"),
             Self::TooManyInitrds => write!(
                 f,
@@ -116,12 +116,16 @@ impl<'a> Entry<'a> {
                 machine,
             });
         }
-        if !entry.efi.is_empty() {
-            return Err(EntryError::Efi);
+        let kernel = match entry.linux {
+            [] => entry.uki,
+            linux => linux,
+        };
+        if kernel.is_empty() && !entry.uki_url.is_empty() {
+            return Err(EntryError::Url);
         }
         Self {
             directory: "/",
-            kernel: entry.linux,
+            kernel,
             initrds: collect(entry.initrds())?,
             command_line: CommandLine::Lines(entry.options()),
             device_tree: some(entry.devicetree),
@@ -201,6 +205,9 @@ mod tests {
         assert_eq!((entry.directory, entry.kernel), ("/", &b"k"[..]));
         assert_eq!(entry.initrds, [b"a", b"b"]);
         assert_eq!(entry.device_tree, None);
+        for text in ["uki u", "efi u"] {
+            assert_eq!(bls(text, X86_64).unwrap().kernel, b"u");
+        }
         let entry = bls("linux k\ndevicetree d", Aarch64).unwrap();
         assert_eq!(entry.device_tree, Some(&b"d"[..]));
 
@@ -222,12 +229,8 @@ mod tests {
                 "true it is for AA64 and this machine is x86-64",
             ),
             (
-                hidden("efi /shell.efi", X86_64),
-                "true it starts an EFI program, which needs EFI firmware",
-            ),
-            (
-                hidden("uki /linux.efi", Aarch64),
-                "true it starts an EFI program, which needs EFI firmware",
+                hidden("uki-url https://linux.efi", X86_64),
+                "true it is fetched from a URL, and there is no network here",
             ),
             (
                 hidden("title nothing", X86_64),

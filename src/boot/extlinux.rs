@@ -4,7 +4,10 @@
 //! | line | meaning |
 //! |---|---|
 //! | `DEFAULT NAME` | the label that comes first |
-//! | `TIMEOUT TENTHS`, `PROMPT 0\|1` | about the menu |
+//! | `TIMEOUT TENTHS` | how long the menu waits for a key; 0, or without it: no countdown |
+//! | `PROMPT 0\|1` | whether there is a menu without a key being held; not without it |
+//! | `MENU TITLE` and the like | there is one, as with U-Boot, unless a `PROMPT` below says otherwise |
+//! | `UI NAME` | there is one, as with SYSLINUX |
 //! | `LABEL NAME` | starts a label; the lines below belong to it |
 //! | `LINUX PATH`, `KERNEL PATH` | the kernel |
 //! | `INITRD PATH[,PATH]...` | initrds; without it, those that an `initrd=` of `APPEND` names |
@@ -18,6 +21,7 @@
 //! `TEXT` and `ENDTEXT`. Paths start at the directory of the file unless they begin with `/`.
 
 use crate::boot::{
+    bls::Timeout,
     cmdline::{key_and_value, words},
     text::{Lines, lines, number},
 };
@@ -27,10 +31,12 @@ use crate::boot::{
 pub struct Config<'a> {
     /// The label that is to come first; need not exist.
     pub default: &'a [u8],
-    /// How long the menu waits, in tenths of a second.
-    pub timeout_tenths: Option<u32>,
+    /// How long the menu waits, in tenths of a second; 0 for no countdown.
+    timeout_tenths: u32,
     /// Whether the menu is shown without a key being held.
-    pub prompt: Option<bool>,
+    prompt: Option<bool>,
+    /// The menu is shown whatever `prompt` says.
+    ui: bool,
     /// The command line of labels without one.
     append: &'a [u8],
     text: &'a [u8],
@@ -49,14 +55,27 @@ impl<'a> Config<'a> {
             match keyword {
                 // These are global wherever they stand.
                 Keyword::Default => config.default = value,
-                Keyword::Timeout => config.timeout_tenths = number(value),
+                Keyword::Timeout => config.timeout_tenths = number(value).unwrap_or(0),
                 Keyword::Prompt => config.prompt = number(value).map(|flag| flag != 0),
+                Keyword::Ui => config.ui = true,
+                Keyword::Menu if !in_label => config.prompt = Some(true),
                 Keyword::Label => in_label = true,
                 Keyword::Append if !in_label => config.append = value,
                 _ => {}
             }
         }
         config
+    }
+
+    /// What the file says about the menu.
+    #[must_use]
+    pub fn timeout(&self) -> Option<Timeout> {
+        let shown = if self.ui { true } else { self.prompt? };
+        match (shown, self.timeout_tenths) {
+            (false, _) => Some(Timeout::Hidden),
+            (true, 0) => Some(Timeout::Force),
+            (true, tenths) => Some(Timeout::Seconds(tenths.div_ceil(10))),
+        }
     }
 
     /// The labels, in the file's order.
@@ -150,7 +169,11 @@ impl<'a> Iterator for Labels<'a> {
                 Keyword::FdtOverlays => label.fdtoverlays = value,
                 Keyword::MenuLabel => label.menu_label = value,
                 Keyword::MenuDefault => label.menu_default = true,
-                Keyword::Default | Keyword::Timeout | Keyword::Prompt => {}
+                Keyword::Default
+                | Keyword::Timeout
+                | Keyword::Prompt
+                | Keyword::Ui
+                | Keyword::Menu => {}
             }
         }
         if label.append == b"-" {
@@ -181,12 +204,16 @@ enum Keyword {
     FdtOverlays,
     MenuLabel,
     MenuDefault,
+    /// Something else about the menu.
+    Menu,
+    Ui,
 }
 
-const KEYWORDS: [(&[u8], Keyword); 15] = [
+const KEYWORDS: [(&[u8], Keyword); 16] = [
     (b"default", Keyword::Default),
     (b"timeout", Keyword::Timeout),
     (b"prompt", Keyword::Prompt),
+    (b"ui", Keyword::Ui),
     (b"label", Keyword::Label),
     (b"linux", Keyword::Linux),
     (b"kernel", Keyword::Linux),
@@ -220,16 +247,13 @@ impl<'a> Iterator for Keywords<'a> {
                 continue;
             }
             if is(b"menu") {
-                let Some((word, value)) = lines(value).next() else {
-                    continue;
-                };
-                if word.eq_ignore_ascii_case(b"label") {
-                    return Some((Keyword::MenuLabel, value));
-                }
-                if word.eq_ignore_ascii_case(b"default") {
-                    return Some((Keyword::MenuDefault, value));
-                }
-                continue;
+                let (word, value) = lines(value).next().unwrap_or_default();
+                let is = |name: &[u8]| word.eq_ignore_ascii_case(name);
+                return Some(match () {
+                    () if is(b"label") => (Keyword::MenuLabel, value),
+                    () if is(b"default") => (Keyword::MenuDefault, value),
+                    () => (Keyword::Menu, value),
+                });
             }
             if let Some((_, keyword)) = KEYWORDS.iter().find(|(name, _)| is(name)) {
                 return Some((*keyword, value));
@@ -269,8 +293,8 @@ label l0r
     fn debians_file_is_read() {
         let config = Config::parse(DEBIAN);
         assert_eq!(config.default, b"l0");
-        assert_eq!(config.timeout_tenths, Some(50));
-        assert_eq!(config.prompt, Some(false));
+        // "menu title", then "prompt 0".
+        assert_eq!(config.timeout(), Some(Timeout::Hidden));
         assert_eq!(config.default_label(), Some(0));
         let labels: Vec<_> = config.labels().collect();
         assert_eq!(labels.len(), 2);
@@ -313,6 +337,30 @@ label l0r
         let initrds: Vec<_> = labels[2].initrds().collect();
         assert_eq!(initrds, [b"x", b"y"]);
         assert_eq!(labels[2].fdtoverlays, b"o");
+    }
+
+    #[test]
+    fn there_is_a_menu_where_syslinux_or_u_boot_show_one() {
+        // SYSLINUX, "PROMPT", "TIMEOUT" and "UI"; U-Boot's parse_pxefile_top takes a MENU before
+        // the labels for `prompt 1`.
+        let label = "label a\nmenu label A\nlinux k\n";
+        for (text, timeout) in [
+            ("", None),
+            ("timeout 50\n", None),
+            ("prompt 0\ntimeout 50\n", Some(Timeout::Hidden)),
+            ("PROMPT 1\nTIMEOUT 41\n", Some(Timeout::Seconds(5))),
+            ("prompt 1\n", Some(Timeout::Force)),
+            ("timeout 50\nmenu title A\n", Some(Timeout::Seconds(5))),
+            ("prompt 0\nmenu title A\n", Some(Timeout::Force)),
+            (
+                "ui menu.c32\nprompt 0\ntimeout 1\n",
+                Some(Timeout::Seconds(1)),
+            ),
+        ] {
+            let text = std::format!("{text}{label}");
+            let config = Config::parse(text.as_bytes());
+            assert_eq!(config.timeout(), timeout, "{text}");
+        }
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! What a file is, by its content: a file's name says nothing about that.
 
 use crate::boot::{
-    arm64_image,
-    bytes::{array, u16_le},
-    bzimage,
+    arm64_image, bzimage, elf,
     pe::{MACHINE_ARM64, MACHINE_X86_64, Pe},
+    zboot::Zboot,
 };
 use core::fmt;
 
@@ -131,18 +130,17 @@ pub enum Kind {
         /// How it is compressed.
         compression: Compression,
     },
-    /// Some other EFI program.
+    /// Some other EFI program; it may be a unified kernel image.
     Efi {
         /// What it was built for, if known here.
         architecture: Option<Architecture>,
     },
-    /// An ELF file of 64 bits.
-    Elf64 {
-        /// What it was built for, if known here.
+    /// An ELF file.
+    Elf {
+        /// What it was built for, if known here. 32-bit programs for x86 count as x86-64's, which
+        /// enters both the same way.
         architecture: Option<Architecture>,
     },
-    /// An ELF file of 32 bits, or of big-endian numbers.
-    ElfOther,
     /// A compressed file: a kernel by its place, an initrd by its look.
     Compressed(Compression),
     /// A cpio archive, which is what an initramfs is.
@@ -164,8 +162,10 @@ impl Kind {
         if arm64_image::has_magic(head) {
             return Self::Arm64Image;
         }
-        if head.starts_with(b"\x7fELF") {
-            return elf(head);
+        if elf::has_magic(head) {
+            return Self::Elf {
+                architecture: elf::architecture(head),
+            };
         }
         if head.starts_with(b"MZ") {
             return efi(head);
@@ -186,37 +186,33 @@ impl Kind {
             Self::Arm64Image => Some(Architecture::Aarch64),
             Self::EfiZboot { architecture, .. }
             | Self::Efi { architecture }
-            | Self::Elf64 { architecture } => architecture,
+            | Self::Elf { architecture } => architecture,
             _ => None,
         }
     }
 
-    /// Whether a kernel of this kind can be started on `machine`.
+    /// Whether a kernel of this kind can be started on `machine`; an EFI program can if there is a
+    /// kernel in it.
     ///
     /// # Errors
     ///
     /// [`KindError`] says what it is and what to put there.
     pub fn check(self, machine: Architecture) -> Result<(), KindError> {
-        match (self, machine) {
-            (Self::BzImage, Architecture::X86_64) | (Self::Arm64Image, Architecture::Aarch64) => {
-                Ok(())
+        use Architecture::{Aarch64, X86_64};
+        let is_ok = match self {
+            Self::BzImage => machine == X86_64,
+            Self::Arm64Image | Self::Compressed(Compression::Gzip) => machine == Aarch64,
+            Self::EfiZboot {
+                architecture,
+                compression: Compression::Gzip,
+            } => machine == Aarch64 && architecture == Some(Aarch64),
+            Self::Efi { architecture } | Self::Elf { architecture } => {
+                architecture == Some(machine)
             }
-            (kind, machine) => Err(KindError { kind, machine }),
-        }
-    }
-}
-
-fn elf(head: &[u8]) -> Kind {
-    // e_ident: class 2 is 64 bits, data 1 is little-endian; then e_machine.
-    if array(head, 4) != Some([2, 1]) {
-        return Kind::ElfOther;
-    }
-    Kind::Elf64 {
-        architecture: match u16_le(head, 18) {
-            Some(62) => Some(Architecture::X86_64),
-            Some(183) => Some(Architecture::Aarch64),
-            _ => None,
-        },
+            _ => false,
+        };
+        let kind = self;
+        is_ok.then_some(()).ok_or(KindError { kind, machine })
     }
 }
 
@@ -227,13 +223,10 @@ fn efi(head: &[u8]) -> Kind {
         Some(MACHINE_ARM64) => Some(Architecture::Aarch64),
         _ => None,
     };
-    if head.get(4..8) == Some(b"zimg") {
-        // The name of the compression is 32 bytes at most, up to the Linux PE magic.
-        let name = head.get(24..56).unwrap_or_default();
-        let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+    if let Some(zboot) = Zboot::parse(head) {
         return Kind::EfiZboot {
             architecture,
-            compression: Compression::named(name),
+            compression: Compression::named(zboot.compression),
         };
     }
     if machine.is_some() {
@@ -254,7 +247,6 @@ impl fmt::Display for Kind {
                 return write!(f, "compressed with {compression}");
             }
             Self::Cpio => return f.write_str("a cpio archive, as an initrd is"),
-            Self::ElfOther => return f.write_str("an ELF file that is not of 64 bits"),
             Self::Unknown => return f.write_str("no kind of kernel that is known here"),
             Self::EfiZboot {
                 architecture,
@@ -264,7 +256,7 @@ impl fmt::Display for Kind {
                 return write!(f, "EFI zboot kernel compressed with {compression}");
             }
             Self::Efi { architecture } => ("EFI program", architecture),
-            Self::Elf64 { architecture } => ("ELF file", architecture),
+            Self::Elf { architecture } => ("ELF file", architecture),
         };
         article_for(f, architecture)?;
         f.write_str(what)
@@ -301,20 +293,21 @@ impl fmt::Display for KindError {
                 " and this machine is {machine}; put a kernel for {machine} there"
             );
         }
-        let raw = match machine {
+        let image = match machine {
             Architecture::X86_64 => "a bzImage for x86-64",
-            Architecture::Aarch64 => "a raw arm64 Image",
+            Architecture::Aarch64 => "an arm64 Image",
         };
         match kind {
             Kind::Compressed(compression) => write!(
                 f,
-                ", which is not supported yet; unpack it with {}",
+                ", which is not unpacked here; unpack it with {}",
                 compression.unpacker()
             ),
-            Kind::EfiZboot { .. } | Kind::Efi { .. } | Kind::Elf64 { .. } => {
-                write!(f, ", which is not supported yet; put {raw} there")
-            }
-            _ => write!(f, "; put {raw} there"),
+            Kind::EfiZboot { .. } => write!(
+                f,
+                ", which is not unpacked here; build it with gzip, or put {image} there"
+            ),
+            _ => write!(f, "; put {image} there"),
         }
     }
 }
@@ -418,27 +411,34 @@ mod tests {
             ),
             (
                 elf_file(2, 62),
-                Kind::Elf64 {
+                Kind::Elf {
                     architecture: Some(X86_64),
                 },
                 "an x86-64 ELF file",
             ),
             (
                 elf_file(2, 183),
-                Kind::Elf64 {
+                Kind::Elf {
                     architecture: Some(Aarch64),
                 },
                 "an arm64 ELF file",
             ),
             (
                 elf_file(2, 243),
-                Kind::Elf64 { architecture: None },
+                Kind::Elf { architecture: None },
                 "an ELF file",
             ),
             (
                 elf_file(1, 3),
-                Kind::ElfOther,
-                "an ELF file that is not of 64 bits",
+                Kind::Elf {
+                    architecture: Some(X86_64),
+                },
+                "an x86-64 ELF file",
+            ),
+            (
+                elf_file(1, 40),
+                Kind::Elf { architecture: None },
+                "an ELF file",
             ),
             (
                 b"070701....".to_vec(),
@@ -464,8 +464,22 @@ mod tests {
 
     #[test]
     fn a_kernel_runs_on_its_own_architecture() {
-        assert_eq!(Kind::BzImage.check(X86_64), Ok(()));
-        assert_eq!(Kind::Arm64Image.check(Aarch64), Ok(()));
+        let gzip = Compression::Gzip;
+        for (kind, machines) in [
+            (Kind::BzImage, [true, false]),
+            (Kind::Arm64Image, [false, true]),
+            (Kind::Compressed(gzip), [false, true]),
+            (Kind::Compressed(Compression::Zstd), [false, false]),
+            (Kind::of(&zboot(b"gzip"), 512), [false, true]),
+            (Kind::of(&zboot(b"zstd"), 512), [false, false]),
+            (Kind::of(&efi_program(MACHINE_X86_64), 512), [true, false]),
+            (Kind::of(&elf_file(2, 183), 64), [false, true]),
+            (Kind::of(&elf_file(1, 3), 64), [true, false]),
+            (Kind::of(&elf_file(2, 243), 64), [false, false]),
+        ] {
+            let found = [X86_64, Aarch64].map(|machine| kind.check(machine).is_ok());
+            assert_eq!(found, machines, "{kind}");
+        }
     }
 
     #[test]
@@ -490,8 +504,8 @@ mod tests {
             ),
             (
                 Kind::Compressed(Compression::Gzip),
-                Aarch64,
-                "it is compressed with gzip, which is not supported yet; unpack it with gunzip",
+                X86_64,
+                "it is compressed with gzip, which is not unpacked here; unpack it with gunzip",
             ),
             (
                 Kind::EfiZboot {
@@ -500,15 +514,12 @@ mod tests {
                 },
                 Aarch64,
                 "it is an arm64 EFI zboot kernel compressed with zstd, \
-                 which is not supported yet; put a raw arm64 Image there",
+                 which is not unpacked here; build it with gzip, or put an arm64 Image there",
             ),
             (
-                Kind::Elf64 {
-                    architecture: Some(X86_64),
-                },
+                Kind::Elf { architecture: None },
                 X86_64,
-                "it is an x86-64 ELF file, which is not supported yet; \
-                 put a bzImage for x86-64 there",
+                "it is an ELF file; put a bzImage for x86-64 there",
             ),
             (
                 Kind::Cpio,
@@ -518,7 +529,7 @@ mod tests {
             (
                 Kind::Unknown,
                 Aarch64,
-                "it is no kind of kernel that is known here; put a raw arm64 Image there",
+                "it is no kind of kernel that is known here; put an arm64 Image there",
             ),
         ] {
             assert_eq!(text(kind, machine), expected);

@@ -276,6 +276,65 @@ impl fmt::Display for PlacementError {
 
 impl core::error::Error for PlacementError {}
 
+/// Why something can't lie where it has to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClaimError {
+    /// What it is: `segment`.
+    pub what: &'static str,
+    /// Where it has to lie.
+    pub range: Range,
+    /// What is in the way.
+    pub obstacle: Obstacle,
+}
+
+/// What is in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// From this address on there is no memory that is free for use.
+    NoRam(u64),
+    /// The firmware, or what the platform left there for it.
+    Firmware(Range),
+    /// Something else that was loaded, or what a device tree reserves, from this address on.
+    Taken(u64),
+}
+
+impl Obstacle {
+    /// Why `range` is not free from `taken` on, the error of [`Planner::claim`], in a machine with
+    /// this memory, in which the firmware occupies these ranges.
+    #[must_use]
+    pub fn of(range: Range, taken: Range, map: &[MemoryRegion], occupied: &[Range]) -> Self {
+        if let Err(missing) = Planner::new(map, u64::MAX, &[]).claim(range) {
+            return Self::NoRam(missing.start);
+        }
+        let firmware = occupied.iter().find(|range| range.overlaps(&taken));
+        firmware.map_or(Self::Taken(taken.start), |range| Self::Firmware(*range))
+    }
+}
+
+impl fmt::Display for ClaimError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "its {} at {:?} ", self.what, self.range)?;
+        match self.obstacle {
+            Obstacle::NoRam(address) => write!(
+                f,
+                "is not in usable memory from {address:#x} on; link it for other addresses or give \
+                 the machine more memory"
+            ),
+            Obstacle::Firmware(range) => write!(
+                f,
+                "overlaps the firmware, which has {range:?}; link it for other addresses"
+            ),
+            Obstacle::Taken(address) => write!(
+                f,
+                "overlaps memory that is reserved or in use from {address:#x} on; link it for other \
+                 addresses"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for ClaimError {}
+
 /// The free memory, from which payloads get their places.
 ///
 /// Every range that [`Planner::allocate`] hands out is inside usable memory and overlaps neither
@@ -360,6 +419,29 @@ impl Planner {
             .ok_or_else(|| self.refusal(request))?;
         self.occupy(place);
         Ok(place)
+    }
+
+    /// Takes this very `range` out of the free memory, for what can lie nowhere else.
+    ///
+    /// # Errors
+    ///
+    /// The first part of it that is not free; the planner is as it was.
+    pub fn claim(&mut self, range: Range) -> Result<Range, Range> {
+        let mut taken = range;
+        for free in &self.free {
+            if free.contains(&taken) {
+                self.occupy(range);
+                return Ok(range);
+            }
+            // The start is free, as two free ranges never touch; what follows is not.
+            if free.start <= taken.start {
+                taken.start = taken.start.max(free.end);
+            } else {
+                taken.end = taken.end.min(free.start);
+                break;
+            }
+        }
+        Err(taken)
     }
 
     /// Takes `range` out of the free memory, as far as it was in it.
@@ -638,6 +720,65 @@ mod tests {
     }
 
     #[test]
+    fn what_can_lie_nowhere_else_gets_its_place_or_the_reason() {
+        let map = [
+            usable(MIB, 16 * MIB),
+            reserved(8 * MIB, 9 * MIB),
+            usable(16 * MIB, 64 * MIB),
+        ];
+        let firmware = Range::with_size(MIB, MIB);
+        let mut planner = Planner::new(&map, 32 * MIB, &[firmware]);
+        let mut claim = |start: u64, end: u64| {
+            let range = Range { start, end };
+            planner.claim(range).map_err(|taken| {
+                let error = ClaimError {
+                    what: "segment",
+                    range,
+                    obstacle: Obstacle::of(range, taken, &map, &[firmware]),
+                };
+                error.to_string()
+            })
+        };
+        let place = Range::with_size(15 * MIB, 2 * MIB);
+        assert_eq!(claim(15 * MIB, 17 * MIB), Ok(place));
+        for (start, end, text) in [
+            (
+                0,
+                MIB,
+                "its segment at 0x0..0x100000 is not in usable memory from 0x0 on; \
+                 link it for other addresses or give the machine more memory",
+            ),
+            (
+                7 * MIB,
+                10 * MIB,
+                "its segment at 0x700000..0xa00000 is not in usable memory from 0x800000 on; \
+                 link it for other addresses or give the machine more memory",
+            ),
+            (
+                MIB + 1,
+                3 * MIB,
+                "its segment at 0x100001..0x300000 overlaps the firmware, which has \
+                 0x100000..0x200000; link it for other addresses",
+            ),
+            (
+                14 * MIB,
+                18 * MIB,
+                "its segment at 0xe00000..0x1200000 overlaps memory that is reserved or in use \
+                 from 0xf00000 on; link it for other addresses",
+            ),
+            // Not mapped.
+            (
+                31 * MIB,
+                33 * MIB,
+                "its segment at 0x1f00000..0x2100000 overlaps memory that is reserved or in use \
+                 from 0x2000000 on; link it for other addresses",
+            ),
+        ] {
+            assert_eq!(claim(start, end).unwrap_err(), text);
+        }
+    }
+
+    #[test]
     fn odd_requests_are_refused_without_a_panic() {
         let mut planner = Planner::new(&[usable(0, u64::MAX)], u64::MAX, &[]);
         for align in [0, 3] {
@@ -746,6 +887,29 @@ mod tests {
             }
             for _ in 0..20 {
                 let cells = 1 + random.below(200);
+                if random.below(4) == 0 {
+                    // As for a segment of an ELF program.
+                    let start = random.below(CELLS);
+                    let end = (start + cells).min(CELLS);
+                    let wanted = start as usize..end as usize;
+                    let range = Range {
+                        start: start * GRAIN,
+                        end: end * GRAIN,
+                    };
+                    let taken = free[wanted.clone()].iter().position(|&free| !free);
+                    match planner.claim(range) {
+                        Ok(place) => {
+                            assert_eq!((place, taken), (range, None), "seed {seed}");
+                            free[wanted].fill(false);
+                        }
+                        Err(part) => {
+                            let first = taken.map(|cell| (start + cell as u64) * GRAIN);
+                            assert_eq!(first, Some(part.start), "seed {seed}");
+                            assert!(range.contains(&part) && part.size() > 0);
+                        }
+                    }
+                    continue;
+                }
                 let request = Request {
                     what: "thing",
                     size: cells * GRAIN,

@@ -23,16 +23,21 @@ pub mod cmdline;
 pub mod commands;
 pub mod conventional;
 pub mod device_tree;
+pub mod elf;
 pub mod entry;
 pub mod extlinux;
 pub mod glob;
+pub mod gzip;
 pub mod image;
 pub mod memory;
 pub mod options;
 pub mod pe;
+pub mod pvh;
 mod text;
+pub mod uki;
 pub mod version;
+pub mod zboot;
 pub mod zero_page;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

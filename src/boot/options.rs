@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `bootshare.tag=TAG` | which share; may be repeated |
 //! | `bootshare.entry=NAME` | which boot entry, as its id or a glob |
-//! | `bootshare.timeout=SECONDS` | how long the menu waits; 0 for no menu |
+//! | `bootshare.timeout=SECONDS` | how long the menu waits; 0 for no menu; or as [`Timeout`] |
 //! | `bootshare.cmd="ls /; walk /"` | shell commands to run instead of a boot |
 //! | `bootshare.on-error=shell\|exit\|halt` | what to do after the last entry failed |
 //! | `bootshare.deadline=SECONDS` | longest wait for progress from the host |
@@ -13,7 +13,11 @@
 //!
 //! Of an option that may not be repeated, the last one counts. Words of others are left alone.
 
-use crate::boot::cmdline::{key_and_value, words};
+use crate::boot::{
+    bls::Timeout,
+    cmdline::{key_and_value, words},
+    text::number,
+};
 use core::{fmt, time::Duration};
 use heapless::Vec;
 use log::LevelFilter;
@@ -29,7 +33,8 @@ const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 /// A day: longer is a mistyped figure.
 const MAX_SECONDS: u32 = 86_400;
 
-const SECONDS: &str = "a whole number of seconds, 86400 at most";
+const TIMEOUT: &str =
+    "a whole number of seconds, 86400 at most, or menu-force, menu-hidden or menu-disabled";
 const DEADLINE_SECONDS: &str = "a whole number of seconds, from 1 to 86400";
 const TAG: &str = "a virtio-fs tag of 1 to 36 bytes";
 const ENTRY: &str = "an entry's name";
@@ -56,8 +61,8 @@ pub struct Options<'a> {
     pub tags: Vec<&'a [u8], MAX_TAGS>,
     /// Id or glob of the boot entry.
     pub entry: Option<&'a [u8]>,
-    /// How long the menu waits.
-    pub timeout: Option<Duration>,
+    /// Whether there is a menu, and how long it waits.
+    pub timeout: Option<Timeout>,
     /// Shell commands to run: see [`commands`](crate::boot::commands).
     pub commands: Option<&'a [u8]>,
     /// What happens after the last boot entry failed.
@@ -210,9 +215,12 @@ impl<'a> Options<'a> {
             }
             b"entry" => self.entry = Some(value(ENTRY)?),
             b"timeout" => {
-                let text = value(SECONDS)?;
-                let seconds = seconds(text).ok_or_else(|| bad(text, SECONDS))?;
-                self.timeout = Some(seconds);
+                let text = value(TIMEOUT)?;
+                let timeout = Timeout::parse(text).filter(|timeout| match timeout {
+                    Timeout::Seconds(seconds) => *seconds <= MAX_SECONDS,
+                    _ => true,
+                });
+                self.timeout = Some(timeout.ok_or_else(|| bad(text, TIMEOUT))?);
             }
             b"cmd" => self.commands = Some(value(COMMANDS)?),
             b"on-error" => {
@@ -225,9 +233,9 @@ impl<'a> Options<'a> {
             }
             b"deadline" => {
                 let text = value(DEADLINE_SECONDS)?;
-                self.deadline = seconds(text)
-                    .filter(|time| !time.is_zero())
-                    .ok_or_else(|| bad(text, DEADLINE_SECONDS))?;
+                let seconds = number(text).filter(|seconds| (1..=MAX_SECONDS).contains(seconds));
+                let seconds = seconds.ok_or_else(|| bad(text, DEADLINE_SECONDS))?;
+                self.deadline = Duration::from_secs(seconds.into());
             }
             b"log" => {
                 self.log = match value(LOG)? {
@@ -243,15 +251,6 @@ impl<'a> Options<'a> {
         }
         Ok(())
     }
-}
-
-/// A whole number of seconds, up to [`MAX_SECONDS`].
-fn seconds(text: &[u8]) -> Option<Duration> {
-    let seconds = text.iter().try_fold(0_u32, |sum, &byte| {
-        let digit = char::from(byte).to_digit(10)?;
-        sum.checked_mul(10)?.checked_add(digit)
-    })?;
-    (seconds <= MAX_SECONDS).then(|| Duration::from_secs(seconds.into()))
 }
 
 #[cfg(test)]
@@ -284,7 +283,7 @@ mod tests {
         // The quote inside of a value belongs to it, as in the kernel.
         let options = options.unwrap();
         assert_eq!(options.tags, [&b"a"[..], b"\xff\"b bootshare.entry=deb*\""]);
-        assert_eq!(options.timeout, Some(Duration::ZERO));
+        assert_eq!(options.timeout, Some(Timeout::Seconds(0)));
         assert_eq!(options.commands, Some(&b"ls /; walk /"[..]));
         assert_eq!(options.on_error, OnError::Halt);
         assert_eq!(options.deadline, Duration::from_secs(3));
@@ -364,8 +363,11 @@ mod tests {
                 )
             );
         }
-        Options::parse(b"bootshare.timeout=86400").unwrap();
+        for timeout in ["86400", "menu-force", "menu-hidden", "menu-disabled"] {
+            Options::parse(std::format!("bootshare.timeout={timeout}").as_bytes()).unwrap();
+        }
         Options::parse(b"bootshare.timeout=86401").unwrap_err();
+        Options::parse(b"bootshare.timeout=menu").unwrap_err();
     }
 
     #[test]

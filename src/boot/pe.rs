@@ -2,7 +2,10 @@
 //!
 //! Follows Microsoft's "PE Format": MS-DOS stub, COFF file header, section table.
 
-use crate::boot::bytes::{array, u16_le, u32_le};
+use crate::boot::{
+    bytes::{array, u16_le, u32_le},
+    memory::Range,
+};
 
 /// Bytes of a COFF file header with its signature before it.
 const COFF_BYTES: usize = 24;
@@ -35,6 +38,27 @@ pub struct Section {
     pub file_offset: u32,
     /// Bytes of data in the file.
     pub file_bytes: u32,
+}
+
+impl Section {
+    /// Its name, without what fills it up.
+    #[must_use]
+    pub fn name(&self) -> &[u8] {
+        let end = self.name.iter().position(|&byte| byte == 0);
+        let name = end.and_then(|end| self.name.get(..end));
+        name.unwrap_or(&self.name)
+    }
+
+    /// Where its content lies in the file, without what fills it up to the file's alignment.
+    #[must_use]
+    pub fn content(&self) -> Range {
+        let size = match self.virtual_size {
+            // Some linkers leave it out.
+            0 => self.file_bytes,
+            size => size.min(self.file_bytes),
+        };
+        Range::with_size(self.file_offset.into(), size.into())
+    }
 }
 
 impl<'a> Pe<'a> {
@@ -105,6 +129,37 @@ pub(super) mod tests {
             header[..5].copy_from_slice(b".text");
             header[16..20].copy_from_slice(&file_bytes.to_le_bytes());
             header[20..24].copy_from_slice(&file_offset.to_le_bytes());
+        }
+    }
+
+    /// Names a section that [`put_pe`] has written.
+    pub(in crate::boot) fn put_section_name(
+        head: &mut [u8],
+        offset: usize,
+        index: usize,
+        name: &[u8],
+    ) {
+        let field = &mut head[offset + 24 + 160 + 40 * index..][..8];
+        field.fill(0);
+        field[..name.len()].copy_from_slice(name);
+    }
+
+    #[test]
+    fn the_content_of_a_section_ends_before_its_padding() {
+        let section = Section {
+            name: *b".cmdline",
+            virtual_size: 5,
+            file_offset: 0x400,
+            file_bytes: 0x200,
+        };
+        assert_eq!(section.name(), b".cmdline");
+        assert_eq!(section.content(), Range::with_size(0x400, 5));
+        for virtual_size in [0, 0x1000] {
+            let section = Section {
+                virtual_size,
+                ..section
+            };
+            assert_eq!(section.content(), Range::with_size(0x400, 0x200));
         }
     }
 

@@ -1,23 +1,23 @@
-//! What the floor's tests share.
+//! What tests share.
 
 /// Seeds of `count` cases. Miri gets a few of them: it is a thousand times slower, and there for the
 /// pointers, of which the last of many cases has no others than the first.
-pub(super) fn seeds(count: u64) -> core::ops::Range<u64> {
+pub(crate) fn seeds(count: u64) -> core::ops::Range<u64> {
     0..if cfg!(miri) { 2 } else { count }
 }
 
 /// How far apart the lengths are that are tried where all of them count: Miri gets some.
-pub(super) const STRIDE: usize = if cfg!(miri) { 61 } else { 1 };
+pub(crate) const STRIDE: usize = if cfg!(miri) { 61 } else { 1 };
 
 /// A small generator of repeatable numbers (xorshift64*): a failing case comes back with its seed.
-pub(super) struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(2).wrapping_add(1))
     }
 
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -25,12 +25,12 @@ impl Random {
     }
 
     /// A number below `end`.
-    pub(super) fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         (self.next() >> 11) % end
     }
 
     /// Overwrites a few bytes, mostly with values that sit at the edge of something.
-    pub(super) fn damage(&mut self, bytes: &mut [u8]) {
+    pub(crate) fn damage(&mut self, bytes: &mut [u8]) {
         for _ in 0..=self.below(8) {
             let at = self.below(bytes.len() as u64) as usize;
             bytes[at] = match self.below(4) {

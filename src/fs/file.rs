@@ -57,6 +57,17 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         Ok(self.metadata())
     }
 
+    /// Asks the host whether the file was written to, cut or extended since it was opened: whether
+    /// its size or time of modification is another one.
+    ///
+    /// # Errors
+    ///
+    /// The host's.
+    pub fn has_changed(&self) -> Result<bool, Error> {
+        let attr = self.node.share.attr(self.node.epoch, self.node.id)?;
+        Ok(state(&attr) != state(&self.attr))
+    }
+
     /// Opens the file again after [`Share::resume`](super::Share::resume), by its `path`, if it is
     /// still the same one: of the same type, size and time of modification.
     ///
@@ -66,8 +77,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     /// disconnected then.
     pub fn resume(&mut self, path: impl AsRef<[u8]>) -> Result<(), Error> {
         let node = self.node.share.resolve(path.as_ref(), true)?;
-        let same = |attr: &Attr| (attr.file_type, attr.size, attr.mtime, attr.mtime_nsec);
-        if node.attr.as_ref().map(same) != Some(same(&self.attr)) {
+        if node.attr.as_ref().map(state) != Some(state(&self.attr)) {
             return Err(Error::Changed);
         }
         let position = self.position;
@@ -147,6 +157,11 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
             Err(Error::UnexpectedEof)
         }
     }
+}
+
+/// What is another in a file that was changed.
+fn state(attr: &Attr) -> impl PartialEq {
+    (attr.file_type, attr.size, attr.mtime, attr.mtime_nsec)
 }
 
 impl<T: Transport, C: Clock, H: Hal> fmt::Debug for File<'_, T, C, H> {

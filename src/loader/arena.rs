@@ -47,13 +47,33 @@ pub(super) struct Block<'m> {
 impl<'m> Arena<'m> {
     pub fn take(&mut self, request: &Request) -> Result<Block<'m>, PlacementError> {
         let range = self.planner.allocate(request)?;
+        // SAFETY: the planner has just given it out.
+        Ok(unsafe { Self::block(range) })
+    }
+
+    /// This very range; else the first part of it that is not free.
+    pub fn claim(&mut self, range: Range) -> Result<Block<'m>, Range> {
+        let range = self.planner.claim(range)?;
+        // SAFETY: the planner has just given it out.
+        Ok(unsafe { Self::block(range) })
+    }
+
+    /// Keeps `range` free, as far as it is.
+    pub fn occupy(&mut self, range: Range) {
+        self.planner.occupy(range);
+    }
+
+    /// # Safety
+    ///
+    /// `range` must be one that this arena's planner has given out, which it does once.
+    unsafe fn block(range: Range) -> Block<'m> {
         let start = core::ptr::with_exposed_provenance_mut(range.start as usize);
         let size = range.size() as usize;
         // SAFETY: the planner gives out ranges of free memory, each once, none at address 0, and
         // whoever made `Memory` promised that it is identity-mapped RAM that nothing else uses. An
         // arena borrows all of it for `'m`. RAM holds bytes, whatever they are.
         let bytes = unsafe { core::slice::from_raw_parts_mut(start, size) };
-        Ok(Block { range, bytes })
+        Block { range, bytes }
     }
 
     /// Moves `value` there, so that it takes no room on the stack. It is never dropped.

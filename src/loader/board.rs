@@ -21,13 +21,39 @@ pub enum ExitStatus {
 /// A payload that lies in memory, ready to be entered.
 #[derive(Clone, Debug)]
 pub struct HandOff {
-    /// Physical address of the first instruction, by the 64-bit Linux boot protocol of the board's
-    /// architecture.
+    /// Physical address of the first instruction.
     pub entry: u64,
-    /// Its one argument: the zero page in RSI on x86-64, the device tree in x0 on arm64.
+    /// Its one argument: the zero page in RSI or the start info in EBX on x86-64, the device tree in
+    /// x0 on arm64.
     pub argument: u64,
+    /// How it is entered.
+    pub protocol: Protocol,
     /// Memory that the payload may read before it turns its caches on: image, device tree, initrd.
-    pub loaded: Vec<Range, 8>,
+    pub loaded: Vec<Range, 24>,
+}
+
+/// How a payload is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// The 64-bit Linux boot protocol of the board's architecture (boot.rst, booting.rst).
+    Linux,
+    /// Xen's direct boot ABI, PVH (`docs/misc/pvh.pandoc`), on x86-64 alone: 32-bit protected mode
+    /// without paging. All addresses are below 4 GiB.
+    Pvh {
+        /// A page for the code that leaves 64-bit mode, outside of everything else.
+        trampoline: u64,
+        /// What is to be moved when nothing of the firmware is needed any more.
+        moved: Option<Move>,
+    },
+}
+
+/// A part of a payload that belongs where the firmware is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Where it lies.
+    pub from: Range,
+    /// Physical address that it goes to.
+    pub to: u64,
 }
 
 /// A machine, as its `boards/` crate describes it: facts, no policy.
@@ -97,4 +123,10 @@ pub trait Board {
 
     /// Ends the machine with that status, or halts where a machine can't be ended.
     fn exit(status: ExitStatus) -> !;
+
+    /// Turns the machine off; ends it with success where that can't be had.
+    fn power_off() -> !;
+
+    /// Resets the machine.
+    fn reset() -> !;
 }

@@ -1,13 +1,20 @@
-//! Which entry is started: the first that can be loaded.
+//! What is started: what a person chooses, or else the first entry that can be loaded.
 
 use super::{
-    Board, Failed, HandOff,
+    Board, End, Failed, HandOff,
     arena::{Arena, is_x86},
     choose::{self, Choices, Listed},
     entry::{Loader, Path},
-    shares::Shares,
+    menu::{self, Pick},
+    shares::{Mount, Shares},
+    shell::{self, State, Typed},
 };
-use crate::boot::options::Options;
+use crate::boot::{
+    bls::{self, Timeout},
+    entry::Entry,
+    options::Options,
+};
+use core::fmt;
 
 /// What the boot flow works with.
 pub(super) struct Flow<'a, B: Board> {
@@ -16,38 +23,161 @@ pub(super) struct Flow<'a, B: Board> {
     pub shares: &'a Shares<B>,
 }
 
+/// Why nothing was loaded.
+pub(super) enum Stop {
+    /// Error lines have said why.
+    Failed,
+    /// A person wants the menu.
+    Asked,
+}
+
+/// What goes on after a look at the entries.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
+enum Next {
+    End(End),
+    Menu,
+    Shell,
+}
+
 impl<B: Board> Flow<'_, B> {
+    /// Has something started: what is chosen in the menu, if there is one, or the first entry that
+    /// can be loaded.
+    pub fn run(&self, state: &mut State, arena: &mut Arena<'_>) -> Result<End, Failed> {
+        let mut asked = false;
+        loop {
+            match self.look(asked, state, &mut arena.rest())? {
+                Next::End(end) => return Ok(end),
+                Next::Menu => {}
+                Next::Shell => {
+                    if let Some(end) = shell::run(self, state, arena) {
+                        return Ok(end);
+                    }
+                }
+            }
+            asked = true;
+        }
+    }
+
+    /// Gathers the entries and loads the one that is to be started.
+    #[inline(never)] // So that the large frames of the boot flow do not add up.
+    fn look<'m>(
+        &'m self,
+        asked: bool,
+        state: &mut State,
+        arena: &mut Arena<'m>,
+    ) -> Result<Next, Failed> {
+        let choices = self.entries(arena)?;
+        let timeout = self.options.timeout.or(choices.timeout);
+        let (seconds, is_hidden) = match timeout.unwrap_or(Timeout::Hidden) {
+            _ if asked => (menu::IDLE, false),
+            Timeout::Disabled => (0, false),
+            Timeout::Hidden | Timeout::Seconds(0) if menu::is_asked_for::<B>() => {
+                (menu::IDLE, false)
+            }
+            Timeout::Hidden | Timeout::Seconds(0) => (0, true),
+            Timeout::Force => (menu::IDLE, false),
+            Timeout::Seconds(seconds) => (seconds, false),
+        };
+        let pick = match (seconds, choices.list.is_empty()) {
+            (0, _) => Pick::First,
+            (_, false) => menu::show(self, &choices, seconds, state, arena),
+            (_, true) if asked => Pick::Shell,
+            (_, true) => Pick::First,
+        };
+        let (index, edited) = match pick {
+            Pick::Shell => return Ok(Next::Shell),
+            Pick::First => {
+                return match self.first(&choices, is_hidden, arena) {
+                    Ok(hand_off) => Ok(Next::End(End::Start(hand_off))),
+                    Err(Stop::Asked) => Ok(Next::Menu),
+                    Err(Stop::Failed) => Err(Failed),
+                };
+            }
+            Pick::Entry(index) => (index, None),
+            Pick::Edited(index) => (index, Some(state.editor.text())),
+        };
+        match self.load(&choices.list[index], edited, arena) {
+            Ok(hand_off) => Ok(Next::End(End::Start(hand_off))),
+            // It was reported; there may be another.
+            Err(Failed) => Ok(Next::Menu),
+        }
+    }
+
     /// The entries, or those that `bootshare.entry` names.
     pub fn entries<'m>(&'m self, arena: &mut Arena<'m>) -> Result<Choices<'m, B>, Failed> {
+        for mount in &self.shares.mounted {
+            mount.renew();
+        }
         let mut choices = choose::gather(self.shares, arena)?;
         if let Some(wanted) = self.options.entry
             && !choices.list.is_empty()
         {
-            choices.keep(wanted)?;
+            choices.keep("bootshare.entry=", wanted)?;
         }
         Ok(choices)
     }
 
-    /// Loads the first entry that can be loaded; says why others can't.
-    #[inline(never)] // So that the large frames of the boot flow do not add up.
-    pub fn boot(&self, arena: &mut Arena<'_>) -> Result<HandOff, Failed> {
-        let mut arena = arena.rest();
-        let choices = self.entries(&mut arena)?;
+    /// Loads the first entry that `wanted` names, or of all, for a person or a script.
+    #[inline(never)] // As above.
+    pub fn chosen(&self, wanted: Option<&[u8]>, arena: &mut Arena<'_>) -> Result<HandOff, Failed> {
+        let arena = &mut arena.rest();
+        let mut choices = self.entries(arena)?;
+        if let Some(wanted) = wanted {
+            choices.keep("boot ", wanted)?;
+        }
+        self.first(&choices, false, arena).map_err(|_| Failed)
+    }
+
+    /// Loads what `linux` and `initrd` have named.
+    #[inline(never)] // As above.
+    pub fn typed(&self, typed: &Typed, arena: &mut Arena<'_>) -> Result<HandOff, Failed> {
+        let entry = Entry::from_bls(&bls::Entry::parse(&typed.text), B::ARCHITECTURE);
+        match (self.shares.mounted.get(typed.share), entry) {
+            (Some(mount), Ok(entry)) if mount.renew() => {
+                self.load_files(mount, &mount.prefix(), &entry, None, arena)
+            }
+            (_, Err(error)) => {
+                log::error!("linux: {error}");
+                Err(Failed)
+            }
+            _ => Err(Failed),
+        }
+    }
+
+    /// Loads the first entry that can be loaded; says why others can't. Stops when `is_hidden` and
+    /// the menu is asked for meanwhile.
+    pub fn first(
+        &self,
+        choices: &Choices<'_, B>,
+        is_hidden: bool,
+        arena: &mut Arena<'_>,
+    ) -> Result<HandOff, Stop> {
         for listed in &choices.list {
             // Of a share that was given up nothing more is tried.
-            if listed.mount.is_connected()
-                && let Ok(hand_off) = self.load(listed, &mut arena)
-            {
+            if !listed.mount.is_connected() {
+                continue;
+            }
+            let loaded = self.load(listed, None, arena);
+            if is_hidden && menu::is_asked_for::<B>() {
+                return Err(Stop::Asked);
+            }
+            if let Ok(hand_off) = loaded {
                 return Ok(hand_off);
             }
         }
         self.report_none(&choices.list);
-        Err(Failed)
+        Err(Stop::Failed)
     }
 
-    /// Loads an entry, and says why if it can't.
+    /// Loads an entry, with another command line than its own if that was edited, and says why if
+    /// it can't.
     #[inline(never)] // As above.
-    fn load(&self, listed: &Listed<'_, B>, arena: &mut Arena<'_>) -> Result<HandOff, Failed> {
+    fn load(
+        &self,
+        listed: &Listed<'_, B>,
+        edited: Option<&[u8]>,
+        arena: &mut Arena<'_>,
+    ) -> Result<HandOff, Failed> {
         let entry = match listed.choice.entry(B::ARCHITECTURE) {
             Ok(entry) => entry,
             Err(error) => {
@@ -66,10 +196,26 @@ impl<B: Board> Flow<'_, B> {
                  name another one with fdt"
             );
         }
-        let mount = listed.mount;
+        self.load_files(listed.mount, listed, &entry, edited, arena)
+    }
+
+    /// Loads what `entry` asks for from the share `mount`; `name` stands before paths in messages.
+    pub fn load_files(
+        &self,
+        mount: &Mount<B>,
+        name: &dyn fmt::Display,
+        entry: &Entry<'_>,
+        edited: Option<&[u8]>,
+        arena: &mut Arena<'_>,
+    ) -> Result<HandOff, Failed> {
+        // What a person has edited had these words in it.
+        let extra = match edited {
+            Some(_) => b"",
+            None => self.options.payload,
+        };
         loop {
-            let loader = Loader::new(self.board, mount, listed, arena.rest());
-            match loader.load(&entry, self.options.payload) {
+            let loader = Loader::new(self.board, mount, name, arena.rest());
+            match loader.load(entry, edited, extra) {
                 Ok(hand_off) => {
                     let kernel = Path::join(entry.directory, entry.kernel);
                     log::info!("starting {}", mount.shown(&kernel));

@@ -10,13 +10,14 @@ use super::{
 use crate::{
     Error, FileType,
     boot::{
-        bls::{self, FileName, LoaderConf},
+        bls::{self, FileName, LoaderConf, Timeout},
         conventional::{Conventional, MAX_NAME_BYTES},
         entry::{CommandLine, Entry, EntryError},
         extlinux::{self, Label},
         glob,
-        image::Architecture,
+        image::{self, Architecture},
         memory::{Request, Side},
+        uki::{OsRelease, Uki},
     },
     loader::Board,
 };
@@ -29,6 +30,8 @@ const MAX_ENTRIES: usize = 64;
 const MAX_FILE: usize = 16 << 10;
 
 const ENTRIES: &str = "/loader/entries";
+/// Where unified kernel images are entries of their own, of type 2.
+const IMAGES: &str = "/EFI/Linux";
 /// Says which kind of entries [`ENTRIES`] has ("Standard-conformance Marker File").
 const MARKER: &str = "/loader/entries.srel";
 const LOADER_CONF: &str = "/loader/loader.conf";
@@ -37,6 +40,9 @@ const EXTLINUX_CONF: &str = "extlinux.conf";
 const EXTLINUX: [&str; 3] = ["/extlinux", "/boot/extlinux", "/"];
 /// Where kernels lie by convention.
 const CONVENTIONAL: [&str; 2] = ["/", "/boot"];
+
+/// The most entries, those included.
+pub(super) const MAX_LISTED: usize = MAX_ENTRIES + CONVENTIONAL.len() * MAX_SHARES;
 
 /// Memory that [`gather`] wants for each share, in bytes: for the entries it keeps and one more, the
 /// other files it looks for, and the names of a kernel and an initrd in each directory.
@@ -50,12 +56,37 @@ pub(super) struct Listed<'m, B: Board> {
     pub choice: Choice<'m>,
 }
 
-impl<B: Board> Listed<'_, B> {
+impl<'m, B: Board> Listed<'m, B> {
+    /// It, as lists show it.
+    pub const fn described(&'m self) -> Described<'m, B> {
+        Described(self)
+    }
+
     /// Whether `pattern` is for it, with the share's name before it or without.
     fn matches(&self, pattern: &[u8]) -> bool {
         let named = pattern.strip_prefix(self.mount.tag().as_bytes());
         let named = named.and_then(|rest| rest.strip_prefix(b":"));
         self.choice.matches(pattern) || named.is_some_and(|rest| self.choice.matches(rest))
+    }
+}
+
+/// An entry as lists show it: id, title and kernel, or why it can't be started.
+pub(super) struct Described<'a, B: Board>(&'a Listed<'a, B>);
+
+impl<B: Board> fmt::Display for Described<'_, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Listed { mount, choice } = self.0;
+        write!(f, "{}: ", Text(choice.id()))?;
+        match choice.entry(B::ARCHITECTURE) {
+            Ok(entry) => {
+                let title = Text(choice.title());
+                let space = if title.0.is_empty() { "" } else { " " };
+                let kernel = Path::join(entry.directory, entry.kernel);
+                write!(f, "{title}{space}({})", mount.shown(&kernel))
+            }
+            Err(error) if error.is_hidden() => write!(f, "passed over: {error}"),
+            Err(error) => error.fmt(f),
+        }
     }
 }
 
@@ -69,7 +100,7 @@ impl<B: Board> fmt::Display for Listed<'_, B> {
 /// Where an entry was found.
 #[derive(Clone, Copy)]
 pub(super) enum Choice<'m> {
-    /// A file of [`ENTRIES`].
+    /// A file of [`ENTRIES`], or one of [`IMAGES`] as an entry of type 1 would name it.
     Bls {
         /// The file's name.
         name: &'m [u8],
@@ -158,11 +189,12 @@ impl<'m> Choice<'m> {
     }
 }
 
-/// What stands before the words about an entry: the file it is from, and nothing for conventional
-/// names.
+/// What stands before the words about an entry: the file it is from, and nothing for those that are
+/// kernels themselves.
 impl fmt::Display for Choice<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
+            Self::Bls { name, .. } if name.ends_with(b".efi") => Ok(()),
             Self::Bls { name, .. } => write!(f, "{ENTRIES}/{}: ", Text(name)),
             Self::Extlinux { directory, .. } => write!(
                 f,
@@ -177,15 +209,18 @@ impl fmt::Display for Choice<'_> {
 
 /// The entries of all shares, the one to try first at the start.
 pub(super) struct Choices<'m, B: Board> {
-    pub list: Vec<Listed<'m, B>, { MAX_ENTRIES + CONVENTIONAL.len() * MAX_SHARES }>,
+    pub list: Vec<Listed<'m, B>, MAX_LISTED>,
+    /// What the first file that says something about it says about the menu.
+    pub timeout: Option<Timeout>,
 }
 
 impl<B: Board> Choices<'_, B> {
-    /// Leaves those whose id matches `wanted`; reports it if there are none.
-    pub fn keep(&mut self, wanted: &[u8]) -> Result<(), Failed> {
+    /// Leaves those whose id matches `wanted`, which `option` asked for; reports it if there are
+    /// none.
+    pub fn keep(&mut self, option: &str, wanted: &[u8]) -> Result<(), Failed> {
         if !self.list.iter().any(|listed| listed.matches(wanted)) {
             log::error!(
-                "bootshare.entry={}: no entry has this name; there is {}",
+                "{option}{}: no entry has this name; there is {}",
                 Text(wanted),
                 Ids(&self.list)
             );
@@ -209,7 +244,10 @@ pub(super) fn gather<'m, B: Board>(
         side: Side::High,
         ..Request::new("list of boot entries", SCRATCH_BYTES as u64)
     };
-    let mut choices = Choices { list: Vec::new() };
+    let mut choices = Choices {
+        list: Vec::new(),
+        timeout: None,
+    };
     for mount in &shares.mounted {
         let listed = choices.list.len();
         loop {
@@ -271,6 +309,34 @@ struct Candidate<'m> {
     text: usize,
 }
 
+/// The best entries so far, best first.
+struct Sorted<'m> {
+    list: Vec<Candidate<'m>, MAX_ENTRIES>,
+    /// How many there may be.
+    room: usize,
+    /// How many there were that are not among them.
+    left_out: u32,
+    /// Memory for one more.
+    free: Option<&'m mut [u8]>,
+}
+
+impl<'m> Sorted<'m> {
+    fn insert(&mut self, candidate: Candidate<'m>) {
+        let place = self
+            .list
+            .partition_point(|other| other.compare(&candidate).is_lt());
+        if self.list.len() == self.room {
+            self.left_out += 1;
+            if place == self.room {
+                self.free = Some(candidate.memory);
+                return;
+            }
+            self.free = self.list.pop().map(|last| last.memory);
+        }
+        _ = self.list.insert(place, candidate);
+    }
+}
+
 impl Candidate<'_> {
     fn parse(&self) -> Option<(FileName<'_>, bls::Entry<'_>)> {
         let (name, rest) = self.memory.split_at(self.name);
@@ -314,8 +380,15 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
         MAX_ENTRIES.saturating_sub(taken.count())
     }
 
-    /// Boot Loader Specification type 1.
+    /// Boot Loader Specification, both types.
     fn bls(&mut self) -> Result<(), Failed> {
+        let room = self.room();
+        let mut sorted = Sorted {
+            list: Vec::new(),
+            room,
+            left_out: 0,
+            free: None,
+        };
         if let Some(kind) = self.file(MARKER)?
             && kind.trim_ascii() != b"type1"
         {
@@ -324,72 +397,102 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
                 self.mount.prefix(),
                 Text(kind)
             );
-            return Ok(());
+        } else {
+            self.candidates(ENTRIES, &mut sorted)?;
         }
-        let room = self.room();
-        let mut sorted: Vec<Candidate<'m>, MAX_ENTRIES> = Vec::new();
-        let mut left_out = 0_u32;
-        let mut free = None;
-        let entries = match self.mount.read_dir(ENTRIES) {
-            Ok(entries) => entries,
-            Err(error) => return self.report(ENTRIES.as_bytes(), error),
-        };
-        for entry in entries {
-            let entry = match entry {
-                Ok(entry) => entry,
-                Err(error) => {
-                    self.report(ENTRIES.as_bytes(), error)?;
-                    break;
-                }
-            };
-            let name = entry.file_name();
-            if FileName::parse(name).is_none() || !may_be_file(entry.file_type()) {
-                continue;
-            }
-            let memory = free.take().or_else(|| self.take(MAX_NAME_BYTES + MAX_FILE));
-            // With all of the scratch memory there is enough of it.
-            let Some(memory) = memory else { break };
-            let (name_memory, text_memory) = memory.split_at_mut(name.len());
-            name_memory.copy_from_slice(name);
-            let path = Path::join(ENTRIES, name);
-            let text = match self.read(&path, text_memory, Missing::IsAnError)? {
-                Some(text) => text,
-                None => {
-                    free = Some(memory);
-                    continue;
-                }
-            };
-            let candidate = Candidate {
-                memory,
-                name: name.len(),
-                text,
-            };
-            let place = sorted.partition_point(|other| other.compare(&candidate).is_lt());
-            if sorted.len() == room {
-                left_out += 1;
-                free = if place == room {
-                    Some(candidate.memory)
-                } else {
-                    let last = sorted.pop().map(|last| last.memory);
-                    _ = sorted.insert(place, candidate);
-                    last
-                };
-            } else {
-                _ = sorted.insert(place, candidate);
-            }
-        }
-        if left_out > 0 {
+        self.candidates(IMAGES, &mut sorted)?;
+        if sorted.left_out > 0 {
             log::warn!(
-                "{}{ENTRIES} has more than {room} entries: the last {left_out} are left out",
-                self.mount.prefix()
+                "{}{ENTRIES} has more than {room} entries: the last {} are left out",
+                self.mount.prefix(),
+                sorted.left_out
             );
         }
-        for Candidate { memory, name, text } in sorted {
+        for Candidate { memory, name, text } in sorted.list {
             let (name, rest) = memory.split_at(name);
             let text = &rest[..text];
             self.push(Choice::Bls { name, text });
         }
         self.loader_conf()
+    }
+
+    /// Sorts the entries of a directory in.
+    fn candidates(
+        &mut self,
+        directory: &'static str,
+        sorted: &mut Sorted<'m>,
+    ) -> Result<(), Failed> {
+        let entries = match self.mount.read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) => return self.report(directory.as_bytes(), error),
+        };
+        let ending: &[u8] = match directory {
+            IMAGES => b".efi",
+            _ => b".conf",
+        };
+        for entry in entries {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    self.report(directory.as_bytes(), error)?;
+                    break;
+                }
+            };
+            let name = entry.file_name();
+            let is_entry = name.ends_with(ending) && FileName::parse(name).is_some();
+            if !is_entry || !may_be_file(entry.file_type()) {
+                continue;
+            }
+            let free = sorted.free.take();
+            let memory = free.or_else(|| self.take(MAX_NAME_BYTES + MAX_FILE));
+            // With all of the scratch memory there is enough of it.
+            let Some(memory) = memory else { break };
+            let (name_memory, text_memory) = memory.split_at_mut(name.len());
+            name_memory.copy_from_slice(name);
+            let path = Path::join(directory, name);
+            let text = match directory {
+                IMAGES => self.image(&path, text_memory)?,
+                _ => self.read(&path, text_memory, Missing::IsAnError)?,
+            };
+            match text {
+                Some(text) => sorted.insert(Candidate {
+                    memory,
+                    name: name.len(),
+                    text,
+                }),
+                None => sorted.free = Some(memory),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the entry that a unified kernel image is; its size, unless that failed.
+    #[inline(never)] // As above.
+    fn image(&self, path: &[u8], text: &mut [u8]) -> Result<Option<usize>, Failed> {
+        let mut buffer = [0; image::HEAD_BYTES];
+        let read = self.mount.open(path).and_then(|file| {
+            let size = file.read_at(0, &mut buffer)?;
+            Ok((Uki::parse(&buffer[..size], file.metadata().len()), file))
+        });
+        let (uki, file) = match read {
+            Ok((Ok(uki), file)) => (uki, file),
+            Ok((Err(error), _)) => {
+                failure(&self.mount.shown(path), &error);
+                return Ok(None);
+            }
+            Err(error) => return self.report(path, error).map(|()| None),
+        };
+        let release = uki.os_release.map_or(Ok(0), |part| {
+            let size = part.size().min(buffer.len() as u64) as usize;
+            file.read_at(part.start, &mut buffer[..size])
+        });
+        match release {
+            Ok(size) => {
+                let release = OsRelease::parse(&buffer[..size]);
+                Ok(release.write_entry(uki.architecture, &[path], text))
+            }
+            Err(error) => self.report(path, error).map(|()| None),
+        }
     }
 
     /// Puts the entry first that `loader.conf` wants.
@@ -398,7 +501,9 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
             return Ok(());
         }
         let text = self.file(LOADER_CONF)?.unwrap_or_default();
-        let Some(default) = LoaderConf::parse(text).default else {
+        let conf = LoaderConf::parse(text);
+        self.choices.timeout = self.choices.timeout.or(conf.timeout);
+        let Some(default) = conf.default else {
             return Ok(());
         };
         if default.starts_with(b"@") {
@@ -436,6 +541,7 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
             };
             let first = self.choices.list.len();
             let parsed = extlinux::Config::parse(config);
+            self.choices.timeout = self.choices.timeout.or(parsed.timeout());
             let labels = parsed.labels().count();
             let room = self.room();
             if labels > room {

@@ -1,72 +1,172 @@
-//! The shell's commands, from `bootshare.cmd` for now.
+//! The shell's commands, typed or from `bootshare.cmd`.
 
 use super::{
-    Board, Failed,
+    Board, End, Failed, HandOff,
     arena::Arena,
     boot::Flow,
-    console::{Console, Text, failure},
-    entry::Path,
+    console::{Console, Speed, Text, failure},
     names::{ListError, Names},
     output::{Date, Output, type_name},
     shares::Mount,
+    shell::Typed,
     walk::walk,
 };
-use crate::boot::commands::Commands;
-use core::fmt::Write;
+use crate::{boot::commands::Commands, hal::Clock};
+use core::{fmt::Write, ops::ControlFlow};
 
 /// Longest command in bytes.
-const MAX_COMMAND: usize = 4096;
+pub(super) const MAX_COMMAND: usize = 4096;
 /// The most scratch memory that is used, in bytes.
 const MAX_SCRATCH: u64 = 256 << 20;
 /// Bytes of a file that are read at a time.
 const FILE_BUFFER: usize = 4 << 20;
 
 const HELP: &str = "\
-cat PATH        print a file
-devices         the virtio-fs devices of this machine
-entries         the share's boot entries; * is the one to be booted
-help            these lines
-ls [-l] [PATH]  list a directory
-mounts          the shares that are mounted
-sha256 PATH     SHA-256 of a file
-stat PATH       what a file is
-walk [PATH]     every file below a directory: TYPE SIZE SHA256 PATH
+boot [ENTRY]       start an entry, or what linux names
+cat PATH           print a file
+devices            the virtio-fs devices of this machine
+entries            the boot entries; * is the one to be booted
+exit               leave the shell
+help               these lines
+initrd PATH        add an initrd to what linux names
+linux PATH [ARGS]  name a kernel and its command line, for boot
+ls [-l] [PATH]     list a directory
+mounts             the shares that are mounted
+poweroff           turn the machine off
+read-bench PATH    how fast a file is read
+reboot             reset the machine
+sha256 PATH        SHA-256 of a file
+stat PATH          what a file is
+walk [PATH]        every file below a directory: TYPE SIZE SHA256 PATH
 ";
 
-/// What the commands work with.
+/// The commands' names.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    HELP.lines().filter_map(|line| line.split(' ').next())
+}
+
+/// Runs the commands in `line`, all of them; whether they succeeded. Breaks off where the machine
+/// is to go on with something else, or with nothing by `exit`.
+#[inline(never)] // So that the large frames of the boot flow do not add up.
+pub(super) fn run<B: Board>(
+    flow: &Flow<'_, B>,
+    line: &[u8],
+    typed: &mut Typed,
+    arena: &mut Arena<'_>,
+) -> ControlFlow<Option<End>, bool> {
+    let mut ok = true;
+    let mut commands = Commands::new(line);
+    let mut buffer = [0; MAX_COMMAND];
+    while let Some(words) = commands.next(&mut buffer) {
+        let words = match words {
+            Ok(words) => words,
+            Err(error) => {
+                log::error!("{error}");
+                ok = false;
+                continue;
+            }
+        };
+        let arena = &mut arena.rest();
+        ok &= match &words[..] {
+            [b"boot"] if !typed.text.is_empty() => start(flow.typed(typed, arena))?,
+            [b"boot"] => start(flow.chosen(None, arena))?,
+            [b"boot", entry] => start(flow.chosen(Some(entry), arena))?,
+            [b"linux", path, arguments @ ..] => linux(flow, typed, path, arguments),
+            [b"initrd", path] => initrd(flow, typed, path),
+            [b"reboot"] => return ControlFlow::Break(Some(End::Reset)),
+            [b"poweroff"] => return ControlFlow::Break(Some(End::PowerOff)),
+            [b"exit"] => return ControlFlow::Break(None),
+            [b"entries"] => entries(flow, arena),
+            [b"read-bench", word] => read_bench(flow, word, arena),
+            words => with_files(flow, words, arena),
+        };
+    }
+    ControlFlow::Continue(ok)
+}
+
+/// Ends the commands with what was loaded.
+fn start(loaded: Result<HandOff, Failed>) -> ControlFlow<Option<End>, bool> {
+    match loaded {
+        Ok(hand_off) => ControlFlow::Break(Some(End::Start(hand_off))),
+        Err(Failed) => ControlFlow::Continue(false),
+    }
+}
+
+/// Begins an entry of a person's own.
+fn linux<B: Board>(
+    flow: &Flow<'_, B>,
+    typed: &mut Typed,
+    word: &[u8],
+    arguments: &[&[u8]],
+) -> bool {
+    let (share, path) = flow.shares.locate_index(word);
+    typed.share = share;
+    typed.text.clear();
+    let lines = typed
+        .push("linux", &[path])
+        .and_then(|()| typed.push("options", arguments));
+    lines.is_ok()
+}
+
+/// Adds to it.
+fn initrd<B: Board>(flow: &Flow<'_, B>, typed: &mut Typed, word: &[u8]) -> bool {
+    let (share, path) = flow.shares.locate_index(word);
+    if typed.text.is_empty() {
+        return failure(&Text(word), &"name a kernel before it, with linux PATH");
+    }
+    if share != typed.share {
+        return failure(
+            &Text(word),
+            &"the kernel is of another share; take both from one",
+        );
+    }
+    typed.push("initrd", &[path]).is_ok()
+}
+
+fn no_share(word: &[u8]) -> bool {
+    failure(&Text(word), &"no share is mounted")
+}
+
+/// Reads a file twice, at once as far as there is memory, and tells how fast.
+#[inline(never)] // As above.
+fn read_bench<B: Board>(flow: &Flow<'_, B>, word: &[u8], arena: &mut Arena<'_>) -> bool {
+    let Some((mount, path)) = flow.shares.locate(word) else {
+        return no_share(word);
+    };
+    let file = match mount.renew().then(|| mount.open(path)) {
+        Some(Ok(file)) => file,
+        Some(Err(error)) => return failure(&mount.shown(path), &error),
+        None => return false,
+    };
+    let memory = match arena.take_largest(file.metadata().len().saturating_add(1 << 20)) {
+        Ok(memory) => memory,
+        Err(error) => return failure(&mount.shown(path), &error),
+    };
+    let mut output = Output::<B>::new(memory.bytes);
+    let clock = flow.board.clock();
+    // The first pass touches memory that was not touched before, and maybe the host's disk.
+    for pass in ["first", "again"] {
+        let start = clock.now();
+        let read = output.for_each_piece(&file, |_| {});
+        let took = clock.now().saturating_sub(start);
+        match read {
+            Ok(bytes) => output.line(format_args!("{pass}: {}", Speed { bytes, took })),
+            Err(error) => return failure(&mount.shown(path), &error),
+        }
+    }
+    true
+}
+
+/// What the commands about files work with.
 struct Shell<'a, B: Board> {
     flow: &'a Flow<'a, B>,
     names: Names<'a>,
     output: Output<'a, B>,
 }
 
-/// Runs the commands in `line`. All are run; it fails if one of them does.
-#[inline(never)] // So that the large frames of the boot flow do not add up.
-pub(super) fn run<B: Board>(
-    flow: &Flow<'_, B>,
-    line: &[u8],
-    arena: &mut Arena<'_>,
-) -> Result<(), Failed> {
-    let mut ok = true;
-    let mut commands = Commands::new(line);
-    let mut words_buffer = [0; MAX_COMMAND];
-    while let Some(words) = commands.next(&mut words_buffer) {
-        ok &= match words {
-            Ok(words) => command(flow, &words, arena.rest()),
-            Err(error) => {
-                log::error!("bootshare.cmd: {error}");
-                false
-            }
-        };
-    }
-    if ok { Ok(()) } else { Err(Failed) }
-}
-
-/// Runs a command; whether it succeeded.
-fn command<B: Board>(flow: &Flow<'_, B>, words: &[&[u8]], mut arena: Arena<'_>) -> bool {
-    if let [b"entries"] = words {
-        return entries(flow, &mut arena);
-    }
+/// Runs one of the other commands; whether it succeeded.
+#[inline(never)] // As above.
+fn with_files<B: Board>(flow: &Flow<'_, B>, words: &[&[u8]], arena: &mut Arena<'_>) -> bool {
     let scratch = match arena.take_largest(MAX_SCRATCH) {
         Ok(scratch) => scratch,
         Err(error) => return failure(&Text(words[0]), &error),
@@ -87,19 +187,17 @@ impl<B: Board> Shell<'_, B> {
             [b"help"] => self.output.text(HELP),
             [b"devices"] => self.devices(),
             [b"mounts"] => self.mounts(),
-            [b"ls"] => return self.at(b"/", |shell, at, path| shell.ls(at, path, false)),
-            [b"ls", b"-l"] => return self.at(b"/", |shell, at, path| shell.ls(at, path, true)),
-            [b"ls", b"-l", word] => {
-                return self.at(word, |shell, at, path| shell.ls(at, path, true));
-            }
-            [b"ls", word] => return self.at(word, |shell, at, path| shell.ls(at, path, false)),
+            [b"ls"] => return self.at(b"/", Self::ls),
+            [b"ls", b"-l"] => return self.at(b"/", Self::ls_long),
+            [b"ls", b"-l", word] => return self.at(word, Self::ls_long),
+            [b"ls", word] => return self.at(word, Self::ls),
             [b"stat", word] => return self.at(word, Self::stat),
             [b"cat", word] => return self.at(word, Self::cat),
             [b"sha256", word] => return self.at(word, Self::sha256),
             [b"walk"] => return self.at(b"/", Self::walk),
             [b"walk", word] => return self.at(word, Self::walk),
             _ => {
-                let is_known = HELP.lines().any(|line| is_help_of(line, words[0]));
+                let is_known = names().any(|name| name.as_bytes() == words[0]);
                 let why = if is_known {
                     "wrong arguments; help shows what it takes"
                 } else {
@@ -114,7 +212,7 @@ impl<B: Board> Shell<'_, B> {
     /// Does something with the path that `word` names, on its share.
     fn at(&mut self, word: &[u8], act: impl FnOnce(&mut Self, &Mount<B>, &[u8]) -> bool) -> bool {
         let Some((mount, path)) = self.flow.shares.locate(word) else {
-            return failure(&Text(word), &"no share is mounted");
+            return no_share(word);
         };
         // What a command before has lost is tried again.
         mount.renew() && act(self, mount, path)
@@ -155,14 +253,22 @@ impl<B: Board> Shell<'_, B> {
         }
     }
 
-    fn ls(&mut self, mount: &Mount<B>, path: &[u8], long: bool) -> bool {
-        match self.try_ls(mount, path, long) {
+    fn ls(&mut self, mount: &Mount<B>, path: &[u8]) -> bool {
+        self.list(mount, path, false)
+    }
+
+    fn ls_long(&mut self, mount: &Mount<B>, path: &[u8]) -> bool {
+        self.list(mount, path, true)
+    }
+
+    fn list(&mut self, mount: &Mount<B>, path: &[u8], long: bool) -> bool {
+        match self.try_list(mount, path, long) {
             Ok(ok) => ok,
             Err(error) => failure(&mount.shown(path), &error),
         }
     }
 
-    fn try_ls(&mut self, mount: &Mount<B>, path: &[u8], long: bool) -> Result<bool, ListError> {
+    fn try_list(&mut self, mount: &Mount<B>, path: &[u8], long: bool) -> Result<bool, ListError> {
         let metadata = mount.metadata(path)?;
         if !metadata.is_dir() {
             self.output.entry(path, &metadata, None, long);
@@ -241,37 +347,20 @@ impl<B: Board> Shell<'_, B> {
 /// Prints the boot entries in their order: id, title and kernel, or why one is passed over.
 #[inline(never)] // As above.
 fn entries<B: Board>(flow: &Flow<'_, B>, arena: &mut Arena<'_>) -> bool {
-    for mount in &flow.shares.mounted {
-        mount.renew();
-    }
     let Ok(choices) = flow.entries(&mut arena.rest()) else {
         return false;
     };
     let console = &mut Console::<B>::new();
     let mut mark = '*';
     for listed in &choices.list {
-        let (id, title) = (Text(listed.choice.id()), Text(listed.choice.title()));
-        _ = match listed.choice.entry(B::ARCHITECTURE) {
-            Ok(entry) => {
-                let kernel = Path::join(entry.directory, entry.kernel);
-                let kernel = listed.mount.shown(&kernel);
-                let space = if title.0.is_empty() { "" } else { " " };
-                let mark = core::mem::replace(&mut mark, ' ');
-                writeln!(console, "{mark} {id}: {title}{space}({kernel})")
-            }
-            Err(error) if error.is_hidden() => {
-                writeln!(console, "- {id}: passed over: {error}")
-            }
-            Err(error) => writeln!(console, "- {id}: {error}"),
+        let mark = match listed.choice.entry(B::ARCHITECTURE) {
+            Ok(_) => core::mem::replace(&mut mark, ' '),
+            Err(_) => '-',
         };
+        _ = writeln!(console, "{mark} {}", listed.described());
     }
     if choices.list.is_empty() {
         _ = writeln!(console, "no boot entry");
     }
     true
-}
-
-/// Whether a line of [`HELP`] is about `command`.
-fn is_help_of(line: &str, command: &[u8]) -> bool {
-    line.split(' ').next().map(str::as_bytes) == Some(command)
 }

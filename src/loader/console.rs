@@ -80,7 +80,7 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// A load that takes longer than a blink shows a bar.
+/// A load that takes longer than a blink shows a bar; at log level debug each one does.
 pub(super) struct Progress<B: Board> {
     clock: B::Clock,
     total: u64,
@@ -106,6 +106,7 @@ impl<B: Board> Progress<B> {
     pub fn update(&mut self, come: u64) {
         let now = self.clock.now();
         let due = match self.drawn {
+            None if log::log_enabled!(Level::Debug) => self.start,
             None => self.start + Self::BLINK,
             Some(drawn) => drawn + Self::REDRAW,
         };
@@ -126,6 +127,22 @@ impl<B: Board> Progress<B> {
     pub fn finish(self) -> Duration {
         clear_bar::<B>();
         self.clock.now().saturating_sub(self.start)
+    }
+}
+
+/// How long something took, to be shown.
+pub(super) struct Speed {
+    pub bytes: u64,
+    pub took: Duration,
+}
+
+impl fmt::Display for Speed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = self.took.as_micros().max(1) as u64;
+        // Bytes a microsecond are nearly MiB a second: 2^20 / 10^6.
+        let rate = self.bytes.saturating_mul(1_000_000) / (micros << 20);
+        let (bytes, millis) = (self.bytes, micros / 1000);
+        write!(f, "{bytes} bytes in {millis} ms ({rate} MiB/s)")
     }
 }
 

@@ -3,24 +3,22 @@
 use super::{
     Board, Failed, HandOff,
     arena::{Arena, Block, is_x86},
-    console::{Progress, Text},
+    console::{Progress, Speed, Text},
     output::DigestText,
-    shares::Mount,
+    shares::{BoardFile, Mount},
 };
 use crate::{
-    Error, File,
+    Error,
     boot::{
-        arm64_image::Arm64Image,
-        bzimage::BzImage,
-        cmdline::{self, ARM64_LIMIT},
-        device_tree::{self, Chosen},
+        cmdline,
+        device_tree::{self, Chosen, Machine, Seeds},
         entry::{CommandLine, Entry, MAX_INITRDS},
         image::{self, Kind},
         memory::{Range, Request, Side},
-        zero_page::{self, Parameters, ZERO_PAGE_BYTES},
+        uki::Uki,
     },
 };
-use core::{ffi::CStr, fmt, ops::Deref};
+use core::{ffi::CStr, fmt, ops::Deref, time::Duration};
 use heapless::Vec;
 
 /// Longest command line that is read, in bytes; kernels take less.
@@ -73,23 +71,85 @@ impl fmt::Display for Path {
     }
 }
 
+/// Where a kernel is: a file, or a part of one.
+pub(super) struct Source<'s, B: Board> {
+    pub path: Path,
+    pub file: BoardFile<'s, B>,
+    pub part: Range,
+}
+
+/// What goes to a kernel besides itself.
+pub(super) struct Extras<'m> {
+    initrds: Vec<Initrd<'m>, { MAX_INITRDS + 2 }>,
+    /// What the entry has it told.
+    text: &'m [u8],
+    /// What the firmware's own command line adds to that.
+    more: &'m [u8],
+    device_tree: DeviceTree<'m>,
+}
+
+/// One initrd.
+struct Initrd<'m> {
+    name: &'m [u8],
+    /// The size of its file.
+    file_size: u64,
+    /// Which part of the file it is.
+    part: Range,
+}
+
+/// A device tree as it was found.
+#[derive(Clone, Copy)]
+enum DeviceTree<'m> {
+    /// The machine's, or none.
+    Machine,
+    /// The one in this file, in place of it.
+    File { name: &'m [u8], blob: &'m [u8] },
+}
+
+/// Fills `bytes`. If the share gets lost on the way and can be resumed, the read goes on where
+/// it was. Tells `progress` how many bytes have come.
+pub(super) fn read_all<B: Board>(
+    share: &Mount<B>,
+    path: &[u8],
+    file: &mut BoardFile<'_, B>,
+    bytes: &mut [u8],
+    offset: u64,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), Error> {
+    let mut come = 0;
+    loop {
+        let before = come;
+        let rest = &mut bytes[before..];
+        let result = file.read_at_with(offset + before as u64, rest, &mut |more| {
+            come = before + more as usize;
+            progress(come as u64);
+        });
+        match result {
+            Ok(size) if size < rest.len() => return Err(Error::UnexpectedEof),
+            Ok(_) => return Ok(()),
+            Err(error) => share.again(error)?,
+        }
+        file.resume(path)?;
+    }
+}
+
 /// Reports what befell a file of an entry.
 #[inline(never)] // Small code: it is called from many places.
-fn failed(entry: &dyn fmt::Display, path: &[u8], error: &dyn fmt::Display) -> Failed {
+pub(super) fn failed(entry: &dyn fmt::Display, path: &[u8], error: &dyn fmt::Display) -> Failed {
     log::error!("{entry}{}: {error}", Text(path));
     Failed
 }
 
 /// One attempt to load an entry.
 pub(super) struct Loader<'a, 'm, B: Board> {
-    board: &'a B,
+    pub board: &'a B,
     /// Where its files come from.
-    share: &'a Mount<B>,
+    pub share: &'a Mount<B>,
     /// What stands before the paths in its messages.
-    name: &'a dyn fmt::Display,
-    arena: Arena<'m>,
+    pub name: &'a dyn fmt::Display,
+    pub arena: Arena<'m>,
     /// What the hand-off names as loaded.
-    loaded: Vec<Range, 8>,
+    pub loaded: Vec<Range, 24>,
 }
 
 impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
@@ -109,188 +169,184 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     }
 
     /// Reports `error` of the file at `path`.
-    fn failed(&self, path: &[u8], error: impl fmt::Display) -> Failed {
+    pub fn failed(&self, path: &[u8], error: impl fmt::Display) -> Failed {
         failed(self.name, path, &error)
     }
 
+    /// Loads `entry`, which is told `edited` in place of its own words, if that is there, and `more`
+    /// words as well.
     #[inline(never)] // So that the large frames of the boot flow do not add up.
-    pub fn load(mut self, entry: &Entry<'m>, extra: &[u8]) -> Result<HandOff, Failed> {
-        let path = &Path::join(entry.directory, entry.kernel);
-        let mut file = self.share.open(path).map_err(|e| self.failed(path, e))?;
-        let size = file.metadata().len();
+    pub fn load(
+        mut self,
+        entry: &Entry<'m>,
+        edited: Option<&[u8]>,
+        more: &[u8],
+    ) -> Result<HandOff, Failed> {
         let mut head = [0; image::HEAD_BYTES];
-        let head_size = file
-            .read_at(0, &mut head)
-            .map_err(|e| self.failed(path, e))?;
-        let head = &head[..head_size];
-        Kind::of(head, size)
-            .check(B::ARCHITECTURE)
-            .map_err(|e| self.failed(path, e))?;
+        let (mut source, head_size, kind, uki) = self.find_kernel(entry, &mut head)?;
         // Before anything large is loaded in vain.
-        let sizes = self.initrd_sizes(entry)?;
-        let text = self.command_line_text(entry)?;
-        if is_x86::<B>() {
-            let image = BzImage::parse(head, size).map_err(|e| self.failed(path, e))?;
-            let kernel = self.place(path, &image.memory_request())?;
-            let load_address = kernel.range.start;
-            let payload = kernel.bytes.get_mut(..image.payload_bytes as usize);
-            self.read(path, &mut file, payload, image.setup_bytes)?;
-            self.add_loaded(load_address, image.payload_bytes);
-            drop(file);
-            let initrd = self.initrds(entry, &sizes, 0, image.initrd_limit())?;
-            let limit = image.cmdline_size as usize;
-            let line = self.command_line(path, limit, image.limit(), text, extra)?;
-            let argument = self.zero_page(
-                path,
-                head,
-                &image,
-                &Parameters {
-                    load_address,
-                    command_line: line.1.start,
-                    initrd,
-                    memory_map: self.board.memory_map(),
-                    acpi_rsdp: self.board.acpi_rsdp(),
-                },
-            )?;
-            Ok(self.hand_off(image.entry(load_address), argument))
-        } else {
-            let image = Arm64Image::parse(head, size).map_err(|e| self.failed(path, e))?;
-            let kernel = self.place(path, &image.memory_request())?;
-            let window = Arm64Image::initrd_window(&kernel.range);
-            let load_address = image.load_address(kernel.range.start);
-            // What is before the image in its memory is not read.
-            let before = (load_address - kernel.range.start) as usize;
-            let bytes = kernel.bytes[before..].get_mut(..size as usize);
-            self.read(path, &mut file, bytes, 0)?;
-            self.add_loaded(load_address, size);
-            drop(file);
-            let initrd = self.initrds(entry, &sizes, window.start, window.end)?;
-            let (line, _) = self.command_line(path, ARM64_LIMIT, u64::MAX, text, extra)?;
-            let chosen = Chosen {
-                command_line: line,
-                initrd,
-            };
-            let argument = self.device_tree(entry, &chosen)?;
-            Ok(self.hand_off(load_address, argument))
-        }
+        let extras = Extras {
+            initrds: self.find_initrds(entry, &source, uki.as_ref())?,
+            text: match edited {
+                Some(text) => text,
+                None => self.command_line_text(entry, &source, uki.as_ref())?,
+            },
+            more,
+            device_tree: self.find_device_tree(entry, &source, uki.as_ref())?,
+        };
+        self.load_kernel(&mut source, kind, &head[..head_size], entry, &extras)
     }
 
-    fn hand_off(self, entry: u64, argument: u64) -> HandOff {
-        HandOff {
-            entry,
-            argument,
-            loaded: self.loaded,
+    /// What `entry` has its kernel told.
+    #[inline(never)] // As above.
+    pub fn words(mut self, entry: &Entry<'m>) -> Result<&'m [u8], Failed> {
+        let mut head = [0; image::HEAD_BYTES];
+        let (source, _, _, uki) = self.find_kernel(entry, &mut head)?;
+        self.command_line_text(entry, &source, uki.as_ref())
+    }
+
+    /// Where the kernel is: its file, or the part of it that a unified kernel image has it in. What
+    /// it is, how many bytes of it are in `head`, and what else is in the image.
+    fn find_kernel(
+        &self,
+        entry: &Entry<'m>,
+        head: &mut [u8; image::HEAD_BYTES],
+    ) -> Result<(Source<'a, B>, usize, Kind, Option<Uki>), Failed> {
+        let path = Path::join(entry.directory, entry.kernel);
+        let file = self.open(&path)?;
+        let size = file.metadata().len();
+        let mut source = Source {
+            path,
+            file,
+            part: Range::with_size(0, size),
+        };
+        let mut head_size = self.read_head(&source, head)?;
+        let mut kind = self.kind(&source, &head[..head_size])?;
+        let mut uki = None;
+        if let Kind::Efi { .. } = kind {
+            let parsed = Uki::parse(&head[..head_size], size);
+            let parsed = parsed.map_err(|e| self.failed(&source.path, e))?;
+            source.part = parsed.linux;
+            uki = Some(parsed);
+            head_size = self.read_head(&source, head)?;
+            kind = self.kind(&source, &head[..head_size])?;
         }
+        Ok((source, head_size, kind, uki))
     }
 
     #[inline(never)] // As above.
-    fn place(&mut self, path: &[u8], request: &Request) -> Result<Block<'m>, Failed> {
-        let placed = self.arena.take(request);
-        placed.map_err(|e| self.failed(path, e))
+    fn open(&self, path: &[u8]) -> Result<BoardFile<'a, B>, Failed> {
+        let file = self.share.open(path).map_err(|e| self.failed(path, e))?;
+        let size = file.metadata().len();
+        log::debug!("opened {}, {size} bytes", self.share.shown(path));
+        Ok(file)
     }
 
-    fn add_loaded(&mut self, start: u64, size: u64) {
-        // At most a kernel, the initrds as one, and a device tree or zero page.
+    fn read_head(&self, source: &Source<'_, B>, head: &mut [u8]) -> Result<usize, Failed> {
+        let size = source.part.size().min(head.len() as u64) as usize;
+        let read = source.file.read_at(source.part.start, &mut head[..size]);
+        read.map_err(|e| self.failed(&source.path, e))
+    }
+
+    /// What a kernel is, if this machine can start it.
+    fn kind(&self, source: &Source<'_, B>, head: &[u8]) -> Result<Kind, Failed> {
+        let kind = Kind::of(head, source.part.size());
+        let checked = kind.check(B::ARCHITECTURE);
+        checked.map_err(|e| self.failed(&source.path, e))?;
+        Ok(kind)
+    }
+
+    #[inline(never)] // As above.
+    pub fn place(&mut self, path: &[u8], request: &Request) -> Result<Block<'m>, Failed> {
+        let placed = self.arena.take(request);
+        let block = placed.map_err(|e| self.failed(path, e))?;
+        let (what, range) = (request.what, block.range);
+        log::debug!("{}: {what} at {range:?}", Text(path));
+        Ok(block)
+    }
+
+    pub fn add_loaded(&mut self, start: u64, size: u64) {
+        // At most an image, or the segments of one, the initrds as one, and what tells of them.
         _ = self.loaded.push(Range::with_size(start, size));
     }
 
     /// Fills `bytes` from `offset` of `file` on, and says so. There are none where there is too
     /// little room.
-    fn read(
+    pub fn read(
         &self,
         path: &[u8],
-        file: &mut File<'_, crate::transport::FsTransport, B::Clock, B::Hal>,
+        file: &mut BoardFile<'_, B>,
         bytes: Option<&mut [u8]>,
         offset: u64,
     ) -> Result<(), Failed> {
         let bytes = bytes.ok_or_else(|| self.failed(path, Error::BufferTooSmall))?;
         let size = bytes.len() as u64;
         let mut progress = Progress::<B>::new(self.board.clock(), size);
-        let result = self.read_on(path, file, bytes, offset, &mut progress);
+        let mut tell = |come| progress.update(come);
+        let result = read_all(self.share, path, file, bytes, offset, &mut tell);
         let took = progress.finish();
-        if result.map_err(|e| self.failed(path, e))? < bytes.len() {
-            return Err(self.failed(path, Error::UnexpectedEof));
+        result.map_err(|e| self.failed(path, e))?;
+        // What was written to while it was read may be neither the old nor the new file.
+        if file.has_changed().map_err(|e| self.failed(path, e))? {
+            return Err(self.failed(path, Error::Changed));
         }
-        let micros = took.as_micros().max(1) as u64;
-        // Bytes a microsecond are nearly MiB a second: 2^20 / 10^6.
-        let rate = size.saturating_mul(1_000_000) / (micros << 20);
-        log::info!(
-            "loaded {}, {size} bytes in {} ms ({rate} MiB/s)",
-            self.share.shown(path),
-            micros / 1000
-        );
-        // Only on request: the guest touches none of what it loads.
-        if log::log_enabled!(log::Level::Trace) {
-            log::trace!(
-                "sha256 {} {} from {offset}",
-                DigestText::of(bytes),
-                Text(path)
-            );
-        }
+        report_loaded(&self.share.shown(path), size, took, &"");
+        trace_digest(path, bytes, offset);
         Ok(())
     }
 
-    /// Reads until `bytes` is full or the file ends. If the share gets lost on the way and can be
-    /// resumed, the read goes on where it was.
-    fn read_on(
+    /// The initrds with their sizes: those of a unified kernel image, then the entry's.
+    fn find_initrds(
         &self,
-        path: &[u8],
-        file: &mut File<'_, crate::transport::FsTransport, B::Clock, B::Hal>,
-        bytes: &mut [u8],
-        offset: u64,
-        progress: &mut Progress<B>,
-    ) -> Result<usize, Error> {
-        let mut come = 0;
-        loop {
-            let before = come;
-            let rest = &mut bytes[before..];
-            let result = file.read_at_with(offset + before as u64, rest, &mut |more| {
-                come = before + more as usize;
-                progress.update(come as u64);
-            });
-            match result {
-                Ok(size) => return Ok(before + size),
-                Err(error) => self.share.again(error)?,
-            }
-            file.resume(path)?;
-        }
-    }
-
-    /// The sizes of the initrds in bytes.
-    fn initrd_sizes(&self, entry: &Entry<'_>) -> Result<Vec<u64, MAX_INITRDS>, Failed> {
-        let mut sizes: Vec<u64, MAX_INITRDS> = Vec::new();
+        entry: &Entry<'m>,
+        source: &Source<'_, B>,
+        uki: Option<&Uki>,
+    ) -> Result<Vec<Initrd<'m>, { MAX_INITRDS + 2 }>, Failed> {
+        let parts = uki.map_or([None; 2], |uki| [uki.ucode, uki.initrd]);
+        let sections = parts.into_iter().flatten().map(|part| Initrd {
+            name: entry.kernel,
+            file_size: source.file.metadata().len(),
+            part,
+        });
+        let mut initrds: Vec<_, { MAX_INITRDS + 2 }> = sections.collect();
         for name in &entry.initrds {
             let path = Path::join(entry.directory, name);
             let metadata = self.share.metadata(&path);
-            let size = metadata.map_err(|e| self.failed(&path, e))?.len();
-            if size == 0 {
+            let file_size = metadata.map_err(|e| self.failed(&path, e))?.len();
+            if file_size == 0 {
                 return Err(self.failed(&path, "it is empty; put an initramfs there or remove it"));
             }
-            _ = sizes.push(size); // As many as there are initrds.
+            // An entry has `MAX_INITRDS` at most.
+            _ = initrds.push(Initrd {
+                name,
+                file_size,
+                part: Range::with_size(0, file_size),
+            });
         }
-        Ok(sizes)
+        Ok(initrds)
     }
 
     /// Loads the initrds, if there are any, as high as they may lie from `min` up to `max`.
     ///
     /// They lie one behind the other, each start aligned to 4 bytes with zeros before it, as the
     /// kernel wants a sequence of archives (buffer-format.rst).
-    fn initrds(
+    pub fn initrds(
         &mut self,
         entry: &Entry<'_>,
-        sizes: &[u64],
+        extras: &Extras<'_>,
         min: u64,
         max: u64,
     ) -> Result<Option<Range>, Failed> {
-        let total = sizes.iter().fold(0_u64, |total, size| {
+        let initrds = &extras.initrds;
+        let total = initrds.iter().fold(0_u64, |total, initrd| {
             let start = total.checked_next_multiple_of(4).unwrap_or(u64::MAX);
-            start.saturating_add(*size)
+            start.saturating_add(initrd.part.size())
         });
-        let Some(first) = entry.initrds.first() else {
+        let Some(first) = initrds.first() else {
             return Ok(None);
         };
         let block = self.place(
-            &Path::join(entry.directory, first),
+            &Path::join(entry.directory, first.name),
             &Request {
                 align: PAGE,
                 min: min.max(1 << 20),
@@ -300,14 +356,15 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
             },
         )?;
         let mut rest = block.bytes;
-        for (name, size) in entry.initrds.iter().zip(sizes.iter().copied()) {
-            let path = Path::join(entry.directory, name);
-            let mut file = self.share.open(&path).map_err(|e| self.failed(&path, e))?;
-            if file.metadata().len() != size {
+        for initrd in initrds {
+            let path = Path::join(entry.directory, initrd.name);
+            let mut file = self.open(&path)?;
+            if file.metadata().len() != initrd.file_size {
                 return Err(self.failed(&path, Error::Changed));
             }
+            let size = initrd.part.size();
             let (bytes, after) = rest.split_at_mut(size as usize);
-            self.read(&path, &mut file, Some(bytes), 0)?;
+            self.read(&path, &mut file, Some(bytes), initrd.part.start)?;
             // There is no padding behind the last one.
             let padding = after.len().min((size.wrapping_neg() % 4) as usize);
             let (padding, after) = after.split_at_mut(padding);
@@ -318,28 +375,54 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         Ok(Some(block.range))
     }
 
-    /// What the entry has the kernel told.
-    fn command_line_text(&mut self, entry: &Entry<'m>) -> Result<&'m [u8], Failed> {
-        match entry.command_line {
-            CommandLine::None => Ok(b""),
-            CommandLine::Text(text) => Ok(text),
-            CommandLine::Lines(lines) => {
-                let size = lines.map(|line| line.len() as u64 + 1).sum();
-                let request = Request::new("command line", size);
-                let text = self.place(entry.kernel, &request)?.bytes;
-                text.fill(b' ');
-                let mut end = 0;
-                for line in lines {
-                    text[end..][..line.len()].copy_from_slice(line);
-                    end += line.len() + 1;
-                }
-                Ok(text)
-            }
+    /// What the entry has the kernel told: what is in a unified kernel image, then its own.
+    fn command_line_text(
+        &mut self,
+        entry: &Entry<'m>,
+        source: &Source<'_, B>,
+        uki: Option<&Uki>,
+    ) -> Result<&'m [u8], Failed> {
+        const WHAT: &str = "command line";
+        let inner = match uki.and_then(|uki| uki.cmdline) {
+            Some(part) => self.small_part(&source.path, &source.file, part, WHAT, MAX_CMDLINE)?,
+            None => b"",
+        };
+        // The section may end in NULs.
+        let inner = inner.split(|&byte| byte == 0).next().unwrap_or_default();
+        let own = match entry.command_line {
+            CommandLine::None => b"",
+            CommandLine::Text(text) => text,
+            CommandLine::Lines(lines) => self.join(&source.path, lines)?,
             CommandLine::File(name) => {
                 let path = Path::join(entry.directory, name);
-                Ok(self.small_file(&path, "command line", MAX_CMDLINE)?)
+                self.small_file(&path, WHAT, MAX_CMDLINE)?
             }
+        };
+        if inner.is_empty() {
+            return Ok(own);
         }
+        self.join(&source.path, [inner, own].into_iter())
+    }
+
+    /// The lines with a space behind each.
+    fn join<'l>(
+        &mut self,
+        path: &[u8],
+        lines: impl Iterator<Item = &'l [u8]> + Clone,
+    ) -> Result<&'m [u8], Failed> {
+        let size = lines.clone().map(|line| line.len() as u64 + 1).sum();
+        let request = Request {
+            side: Side::High, // Out of the kernel's way.
+            ..Request::new("command line", size)
+        };
+        let text = self.place(path, &request)?.bytes;
+        text.fill(b' ');
+        let mut end = 0;
+        for line in lines {
+            text[end..][..line.len()].copy_from_slice(line);
+            end += line.len() + 1;
+        }
+        Ok(text)
     }
 
     /// All of a file of at most `limit` bytes.
@@ -350,8 +433,21 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         what: &'static str,
         limit: u64,
     ) -> Result<&'m [u8], Failed> {
-        let file = self.share.open(path).map_err(|e| self.failed(path, e))?;
-        let size = file.metadata().len();
+        let file = self.open(path)?;
+        let all = Range::with_size(0, file.metadata().len());
+        self.small_part(path, &file, all, what, limit)
+    }
+
+    /// A part of a file, of at most `limit` bytes.
+    fn small_part(
+        &mut self,
+        path: &[u8],
+        file: &BoardFile<'_, B>,
+        part: Range,
+        what: &'static str,
+        limit: u64,
+    ) -> Result<&'m [u8], Failed> {
+        let size = part.size();
         if size > limit {
             return Err(self.failed(path, format_args!("it is too large for a {what}")));
         }
@@ -360,23 +456,23 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         }
         let request = Request {
             align: device_tree::ALIGNMENT,
+            side: Side::High, // Out of the kernel's way.
             ..Request::new(what, size)
         };
         let block = self.place(path, &request)?;
         let bytes = &mut block.bytes[..size as usize];
-        let read = file.read_exact_at(0, bytes);
+        let read = file.read_exact_at(part.start, bytes);
         read.map_err(|e| self.failed(path, e))?;
         Ok(bytes)
     }
 
     /// The kernel's command line, and where it lies.
-    fn command_line(
+    pub fn command_line(
         &mut self,
         kernel: &[u8],
         limit: usize,
         max: u64,
-        text: &[u8],
-        extra: &[u8],
+        extras: &Extras<'_>,
     ) -> Result<(&'m CStr, Range), Failed> {
         // A kernel may claim to take any length.
         let limit = limit.min(MAX_CMDLINE as usize);
@@ -387,7 +483,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         };
         let block = self.place(kernel, &request)?;
         let words = self.board.payload_words();
-        let line = cmdline::build(block.bytes, limit, &words, text, extra)
+        let line = cmdline::build(block.bytes, limit, &words, extras.text, extras.more)
             .map_err(|e| self.failed(kernel, e))?;
         for word in &words {
             if contains_word(line.to_bytes(), word.as_bytes()) {
@@ -398,41 +494,69 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         Ok((line, block.range))
     }
 
-    fn zero_page(
+    /// The device tree for the kernel, as it was found. What it reserves is kept free from here on.
+    fn find_device_tree(
         &mut self,
-        kernel: &[u8],
-        head: &[u8],
-        image: &BzImage,
-        parameters: &Parameters<'_>,
-    ) -> Result<u64, Failed> {
-        let request = Request {
-            align: PAGE,
-            max: image.limit(),
-            ..Request::new("zero page", ZERO_PAGE_BYTES as u64)
+        entry: &Entry<'m>,
+        source: &Source<'_, B>,
+        uki: Option<&Uki>,
+    ) -> Result<DeviceTree<'m>, Failed> {
+        const WHAT: &str = "device tree";
+        if is_x86::<B>() {
+            return Ok(DeviceTree::Machine);
+        }
+        let inner = uki.and_then(|uki| uki.device_tree);
+        let (name, blob) = match (entry.device_tree, inner) {
+            (Some(name), _) => {
+                let path = Path::join(entry.directory, name);
+                (name, self.small_file(&path, WHAT, MAX_DEVICE_TREE)?)
+            }
+            (None, Some(part)) => {
+                let (path, file) = (&source.path, &source.file);
+                let blob = self.small_part(path, file, part, WHAT, MAX_DEVICE_TREE)?;
+                (entry.kernel, blob)
+            }
+            // The board keeps free what the machine's own reserves.
+            (None, None) => return Ok(DeviceTree::Machine),
         };
-        let block = self.place(kernel, &request)?;
-        let page = block
-            .bytes
-            .first_chunk_mut()
-            .ok_or_else(|| self.failed(kernel, Error::BufferTooSmall))?;
-        zero_page::fill(page, head, image, parameters).map_err(|e| self.failed(kernel, e))?;
-        Ok(block.range.start)
+        let reserved = device_tree::reservations(blob)
+            .map_err(|e| self.failed(&Path::join(entry.directory, name), e))?;
+        for range in reserved {
+            self.arena.occupy(range);
+        }
+        Ok(DeviceTree::File { name, blob })
     }
 
-    /// A copy of the entry's device tree, or else the machine's, for the kernel; its address.
-    fn device_tree(&mut self, entry: &Entry<'m>, chosen: &Chosen<'_>) -> Result<u64, Failed> {
-        let path = entry
-            .device_tree
-            .map(|name| Path::join(entry.directory, name));
-        let blob = match &path {
-            Some(path) => self.small_file(path, "device tree", MAX_DEVICE_TREE)?,
-            None => self.board.device_tree().ok_or_else(|| {
-                log::error!(
-                    "device tree: the machine has none, and an arm64 kernel needs one; \
-                     name a file with devicetree in a boot entry"
-                );
-                Failed
-            })?,
+    /// A copy of the device tree, for the kernel; its address.
+    pub fn device_tree(
+        &mut self,
+        entry: &Entry<'_>,
+        extras: &Extras<'_>,
+        command_line: &CStr,
+        initrd: Option<Range>,
+    ) -> Result<u64, Failed> {
+        let own = self.board.device_tree();
+        let missing = || {
+            log::error!(
+                "device tree: the machine has none, and an arm64 kernel needs one; \
+                 name a file with devicetree in a boot entry"
+            );
+            Failed
+        };
+        let (path, blob, machine) = match extras.device_tree {
+            DeviceTree::Machine => (None, own.ok_or_else(missing)?, None),
+            DeviceTree::File { name, blob } => {
+                // The board has read its own tree before: it is a well-formed one.
+                let seeds = own.and_then(|own| Seeds::of(own).ok()).unwrap_or_default();
+                let memory = self.board.memory_map();
+                let path = Path::join(entry.directory, name);
+                (Some(path), blob, Some(Machine { memory, seeds }))
+            }
+        };
+        let chosen = &Chosen {
+            command_line,
+            initrd,
+            machine,
         };
         let name: &[u8] = path.as_deref().unwrap_or(b"device tree");
         let size = device_tree::updated_bytes(blob, chosen).map_err(|e| self.failed(name, e))?;
@@ -444,6 +568,24 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         device_tree::update(blob, chosen, block.bytes).map_err(|e| self.failed(name, e))?;
         _ = self.loaded.push(block.range);
         Ok(block.range.start)
+    }
+}
+
+/// Says what was loaded, and `how`.
+pub(super) fn report_loaded(
+    path: &dyn fmt::Display,
+    size: u64,
+    took: Duration,
+    how: &dyn fmt::Display,
+) {
+    log::info!("loaded {path}, {}{how}", Speed { bytes: size, took });
+}
+
+/// Only on request: the guest touches none of what it loads.
+pub(super) fn trace_digest(path: &[u8], bytes: &[u8], offset: u64) {
+    if log::log_enabled!(log::Level::Trace) {
+        let digest = DigestText::of(bytes);
+        log::trace!("sha256 {digest} {} from {offset}", Text(path));
     }
 }
 

@@ -11,18 +11,25 @@ mod choose;
 mod commands;
 mod console;
 mod entry;
+mod keys;
+mod line;
+mod menu;
 mod names;
 mod output;
+mod payload;
 mod shares;
+mod shell;
 mod walk;
 
 pub use crate::boot::image::Architecture;
-pub use board::{Board, ExitStatus, HandOff};
+pub use board::{Board, ExitStatus, HandOff, Move, Protocol};
 
 use crate::boot::options::{OnError, Options};
-use arena::Memory;
+use arena::{Arena, Memory};
 use boot::Flow;
+use core::ops::ControlFlow;
 use shares::Shares;
+use shell::State;
 
 /// Runs the boot flow on `board`, as its command line says. The way in for a board's firmware.
 ///
@@ -47,8 +54,10 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
     let mut memory = unsafe { Memory::of(&board) };
 
     let mut arena = memory.arena();
-    let shares = match Shares::new(&mut arena) {
-        Ok(shares) => shares,
+    let kept = Shares::new(&mut arena)
+        .and_then(|shares| State::new(&mut arena).map(|state| (shares, state)));
+    let (shares, state) = match kept {
+        Ok(kept) => kept,
         Err(error) => {
             log::error!("{error}");
             B::exit(ExitStatus::Failure)
@@ -60,31 +69,54 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
         options: &options,
         shares,
     };
-    let outcome = match options.commands {
-        Some(line) => commands::run(&flow, line, &mut arena).map(|()| None),
-        None => flow.boot(&mut arena).map(Some),
-    };
+    let end = work(&flow, state, &mut arena);
     let unmounted = shares.unmount();
-    let outcome = match outcome {
-        // SAFETY: `Flow::boot` put a checked payload of this architecture into memory that was
-        // free, and every share was unmounted, its device reset.
-        Ok(Some(hand_off)) => unsafe { board.start(&hand_off) },
-        Ok(None) => unmounted,
-        Err(Failed) => Err(Failed),
-    };
-    match (outcome, options.on_error) {
-        (Ok(()), _) => B::exit(ExitStatus::Success),
-        (Err(Failed), OnError::Exit) => B::exit(ExitStatus::Failure),
-        (Err(Failed), OnError::Shell) => {
-            log::error!("bootshare.on-error=shell: there is no shell yet; use exit or halt");
-            B::exit(ExitStatus::Failure)
-        }
-        (Err(Failed), OnError::Halt) => {
+    match end {
+        // SAFETY: `Flow` put a checked payload of this architecture into memory that was free, and
+        // every share was unmounted, its device reset.
+        End::Start(hand_off) => unsafe { board.start(&hand_off) },
+        End::PowerOff => B::power_off(),
+        End::Reset => B::reset(),
+        End::Exit(ExitStatus::Success) if unmounted.is_ok() => B::exit(ExitStatus::Success),
+        End::Exit(_) => B::exit(ExitStatus::Failure),
+        End::Halt => {
             log::info!("halted; end the machine from outside");
             loop {
                 crate::hal::Clock::relax(&board.clock());
             }
         }
+    }
+}
+
+/// What the machine goes on with.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
+enum End {
+    /// The payload that was loaded.
+    Start(HandOff),
+    Exit(ExitStatus),
+    Halt,
+    PowerOff,
+    Reset,
+}
+
+/// Does what the options say: commands, or else a boot; and what is to follow if that fails.
+fn work<B: Board>(flow: &Flow<'_, B>, state: &mut State, arena: &mut Arena<'_>) -> End {
+    let end = match flow.options.commands {
+        None => flow.run(state, arena),
+        Some(line) => match commands::run(flow, line, &mut state.typed, arena) {
+            ControlFlow::Break(Some(end)) => Ok(end),
+            ControlFlow::Break(None) | ControlFlow::Continue(true) => {
+                Ok(End::Exit(ExitStatus::Success))
+            }
+            ControlFlow::Continue(false) => Err(Failed),
+        },
+    };
+    let failure = End::Exit(ExitStatus::Failure);
+    match (end, flow.options.on_error) {
+        (Ok(end), _) => end,
+        (Err(Failed), OnError::Exit) => failure,
+        (Err(Failed), OnError::Shell) => shell::run(flow, state, arena).unwrap_or(failure),
+        (Err(Failed), OnError::Halt) => End::Halt,
     }
 }
 

@@ -3,8 +3,9 @@
 use super::{
     Board,
     console::{Console, Text},
+    shares::BoardFile,
 };
-use crate::{Error, File, FileType, Metadata, transport::FsTransport};
+use crate::{Error, FileType, Metadata};
 use core::fmt::{self, Write};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -37,7 +38,7 @@ impl<B: Board> Output<'_, B> {
     /// Calls `each` with the bytes of `file`, in turn. Returns how many there are.
     pub fn for_each_piece(
         &mut self,
-        file: &File<'_, FsTransport, B::Clock, B::Hal>,
+        file: &BoardFile<'_, B>,
         mut each: impl FnMut(&[u8]),
     ) -> Result<u64, Error> {
         let mut offset = 0;
@@ -52,10 +53,7 @@ impl<B: Board> Output<'_, B> {
     }
 
     /// Size and digest of a file as it was read.
-    pub fn digest(
-        &mut self,
-        file: &File<'_, FsTransport, B::Clock, B::Hal>,
-    ) -> Result<(u64, DigestText), Error> {
+    pub fn digest(&mut self, file: &BoardFile<'_, B>) -> Result<(u64, DigestText), Error> {
         let mut digest = Sha256::new();
         let size = self.for_each_piece(file, |piece| digest.update(piece))?;
         Ok((size, DigestText(digest.finalize().into())))

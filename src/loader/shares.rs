@@ -7,7 +7,7 @@ use crate::{
         memory::PlacementError,
         options::{MAX_TAGS, Options},
     },
-    fs::Share,
+    fs::{File, Share},
     session::{self, DeviceConfig, Tag},
     transport::{Address, DeviceList, FsTransport, MAX_DEVICES},
 };
@@ -16,6 +16,9 @@ use heapless::Vec;
 
 /// A share as the boot flow mounts it.
 pub(super) type BoardShare<B> = Share<FsTransport, <B as Board>::Clock, <B as Board>::Hal>;
+
+/// A file of it.
+pub(super) type BoardFile<'s, B> = File<'s, FsTransport, <B as Board>::Clock, <B as Board>::Hal>;
 
 /// What is known about a device, mounted or not.
 pub(super) struct Found {
@@ -78,7 +81,11 @@ impl<B: Board> Shares<B> {
                 break;
             }
             let transport = transports.get_mut(index).and_then(Option::take);
-            let address = self.found[index].address;
+            let Found { address, state } = &self.found[index];
+            let address = *address;
+            if let Ok(config) = state {
+                log::debug!("mounting {}: {address}", config.tag);
+            }
             if let Some(transport) = transport
                 && let Err(error) = self.mount_one(address, transport, board.clock(), session)
             {
@@ -195,14 +202,20 @@ impl<B: Board> Shares<B> {
 
     /// Which share `word` is about, and the path there: `TAG:PATH`, or a path on the first share.
     pub fn locate<'w>(&self, word: &'w [u8]) -> Option<(&Mount<B>, &'w [u8])> {
-        let named = self.mounted.iter().find_map(|mount| {
+        let (index, path) = self.locate_index(word);
+        Some((self.mounted.get(index)?, path))
+    }
+
+    /// As [`Shares::locate`], with the share's place.
+    pub fn locate_index<'w>(&self, word: &'w [u8]) -> (usize, &'w [u8]) {
+        let named = self.mounted.iter().enumerate().find_map(|(index, mount)| {
             let path = word.strip_prefix(mount.tag().as_bytes())?;
-            Some((mount, path.strip_prefix(b":")?))
+            Some((index, path.strip_prefix(b":")?))
         });
         match named {
-            Some((mount, b"")) => Some((mount, b"/")),
-            Some(found) => Some(found),
-            None => Some((self.mounted.first()?, word)),
+            Some((index, b"")) => (index, b"/"),
+            Some(found) => found,
+            None => (0, word),
         }
     }
 }

@@ -212,7 +212,7 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
 
     fn connect(&mut self) -> Result<(), Error> {
         self.reset();
-        match Link::set_up(&mut self.transport) {
+        match self.set_up() {
             Ok(link) => self.link = Some(link),
             Err(error) => {
                 self.reset();
@@ -228,12 +228,51 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         Ok(())
     }
 
-    /// Resets the device and waits until it confirms (virtio 1.2, section 2.1.1): from then on it
-    /// writes to no memory of ours, and the link's is freed. Does not return otherwise.
+    /// Sets the device up, after its reset (virtio 1.2, section 3.1.1).
+    fn set_up(&mut self) -> Result<Link<H>, DeviceError> {
+        let transport = &mut self.transport;
+        let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
+        transport.set_status(DeviceStatus::ACKNOWLEDGE);
+        transport.set_status(known);
+        let offered = transport.read_device_features();
+        if offered & VERSION_1 == 0 {
+            return Err(DeviceError::NotModern);
+        }
+        transport.write_driver_features(VERSION_1 | offered & ACCESS_PLATFORM);
+        transport.set_status(known | DeviceStatus::FEATURES_OK);
+        if !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
+            return Err(DeviceError::FeaturesRefused);
+        }
+        let slots = Slots::new()?;
+        let hiprio = Ring::new(transport, HIPRIO_QUEUE)?;
+        let requests = match Ring::new(transport, REQUEST_QUEUE) {
+            Ok(requests) => requests,
+            Err(error) => {
+                // The device knows the other ring already.
+                self.reset_before_freeing(hiprio);
+                return Err(error);
+            }
+        };
+        transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
+        Ok(Link {
+            hiprio,
+            requests,
+            slots,
+        })
+    }
+
+    /// Resets the device, and frees the link.
     fn reset(&mut self) {
-        // Should `stop` unwind, as in a test, the link's memory stays allocated: the device may
-        // still write to it.
-        let link = ManuallyDrop::new(self.link.take());
+        let link = self.link.take();
+        self.reset_before_freeing(link);
+    }
+
+    /// Resets the device and waits until it confirms (virtio 1.2, section 2.1.1): from then on it
+    /// writes to no memory of ours, and `memory` is freed. Does not return otherwise.
+    fn reset_before_freeing<M>(&mut self, memory: M) {
+        // Should `stop` unwind, as in a test, the memory stays allocated: the device may still
+        // write to it.
+        let memory = ManuallyDrop::new(memory);
         let (transport, clock) = (&mut self.transport, &self.clock);
         transport.set_status(DeviceStatus::empty());
         let start = clock.now();
@@ -246,7 +285,7 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
             }
             clock.relax();
         }
-        drop(ManuallyDrop::into_inner(link));
+        drop(ManuallyDrop::into_inner(memory));
     }
 
     /// Which session this is, of those on this device.
@@ -588,29 +627,6 @@ impl<T: Transport, C: Clock, H: Hal> Drop for Session<T, C, H> {
 }
 
 impl<H: Hal> Link<H> {
-    /// Sets the device up, after its reset (virtio 1.2, section 3.1.1).
-    fn set_up(transport: &mut impl Transport) -> Result<Self, DeviceError> {
-        let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
-        transport.set_status(DeviceStatus::ACKNOWLEDGE);
-        transport.set_status(known);
-        let offered = transport.read_device_features();
-        if offered & VERSION_1 == 0 {
-            return Err(DeviceError::NotModern);
-        }
-        transport.write_driver_features(VERSION_1 | offered & ACCESS_PLATFORM);
-        transport.set_status(known | DeviceStatus::FEATURES_OK);
-        if !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
-            return Err(DeviceError::FeaturesRefused);
-        }
-        let link = Self {
-            slots: Slots::new()?,
-            hiprio: Ring::new(transport, HIPRIO_QUEUE)?,
-            requests: Ring::new(transport, REQUEST_QUEUE)?,
-        };
-        transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
-        Ok(link)
-    }
-
     fn is_so(&self, until: Until) -> bool {
         match until {
             Until::SlotFree => self.slots.any_free(),

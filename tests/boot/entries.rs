@@ -10,7 +10,7 @@ use bootshare_host::{Board, Machine, Outcome, Share, demo};
 use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
 
 /// A share with the demo's files in `files`, for entries to name.
-fn share(name: &str, board: Board, files: &str) -> PathBuf {
+pub(crate) fn share(name: &str, board: Board, files: &str) -> PathBuf {
     let share = empty_dir(&format!("entries-{name}-{board:?}"));
     fs::create_dir_all(share.join(files)).unwrap();
     let demo = demo_share(board.arch());
@@ -24,14 +24,14 @@ fn share(name: &str, board: Board, files: &str) -> PathBuf {
     share
 }
 
-fn write(share: &Path, path: &str, text: &str) {
+pub(crate) fn write(share: &Path, path: &str, text: &str) {
     let path = share.join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, text).unwrap();
 }
 
 /// The demo's command line, and a word that tells which entry it came from.
-fn words(board: Board, entry: &str) -> String {
+pub(crate) fn words(board: Board, entry: &str) -> String {
     let cmdline = fs::read_to_string(demo_share(board.arch()).join("cmdline")).unwrap();
     format!("{} demo.entry={entry}", cmdline.trim())
 }
@@ -75,7 +75,7 @@ const BROKEN: [&str; 2] = [
 ];
 
 /// The machine boots a kernel to user space.
-fn expect_boot(machine: &Machine, kernel: &str) -> Run {
+pub(crate) fn expect_boot(machine: &Machine, kernel: &str) -> Run {
     let run = run(machine);
     assert_eq!(run.outcome, Outcome::PowerOff);
     run.line(&[&format!("bootshare: starting {kernel}")]);
@@ -107,13 +107,7 @@ pub(crate) fn of_two_shares(board: Board) {
     );
     write(&second, "loader/entries/both.conf", &entry);
     let mut machine = machine(board, Server::Rust, &second, "");
-    machine.shares.insert(
-        0,
-        Share {
-            tag: "first".into(),
-            dir: first,
-        },
-    );
+    machine.shares.insert(0, Share::new("first", first));
     let booted = expect_boot(&machine, &format!("{}:/linux", demo::TAG));
     booted.line(&["bootshare: error: first:/loader/entries/both.conf: /linux: "]);
     booted.line(&[&format!("bootshare: loaded {}:/initrd, ", demo::TAG)]);
@@ -256,7 +250,7 @@ pub(crate) fn five_initrds(board: Board) {
     }
 }
 
-fn gzip(arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
     let mut child = Command::new("gzip")
         .args(arguments)
         .stdin(Stdio::piped())

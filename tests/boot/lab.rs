@@ -1,5 +1,6 @@
 //! The parts of a test: directories, servers, machines, and what a machine printed.
 
+use std::fmt::Display;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bootshare_host::guest::Parts;
-use bootshare_host::{Arch, Board, Console, Machine, Outcome, Report, Share, demo};
+use bootshare_host::{
+    Arch, Board, Console, Machine, Moment, Outcome, Report, Script, Servers, Share, demo,
+};
 use sha2::{Digest, Sha256};
 
 /// The greatest time of one run, on a busy machine without KVM.
@@ -23,24 +26,27 @@ pub(crate) enum Server {
     C,
     /// The Rust program, built by `host/setup.sh test`.
     Rust,
+    /// The host tool's own.
+    Embedded,
 }
 
 impl Server {
-    fn path(self) -> PathBuf {
+    fn path(self) -> Option<PathBuf> {
         let path = match self {
             Self::C => PathBuf::from("/usr/lib/qemu/virtiofsd"),
             Self::Rust => target().join("virtiofsd/bin/virtiofsd"),
+            Self::Embedded => return None,
         };
         assert!(
             path.is_file(),
             "{} is missing: run `host/setup.sh test` (Debian 12 has QEMU's own server)",
             path.display()
         );
-        path
+        Some(path)
     }
 }
 
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target")
 }
 
@@ -49,7 +55,7 @@ pub(crate) fn machine(board: Board, server: Server, dir: &Path, options: &str) -
     let firmware = target().join("firmware").join(board.firmware_name());
     let mut machine = Machine::new(board, firmware);
     machine.shares.push(Share::new(demo::TAG, dir));
-    machine.server = Some(server.path());
+    machine.server = server.path();
     machine.append = options.into();
     machine.time_limit = Some(LIMIT);
     machine
@@ -63,9 +69,50 @@ pub(crate) struct Run {
 }
 
 pub(crate) fn run(machine: &Machine) -> Run {
-    let report: Report = machine.run(Console::Capture).unwrap_or_else(|error| {
-        panic!("{error:#}");
+    finished(machine, machine.run(Console::Capture))
+}
+
+/// What a test does to a running machine's servers or share, and when: at once, or when the console
+/// has this text. Each step comes after the one before.
+pub(crate) type Step<'a> = (Moment<'a>, &'a mut dyn FnMut(&mut Servers<'_>));
+
+/// A load shows its progress, as each does at log level debug: some of the file has come.
+pub(crate) const BAR: Moment<'_> = Moment::Console("\r[");
+
+/// Runs a machine and takes all of `steps` on its way, while the guest waits.
+pub(crate) fn run_with(machine: &Machine, steps: &mut [Step<'_>]) -> Run {
+    let (mut taken, mut seen) = (0, 0);
+    let report = machine.run_watched(|moment, servers| {
+        while let Some((at, act)) = steps.get_mut(taken) {
+            seen = match (&at, moment) {
+                (Moment::Start, Moment::Start) => 0,
+                (Moment::Console(text), Moment::Console(line)) => match line[seen..].find(*text) {
+                    Some(start) => seen + start + text.len(),
+                    None => break,
+                },
+                _ => break,
+            };
+            println!("--- {at:?} ---");
+            act(servers);
+            taken += 1;
+        }
+        if matches!(moment, Moment::Console(line) if line.ends_with('\n')) {
+            seen = 0;
+        }
     });
+    let run = finished(machine, report);
+    let left = steps.get(taken).map(|(at, _)| at);
+    assert_eq!(left, None, "it never came to this");
+    run
+}
+
+/// Runs a machine with someone at its keyboard.
+pub(crate) fn run_typing(machine: &Machine, script: Script<'_>) -> Run {
+    finished(machine, machine.run_typing(script))
+}
+
+fn finished(machine: &Machine, report: Result<Report, impl Display>) -> Run {
+    let report = report.unwrap_or_else(|error| panic!("{error:#}"));
     let text = report.text();
     println!(
         "--- {:?}, -append '{}' ---\n{text}--- {} after {:?} ---",

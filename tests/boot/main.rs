@@ -3,11 +3,15 @@
 //! What a cell needs is made or downloaded by `make test`; nothing is skipped when it is missing.
 
 mod commands;
+mod embedded;
 mod entries;
 mod examples;
 mod failures;
+mod faults;
+mod images;
 mod lab;
 mod linux;
+mod menu;
 mod tree;
 
 use bootshare_host::Board;
@@ -29,6 +33,11 @@ macro_rules! boards {
             #[test]
             fn boots_linux_from_virtiofsd_1_14() {
                 linux::boots(BOARD, Server::Rust);
+            }
+
+            #[test]
+            fn boots_linux_from_the_embedded_server() {
+                linux::boots(BOARD, Server::Embedded);
             }
 
             #[test]
@@ -233,4 +242,206 @@ fn entries_are_listed_in_the_order_they_are_tried() {
 #[test]
 fn entries_beyond_64_are_left_out_with_a_warning() {
     entries::too_many(Board::Aarch64Virt);
+}
+
+#[test]
+fn embedded_refuses_every_change_by_a_linux_guest() {
+    embedded::refuses_changes(Board::X86_64Q35);
+}
+
+#[test]
+fn embedded_keeps_a_linux_guest_in_the_share() {
+    embedded::keeps_guests_in(Board::X86_64Q35);
+}
+
+#[test]
+fn embedded_boots_three_layers() {
+    embedded::boots_layers(Board::X86_64Microvm);
+}
+
+#[test]
+fn embedded_does_wrong_when_asked_to() {
+    embedded::faults(Board::X86_64Q35);
+}
+
+#[test]
+fn embedded_leaves_nothing_open() {
+    embedded::leaves_nothing(Board::X86_64Q35);
+}
+
+#[test]
+fn embedded_walks_an_odd_tree_like_its_host() {
+    commands::walk(Board::X86_64Pc, Server::Embedded);
+}
+
+#[test]
+fn menu_edits_a_command_line_on_microvm() {
+    menu::edits_a_command_line(Board::X86_64Microvm);
+}
+
+#[test]
+fn menu_edits_a_command_line_on_virt() {
+    menu::edits_a_command_line(Board::Aarch64Virt);
+}
+
+#[test]
+fn menu_comes_back_after_a_failure() {
+    menu::comes_back_after_a_failure(Board::X86_64Q35);
+}
+
+#[test]
+fn menu_boots_by_itself_on_microvm() {
+    menu::nobody_there(Board::X86_64Microvm);
+}
+
+#[test]
+fn menu_boots_by_itself_on_virt() {
+    menu::nobody_there(Board::Aarch64VirtPci);
+}
+
+#[test]
+fn menu_of_extlinux_conf() {
+    menu::of_extlinux(Board::Aarch64Virt);
+}
+
+#[test]
+fn shell_boots_an_entry_on_pc() {
+    menu::shell_boots_an_entry(Board::X86_64Pc);
+}
+
+#[test]
+fn shell_boots_an_entry_on_virt() {
+    menu::shell_boots_an_entry(Board::Aarch64VirtPci);
+}
+
+#[test]
+fn shell_comes_after_an_error_on_q35() {
+    menu::shell_after_an_error(Board::X86_64Q35);
+}
+
+#[test]
+fn shell_comes_after_an_error_on_virt() {
+    menu::shell_after_an_error(Board::Aarch64Virt);
+}
+
+#[test]
+fn shell_ends_microvm() {
+    menu::ends(Board::X86_64Microvm);
+}
+
+#[test]
+fn shell_ends_q35() {
+    menu::ends(Board::X86_64Q35);
+}
+
+#[test]
+fn shell_ends_pc() {
+    menu::ends(Board::X86_64Pc);
+}
+
+#[test]
+fn shell_ends_virt() {
+    menu::ends(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_arm64_boots_from_gzip() {
+    images::gzipped(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_arm64_boots_from_zboot() {
+    images::zboot(Board::Aarch64VirtPci);
+}
+
+#[test]
+fn images_vmlinux_is_entered_by_pvh_on_microvm() {
+    images::vmlinux(Board::X86_64Microvm);
+}
+
+#[test]
+fn images_vmlinux_is_entered_by_pvh_on_q35() {
+    images::vmlinux(Board::X86_64Q35);
+}
+
+#[test]
+fn images_a_program_may_belong_where_the_firmware_is() {
+    images::program_at_1_mib(Board::X86_64Q35);
+}
+
+#[test]
+fn images_arm64_enters_a_plain_elf_program() {
+    images::arm64_program(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_x86_64_boots_a_unified_kernel_image() {
+    images::unified(Board::X86_64Microvm);
+}
+
+#[test]
+fn images_arm64_boots_a_unified_kernel_image() {
+    images::unified(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_x86_64_names_what_is_wrong_and_goes_on() {
+    images::wrong_on_x86_64(Board::X86_64Microvm);
+}
+
+#[test]
+fn images_arm64_names_what_is_wrong_and_goes_on() {
+    images::wrong_on_arm64(Board::Aarch64Virt);
+}
+
+#[test]
+fn images_a_tree_from_elsewhere_gets_this_machines_memory_and_seeds() {
+    images::tree_from_elsewhere(Board::Aarch64Virt);
+}
+
+/// What a failing host makes of a boot.
+macro_rules! faults {
+    ($($name:ident: $board:ident { $($case:ident: $fault:ident($($server:ident)?);)* })*) => {$(
+        mod $name {
+            use super::{Board, faults};
+
+            $(#[test]
+            fn $case() {
+                faults::$fault(Board::$board $(, super::Server::$server)?);
+            })*
+        }
+    )*};
+}
+
+faults! {
+    faults_microvm: X86_64Microvm {
+        server_killed_before_init: killed_before_init();
+        server_killed_between_lookup_and_read: killed_before_a_read();
+        server_killed_in_a_large_read: killed_while_reading(Rust);
+        server_stopped_for_less_than_the_deadline: stopped_for_less_than_the_deadline();
+        server_stopped_for_longer: stopped_for_longer();
+        server_stopped_for_ever: stopped_for_ever();
+        server_stopped_then_killed: stopped_then_killed(C);
+        server_late: late(Rust);
+        files_change: files_that_change(Rust);
+    }
+    faults_q35: X86_64Q35 {
+        server_killed_before_init: killed_before_init();
+        server_killed_between_lookup_and_read: killed_before_a_read();
+        server_killed_in_a_large_read: killed_while_reading(C);
+        server_stopped_for_less_than_the_deadline: stopped_for_less_than_the_deadline();
+        server_stopped_for_longer: stopped_for_longer();
+        server_stopped_for_ever: stopped_for_ever();
+        server_stopped_then_killed: stopped_then_killed(Rust);
+        server_late: late(C);
+        files_change: files_that_change(C);
+    }
+    faults_virt: Aarch64Virt {
+        server_killed_between_lookup_and_read: killed_before_a_read();
+        server_stopped_for_longer: stopped_for_longer();
+    }
+    faults_virt_pci: Aarch64VirtPci {
+        server_killed_in_a_large_read: killed_while_reading(Rust);
+        files_change: files_that_change(Rust);
+    }
 }

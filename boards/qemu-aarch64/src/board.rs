@@ -316,4 +316,12 @@ impl Board for Virt {
     fn exit(status: ExitStatus) -> ! {
         exit::exit(status)
     }
+
+    fn power_off() -> ! {
+        exit::power_off()
+    }
+
+    fn reset() -> ! {
+        exit::reset()
+    }
 }

@@ -44,14 +44,34 @@ pub fn exit(status: ExitStatus) -> ! {
     }
     if attempt <= 1 {
         ATTEMPTS.store(2, Ordering::Relaxed);
-        // Both return only if they failed.
-        match CONDUIT.load(Ordering::Relaxed) {
-            1 => _ = psci::system_off::<Hvc>(),
-            2 => _ = psci::system_off::<Smc>(),
-            _ => {}
-        }
+        system_off();
     }
     loop {
         cpu::wait();
     }
+}
+
+/// Returns only if it failed.
+fn system_off() {
+    match CONDUIT.load(Ordering::Relaxed) {
+        1 => _ = psci::system_off::<Hvc>(),
+        2 => _ = psci::system_off::<Smc>(),
+        _ => {}
+    }
+}
+
+/// Powers the machine off; ends QEMU with success where that can't be had.
+pub fn power_off() -> ! {
+    system_off();
+    exit(ExitStatus::Success)
+}
+
+/// Resets the machine; ends QEMU where that can't be had.
+pub fn reset() -> ! {
+    match CONDUIT.load(Ordering::Relaxed) {
+        1 => _ = psci::system_reset::<Hvc>(),
+        2 => _ = psci::system_reset::<Smc>(),
+        _ => {}
+    }
+    exit(ExitStatus::Failure)
 }

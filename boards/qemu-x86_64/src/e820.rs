@@ -3,14 +3,11 @@
 #![forbid(unsafe_code)]
 
 use crate::start_info::region;
-use bootshare::boot::memory::{MAX_REGIONS, MemoryKind, MemoryMap, MemoryRegion, Range};
+use bootshare::boot::memory::{MemoryKind, MemoryMap, MemoryRegion, Range};
 use zerocopy::{
-    FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout,
+    FromBytes, Immutable, IntoBytes, KnownLayout,
     little_endian::{U32, U64},
 };
-
-/// The file.
-pub const FILE: &[u8] = b"etc/e820";
 
 /// From the end of conventional memory to 1 MiB: VGA, option ROMs, and the BIOS, which we are not.
 const UPPER_MEMORY: Range = Range {
@@ -25,11 +22,6 @@ pub struct Entry {
     address: U64,
     size: U64,
     kind: U32,
-}
-
-/// As many entries as a memory map holds, to read the file into.
-pub fn empty() -> [Entry; MAX_REGIONS] {
-    [Entry::new_zeroed(); MAX_REGIONS]
 }
 
 /// The memory map that these entries are.
@@ -120,8 +112,8 @@ mod tests {
         .unwrap()
     }
 
-    fn of_kind(map: &MemoryMap, kind: MemoryKind) -> std::vec::Vec<(u64, u64)> {
-        let mut ranges: std::vec::Vec<_> = map
+    fn of_kind(map: &MemoryMap, kind: MemoryKind) -> Vec<(u64, u64)> {
+        let mut ranges: Vec<_> = map
             .iter()
             .filter(|region| region.kind == kind)
             .map(|region| (region.range.start, region.range.end))
@@ -188,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_map_that_grows_too_long_is_an_error() {
-        let entries: std::vec::Vec<_> = (0..128)
+        let entries: Vec<_> = (0..128)
             .map(|n| entry((n + 1) << 24, 0x1_0000, 1))
             .collect();
         assert!(memory_map(&entries[..127]).is_ok());

@@ -1,12 +1,21 @@
 //! How the machine ends, and what a panic does.
 
-use crate::console;
+use crate::{console, pci};
 use bootshare::loader::ExitStatus;
 use core::{
     panic::PanicInfo,
     sync::atomic::{AtomicBool, Ordering},
 };
-use x86_64::instructions::{hlt, interrupts, port::Port};
+use x86_64::{
+    VirtAddr,
+    instructions::{
+        hlt,
+        interrupts::{self, int3},
+        port::Port,
+        tables::lidt,
+    },
+    structures::DescriptorTablePointer,
+};
 
 /// The port of QEMU's `-device isa-debug-exit,iobase=0xf4,iosize=4`. Writing `v` ends QEMU with
 /// the status `v << 1 | 1`, which is never 0.
@@ -29,6 +38,42 @@ pub fn exit(status: ExitStatus) -> ! {
         b"bootshare: the machine halts; to end QEMU here, start it with \
           -device isa-debug-exit,iobase=0xf4,iosize=4\n",
     );
+    halt()
+}
+
+/// Where SeaBIOS puts PM1a control of `q35` and `pc` (ACPI 6.5, section 4.8.3.2.1).
+const PM1A_CONTROL: u16 = 0x604;
+/// SLP_EN, with 0 for the type of S5 in QEMU's DSDT.
+const SOFT_OFF: u16 = 1 << 13;
+/// Sleep control of `microvm`'s generic event device (QEMU's `include/hw/acpi/
+/// generic_event_device.h` and `include/hw/i386/microvm.h`): nothing with `acpi=off`.
+const SLEEP_CONTROL: usize = 0xfea0_0200;
+/// SLP_EN, with 5 for the type of S5.
+const SLEEP_S5: u8 = 1 << 5 | 5 << 2;
+
+/// Powers the machine off; ends QEMU with success where that can't be had.
+pub fn power_off() -> ! {
+    if pci::Ports::find().is_some() {
+        // SAFETY: on these machines the port is PM1a control's, and writing it ends the machine.
+        unsafe { Port::new(PM1A_CONTROL).write(SOFT_OFF) };
+    } else {
+        let control = core::ptr::with_exposed_provenance_mut::<u8>(SLEEP_CONTROL);
+        // SAFETY: without PCI this is `microvm`, where this address, which is mapped, is the event
+        // device's register or nothing.
+        unsafe { control.write_volatile(SLEEP_S5) };
+    }
+    exit(ExitStatus::Success)
+}
+
+/// Resets the machine: an exception without a handler for it, and none for that, does.
+pub fn reset() -> ! {
+    let none = DescriptorTablePointer {
+        limit: 0,
+        base: VirtAddr::zero(),
+    };
+    // SAFETY: no exception is handled any more, and that is what this is for.
+    unsafe { lidt(&none) };
+    int3();
     halt()
 }
 

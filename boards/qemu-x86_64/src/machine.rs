@@ -4,14 +4,14 @@ use crate::{
     clock::Clock,
     console, cpuid, entry, exceptions, exit,
     paging::{self, Paging},
-    pci, placement, rom,
+    pci, placement, pvh, rom,
     start_info::{self, StartInfo},
     words,
 };
 use bootshare::{
     boot::memory::{MemoryMap, Range},
     hal::IdentityHal,
-    loader::{Architecture, Board, ExitStatus, HandOff},
+    loader::{Architecture, Board, ExitStatus, HandOff, Protocol},
     transport::{
         Address, Device, DeviceList, FsTransport, mmio,
         pci::{BarRules, scan},
@@ -185,6 +185,11 @@ impl Board for Machine {
 
     unsafe fn start(&mut self, hand_off: &HandOff) -> ! {
         self.paging.lift_protection();
+        if let Protocol::Pvh { trampoline, moved } = hand_off.protocol {
+            // SAFETY: the caller promises a payload for PVH; all memory is mapped, writable and
+            // executable.
+            unsafe { pvh::start(hand_off, trampoline, moved) }
+        }
         // SAFETY: the caller promises that a payload is at `entry` which expects what the 64-bit
         // Linux boot protocol says: `argument` in RSI, flat segments with these selectors, an
         // identity map and interrupts off. The firmware's memory stays as it is until the payload
@@ -208,6 +213,14 @@ impl Board for Machine {
 
     fn exit(status: ExitStatus) -> ! {
         exit::exit(status)
+    }
+
+    fn power_off() -> ! {
+        exit::power_off()
+    }
+
+    fn reset() -> ! {
+        exit::reset()
     }
 }
 

@@ -20,6 +20,7 @@
 //! | `clock` | the time-stamp counter | PIT channel 2, port 0x61 |
 //! | `pci` | configuration space | ports 0xcf8 to 0xcff |
 //! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | the slots of `microvm` |
+//! | `pvh` | the way out of 64-bit mode, to a payload that is entered by PVH | everything, once |
 //! | `start_info` | parser: what PVH tells | nothing, from here on |
 //! | `e820` | parser: a ROM's memory map | |
 //! | `table_loader` | a ROM's ACPI tables | |
@@ -72,6 +73,8 @@ mod mtrr;
 mod paging;
 #[cfg(target_os = "none")]
 mod pci;
+#[cfg(target_os = "none")]
+mod pvh;
 #[cfg(target_os = "none")]
 mod reset;
 #[cfg(target_os = "none")]

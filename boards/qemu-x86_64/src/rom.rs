@@ -11,14 +11,14 @@ use crate::{
     start_info::{MAX_COMMAND_LINE, StartInfo},
     table_loader::{self, Files},
 };
-use bootshare::boot::memory::{MemoryMap, Range};
+use bootshare::boot::memory::{MAX_REGIONS, MemoryMap, Range};
 use bootshare_qemu_fw_cfg::FwCfg;
 use core::{
     fmt::{self, Write},
     ptr, slice,
 };
 use heapless::Vec;
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
 /// What `microvm` has without ACPI (QEMU's hw/i386/microvm.c): 8 virtio-mmio slots, with an
 /// interrupt each from this one on.
@@ -126,9 +126,9 @@ unsafe fn name_slots(line: &mut CommandLine) -> fmt::Result {
 
 fn read_memory_map(device: &mut Device) -> Result<MemoryMap, Error> {
     let file = device
-        .file(e820::FILE)
+        .file(b"etc/e820")
         .ok_or("QEMU tells no memory map (fw_cfg file etc/e820); use QEMU 4.0 or later")?;
-    let mut entries = e820::empty();
+    let mut entries = [Entry::new_zeroed(); MAX_REGIONS];
     let count = file.size as usize / size_of::<Entry>();
     let entries = entries.get_mut(..count).ok_or(e820::TOO_LONG)?;
     device

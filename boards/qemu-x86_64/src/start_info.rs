@@ -6,51 +6,16 @@
 //! sizes and pointers are bounded.
 #![forbid(unsafe_code)]
 
-use bootshare::boot::memory::{MAX_REGIONS, MemoryKind, MemoryMap, MemoryRegion, Range};
+use bootshare::boot::{
+    memory::{MAX_REGIONS, MemoryKind, MemoryMap, MemoryRegion, Range},
+    pvh::{Entry, Header, MAGIC, VERSION_WITH_MEMORY_MAP},
+};
 use core::{fmt, mem::size_of};
 use heapless::Vec;
-use zerocopy::{
-    FromBytes, Immutable, IntoBytes,
-    little_endian::{U32, U64},
-};
-
-/// `XEN_HVM_START_MAGIC_VALUE`: "xEn3" with the 0x80 bit of the "E" set.
-const MAGIC: u32 = 0x336e_c578;
-/// The first version that carries a memory map.
-const VERSION_WITH_MEMORY_MAP: u32 = 1;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// The most bytes of a command line, without its NUL.
 pub const MAX_COMMAND_LINE: usize = 4096;
-
-/// `struct hvm_start_info`.
-#[derive(FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
-struct Header {
-    magic: U32,
-    version: U32,
-    flags: U32,
-    module_count: U32,
-    modules: U64,
-    command_line: U64,
-    rsdp: U64,
-    memory_map: U64,
-    memory_map_entries: U32,
-    reserved: U32,
-}
-
-const _: () = assert!(size_of::<Header>() == 56);
-
-/// `struct hvm_memmap_table_entry`.
-#[derive(FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
-struct Entry {
-    address: U64,
-    size: U64,
-    kind: U32,
-    reserved: U32,
-}
-
-const _: () = assert!(size_of::<Entry>() == 24);
 
 /// The parts of the start info that the firmware uses.
 #[derive(Debug)]
@@ -203,7 +168,7 @@ pub fn region(address: u64, size: u64, kind: u32) -> Option<MemoryRegion> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zerocopy::FromZeros;
+    use zerocopy::{FromZeros, little_endian::U64};
 
     const AT: u64 = 0x9000;
 

@@ -2,8 +2,10 @@
 
 use crate::source::Source;
 use bootshare::boot::{
-    device_tree::{Chosen, DeviceTreeError, MAX_BYTES, update, updated_bytes},
-    memory::Range,
+    device_tree::{
+        Chosen, DeviceTreeError, MAX_BYTES, Machine, Seeds, reservations, update, updated_bytes,
+    },
+    memory::{MemoryKind, MemoryRegion, Range},
 };
 use std::ffi::CString;
 
@@ -20,7 +22,10 @@ pub fn update_tree(mut source: Source<'_>) {
     let chosen = Chosen {
         command_line: &command_line,
         initrd,
+        machine: None,
     };
+    _ = reservations(blob);
+    from_elsewhere(blob, &chosen);
     let bytes = match updated_bytes(blob, &chosen) {
         Ok(bytes) => bytes,
         Err(error) => {
@@ -60,6 +65,29 @@ pub fn update_tree(mut source: Source<'_>) {
     } else {
         assert!(bytes + 128 > MAX_BYTES);
     }
+}
+
+/// A tree with the machine's memory and seeds is one that can be read, and has these.
+fn from_elsewhere(blob: &[u8], chosen: &Chosen<'_>) {
+    let seeds = match Seeds::of(blob) {
+        Ok(seeds) => seeds,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    let memory = [MemoryRegion {
+        range: Range::with_size(0x4000_0000, 0x1000_0000),
+        kind: MemoryKind::Usable,
+    }];
+    let memory = &memory;
+    let machine = Some(Machine { memory, seeds });
+    let chosen = Chosen { machine, ..*chosen };
+    let mut out = vec![0; blob.len() + 1024];
+    let Ok(size) = update(blob, &chosen, &mut out) else {
+        return;
+    };
+    let events = Tree::read(&out[..size]).events;
+    let node = Event::Begin(b"memory@40000000".to_vec());
+    assert!(events.contains(&node));
+    assert_eq!(Seeds::of(&out[..size]), Ok(seeds));
 }
 
 #[derive(Clone, Debug, PartialEq)]

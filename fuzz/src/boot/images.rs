@@ -4,10 +4,16 @@ use super::memory::regions;
 use crate::source::Source;
 use bootshare::boot::{
     arm64_image::Arm64Image,
+    bls,
     bzimage::{self, BzImage},
-    image::{Architecture, Kind},
-    memory::{Planner, Range, Request},
+    elf::{self, Elf},
+    gzip::{GzipError, HEADER_BYTES, Unpacker},
+    image::{Architecture, Compression, Kind},
+    memory::{ClaimError, Obstacle, Planner, Range, Request},
     pe::Pe,
+    pvh::StartInfo,
+    uki::{OsRelease, Uki},
+    zboot::Zboot,
     zero_page::{self, Parameters, ZERO_PAGE_BYTES, ZeroPageError},
 };
 
@@ -135,7 +141,9 @@ pub fn kind(mut source: Source<'_>) {
         match kind.check(machine) {
             Ok(()) => {
                 machines += 1;
-                assert_eq!(kind.architecture(), Some(machine));
+                // Of a file that is packed it is known when it is unpacked.
+                let packed = matches!(kind, Kind::Compressed(Compression::Gzip));
+                assert!(packed || kind.architecture() == Some(machine));
             }
             Err(error) => assert!(!error.to_string().is_empty()),
         }
@@ -157,6 +165,149 @@ pub fn pe(mut source: Source<'_>) {
     }
     assert!(count <= head.len() / 40);
     assert!(count > 0 || end == 0);
+}
+
+pub fn elf(mut source: Source<'_>) {
+    let file_size = file_size(&mut source);
+    let map = regions(&mut source);
+    let head = source.rest();
+    _ = elf::pvh_entry(head);
+    let elf = match Elf::parse(head, file_size) {
+        Ok(elf) => elf,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    assert!(matches!(Kind::of(head, file_size), Kind::Elf { .. }));
+    assert!(elf.headers.end <= file_size && elf.headers.size() <= elf::MAX_BYTES as u64);
+    let headers = elf.headers.start as usize..elf.headers.end as usize;
+    let Some(headers) = head.get(headers) else {
+        return;
+    };
+    let segments = match elf.segments(headers, file_size) {
+        Ok(segments) => segments,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    assert!(!segments.load.is_empty());
+    let mut planner = Planner::new(&map, u64::MAX, &[]);
+    let mut taken: Vec<Range> = Vec::new();
+    for segment in &segments.load {
+        assert!(segment.file.end <= file_size);
+        assert!(segment.memory.size() > 0 && segment.file.size() <= segment.memory.size());
+        assert!(taken.iter().all(|other| !other.overlaps(&segment.memory)));
+        let free = planner.free().to_vec();
+        let fits = free.iter().any(|free| free.contains(&segment.memory));
+        match planner.claim(segment.memory) {
+            Ok(place) => assert!(fits && place == segment.memory),
+            Err(part) => {
+                assert!(!fits && segment.memory.contains(&part));
+                assert!(free.iter().all(|free| !free.contains(&part)));
+                let range = segment.memory;
+                let error = ClaimError {
+                    what: "segment",
+                    range,
+                    obstacle: Obstacle::of(range, part, &map, &[]),
+                };
+                assert!(!error.to_string().is_empty());
+            }
+        }
+        taken.push(segment.memory);
+    }
+    if let Ok(entry) = elf.physical_entry(&segments) {
+        let place = Range::with_size(entry, 1);
+        assert!(taken.iter().any(|segment| segment.contains(&place)));
+    }
+}
+
+pub fn uki(mut source: Source<'_>) {
+    let file_size = file_size(&mut source);
+    let head = source.rest();
+    if let Some(zboot) = Zboot::parse(head) {
+        assert!(head.starts_with(b"MZ") && zboot.payload.end < 1 << 33);
+        assert!(!zboot.compression.contains(&0));
+    }
+    let release = OsRelease::parse(head);
+    let mut text = [0; 2048];
+    if let Some(size) = release.write_entry(b"x64", &[b"/EFI/Linux/", b"a.efi"], &mut text) {
+        // What a line of the section says stays on a line of the entry.
+        let entry = bls::Entry::parse(&text[..size]);
+        assert_eq!(entry.uki, b"/EFI/Linux/a.efi");
+        assert_eq!(entry.architecture, b"x64");
+        assert_eq!(entry.title, release.title);
+    }
+    match Uki::parse(head, file_size) {
+        Ok(uki) => {
+            assert!(head.starts_with(b"MZ"));
+            let parts = [
+                uki.ucode,
+                uki.initrd,
+                uki.cmdline,
+                uki.device_tree,
+                uki.os_release,
+            ];
+            for part in parts.into_iter().flatten().chain([uki.linux]) {
+                assert!(part.size() > 0 && part.end <= file_size);
+            }
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// A member in pieces comes to the same as the whole, whatever it is.
+pub fn gzip(mut source: Source<'_>) {
+    let room = usize::from(source.u16());
+    let piece = usize::from(source.u8());
+    let packed = source.rest();
+    let first = HEADER_BYTES.min(packed.len());
+    let unpack = |piece: usize| {
+        let mut out = vec![0xa5; room];
+        let mut unpacker = Unpacker::new();
+        let (mut start, mut end) = (0, (first + piece).min(packed.len()));
+        let result = loop {
+            let is_last = end == packed.len();
+            match unpacker.push(&packed[start..end], &mut out, is_last) {
+                Ok(false) => assert!(!is_last, "it neither ends nor fails"),
+                Ok(true) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+            (start, end) = (end, (end + piece.max(1)).min(packed.len()));
+        };
+        assert!(unpacker.unpacked() <= room);
+        (result, unpacker.unpacked(), out)
+    };
+    let (whole, pieces) = (unpack(packed.len()), unpack(piece));
+    assert_eq!(whole.0.is_ok(), pieces.0.is_ok());
+    match whole.0 {
+        Ok(()) => assert_eq!(whole, pieces),
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            if let GzipError::Checksum { expected, found } = error {
+                assert_ne!(expected, found);
+            }
+        }
+    }
+}
+
+pub fn start_info(mut source: Source<'_>) {
+    let initrd = source.flag().then(|| Range {
+        start: source.edge(),
+        end: source.edge(),
+    });
+    let (address, command_line, acpi_rsdp) = (source.edge(), source.edge(), source.edge());
+    let room = usize::from(source.u16());
+    let map = regions(&mut source);
+    let info = StartInfo {
+        command_line,
+        initrd,
+        memory_map: &map,
+        acpi_rsdp,
+    };
+    let mut out = vec![0; info.bytes()];
+    info.write(address, &mut out).expect("there is room");
+    assert_eq!(u32_at(&out, 0), 0x336e_c578);
+    assert_eq!(u64_at(&out, 24), command_line);
+    let count = map.iter().filter(|region| region.range.size() > 0).count();
+    assert_eq!(u32_at(&out, 48) as usize, count);
+    out.truncate(room);
+    _ = info.write(address, &mut out);
 }
 
 /// The place that a machine with this memory has for it.

@@ -11,7 +11,7 @@ use crate::source::Source;
 /// One parser or planner, as the first byte says.
 pub fn boot(input: &[u8]) {
     let mut source = Source::new(input);
-    match source.below(16) {
+    match source.below(20) {
         0 => images::bzimage(source),
         1 => images::arm64_image(source),
         2 => images::kind(source),
@@ -27,6 +27,10 @@ pub fn boot(input: &[u8]) {
         12 => entries::bls(source),
         13 => entries::extlinux(source),
         14 => entries::order(source),
-        _ => entries::pattern(source),
+        15 => entries::pattern(source),
+        16 => images::elf(source),
+        17 => images::uki(source),
+        18 => images::gzip(source),
+        _ => images::start_info(source),
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::source::Source;
 use bootshare::boot::{
+    bls::Timeout,
     cmdline::{self, CommandLineError, key_and_value, words},
     commands::{CommandError, Commands, MAX_WORDS},
     conventional::Conventional,
@@ -21,7 +22,7 @@ pub fn options(mut source: Source<'_>) {
     match Options::parse(line) {
         Ok(options) => {
             assert!(options.deadline.as_secs() >= 1 && options.deadline.as_secs() <= 86_400);
-            assert!(options.timeout.is_none_or(|time| time.as_secs() <= 86_400));
+            assert!(!matches!(options.timeout, Some(Timeout::Seconds(86_401..))));
             for tag in &options.tags {
                 assert!((1..=MAX_TAG_BYTES).contains(&tag.len()) && lies_in(tag, line));
             }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, ValueEnum, ValueHint, value_parser};
 
 use bootshare_host::serve::Fault;
 use bootshare_host::watch::{Pattern, Watch};
@@ -61,10 +61,10 @@ pub(super) struct Boot {
     #[arg(long, value_name = "LEVEL")]
     log: Option<Level>,
     /// Guest memory in MiB
-    #[arg(long, default_value_t = 512, value_name = "MIB")]
+    #[arg(long, default_value_t = 512, value_name = "MIB", value_parser = value_parser!(u32).range(1..))]
     memory: u32,
     /// Number of processors
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     smp: u32,
     /// What runs the guest
     #[arg(long, default_value = "tcg")]
@@ -225,9 +225,9 @@ fn shares(dirs: Vec<PathBuf>, more: Vec<OsString>) -> Result<Vec<Share>> {
         shares.push(Share { tag, dirs });
     }
     for word in more {
+        let said = word.display();
         let share = tagged(&word)
-            .with_context(|| format!("--share {}", word.display()))
-            .context("write TAG=DIR, or TAG=DIR:DIR")?;
+            .with_context(|| format!("--share {said}: write TAG=DIR, or TAG=DIR:DIR"))?;
         shares.push(share);
     }
     Ok(shares)

@@ -17,8 +17,8 @@ use rustix::process::{Resource, getrlimit};
 
 use bootshare_host::{Accel, Arch, Board, Console, Machine, Outcome, Share, demo, run};
 
-use super::ERROR;
 use super::firmware::Image;
+use super::{ERROR, print_by};
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const WARNING: Style = AnsiColor::Yellow.on_default().bold();
@@ -111,9 +111,7 @@ impl Report {
     }
 
     fn end(self) -> Result<u8> {
-        if let Some(error) = self.unwritten {
-            return Err(error).context("cannot write to standard output");
-        }
+        print_by(|_| self.unwritten.map_or(Ok(()), |error| Err(error.into())))?;
         Ok(u8::from(self.failed > 0))
     }
 }

@@ -6,7 +6,7 @@ mod firmware;
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 
 use bootshare_host::guest::Parts;
 use bootshare_host::serve::{self, DEFAULT_THREADS, Fault, Options, Trace};
-use bootshare_host::{Board, demo, panics, rom, size};
+use bootshare_host::{Board, demo, rom, size};
 
 /// Exit status when nothing could be started: bad usage, something missing.
 const NOT_STARTED: u8 = 123;
@@ -59,15 +59,6 @@ enum Sub {
         #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
         dir: PathBuf,
     },
-    /// Compare where firmware images could panic with a list
-    Panics {
-        /// The list
-        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-        known: PathBuf,
-        /// The ELF images, with relocations and debug information
-        #[arg(required = true, value_hint = ValueHint::FilePath)]
-        images: Vec<PathBuf>,
-    },
     /// Print the size of firmware images
     Size {
         /// The ELF images
@@ -105,6 +96,7 @@ Rules of --fault, with commas between them:
   error=ERRNO[@WHICH]       it fails: EIO, ENOENT, ..., or a number
   truncate=BYTES[@WHICH]    the used ring tells of no more than BYTES of its reply
   corrupt=SEED[@WHICH]      bits of its reply are flipped; without WHICH, of every tenth
+  panic=WHICH               the server itself fails at it
   disconnect-after=N        after N requests the server hangs up
   seed=N                    which requests P% means
 WHICH is an operation (READ, LOOKUP, ...), or N, N+ or P%, or both, as in READ:5: the fifth READ.";
@@ -233,20 +225,19 @@ impl Sub {
                 demo::make(&parts, &demo.out)?;
             }
             Self::Firmware { dir } => firmware::write(&dir)?,
-            Self::Panics { known, images } => {
-                let mut places = panics::Places::new();
-                for image in images {
-                    places.extend(panics::places(&image, Path::new("."))?);
-                }
-                print(panics::compare(&places, &known)?.as_bytes())?;
-            }
             Self::Size { images } => {
                 for image in images {
                     print(size::describe(&image)?.as_bytes())?;
                 }
             }
-            Self::Rom { image, rom } => fs::write(&rom, rom::make(&image)?)
-                .with_context(|| format!("cannot write {}", rom.display()))?,
+            Self::Rom { image, rom } => {
+                let bytes = rom::make(&image)?;
+                // What is the same keeps its time: `make host` builds from it.
+                if fs::read(&rom).ok().as_ref() != Some(&bytes) {
+                    fs::write(&rom, bytes)
+                        .with_context(|| format!("cannot write {}", rom.display()))?;
+                }
+            }
             Self::Completions { shell } => {
                 let mut text = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "bootshare-host", &mut text);
@@ -273,27 +264,24 @@ mod tests {
 
     /// An option as README's table has it: `--name VALUE` and the help's first paragraph.
     fn row(arg: &clap::Arg) -> String {
-        let mut name = match arg.get_long() {
-            Some(long) => format!("--{long}"),
-            None => String::new(),
-        };
+        let mut words: Vec<_> = arg
+            .get_long()
+            .map(|long| format!("--{long}"))
+            .into_iter()
+            .collect();
+        let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
         if arg.get_action().takes_values() {
-            for value in arg.get_value_names().unwrap_or_default() {
-                name = format!("{name} {value}").trim().to_owned();
+            let values = arg.get_value_names().unwrap_or_default();
+            words.extend(values.iter().map(ToString::to_string));
+            for default in arg
+                .get_default_values()
+                .iter()
+                .filter(|value| !value.is_empty())
+            {
+                help.push_str(&format!(" [default: {}]", default.display()));
             }
         }
-        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        let defaults: Vec<_> = arg
-            .get_default_values()
-            .iter()
-            .map(|value| value.to_string_lossy())
-            .filter(|value| !value.is_empty())
-            .collect();
-        let default = match defaults.is_empty() {
-            true => String::new(),
-            false => format!(" [default: {}]", defaults.join(" ")),
-        };
-        format!("| `{name}` | {help}{default} |").replace("--help` |", "--help`|")
+        format!("| `{}` | {help} |", words.join(" "))
     }
 
     #[test]
@@ -309,7 +297,7 @@ mod tests {
             .collect();
         let table: Vec<_> = readme
             .lines()
-            .skip_while(|line| *line != "| `bootshare-host boot` | |")
+            .skip_while(|line| *line != "| `bootshare-host boot` | meaning |")
             .skip(2)
             .take_while(|line| line.starts_with('|'))
             .collect();

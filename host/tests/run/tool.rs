@@ -255,6 +255,31 @@ fn an_embedded_server_that_hangs_up_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_download_that_is_interrupted_leaves_nothing_behind() {
+    let tool = Tool::new(&[]);
+    let bin = tool.dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    fs::write(tool.dir.path().join("apt"), "#!/bin/sh\nsleep 1000\n").unwrap();
+    install(&tool.dir.path().join("apt"), &bin.join("apt-get"));
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let parts = tool.path("parts");
+    let mut command = tool.command(&[], &["demo", "--parts", &parts, "demo"]);
+    let mut child = command
+        .env("PATH", path)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    tool.wait_until_running(&mut child, 2);
+    send(Signal::INT)(&tool, &child);
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(123), "{errors}");
+    assert!(errors.ends_with("error: interrupted\n"), "{errors}");
+    tool.assert_nothing_is_left();
+    assert_eq!(fs::read_dir(parts).unwrap().count(), 0);
+}
+
+#[test]
 fn a_hangup_that_nohup_ignores_is_ignored() {
     let tool = Tool::new(&[]);
     let mut command = tool.linux(&["nohup"], None);
@@ -264,10 +289,14 @@ fn a_hangup_that_nohup_ignores_is_ignored() {
         .stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
     tool.wait_until_running(&mut child, 2);
-    let pid = Pid::from_child(&child);
-    kill_process(pid, Signal::HUP).unwrap();
-    // Signals that wait are taken by their number: this one would come second.
-    kill_process(pid, Signal::TERM).unwrap();
+    // proc_pid_status(5): a mask of what is ignored, the lowest bit for SIGHUP.
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = u64::from_str_radix(ignored.unwrap().trim(), 16).unwrap();
+    assert_eq!(mask & 1, 1, "{status}");
+    for signal in [Signal::HUP, Signal::TERM] {
+        kill_process(Pid::from_child(&child), signal).unwrap();
+    }
     assert_eq!(child.wait().unwrap().code(), Some(130));
     tool.assert_nothing_is_left();
 }
@@ -383,7 +412,7 @@ fn a_boot_test_ends_with_what_the_console_shows() {
     );
     ran.expect(
         1,
-        &["error: the console showed --fail 'mounted the share'\n"],
+        &["error: the console showed --fail 'mounted the share': demo: Linux "],
     );
     let last = "\n    demo: Linux ";
     ran.expect(1, &["the console's last lines:\n", last]);
@@ -510,6 +539,24 @@ fn the_commands_of_a_dry_run_boot_and_leave_nothing_behind() {
         assert!(console.contains("well met"), "{console}");
         tool.assert_nothing_is_left();
     }
+}
+
+// `make test` sets the feature.
+#[cfg(feature = "embed-firmware")]
+#[test]
+fn the_program_boots_with_the_firmware_that_it_carries() {
+    let tool = Tool::new(&[]);
+    let options = "--append=bootshare.cmd=\"cat /greeting.txt\"";
+    for board in [BOARD_NAME, "x86_64-q35-rom", "aarch64-virt"] {
+        let ran = tool.run(&mut tool.command(&[], &["boot", "share", "--board", board, options]));
+        ran.expect(0, &[]);
+        assert!(ran.console.contains(demo::GREETING.trim()), "{ran:?}");
+    }
+    let ran = tool.run(&mut tool.command(&[], &["boot", "share", options, "--dry-run"]));
+    ran.expect(0, &[]);
+    let image = tool.path("tmp/bootshare-");
+    assert!(ran.console.contains(&image), "{ran:?}");
+    assert!(ran.console.contains("/tool firmware "), "{ran:?}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use crate::{
     backend::{Answer, Backend, When},
     chain::Chain,
+    hal::TestHal,
     log::Log,
     ring::Ring,
     wire::Request,
@@ -498,6 +499,10 @@ impl Transport for TestTransport {
                 state.status.remove(DeviceStatus::FEATURES_OK);
             }
             return;
+        }
+        let mut rings = state.rings.iter().flatten();
+        if rings.any(|ring| !TestHal::holds(ring.descriptors)) {
+            state.log.broken("a ring freed before the reset");
         }
         // What is under way must not touch memory once the reset is confirmed.
         while state.busy > 0 {

@@ -3,12 +3,14 @@
 use bootshare::hal::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc},
-    cell::Cell,
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
     ptr::NonNull,
 };
 
 thread_local! {
-    static PAGES: Cell<usize> = const { Cell::new(0) };
+    /// How many pages there are at each address that was handed out.
+    static HELD: RefCell<BTreeMap<PhysAddr, usize>> = const { RefCell::new(BTreeMap::new()) };
     static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
@@ -22,7 +24,13 @@ impl TestHal {
     /// Pages that this thread has and did not give back.
     #[must_use]
     pub fn pages() -> usize {
-        PAGES.get()
+        HELD.with_borrow(|held| held.values().sum())
+    }
+
+    /// Whether this thread has pages that start at `address` and did not give them back.
+    #[must_use]
+    pub fn holds(address: PhysAddr) -> bool {
+        HELD.with_borrow(|held| held.contains_key(&address))
     }
 
     /// Lets this thread have no more than `pages` at a time.
@@ -40,18 +48,20 @@ fn layout(pages: usize) -> Layout {
 unsafe impl Hal for TestHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         assert!(pages > 0);
-        if PAGES.get() + pages > LIMIT.get() {
+        if Self::pages() + pages > LIMIT.get() {
             return (0, NonNull::dangling());
         }
         // SAFETY: the size is not zero.
         let memory = unsafe { alloc_zeroed(layout(pages)) };
         let memory = NonNull::new(memory).expect("memory for DMA");
-        PAGES.set(PAGES.get() + pages);
-        (memory.as_ptr().expose_provenance() as PhysAddr, memory)
+        let address = memory.as_ptr().expose_provenance() as PhysAddr;
+        HELD.with_borrow_mut(|held| held.insert(address, pages));
+        (address, memory)
     }
 
-    unsafe fn dma_dealloc(_paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) -> i32 {
-        PAGES.set(PAGES.get() - pages);
+    unsafe fn dma_dealloc(paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) -> i32 {
+        let held = HELD.with_borrow_mut(|held| held.remove(&paddr));
+        assert_eq!(held, Some(pages), "only what was handed out is given back");
         // So that a device which still writes there would be seen to.
         // SAFETY: the caller owns these pages until they are freed, here.
         unsafe { vaddr.write_bytes(0xdd, pages * PAGE_SIZE) };

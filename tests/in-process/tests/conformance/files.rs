@@ -248,6 +248,7 @@ pub fn a_file_that_changes_while_it_is_read(server: Server) {
             assert_eq!(read, Ok(expected));
             let twice = [&content[..], &content].concat();
             assert!(buf[..expected] == twice[..expected]);
+            assert_eq!(file.has_changed(), Ok(expected != content.len()));
         });
     }
 }

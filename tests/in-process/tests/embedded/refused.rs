@@ -241,7 +241,7 @@ fn names_of_two_files_are_not_one_number() {
 #[test]
 fn a_read_of_any_size_is_one_reply() {
     let dir = TempDir::new();
-    let content: Vec<u8> = (0..9_000_000_u32).map(|n| (n * 7 >> 3) as u8).collect();
+    let content: Vec<u8> = (0..9_000_000_u32).map(|n| ((n * 7) >> 3) as u8).collect();
     fs::write(dir.path().join("file"), &content).unwrap();
     let server = server(&dir);
     let node = lookup(&server, ROOT, "file").unwrap();

@@ -18,7 +18,7 @@ pub const OFTEN: usize = if cfg!(miri) { 30 } else { 100 };
 /// Size of a chunk in bytes, where a file is read in many. An interpreter is slow with bytes.
 pub const CHUNK: u64 = if cfg!(miri) { 20 } else { 1000 };
 /// Chunks of `large`: more than are in flight at a time.
-pub const CHUNKS: u64 = if cfg!(miri) { 36 } else { 100 };
+pub const CHUNKS: u64 = if cfg!(miri) { 24 } else { 100 };
 /// Size of `large` in bytes.
 pub const LARGE: u64 = CHUNKS * CHUNK;
 

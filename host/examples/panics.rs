@@ -4,11 +4,13 @@
 //! The image is linked with its relocations and debug information (`make panics` does that): a
 //! relocation tells a call's place and its target, and the debug information which lines were
 //! inlined there. A function of `core` or of another crate that can panic counts where we call it.
+//!
+//! `panics LIST IMAGE...`
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 use addr2line::Loader;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -29,14 +31,22 @@ const PANICS: [&str; 7] = [
 /// and its places are listed.
 const NOT_LISTED: [&str; 2] = ["src/loader/", "boards/"];
 
+fn main() -> Result<()> {
+    let mut args = env::args_os().skip(1).map(PathBuf::from);
+    let known = args.next().context("usage: panics LIST IMAGE...")?;
+    let mut found = Places::new();
+    for image in args {
+        found.extend(places(&image, Path::new("."))?);
+    }
+    println!("{}", compare(&found, &known)?);
+    Ok(())
+}
+
 /// Functions of ours from which an image can panic, by file.
-pub type Places = BTreeSet<(String, String)>;
+type Places = BTreeSet<(String, String)>;
 
 /// The places in the image at `path`, with the files below `root` taken as ours.
-///
-/// # Errors
-/// It cannot be read, is no ELF file, or has no relocations.
-pub fn places(path: &Path, root: &Path) -> Result<Places> {
+fn places(path: &Path, root: &Path) -> Result<Places> {
     let name = path.display();
     let bytes = fs::read(path)
         .with_context(|| format!("cannot read {name}: build it with `make panics`"))?;
@@ -52,10 +62,7 @@ pub fn places(path: &Path, root: &Path) -> Result<Places> {
 }
 
 /// Compares `places` with the list in the file `known`, and says how many there are of which kind.
-///
-/// # Errors
-/// The two differ, or the list cannot be read.
-pub fn compare(places: &Places, known: &Path) -> Result<String> {
+fn compare(places: &Places, known: &Path) -> Result<String> {
     let name = known.display();
     let list = fs::read_to_string(known).with_context(|| format!("cannot read {name}"))?;
     let rows = list.lines().filter_map(|line| line.strip_prefix("| `"));
@@ -80,7 +87,7 @@ pub fn compare(places: &Places, known: &Path) -> Result<String> {
     );
     Ok(format!(
         "{} functions below the boot flow, all of them in {name}; {} in the boot flow and the \
-         boards\n",
+         boards",
         below.len(),
         places.len() - below.len()
     ))
@@ -219,7 +226,7 @@ mod tests {
 
     #[test]
     fn an_image_without_relocations_is_refused_with_the_remedy() {
-        let image = std::env::current_exe().unwrap();
+        let image = env::current_exe().unwrap();
         let error = places(&image, Path::new(".")).unwrap_err().to_string();
         assert!(error.contains("make panics"), "{error}");
     }

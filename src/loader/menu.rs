@@ -1,0 +1,194 @@
+//! The menu: which entry is started, and with what command line.
+//!
+//! It takes lines and moves nothing above the last one, so that it is as good in a log as at a
+//! terminal. It ends by itself: after the countdown, or some minutes after the last key.
+
+use super::{
+    Board, Failed,
+    arena::Arena,
+    boot::Flow,
+    choose::{Choices, Listed, MAX_LISTED},
+    console::{Console, Text},
+    entry::Loader,
+    keys::{self, Key},
+    line::Ended,
+    shell::State,
+};
+use crate::{boot::cmdline, hal::Clock};
+use core::{fmt::Write, time::Duration};
+use heapless::Vec;
+
+/// Seconds without a key after which a person is taken to have gone.
+pub(super) const IDLE: u32 = 300;
+/// The most bytes that are looked at for a key that is held.
+const MAX_HELD: usize = 64;
+/// The most bytes of an id in the line that is drawn again and again.
+const MAX_ID: usize = 40;
+
+/// What was chosen.
+pub(super) enum Pick {
+    /// Nothing: the first entry that can be loaded is to be started.
+    First,
+    /// The entry of this number in the list.
+    Entry(usize),
+    /// It, with the editor's text as its command line.
+    Edited(usize),
+    Shell,
+}
+
+/// Whether the key is held that brings a hidden menu: space or Escape.
+pub(super) fn is_asked_for<B: Board>() -> bool {
+    let mut held = core::iter::from_fn(B::read_console).take(MAX_HELD);
+    held.any(|byte| matches!(byte, b' ' | 0x1b))
+}
+
+/// Shows the entries and waits for a choice, as many seconds as there are until a key is pressed.
+#[inline(never)] // So that the large frames of the boot flow do not add up.
+pub(super) fn show<B: Board>(
+    flow: &Flow<'_, B>,
+    choices: &Choices<'_, B>,
+    seconds: u32,
+    state: &mut State,
+    arena: &mut Arena<'_>,
+) -> Pick {
+    let mut menu = Menu::of(flow.board.clock(), &choices.list, seconds);
+    let pick = loop {
+        // There is none to choose where all are for other machines.
+        let Some(entry) = menu.entries.get(menu.chosen).copied() else {
+            break Pick::First;
+        };
+        let Some(key) = menu.wait() else {
+            break Pick::First;
+        };
+        menu.allow(IDLE);
+        match key {
+            Key::Enter => break Pick::Entry(entry),
+            Key::Byte(b'c') | Key::Escape => break Pick::Shell,
+            Key::Byte(b'e') => {
+                B::write_console(b"\n");
+                match edit(flow, &choices.list[entry], state, arena) {
+                    Ok(Ended::Enter) => return Pick::Edited(entry),
+                    Ok(Ended::Idle) => return Pick::First,
+                    _ => menu.allow(IDLE),
+                }
+            }
+            key => menu.press(key),
+        }
+    };
+    B::write_console(b"\n");
+    pick
+}
+
+/// The entries that can be chosen, and which one would be.
+struct Menu<'a, B: Board> {
+    clock: B::Clock,
+    list: &'a [Listed<'a, B>],
+    /// Which of `list` they are.
+    entries: Vec<usize, MAX_LISTED>,
+    /// Which of `entries` is chosen.
+    chosen: usize,
+    /// The number that is being typed.
+    typed: usize,
+    /// When the first entry is started.
+    deadline: Duration,
+}
+
+impl<'a, B: Board> Menu<'a, B> {
+    /// Prints them.
+    fn of(clock: B::Clock, list: &'a [Listed<'a, B>], seconds: u32) -> Self {
+        let mut menu = Self {
+            clock,
+            list,
+            entries: Vec::new(),
+            chosen: 0,
+            typed: 0,
+            deadline: Duration::ZERO,
+        };
+        menu.allow(seconds);
+        let mut console = Console::<B>::new();
+        _ = console.write_str(
+            "bootshare: menu: numbers or arrows choose, Enter starts, e edits the command line, \
+             c is for commands\n",
+        );
+        for (index, listed) in list.iter().enumerate() {
+            let entry = listed.choice.entry(B::ARCHITECTURE);
+            if entry.is_ok_and(|_| menu.entries.push(index).is_ok()) {
+                _ = writeln!(console, "{:3} {}", menu.entries.len(), listed.described());
+            }
+        }
+        menu
+    }
+
+    fn allow(&mut self, seconds: u32) {
+        self.deadline = self.clock.now() + Duration::from_secs(seconds.into());
+    }
+
+    /// A key; none when the time is up.
+    fn wait(&self) -> Option<Key> {
+        loop {
+            let now = self.clock.now();
+            let left = self.deadline.saturating_sub(now);
+            // A moment is shown as a second.
+            let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+            let id = self.list[self.entries[self.chosen]].choice.id();
+            _ = write!(
+                Console::<B>::new(),
+                "\r\x1b[K> {} {} (1 starts in {seconds} s) ",
+                self.chosen + 1,
+                Text(&id[..id.len().min(MAX_ID)]),
+            );
+            if left.is_zero() {
+                return None;
+            }
+            let tick = self.deadline - Duration::from_secs(seconds - 1);
+            if let Some(key) = keys::wait::<B>(self.clock, Some(tick)) {
+                return Some(key);
+            }
+        }
+    }
+
+    /// Moves the choice.
+    fn press(&mut self, key: Key) {
+        let last = self.entries.len() - 1;
+        let typed = core::mem::take(&mut self.typed);
+        match key {
+            Key::Up | Key::Byte(b'k') => self.chosen = self.chosen.saturating_sub(1),
+            Key::Down | Key::Byte(b'j') => self.chosen = last.min(self.chosen + 1),
+            Key::Home => self.chosen = 0,
+            Key::End => self.chosen = last,
+            Key::Byte(digit @ b'0'..=b'9') => {
+                let digit = usize::from(digit - b'0');
+                let numbers = [typed * 10 + digit, digit];
+                if let Some(number) = numbers.into_iter().find(|n| (1..=last + 1).contains(n)) {
+                    self.typed = number;
+                    self.chosen = number - 1;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Has the command line of an entry edited; with the words that the firmware's own would add.
+fn edit<B: Board>(
+    flow: &Flow<'_, B>,
+    listed: &Listed<'_, B>,
+    state: &mut State,
+    arena: &mut Arena<'_>,
+) -> Result<Ended, Failed> {
+    let Ok(entry) = listed.choice.entry(B::ARCHITECTURE) else {
+        return Err(Failed);
+    };
+    let loader = Loader::new(flow.board, listed.mount, listed, arena.rest());
+    let text = loader.words(&entry)?;
+    let editor = &mut state.editor;
+    editor.set(b"");
+    for word in cmdline::words(text).chain(cmdline::words(flow.options.payload)) {
+        if !editor.text().is_empty() {
+            editor.insert(b" ");
+        }
+        editor.insert(word);
+    }
+    let idle = Duration::from_secs(IDLE.into());
+    Ok(editor.edit::<B>(flow.board.clock(), "> ", Some(idle), &mut |_, _| Vec::new()))
+}

@@ -1,0 +1,232 @@
+//! The host tool's embedded server under real machines: a Linux guest that tries to change things and
+//! to get out, layers, faults.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bootshare_host::{Board, Outcome, demo};
+
+use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
+use crate::tree;
+
+/// A share that boots the demo, whose init then runs `script`.
+fn scripted(name: &str, board: Board, script: &str) -> PathBuf {
+    let share = empty_dir(&format!("embedded-{name}-{board:?}"));
+    for file in [
+        board.arch().kernel_name(),
+        "initrd.img",
+        "cmdline",
+        "greeting.txt",
+    ] {
+        fs::copy(demo_share(board.arch()).join(file), share.join(file)).unwrap();
+    }
+    fs::write(share.join("script"), script).unwrap();
+    share
+}
+
+fn expect_script(board: Board, share: &Path) -> Run {
+    let options = "-- demo.run=/script";
+    let run = run(&machine(board, Server::Embedded, share, options));
+    assert_eq!(run.outcome, Outcome::PowerOff);
+    run.line(&["script: done"]);
+    run
+}
+
+/// What a guest may try, each a shell command; `x` is a file, `d` a directory.
+const CHANGES: [&str; 24] = [
+    "echo more > x",
+    "echo more >> x",
+    "echo new > new",
+    "truncate -s 0 x",
+    "dd if=/dev/zero of=x bs=1 count=1 conv=notrunc",
+    "fallocate -l 100000 x",
+    "touch x",
+    "touch new",
+    "mkdir new",
+    "rmdir d",
+    "rm -f x",
+    "rm -f link",
+    "mv x y",
+    "mv d e",
+    "ln x hard",
+    "ln -s x soft",
+    "mkfifo fifo",
+    "mknod device c 1 3",
+    "chmod 777 x",
+    "chmod 777 d",
+    "chown 7:7 x",
+    "cp x new",
+    "cp /init d/init",
+    "shred -n 1 x",
+];
+
+/// Linux's own driver mounts the share for writing; every change is refused by the server.
+pub(crate) fn refuses_changes(board: Board) {
+    let mut script = String::from("cd /share/dir\n");
+    for change in CHANGES {
+        script.push_str(&format!(
+            "( {change} ) >/tmp 2>&1 </dev/null; echo \"script: $? $(cat /tmp): {change}\"\n"
+        ));
+    }
+    script.push_str("cat x\necho script: done\n");
+    let share = scripted("changes", board, &script);
+    fs::create_dir_all(share.join("dir/d")).unwrap();
+    fs::write(share.join("dir/x"), "as it was\n").unwrap();
+    symlink("x", share.join("dir/link")).unwrap();
+    let before = tree::walk(&share);
+    let run = expect_script(board, &share);
+    for change in CHANGES {
+        let line = run.line(&["script: ", &format!(": {change}")]);
+        assert!(!line.contains("script: 0 "), "{line}");
+        assert!(line.contains("Read-only file system"), "{line}");
+    }
+    run.line(&["as it was"]);
+    assert_eq!(tree::walk(&share), before);
+}
+
+/// `..`, links that lead out, and a directory that moves out of the share and back all the time.
+pub(crate) fn keeps_guests_in(board: Board) {
+    let script = "cd /share\n\
+        for n in $(seq 300); do\n\
+        cat dir/moving/../secret dir/moving/../../secret absolute up/secret dir/../../secret 2>/dev/null\n\
+        ( cd dir/moving 2>/dev/null && cat ../secret ../../secret ./secret below/../../secret file ) \
+        2>/dev/null\n\
+        cat dir/moving/file 2>/dev/null\n\
+        ls dir/moving/.. dir/moving/../.. up/ 2>/dev/null\n\
+        done\n\
+        echo script: done\n";
+    let share = scripted("ways-out", board, script);
+    let outside = empty_dir(&format!("embedded-outside-{board:?}"));
+    fs::write(outside.join("secret"), "the secret\n").unwrap();
+    fs::create_dir_all(share.join("dir/moving/below")).unwrap();
+    fs::write(share.join("dir/moving/file"), "moving about\n").unwrap();
+    symlink(outside.join("secret"), share.join("absolute")).unwrap();
+    symlink("../".repeat(40), share.join("up")).unwrap();
+
+    let over = AtomicBool::new(false);
+    let places = [share.join("dir/moving"), outside.join("moving")];
+    let run = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                fs::rename(&places[0], &places[1]).unwrap();
+                std::thread::sleep(Duration::from_micros(500));
+                fs::rename(&places[1], &places[0]).unwrap();
+                std::thread::sleep(Duration::from_micros(500));
+            }
+        });
+        let run = std::panic::catch_unwind(|| expect_script(board, &share));
+        over.store(true, Ordering::Relaxed);
+        run
+    });
+    let run = run.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    assert_eq!(run.find(&["the secret"]), None);
+    // The test is none if the guest never saw the directory.
+    run.line(&["moving about"]);
+}
+
+/// A fresh kernel and command line over the demo, without copying the demo.
+pub(crate) fn boots_layers(board: Board) {
+    let demo = demo_share(board.arch());
+    let (top, middle) = (
+        empty_dir(&format!("embedded-top-{board:?}")),
+        empty_dir(&format!("embedded-middle-{board:?}")),
+    );
+    let kernel = board.arch().kernel_name();
+    fs::copy(demo.join(kernel), top.join(kernel)).unwrap();
+    fs::write(middle.join(kernel), "this is covered").unwrap();
+    fs::write(middle.join("greeting.txt"), "Hello from between.\n").unwrap();
+    let cmdline = fs::read_to_string(demo.join("cmdline")).unwrap();
+    fs::write(
+        top.join("cmdline"),
+        format!("{} demo.layers", cmdline.trim()),
+    )
+    .unwrap();
+    let mut machine = machine(board, Server::Embedded, &top, "bootshare.log=debug");
+    machine.shares[0].dirs.extend([middle, demo.to_owned()]);
+    let run = run(&machine);
+    assert_eq!(run.outcome, Outcome::PowerOff);
+    run.line(&["bootshare: debug: command line: ", "demo.layers"]);
+    run.line(&["demo: Linux ", &format!("mounted the share {}", demo::TAG)]);
+    run.line(&["Hello from between."]);
+}
+
+/// The firmware says what is wrong with a server that does wrong, and the trace shows it.
+pub(crate) fn faults(board: Board) {
+    let share = demo_share(board.arch());
+    let with = |fault: &str, options: &str| {
+        let mut machine = machine(board, Server::Embedded, share, options);
+        machine.fault = Some(fault.parse().unwrap());
+        machine
+    };
+    let command = "bootshare.cmd=\"sha256 /random.bin\"";
+    let error = run(&with("error=EIO@READ:3", command));
+    assert!(matches!(error.outcome, Outcome::FirmwareExit(1..)));
+    error.line(&["bootshare: error: ", "/random.bin"]);
+
+    // Slow, but right; READs come back in another order than they were sent in.
+    let dir = empty_dir(&format!("embedded-trace-{board:?}"));
+    let mut slow = with("delay=20ms@READ:50%,delay=5ms@LOOKUP", command);
+    slow.thread_pool_size = Some(4);
+    slow.trace = Some(dir.join("trace"));
+    let slow = run(&slow);
+    assert_eq!(slow.outcome, Outcome::FirmwareExit(0));
+    let digest = crate::lab::sha256_of(&share.join("random.bin"));
+    assert_eq!(slow.output(), [format!("{digest}  /random.bin")]);
+    let mut table = Vec::new();
+    bootshare_host::serve::print(&dir.join("trace"), &mut table).unwrap();
+    let table = String::from_utf8(table).unwrap();
+    for parts in [
+        &["READ", "/random.bin", "1048592", "ok, 1048576 at "][..],
+        &["LOOKUP", "/random.bin", "(fault: delay 5ms)"],
+        &["operations in ", "round trips"],
+    ] {
+        let found = table
+            .lines()
+            .any(|line| parts.iter().all(|part| line.contains(part)));
+        assert!(found, "no line has {parts:?}:\n{table}");
+    }
+
+    // A server that hangs up is one that is gone.
+    let gone = run(&with(
+        "disconnect-after=12",
+        &format!("bootshare.deadline=1 {command}"),
+    ));
+    assert!(matches!(gone.outcome, Outcome::FirmwareExit(1..)));
+    gone.line(&["bootshare: error: "]);
+
+    // One that fails by itself ends the run, by name.
+    let failed = run(&with("panic=READ:2", "bootshare.on-error=halt"));
+    let Outcome::ServerFailed { what, .. } = &failed.outcome else {
+        panic!("{:?}", failed.outcome);
+    };
+    assert!(what.contains(demo::TAG), "{what}");
+    assert!(what.contains("as the fault asks"), "{what}");
+}
+
+/// No file of the share stays open in this process, however a run ends.
+pub(crate) fn leaves_nothing(board: Board) {
+    let share = empty_dir(&format!("embedded-left-{board:?}"));
+    let open_files = || {
+        let entries = fs::read_dir("/proc/self/fd").unwrap();
+        let targets = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        targets.filter(|target| target.starts_with(&share)).count()
+    };
+    fs::write(share.join("file"), "content").unwrap();
+    for (options, args) in [
+        ("bootshare.cmd=\"cat /file\"", &[][..]),
+        // QEMU fails before, and QEMU is ended in the middle.
+        ("", &["-nosuchoption"]),
+        ("", &["-S"]),
+    ] {
+        let mut machine = machine(board, Server::Embedded, &share, options);
+        machine.qemu_args = args.iter().map(Into::into).collect();
+        if args == ["-S"] {
+            machine.time_limit = Some(Duration::from_secs(2));
+        }
+        run(&machine);
+        assert_eq!(open_files(), 0, "of the share, after {args:?}");
+    }
+}

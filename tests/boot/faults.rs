@@ -1,0 +1,325 @@
+//! Hosts that fail while a machine boots from them.
+//!
+//! A fault strikes at a place in what the firmware says, and the guest waits meanwhile: that, not
+//! the time, decides what it strikes.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bootshare_host::Moment::{Console, Start};
+use bootshare_host::{Board, Machine, Outcome, Servers, Share, demo};
+
+use crate::lab::{BAR, Run, Server, demo_share, empty_dir, machine, random, run_with, sha256_of};
+
+/// Size of a load that a fault strikes in the middle: far more than the 16 MiB that are asked for at
+/// a time.
+const LARGE: u64 = 256 << 20;
+
+/// The same where its digest is needed, which takes the firmware its time.
+const SMALLER: u64 = 80 << 20;
+
+/// For faults that the firmware has to find: a short deadline.
+const SHORT: &str = "bootshare.log=debug bootshare.deadline=3";
+
+/// For faults that it must not take for one: a deadline beyond any load of this machine.
+const LONG: &str = "bootshare.log=debug bootshare.deadline=100";
+
+/// What went wrong, and what to look at.
+const STALLED: &str = "the host made no progress for 3000 ms; is its virtiofsd alive?";
+
+/// The host did not answer for the deadline, and then not again: the share is given up.
+fn expect_lost(run: &Run, tag: &str) {
+    run.line(&[&stalled(tag)]);
+    run.line(&[&format!("bootshare: error: share {tag}: {STALLED}")]);
+}
+
+fn stalled(tag: &str) -> String {
+    format!("bootshare: warning: share {tag}: {STALLED}; resetting the device")
+}
+
+/// A share with boot entries that load a file of `size` bytes each, and the demo's initramfs. They
+/// are tried in the order of `files`.
+fn share(name: &str, board: Board, files: &[&str], size: u64) -> PathBuf {
+    let share = empty_dir(&format!("faults-{name}-{board:?}"));
+    fs::create_dir_all(share.join("loader/entries")).unwrap();
+    let demo = demo_share(board.arch());
+    for (from, to) in [
+        (board.arch().kernel_name(), "linux"),
+        ("initrd.img", "initrd"),
+        ("greeting.txt", "greeting.txt"),
+    ] {
+        fs::copy(demo.join(from), share.join(to)).unwrap();
+    }
+    let words = fs::read_to_string(demo.join("cmdline")).unwrap();
+    for (number, file) in files.iter().enumerate() {
+        make_large(&share.join(file), size);
+        let entry = format!(
+            "sort-key {number}\nlinux /linux\ninitrd /initrd\ninitrd /{file}\noptions {words}\n"
+        );
+        fs::write(share.join(format!("loader/entries/{file}.conf")), entry).unwrap();
+    }
+    share
+}
+
+/// Makes an archive of one file, which is random here and there and sparse in between.
+fn make_large(path: &Path, size: u64) {
+    let mut archive = demo::Archive::default();
+    archive.file("padding", 0o644, &[]).unwrap();
+    let mut head = archive.finish().unwrap();
+    let magic = &head[..6];
+    let end = 1 + head[1..].windows(6).position(|w| w == magic).unwrap();
+    let trailer = head.split_off(end);
+    let trailer_at = size - trailer.len() as u64;
+    // The size of the file in it (buffer-format.rst).
+    let padding = trailer_at - head.len() as u64;
+    head[54..62].copy_from_slice(format!("{padding:08x}").as_bytes());
+    let file = File::create(path).unwrap();
+    file.write_all_at(&head, 0).unwrap();
+    for at in (4096..trailer_at - 512).step_by(1_000_000) {
+        file.write_all_at(&random(512), at).unwrap();
+    }
+    file.write_all_at(&trailer, trailer_at).unwrap();
+}
+
+/// The machine with `share`, tagged `first`, and a second share that has the demo.
+fn two_shares(board: Board, server: Server, share: &Path, options: &str) -> Machine {
+    let mut machine = with_memory(board, server, share, options);
+    machine.shares[0].tag = "first".into();
+    machine.shares.push(Share {
+        tag: demo::TAG.into(),
+        dirs: vec![demo_share(board.arch()).into()],
+    });
+    machine
+}
+
+fn with_memory(board: Board, server: Server, share: &Path, options: &str) -> Machine {
+    let mut machine = machine(board, server, share, options);
+    machine.memory_mib = 1024;
+    machine
+}
+
+fn nothing(_: &mut Servers<'_>) {}
+
+/// The kernel runs, and its init.
+fn expect_boot(run: &Run, kernel: &str) {
+    assert_eq!(run.outcome, Outcome::PowerOff);
+    run.line(&[&format!("bootshare: starting {kernel}")]);
+    run.line(&["demo: Linux ", " mounted the share "]);
+    run.line(&[demo::GREETING.trim()]);
+}
+
+/// The kernel of the second of [`two_shares`] runs.
+fn expect_boot_of_second(run: &Run, board: Board) {
+    expect_boot(
+        run,
+        &format!("{}:/{}", demo::TAG, board.arch().kernel_name()),
+    );
+}
+
+fn expect_failure(run: &Run) {
+    assert!(
+        matches!(run.outcome, Outcome::FirmwareExit(1..)),
+        "{:?}",
+        run.outcome
+    );
+}
+
+pub(crate) fn killed_before_init(board: Board) {
+    let share = demo_share(board.arch());
+    let run = run_with(
+        &machine(board, Server::Rust, share, SHORT),
+        &mut [(Console("mounting bootshare"), &mut |servers| {
+            servers.kill(0)
+        })],
+    );
+    expect_failure(&run);
+    run.line(&[&stalled(demo::TAG)]);
+    run.line(&["bootshare: error: virtio-", ": ", STALLED]);
+}
+
+/// The kernel was looked up and opened, and nothing of it read. The second share has another.
+pub(crate) fn killed_before_a_read(board: Board) {
+    let share = share("before-read", board, &["large"], SMALLER);
+    let run = run_with(
+        &two_shares(board, Server::Rust, &share, SHORT),
+        &mut [(Console("opened first:/linux"), &mut |servers| {
+            servers.kill(0)
+        })],
+    );
+    expect_lost(&run, "first");
+    run.line(&["bootshare: error: first:/loader/entries/large.conf: /linux: "]);
+    expect_boot_of_second(&run, board);
+}
+
+/// The entries that come after are on the same share: none is tried.
+pub(crate) fn killed_while_reading(board: Board, server: Server) {
+    let share = share(
+        &format!("while-reading-{server:?}"),
+        board,
+        &["one", "two"],
+        LARGE,
+    );
+    let run = run_with(
+        &with_memory(board, server, &share, SHORT),
+        &mut [
+            (Console("opened /one"), &mut nothing),
+            (BAR, &mut |servers| servers.kill(0)),
+        ],
+    );
+    expect_failure(&run);
+    expect_lost(&run, demo::TAG);
+    run.line(&["bootshare: error: /loader/entries/one.conf: /one: "]);
+    assert_eq!(run.find(&["two"]), None);
+}
+
+/// What was loaded is the file on the host, to the last byte.
+fn expect_whole(run: &Run, share: &Path) {
+    let digest = sha256_of(&share.join("large"));
+    run.line(&[&format!("bootshare: trace: sha256 {digest} /large from 0")]);
+    expect_boot(run, "/linux");
+}
+
+pub(crate) fn stopped_for_less_than_the_deadline(board: Board) {
+    const STOP: Duration = Duration::from_millis(1500);
+    let share = share("short-stop", board, &["large"], SMALLER);
+    let options = LONG.replace("debug", "trace");
+    let run = run_with(
+        &with_memory(board, Server::Rust, &share, &options),
+        &mut [
+            (Console("opened /large"), &mut nothing),
+            (BAR, &mut |servers| servers.stop_for(0, STOP)),
+        ],
+    );
+    assert_eq!(run.find(&["bootshare: warning"]), None);
+    expect_whole(&run, &share);
+    // What was stopped is this load.
+    let loaded = run.line(&["bootshare: loaded /large, "]);
+    let millis = loaded
+        .rsplit(" ms")
+        .nth(1)
+        .and_then(|text| text.rsplit(' ').next());
+    let millis: u128 = millis.unwrap().parse().unwrap();
+    assert!(millis > STOP.as_millis() / 2, "{loaded}");
+}
+
+/// QEMU itself waits for its server when the device is reset, and the firmware with it.
+pub(crate) fn stopped_for_longer(board: Board) {
+    let share = share("long-stop", board, &["large"], SMALLER);
+    let options = SHORT.replace("debug", "trace");
+    let run = run_with(
+        &with_memory(board, Server::Rust, &share, &options),
+        &mut [
+            (Console("opened /large"), &mut nothing),
+            (BAR, &mut |servers| servers.stop(0)),
+            (Console("warning: share bootshare"), &mut |servers| {
+                servers.stop_for(0, Duration::from_secs(2));
+            }),
+        ],
+    );
+    run.line(&[&stalled(demo::TAG)]);
+    run.line(&["bootshare: share bootshare: resumed"]);
+    expect_whole(&run, &share);
+}
+
+/// The firmware has said what is wrong when QEMU stops for its server, and the host tool ends it.
+pub(crate) fn stopped_for_ever(board: Board) {
+    let share = share("stop", board, &["large"], LARGE);
+    let run = run_with(
+        &with_memory(board, Server::Rust, &share, SHORT),
+        &mut [
+            (Console("opened /large"), &mut nothing),
+            (BAR, &mut |servers| servers.stop(0)),
+        ],
+    );
+    run.line(&[&stalled(demo::TAG)]);
+    match run.outcome {
+        Outcome::ServerFailed { what, .. } => assert!(what.contains("a server may be stopped")),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Stopped, and then ended by somebody who saw the warning: another share is tried.
+pub(crate) fn stopped_then_killed(board: Board, server: Server) {
+    let share = share(&format!("stop-kill-{server:?}"), board, &["large"], LARGE);
+    let run = run_with(
+        &two_shares(board, server, &share, SHORT),
+        &mut [
+            (Console("opened first:/large"), &mut nothing),
+            (BAR, &mut |servers| servers.stop(0)),
+            (Console("resetting the device"), &mut |servers| {
+                servers.kill(0)
+            }),
+        ],
+    );
+    expect_lost(&run, "first");
+    run.line(&["bootshare: error: first:/loader/entries/large.conf: /large: "]);
+    expect_boot_of_second(&run, board);
+}
+
+/// QEMU waits for a server that does not answer yet, and so does the firmware.
+pub(crate) fn late(board: Board, server: Server) {
+    let share = demo_share(board.arch());
+    let late = Duration::from_secs(2);
+    let run = run_with(
+        &machine(board, server, share, LONG),
+        &mut [
+            (Start, &mut |servers| servers.stop_for(0, late)),
+            (Console("mounting bootshare"), &mut |servers| {
+                servers.stop_for(0, late);
+            }),
+        ],
+    );
+    assert_eq!(run.find(&["bootshare: warning"]), None);
+    expect_boot(&run, &format!("/{}", board.arch().kernel_name()));
+}
+
+/// One entry after the other fails, its file changed while it was loaded, and the last one boots.
+pub(crate) fn files_that_change(board: Board, server: Server) {
+    let files = ["cut", "grown", "written", "swapped", "replaced"];
+    let share = share(&format!("changing-{server:?}"), board, &files, SMALLER);
+    let whole = sha256_of(&share.join("replaced"));
+    let open = |name| File::options().append(true).open(share.join(name)).unwrap();
+    let replace = |name: &str| {
+        fs::write(share.join("new"), "another file").unwrap();
+        fs::rename(share.join("new"), share.join(name)).unwrap();
+    };
+    let run = run_with(
+        &with_memory(board, server, &share, &LONG.replace("debug", "trace")),
+        &mut [
+            (Console("opened /cut"), &mut nothing),
+            (BAR, &mut |_| open("cut").set_len(SMALLER / 2).unwrap()),
+            (Console("opened /grown"), &mut nothing),
+            (BAR, &mut |_| open("grown").write_all(b"more").unwrap()),
+            (Console("opened /written"), &mut nothing),
+            (BAR, &mut |_| {
+                let file = File::options().write(true).open(share.join("written"));
+                file.unwrap().write_all_at(b"other", SMALLER - 5).unwrap();
+            }),
+            // Its size was asked for; that of the file in its place is another one.
+            (Console("opened /initrd"), &mut |_| replace("swapped")),
+            (Console("opened /replaced"), &mut nothing),
+            // An open file stays what it is.
+            (BAR, &mut |_| replace("replaced")),
+        ],
+    );
+    for (name, error) in [
+        (
+            "cut",
+            "the file ended too early; did it shrink on the host?",
+        ),
+        ("grown", "it changed on the host while it was read"),
+        ("written", "it changed on the host while it was read"),
+        ("swapped", "it changed on the host while it was read"),
+    ] {
+        run.line(&[&format!(
+            "bootshare: error: /loader/entries/{name}.conf: /{name}: {error}"
+        )]);
+    }
+    run.line(&[&format!(
+        "bootshare: trace: sha256 {whole} /replaced from 0"
+    )]);
+    expect_boot(&run, "/linux");
+}

@@ -1,0 +1,221 @@
+//! Someone at the serial console: the menu, the shell, and nobody there any more.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bootshare_host::{Board, Machine, Outcome, demo};
+
+use crate::entries::{share, words, write};
+use crate::lab::{Run, Server, machine, run, run_typing};
+
+/// No key waits for this long in any test: a run that does was waiting for one.
+const IN_TIME: Duration = Duration::from_secs(120);
+
+const MENU: &str = "bootshare: menu: ";
+const PROMPT: &str = "bootshare> ";
+
+/// A share with three entries: the first boots, the second would with an initrd, and so does the
+/// third. Linux tells which command line it got.
+fn three_entries(name: &str, board: Board) -> PathBuf {
+    let share = share(&format!("menu-{name}"), board, "6.1");
+    for (id, initrd) in [("a", "initrd"), ("b", "missing"), ("c", "initrd")] {
+        let options = format!("{} loglevel=7", words(board, id));
+        let text = format!(
+            "title Entry {id}\nsort-key {id}\nlinux /6.1/linux\ninitrd /6.1/{initrd}\noptions {options}\n"
+        );
+        write(&share, &format!("loader/entries/{id}.conf"), &text);
+    }
+    share
+}
+
+fn with(board: Board, share: &Path, options: &str) -> Machine {
+    let mut machine = machine(board, Server::Rust, share, options);
+    machine.time_limit = Some(IN_TIME);
+    machine
+}
+
+/// Linux came up, with all of `words` on its command line.
+fn expect_linux(run: &Run, words: &[&str]) {
+    assert_eq!(run.outcome, Outcome::PowerOff);
+    let mut parts = vec!["Kernel command line: "];
+    parts.extend(words);
+    run.line(&parts);
+    run.line(&[demo::GREETING.trim()]);
+}
+
+/// The third entry is chosen and its command line edited: at its end, in its middle, and all of a
+/// word. What comes after `--` is in the line too.
+pub(crate) fn edits_a_command_line(board: Board) {
+    let share = three_entries("edit", board);
+    let machine = with(board, &share, "bootshare.timeout=60 -- demo.extra=1");
+    let run = run_typing(
+        &machine,
+        &[
+            (MENU, "jj"),
+            ("> 3 c ", "e"),
+            // The cursor is at the end: the last word is replaced, a word put before it, another
+            // at the start of the line.
+            (
+                "demo.extra=1",
+                "\x17demo.extra=2\x01demo.first \x05 demo.lost\x1b[1~\x1b[4~",
+            ),
+            (
+                "demo.lost",
+                "\x1b[D\x1b[D\x7f\x7fm\x1b[C\x1b[3~\x1b[C\x04\x7f\x7f\r",
+            ),
+        ],
+    );
+    run.line(&["  1 a: Entry a (/6.1/linux)"]);
+    run.line(&["  3 c: Entry c (/6.1/linux)"]);
+    expect_linux(
+        &run,
+        &["demo.first", "demo.entry=c loglevel=7 demo.extra=2"],
+    );
+    let line = run.line(&["Kernel command line: "]);
+    assert!(
+        !line.contains("demo.extra=1") && !line.contains("demo.entry=a"),
+        "{line}"
+    );
+}
+
+/// Numbers choose; what can't be loaded comes back to the menu, and so does an edit that is given
+/// up.
+pub(crate) fn comes_back_after_a_failure(board: Board) {
+    let share = three_entries("failure", board);
+    write(&share, "loader/loader.conf", "timeout 60\n");
+    let run = run_typing(
+        &with(board, &share, ""),
+        &[
+            (MENU, "2\r"),
+            ("/6.1/missing: no such file", ""),
+            (MENU, "3"),
+            ("> 3 c ", "e"),
+            ("loglevel=7", " demo.not\x03"),
+            ("> 3 c ", "\r"),
+        ],
+    );
+    run.line(&["bootshare: error: /loader/entries/b.conf: /6.1/missing: "]);
+    expect_linux(&run, &["demo.entry=c"]);
+    assert_eq!(run.find(&["Kernel command line: ", "demo.not"]), None);
+}
+
+/// Nobody is there: the countdown runs out, or there is none, and the first entry is booted.
+pub(crate) fn nobody_there(board: Board) {
+    let share = three_entries("nobody", board);
+    write(&share, "loader/loader.conf", "timeout 2\ndefault c\n");
+    let booted = run(&with(board, &share, ""));
+    booted.line(&[MENU]);
+    booted.line(&["> 1 c (1 starts in 0 s)"]);
+    expect_linux(&booted, &["demo.entry=c"]);
+    for options in ["bootshare.timeout=0", "bootshare.timeout=menu-disabled"] {
+        let booted = run(&with(board, &share, options));
+        assert_eq!(booted.find(&[MENU]), None);
+        expect_linux(&booted, &["demo.entry=c"]);
+    }
+}
+
+/// `extlinux.conf` asks for a menu, and someone chooses another label.
+pub(crate) fn of_extlinux(board: Board) {
+    let share = share("menu-extlinux", board, "boot");
+    let config = format!(
+        "DEFAULT one\nPROMPT 1\nTIMEOUT 600\nLABEL one\n  KERNEL /nosuch\nLABEL two\n  MENU LABEL Two\n  \
+         LINUX /boot/linux\n  INITRD /boot/initrd\n  APPEND {} loglevel=7\n",
+        words(board, "two")
+    );
+    write(&share, "extlinux/extlinux.conf", &config);
+    let script = [(MENU, "\x1b[B"), ("> 2 two ", "\r")];
+    let run = run_typing(&with(board, &share, ""), &script);
+    run.line(&["  2 two: Two (/boot/linux)"]);
+    expect_linux(&run, &["demo.entry=two"]);
+}
+
+/// From the menu to the shell and back; the shell edits, remembers, completes, and boots an entry.
+pub(crate) fn shell_boots_an_entry(board: Board) {
+    let share = three_entries("shell", board);
+    write(&share, "a directory/é.txt", "found\n");
+    let run = run_typing(
+        &with(board, &share, "bootshare.timeout=60"),
+        &[
+            (MENU, "c"),
+            // Completed to `cat /a\ directory/é.txt`, é typed in two bytes that may come apart.
+            (PROMPT, "cat /a\té\t\r"),
+            ("found", ""),
+            // The line before, changed: an error.
+            (PROMPT, "\x1b[A\x1b[D\x7f\x7f\x7f\x7f\r"),
+            ("\\xc3\\xa9", ""),
+            // Two lines back and one forward, then as typed before.
+            (PROMPT, "ls /6\x10\x10\x0e\x0e.1\r"),
+            ("initrd", ""),
+            // Names that differ are listed.
+            (PROMPT, "stat /\t\t"),
+            ("loader\r\n", "nosuch\x15\x0bexit\r"),
+            (MENU, "\x1b"),
+            (PROMPT, "boot nosuch\r"),
+            ("there is a, b, c", ""),
+            (PROMPT, "boot b\r"),
+            ("no such file", ""),
+            (PROMPT, "boot c\r"),
+        ],
+    );
+    run.line(&["bootshare: error: /a directory/\\xc3\\xa9: no such file"]);
+    run.line(&["bootshare: error: boot nosuch: no entry has this name; there is a, b, c"]);
+    expect_linux(&run, &["demo.entry=c"]);
+}
+
+/// Nothing can be booted, so the shell comes; a kernel and its initrds are named there.
+pub(crate) fn shell_after_an_error(board: Board) {
+    let share = share("menu-error", board, "files");
+    let options = "bootshare.on-error=shell -- demo.extra=1";
+    let words = words(board, "typed");
+    let command = format!("linux /files/linux {words} loglevel=7 demo.quoted=\"a  b\"\r");
+    let run = run_typing(
+        &with(board, &share, options),
+        &[
+            ("there is no kernel", ""),
+            (PROMPT, "initrd /files/initrd\r"),
+            ("name a kernel before it", ""),
+            (PROMPT, "read-bench /files/linux\r"),
+            ("again: ", ""),
+            (PROMPT, &command),
+            (PROMPT, "initrd /files/initrd\r"),
+            (PROMPT, "boot\r"),
+        ],
+    );
+    let size = fs::metadata(share.join("files/linux")).unwrap().len();
+    for pass in ["first", "again"] {
+        run.line(&[&format!("{pass}: {size} bytes in "), " ms (", " MiB/s)"]);
+    }
+    expect_linux(
+        &run,
+        &["demo.entry=typed loglevel=7 \"demo.quoted=a  b\" demo.extra=1"],
+    );
+}
+
+/// The commands that end the machine, typed and from `bootshare.cmd`; and a script that boots.
+pub(crate) fn ends(board: Board) {
+    let share = three_entries("ends", board);
+    // `microvm` without a power button ends with success.
+    let off = |outcome: &Outcome| outcome.exit_code() == 0;
+    let typed = |command: &str| {
+        let machine = with(board, &share, "bootshare.timeout=60");
+        run_typing(&machine, &[(MENU, "c"), (PROMPT, command)]).outcome
+    };
+    assert!(off(&typed("poweroff\r")));
+    assert_eq!(typed("reboot\r"), Outcome::Reset);
+    let from = |commands: &str| {
+        run(&with(
+            board,
+            &share,
+            &format!("bootshare.cmd=\"{commands}\""),
+        ))
+    };
+    assert_eq!(from("poweroff; cat /nosuch").outcome, Outcome::PowerOff);
+    assert_eq!(from("reboot").outcome, Outcome::Reset);
+    assert_eq!(from("exit; cat /nosuch").outcome, Outcome::FirmwareExit(0));
+    assert!(matches!(from("boot b").outcome, Outcome::FirmwareExit(1..)));
+    expect_linux(&from("ls /; boot c"), &["demo.entry=c"]);
+    let words = words(board, "script");
+    let script = format!("linux /6.1/linux {words} loglevel=7; initrd 6.1/initrd; boot");
+    expect_linux(&from(&script), &["demo.entry=script"]);
+}
