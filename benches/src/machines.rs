@@ -54,25 +54,15 @@ pub fn run(machine: &Machine) -> Result<Report> {
     }
 }
 
-/// MiB a second, from `first: 268435456 bytes in 123456 us`-like lines of `read-bench`: those of
-/// the pass with this name.
+/// MiB a second, from a line of `read-bench`, `first: N bytes in M ms (R MiB/s), T us`: that of the
+/// pass with this name.
 pub fn speed(report: &Report, pass: &str) -> Result<f64> {
     let text = report.text();
     let line = text.lines().find_map(|line| line.trim().strip_prefix(pass));
     let line = line.with_context(|| format!("no line `{pass}` in {text}"))?;
-    let mut words = line.split_whitespace();
-    let bytes: f64 = words.next().context("bytes")?.parse()?;
-    let (time, unit) = line
-        .split_once(" in ")
-        .and_then(|(_, rest)| rest.split_once(' '))
-        .context("time")?;
-    let unit = unit.split([' ', ',']).next().unwrap_or_default();
-    let seconds = time.parse::<f64>()?
-        * match unit {
-            "ms" => 1e-3,
-            "us" => 1e-6,
-            _ => bail!("{line}: what time is that?"),
-        };
+    let bytes: f64 = line.split_whitespace().next().context("bytes")?.parse()?;
+    let micros = line.rsplit(' ').nth(1).context("time")?;
+    let seconds = micros.parse::<f64>()? / 1e6;
     ensure!(seconds > 0.0, "{line}: too short to be measured");
     Ok(bytes / f64::from(1 << 20) / seconds)
 }
