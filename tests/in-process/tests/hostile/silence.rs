@@ -70,7 +70,7 @@ fn each_request_has_a_deadline() {
 
 #[test]
 fn a_read_of_which_one_chunk_never_comes() {
-    for reset in [Reset::AtOnce, Reset::After(500)] {
+    for reset in [Reset::AtOnce, Reset::After(seconds(1) as u32)] {
         let device = spoiling(Opcode::Read, |request, good| {
             if request.offset() == 18 * CHUNK {
                 good.never()
@@ -130,7 +130,7 @@ fn a_deadline_is_what_was_asked_for() {
         let mut first = true;
         let device = spoiling(Opcode::Lookup, move |_, good| {
             if std::mem::take(&mut first) {
-                good.after(VirtualClock::ticks(deadline) + seconds(1))
+                good.after(VirtualClock::ticks(deadline) + seconds(10))
             } else {
                 good
             }
