@@ -98,9 +98,12 @@ $(ARCHES:%=examples-%): examples-%: setup-build
 	@mkdir -p target/examples
 	@cp $(TARGET)/$*-unknown-none/firmware/minimal-$* target/examples/minimal-$*.elf
 
+TESTED = --workspace $(HOSTED) --features bootshare/loader,bootshare-host/embed-firmware
+
 .PHONY: test
 test: setup-test lint package firmware examples
-	cargo test --workspace $(HOSTED) --features bootshare/loader,bootshare-host/embed-firmware --no-fail-fast
+	cargo test $(TESTED) --no-fail-fast
+	[ "$$(id -u)" != 0 ] || cargo test $(TESTED) --test embedded -- --ignored
 
 .PHONY: lint
 lint: setup-test $(ARCHES:%=lint-%)
