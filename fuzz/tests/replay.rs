@@ -37,7 +37,7 @@ fn replay(name: &str, target: fn(&[u8]), random_cases: usize) {
     let corpus: Vec<_> = corpus.into_iter().map(|(_, input)| input).collect();
     let mut random = Random::new(1);
     // An interpreter is a thousand times slower, and it is for the pointers, not for the cases.
-    let random_cases = if cfg!(miri) { 20 } else { random_cases };
+    let random_cases = if cfg!(miri) { 5 } else { random_cases };
     for number in 0..random_cases {
         let case = random.case(&corpus);
         run(target, &format!("random case {number}"), &case);

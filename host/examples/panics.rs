@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::{env, fs};
 
 use addr2line::Loader;
@@ -31,15 +32,27 @@ const PANICS: [&str; 7] = [
 /// and its places are listed.
 const NOT_LISTED: [&str; 2] = ["src/loader/", "boards/"];
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("panics: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<String> {
     let mut args = env::args_os().skip(1).map(PathBuf::from);
     let known = args.next().context("usage: panics LIST IMAGE...")?;
     let mut found = Places::new();
     for image in args {
         found.extend(places(&image, Path::new("."))?);
     }
-    println!("{}", compare(&found, &known)?);
-    Ok(())
+    compare(&found, &known)
 }
 
 /// Functions of ours from which an image can panic, by file.
