@@ -3,7 +3,7 @@
 use super::{
     Board, End, Failed, HandOff,
     arena::{Arena, is_x86},
-    choose::{self, Choices, Listed},
+    choose::{self, Choices, Listed, Until},
     entry::{Loader, Path},
     menu::{self, Pick},
     shares::{Mount, Shares},
@@ -66,7 +66,9 @@ impl<B: Board> Flow<'_, B> {
         state: &mut State,
         arena: &mut Arena<'m>,
     ) -> Result<Next, Failed> {
-        let choices = self.entries(arena)?;
+        // Most boots need no more than the first that is found.
+        let mut choices = Choices::new();
+        self.more(&mut choices, Until::Found(self.options.entry), arena)?;
         let timeout = self.options.timeout.or(choices.timeout);
         let (seconds, is_hidden) = match timeout.unwrap_or(Timeout::Hidden) {
             _ if asked => (menu::IDLE, false),
@@ -78,6 +80,9 @@ impl<B: Board> Flow<'_, B> {
             Timeout::Force => (menu::IDLE, false),
             Timeout::Seconds(seconds) => (seconds, false),
         };
+        if seconds > 0 {
+            self.more(&mut choices, Until::End, arena)?;
+        }
         let pick = match (seconds, choices.list.is_empty()) {
             (0, _) => Pick::First,
             (_, false) => menu::show(self, &choices, seconds, state, arena),
@@ -87,7 +92,7 @@ impl<B: Board> Flow<'_, B> {
         let (index, edited) = match pick {
             Pick::Shell => return Ok(Next::Shell),
             Pick::First => {
-                return match self.first(&choices, is_hidden, arena) {
+                return match self.first(&mut choices, is_hidden, arena) {
                     Ok(hand_off) => Ok(Next::End(End::Start(hand_off))),
                     Err(Stop::Asked) => Ok(Next::Menu),
                     Err(Stop::Failed) => Err(Failed),
@@ -105,16 +110,26 @@ impl<B: Board> Flow<'_, B> {
 
     /// The entries, or those that `bootshare.entry` names.
     pub fn entries<'m>(&'m self, arena: &mut Arena<'m>) -> Result<Choices<'m, B>, Failed> {
+        let mut choices = Choices::new();
+        self.more(&mut choices, Until::End, arena)?;
+        Ok(choices)
+    }
+
+    /// Adds entries that were not looked at yet.
+    fn more<'m>(
+        &'m self,
+        choices: &mut Choices<'m, B>,
+        until: Until<'_>,
+        arena: &mut Arena<'m>,
+    ) -> Result<(), Failed> {
         for mount in &self.shares.mounted {
             mount.renew();
         }
-        let mut choices = choose::gather(self.shares, arena)?;
-        if let Some(wanted) = self.options.entry
-            && !choices.list.is_empty()
-        {
-            choices.keep("bootshare.entry=", wanted)?;
+        choose::gather(self.shares, choices, until, arena)?;
+        match self.options.entry {
+            Some(wanted) if !choices.list.is_empty() => choices.keep("bootshare.entry=", wanted),
+            _ => Ok(()),
         }
-        Ok(choices)
     }
 
     /// Loads the first entry that `wanted` names, or of all, for a person or a script.
@@ -125,7 +140,7 @@ impl<B: Board> Flow<'_, B> {
         if let Some(wanted) = wanted {
             choices.keep("boot ", wanted)?;
         }
-        self.first(&choices, false, arena).map_err(|_| Failed)
+        self.first(&mut choices, false, arena).map_err(|_| Failed)
     }
 
     /// Loads what `linux` and `initrd` have named.
@@ -144,29 +159,36 @@ impl<B: Board> Flow<'_, B> {
         }
     }
 
-    /// Loads the first entry that can be loaded; says why others can't. Stops when `is_hidden` and
-    /// the menu is asked for meanwhile.
-    pub fn first(
-        &self,
-        choices: &Choices<'_, B>,
+    /// Loads the first entry that can be loaded, of all; says why others can't. Stops when
+    /// `is_hidden` and the menu is asked for meanwhile.
+    fn first<'m>(
+        &'m self,
+        choices: &mut Choices<'m, B>,
         is_hidden: bool,
-        arena: &mut Arena<'_>,
+        arena: &mut Arena<'m>,
     ) -> Result<HandOff, Stop> {
-        for listed in &choices.list {
-            // Of a share that was given up nothing more is tried.
-            if !listed.mount.is_connected() {
-                continue;
+        let mut tried = 0;
+        loop {
+            while let Some(listed) = choices.list.get(tried) {
+                tried += 1;
+                // Of a share that was given up nothing more is tried.
+                if !listed.mount.is_connected() {
+                    continue;
+                }
+                let loaded = self.load(listed, None, arena);
+                if is_hidden && menu::is_asked_for::<B>() {
+                    return Err(Stop::Asked);
+                }
+                if let Ok(hand_off) = loaded {
+                    return Ok(hand_off);
+                }
             }
-            let loaded = self.load(listed, None, arena);
-            if is_hidden && menu::is_asked_for::<B>() {
-                return Err(Stop::Asked);
-            }
-            if let Ok(hand_off) = loaded {
-                return Ok(hand_off);
+            let more = self.more(choices, Until::Found(self.options.entry), arena);
+            if more.is_err() || choices.list.len() == tried {
+                self.report_none(&choices.list);
+                return Err(Stop::Failed);
             }
         }
-        self.report_none(&choices.list);
-        Err(Stop::Failed)
     }
 
     /// Loads an entry, with another command line than its own if that was edited, and says why if

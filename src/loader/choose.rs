@@ -5,7 +5,7 @@ use super::{
     arena::Arena,
     console::{Text, failure},
     entry::Path,
-    shares::{MAX_SHARES, Mount, Shares},
+    shares::{BoardDir, BoardFile, MAX_SHARES, Mount, Shares},
 };
 use crate::{
     Error, FileType,
@@ -29,12 +29,13 @@ const MAX_ENTRIES: usize = 64;
 /// Longest configuration file, in bytes.
 const MAX_FILE: usize = 16 << 10;
 
+const LOADER: &str = "/loader";
 const ENTRIES: &str = "/loader/entries";
 /// Where unified kernel images are entries of their own, of type 2.
 const IMAGES: &str = "/EFI/Linux";
 /// Says which kind of entries [`ENTRIES`] has ("Standard-conformance Marker File").
-const MARKER: &str = "/loader/entries.srel";
-const LOADER_CONF: &str = "/loader/loader.conf";
+const MARKER: &str = "entries.srel";
+const LOADER_CONF: &str = "loader.conf";
 const EXTLINUX_CONF: &str = "extlinux.conf";
 /// Where [`EXTLINUX_CONF`] is looked for; the first one counts.
 const EXTLINUX: [&str; 3] = ["/extlinux", "/boot/extlinux", "/"];
@@ -214,9 +215,28 @@ pub(super) struct Choices<'m, B: Board> {
     pub list: Vec<Listed<'m, B>, MAX_LISTED>,
     /// What the first file that says something about it says about the menu.
     pub timeout: Option<Timeout>,
+    /// The share that is looked at next, by its place in the list of those that are mounted.
+    share: usize,
+    /// Which of its sources is.
+    source: usize,
 }
 
 impl<B: Board> Choices<'_, B> {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self {
+            list: Vec::new(),
+            timeout: None,
+            share: 0,
+            source: 0,
+        }
+    }
+
+    fn next_share(&mut self) {
+        self.share += 1;
+        self.source = 0;
+    }
+
     /// Leaves those whose id matches `wanted`, which `option` asked for; reports it if there are
     /// none.
     pub fn keep(&mut self, option: &str, wanted: &[u8]) -> Result<(), Failed> {
@@ -233,44 +253,50 @@ impl<B: Board> Choices<'_, B> {
     }
 }
 
-/// The entries of all shares, the first share's first, with what they say in memory of `arena`.
+/// How far entries are looked for.
+#[derive(Clone, Copy)]
+pub(super) enum Until<'a> {
+    /// Up to the end of the first source that has one, of this name if there is one.
+    Found(Option<&'a [u8]>),
+    /// Up to the last source.
+    End,
+}
+
+/// Adds the entries of those sources to `choices` that were not looked at yet, share by share, with
+/// what they say in memory of `arena`.
 ///
 /// A file that can't be read is reported and left out, and so is a share that is lost and does not
 /// come back; it fails only without memory.
 #[inline(never)] // So that the large frames of the boot flow do not add up.
 pub(super) fn gather<'m, B: Board>(
     shares: &'m Shares<B>,
+    choices: &mut Choices<'m, B>,
+    until: Until<'_>,
     arena: &mut Arena<'m>,
-) -> Result<Choices<'m, B>, Failed> {
+) -> Result<(), Failed> {
     let request = Request {
         side: Side::High,
         ..Request::new("list of boot entries", SCRATCH_BYTES as u64)
     };
-    let mut choices = Choices {
-        list: Vec::new(),
-        timeout: None,
-    };
-    for mount in &shares.mounted {
-        let listed = choices.list.len();
-        loop {
-            let scratch = arena.take(&request).map_err(|error| {
-                log::error!("{error}");
-                Failed
-            })?;
-            let mut gatherer = Gatherer {
-                mount,
-                scratch: scratch.bytes,
-                first: listed,
-                choices: &mut choices,
-            };
-            let Err(lost) = gatherer.all() else { break };
-            choices.list.truncate(listed);
-            if mount.again(lost).is_err() {
-                break;
-            }
+    while let Some(mount) = shares.mounted.get(choices.share) {
+        let scratch = arena.take(&request).map_err(|error| {
+            log::error!("{error}");
+            Failed
+        })?;
+        let mut gatherer = Gatherer {
+            mount,
+            scratch: scratch.bytes,
+            first: 0,
+            choices,
+        };
+        match gatherer.run(until) {
+            Ok(true) => return Ok(()),
+            Ok(false) => choices.next_share(),
+            Err(lost) if mount.again(lost).is_err() => choices.next_share(),
+            Err(_) => {}
         }
     }
-    Ok(choices)
+    Ok(())
 }
 
 /// Ids, for an error line.
@@ -290,7 +316,7 @@ impl<B: Board> fmt::Display for Ids<'_, '_, B> {
 struct Gatherer<'g, 'm, B: Board> {
     mount: &'m Mount<B>,
     scratch: &'m mut [u8],
-    /// Where its entries start.
+    /// Where the entries of the source start.
     first: usize,
     choices: &'g mut Choices<'m, B>,
 }
@@ -359,13 +385,33 @@ impl Candidate<'_> {
 }
 
 impl<'m, B: Board> Gatherer<'_, 'm, B> {
-    /// Lists all that there is. It fails only when the share is lost.
-    fn all(&mut self) -> Result<(), Failed> {
-        self.bls()?;
-        self.extlinux()?;
-        CONVENTIONAL
-            .into_iter()
-            .try_for_each(|directory| self.conventional(directory))
+    /// Looks at the share's sources that are left; whether it has come as far as `until`. It fails
+    /// only when the share is lost.
+    fn run(&mut self, until: Until<'_>) -> Result<bool, Failed> {
+        loop {
+            self.first = self.choices.list.len();
+            let looked = match self.choices.source {
+                0 => self.bls(),
+                1 => self.extlinux(),
+                source => match CONVENTIONAL.get(source - 2) {
+                    Some(directory) => self.conventional(directory),
+                    None => return Ok(false),
+                },
+            };
+            if looked.is_err() {
+                self.choices.list.truncate(self.first);
+            }
+            looked?;
+            self.choices.source += 1;
+            let own = &self.choices.list[self.first..];
+            if let Until::Found(name) = until
+                && own
+                    .iter()
+                    .any(|own| name.is_none_or(|name| own.matches(name)))
+            {
+                return Ok(true);
+            }
+        }
     }
 
     /// Lists an entry; whether there was room.
@@ -391,18 +437,25 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
             left_out: 0,
             free: None,
         };
-        if let Some(kind) = self.file(MARKER)?
-            && kind.trim_ascii() != b"type1"
-        {
-            log::warn!(
-                "{}{MARKER} says {}, not type1: {ENTRIES} is left out",
-                self.mount.prefix(),
-                Text(kind)
-            );
-        } else {
-            self.candidates(ENTRIES, &mut sorted)?;
+        // Looked up once, for the three that are in it.
+        let loader = self.open_dir(LOADER)?;
+        if let Some(loader) = &loader {
+            let kind = self.file(LOADER, MARKER, loader.open_file(MARKER))?;
+            match kind.map(<[u8]>::trim_ascii) {
+                None | Some(b"type1") => match loader.open_dir("entries") {
+                    Ok(entries) => self.candidates(ENTRIES, &entries, &mut sorted)?,
+                    // It may be a link, which a directory does not follow.
+                    Err(Error::NotADirectory) => self.candidates_at(ENTRIES, &mut sorted)?,
+                    Err(error) => self.report(ENTRIES.as_bytes(), error)?,
+                },
+                Some(kind) => log::warn!(
+                    "{}{LOADER}/{MARKER} says {}, not type1: {ENTRIES} is left out",
+                    self.mount.prefix(),
+                    Text(kind)
+                ),
+            }
         }
-        self.candidates(IMAGES, &mut sorted)?;
+        self.candidates_at(IMAGES, &mut sorted)?;
         if sorted.left_out > 0 {
             log::warn!(
                 "{}{ENTRIES} has more than {room} entries: the last {} are left out",
@@ -415,16 +468,40 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
             let text = &rest[..text];
             self.push(Choice::Bls { name, text });
         }
-        self.loader_conf()
+        match loader {
+            Some(loader) if self.choices.list.len() > self.first => self.loader_conf(&loader),
+            _ => Ok(()),
+        }
+    }
+
+    /// A directory that need not be there.
+    fn open_dir(&self, path: &'static str) -> Result<Option<BoardDir<'m, B>>, Failed> {
+        match self.mount.open_dir(path) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(error) => self.report(path.as_bytes(), error).map(|()| None),
+        }
+    }
+
+    /// Sorts the entries of a directory in that need not be there.
+    fn candidates_at(
+        &mut self,
+        directory: &'static str,
+        sorted: &mut Sorted<'m>,
+    ) -> Result<(), Failed> {
+        match self.open_dir(directory)? {
+            Some(dir) => self.candidates(directory, &dir, sorted),
+            None => Ok(()),
+        }
     }
 
     /// Sorts the entries of a directory in.
     fn candidates(
         &mut self,
         directory: &'static str,
+        dir: &BoardDir<'m, B>,
         sorted: &mut Sorted<'m>,
     ) -> Result<(), Failed> {
-        let entries = match self.mount.read_dir(directory) {
+        let entries = match dir.read_dir() {
             Ok(entries) => entries,
             Err(error) => return self.report(directory.as_bytes(), error),
         };
@@ -452,9 +529,10 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
             let (name_memory, text_memory) = memory.split_at_mut(name.len());
             name_memory.copy_from_slice(name);
             let path = Path::join(directory, name);
+            let opened = self.followed(&path, dir.open_file(name));
             let text = match directory {
-                IMAGES => self.image(&path, text_memory)?,
-                _ => self.read(&path, text_memory, Missing::IsAnError)?,
+                IMAGES => self.image(&path, opened, text_memory)?,
+                _ => self.read(&path, opened, text_memory, Missing::IsAnError)?,
             };
             match text {
                 Some(text) => sorted.insert(Candidate {
@@ -470,9 +548,14 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
 
     /// Writes the entry that a unified kernel image is; its size, unless that failed.
     #[inline(never)] // As above.
-    fn image(&self, path: &[u8], text: &mut [u8]) -> Result<Option<usize>, Failed> {
+    fn image(
+        &self,
+        path: &[u8],
+        opened: Result<BoardFile<'m, B>, Error>,
+        text: &mut [u8],
+    ) -> Result<Option<usize>, Failed> {
         let mut buffer = [0; image::HEAD_BYTES];
-        let read = self.mount.open(path).and_then(|file| {
+        let read = opened.and_then(|file| {
             let size = file.read_at(0, &mut buffer)?;
             Ok((Uki::parse(&buffer[..size], file.metadata().len()), file))
         });
@@ -498,11 +581,9 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
     }
 
     /// Puts the entry first that `loader.conf` wants.
-    fn loader_conf(&mut self) -> Result<(), Failed> {
-        if self.choices.list.len() == self.first {
-            return Ok(());
-        }
-        let text = self.file(LOADER_CONF)?.unwrap_or_default();
+    fn loader_conf(&mut self, loader: &BoardDir<'m, B>) -> Result<(), Failed> {
+        let text = self.file(LOADER, LOADER_CONF, loader.open_file(LOADER_CONF))?;
+        let text = text.unwrap_or_default();
         let conf = LoaderConf::parse(text);
         self.choices.timeout = self.choices.timeout.or(conf.timeout);
         let Some(default) = conf.default else {
@@ -510,13 +591,13 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
         };
         if default.starts_with(b"@") {
             log::warn!(
-                "{}{LOADER_CONF}: default {}: nothing is stored between boots; name an entry",
+                "{}{LOADER}/{LOADER_CONF}: default {}: nothing is stored between boots; name an entry",
                 self.mount.prefix(),
                 Text(default)
             );
         } else if !self.prefer(|choice| choice.matches(default)) {
             log::warn!(
-                "{}{LOADER_CONF}: default {}: no entry has this name",
+                "{}{LOADER}/{LOADER_CONF}: default {}: no entry has this name",
                 self.mount.prefix(),
                 Text(default)
             );
@@ -524,7 +605,7 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
         Ok(())
     }
 
-    /// Moves the first of the share's choices that `is_preferred` to their start.
+    /// Moves the first of the source's choices that `is_preferred` to their start.
     fn prefer(&mut self, is_preferred: impl Fn(&Choice<'m>) -> bool) -> bool {
         let own = &mut self.choices.list[self.first..];
         let found = own.iter().position(|listed| is_preferred(&listed.choice));
@@ -538,7 +619,8 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
         // The first file counts, as on a disk that U-Boot looks at.
         for directory in EXTLINUX {
             let path = Path::join(directory, EXTLINUX_CONF.as_bytes());
-            let Some(config) = self.file(&path)? else {
+            let opened = self.mount.open(&path);
+            let Some(config) = self.file(directory, EXTLINUX_CONF, opened)? else {
                 continue;
             };
             let first = self.choices.list.len();
@@ -609,23 +691,48 @@ impl<'m, B: Board> Gatherer<'_, 'm, B> {
     }
 
     /// The text of a file that need not be there.
-    fn file(&mut self, path: impl AsRef<[u8]>) -> Result<Option<&'m [u8]>, Failed> {
-        let Some(memory) = self.take(MAX_FILE) else {
+    fn file(
+        &mut self,
+        directory: &str,
+        name: &str,
+        opened: Result<BoardFile<'m, B>, Error>,
+    ) -> Result<Option<&'m [u8]>, Failed> {
+        let path = Path::join(directory, name.as_bytes());
+        let opened = self.followed(&path, opened);
+        let memory = match opened {
+            // Most are not there: they take no memory.
+            Err(Error::NotFound) => return Ok(None),
+            _ => self.take(MAX_FILE),
+        };
+        let Some(memory) = memory else {
             return Ok(None);
         };
-        let size = self.read(path.as_ref(), memory, Missing::IsFine)?;
+        let size = self.read(&path, opened, memory, Missing::IsFine)?;
         let memory: &'m [u8] = memory;
         Ok(size.map(|size| &memory[..size]))
+    }
+
+    /// A file of a directory, which follows no links: where one is in the way, by its path.
+    fn followed(
+        &self,
+        path: &[u8],
+        opened: Result<BoardFile<'m, B>, Error>,
+    ) -> Result<BoardFile<'m, B>, Error> {
+        match opened {
+            Err(Error::TooManyLinks) => self.mount.open(path),
+            opened => opened,
+        }
     }
 
     /// Reads a file; its size, unless that failed.
     fn read(
         &self,
         path: &[u8],
+        opened: Result<BoardFile<'m, B>, Error>,
         memory: &mut [u8],
         missing: Missing,
     ) -> Result<Option<usize>, Failed> {
-        let read = self.mount.open(path).and_then(|f| f.read_at(0, memory));
+        let read = opened.and_then(|file| file.read_at(0, memory));
         match read {
             Ok(size) if size < memory.len() => Ok(Some(size)),
             Ok(size) => {

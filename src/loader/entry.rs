@@ -79,8 +79,8 @@ pub(super) struct Source<'s, B: Board> {
 }
 
 /// What goes to a kernel besides itself.
-pub(super) struct Extras<'m> {
-    initrds: Vec<Initrd<'m>, { MAX_INITRDS + 2 }>,
+pub(super) struct Extras<'s, 'm, B: Board> {
+    initrds: Vec<Initrd<'s, 'm, B>, { MAX_INITRDS + 2 }>,
     /// What the entry has it told.
     text: &'m [u8],
     /// What the firmware's own command line adds to that.
@@ -89,10 +89,10 @@ pub(super) struct Extras<'m> {
 }
 
 /// One initrd.
-struct Initrd<'m> {
+struct Initrd<'s, 'm, B: Board> {
     name: &'m [u8],
-    /// The size of its file.
-    file_size: u64,
+    /// Open since it was asked for its size, unless it is part of the kernel's file.
+    file: Option<BoardFile<'s, B>>,
     /// Which part of the file it is.
     part: Range,
 }
@@ -127,6 +127,8 @@ pub(super) fn read_all<B: Board>(
         match result {
             Ok(size) if size < rest.len() => return Err(Error::UnexpectedEof),
             Ok(_) => return Ok(()),
+            // The share was resumed while another file was read.
+            Err(Error::Disconnected) if share.is_connected() => {}
             Err(error) => share.again(error)?,
         }
         file.resume(path)?;
@@ -185,8 +187,8 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         let mut head = [0; image::HEAD_BYTES];
         let (mut source, head_size, kind, uki) = self.find_kernel(entry, &mut head)?;
         // Before anything large is loaded in vain.
-        let extras = Extras {
-            initrds: self.find_initrds(entry, &source, uki.as_ref())?,
+        let mut extras = Extras {
+            initrds: self.find_initrds(entry, uki.as_ref())?,
             text: match edited {
                 Some(text) => text,
                 None => self.command_line_text(entry, &source, uki.as_ref())?,
@@ -194,7 +196,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
             more,
             device_tree: self.find_device_tree(entry, &source, uki.as_ref())?,
         };
-        self.load_kernel(&mut source, kind, &head[..head_size], entry, &extras)
+        self.load_kernel(&mut source, kind, &head[..head_size], entry, &mut extras)
     }
 
     /// What `entry` has its kernel told.
@@ -299,28 +301,27 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     fn find_initrds(
         &self,
         entry: &Entry<'m>,
-        source: &Source<'_, B>,
         uki: Option<&Uki>,
-    ) -> Result<Vec<Initrd<'m>, { MAX_INITRDS + 2 }>, Failed> {
+    ) -> Result<Vec<Initrd<'a, 'm, B>, { MAX_INITRDS + 2 }>, Failed> {
         let parts = uki.map_or([None; 2], |uki| [uki.ucode, uki.initrd]);
         let sections = parts.into_iter().flatten().map(|part| Initrd {
             name: entry.kernel,
-            file_size: source.file.metadata().len(),
+            file: None,
             part,
         });
         let mut initrds: Vec<_, { MAX_INITRDS + 2 }> = sections.collect();
         for name in &entry.initrds {
             let path = Path::join(entry.directory, name);
-            let metadata = self.share.metadata(&path);
-            let file_size = metadata.map_err(|e| self.failed(&path, e))?.len();
-            if file_size == 0 {
+            let file = self.open(&path)?;
+            let size = file.metadata().len();
+            if size == 0 {
                 return Err(self.failed(&path, "it is empty; put an initramfs there or remove it"));
             }
             // An entry has `MAX_INITRDS` at most.
             _ = initrds.push(Initrd {
                 name,
-                file_size,
-                part: Range::with_size(0, file_size),
+                file: Some(file),
+                part: Range::with_size(0, size),
             });
         }
         Ok(initrds)
@@ -333,11 +334,11 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     pub fn initrds(
         &mut self,
         entry: &Entry<'_>,
-        extras: &Extras<'_>,
+        extras: &mut Extras<'_, '_, B>,
         min: u64,
         max: u64,
     ) -> Result<Option<Range>, Failed> {
-        let initrds = &extras.initrds;
+        let initrds = &mut extras.initrds;
         let total = initrds.iter().fold(0_u64, |total, initrd| {
             let start = total.checked_next_multiple_of(4).unwrap_or(u64::MAX);
             start.saturating_add(initrd.part.size())
@@ -358,13 +359,13 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         let mut rest = block.bytes;
         for initrd in initrds {
             let path = Path::join(entry.directory, initrd.name);
-            let mut file = self.open(&path)?;
-            if file.metadata().len() != initrd.file_size {
-                return Err(self.failed(&path, Error::Changed));
-            }
             let size = initrd.part.size();
             let (bytes, after) = rest.split_at_mut(size as usize);
-            self.read(&path, &mut file, Some(bytes), initrd.part.start)?;
+            let start = initrd.part.start;
+            match &mut initrd.file {
+                Some(file) => self.read(&path, file, Some(bytes), start)?,
+                None => self.read(&path, &mut self.open(&path)?, Some(bytes), start)?,
+            }
             // There is no padding behind the last one.
             let padding = after.len().min((size.wrapping_neg() % 4) as usize);
             let (padding, after) = after.split_at_mut(padding);
@@ -472,7 +473,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         kernel: &[u8],
         limit: usize,
         max: u64,
-        extras: &Extras<'_>,
+        extras: &Extras<'_, '_, B>,
     ) -> Result<(&'m CStr, Range), Failed> {
         // A kernel may claim to take any length.
         let limit = limit.min(MAX_CMDLINE as usize);
@@ -531,7 +532,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     pub fn device_tree(
         &mut self,
         entry: &Entry<'_>,
-        extras: &Extras<'_>,
+        extras: &Extras<'_, '_, B>,
         command_line: &CStr,
         initrd: Option<Range>,
     ) -> Result<u64, Failed> {

@@ -44,7 +44,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         kind: Kind,
         head: &[u8],
         entry: &Entry<'_>,
-        extras: &Extras<'_>,
+        extras: &mut Extras<'_, '_, B>,
     ) -> Result<HandOff, Failed> {
         // Known when the firmware is built: it has the code of its own architecture alone.
         match (is_x86::<B>(), kind) {
@@ -91,7 +91,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         source: &mut Source<'_, B>,
         head: &[u8],
         entry: &Entry<'_>,
-        extras: &Extras<'_>,
+        extras: &mut Extras<'_, '_, B>,
     ) -> Result<HandOff, Failed> {
         let path = &source.path;
         let image = BzImage::parse(head, source.part.size()).map_err(|e| self.failed(path, e))?;
@@ -146,7 +146,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         source: &mut Source<'_, B>,
         head: &[u8],
         entry: &Entry<'_>,
-        extras: &Extras<'_>,
+        extras: &mut Extras<'_, '_, B>,
     ) -> Result<HandOff, Failed> {
         let (path, size) = (&source.path, source.part.size());
         let image = Arm64Image::parse(head, size).map_err(|e| self.failed(path, e))?;
@@ -167,7 +167,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         mut self,
         source: &mut Source<'_, B>,
         entry: &Entry<'_>,
-        extras: &Extras<'_>,
+        extras: &mut Extras<'_, '_, B>,
     ) -> Result<HandOff, Failed> {
         let path = &source.path;
         let mut head = [0; HEAD_BYTES];
@@ -263,7 +263,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         kernel: Range,
         address: u64,
         entry: &Entry<'_>,
-        extras: &Extras<'_>,
+        extras: &mut Extras<'_, '_, B>,
     ) -> Result<HandOff, Failed> {
         let window = Arm64Image::initrd_window(&kernel);
         let initrd = self.initrds(entry, extras, window.start, window.end)?;
@@ -279,7 +279,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         source: &mut Source<'_, B>,
         head: &[u8],
         entry: &Entry<'_>,
-        extras: &Extras<'_>,
+        extras: &mut Extras<'_, '_, B>,
     ) -> Result<HandOff, Failed> {
         let (elf, segments) = self.segments(source, head)?;
         let address = elf.physical_entry(&segments);
@@ -297,7 +297,7 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
         source: &mut Source<'_, B>,
         head: &[u8],
         entry: &Entry<'_>,
-        extras: &Extras<'_>,
+        extras: &mut Extras<'_, '_, B>,
     ) -> Result<HandOff, Failed> {
         let (_, segments) = self.segments(source, head)?;
         let address = u64::from(self.pvh_entry(source, &segments)?);

@@ -7,7 +7,7 @@ use crate::{
         memory::PlacementError,
         options::{MAX_TAGS, Options},
     },
-    fs::{File, Share},
+    fs::{Dir, File, Share},
     session::{self, DeviceConfig, Tag},
     transport::{Address, DeviceList, FsTransport, MAX_DEVICES},
 };
@@ -19,6 +19,9 @@ pub(super) type BoardShare<B> = Share<FsTransport, <B as Board>::Clock, <B as Bo
 
 /// A file of it.
 pub(super) type BoardFile<'s, B> = File<'s, FsTransport, <B as Board>::Clock, <B as Board>::Hal>;
+
+/// A directory of it.
+pub(super) type BoardDir<'s, B> = Dir<'s, FsTransport, <B as Board>::Clock, <B as Board>::Hal>;
 
 /// What is known about a device, mounted or not.
 pub(super) struct Found {
