@@ -44,4 +44,6 @@ if [ -n "$shell" ]; then
     cd /share && setsid cttyhack sh -i
 fi
 umount /share 2>/dev/null
+# Comes back when all was sent: the kernel's own words do not wait for ours.
+stty sane </dev/console
 poweroff -f

@@ -25,6 +25,9 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
             return Err(Error::NotFound);
         }
         let mut pending = Pending::new(path)?;
+        if !self.is_connected() {
+            return Err(Error::Disconnected);
+        }
         let mut place = Place {
             share: self,
             epoch: self.session().epoch(),

@@ -10,6 +10,8 @@ use bootshare_host::{Arch, Board, Machine, Outcome};
 use crate::entries::{expect_boot, gzip, share, words, write};
 use crate::lab::{Run, Server, demo_share, machine, run, sha256, target};
 
+/// What the x86-64 boards add unless it is there.
+const TIMING: &str = "tsc_early_khz=2000000 no_timer_check";
 /// Has the demo's init print the digest of the command line that it sees: the share is mounted one
 /// level below the root.
 const CMDLINE: &str = "demo.sha256=/../proc/cmdline";
@@ -123,8 +125,7 @@ fn vmlinux_of(bzimage: &[u8]) -> Vec<u8> {
 pub(crate) fn vmlinux(board: Board) {
     let share = share("vmlinux", board, "boot");
     fs::write(share.join("boot/linux"), vmlinux_of(&image(board))).unwrap();
-    // The firmware adds a word for the clock unless there is one.
-    let line = format!("tsc_early_khz=2000000 {} {CMDLINE}", words(board, "pvh"));
+    let line = format!("{TIMING} {} {CMDLINE}", words(board, "pvh"));
     let text = format!("linux /boot/linux\ninitrd /boot/initrd\noptions {line}\n");
     entry(&share, "pvh", &text);
     let run = expect_boot_with(
@@ -362,7 +363,7 @@ pub(crate) fn unified(board: Board) {
         fs::write(&path, text).unwrap();
         path
     };
-    let inner = format!("tsc_early_khz=2000000 {} {CMDLINE}", words(board, "uki"));
+    let inner = format!("{TIMING} {} {CMDLINE}", words(board, "uki"));
     let release = b"PRETTY_NAME=\"Demo 1\"\nID=demo\nVERSION_ID=1\n";
     let sections = [
         (".osrel", write("osrel", release)),

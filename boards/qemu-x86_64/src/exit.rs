@@ -1,6 +1,6 @@
 //! How the machine ends, and what a panic does.
 
-use crate::{console, pci};
+use crate::{clock::timestamp, console, pci};
 use bootshare::loader::ExitStatus;
 use core::{
     panic::PanicInfo,
@@ -51,6 +51,10 @@ const SLEEP_CONTROL: usize = 0xfea0_0200;
 /// SLP_EN, with 5 for the type of S5.
 const SLEEP_S5: u8 = 1 << 5 | 5 << 2;
 
+/// Counts of the time-stamp counter, half a second or more, in which a machine that was told to
+/// power off does so: QEMU's processors go on until its main loop comes to it.
+const OFF_PATIENCE: u64 = 1 << 31;
+
 /// Powers the machine off; ends QEMU with success where that can't be had.
 pub fn power_off() -> ! {
     if pci::Ports::find().is_some() {
@@ -61,6 +65,10 @@ pub fn power_off() -> ! {
         // SAFETY: without PCI this is `microvm`, where this address, which is mapped, is the event
         // device's register or nothing.
         unsafe { control.write_volatile(SLEEP_S5) };
+    }
+    let start = timestamp();
+    while timestamp().saturating_sub(start) < OFF_PATIENCE {
+        core::hint::spin_loop();
     }
     exit(ExitStatus::Success)
 }
