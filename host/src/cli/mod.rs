@@ -262,7 +262,7 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// An option as README's table has it: `--name VALUE` and the help's first paragraph.
+    /// An option as the table in docs/host-tool.md has it: `--name VALUE` and the help's first paragraph.
     fn row(arg: &clap::Arg) -> String {
         let mut words: Vec<_> = arg
             .get_long()
@@ -285,8 +285,8 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_lists_the_options_of_boot_as_the_help_does() {
-        let readme = include_str!("../../../README.md");
+    fn the_documentation_lists_the_options_of_boot_as_the_help_does() {
+        let page = include_str!("../../../docs/host-tool.md");
         let mut command = Cli::command();
         command.build();
         let boot = command.find_subcommand("boot").unwrap();
@@ -295,12 +295,12 @@ mod tests {
             .filter(|arg| !arg.is_hide_set() && arg.get_id() != "help")
             .map(row)
             .collect();
-        let table: Vec<_> = readme
+        let table: Vec<_> = page
             .lines()
             .skip_while(|line| *line != "| `bootshare-host boot` | meaning |")
             .skip(2)
             .take_while(|line| line.starts_with('|'))
             .collect();
-        assert_eq!(table, rows, "README.md should have:\n{}", rows.join("\n"));
+        assert_eq!(table, rows, "docs/host-tool.md should have:\n{}", rows.join("\n"));
     }
 }
