@@ -432,6 +432,20 @@ mod tests {
     }
 
     #[test]
+    fn faults_and_traces_are_refused_with_an_external_server() {
+        let mut machine = machine(Board::X86_64Pc);
+        machine.firmware = std::env::current_exe().unwrap();
+        machine.fault = Some("drop=READ".parse().unwrap());
+        machine.check().unwrap();
+        machine.server = Some("/usr/libexec/virtiofsd".into());
+        let error = machine.check().unwrap_err().to_string();
+        assert!(
+            error.contains("--fault") && error.contains("virtiofsd"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn every_board_shares_its_memory_and_never_reboots() {
         for board in Board::ALL {
             let text = text(&machine(board));

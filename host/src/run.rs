@@ -80,7 +80,7 @@ pub enum Outcome {
         /// The line that shows it.
         line: String,
     },
-    /// The guest ended before its console showed what was expected.
+    /// The guest ended, or its time was over, before its console showed what was expected.
     NotShown {
         /// What was looked for.
         pattern: String,
@@ -96,6 +96,7 @@ impl Outcome {
         match self {
             Self::FirmwareExit(status) => *status,
             Self::PowerOff | Self::Expected => 0,
+            Self::NotShown { end, .. } if **end == Self::TimedOut => 124,
             Self::FailureShown { .. } | Self::NotShown { .. } => 1,
             Self::Reset => 120,
             Self::QemuFailed { .. } => 121,
@@ -574,16 +575,15 @@ impl<'a> Run<'a> {
                 pattern: text(&watch.fail).unwrap_or_default(),
                 line: self.watcher.line(),
             },
-            (None, end @ (Outcome::PowerOff | Outcome::Reset | Outcome::FirmwareExit(_))) => {
-                match text(&watch.expect) {
-                    Some(pattern) => Outcome::NotShown {
-                        pattern,
-                        end: Box::new(end),
-                    },
-                    None => end,
-                }
-            }
-            (None, end) => end,
+            // QEMU's and the server's own failures are not the guest's.
+            (None, end @ (Outcome::QemuFailed { .. } | Outcome::ServerFailed { .. })) => end,
+            (None, end) => match text(&watch.expect) {
+                Some(pattern) => Outcome::NotShown {
+                    pattern,
+                    end: Box::new(end),
+                },
+                None => end,
+            },
         })
     }
 

@@ -162,3 +162,25 @@ fn escape_option(path: &Path) -> std::ffi::OsString {
     }
     std::ffi::OsString::from_vec(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_directories_are_refused_by_name() {
+        let server = Server {
+            path: "/usr/libexec/virtiofsd".into(),
+            kind: Kind::Rust,
+        };
+        let mut share = Share::new("t", "/one");
+        let endpoint = Endpoint::Fd(3);
+        server.invocation(&share, &endpoint, None).unwrap();
+        share.dirs.push("/two".into());
+        let error = server.invocation(&share, &endpoint, None).unwrap_err();
+        let error = error.to_string();
+        for part in ["t (/one, /two)", "/usr/libexec/virtiofsd", "--server"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

@@ -2,12 +2,14 @@
 //!
 //! | option | meaning |
 //! |---|---|
-//! | `bootshare.tag=TAG` | which share; may be repeated |
+//! | `bootshare.tag=TAG` | which share; may be repeated, up to 4 times |
 //! | `bootshare.entry=NAME` | which boot entry, as its id or a glob |
 //! | `bootshare.timeout=SECONDS` | how long the menu waits; 0 for no menu; or as [`Timeout`] |
 //! | `bootshare.cmd="ls /; walk /"` | shell commands to run instead of a boot |
 //! | `bootshare.on-error=shell\|exit\|halt` | what to do after the last entry failed |
 //! | `bootshare.deadline=SECONDS` | longest wait for progress from the host |
+//! | `bootshare.chunk-size=BYTES` | what one read request asks for at most |
+//! | `bootshare.depth=N` | how many of them are in flight |
 //! | `bootshare.log=error\|warn\|info\|debug\|trace` | log level |
 //! | words after `--` | for the payload's command line |
 //!
@@ -36,6 +38,8 @@ const MAX_SECONDS: u32 = 86_400;
 const TIMEOUT: &str =
     "a whole number of seconds, 86400 at most, or menu-force, menu-hidden or menu-disabled";
 const DEADLINE_SECONDS: &str = "a whole number of seconds, from 1 to 86400";
+const CHUNK_SIZE: &str = "a whole number of bytes, from 4096 to 1073741824";
+const DEPTH: &str = "a whole number from 1 to 64";
 const TAG: &str = "a virtio-fs tag of 1 to 36 bytes";
 const ENTRY: &str = "an entry's name";
 const COMMANDS: &str = "shell commands, as in \"ls /; walk /\"";
@@ -69,6 +73,10 @@ pub struct Options<'a> {
     pub on_error: OnError,
     /// Longest wait for progress from the host; never 0.
     pub deadline: Duration,
+    /// Bytes that one read request asks for at most, if it is not the client's own choice.
+    pub chunk_size: Option<u32>,
+    /// Read requests in flight at most, if it is not the client's own choice.
+    pub depth: Option<u32>,
     /// Which messages are shown.
     pub log: LevelFilter,
     /// What goes to the payload: all after the word `--`, as it stands there.
@@ -84,6 +92,8 @@ impl Default for Options<'_> {
             commands: None,
             on_error: OnError::default(),
             deadline: DEFAULT_DEADLINE,
+            chunk_size: None,
+            depth: None,
             log: LevelFilter::Info,
             payload: b"",
         }
@@ -129,7 +139,7 @@ impl fmt::Display for OptionError<'_> {
             Self::Unknown { key } => write!(
                 f,
                 "{}: there is no such option; bootshare.tag, .entry, .timeout, .cmd, .on-error, \
-                 .deadline and .log are known",
+                 .deadline, .chunk-size, .depth and .log are known",
                 key.escape_ascii()
             ),
             Self::NoValue { key, expected } => {
@@ -237,6 +247,16 @@ impl<'a> Options<'a> {
                 let seconds = seconds.ok_or_else(|| bad(text, DEADLINE_SECONDS))?;
                 self.deadline = Duration::from_secs(seconds.into());
             }
+            b"chunk-size" => {
+                let text = value(CHUNK_SIZE)?;
+                let bytes = number(text).filter(|bytes| (4096..=1 << 30).contains(bytes));
+                self.chunk_size = Some(bytes.ok_or_else(|| bad(text, CHUNK_SIZE))?);
+            }
+            b"depth" => {
+                let text = value(DEPTH)?;
+                let depth = number(text).filter(|depth| (1..=64).contains(depth));
+                self.depth = Some(depth.ok_or_else(|| bad(text, DEPTH))?);
+            }
             b"log" => {
                 self.log = match value(LOG)? {
                     b"error" => LevelFilter::Error,
@@ -278,7 +298,7 @@ mod tests {
         let options = Options::parse(
             b"bootshare.tag=a bootshare.tag=\xff\"b bootshare.entry=deb*\" bootshare.timeout=0 \
               bootshare.cmd=\"ls /; walk /\" bootshare.on-error=halt bootshare.deadline=3 \
-              bootshare.log=trace -- quiet  root=\"a b\" ",
+              bootshare.chunk-size=65536 bootshare.depth=2 bootshare.log=trace -- quiet  root=\"a b\" ",
         );
         // The quote inside of a value belongs to it, as in the kernel.
         let options = options.unwrap();
@@ -287,6 +307,8 @@ mod tests {
         assert_eq!(options.commands, Some(&b"ls /; walk /"[..]));
         assert_eq!(options.on_error, OnError::Halt);
         assert_eq!(options.deadline, Duration::from_secs(3));
+        assert_eq!(options.chunk_size, Some(65_536));
+        assert_eq!(options.depth, Some(2));
         assert_eq!(options.log, LevelFilter::Trace);
         assert_eq!(options.payload, b"quiet  root=\"a b\"");
     }
@@ -325,7 +347,7 @@ mod tests {
         assert_eq!(
             error("bootshare.tags=a"),
             "bootshare.tags: there is no such option; bootshare.tag, .entry, .timeout, .cmd, \
-             .on-error, .deadline and .log are known"
+             .on-error, .deadline, .chunk-size, .depth and .log are known"
         );
         assert_eq!(
             error("quiet bootshare.on-error=reboot"),

@@ -1,6 +1,8 @@
 //! EFI zboot images: a compressed kernel in an EFI program that unpacks it.
 //!
-//! Follows the kernel's `drivers/firmware/efi/libstub/zboot-header.S` and `Makefile.zboot`.
+//! Follows the kernel's `drivers/firmware/efi/libstub/zboot-header.S` and `Makefile.zboot`. Those in
+//! gzip are unpacked ([`gzip`](crate::boot::gzip)). Others are refused by name, zstd among them: its
+//! well-kept decoders need a heap.
 
 use crate::boot::{bytes::u32_le, memory::Range};
 

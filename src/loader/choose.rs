@@ -181,9 +181,11 @@ impl<'m> Choice<'m> {
         }
     }
 
-    /// Whether `pattern` is for it: as its id or its file's name, with `.conf` or without.
+    /// Whether `pattern` is for it: as its id or its file's name, with its ending or without.
     fn matches(&self, pattern: &[u8]) -> bool {
-        let id = pattern.strip_suffix(b".conf").unwrap_or(pattern);
+        let ending = [&b".conf"[..], b".efi"];
+        let mut ids = ending.iter().filter_map(|end| pattern.strip_suffix(*end));
+        let id = ids.next().unwrap_or(pattern);
         glob::matches(id, self.id())
             || matches!(self, Self::Bls { name, .. } if glob::matches(pattern, name))
     }

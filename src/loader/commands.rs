@@ -150,7 +150,13 @@ fn read_bench<B: Board>(flow: &Flow<'_, B>, word: &[u8], arena: &mut Arena<'_>) 
         let read = output.for_each_piece(&file, |_| {});
         let took = clock.now().saturating_sub(start);
         match read {
-            Ok(bytes) => output.line(format_args!("{pass}: {}", Speed { bytes, took })),
+            Ok(bytes) => {
+                let micros = took.as_micros();
+                output.line(format_args!(
+                    "{pass}: {}, {micros} us",
+                    Speed { bytes, took }
+                ));
+            }
             Err(error) => return failure(&mount.shown(path), &error),
         }
     }

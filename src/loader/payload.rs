@@ -16,7 +16,7 @@ use crate::{
         entry::Entry,
         gzip::{GzipError, HEADER_BYTES, Unpacker},
         image::{HEAD_BYTES, Kind},
-        memory::{ClaimError, Obstacle, Range, Request, Side},
+        memory::{ClaimError, MemoryKind, Obstacle, Range, Request, Side},
         pvh::{self, StartInfo},
         zboot::Zboot,
         zero_page::{self, Parameters, ZERO_PAGE_BYTES},
@@ -387,9 +387,14 @@ impl<'m, B: Board> Loader<'_, 'm, B> {
                 end: a.end.max(b.end),
             })
         };
-        let occupied = self.board.occupied();
+        let (occupied, map) = (self.board.occupied(), self.board.memory_map());
+        // Not where the firmware is in a ROM.
+        let is_ram = |range: &&Range| {
+            let usable = map.iter().filter(|r| r.kind == MemoryKind::Usable);
+            usable.map(|r| r.range).any(|usable| usable.contains(range))
+        };
         // Of several ranges one can be moved to. The others are refused in their turn.
-        let Some(window) = occupied.iter().filter_map(overlap).next() else {
+        let Some(window) = occupied.iter().filter(is_ram).find_map(overlap) else {
             return Ok(None);
         };
         let request = Request {

@@ -72,7 +72,13 @@ impl<B: Board> Shares<B> {
     #[inline(never)] // So that the large frames of the boot flow do not add up.
     pub fn mount(&mut self, board: &mut B, options: &Options<'_>) {
         let mut transports = self.take_devices(board.find_devices());
-        let session = session::Options::default().with_deadline(options.deadline);
+        let mut session = session::Options::default().with_deadline(options.deadline);
+        if let Some(bytes) = options.chunk_size {
+            session = session.with_chunk_size(bytes);
+        }
+        if let Some(depth) = options.depth {
+            session = session.with_depth(depth as usize);
+        }
         for index in self.choose(options) {
             if self.mounted.is_full() {
                 log::warn!(

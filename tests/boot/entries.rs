@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -118,11 +119,49 @@ pub(crate) fn of_two_shares(board: Board) {
         [format!("* both: Second ({}:/linux)", demo::TAG)]
     );
     machine.append = "bootshare.cmd=entries".into();
-    let both = [
-        "* both: First (first:/linux)".into(),
-        format!("  both: Second ({}:/linux)", demo::TAG),
-    ];
-    assert_eq!(list(&machine), both);
+    let first = "* both: First (first:/linux)".to_owned();
+    let second_both = format!("  both: Second ({}:/linux)", demo::TAG);
+    assert_eq!(list(&machine), [first.clone(), second_both.clone()]);
+    // A share's default comes before its own entries only.
+    write(&second, "loader/entries/a.conf", "linux /a\n");
+    write(&second, "loader/loader.conf", "default a\n");
+    let default = format!("  a: ({}:/a)", demo::TAG);
+    assert_eq!(list(&machine), [first, default, second_both]);
+}
+
+/// Before the kernel starts the firmware says goodbye to the host of each share.
+pub(crate) fn leave_no_trace(board: Board) {
+    let shares = ["one", "two"].map(|name| share(&format!("trace-{name}"), board, ""));
+    let entry = format!(
+        "linux /linux\ninitrd /initrd\noptions {}\n",
+        words(board, "trace")
+    );
+    write(&shares[0], "loader/entries/one.conf", &entry);
+    let trace = empty_dir(&format!("entries-trace-{board:?}")).join("trace");
+    let mut machine = machine(board, Server::Embedded, &shares[0], "");
+    machine.shares.push(Share::new("two", &shares[1]));
+    machine.trace = Some(trace.clone());
+    expect_boot(&machine, &format!("{}:/linux", demo::TAG));
+    let mut table = Vec::new();
+    bootshare_host::serve::print(&trace, &mut table).unwrap();
+    let table = String::from_utf8(table).unwrap();
+    println!("{table}");
+    // Linux mounts one of them, and ends that session too.
+    for (tag, sessions) in [(demo::TAG, 2), ("two", 1)] {
+        let of_share = table
+            .lines()
+            .filter(|line| line.contains(&format!(" {tag}:")));
+        let ends = of_share.filter_map(|line| {
+            ["INIT", "DESTROY"]
+                .into_iter()
+                .find(|word| line.contains(word))
+        });
+        assert_eq!(
+            ends.collect::<Vec<_>>(),
+            ["INIT", "DESTROY"].repeat(sessions),
+            "{tag}"
+        );
+    }
 }
 
 /// What `entries` prints.
@@ -130,6 +169,100 @@ fn list(machine: &Machine) -> Vec<String> {
     let run = run(machine);
     assert_eq!(run.outcome, Outcome::FirmwareExit(0));
     run.output().iter().map(|&line| line.to_owned()).collect()
+}
+
+/// What Debian's packages leave: files in `/boot`, and links to them in `/`, one of them absolute.
+/// Then the same without the links, where the newest version counts.
+pub(crate) fn debian(board: Board) {
+    let share = share("debian", board, "boot");
+    let boot = share.join("boot");
+    let version = "6.1.0-56-cloud";
+    let names = [("linux", "vmlinuz-"), ("initrd", "initrd.img-")];
+    for (from, to) in names {
+        fs::rename(boot.join(from), boot.join(format!("{to}{version}"))).unwrap();
+        // The version before: a kernel that does not boot.
+        fs::write(boot.join(format!("{to}6.1.0-9-cloud")), "old").unwrap();
+    }
+    fs::write(boot.join(format!("config-{version}")), "").unwrap();
+    fs::write(boot.join(format!("System.map-{version}")), "").unwrap();
+    for (link, target) in [
+        ("vmlinuz", format!("boot/vmlinuz-{version}")),
+        ("initrd.img", format!("/boot/initrd.img-{version}")),
+        ("vmlinuz.old", "boot/vmlinuz-6.1.0-9-cloud".into()),
+        ("initrd.img.old", "boot/initrd.img-6.1.0-9-cloud".into()),
+    ] {
+        symlink(target, share.join(link)).unwrap();
+    }
+    let options = format!("-- {}", words(board, "debian"));
+    let machine = machine(board, Server::Rust, &share, &options);
+    let linked = expect_boot(&machine, "/vmlinuz");
+    linked.line(&["bootshare: loaded /initrd.img, "]);
+    for link in ["vmlinuz", "initrd.img", "vmlinuz.old", "initrd.img.old"] {
+        fs::remove_file(share.join(link)).unwrap();
+    }
+    let newest = expect_boot(&machine, &format!("/boot/vmlinuz-{version}"));
+    newest.line(&[&format!("bootshare: loaded /boot/initrd.img-{version}, ")]);
+}
+
+/// Each wrong entry is reported on one line, with its file and the reason, and the next is tried.
+pub(crate) fn wrong_ones(board: Board) {
+    let share = share("wrong", board, "files");
+    let outside = demo_share(board.arch()).join(board.arch().kernel_name());
+    // On the host this leads to a kernel; in the share nothing is there.
+    symlink(&outside, share.join("files/absolute")).unwrap();
+    let up = format!("{}{}", "../".repeat(30), outside.display());
+    symlink(&up, share.join("files/up")).unwrap();
+    symlink("files/round", share.join("round")).unwrap();
+    symlink("../round", share.join("files/round")).unwrap();
+    let long = "x".repeat(5000);
+    let wrong = [
+        ("linux /nosuch", "/nosuch: no such file or directory"),
+        ("linux /files", "/files: "),
+        (
+            "linux /files/absolute",
+            "/files/absolute: no such file or directory",
+        ),
+        ("linux files/up", "/files/up: no such file or directory"),
+        ("linux /round", "/round: "),
+        (&format!("linux {up}"), ": no such file or directory"),
+        ("linux /files/linux/", "/files/linux/: "),
+        (
+            "title no kernel",
+            "it names no kernel; add a line `linux PATH`",
+        ),
+        ("linux /files/linux\ninitrd /files", "/files: "),
+        (
+            &format!("linux /files/linux\noptions {long}"),
+            "the command line has ",
+        ),
+        (
+            "linux /files/linux\ndevicetree-overlay /o",
+            "overlays are not supported",
+        ),
+    ];
+    for (number, (text, _)) in wrong.iter().enumerate() {
+        let text = format!("sort-key {number:02}\n{text}\n");
+        write(
+            &share,
+            &format!("loader/entries/wrong-{number}.conf"),
+            &text,
+        );
+    }
+    symlink("/nowhere", share.join("loader/entries/dangling.conf")).unwrap();
+    let good = format!(
+        "sort-key z\nlinux /files/linux\ninitrd /files/initrd\noptions {}\n",
+        words(board, "good")
+    );
+    write(&share, "loader/entries/good.conf", &good);
+    let run = expect_boot(&machine(board, Server::Rust, &share, ""), "/files/linux");
+    for (number, (_, why)) in wrong.iter().enumerate() {
+        let name = format!("bootshare: error: /loader/entries/wrong-{number}.conf: ");
+        let lines = run.lines.iter().filter(|line| line.starts_with(&name));
+        let lines: Vec<_> = lines.collect();
+        assert_eq!(lines.len(), 1, "{name} {lines:?}");
+        assert!(lines[0].contains(why), "{:?} lacks {why:?}", lines[0]);
+    }
+    run.line(&["bootshare: error: /loader/entries/dangling.conf: no such file"]);
 }
 
 pub(crate) fn chosen_by_glob(board: Board) {

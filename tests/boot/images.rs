@@ -114,7 +114,7 @@ fn vmlinux_of(bzimage: &[u8]) -> Vec<u8> {
         .arg("-dc")
         .stdin(fs::File::open(&path).unwrap())
         .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}: run `host/setup.sh test`"));
+        .unwrap_or_else(|error| panic!("{program}: {error}: install it"));
     assert!(output.status.success(), "{program}: {:?}", output.status);
     assert!(output.stdout.starts_with(b"\x7fELF"));
     output.stdout

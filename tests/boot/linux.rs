@@ -45,9 +45,9 @@ pub(crate) fn boots_from_raw_image(board: Board) {
 }
 
 /// Memory on both sides of 4 GiB, two processors, and a server that answers out of order.
-pub(crate) fn boots_with_6_gib(board: Board) {
+pub(crate) fn boots_with_6_gib(board: Board, server: Server) {
     let share = demo_share(board.arch());
-    let mut machine = machine(board, Server::Rust, share, OPTIONS);
+    let mut machine = machine(board, server, share, OPTIONS);
     machine.append.push_str(" loglevel=7");
     machine.memory_mib = 6 << 10;
     machine.smp = 2;

@@ -126,22 +126,22 @@ fn virt_boots_linux_from_the_rom_image_by_kernel() {
 
 #[test]
 fn microvm_boots_linux_with_6_gib() {
-    linux::boots_with_6_gib(Board::X86_64Microvm);
+    linux::boots_with_6_gib(Board::X86_64Microvm, Server::Embedded);
 }
 
 #[test]
 fn q35_boots_linux_with_6_gib() {
-    linux::boots_with_6_gib(Board::X86_64Q35);
+    linux::boots_with_6_gib(Board::X86_64Q35, Server::Rust);
 }
 
 #[test]
 fn microvm_boots_linux_with_6_gib_from_rom() {
-    linux::boots_with_6_gib(Board::X86_64MicrovmRom);
+    linux::boots_with_6_gib(Board::X86_64MicrovmRom, Server::Rust);
 }
 
 #[test]
 fn q35_boots_linux_with_6_gib_from_rom() {
-    linux::boots_with_6_gib(Board::X86_64Q35Rom);
+    linux::boots_with_6_gib(Board::X86_64Q35Rom, Server::Rust);
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn a_rom_refuses_a_chipset_that_it_does_not_know() {
 
 #[test]
 fn virt_boots_linux_with_6_gib() {
-    linux::boots_with_6_gib(Board::Aarch64VirtPci);
+    linux::boots_with_6_gib(Board::Aarch64VirtPci, Server::Embedded);
 }
 
 #[test]
@@ -444,4 +444,39 @@ faults! {
         server_killed_in_a_large_read: killed_while_reading(Rust);
         files_change: files_that_change(Rust);
     }
+}
+
+#[test]
+fn entries_boot_debians_boot_directory_on_microvm() {
+    entries::debian(Board::X86_64Microvm);
+}
+
+#[test]
+fn entries_boot_debians_boot_directory_on_virt() {
+    entries::debian(Board::Aarch64VirtPci);
+}
+
+#[test]
+fn entries_that_are_wrong_are_named_on_q35() {
+    entries::wrong_ones(Board::X86_64Q35);
+}
+
+#[test]
+fn entries_that_are_wrong_are_named_on_virt() {
+    entries::wrong_ones(Board::Aarch64Virt);
+}
+
+#[test]
+fn entries_load_five_initrds_as_one_on_virt() {
+    entries::five_initrds(Board::Aarch64Virt);
+}
+
+#[test]
+fn menu_comes_by_a_key() {
+    menu::hidden(Board::X86_64Microvm);
+}
+
+#[test]
+fn entries_leave_no_trace_on_two_shares() {
+    entries::leave_no_trace(Board::X86_64Microvm);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bootshare_host::{Board, Machine, Outcome, demo};
 
 use crate::entries::{share, words, write};
-use crate::lab::{Run, Server, machine, run, run_typing};
+use crate::lab::{Run, Server, machine, random, run, run_typing};
 
 /// No key waits for this long in any test: a run that does was waiting for one.
 const IN_TIME: Duration = Duration::from_secs(120);
@@ -218,4 +218,27 @@ pub(crate) fn ends(board: Board) {
     let words = words(board, "script");
     let script = format!("linux /6.1/linux {words} loglevel=7; initrd 6.1/initrd; boot");
     expect_linux(&from(&script), &["demo.entry=script"]);
+}
+
+/// A key brings the menu that is hidden, even while the first entry is loaded; where it is
+/// disabled, none does.
+pub(crate) fn hidden(board: Board) {
+    let share = three_entries("hidden", board);
+    // Hashed in the guest, which takes long enough for a key.
+    fs::write(share.join("6.1/large"), random(64 << 20)).unwrap();
+    let slow = format!(
+        "title Slow\nsort-key 0\nlinux /6.1/linux\ninitrd /6.1/large\noptions {}\n",
+        words(board, "slow")
+    );
+    write(&share, "loader/entries/slow.conf", &slow);
+    let options = "bootshare.log=trace bootshare.entry=[cs]*";
+    let script = [("bootshare: mounted ", " "), (MENU, "2"), ("> 2 c ", "\r")];
+    let chosen = run_typing(&with(board, &share, options), &script);
+    expect_linux(&chosen, &["demo.entry=c"]);
+
+    let options = "bootshare.timeout=menu-disabled bootshare.entry=c";
+    let script = [("bootshare: mounted ", " ")];
+    let run = run_typing(&with(board, &share, options), &script);
+    assert_eq!(run.find(&[MENU]), None);
+    expect_linux(&run, &["demo.entry=c"]);
 }

@@ -147,8 +147,7 @@ impl Board for Machine {
     fn payload_words(&self) -> Vec<heapless::String<64>, 16> {
         // Linux on `microvm` has nothing better than the PIT to measure its clock with, and under
         // emulation it fails at that in some of its boots and hangs.
-        let khz = self.clock.khz().filter(|_| cpuid::is_tcg());
-        words::for_kernel(&self.info.command_line, khz)
+        words::for_kernel(&self.info.command_line, cpuid::is_tcg(), self.clock.khz())
     }
 
     fn find_devices(&mut self) -> DeviceList {

@@ -1,6 +1,7 @@
 //! Words that the kernel needs on its command line to find its way on these machines.
 #![forbid(unsafe_code)]
 
+use bootshare::boot::cmdline;
 use core::fmt::Write as _;
 use heapless::{String, Vec};
 
@@ -11,17 +12,24 @@ pub type Words = Vec<String<64>, 16>;
 /// to the command line of what it starts, which is us.
 const MMIO_DEVICE: &str = "virtio_mmio.device=";
 
-/// The words for the kernel: the devices that `command_line` names, and the clock's frequency in
-/// kHz if Linux may fail to find it out.
-pub fn for_kernel(command_line: &[u8], tsc_khz: Option<u64>) -> Words {
+/// Under emulation, timers run late when the host is busy. Linux then takes the timer's interrupt
+/// for not connected, tries others, and may panic; this has it skip the test.
+const NO_TIMER_CHECK: &str = "no_timer_check";
+
+/// The words for the kernel: the devices that `command_line` names, and under emulation what spares
+/// Linux to measure time, with the clock's frequency in kHz, if that is known.
+pub fn for_kernel(command_line: &[u8], is_emulated: bool, tsc_khz: Option<u64>) -> Words {
     let mut words = Words::new();
-    if let Some(khz) = tsc_khz {
+    if let Some(khz) = tsc_khz.filter(|_| is_emulated) {
         let mut word = String::new();
         if write!(word, "tsc_early_khz={khz}").is_ok() {
             _ = words.push(word);
         }
     }
-    for word in split(command_line) {
+    if is_emulated && let Ok(word) = String::try_from(NO_TIMER_CHECK) {
+        _ = words.push(word);
+    }
+    for word in cmdline::words(command_line) {
         let Ok(word) = str::from_utf8(word) else {
             continue;
         };
@@ -35,16 +43,6 @@ pub fn for_kernel(command_line: &[u8], tsc_khz: Option<u64>) -> Words {
     words
 }
 
-/// Words of a kernel command line: at white space, but not inside double quotes.
-fn split(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut quoted = false;
-    line.split(move |byte| {
-        quoted ^= *byte == b'"';
-        !quoted && byte.is_ascii_whitespace()
-    })
-    .filter(|word| !word.is_empty())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,7 +52,7 @@ mod tests {
         let line = b"bootshare.timeout=1 virtio_mmio.device=512@0xfeb00c00:11 \
                      virtio_mmio.device=512@0xfeb00e00:12";
         assert_eq!(
-            for_kernel(line, None),
+            for_kernel(line, false, Some(1)),
             [
                 "virtio_mmio.device=512@0xfeb00c00:11",
                 "virtio_mmio.device=512@0xfeb00e00:12"
@@ -63,29 +61,31 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_goes_first() {
+    fn under_emulation_time_goes_first() {
         let line = b"virtio_mmio.device=512@0xfeb00e00:12";
         assert_eq!(
-            for_kernel(line, Some(2_100_000)),
+            for_kernel(line, true, Some(2_100_000)),
             [
                 "tsc_early_khz=2100000",
+                "no_timer_check",
                 "virtio_mmio.device=512@0xfeb00e00:12"
             ]
         );
+        assert_eq!(for_kernel(b"", true, None), ["no_timer_check"]);
     }
 
     #[test]
     fn other_words_stay_here() {
         let line =
             b" bootshare.cmd=\"cat virtio_mmio.device=1 /x\" xvirtio_mmio.device=1 \xff\t-- quiet ";
-        assert!(for_kernel(line, None).is_empty());
+        assert!(for_kernel(line, false, None).is_empty());
     }
 
     #[test]
     fn too_many_or_too_long_words_are_left_out() {
         let line =
             format!("virtio_mmio.device={} ", "x".repeat(64)) + &"virtio_mmio.device=1 ".repeat(40);
-        let words = for_kernel(line.as_bytes(), None);
+        let words = for_kernel(line.as_bytes(), false, None);
         assert_eq!(words.len(), 16);
         assert!(words.iter().all(|word| word == "virtio_mmio.device=1"));
     }

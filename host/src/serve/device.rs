@@ -65,9 +65,10 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         status: Arc<Status>,
         threads: usize,
     ) -> io::Result<(Self, Pool)> {
+        // Dropped after the sender, whose end is the threads' end.
+        let mut pool = Pool(Vec::new());
         let (sender, receiver) = channel();
         let receiver = Arc::new(Mutex::new(receiver));
-        let mut pool = Pool(Vec::new());
         for number in 0..threads {
             let (service, status) = (Arc::clone(&service), Arc::clone(&status));
             let receiver = Arc::clone(&receiver);

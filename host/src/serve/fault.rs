@@ -52,8 +52,8 @@ const ERRNOS: [(&str, i32); 21] = [
     ("ESTALE", libc::ESTALE),
 ];
 
-/// What the server does wrong on purpose. Its grammar is in the
-/// [README](https://docs.rs/crate/bootshare) and at the head of this file.
+/// What the server does wrong on purpose, parsed from rules like `delay=20ms@READ:5,drop=LOOKUP:3`;
+/// `bootshare-host serve --help` lists them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fault {
     rules: Vec<Rule>,

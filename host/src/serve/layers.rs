@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use fuse_backend_rs::abi::fuse_abi::{ROOT_ID, stat64, statvfs64};
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, FsOptions, OpenOptions, ZeroCopyWriter,
@@ -48,7 +48,7 @@ const RENAME_RETRIES: usize = 64;
 const PIECE: usize = 3840;
 
 /// Entries in all lists of directories that a guest holds open, as a limit to our memory.
-const MAX_LISTED: usize = 4 << 20;
+const MAX_LISTED: usize = 2 << 20;
 
 /// Descriptors that are left to the rest of the process.
 const RESERVED_FILES: u64 = 256;
@@ -165,9 +165,12 @@ impl Layers {
             devices: Mutex::default(),
         };
         for (index, dir) in dirs.iter().enumerate() {
-            layers
-                .open(index, Path::new(""), OFlags::RDONLY | OFlags::DIRECTORY)
-                .with_context(|| format!("cannot read {}", dir.display()))?;
+            let opened = layers.open(index, Path::new(""), OFlags::RDONLY | OFlags::DIRECTORY);
+            ensure!(
+                !matches!(opened, Err(Errno::NOSYS)),
+                "the system has no openat2(2): Linux 5.6 or newer is needed"
+            );
+            opened.with_context(|| format!("cannot read {}", dir.display()))?;
         }
         layers.forget_all();
         Ok(layers)

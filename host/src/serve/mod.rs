@@ -22,6 +22,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -38,6 +39,9 @@ use service::Service;
 
 /// Threads that answer requests, unless told otherwise.
 pub const DEFAULT_THREADS: usize = 2;
+
+/// How long a server may take to end: no disk takes longer for a request.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// What to serve, and how.
 #[derive(Clone, Debug)]
@@ -112,12 +116,22 @@ impl Server {
         self.status.failure()
     }
 
-    /// Ends the server, also under a QEMU that runs, and waits for its threads.
+    /// Ends the server, also under a QEMU that runs, and waits for its threads; but not for ever for
+    /// one that waits for a file system of the host: it ends with the process.
     pub fn stop(&mut self) {
         self.status.stop();
-        if let Some(thread) = self.thread.take()
-            && let Err(panic) = thread.join()
-        {
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        let deadline = Instant::now() + STOP_LIMIT;
+        while !thread.is_finished() {
+            if Instant::now() >= deadline {
+                self.status.fail("a file of the share does not answer");
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        if let Err(panic) = thread.join() {
             let panic = service::message(&*panic);
             self.status.fail(&format!("it panicked: {panic}"));
         }
@@ -142,8 +156,8 @@ impl Handler {
         options.service().map(Self)
     }
 
-    /// Answers a request. Returns how many bytes of its buffers were written; `None` when it is not
-    /// to be given back.
+    /// Answers a request, at once: of the faults a delay has no effect here. Returns how many bytes
+    /// of its buffers were written; `None` when it is not to be given back.
     pub fn answer(&self, chain: &DescriptorChain<impl MemoryRef>) -> Option<u32> {
         let taken = self.0.take(chain);
         self.0.answer(chain, &taken, None).used

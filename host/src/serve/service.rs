@@ -16,7 +16,7 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 use super::fault::{Injector, Verdict, mix};
 use super::opcode;
 use super::ring::InFlight;
-use super::trace::{Exchange, REPLY_HEAD, REQUEST_HEAD, Trace};
+use super::trace::{self, Exchange, REQUEST_HEAD, Trace};
 
 /// `fuse_in_header`.
 const HEADER: usize = 40;
@@ -114,9 +114,10 @@ impl<F: FileSystem + Sync> Service<F> {
             answer = self.reply(chain, taken);
             spoil(chain, verdict, &mut answer);
         }
-        if let Some(trace) = &self.trace {
-            let reply = answer.used.map(|used| (reply_head(chain, used), used));
-            trace.record(&Exchange {
+        if let Some(recorder) = &self.trace {
+            let limit = trace::reply_head(taken.opcode());
+            let reply = answer.used.map(|used| (reply(chain, limit, used), used));
+            recorder.record(&Exchange {
                 tag: &self.tag,
                 start: taken.start,
                 request: &taken.head,
@@ -245,9 +246,10 @@ fn flip(chain: &DescriptorChain<impl MemoryRef>, mut offset: u64, bits: u8) {
     }
 }
 
-fn reply_head(chain: &DescriptorChain<impl MemoryRef>, used: u32) -> Vec<u8> {
+/// The first bytes of a reply, no more than `limit`.
+fn reply(chain: &DescriptorChain<impl MemoryRef>, limit: usize, used: u32) -> Vec<u8> {
     let mut head = Vec::new();
-    let wanted = REPLY_HEAD.min(used as usize);
+    let wanted = limit.min(used as usize);
     for part in chain.clone().writable() {
         let mut bytes = vec![0; (wanted - head.len()).min(part.len() as usize)];
         if chain.memory().read_slice(&mut bytes, part.addr()).is_err() {

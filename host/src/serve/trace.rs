@@ -12,6 +12,7 @@
 //! | `in`, `out` | bytes of the request and of the reply |
 //! | `error` | errno of the reply, unless 0 |
 //! | `child` | the node that a LOOKUP found |
+//! | `children` | names and nodes that a READDIRPLUS told of |
 //! | `fault` | what was done wrong on purpose |
 
 use std::collections::BTreeMap;
@@ -31,8 +32,23 @@ use super::opcode;
 /// How much of a request is kept: its header, and of its body what names need.
 pub(super) const REQUEST_HEAD: usize = 40 + 512;
 
-/// How much of a reply: its header and an `fuse_entry_out`.
-pub(super) const REPLY_HEAD: usize = 16 + 128;
+/// How much of a reply: its header and a `fuse_entry_out`.
+const REPLY_HEAD: usize = 16 + ENTRY;
+
+/// How much of a reply that lists nodes.
+const LISTING: usize = 64 << 10;
+
+/// Size of `fuse_entry_out`, and of `fuse_dirent` before the name.
+const ENTRY: usize = 128;
+const DIRENT: usize = 24;
+
+/// How much of a reply is kept.
+pub(super) fn reply_head(opcode: u32) -> usize {
+    match opcode::name(opcode) {
+        Some("READDIRPLUS") => LISTING,
+        _ => REPLY_HEAD,
+    }
+}
 
 /// A file that requests and replies are recorded in.
 #[derive(Debug)]
@@ -49,7 +65,7 @@ pub(super) struct Exchange<'a> {
     /// The first [`REQUEST_HEAD`] bytes, and how many there are in all.
     pub(super) request: &'a [u8],
     pub(super) request_len: usize,
-    /// The first [`REPLY_HEAD`] bytes and the length that the used ring tells; `None` when it was
+    /// The first [`reply_head`] bytes and the length that the used ring tells; `None` when it was
     /// never answered.
     pub(super) reply: Option<(&'a [u8], u32)>,
     pub(super) verdict: Verdict,
@@ -102,6 +118,22 @@ fn long(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
+/// The nodes in a READDIRPLUS's reply, by name.
+fn children(mut rest: &[u8]) -> Value {
+    let mut found = Map::new();
+    while let (Some(node), Some(size)) = (long(rest, 0), word(rest, ENTRY + 16)) {
+        let end = ENTRY + DIRENT + size as usize;
+        let Some(name) = rest.get(ENTRY + DIRENT..end) else {
+            break;
+        };
+        if node != 0 {
+            found.insert(name.escape_ascii().to_string(), json!(node));
+        }
+        rest = rest.get(end.next_multiple_of(8)..).unwrap_or_default();
+    }
+    Value::Object(found)
+}
+
 impl Exchange<'_> {
     fn describe(&self, origin: Instant, end: Instant) -> Value {
         let mut out = Map::new();
@@ -133,6 +165,8 @@ impl Exchange<'_> {
                 put("error", json!(error.wrapping_neg()));
             } else if opcode::name(opcode) == Some("LOOKUP") {
                 put("child", json!(long(reply, 16)));
+            } else if opcode::name(opcode) == Some("READDIRPLUS") {
+                put("children", children(reply.get(16..).unwrap_or_default()));
             }
         }
         if let Some(fault) = self.verdict.describe() {
@@ -303,7 +337,13 @@ impl Totals {
             path.push_str(name);
         }
         if let Some(child) = number("child") {
-            self.paths.insert((tag, child), path.clone());
+            self.paths.insert((tag.clone(), child), path.clone());
+        }
+        let children = record.get("children").and_then(Value::as_object);
+        for (name, child) in children.into_iter().flatten() {
+            let child = child.as_u64().unwrap_or(0);
+            let below = format!("{path}/{name}");
+            self.paths.insert((tag.clone(), child), below);
         }
         path
     }
@@ -420,6 +460,18 @@ mod tests {
         let found = reply(0, &7_u64.to_le_bytes());
         record(&request(1, 1, b"dir\0"), Some(&found));
         record(&request(1, 7, b"no\0"), Some(&reply(-libc::ENOENT, &[])));
+        // A listing with a node for one of two names.
+        let mut listing = Vec::new();
+        for (node, name) in [(0_u64, "."), (9, "below")] {
+            listing.extend(node.to_le_bytes());
+            listing.resize(listing.len() + ENTRY - 8 + 16, 0);
+            listing.extend((name.len() as u32).to_le_bytes());
+            listing.extend([0; 4]);
+            listing.extend(name.as_bytes());
+            listing.resize(listing.len().next_multiple_of(8), 0);
+        }
+        record(&request(44, 7, &[0; 40]), Some(&reply(0, &listing)));
+        record(&request(3, 9, &[0; 16]), Some(&reply(0, &[0; 104])));
         let mut read = 3_u64.to_le_bytes().to_vec();
         read.extend(4096_u64.to_le_bytes());
         read.extend(100_u32.to_le_bytes());
@@ -438,8 +490,9 @@ mod tests {
         line(&["LOOKUP", "t:/dir ", "ok"]);
         line(&["LOOKUP", "t:/dir/no", "No such file"]);
         line(&["READ", "t:/dir ", "never answered, 100 at 4096"]);
-        line(&["all", " 3 ", " 1 "]);
-        line(&["3 operations in ", "round trips"]);
+        line(&["GETATTR", "t:/dir/below ", "ok"]);
+        line(&["all", " 5 ", " 1 "]);
+        line(&["5 operations in ", "round trips"]);
     }
 
     #[test]

@@ -426,7 +426,10 @@ fn a_boot_test_ends_with_what_the_console_shows() {
     let ran = tool.run(&mut command);
     ran.expect(
         124,
-        &["the time limit passed", "the console showed nothing"],
+        &[
+            "--expect 'never': the time limit passed",
+            "the console showed nothing",
+        ],
     );
 }
 

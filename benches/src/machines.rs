@@ -1,0 +1,85 @@
+//! Machines to measure, and what they say of themselves.
+
+use crate::share::Shares;
+use anyhow::{Context, Result, bail, ensure};
+use bootshare_host::{Board, Console, Machine, Outcome, Report, Share, demo};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// The greatest time of one run.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Who serves the share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// Threads of this process.
+    Embedded,
+    /// virtiofsd, as the tests build it.
+    Virtiofsd,
+}
+
+/// A machine with our firmware and the share of its architecture.
+pub fn ours(shares: &Shares, board: Board, options: &str) -> Machine {
+    let firmware = Path::new("target/firmware").join(board.firmware_name());
+    let mut machine = Machine::new(board, firmware);
+    machine.append = options.into();
+    share(&mut machine, shares);
+    machine
+}
+
+/// Gives `machine` the share of its architecture.
+pub fn share(machine: &mut Machine, shares: &Shares) {
+    let dir = shares.dir(machine.board.arch());
+    machine.shares = vec![Share::new(demo::TAG, dir)];
+    machine.time_limit = Some(LIMIT);
+}
+
+/// Has `server` serve `machine` from `threads` threads.
+pub fn serve(machine: &mut Machine, server: Server, threads: u32) {
+    machine.thread_pool_size = Some(threads);
+    machine.server = match server {
+        Server::Embedded => None,
+        Server::Virtiofsd => Some(PathBuf::from("target/virtiofsd/bin/virtiofsd")),
+    };
+}
+
+/// Runs it to its end.
+pub fn run(machine: &Machine) -> Result<Report> {
+    let report = machine.run(Console::Capture)?;
+    match report.outcome {
+        Outcome::FirmwareExit(0) | Outcome::PowerOff | Outcome::Expected => Ok(report),
+        _ => bail!("{:?}: {}\n{}", machine.board, report.outcome, report.text()),
+    }
+}
+
+/// MiB a second, from a line of `read-bench`, `first: N bytes in M ms (R MiB/s), T us`: that of the
+/// pass with this name.
+pub fn speed(report: &Report, pass: &str) -> Result<f64> {
+    let text = report.text();
+    let line = text.lines().find_map(|line| line.trim().strip_prefix(pass));
+    let line = line.with_context(|| format!("no line `{pass}` in {text}"))?;
+    let bytes: f64 = line.split_whitespace().next().context("bytes")?.parse()?;
+    let micros = line.rsplit(' ').nth(1).context("time")?;
+    let seconds = micros.parse::<f64>()? / 1e6;
+    ensure!(seconds > 0.0, "{line}: too short to be measured");
+    Ok(bytes / f64::from(1 << 20) / seconds)
+}
+
+/// MiB a second, from the last line of busybox's `dd`: `N bytes (..) copied, S seconds, ..`.
+pub fn dd_speed(report: &Report, what: &str) -> Result<f64> {
+    let text = report.text();
+    let mut lines = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix(what));
+    let line = lines
+        .next_back()
+        .with_context(|| format!("no line `{what}` in {text}"))?;
+    let bytes: f64 = line.split_whitespace().next().context("bytes")?.parse()?;
+    let (_, rest) = line
+        .split_once("copied, ")
+        .with_context(|| line.to_owned())?;
+    let seconds: f64 = rest.split_whitespace().next().context("seconds")?.parse()?;
+    Ok(bytes / f64::from(1 << 20) / seconds)
+}

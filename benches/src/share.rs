@@ -1,0 +1,119 @@
+//! The directories that are shared: one for each architecture, made once.
+
+use anyhow::{Context, Result};
+use bootshare_host::{
+    Arch,
+    debian::Packages,
+    demo::{self, Archive},
+    guest::Parts,
+};
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+/// The init of a guest that reads a file as Linux does, and says how fast.
+const READING_INIT: &str = include_str!("reading-init.sh");
+
+/// Shares of both architectures, and EFI firmware.
+pub struct Shares {
+    root: PathBuf,
+    efi: PathBuf,
+}
+
+impl Shares {
+    /// Makes in `root` what is not there yet.
+    pub fn make(root: &Path) -> Result<Self> {
+        for arch in Arch::ALL {
+            let dir = root.join(arch.name());
+            if dir.join("done").exists() {
+                continue;
+            }
+            let parts = Parts::fetch(arch, Path::new(demo::PARTS))?;
+            demo::make(&parts, &dir)?;
+            let mut archive = Archive::default();
+            archive.file("init", 0o755, READING_INIT.as_bytes())?;
+            fs::write(dir.join("reading.cpio"), archive.finish()?)?;
+            fs::create_dir_all(dir.join("loader/entries"))?;
+            for (id, initrds) in [
+                ("small", "initrd /initrd.img"),
+                ("large", "initrd /initrd.img\ninitrd /filler-256.cpio"),
+                ("reading", "initrd /initrd.img\ninitrd /reading.cpio"),
+            ] {
+                let early = match arch {
+                    Arch::X86_64 => "earlyprintk=ttyS0",
+                    Arch::Aarch64 => "earlycon",
+                };
+                let text = format!(
+                    "linux /{}\n{initrds}\noptions {early} console={} panic=-1\n",
+                    arch.kernel_name(),
+                    arch.serial()
+                );
+                fs::write(dir.join(format!("loader/entries/{id}.conf")), text)?;
+            }
+            filler(&dir, 256 << 20)?;
+            fs::write(dir.join("done"), "")?;
+        }
+        let efi = root.join("efi");
+        let packages = Packages {
+            arch: Arch::X86_64,
+            what: "EFI firmware",
+            choose: |_| Ok(vec!["ovmf".into(), "qemu-efi-aarch64".into()]),
+        };
+        packages.fetch(&efi)?;
+        Ok(Self {
+            root: root.to_owned(),
+            efi,
+        })
+    }
+
+    /// The share of `arch`.
+    pub fn dir(&self, arch: Arch) -> PathBuf {
+        self.root.join(arch.name())
+    }
+
+    /// EFI firmware for `arch`, as Debian has it.
+    pub fn efi(&self, arch: Arch) -> PathBuf {
+        self.efi.join(match arch {
+            Arch::X86_64 => "usr/share/ovmf/OVMF.fd",
+            Arch::Aarch64 => "usr/share/qemu-efi-aarch64/QEMU_EFI.fd",
+        })
+    }
+
+    /// A file of that many MiB in the share of `arch`, read once so that it is in the page cache;
+    /// its name in the share.
+    pub fn file(&self, arch: Arch, mib: u64) -> Result<String> {
+        self.file_of(arch, mib << 20)
+    }
+
+    /// The same, of that many bytes.
+    pub fn file_of(&self, arch: Arch, bytes: u64) -> Result<String> {
+        let name = format!("random-{bytes}");
+        let path = self.dir(arch).join(&name);
+        let len = fs::metadata(&path).map_or(u64::MAX, |metadata| metadata.len());
+        if len != bytes {
+            random(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let mut file = File::open(&path)?;
+        io::copy(&mut file, &mut io::sink())?;
+        Ok(format!("/{name}"))
+    }
+}
+
+/// Random bytes: nothing that a file system stores in less.
+fn random(path: &Path, bytes: u64) -> io::Result<()> {
+    let mut source = File::open("/dev/urandom")?.take(bytes);
+    let mut out = File::create(path)?;
+    io::copy(&mut source, &mut out)?;
+    out.flush()
+}
+
+/// An initrd that is a file of that many bytes.
+fn filler(dir: &Path, bytes: usize) -> Result<()> {
+    let mut content = vec![0; bytes];
+    File::open("/dev/urandom")?.read_exact(&mut content)?;
+    let mut archive = Archive::default();
+    archive.file("filler", 0o644, &content)?;
+    fs::write(dir.join("filler-256.cpio"), archive.finish()?).context("cannot write an initrd")
+}
