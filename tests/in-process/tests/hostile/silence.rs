@@ -1,6 +1,6 @@
 //! Hosts that say nothing, or no more.
 
-use crate::rig::{CHUNK, LARGE, check, in_chunks, is_large, seconds, share, spoiling, tree};
+use crate::rig::{CHUNK, LARGE, cases, check, in_chunks, is_large, seconds, share, spoiling, tree};
 use bootshare::session::PAGES_PER_SHARE;
 use bootshare::{Error, Options};
 use bootshare_tests::{
@@ -47,7 +47,7 @@ fn each_request_has_a_deadline() {
             share.read_dir("dir").unwrap().next().unwrap().err()
         }),
     ];
-    for (opcode, act) in acts {
+    for (opcode, act) in cases(acts) {
         let device = silent(opcode);
         let share = share(&device);
         assert_eq!(act(&share), timed_out::<()>().err(), "{opcode:?}");
