@@ -165,7 +165,7 @@ pub(crate) fn killed_while_reading(board: Board, server: Server) {
     let run = run_with(
         &with_memory(board, server, &share, SHORT),
         &mut [
-            (Console("opened /one"), &mut nothing),
+            (Console("loaded /initrd"), &mut nothing),
             (BAR, &mut |servers| servers.kill(0)),
         ],
     );
@@ -189,7 +189,7 @@ pub(crate) fn stopped_for_less_than_the_deadline(board: Board) {
     let run = run_with(
         &with_memory(board, Server::Rust, &share, &options),
         &mut [
-            (Console("opened /large"), &mut nothing),
+            (Console("loaded /initrd"), &mut nothing),
             (BAR, &mut |servers| servers.stop_for(0, STOP)),
         ],
     );
@@ -212,7 +212,7 @@ pub(crate) fn stopped_for_longer(board: Board) {
     let run = run_with(
         &with_memory(board, Server::Rust, &share, &options),
         &mut [
-            (Console("opened /large"), &mut nothing),
+            (Console("loaded /initrd"), &mut nothing),
             (BAR, &mut |servers| servers.stop(0)),
             (Console("warning: share bootshare"), &mut |servers| {
                 servers.stop_for(0, Duration::from_secs(2));
@@ -230,7 +230,7 @@ pub(crate) fn stopped_for_ever(board: Board) {
     let run = run_with(
         &with_memory(board, Server::Rust, &share, SHORT),
         &mut [
-            (Console("opened /large"), &mut nothing),
+            (Console("loaded /initrd"), &mut nothing),
             (BAR, &mut |servers| servers.stop(0)),
         ],
     );
@@ -247,7 +247,7 @@ pub(crate) fn stopped_then_killed(board: Board, server: Server) {
     let run = run_with(
         &two_shares(board, server, &share, SHORT),
         &mut [
-            (Console("opened first:/large"), &mut nothing),
+            (Console("loaded first:/initrd"), &mut nothing),
             (BAR, &mut |servers| servers.stop(0)),
             (Console("resetting the device"), &mut |servers| {
                 servers.kill(0)
@@ -278,7 +278,7 @@ pub(crate) fn late(board: Board, server: Server) {
 
 /// One entry after the other fails, its file changed while it was loaded, and the last one boots.
 pub(crate) fn files_that_change(board: Board, server: Server) {
-    let files = ["cut", "grown", "written", "swapped", "replaced"];
+    let files = ["cut", "grown", "written", "replaced"];
     let share = share(&format!("changing-{server:?}"), board, &files, SMALLER);
     let whole = sha256_of(&share.join("replaced"));
     let open = |name| File::options().append(true).open(share.join(name)).unwrap();
@@ -289,20 +289,17 @@ pub(crate) fn files_that_change(board: Board, server: Server) {
     let run = run_with(
         &with_memory(board, server, &share, &LONG.replace("debug", "trace")),
         &mut [
-            (Console("opened /cut"), &mut nothing),
+            (Console("loaded /initrd"), &mut nothing),
             (BAR, &mut |_| open("cut").set_len(SMALLER / 2).unwrap()),
-            (Console("opened /grown"), &mut nothing),
+            (Console("loaded /initrd"), &mut nothing),
             (BAR, &mut |_| open("grown").write_all(b"more").unwrap()),
-            (Console("opened /written"), &mut nothing),
+            (Console("loaded /initrd"), &mut nothing),
             (BAR, &mut |_| {
                 let file = File::options().write(true).open(share.join("written"));
                 file.unwrap().write_all_at(b"other", SMALLER - 5).unwrap();
             }),
-            // Its size was asked for; that of the file in its place is another one.
-            (Console("opened /initrd"), &mut |_| replace("swapped")),
-            (Console("opened /replaced"), &mut nothing),
             // An open file stays what it is.
-            (BAR, &mut |_| replace("replaced")),
+            (Console("opened /replaced"), &mut |_| replace("replaced")),
         ],
     );
     for (name, error) in [
@@ -312,7 +309,6 @@ pub(crate) fn files_that_change(board: Board, server: Server) {
         ),
         ("grown", "it changed on the host while it was read"),
         ("written", "it changed on the host while it was read"),
-        ("swapped", "it changed on the host while it was read"),
     ] {
         run.line(&[&format!(
             "bootshare: error: /loader/entries/{name}.conf: /{name}: {error}"

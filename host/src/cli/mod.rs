@@ -301,6 +301,11 @@ mod tests {
             .skip(2)
             .take_while(|line| line.starts_with('|'))
             .collect();
-        assert_eq!(table, rows, "docs/host-tool.md should have:\n{}", rows.join("\n"));
+        assert_eq!(
+            table,
+            rows,
+            "docs/host-tool.md should have:\n{}",
+            rows.join("\n")
+        );
     }
 }
