@@ -4,6 +4,7 @@ BOARD ?= $(if $(filter aarch64,$(shell uname -m)),aarch64-virt,x86_64-microvm)
 ACCEL ?= tcg
 MEMORY ?= 512
 SECONDS ?= 60
+ROUNDS ?= 7
 # Recipes read these two as shell variables: they may hold quotation marks.
 export APPEND
 export SHARE
@@ -55,6 +56,8 @@ help:
 	@echo 'make licences  the licences of everything that is linked'
 	@echo 'make callgrind how many instructions the client takes for a request'
 	@echo 'make panics    where the images could panic, against docs/panics.md'
+	@echo 'make bench     how fast it is, beside Linux, EFI and QEMU itself'
+	@echo '                 ROUNDS=   how often (default $(ROUNDS)); ONLY= reads,boots,trips,growth'
 	@echo 'make size      what the images take'
 	@echo 'make doc       the documentation, in $(TARGET)/doc'
 	@echo 'make clean     remove target, downloads included'
@@ -155,6 +158,11 @@ panics: $(ARCHES:%=panics-%)
 $(ARCHES:%=panics-%): panics-%: setup-build
 	@$(BARE_CARGO) rustc -q --profile panics -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS) \
 		-- -Clink-arg=--emit-relocs -Cllvm-args=-enable-machine-outliner=never
+
+# Beside its peers, in one run: target/bench has tables, raw numbers and plots.
+.PHONY: bench
+bench: setup-test firmware
+	cargo run --release -p bootshare-bench -- --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY))
 
 .PHONY: size
 size: tool firmware

@@ -16,7 +16,7 @@ use clap::builder::styling::{AnsiColor, Style, Styles};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 
 use bootshare_host::guest::Parts;
-use bootshare_host::serve::{self, DEFAULT_THREADS, Fault, Options, Trace};
+use bootshare_host::serve::{self, DEFAULT_THREADS, Fault, Options, RULES, Trace};
 use bootshare_host::{Board, demo, rom, size};
 
 /// Exit status when nothing could be started: bad usage, something missing.
@@ -88,18 +88,6 @@ enum Sub {
         dir: PathBuf,
     },
 }
-
-const RULES: &str = "\
-Rules of --fault, with commas between them:
-  delay=TIME[@WHICH]        the request waits before it is answered (250us, 20ms, 1.5s)
-  drop=WHICH                it is never answered
-  error=ERRNO[@WHICH]       it fails: EIO, ENOENT, ..., or a number
-  truncate=BYTES[@WHICH]    the used ring tells of no more than BYTES of its reply
-  corrupt=SEED[@WHICH]      bits of its reply are flipped; without WHICH, of every tenth
-  panic=WHICH               the server itself fails at it
-  disconnect-after=N        after N requests the server hangs up
-  seed=N                    which requests P% means
-WHICH is an operation (READ, LOOKUP, ...), or N, N+ or P%, or both, as in READ:5: the fifth READ.";
 
 /// Serve directories to a QEMU that was started by somebody else, until a signal comes
 #[derive(Args)]

@@ -1,19 +1,6 @@
 //! Faults on purpose, for tests and for authors of firmware.
 //!
-//! ```text
-//! FAULT := RULE[,RULE...]
-//! RULE  := delay=TIME[@WHICH]        the request waits before it is answered
-//!        | drop=WHICH                it is never answered
-//!        | error=ERRNO[@WHICH]       it fails: EIO, ENOENT, ..., or a number up to 4095
-//!        | truncate=BYTES[@WHICH]    the used ring tells of no more than BYTES of its reply
-//!        | corrupt=SEED[@WHICH]      bits of its reply are flipped; without WHICH, of every tenth
-//!        | panic=WHICH               the server itself fails at it
-//!        | disconnect-after=N        after N requests the server hangs up
-//!        | seed=N                    which requests `P%` means (default 0)
-//! TIME  := 250us | 20ms | 1.5s
-//! WHICH := OP | WHEN | OP:WHEN       OP is FUSE's name of an operation: READ, LOOKUP, ...
-//! WHEN  := N | N+ | P%               the Nth of these requests; it and all later ones; a share
-//! ```
+#![doc = concat!("```text\n", include_str!("fault.txt"), "```")]
 //!
 //! Requests are counted in the order in which the guest made them, by each rule for itself and
 //! from the server's start; the same requests and the same numbers give the same faults.
@@ -26,6 +13,9 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result, bail, ensure};
 
 use super::opcode;
+
+/// How faults are written, for a person.
+pub const RULES: &str = include_str!("fault.txt");
 
 /// The errors by name; any other goes by its number.
 const ERRNOS: [(&str, i32); 21] = [

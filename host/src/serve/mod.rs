@@ -28,7 +28,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, poll};
 use virtio_queue::DescriptorChain;
 
-pub use fault::Fault;
+pub use fault::{Fault, RULES};
 pub use service::MemoryRef;
 pub use trace::{Trace, print};
 
