@@ -56,7 +56,7 @@ help:
 	@echo 'make licences  the licences of everything that is linked'
 	@echo 'make callgrind how many instructions the client takes for a request'
 	@echo 'make panics    where the images could panic, against docs/panics.md'
-	@echo 'make bench     how fast it is, beside Linux, EFI and QEMU itself'
+	@echo 'make bench     how fast it is, beside Linux and QEMU itself'
 	@echo '                 ROUNDS=   how often (default $(ROUNDS)); ONLY= reads,boots,trips,growth'
 	@echo 'make size      what the images take'
 	@echo 'make doc       the documentation, in $(TARGET)/doc'

@@ -1,4 +1,4 @@
-//! From QEMU's start to the kernel's first line, with our firmware, QEMU's own loader and EFI.
+//! From QEMU's start to the kernel's first line, with our firmware and QEMU's own loader.
 
 use crate::{machines, results::Results, share::Shares};
 use anyhow::{Context, Result};
@@ -14,8 +14,6 @@ enum Loader {
     Ours,
     /// QEMU, from its own command line.
     Qemu,
-    /// EFI firmware, from the share.
-    Efi,
 }
 
 /// Measures boots with an initrd of that many MiB, or with a small one.
@@ -36,10 +34,6 @@ pub fn run(shares: &Shares, mib: u64, rounds: usize) -> Result<Results> {
             cases.push((format!("{name}: QEMU's -kernel"), board, Loader::Qemu));
         }
         cases.push((format!("{name}: bootshare"), board, Loader::Ours));
-    }
-    // What is given by -bios.
-    for board in [Board::X86_64Q35Rom, Board::Aarch64VirtRom] {
-        cases.push((format!("{}: EFI", board_name(board)), board, Loader::Efi));
     }
     for round in 0..rounds {
         eprintln!("boots with {what}: round {} of {rounds}", round + 1);
@@ -74,7 +68,6 @@ fn machine(shares: &Shares, board: Board, loader: &Loader, mib: u64) -> Result<M
             machine.qemu_args = vec!["-initrd".into(), initrd.into()];
             machine
         }
-        Loader::Efi => efi(shares, board, id)?,
     };
     machine.memory_mib = 1024;
     machine.watch = Watch {
@@ -108,35 +101,4 @@ fn joined_initrd(shares: &Shares, arch: Arch, id: &str) -> Result<std::path::Pat
         fs::write(&joined, bytes)?;
     }
     Ok(joined)
-}
-
-/// EFI firmware whose shell runs the share's `startup.nsh`, which starts the kernel's EFI stub.
-fn efi(shares: &Shares, board: Board, id: &str) -> Result<Machine> {
-    let arch = board.arch();
-    let dir = shares.dir(arch);
-    let initrd = joined_initrd(shares, arch, id)?;
-    let initrd = initrd
-        .file_name()
-        .context("a name")?
-        .to_string_lossy()
-        .into_owned();
-    let line = options(shares, arch, id)?;
-    let script = dir.with_file_name(format!("{}-efi-{id}", arch.name()));
-    fs::create_dir_all(&script)?;
-    let kernel = arch.kernel_name();
-    fs::write(
-        script.join("startup.nsh"),
-        format!("fs0:\r\n\\{kernel}.efi initrd=\\{initrd} {line}\r\n"),
-    )?;
-    // The same files: EFI's shell wants a kernel's name to end in `.efi`.
-    for (from, to) in [(kernel, format!("{kernel}.efi")), (&initrd, initrd.clone())] {
-        let to = script.join(to);
-        if !to.exists() {
-            fs::hard_link(dir.join(from), &to)?;
-        }
-    }
-    let mut machine = Machine::new(board, shares.efi(arch));
-    machines::share(&mut machine, shares);
-    machine.shares[0].dirs = vec![script];
-    Ok(machine)
 }

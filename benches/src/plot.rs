@@ -38,7 +38,7 @@ fn bars(results: &Results, path: &Path) -> Result<()> {
         let y = 50 + 24 * row as i32;
         let x = |value: f64| LABELS as i32 + (value * scale) as i32;
         let (least, most) = series.spread();
-        let ours = !["host", "Linux", "QEMU", "EFI"]
+        let ours = !["host", "Linux", "QEMU"]
             .iter()
             .any(|peer| series.case.contains(peer));
         let color = if ours {

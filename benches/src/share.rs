@@ -3,7 +3,6 @@
 use anyhow::{Context, Result};
 use bootshare_host::{
     Arch,
-    debian::Packages,
     demo::{self, Archive},
     guest::Parts,
 };
@@ -16,10 +15,9 @@ use std::{
 /// The init of a guest that reads a file as Linux does, and says how fast.
 const READING_INIT: &str = include_str!("reading-init.sh");
 
-/// Shares of both architectures, and EFI firmware.
+/// Shares of both architectures.
 pub struct Shares {
     root: PathBuf,
-    efi: PathBuf,
 }
 
 impl Shares {
@@ -55,30 +53,14 @@ impl Shares {
             filler(&dir, 256 << 20)?;
             fs::write(dir.join("done"), "")?;
         }
-        let efi = root.join("efi");
-        let packages = Packages {
-            arch: Arch::X86_64,
-            what: "EFI firmware",
-            choose: |_| Ok(vec!["ovmf".into(), "qemu-efi-aarch64".into()]),
-        };
-        packages.fetch(&efi)?;
         Ok(Self {
             root: root.to_owned(),
-            efi,
         })
     }
 
     /// The share of `arch`.
     pub fn dir(&self, arch: Arch) -> PathBuf {
         self.root.join(arch.name())
-    }
-
-    /// EFI firmware for `arch`, as Debian has it.
-    pub fn efi(&self, arch: Arch) -> PathBuf {
-        self.efi.join(match arch {
-            Arch::X86_64 => "usr/share/ovmf/OVMF.fd",
-            Arch::Aarch64 => "usr/share/qemu-efi-aarch64/QEMU_EFI.fd",
-        })
     }
 
     /// A file of that many MiB in the share of `arch`, read once so that it is in the page cache;
