@@ -67,19 +67,17 @@ pub fn speed(report: &Report, pass: &str) -> Result<f64> {
     Ok(bytes / f64::from(1 << 20) / seconds)
 }
 
-/// MiB a second, from the last line of busybox's `dd`: `N bytes (..) copied, S seconds, ..`.
-pub fn dd_speed(report: &Report, what: &str) -> Result<f64> {
+/// MiB a second, from the last line of what our init says: `direct: N bytes in T ns`.
+pub fn linux_speed(report: &Report, what: &str) -> Result<f64> {
     let text = report.text();
     let mut lines = text
         .lines()
         .filter_map(|line| line.trim().strip_prefix(what));
-    let line = lines
-        .next_back()
-        .with_context(|| format!("no line `{what}` in {text}"))?;
-    let bytes: f64 = line.split_whitespace().next().context("bytes")?.parse()?;
-    let (_, rest) = line
-        .split_once("copied, ")
-        .with_context(|| line.to_owned())?;
-    let seconds: f64 = rest.split_whitespace().next().context("seconds")?.parse()?;
-    Ok(bytes / f64::from(1 << 20) / seconds)
+    let line = lines.next_back();
+    let line = line.with_context(|| format!("no line `{what}` in {text}"))?;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [bytes, "bytes", "in", nanos, "ns"] = words[..] else {
+        bail!("`{what}{line}`: that is no figure");
+    };
+    Ok(bytes.parse::<f64>()? / f64::from(1 << 20) / (nanos.parse::<f64>()? / 1e9))
 }

@@ -96,8 +96,8 @@ impl Case {
                 machine.memory_mib = mib as u32 + 768;
                 let report = machines::run(&machine)?;
                 Ok(vec![
-                    ("warm", machines::dd_speed(&report, "direct: ")?),
-                    ("buffered", machines::dd_speed(&report, "buffered: ")?),
+                    ("warm", machines::linux_speed(&report, "direct: ")?),
+                    ("buffered", machines::linux_speed(&report, "buffered: ")?),
                 ])
             }
         }
