@@ -75,7 +75,7 @@ fn print_greeting() -> Result<(), Error> {
     panic!("there is no share")
 }
 
-entry!(main);
+entry!(main, 64); // Pages of stack: enough for a debug build.
 fn main(_: u64, _: u64, _: u64, _: u64) -> ! {
     match print_greeting() {
         Ok(()) => power_off(),

@@ -77,7 +77,7 @@ gdt_pointer: .word 15; .long gdt
 
     .section .bss.start, "aw", @nobits
     .balign 4096
-tables: .skip 6 * 4096 + 64 * 1024
+tables: .skip 6 * 4096 + 256 * 1024
 stack_end:
     .text
     "#,
