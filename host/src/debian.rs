@@ -294,7 +294,7 @@ mod tests {
         let line = b"dlstatus:1:42.1500:Retrieving file 1 of 2\n";
         assert_eq!(percent(line), Some(42));
         assert_eq!(
-            percent(b"Get:1 http://deb.debian.org/debian bookworm/main\n"),
+            percent(b"Get:1 http://mirror.example/debian bookworm/main\n"),
             None
         );
     }
