@@ -360,3 +360,25 @@ impl<T: Transport, C: Clock, H: Hal> Drop for Node<'_, T, C, H> {
         self.share.forget(self.epoch, self.id);
     }
 }
+
+#[cfg(all(test, feature = "mmio"))]
+mod tests {
+    use super::*;
+    use crate::transport::FsTransport;
+    use core::time::Duration;
+
+    struct StandingClock;
+
+    impl Clock for StandingClock {
+        fn now(&self) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    #[test]
+    fn shares_and_files_may_go_to_other_threads() {
+        fn check<T: Send + Sync>() {}
+        check::<Share<FsTransport, StandingClock>>();
+        check::<File<'_, FsTransport, StandingClock, IdentityHal>>();
+    }
+}
