@@ -86,6 +86,8 @@ pub struct Machine {
     pub shares: Vec<Share>,
     /// An external virtiofsd; `None` serves the shares from threads of this process.
     pub server: Option<PathBuf>,
+    /// How many request queues each share has; an external server has one.
+    pub request_queues: u32,
     /// How many requests the server answers at a time; `None` leaves it to the server.
     pub thread_pool_size: Option<u32>,
     /// What the embedded server does wrong on purpose.
@@ -126,6 +128,7 @@ impl Machine {
             accel: Accel::default(),
             shares: Vec::new(),
             server: None,
+            request_queues: 1,
             thread_pool_size: None,
             fault: None,
             trace: None,
@@ -182,6 +185,12 @@ impl Machine {
                     server.display()
                 );
             }
+            // With more of them in the device, both virtiofsd end, and QEMU goes on without.
+            ensure!(
+                self.request_queues == 1,
+                "{} serves one request queue: leave out --request-queues, or --server",
+                server.display()
+            );
         }
         ensure!(
             !self.el2 || self.board.arch() == Arch::Aarch64,
@@ -256,7 +265,8 @@ impl Machine {
                 "-chardev",
                 join(&format!("socket,id=fs{index},path="), socket),
             );
-            let device = format!("{device},chardev=fs{index},tag=");
+            let queues = self.request_queues;
+            let device = format!("{device},chardev=fs{index},num-request-queues={queues},tag=");
             qemu.option("-device", join(&device, OsStr::new(&share.tag)));
         }
         qemu.args.extend(self.qemu_args.iter().cloned());
@@ -266,6 +276,7 @@ impl Machine {
     /// What the embedded server is to do for a share.
     pub(crate) fn serve_options(&self, share: &Share, trace: Option<Arc<Trace>>) -> Options {
         let mut options = Options::new(&share.tag, share.dirs.clone());
+        options.request_queues = self.request_queues;
         if let Some(threads) = self.thread_pool_size {
             options.threads = threads as usize;
         }
@@ -280,6 +291,7 @@ impl Machine {
         let mut command = Invocation::new(program);
         command.arg("serve").option("--socket", socket);
         command.option("--tag", &share.tag);
+        command.option("--request-queues", self.request_queues.to_string());
         if let Some(threads) = self.thread_pool_size {
             command.option("--thread-pool-size", threads.to_string());
         }
@@ -404,7 +416,7 @@ mod tests {
         let text = text(&machine(Board::X86_64Q35));
         assert!(text.contains("socket,id=fs0,path=/run/x,,y"), "{text}");
         assert!(
-            text.contains("vhost-user-fs-pci,chardev=fs0,tag=a,,b"),
+            text.contains("vhost-user-fs-pci,chardev=fs0,num-request-queues=1,tag=a,,b"),
             "{text}"
         );
     }
@@ -432,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_and_traces_are_refused_with_an_external_server() {
+    fn what_only_the_embedded_server_does_is_refused_with_another() {
         let mut machine = machine(Board::X86_64Pc);
         machine.firmware = std::env::current_exe().unwrap();
         machine.fault = Some("drop=READ".parse().unwrap());
@@ -441,6 +453,12 @@ mod tests {
         let error = machine.check().unwrap_err().to_string();
         assert!(
             error.contains("--fault") && error.contains("virtiofsd"),
+            "{error}"
+        );
+        (machine.fault, machine.request_queues) = (None, 2);
+        let error = machine.check().unwrap_err().to_string();
+        assert!(
+            error.contains("--request-queues") && error.contains("virtiofsd"),
             "{error}"
         );
     }

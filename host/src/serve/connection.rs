@@ -114,11 +114,12 @@ pub(super) fn serve<F: FileSystem + Send + Sync + 'static>(
     service: &Arc<Service<F>>,
     status: &Arc<Status>,
     listener: UnixListener,
+    request_queues: usize,
     threads: usize,
 ) {
     let mut listener = Listener::from(listener);
     while !status.stopping.load(Ordering::SeqCst) {
-        if let Err(error) = one(service, status, &mut listener, threads) {
+        if let Err(error) = one(service, status, &mut listener, request_queues, threads) {
             status.fail(&format!("{error:#}"));
             return;
         }
@@ -129,13 +130,15 @@ fn one<F: FileSystem + Send + Sync + 'static>(
     service: &Arc<Service<F>>,
     status: &Arc<Status>,
     listener: &mut Listener,
+    request_queues: usize,
     threads: usize,
 ) -> Result<()> {
     if !wait_for_connection(status, listener)? {
         return Ok(());
     }
-    let (device, pool) = Device::new(Arc::clone(service), Arc::clone(status), threads)
-        .context("cannot start threads")?;
+    let (service, known) = (Arc::clone(service), Arc::clone(status));
+    let (device, pool) =
+        Device::new(service, known, request_queues, threads).context("cannot start threads")?;
     let memory = Memory::new(GuestMemoryMmap::new());
     let device = Arc::new(device);
     let mut daemon = VhostUserDaemon::new("share".into(), Arc::clone(&device), memory)
@@ -159,6 +162,11 @@ fn one<F: FileSystem + Send + Sync + 'static>(
             | VhostError::SocketBroken(_)
             | VhostError::SocketError(_),
         )) => Ok(()),
+        // QEMU does not ask how many queues there are.
+        Err(DaemonError::HandleRequest(VhostError::InvalidParam)) => Err(anyhow!(
+            "QEMU asked for what is not there; its num-request-queues may be {request_queues}: allow \
+             more with --request-queues"
+        )),
         Err(DaemonError::WaitDaemon(panic)) => Err(anyhow!("it panicked: {}", message(&*panic))),
         Err(error) => Err(anyhow!("{error}")),
     }

@@ -21,9 +21,6 @@ use super::connection::Status;
 use super::ring::{Chain, InFlight, Memory, Ring};
 use super::service::{Service, Taken, message};
 
-/// The hiprio queue and one request queue (virtio 1.2, 5.11.2).
-const QUEUES: usize = 2;
-
 /// QEMU's greatest for vhost-user-fs.
 const QUEUE_SIZE: usize = 1024;
 
@@ -39,9 +36,10 @@ struct Job {
 pub(super) struct Device<F: FileSystem + Send + Sync + 'static> {
     service: Arc<Service<F>>,
     memory: OnceLock<Memory>,
-    rings: OnceLock<Vec<Ring>>,
+    /// The hiprio queue and the request queues (virtio 1.2, 5.11.2), once they were used.
+    rings: Vec<OnceLock<Ring>>,
     status: Arc<Status>,
-    /// Without a pool the queue's own thread answers.
+    /// Of all queues; without a pool each queue's own thread answers.
     jobs: Option<Mutex<Sender<Job>>>,
     exit: (EventConsumer, EventNotifier),
 }
@@ -59,10 +57,11 @@ impl Drop for Pool {
 }
 
 impl<F: FileSystem + Send + Sync + 'static> Device<F> {
-    /// A device and its `threads`, which end when the device is dropped.
+    /// A device with so many request queues, and its `threads`, which end when the device is dropped.
     pub(super) fn new(
         service: Arc<Service<F>>,
         status: Arc<Status>,
+        request_queues: usize,
         threads: usize,
     ) -> io::Result<(Self, Pool)> {
         // Dropped after the sender, whose end is the threads' end.
@@ -80,7 +79,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         let device = Self {
             service,
             memory: OnceLock::new(),
-            rings: OnceLock::new(),
+            rings: (0..=request_queues).map(|_| OnceLock::new()).collect(),
             status,
             jobs: (threads > 0).then(|| Mutex::new(sender)),
             exit: new_event_consumer_and_notifier(EventFlag::CLOEXEC | EventFlag::NONBLOCK)?,
@@ -90,7 +89,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
 
     /// Ends all waiting: QEMU is gone.
     pub(super) fn hurry(&self) {
-        for ring in self.rings.get().into_iter().flatten() {
+        for ring in self.rings.iter().filter_map(OnceLock::get) {
             ring.hurry();
         }
     }
@@ -155,11 +154,16 @@ impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Device<F> {
     type Vring = Ring;
 
     fn num_queues(&self) -> usize {
-        QUEUES
+        self.rings.len()
     }
 
     fn max_queue_size(&self) -> usize {
         QUEUE_SIZE
+    }
+
+    /// A thread for each queue: none waits for another.
+    fn queues_per_thread(&self) -> Vec<u64> {
+        (0..self.rings.len()).map(|queue| 1 << queue).collect()
     }
 
     fn features(&self) -> u64 {
@@ -187,13 +191,17 @@ impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Device<F> {
 
     fn handle_event(
         &self,
-        event: u16,
+        _event: u16,
         _set: EventSet,
         rings: &[Ring],
-        _thread: usize,
+        thread: usize,
     ) -> io::Result<()> {
-        self.rings.get_or_init(|| rings.to_vec());
-        let serve = || rings.get(usize::from(event)).map(|ring| self.serve(ring));
+        let serve = || {
+            // A thread has one queue.
+            if let (Some(known), [ring]) = (self.rings.get(thread), rings) {
+                self.serve(known.get_or_init(|| ring.clone()));
+            }
+        };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(serve)) {
             self.status
                 .fail(&format!("it panicked: {}", message(&*panic)));

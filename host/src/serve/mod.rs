@@ -40,6 +40,9 @@ use service::Service;
 /// Threads that answer requests, unless told otherwise.
 pub const DEFAULT_THREADS: usize = 2;
 
+/// The most request queues of a share.
+pub const MAX_REQUEST_QUEUES: u32 = 8;
+
 /// How long a server may take to end: no disk takes longer for a request.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -50,7 +53,9 @@ pub struct Options {
     pub tag: String,
     /// The directories, at least one; earlier ones cover later ones.
     pub dirs: Vec<PathBuf>,
-    /// Threads that answer requests; with 0 the queue's own thread does.
+    /// Request queues that a machine may use, 1 to [`MAX_REQUEST_QUEUES`].
+    pub request_queues: u32,
+    /// Threads that answer requests, of whatever queue; with 0 each queue's own thread does.
     pub threads: usize,
     /// What goes wrong on purpose.
     pub fault: Option<Fault>,
@@ -59,11 +64,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// Serves `dirs` with the default number of threads.
+    /// Serves `dirs` on one request queue, with the default number of threads.
     pub fn new(tag: impl Into<String>, dirs: Vec<PathBuf>) -> Self {
         Self {
             tag: tag.into(),
             dirs,
+            request_queues: 1,
             threads: DEFAULT_THREADS,
             fault: None,
             trace: None,
@@ -72,6 +78,11 @@ impl Options {
 
     fn service(&self) -> Result<Service<Layers>> {
         ensure!(!self.dirs.is_empty(), "no directory to share: name one");
+        ensure!(
+            (1..=MAX_REQUEST_QUEUES).contains(&self.request_queues),
+            "{} request queues: a share has 1 to {MAX_REQUEST_QUEUES}",
+            self.request_queues
+        );
         let layers = Layers::new(&self.dirs)?;
         let injector = self.fault.clone().map(Injector::new);
         let trace = self.trace.clone();
@@ -94,10 +105,11 @@ impl Server {
         let service = Arc::new(options.service()?);
         let status = Arc::new(Status::new(&listener)?);
         let thread = {
-            let (status, threads) = (Arc::clone(&status), options.threads);
+            let (queues, threads) = (options.request_queues as usize, options.threads);
+            let status = Arc::clone(&status);
             thread::Builder::new()
                 .name("share".into())
-                .spawn(move || connection::serve(&service, &status, listener, threads))
+                .spawn(move || connection::serve(&service, &status, listener, queues, threads))
                 .context("cannot start a thread")?
         };
         Ok(Self {

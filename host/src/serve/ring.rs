@@ -210,7 +210,12 @@ impl VringT<Memory> for Ring {
     }
 
     fn read_kick(&self) -> io::Result<bool> {
-        self.vring.read_kick()
+        match self.vring.read_kick() {
+            // A reset has put a new eventfd in the place of the one that woke the queue's thread: an
+            // error would end the thread.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            read => read,
+        }
     }
 
     fn set_call(&self, file: Option<File>) {
@@ -219,5 +224,22 @@ impl VringT<Memory> for Ring {
 
     fn set_err(&self, file: Option<File>) {
         self.vring.set_err(file);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+
+    #[test]
+    fn a_kick_that_is_gone_is_none() {
+        let ring = Ring::new(Memory::new(GuestMemoryMmap::new()), 128).unwrap();
+        ring.set_enabled(true);
+        let kick = eventfd(1, EventfdFlags::NONBLOCK).unwrap();
+        ring.set_kick(Some(kick.into()));
+        assert!(ring.read_kick().unwrap());
+        assert!(!ring.read_kick().unwrap());
     }
 }

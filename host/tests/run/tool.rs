@@ -480,6 +480,33 @@ fn a_directory_may_have_any_name() {
 }
 
 #[test]
+fn a_device_has_as_many_request_queues_as_are_asked_for() {
+    let tool = Tool::new(&[]);
+    for board in ["--board=x86_64-microvm", "--board=x86_64-q35"] {
+        let args = ["share", "--request-queues=3", board].map(OsStr::new);
+        let ran = tool.firmware(&args, "bootshare.cmd=\"devices; cat /greeting.txt\"");
+        ran.expect(0, &[]);
+        for part in ["request queues: 3\r\n", demo::GREETING.trim()] {
+            assert!(ran.console.contains(part), "{ran:?}");
+        }
+    }
+    let ran = tool.run(tool.linux(&[], None).arg("--request-queues=3"));
+    ran.expect(0, &[]);
+    assert!(ran.console.contains(demo::GREETING.trim()), "{ran:?}");
+    for server in servers().into_iter().flatten() {
+        let mut command = tool.linux(&[], Some(&server));
+        let ran = tool.run(command.arg("--request-queues=2"));
+        ran.expect(
+            123,
+            &[
+                "serves one request queue: leave out --request-queues",
+                &server,
+            ],
+        );
+    }
+}
+
+#[test]
 fn a_directory_that_cannot_be_shared_is_refused_by_name() {
     let tool = Tool::new(&[]);
     fs::write(tool.dir.path().join("file"), "").unwrap();
