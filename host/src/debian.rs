@@ -14,9 +14,8 @@ use indicatif::ProgressBar;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::board::Arch;
-use crate::console::read_some;
 use crate::interrupt::interrupted;
-use crate::process::Process;
+use crate::process::{Process, read_some};
 
 /// How often a download is tried.
 const ATTEMPTS: u32 = 3;

@@ -21,6 +21,6 @@ pub mod size;
 pub mod watch;
 
 pub use board::{Arch, Board};
-pub use console::{Console, Script};
+pub use console::Console;
 pub use qemu::{Accel, Machine, Share};
-pub use run::{Moment, Outcome, Report, Servers};
+pub use run::{Act, Moment, Outcome, Report, Servers, Step};

@@ -5,11 +5,11 @@
 //! SIGKILL leaves nothing behind.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ChildStderr, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -17,6 +17,9 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, getppid, kill_process_group, pidfd_open,
     set_parent_process_death_signal,
 };
+
+/// How much of a child's error output is kept.
+const TAIL: usize = 4096;
 
 /// A program and its arguments, before it is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,6 +135,14 @@ impl Process {
         Ok(Self { child, pidfd })
     }
 
+    /// Its standard error, if that is a pipe.
+    pub(crate) fn errors(&mut self) -> Errors {
+        Errors {
+            stream: self.child.stderr.take(),
+            tail: Vec::new(),
+        }
+    }
+
     /// Becomes readable when the process has ended.
     pub(crate) fn ended(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
@@ -178,6 +189,66 @@ impl Drop for Process {
     }
 }
 
+/// What a child says on its standard error; the last of it is kept.
+#[derive(Default)]
+pub(crate) struct Errors {
+    stream: Option<ChildStderr>,
+    tail: Vec<u8>,
+}
+
+impl Errors {
+    /// The descriptor to wait for, until the stream ends.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.stream.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Reads what is there.
+    pub(crate) fn read(&mut self) -> io::Result<()> {
+        let Some(stream) = &mut self.stream else {
+            return Ok(());
+        };
+        match read_some(stream)? {
+            None => self.stream = None,
+            Some(bytes) => {
+                self.tail.extend(bytes);
+                let excess = self.tail.len().saturating_sub(TAIL);
+                self.tail.drain(..excess);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads to the end.
+    pub(crate) fn drain(&mut self) -> io::Result<()> {
+        while self.stream.is_some() {
+            self.read()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.tail).into_owned()
+    }
+}
+
+/// Reads what is there, at most 64 KiB; `None` at the end.
+pub(crate) fn read_some(from: &mut dyn Read) -> io::Result<Option<Vec<u8>>> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(None),
+            Ok(count) => {
+                buffer.truncate(count);
+                return Ok(Some(buffer));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The other end of a socket was killed with bytes of ours unread.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// `duration` as poll(2) takes it.
 pub(crate) fn timespec(duration: Duration) -> rustix::event::Timespec {
     rustix::event::Timespec::try_from(duration).unwrap_or(rustix::event::Timespec {
@@ -217,7 +288,7 @@ mod tests {
         io::BufRead::read_line(&mut out, &mut line).unwrap();
         drop(process);
         // The grandchild held the pipe open: its end is the pipe's end.
-        assert_eq!(io::Read::read(&mut out, &mut [0; 8]).unwrap(), 0);
+        assert_eq!(Read::read(&mut out, &mut [0; 8]).unwrap(), 0);
         assert!(line.trim().parse::<u32>().is_ok());
     }
 }
