@@ -144,7 +144,7 @@ impl Machine {
     pub(crate) fn check(&self) -> Result<()> {
         ensure!(
             self.firmware.is_file(),
-            "there is no firmware at {}: build it with `make firmware` or name one with --firmware",
+            "there is no firmware at {}: build it with `make firmware`",
             self.firmware.display()
         );
         for (index, share) in self.shares.iter().enumerate() {
@@ -286,7 +286,12 @@ impl Machine {
     }
 
     /// The command that serves a share as the embedded server would.
-    fn serve_invocation(&self, share: &Share, socket: &Path) -> Result<Invocation> {
+    fn serve_invocation(
+        &self,
+        share: &Share,
+        socket: &Path,
+        trace: Option<&Path>,
+    ) -> Result<Invocation> {
         let program = std::env::current_exe().context("cannot tell our own path")?;
         let mut command = Invocation::new(program);
         command.arg("serve").option("--socket", socket);
@@ -298,7 +303,7 @@ impl Machine {
         if let Some(fault) = &self.fault {
             command.option("--fault", fault.to_string());
         }
-        if let Some(trace) = &self.trace {
+        if let Some(trace) = trace {
             command.option("--trace", trace);
         }
         for dir in &share.dirs {
@@ -320,13 +325,20 @@ impl Machine {
             .collect();
         let mut text = String::new();
         let external = self.server.as_deref().map(Server::ask).transpose()?;
-        for (share, socket) in self.shares.iter().zip(&sockets) {
+        for (number, (share, socket)) in self.shares.iter().zip(&sockets).enumerate() {
+            // Each server is a program here, and has a file of its own.
+            let trace = self.trace.clone().map(|mut path| {
+                if number > 0 {
+                    path.as_mut_os_string().push(format!(".{number}"));
+                }
+                path
+            });
             let command = match &external {
                 Some(server) => {
                     let endpoint = Endpoint::Path(socket);
                     server.invocation(share, &endpoint, self.thread_pool_size)?
                 }
-                None => self.serve_invocation(share, socket)?,
+                None => self.serve_invocation(share, socket, trace.as_deref())?,
             };
             // A server listens a moment after its start, and QEMU does not wait for it; the C
             // server leaves its socket behind.
@@ -461,6 +473,18 @@ mod tests {
             error.contains("--request-queues") && error.contains("virtiofsd"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn each_server_of_a_dry_run_has_a_trace_of_its_own() {
+        let mut machine = machine(Board::X86_64Pc);
+        machine.firmware = std::env::current_exe().unwrap();
+        machine.shares.push(Share::new("b", "/"));
+        machine.trace = Some("/t/trace".into());
+        let text = machine.dry_run(Path::new("/tmp")).unwrap();
+        for option in ["--trace /t/trace ", "--trace /t/trace.1 "] {
+            assert_eq!(text.matches(option).count(), 1, "{text}");
+        }
     }
 
     #[test]

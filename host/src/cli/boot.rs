@@ -114,7 +114,7 @@ pub(super) struct Boot {
     /// Print the commands instead of running them
     ///
     /// QEMU's own exit status differs from ours: a firmware's success is 33 on x86_64 and 32 on
-    /// aarch64.
+    /// aarch64. With --trace, each share but the first has a file with a number behind its name.
     #[arg(long)]
     dry_run: bool,
 }
