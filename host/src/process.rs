@@ -5,18 +5,21 @@
 //! SIGKILL leaves nothing behind.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
+use rustix::event::PollFlags;
 use rustix::process::{
     Pid, PidfdFlags, Signal, getppid, kill_process_group, pidfd_open,
     set_parent_process_death_signal,
 };
+
+use crate::fd::{read_some, ready};
 
 /// How much of a child's error output is kept.
 const TAIL: usize = 4096;
@@ -158,11 +161,7 @@ impl Process {
             if left.is_zero() {
                 return Ok(None);
             }
-            let fd = rustix::event::PollFd::new(&self.pidfd, rustix::event::PollFlags::IN);
-            match rustix::event::poll(&mut [fd], Some(&timespec(left))) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+            ready(&[(self.ended(), PollFlags::IN)], Some(left))?;
         }
     }
 
@@ -231,32 +230,6 @@ impl Errors {
     }
 }
 
-/// Reads what is there, at most 64 KiB; `None` at the end.
-pub(crate) fn read_some(from: &mut dyn Read) -> io::Result<Option<Vec<u8>>> {
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => return Ok(None),
-            Ok(count) => {
-                buffer.truncate(count);
-                return Ok(Some(buffer));
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // The other end of a socket was killed with bytes of ours unread.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// `duration` as poll(2) takes it.
-pub(crate) fn timespec(duration: Duration) -> rustix::event::Timespec {
-    rustix::event::Timespec::try_from(duration).unwrap_or(rustix::event::Timespec {
-        tv_sec: i64::MAX,
-        tv_nsec: 0,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,7 +261,7 @@ mod tests {
         io::BufRead::read_line(&mut out, &mut line).unwrap();
         drop(process);
         // The grandchild held the pipe open: its end is the pipe's end.
-        assert_eq!(Read::read(&mut out, &mut [0; 8]).unwrap(), 0);
+        assert_eq!(io::Read::read(&mut out, &mut [0; 8]).unwrap(), 0);
         assert!(line.trim().parse::<u32>().is_ok());
     }
 }

@@ -3,15 +3,15 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::board::{Arch, Board, Transport};
-use crate::process::{Invocation, quote};
+use crate::process::Invocation;
 use crate::serve::{Fault, Options, Trace};
 use crate::watch::Watch;
 
@@ -52,6 +52,26 @@ impl Share {
             tag: tag.into(),
             dirs: vec![dir.into()],
         }
+    }
+
+    fn check(&self) -> Result<()> {
+        let tag = &self.tag;
+        ensure!(
+            (1..=36).contains(&tag.len()),
+            "the tag {tag:?} is {} bytes long: use 1 to 36",
+            tag.len()
+        );
+        ensure!(
+            !self.dirs.is_empty(),
+            "the share {tag} has no directory: name one"
+        );
+        for dir in &self.dirs {
+            fs::read_dir(dir).with_context(|| {
+                let dir = dir.display();
+                format!("cannot share {dir}, name a directory that can be read")
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -148,31 +168,14 @@ impl Machine {
             self.firmware.display()
         );
         for (index, share) in self.shares.iter().enumerate() {
+            share.check()?;
             ensure!(
-                (1..=36).contains(&share.tag.len()),
-                "the tag {:?} is {} bytes long: use 1 to 36",
-                share.tag,
-                share.tag.len()
-            );
-            ensure!(
-                !share.dirs.is_empty(),
-                "the share {} has no directory: name one",
+                self.shares[..index]
+                    .iter()
+                    .all(|other| other.tag != share.tag),
+                "two shares have the tag {:?}: give each its own",
                 share.tag
             );
-            for dir in &share.dirs {
-                fs::read_dir(dir).with_context(|| {
-                    let dir = dir.display();
-                    format!("cannot share {dir}, name a directory that can be read")
-                })?;
-            }
-            if self
-                .shares
-                .iter()
-                .take(index)
-                .any(|other| other.tag == share.tag)
-            {
-                bail!("two shares have the tag {:?}: give each its own", share.tag);
-            }
         }
         if let Some(server) = &self.server {
             for (option, given) in [
@@ -207,19 +210,7 @@ impl Machine {
             .arg("-no-reboot");
         qemu.option("-display", "none");
 
-        let mut machine = format!("{},memory-backend=ram", self.board.machine());
-        if self.el2 {
-            machine.push_str(",virtualization=on");
-        }
-        qemu.option("-machine", machine);
-        match (self.accel, arch) {
-            (Accel::Kvm, _) => drop(qemu.option("-accel", "kvm").option("-cpu", "host")),
-            // The default 32-bit processor cannot run us, and `max` is slow to emulate (pauth).
-            (Accel::Tcg, Arch::Aarch64) => {
-                qemu.option("-accel", "tcg").option("-cpu", "cortex-a72");
-            }
-            (Accel::Tcg, Arch::X86_64) => drop(qemu.option("-accel", "tcg")),
-        }
+        self.processor(&mut qemu);
         qemu.option("-smp", self.smp.to_string());
         let size = format!("{}M", self.memory_mib);
         // The server writes into guest memory: it has to be shareable.
@@ -242,17 +233,30 @@ impl Machine {
             Arch::Aarch64 => qemu.option("-semihosting-config", "enable=on,target=native"),
         };
 
-        let mux = if wiring.interactive { ",mux=on" } else { "" };
-        qemu.option("-chardev", format!("stdio,id=console,signal=off{mux}"));
-        qemu.option("-serial", "chardev:console");
-        if wiring.interactive {
-            qemu.option("-mon", "chardev=console,mode=readline");
-        }
-        if let Some(path) = &wiring.qmp {
-            qemu.option("-chardev", join("socket,id=qmp,path=", path));
-            qemu.option("-mon", "chardev=qmp,mode=control");
-        }
+        console(&mut qemu, wiring);
+        self.devices(&mut qemu, &wiring.sockets);
+        qemu.args.extend(self.qemu_args.iter().cloned());
+        qemu
+    }
 
+    fn processor(&self, qemu: &mut Invocation) {
+        let mut machine = format!("{},memory-backend=ram", self.board.machine());
+        if self.el2 {
+            machine.push_str(",virtualization=on");
+        }
+        qemu.option("-machine", machine);
+        match (self.accel, self.board.arch()) {
+            (Accel::Kvm, _) => drop(qemu.option("-accel", "kvm").option("-cpu", "host")),
+            // The default 32-bit processor cannot run us, and `max` is slow to emulate (pauth).
+            (Accel::Tcg, Arch::Aarch64) => {
+                qemu.option("-accel", "tcg").option("-cpu", "cortex-a72");
+            }
+            (Accel::Tcg, Arch::X86_64) => drop(qemu.option("-accel", "tcg")),
+        }
+    }
+
+    /// A device for each share.
+    fn devices(&self, qemu: &mut Invocation, sockets: &[PathBuf]) {
         if self.board.transport() == Transport::Mmio && !self.legacy_mmio {
             qemu.option("-global", "virtio-mmio.force-legacy=false");
         }
@@ -260,7 +264,7 @@ impl Machine {
             Transport::Mmio => "vhost-user-fs-device",
             Transport::Pci => "vhost-user-fs-pci",
         };
-        for (index, (share, socket)) in self.shares.iter().zip(&wiring.sockets).enumerate() {
+        for (index, (share, socket)) in self.shares.iter().zip(sockets).enumerate() {
             qemu.option(
                 "-chardev",
                 join(&format!("socket,id=fs{index},path="), socket),
@@ -269,8 +273,6 @@ impl Machine {
             let device = format!("{device},chardev=fs{index},num-request-queues={queues},tag=");
             qemu.option("-device", join(&device, OsStr::new(&share.tag)));
         }
-        qemu.args.extend(self.qemu_args.iter().cloned());
-        qemu
     }
 
     /// What the embedded server is to do for a share.
@@ -284,94 +286,19 @@ impl Machine {
         options.trace = trace;
         options
     }
+}
 
-    /// The command that serves a share as the embedded server would.
-    fn serve_invocation(
-        &self,
-        share: &Share,
-        socket: &Path,
-        trace: Option<&Path>,
-    ) -> Result<Invocation> {
-        let program = std::env::current_exe().context("cannot tell our own path")?;
-        let mut command = Invocation::new(program);
-        command.arg("serve").option("--socket", socket);
-        command.option("--tag", &share.tag);
-        command.option("--request-queues", self.request_queues.to_string());
-        if let Some(threads) = self.thread_pool_size {
-            command.option("--thread-pool-size", threads.to_string());
-        }
-        if let Some(fault) = &self.fault {
-            command.option("--fault", fault.to_string());
-        }
-        if let Some(trace) = trace {
-            command.option("--trace", trace);
-        }
-        for dir in &share.dirs {
-            command.arg(std::path::absolute(dir).context("cannot tell the working directory")?);
-        }
-        Ok(command)
+/// The serial console, and who else talks to QEMU.
+fn console(qemu: &mut Invocation, wiring: &Wiring) {
+    let mux = if wiring.interactive { ",mux=on" } else { "" };
+    qemu.option("-chardev", format!("stdio,id=console,signal=off{mux}"));
+    qemu.option("-serial", "chardev:console");
+    if wiring.interactive {
+        qemu.option("-mon", "chardev=console,mode=readline");
     }
-
-    /// The server and QEMU commands of this machine for a person to run, sockets under `dir`.
-    ///
-    /// # Errors
-    /// The machine's description is wrong, or its server is no virtiofsd.
-    pub fn dry_run(&self, dir: &Path) -> Result<String> {
-        use crate::server::{Endpoint, Server};
-
-        self.check()?;
-        let sockets: Vec<_> = (0..self.shares.len())
-            .map(|n| dir.join(format!("bootshare-fs{n}.sock")))
-            .collect();
-        let mut text = String::new();
-        let external = self.server.as_deref().map(Server::ask).transpose()?;
-        for (number, (share, socket)) in self.shares.iter().zip(&sockets).enumerate() {
-            // Each server is a program here, and has a file of its own.
-            let trace = self.trace.clone().map(|mut path| {
-                if number > 0 {
-                    path.as_mut_os_string().push(format!(".{number}"));
-                }
-                path
-            });
-            let command = match &external {
-                Some(server) => {
-                    let endpoint = Endpoint::Path(socket);
-                    server.invocation(share, &endpoint, self.thread_pool_size)?
-                }
-                None => self.serve_invocation(share, socket, trace.as_deref())?,
-            };
-            // A server listens a moment after its start, and QEMU does not wait for it; the C
-            // server leaves its socket behind.
-            let socket = quote(socket.as_os_str());
-            text.push_str(&format!(
-                "rm -f {socket}\n{} &\n\
-                 servers=\"$servers $!\"\n\
-                 while [ ! -S {socket} ] && kill -0 $!; do sleep 0.1; done\n",
-                command.shell()
-            ));
-        }
-        let wiring = Wiring {
-            sockets: sockets.clone(),
-            qmp: None,
-            interactive: true,
-        };
-        text.push_str(&self.invocation(&wiring).shell());
-        text.push('\n');
-        if !sockets.is_empty() {
-            text.push_str("status=$?\n");
-            if external.is_none() {
-                // Ours would wait for the next QEMU.
-                text.push_str("kill $servers\n");
-            }
-            // The Rust virtiofsd leaves a file with its process number, too.
-            let mut remove = Invocation::new("rm");
-            remove.arg("-f");
-            for socket in &sockets {
-                remove.arg(socket).arg(socket.with_extension("sock.pid"));
-            }
-            text.push_str(&format!("{}\n(exit $status)\n", remove.shell()));
-        }
-        Ok(text)
+    if let Some(path) = &wiring.qmp {
+        qemu.option("-chardev", join("socket,id=qmp,path=", path));
+        qemu.option("-mon", "chardev=qmp,mode=control");
     }
 }
 
@@ -473,18 +400,6 @@ mod tests {
             error.contains("--request-queues") && error.contains("virtiofsd"),
             "{error}"
         );
-    }
-
-    #[test]
-    fn each_server_of_a_dry_run_has_a_trace_of_its_own() {
-        let mut machine = machine(Board::X86_64Pc);
-        machine.firmware = std::env::current_exe().unwrap();
-        machine.shares.push(Share::new("b", "/"));
-        machine.trace = Some("/t/trace".into());
-        let text = machine.dry_run(Path::new("/tmp")).unwrap();
-        for option in ["--trace /t/trace ", "--trace /t/trace.1 "] {
-            assert_eq!(text.matches(option).count(), 1, "{text}");
-        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::process::read_some;
+use crate::fd::read_some;
 
 /// How long QEMU may not answer us. It waits for a server without a limit of its own.
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(30);

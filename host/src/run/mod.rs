@@ -7,19 +7,21 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::PollFlags;
 use tempfile::TempDir;
 
 pub use outcome::{Outcome, Report};
 pub use servers::Servers;
 
 use crate::console::{Console, Keys, RawMode};
+use crate::fd::{read_some, ready};
 use crate::interrupt::interrupted;
-use crate::process::{Errors, Process, read_some, timespec};
+use crate::process::{Errors, Process};
 use crate::qemu::{Machine, Wiring, firmware_status};
 use crate::qmp::{ANSWER_LIMIT, Monitor, Shutdown};
 use crate::watch::{Found, Watcher};
@@ -136,6 +138,18 @@ pub fn socket_dir() -> Result<TempDir> {
         .context("cannot make a directory for sockets: point TMPDIR at one that is writable")
 }
 
+/// Where a socket is in that directory.
+fn socket(dir: &Path, name: &str) -> Result<PathBuf> {
+    let path = dir.join(name);
+    // unix(7): sun_path holds 107 bytes and a NUL.
+    ensure!(
+        path.as_os_str().len() <= 107,
+        "{} is too long for a socket: point TMPDIR at a shorter directory",
+        path.display()
+    );
+    Ok(path)
+}
+
 impl<'a, 's> Run<'a, 's> {
     fn start(machine: &'a Machine, console: Console, steps: &'a mut [Step<'s>]) -> Result<Self> {
         machine.check()?;
@@ -147,23 +161,12 @@ impl<'a, 's> Run<'a, 's> {
         let watcher = Watcher::new(&machine.watch, awaited)?;
         let narrow = !steps.is_empty();
         let sockets = socket_dir()?;
-        let place = |name: &str| -> Result<_> {
-            let path = sockets.path().join(name);
-            // unix(7): sun_path holds 107 bytes and a NUL.
-            ensure!(
-                path.as_os_str().len() <= 107,
-                "{} is too long for a socket: point TMPDIR at a shorter directory",
-                path.display()
-            );
-            Ok(path)
-        };
-
-        let (mut servers, paths) = servers::start(machine, place)?;
+        let (mut servers, paths) = servers::start(machine, sockets.path())?;
         let mut steps = steps.iter_mut();
         while let [(Moment::Start, _), ..] = steps.as_slice() {
             take_step(&mut steps, &mut servers, None);
         }
-        let qmp = place("qmp")?;
+        let qmp = socket(sockets.path(), "qmp")?;
         let monitor = Monitor::listen(&qmp)?;
         let interactive = console.is_interactive();
         let wiring = Wiring {
@@ -323,22 +326,10 @@ impl<'a, 's> Run<'a, 's> {
     /// Waits for something to happen; what did may be nothing.
     fn wait(&self, limit: Option<Duration>) -> Result<Vec<Source>> {
         let sources = self.sources();
-        let mut fds: Vec<_> = sources
-            .iter()
-            .map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
-            .collect();
-        match poll(&mut fds, limit.map(timespec).as_ref()) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
-            Err(error) => return Err(error).context("cannot wait for QEMU"),
-        }
-        let ready = fds.iter().map(|fd| !fd.revents().is_empty());
-        Ok(sources
-            .iter()
-            .zip(ready)
-            .filter(|(_, ready)| *ready)
-            .map(|((s, ..), _)| *s)
-            .collect())
+        let fds: Vec<_> = sources.iter().map(|(_, fd, flags)| (*fd, *flags)).collect();
+        let ready = ready(&fds, limit).context("cannot wait for QEMU")?;
+        let woken = sources.iter().zip(ready).filter(|(_, ready)| *ready);
+        Ok(woken.map(|((source, ..), _)| *source).collect())
     }
 
     fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::Outcome;
 use crate::process::{Errors, Process};
 use crate::qemu::Machine;
 use crate::serve::{self, Trace};
-use crate::server::Server;
+use crate::virtiofsd::Virtiofsd;
 
 /// The servers of a run, by their shares' place in [`Machine::shares`], for a test that has them
 /// fail. What it does to them is not taken for the run's own failure.
@@ -67,17 +67,14 @@ struct Ended {
     at: Instant,
 }
 
-/// Starts a server for each share, on sockets where `place` says, which are returned too.
-pub(super) fn start(
-    machine: &Machine,
-    place: impl Fn(&str) -> Result<PathBuf>,
-) -> Result<(Vec<Serving>, Vec<PathBuf>)> {
-    let external = machine.server.as_deref().map(Server::ask).transpose()?;
+/// Starts a server for each share; returns them, and their sockets in `dir`.
+pub(super) fn start(machine: &Machine, dir: &Path) -> Result<(Vec<Serving>, Vec<PathBuf>)> {
+    let external = machine.server.as_deref().map(Virtiofsd::ask).transpose()?;
     let trace = machine.trace.as_deref().map(Trace::create).transpose()?;
     let trace = trace.map(Arc::new);
     let (mut servers, mut sockets) = (Vec::new(), Vec::new());
     for (index, share) in machine.shares.iter().enumerate() {
-        let socket = place(&format!("fs{index}"))?;
+        let socket = super::socket(dir, &format!("fs{index}"))?;
         let listener = UnixListener::bind(&socket).context("cannot listen for QEMU")?;
         let mut errors = Errors::default();
         let server = match &external {

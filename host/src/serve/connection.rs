@@ -1,7 +1,6 @@
 //! QEMU's connections, one after the other, and the way to end them.
 
 use std::fs;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
@@ -11,8 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow};
 use fuse_backend_rs::api::filesystem::FileSystem;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::io::Errno;
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, getsockname, shutdown};
 use vhost::vhost_user::{Error as VhostError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
@@ -21,6 +19,7 @@ use vm_memory::GuestMemoryMmap;
 use super::device::Device;
 use super::ring::Memory;
 use super::service::{Service, message};
+use crate::fd::either;
 
 /// How a server fares; shared by all its threads.
 pub(super) struct Status {
@@ -176,20 +175,6 @@ fn one<F: FileSystem + Send + Sync + 'static>(
 fn wait_for_connection(status: &Status, listener: &Listener) -> Result<bool> {
     // SAFETY: the listener outlives this function, and does not close it.
     let socket = unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(listener)) };
-    loop {
-        let mut fds = [
-            PollFd::new(&status.stop, PollFlags::IN),
-            PollFd::from_borrowed_fd(socket, PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
-            Err(Errno::INTR) => continue,
-            other => other.map_err(io::Error::from).context("poll")?,
-        };
-        if !fds[0].revents().is_empty() {
-            return Ok(false);
-        }
-        if !fds[1].revents().is_empty() {
-            return Ok(true);
-        }
-    }
+    let (stop, _) = either(status.stop.as_fd(), socket).context("cannot wait for QEMU")?;
+    Ok(!stop)
 }

@@ -24,14 +24,14 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use rustix::event::{PollFd, PollFlags, poll};
+use anyhow::{Context, Result, bail, ensure};
 use virtio_queue::DescriptorChain;
 
 pub use fault::{Fault, RULES};
 pub use service::MemoryRef;
 pub use trace::{Trace, print};
 
+use crate::fd::either;
 use connection::Status;
 use fault::Injector;
 use layers::Layers;
@@ -185,22 +185,10 @@ pub fn run(options: &Options, path: &Path) -> Result<()> {
     let listener = bind(path)?;
     let _socket = Socket(path);
     let server = Server::start(options, listener)?;
-    let failed = server.failed();
-    loop {
-        let mut fds = [
-            PollFd::from_borrowed_fd(interrupt, PollFlags::IN),
-            PollFd::from_borrowed_fd(failed, PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            other => other.map_err(std::io::Error::from).context("poll")?,
-        };
-        if let Some(failure) = server.failure() {
-            anyhow::bail!("the server of {} failed: {failure}", options.tag);
-        }
-        if !fds[0].revents().is_empty() {
-            return Ok(());
-        }
+    either(interrupt, server.failed()).context("cannot wait for QEMU")?;
+    match server.failure() {
+        Some(failure) => bail!("the server of {} failed: {failure}", options.tag),
+        None => Ok(()),
     }
 }
 
