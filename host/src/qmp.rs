@@ -1,4 +1,4 @@
-//! The little of QEMU's machine protocol (QMP) that tells how a guest ended.
+//! The little of QEMU's machine protocol (QMP) that tells how a guest ended, and that QEMU still answers.
 
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -41,7 +41,8 @@ enum Message {
 pub(crate) struct Monitor {
     listener: Option<UnixListener>,
     stream: Option<UnixStream>,
-    decoder: Decoder,
+    /// The start of a line.
+    partial: Vec<u8>,
     question: Question,
     shutdown: Option<Shutdown>,
 }
@@ -60,7 +61,7 @@ impl Monitor {
         Ok(Self {
             listener: Some(UnixListener::bind(path).context("cannot listen for QEMU")?),
             stream: None,
-            decoder: Decoder::default(),
+            partial: Vec::new(),
             question: Question::NotYet,
             shutdown: None,
         })
@@ -88,9 +89,7 @@ impl Monitor {
             self.stream = None;
             return Ok(());
         };
-        let mut messages = Vec::new();
-        self.decoder.feed(&bytes, &mut messages);
-        for message in messages {
+        for message in messages(&mut self.partial, &bytes) {
             match message {
                 Message::Answer => self.question = Question::Due(Instant::now() + ASK_EVERY),
                 Message::Shutdown(why) => self.shutdown = Some(why),
@@ -141,24 +140,13 @@ impl Monitor {
     }
 }
 
-/// Splits the byte stream into messages.
-#[derive(Default)]
-struct Decoder {
-    partial: Vec<u8>,
-}
-
-impl Decoder {
-    /// Takes bytes as they come; appends what they say to `messages`.
-    fn feed(&mut self, bytes: &[u8], messages: &mut Vec<Message>) {
-        for &byte in bytes {
-            if byte == b'\n' {
-                messages.extend(decode(&self.partial));
-                self.partial.clear();
-            } else {
-                self.partial.push(byte);
-            }
-        }
-    }
+/// The messages that end in `bytes`, which go on from `partial`.
+fn messages(partial: &mut Vec<u8>, bytes: &[u8]) -> Vec<Message> {
+    partial.extend(bytes);
+    let end = partial.iter().rposition(|&byte| byte == b'\n');
+    let whole: Vec<_> = partial.drain(..end.map_or(0, |end| end + 1)).collect();
+    let lines = whole.split(|&byte| byte == b'\n');
+    lines.filter_map(decode).collect()
 }
 
 fn decode(line: &[u8]) -> Option<Message> {
@@ -198,11 +186,11 @@ mod tests {
 {"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}
 "#;
         for cut in 0..text.len() {
-            let (mut decoder, mut messages) = (Decoder::default(), Vec::new());
-            decoder.feed(&text[..cut], &mut messages);
-            decoder.feed(&text[cut..], &mut messages);
+            let mut partial = Vec::new();
+            let mut said = messages(&mut partial, &text[..cut]);
+            said.extend(messages(&mut partial, &text[cut..]));
             assert_eq!(
-                messages,
+                said,
                 [
                     Message::Answer,
                     Message::Shutdown(Shutdown::Reset),

@@ -6,10 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, anyhow};
-use fuse_backend_rs::api::filesystem::FileSystem;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, getsockname, shutdown};
 use vhost::vhost_user::{Error as VhostError, Listener};
@@ -17,6 +16,7 @@ use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::GuestMemoryMmap;
 
 use super::device::Device;
+use super::lock;
 use super::ring::Memory;
 use super::service::{Service, message};
 use crate::fd::either;
@@ -49,14 +49,12 @@ impl Status {
 
     /// Notes what went wrong, unless something did before.
     pub(super) fn fail(&self, what: &str) {
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.get_or_insert_with(|| what.to_owned());
+        lock(&self.failure).get_or_insert_with(|| what.to_owned());
         raise(&self.failed);
     }
 
     pub(super) fn failure(&self) -> Option<String> {
-        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.clone()
+        lock(&self.failure).clone()
     }
 
     /// Becomes readable when the server has failed.
@@ -109,8 +107,8 @@ fn raise(event: &OwnedFd) {
 }
 
 /// Serves each QEMU that connects, until told to stop.
-pub(super) fn serve<F: FileSystem + Send + Sync + 'static>(
-    service: &Arc<Service<F>>,
+pub(super) fn serve(
+    service: &Arc<Service>,
     status: &Arc<Status>,
     listener: UnixListener,
     request_queues: usize,
@@ -125,8 +123,8 @@ pub(super) fn serve<F: FileSystem + Send + Sync + 'static>(
     }
 }
 
-fn one<F: FileSystem + Send + Sync + 'static>(
-    service: &Arc<Service<F>>,
+fn one(
+    service: &Arc<Service>,
     status: &Arc<Status>,
     listener: &mut Listener,
     request_queues: usize,

@@ -3,11 +3,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::{io, thread};
 
-use fuse_backend_rs::api::filesystem::FileSystem;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -18,6 +17,7 @@ use vmm_sys_util::event::{
 };
 
 use super::connection::Status;
+use super::lock;
 use super::ring::{Chain, InFlight, Memory, Ring};
 use super::service::{Service, Taken, message};
 
@@ -33,8 +33,8 @@ struct Job {
 }
 
 /// The device that one QEMU sees.
-pub(super) struct Device<F: FileSystem + Send + Sync + 'static> {
-    service: Arc<Service<F>>,
+pub(super) struct Device {
+    service: Arc<Service>,
     memory: OnceLock<Memory>,
     /// The hiprio queue and the request queues (virtio 1.2, 5.11.2), once they were used.
     rings: Vec<OnceLock<Ring>>,
@@ -56,10 +56,10 @@ impl Drop for Pool {
     }
 }
 
-impl<F: FileSystem + Send + Sync + 'static> Device<F> {
+impl Device {
     /// A device with so many request queues, and its `threads`, which end when the device is dropped.
     pub(super) fn new(
-        service: Arc<Service<F>>,
+        service: Arc<Service>,
         status: Arc<Status>,
         request_queues: usize,
         threads: usize,
@@ -112,20 +112,16 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             };
             match &self.jobs {
                 // The pool lives as long as we do.
-                Some(jobs) => drop(
-                    jobs.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .send(job),
-                ),
+                Some(jobs) => drop(lock(jobs).send(job)),
                 None => answer(&self.service, &self.status, job),
             }
         }
     }
 }
 
-fn work<F: FileSystem + Sync>(service: &Service<F>, status: &Status, jobs: &Mutex<Receiver<Job>>) {
+fn work(service: &Service, status: &Status, jobs: &Mutex<Receiver<Job>>) {
     loop {
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let job = lock(jobs).recv();
         match job {
             Ok(job) => answer(service, status, job),
             Err(_) => return,
@@ -133,7 +129,7 @@ fn work<F: FileSystem + Sync>(service: &Service<F>, status: &Status, jobs: &Mute
     }
 }
 
-fn answer<F: FileSystem + Sync>(service: &Service<F>, status: &Status, job: Job) {
+fn answer(service: &Service, status: &Status, job: Job) {
     let head = job.chain.head_index();
     let answer = || service.answer(&job.chain, &job.taken, Some(&job.flight));
     match catch_unwind(AssertUnwindSafe(answer)) {
@@ -149,7 +145,7 @@ fn answer<F: FileSystem + Sync>(service: &Service<F>, status: &Status, job: Job)
     }
 }
 
-impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Device<F> {
+impl VhostUserBackend for Device {
     type Bitmap = ();
     type Vring = Ring;
 

@@ -20,7 +20,7 @@ use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -76,7 +76,7 @@ impl Options {
         }
     }
 
-    fn service(&self) -> Result<Service<Layers>> {
+    fn service(&self) -> Result<Service> {
         ensure!(!self.dirs.is_empty(), "no directory to share: name one");
         ensure!(
             (1..=MAX_REQUEST_QUEUES).contains(&self.request_queues),
@@ -157,7 +157,7 @@ impl Drop for Server {
 }
 
 /// A share without a device: for one that has its own queues.
-pub struct Handler(Service<Layers>);
+pub struct Handler(Service);
 
 impl Handler {
     /// A handler of `options`; its threads are the caller's.
@@ -174,6 +174,11 @@ impl Handler {
         let taken = self.0.take(chain);
         self.0.answer(chain, &taken, None).used
     }
+}
+
+/// A panic elsewhere leaves nothing half done that matters here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Serves on a socket at `path`, until a signal ends it; then the socket is gone.
