@@ -260,6 +260,12 @@ fn embedded_boots_three_layers() {
 }
 
 #[test]
+fn kernel_and_initrd_are_read_together() {
+    embedded::reads_all_files_at_once(Board::X86_64Microvm);
+    embedded::reads_all_files_at_once(Board::Aarch64Virt);
+}
+
+#[test]
 fn embedded_does_wrong_when_asked_to() {
     embedded::faults(Board::X86_64Q35);
 }
