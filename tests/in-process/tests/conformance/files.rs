@@ -2,7 +2,7 @@
 
 use crate::rig::{Random, Rig, Server, noise};
 use bootshare::{Error, FileType, Options};
-use bootshare_tests::Order;
+use bootshare_test_device::{Opcode, raw::Order};
 use embedded_io::{Read, ReadExactError, Seek, SeekFrom};
 use std::{
     fs,
@@ -375,7 +375,7 @@ pub fn what_is_no_file_is_not_opened(server: Server) {
         ];
         assert_eq!(listed, expected);
         rig.device.log(|log| {
-            let opened = log.counts().get(&bootshare_tests::Opcode::Open).copied();
+            let opened = log.counts().get(&Opcode::Open).copied();
             assert_eq!(opened, None, "no server was asked to open any of them");
         });
     });

@@ -2,7 +2,7 @@
 
 use crate::{TestDir, share};
 use bootshare::{Error, FileType};
-use bootshare_tests::{TempDir, TestShare};
+use bootshare_test_device::TestShare;
 use rustix::fs::{CWD, FileType as HostType, Mode, XattrFlags, mknodat, setxattr};
 use std::{
     ffi::OsStr,
@@ -15,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
+use tempfile::TempDir;
 
 /// Three directories to lay over each other; the first is on top.
 struct Stack {
@@ -26,7 +27,7 @@ const LAYERS: [&str; 3] = ["top", "middle", "bottom"];
 impl Stack {
     fn new() -> Self {
         let stack = Self {
-            dir: TempDir::new(),
+            dir: tempfile::tempdir().unwrap(),
         };
         for name in LAYERS.iter().chain(&["merged"]) {
             fs::create_dir(stack.dir.path().join(name)).unwrap();

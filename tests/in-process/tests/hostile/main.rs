@@ -3,7 +3,9 @@
 //!
 //! Time is virtual: a deadline of ten seconds passes at once.
 
+mod names;
 mod random;
+mod reads;
 mod replies;
 mod rig;
 mod rings;

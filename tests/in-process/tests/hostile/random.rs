@@ -2,7 +2,7 @@
 
 use crate::rig::{CHUNK, LARGE, tree};
 use bootshare::Options;
-use bootshare_tests::{Device, Order, Quirks, Reply, Request, Scripted, TestHal, TestShare, mount};
+use bootshare_test_device::{Device, Reply, Request, TestHal, TestShare, VirtualClock, raw::Order};
 use std::time::Duration;
 
 struct Random(u64);
@@ -49,32 +49,31 @@ fn spoil(random: &mut Random, request: &Request, mut reply: Reply) -> Reply {
         return reply;
     }
     match random.next() % 10 {
-        0..4 if !reply.bytes.is_empty() => {
+        0..4 if reply.size() > 0 => {
             let wide = random.nasty().to_le_bytes();
-            let width = [1, 2, 4, 8][random.next() as usize % 4].min(reply.bytes.len());
-            let at = random.next() as usize % (reply.bytes.len() - width + 1);
+            let width = [1, 2, 4, 8][random.next() as usize % 4].min(reply.size());
+            let at = random.next() as usize % (reply.size() - width + 1);
             reply = reply.patch(at / width * width, &wide[..width]);
         }
-        4 => reply
-            .bytes
-            .truncate(random.next() as usize % (reply.bytes.len() + 1)),
+        4 => {
+            let size = random.next() as usize % (reply.size() + 1);
+            reply = reply.cut(size);
+        }
         5 => {
-            reply
-                .bytes
-                .truncate(random.next() as usize % (reply.bytes.len() + 1));
-            let length = reply.bytes.len() as u32;
-            reply.answer.used = length;
+            let size = random.next() as usize % (reply.size() + 1);
+            let length = size as u32;
+            reply = reply.cut(size).used(length);
             if length >= 4 {
                 reply = reply.patch(0, &length.to_le_bytes());
             }
         }
         6 => reply = reply.used(random.nasty() as u32),
-        7 => reply = Reply::error(request, random.nasty() as i32 & 0xfff),
+        7 => reply = Reply::error_number(request, random.nasty() as i32 & 0xfff),
         8 if random.one_in(4) => reply = reply.id(random.nasty() as u32),
         8 if random.one_in(4) => reply = reply.times(random.next() as u32 % 4),
         8 if random.one_in(4) => reply = reply.jump(random.next() as u16),
         8 if random.one_in(4) => reply = reply.never(),
-        _ => reply = reply.after(random.next() % 100),
+        _ => reply = reply.after(VirtualClock::TICK * (random.next() % 100) as u32),
     }
     reply
 }
@@ -117,19 +116,18 @@ fn nothing_a_host_says_makes_the_client_panic() {
     let seeds = if cfg!(miri) { 2 } else { 1500 };
     for seed in 0..seeds {
         let mut random = Random(seed);
-        let quirks = Quirks {
-            order: Order::Shuffled(seed),
-            polls: random.one_in(4),
-            ..Quirks::default()
-        };
-        let backend = Scripted::new(tree(), move |request, good| {
+        let polls = random.one_in(4);
+        let device = Device::with_script(tree(), move |request, good| {
             spoil(&mut random, request, good)
         });
-        let device = Device::with_quirks(backend, quirks);
+        device.quirk(|quirks| {
+            quirks.order = Order::Shuffled(seed);
+            quirks.polls = polls;
+        });
         let options = Options::default()
             .with_chunk_size(CHUNK as u32 * 3 / 2)
             .with_deadline(Duration::from_secs(1));
-        if let Ok(share) = mount(&device, options) {
+        if let Ok(share) = device.mount(options) {
             for _ in 0..3 {
                 use_it(&share);
             }

@@ -1,6 +1,6 @@
 //! Requests as a server sees them, read without the client's own code.
 
-use crate::Chain;
+use crate::chain::Chain;
 
 /// Bytes of a request's header.
 pub const HEADER: usize = 40;
@@ -8,11 +8,11 @@ pub const HEADER: usize = 40;
 pub const REPLY_HEADER: usize = 16;
 
 macro_rules! opcodes {
-    ($($name:ident = $number:literal),* $(,)?) => {
+    ($($name:ident $fuse:ident = $number:literal),* $(,)?) => {
         /// The requests that a read-only client has a use for.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Opcode {
-            $(#[doc = stringify!($name)] $name = $number,)*
+            $(#[doc = concat!("`FUSE_", stringify!($fuse), "`.")] $name = $number,)*
         }
 
         impl Opcode {
@@ -27,25 +27,86 @@ macro_rules! opcodes {
 }
 
 opcodes! {
-    Lookup = 1, Forget = 2, GetAttr = 3, ReadLink = 5, Open = 14, Read = 15, StatFs = 17,
-    Release = 18, Init = 26, OpenDir = 27, ReadDir = 28, ReleaseDir = 29, Destroy = 38,
+    Lookup LOOKUP = 1, Forget FORGET = 2, GetAttr GETATTR = 3, ReadLink READLINK = 5,
+    Open OPEN = 14, Read READ = 15, StatFs STATFS = 17, Release RELEASE = 18, Init INIT = 26,
+    OpenDir OPENDIR = 27, ReadDir READDIR = 28, ReleaseDir RELEASEDIR = 29,
+    Destroy DESTROY = 38,
 }
 
 /// A request, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// What is asked for.
-    pub opcode: Opcode,
+    pub(crate) opcode: Opcode,
     /// The client's number.
-    pub unique: u64,
+    pub(crate) unique: u64,
     /// The node it is about.
-    pub node: u64,
+    pub(crate) node: u64,
     /// What follows the header.
-    pub body: Vec<u8>,
+    body: Vec<u8>,
     /// The queue that it came through.
-    pub queue: u16,
+    queue: u16,
     /// Bytes that the reply may have.
-    pub writable: u64,
+    writable: u64,
+    /// What a script is told of the tree.
+    path: Vec<u8>,
+}
+
+impl Request {
+    /// What is asked for.
+    #[must_use]
+    pub fn opcode(&self) -> Opcode {
+        self.opcode
+    }
+
+    /// The path that it is about, from the tree's root on: `/dir/file`. For [`Opcode::Lookup`] that
+    /// of the name that is looked up, whether it is there or not; `/` where a request is about
+    /// the share as a whole.
+    #[must_use]
+    pub fn path(&self) -> &[u8] {
+        &self.path
+    }
+
+    /// The offset in a READ or READDIR: for the former in bytes.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.u64_at(8)
+    }
+
+    /// The size in a READ or READDIR, in bytes.
+    #[must_use]
+    pub fn size(&self) -> u32 {
+        self.u32_at(16)
+    }
+}
+
+#[cfg(feature = "raw")]
+impl Request {
+    /// The client's number for it.
+    #[must_use]
+    pub fn unique(&self) -> u64 {
+        self.unique
+    }
+
+    /// The node that it is about.
+    #[must_use]
+    pub fn node(&self) -> u64 {
+        self.node
+    }
+
+    /// The name in a LOOKUP.
+    #[must_use]
+    pub fn name(&self) -> &[u8] {
+        self.looked_up()
+    }
+
+    /// The same, about another node.
+    #[must_use]
+    pub fn about(&self, node: u64) -> Self {
+        Self {
+            node,
+            ..self.clone()
+        }
+    }
 }
 
 impl Request {
@@ -54,7 +115,7 @@ impl Request {
     /// # Errors
     ///
     /// What no server could make sense of.
-    pub fn parse(chain: &Chain) -> Result<Self, String> {
+    pub(crate) fn parse(chain: &Chain) -> Result<Self, String> {
         let bytes = chain.request();
         let Some((header, body)) = bytes.split_at_checked(HEADER) else {
             return Err(format!("a request of {} bytes", bytes.len()));
@@ -76,50 +137,41 @@ impl Request {
             body: body.to_vec(),
             queue: chain.queue(),
             writable: chain.writable_bytes(),
+            path: Vec::new(),
         })
     }
 
+    pub(crate) fn with_path(&self, path: Vec<u8>) -> Self {
+        Self {
+            path,
+            ..self.clone()
+        }
+    }
+
     /// A number in the body; 0 where the body is too short.
-    #[must_use]
-    pub fn u32_at(&self, at: usize) -> u32 {
+    pub(crate) fn u32_at(&self, at: usize) -> u32 {
         let bytes = self.body.get(at..at + 4);
         bytes.map_or(0, |bytes| u32::from_le_bytes(bytes.try_into().unwrap()))
     }
 
     /// A number in the body; 0 where the body is too short.
-    #[must_use]
-    pub fn u64_at(&self, at: usize) -> u64 {
+    pub(crate) fn u64_at(&self, at: usize) -> u64 {
         let bytes = self.body.get(at..at + 8);
         bytes.map_or(0, |bytes| u64::from_le_bytes(bytes.try_into().unwrap()))
     }
 
     /// The name in a LOOKUP.
-    #[must_use]
-    pub fn name(&self) -> &[u8] {
+    pub(crate) fn looked_up(&self) -> &[u8] {
         self.body.strip_suffix(b"\0").unwrap_or(&self.body)
     }
 
     /// The handle in a READ, READDIR, RELEASE or RELEASEDIR.
-    #[must_use]
-    pub fn handle(&self) -> u64 {
+    pub(crate) fn handle(&self) -> u64 {
         self.u64_at(0)
     }
 
-    /// The offset in a READ or READDIR.
-    #[must_use]
-    pub fn offset(&self) -> u64 {
-        self.u64_at(8)
-    }
-
-    /// The size in a READ or READDIR.
-    #[must_use]
-    pub fn size(&self) -> u32 {
-        self.u32_at(16)
-    }
-
     /// What a real server would choke on, or what a read-only client has no business to ask.
-    #[must_use]
-    pub fn faults(&self) -> Vec<String> {
+    pub(crate) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let mut check = |good: bool, what: &str| {
             if !good {
@@ -207,15 +259,4 @@ impl Request {
         }
         faults
     }
-}
-
-/// A directory entry as it stands in a READDIR reply.
-#[must_use]
-pub fn dirent(ino: u64, offset: u64, file_type: u32, name: &[u8]) -> Vec<u8> {
-    let mut out = [ino.to_le_bytes(), offset.to_le_bytes()].concat();
-    out.extend_from_slice(&(name.len() as u32).to_le_bytes());
-    out.extend_from_slice(&file_type.to_le_bytes());
-    out.extend_from_slice(name);
-    out.resize(out.len().next_multiple_of(8), 0);
-    out
 }
