@@ -93,6 +93,12 @@ impl Request {
         self.node
     }
 
+    /// The queue that it came through.
+    #[must_use]
+    pub fn queue(&self) -> u16 {
+        self.queue
+    }
+
     /// The name in a LOOKUP.
     #[must_use]
     pub fn name(&self) -> &[u8] {

@@ -4,6 +4,8 @@
 //! Time is virtual: a deadline of ten seconds passes at once.
 
 mod names;
+mod parts;
+mod queues;
 mod random;
 mod reads;
 mod replies;
