@@ -45,6 +45,10 @@ fn with_header(length: u32, error: i32, unique: u64, body: &[u8]) -> Reply {
     raw(bytes)
 }
 
+pub fn success(request: &Request, body: &[u8]) -> Reply {
+    with_header((REPLY_HEADER + body.len()) as u32, 0, request.unique, body)
+}
+
 /// Any bytes, honestly reported.
 fn raw(bytes: Vec<u8>) -> Reply {
     Reply {
@@ -63,15 +67,10 @@ fn error_number(request: &Request, number: i32) -> Reply {
 }
 
 impl Reply {
-    /// Success, with these bytes behind the reply's header: for [`Opcode::Read`] the file's, for
-    /// [`Opcode::ReadLink`] the target, else a structure of `linux/fuse.h`. The client refuses
-    /// what does not fit the request.
-    ///
-    /// [`Opcode::Read`]: crate::Opcode::Read
-    /// [`Opcode::ReadLink`]: crate::Opcode::ReadLink
+    /// The reply to a READ of a file that has this content, whatever the tree says.
     #[must_use]
-    pub fn ok(request: &Request, body: &[u8]) -> Self {
-        with_header((REPLY_HEADER + body.len()) as u32, 0, request.unique, body)
+    pub fn content(request: &Request, content: &[u8]) -> Self {
+        success(request, request.part_of(content))
     }
 
     /// An error of the host.
@@ -99,19 +98,23 @@ impl Reply {
         self.when = When::Never;
         self
     }
+}
 
-    /// The bytes behind the header: of a good reply to [`Opcode::Read`] the file's.
-    ///
-    /// [`Opcode::Read`]: crate::Opcode::Read
+/// Replies by their bytes, of which no server should give some.
+#[cfg(feature = "raw")]
+impl Reply {
+    /// Success, with these bytes behind the reply's header.
+    #[must_use]
+    pub fn ok(request: &Request, body: &[u8]) -> Self {
+        success(request, body)
+    }
+
+    /// The bytes behind the header.
     #[must_use]
     pub fn body(&self) -> &[u8] {
         self.bytes.get(REPLY_HEADER..).unwrap_or_default()
     }
-}
 
-/// Replies that no server should give.
-#[cfg(feature = "raw")]
-impl Reply {
     /// One that the server wrote to the chain itself, of so many bytes.
     #[must_use]
     pub fn written(used: u32) -> Self {

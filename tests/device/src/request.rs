@@ -147,6 +147,14 @@ impl Request {
         })
     }
 
+    /// What a READ of a file with this content gives.
+    pub(crate) fn part_of<'c>(&self, content: &'c [u8]) -> &'c [u8] {
+        let length = content.len();
+        let start = usize::try_from(self.offset()).map_or(length, |start| start.min(length));
+        let rest = &content[start..];
+        &rest[..rest.len().min(self.size() as usize)]
+    }
+
     pub(crate) fn with_path(&self, path: Vec<u8>) -> Self {
         Self {
             path,

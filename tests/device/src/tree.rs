@@ -1,7 +1,7 @@
 //! A small file system in memory.
 
 use crate::{
-    reply::Reply,
+    reply::{Reply, success},
     request::{Opcode, Request},
 };
 use bootshare::fuse::Errno;
@@ -234,11 +234,7 @@ impl Tree {
     fn read(&self, request: &Request) -> Option<Vec<u8>> {
         let (offset, size) = (request.offset(), u64::from(request.size()));
         match self.node(request.node)? {
-            Node::File(content) => {
-                let start = content.len().min(offset as usize);
-                let end = content.len().min(start + size as usize);
-                Some(content[start..end].to_vec())
-            }
+            Node::File(content) => Some(request.part_of(content).to_vec()),
             Node::Pattern(length) => {
                 let end = (*length).min(offset.saturating_add(size));
                 Some((offset..end).map(pattern).collect())
@@ -269,7 +265,7 @@ impl Tree {
                 Reply::error(request, Errno::ENOENT)
             }
             _ => match self.body(request) {
-                Some(body) => Reply::ok(request, &body),
+                Some(body) => success(request, &body),
                 None => Reply::error(request, Errno::EBADF),
             },
         }
