@@ -9,6 +9,7 @@ mod examples;
 mod failures;
 mod faults;
 mod images;
+mod kernels;
 mod lab;
 mod linux;
 mod menu;
