@@ -2,12 +2,8 @@
 
 use crate::rig::{Random, Rig, Server};
 use bootshare::{Error, Metadata};
-use std::{
-    ffi::CString,
-    fs, io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    os::unix::fs::MetadataExt,
-};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use std::{fs, io, os::unix::fs::MetadataExt};
 
 pub fn slashes_and_dots(server: Server) {
     let rig = Rig::new(server);
@@ -98,41 +94,12 @@ pub fn lengths_and_depths(server: Server) {
     });
 }
 
-/// `struct open_how` of openat2(2).
-#[repr(C)]
-struct OpenHow {
-    flags: u64,
-    mode: u64,
-    resolve: u64,
-}
-
-const RESOLVE_IN_ROOT: u64 = 0x10;
-
 /// What the kernel finds at `path`, with `root` for its root.
 fn kernel(root: &fs::File, path: &str, follow: bool) -> io::Result<u64> {
-    let path = CString::new(path).unwrap();
-    let nofollow = if follow { 0 } else { libc::O_NOFOLLOW };
-    let how = OpenHow {
-        flags: (libc::O_PATH | libc::O_CLOEXEC | nofollow) as u64,
-        mode: 0,
-        resolve: RESOLVE_IN_ROOT,
-    };
-    // SAFETY: the path ends in a NUL, and the structure has the size that is said.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_openat2,
-            root.as_raw_fd(),
-            path.as_ptr(),
-            &raw const how,
-            size_of::<OpenHow>(),
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given us this descriptor.
-    let file = fs::File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-    Ok(file.metadata()?.ino())
+    let mut flags = OFlags::PATH | OFlags::CLOEXEC;
+    flags.set(OFlags::NOFOLLOW, !follow);
+    let found = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    Ok(fs::File::from(found).metadata()?.ino())
 }
 
 pub fn as_the_kernel_resolves(server: Server) {

@@ -7,7 +7,7 @@ use bootshare_test_device::{
     raw::{Balance, Order, Quirks, RealClock},
 };
 use bootshare_tests::Virtiofsd;
-use std::{ffi::CString, os::unix::ffi::OsStrExt, thread};
+use std::thread;
 
 pub fn mount_and_unmount(server: Server) {
     let rig = Rig::new(server);
@@ -122,11 +122,7 @@ fn a_few_file_descriptors_on_the_host_suffice_for_ever() {
 
 pub fn figures(server: Server) {
     let rig = Rig::new(server);
-    let path = CString::new(rig.dir.path().as_os_str().as_bytes()).unwrap();
-    // SAFETY: all zeroes is a value of this plain structure.
-    let mut host: libc::statvfs64 = unsafe { std::mem::zeroed() };
-    // SAFETY: the path ends in a NUL and the structure is ours.
-    assert_eq!(unsafe { libc::statvfs64(path.as_ptr(), &raw mut host) }, 0);
+    let host = rustix::fs::statvfs(rig.dir.path()).unwrap();
     rig.run(|share| {
         let figures = share.statistics().unwrap();
         assert_eq!(u64::from(figures.block_size), host.f_frsize);
