@@ -1,6 +1,6 @@
 //! Regular files.
 
-use crate::rig::{Random, Rig, Server, noise};
+use crate::rig::{Rig, Server, noise};
 use bootshare::{Error, FileType, Options};
 use bootshare_test_device::{Opcode, raw::Order};
 use embedded_io::{Read, ReadExactError, Seek, SeekFrom};
@@ -70,12 +70,12 @@ pub fn odd_offsets_and_sizes(server: Server) {
     rig.write("file", &content);
     rig.run_with(Options::default().with_chunk_size(4096 * 3), |share| {
         let file = share.open("file").unwrap();
-        let mut random = Random(1);
+        let mut random = fastrand::Rng::with_seed(1);
         let mut buf = vec![0; 70_001];
         for _ in 0..500 {
-            let offset = random.below(content.len() as u64 + 100) as usize;
-            let magnitude = random.below(17);
-            let size = random.below(1 << magnitude) as usize;
+            let offset = random.usize(..content.len() + 100);
+            let magnitude = random.u32(..17);
+            let size = random.usize(..1 << magnitude);
             let there = content.get(offset..).unwrap_or_default();
             let there = &there[..there.len().min(size)];
             let read = file.read_at(offset as u64, &mut buf[..size]).unwrap();

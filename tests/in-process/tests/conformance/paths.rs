@@ -1,6 +1,6 @@
 //! Paths: slashes, dots, lengths, and the kernel's word for all of it.
 
-use crate::rig::{Random, Rig, Server};
+use crate::rig::{Rig, Server};
 use bootshare::{Error, Metadata};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use std::{fs, io, os::unix::fs::MetadataExt};
@@ -131,16 +131,16 @@ pub fn as_the_kernel_resolves(server: Server) {
         "..", "a", "l", "d", "up",
     ];
     let root = fs::File::open(rig.dir.path()).unwrap();
-    let mut random = Random(7);
+    let mut random = fastrand::Rng::with_seed(7);
     let mut found = 0;
     let share = rig.mount();
     for _ in 0..4000 {
         let mut path = String::new();
-        for _ in 0..1 + random.below(6) {
-            path.push_str(names[random.below(names.len() as u64) as usize]);
+        for _ in 0..random.usize(1..=6) {
+            path.push_str(names[random.usize(..names.len())]);
             path.push('/');
         }
-        if random.below(4) != 0 {
+        if random.u8(..4) != 0 {
             path.pop();
         }
         for follow in [true, false] {

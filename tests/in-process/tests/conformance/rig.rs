@@ -6,6 +6,7 @@ use bootshare_test_device::{
     raw::{Backend, Balance},
 };
 use bootshare_tests::{AsNobody, Embedded, FuseBackend, Virtiofsd};
+use fastrand::Rng;
 use std::{fs, io, path::Path, sync::Arc};
 use tempfile::TempDir;
 
@@ -102,25 +103,8 @@ impl Rig {
 
 /// Bytes that do not repeat soon.
 pub fn noise(size: usize) -> Vec<u8> {
-    let mut random = Random(size as u64);
-    (0..size).map(|_| random.next() as u8).collect()
-}
-
-/// A linear congruential generator.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 33
-    }
-
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
+    let mut random = Rng::with_seed(size as u64);
+    (0..size).map(|_| random.u8(..)).collect()
 }
 
 /// How many open files of this process are at or below `path`: what servers in this process hold
