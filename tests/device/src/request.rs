@@ -186,91 +186,90 @@ impl Request {
 
     /// What a real server would choke on, or what a read-only client has no business to ask.
     pub(crate) fn faults(&self) -> Vec<String> {
-        let mut faults = Vec::new();
-        let mut check = |good: bool, what: &str| {
-            if !good {
-                faults.push(format!("{what}: {self:?}"));
-            }
-        };
+        let mut rules = vec![
+            (self.unique != 0 && self.unique.is_multiple_of(2), "unique"),
+            (self.node != 0, "node 0"),
+        ];
+        if self.opcode == Opcode::Forget {
+            rules.extend([
+                (self.queue == 0, "FORGET behind reads"),
+                (self.writable == 0, "FORGET has no reply"),
+                (self.node != 1, "the root is not ours to forget"),
+            ]);
+        } else {
+            let room = self.writable;
+            rules.extend([
+                (self.queue > 0, "a request in the hiprio queue"),
+                (room >= REPLY_HEADER as u64, "no room for a reply's header"),
+                (room <= u64::from(u32::MAX), "a reply beyond 32 bits"),
+            ]);
+        }
+        rules.extend(self.body_rules());
+        let broken = rules.into_iter().filter(|(kept, _)| !kept);
+        broken
+            .map(|(_, rule)| format!("{rule}: {self:?}"))
+            .collect()
+    }
+
+    /// Of body and room for the reply: whether each rule is kept, and what it is about.
+    fn body_rules(&self) -> Vec<(bool, &'static str)> {
         let body = self.body.len();
         let room = |fixed: usize| self.writable == (REPLY_HEADER + fixed) as u64;
-        check(self.unique != 0 && self.unique.is_multiple_of(2), "unique");
-        check(self.node != 0, "node 0");
-        if self.opcode == Opcode::Forget {
-            check(self.queue == 0, "FORGET behind reads");
-            check(self.writable == 0, "FORGET has no reply");
-            check(body == 8 && self.u64_at(0) > 0, "FORGET's body");
-            check(self.node != 1, "the root is not ours to forget");
-            return faults;
-        }
-        check(self.queue > 0, "a request in the hiprio queue");
-        check(
-            self.writable >= REPLY_HEADER as u64,
-            "no room for a reply's header",
-        );
-        check(
-            self.writable <= u64::from(u32::MAX),
-            "a reply beyond 32 bits",
-        );
+        let zero_from = |at: usize| self.body.iter().skip(at).all(|&byte| byte == 0);
         match self.opcode {
             Opcode::Lookup => {
-                let name = self.body.strip_suffix(b"\0");
-                check(name.is_some(), "a name without NUL");
-                let name = name.unwrap_or_default();
-                check((1..=255).contains(&name.len()), "a name's length");
-                check(!name.iter().any(|byte| matches!(byte, 0 | b'/')), "a name");
-                check(!matches!(name, b"." | b".."), "a name that servers resolve");
-                check(room(128), "LOOKUP's reply");
+                let name = self.looked_up();
+                let ends = self.body.ends_with(b"\0");
+                let plain = !name.iter().any(|byte| matches!(byte, 0 | b'/'));
+                let resolved = matches!(name, b"." | b"..");
+                vec![
+                    (ends, "a name without NUL"),
+                    ((1..=255).contains(&name.len()), "a name's length"),
+                    (plain, "a name"),
+                    (!resolved, "a name that servers resolve"),
+                    (room(128), "LOOKUP's reply"),
+                ]
             }
-            Opcode::GetAttr => {
-                check(body == 16 && self.u32_at(0) == 0, "GETATTR's body");
-                check(room(104), "GETATTR's reply");
-            }
-            Opcode::ReadLink => {
-                check(body == 0, "READLINK's body");
-                check(room(4096), "READLINK's reply: a target or PATH_MAX");
-            }
-            Opcode::Open | Opcode::OpenDir => {
-                check(body == 8 && self.u32_at(0) == 0, "flags: O_RDONLY alone");
-                check(self.u32_at(4) == 0, "open flags");
-                check(room(16), "OPEN's reply");
-            }
+            Opcode::Forget => vec![(body == 8 && self.u64_at(0) > 0, "FORGET's body")],
+            Opcode::GetAttr => vec![
+                (body == 16 && self.u32_at(0) == 0, "GETATTR's body"),
+                (room(104), "GETATTR's reply"),
+            ],
+            Opcode::ReadLink => vec![
+                (body == 0, "READLINK's body"),
+                (room(4096), "READLINK's reply: a target or PATH_MAX"),
+            ],
+            Opcode::Open | Opcode::OpenDir => vec![
+                (body == 8 && self.u32_at(0) == 0, "flags: O_RDONLY alone"),
+                (self.u32_at(4) == 0, "open flags"),
+                (room(16), "OPEN's reply"),
+            ],
             Opcode::Read | Opcode::ReadDir => {
-                check(body == 40, "READ's body");
-                check(self.size() > 0, "a READ of nothing");
-                check(room(self.size() as usize), "buffer and size differ");
-                if self.opcode == Opcode::Read {
-                    let end = self.offset().checked_add(self.size().into());
-                    check(end.is_some_and(|end| end <= i64::MAX as u64), "offset");
-                }
-                check(
-                    self.body[20..].iter().all(|&byte| byte == 0),
-                    "READ's flags",
-                );
+                let end = self.offset().checked_add(self.size().into());
+                let fits = end.is_some_and(|end| end <= i64::MAX as u64);
+                vec![
+                    (body == 40, "READ's body"),
+                    (self.size() > 0, "a READ of nothing"),
+                    (room(self.size() as usize), "buffer and size differ"),
+                    (fits || self.opcode == Opcode::ReadDir, "offset"),
+                    (zero_from(20), "READ's flags"),
+                ]
             }
-            Opcode::StatFs => {
-                check(body == 0, "STATFS's body");
-                check(room(80), "STATFS's reply");
-            }
-            Opcode::Release | Opcode::ReleaseDir => {
-                check(body == 24, "RELEASE's body");
-                check(
-                    self.body[8..].iter().all(|&byte| byte == 0),
-                    "RELEASE's flags",
-                );
-            }
+            Opcode::StatFs => vec![(body == 0, "STATFS's body"), (room(80), "STATFS's reply")],
+            Opcode::Release | Opcode::ReleaseDir => vec![
+                (body == 24, "RELEASE's body"),
+                (zero_from(8), "RELEASE's flags"),
+            ],
             Opcode::Init => {
-                check(body == 64, "INIT's body: virtiofsd ends on a short one");
-                check(
-                    self.u32_at(0) == 7 && self.u32_at(4) >= 31,
-                    "INIT's version",
-                );
-                check(self.body[8..].iter().all(|&byte| byte == 0), "INIT's flags");
-                check(room(64), "INIT's reply");
+                let known = self.u32_at(0) == 7 && self.u32_at(4) >= 31;
+                vec![
+                    (body == 64, "INIT's body: virtiofsd ends on a short one"),
+                    (known, "INIT's version"),
+                    (zero_from(8), "INIT's flags"),
+                    (room(64), "INIT's reply"),
+                ]
             }
-            Opcode::Destroy => check(body == 0, "DESTROY's body"),
-            Opcode::Forget => {}
+            Opcode::Destroy => vec![(body == 0, "DESTROY's body")],
         }
-        faults
     }
 }
