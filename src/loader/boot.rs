@@ -8,6 +8,7 @@ use super::{
     menu::{self, Pick},
     shares::{Mount, Shares},
     shell::{self, State, Typed},
+    time_line::{Stage, TimeLine},
 };
 use crate::boot::{
     bls::{self, Timeout},
@@ -21,6 +22,7 @@ pub(super) struct Flow<'a, B: Board> {
     pub board: &'a B,
     pub options: &'a Options<'a>,
     pub shares: &'a Shares<B>,
+    pub time_line: &'a TimeLine<B::Clock>,
 }
 
 /// Why nothing was loaded.
@@ -236,9 +238,11 @@ impl<B: Board> Flow<'_, B> {
             None => self.options.payload,
         };
         loop {
+            self.time_line.reach(Stage::Chosen);
             let loader = Loader::new(self.board, mount, name, arena.rest());
             match loader.load(entry, edited, extra) {
                 Ok(hand_off) => {
+                    self.time_line.reach(Stage::Loaded);
                     let kernel = Path::join(entry.directory, entry.kernel);
                     log::info!("starting {}", mount.shown(&kernel));
                     return Ok(hand_off);

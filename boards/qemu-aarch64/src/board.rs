@@ -20,6 +20,7 @@ use bootshare::{
 use core::{
     ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut},
     slice,
+    time::Duration,
 };
 use dtoolkit::fdt::Fdt;
 use heapless::Vec;
@@ -68,6 +69,8 @@ unsafe extern "C" {
 
 /// QEMU's `virt` machine.
 pub struct Virt {
+    /// The timer's count at the first instruction.
+    entered: u64,
     tree: Fdt<'static>,
     command_line: &'static [u8],
     memory: MemoryMap,
@@ -86,7 +89,7 @@ impl Virt {
     /// # Safety
     ///
     /// To be called once, with what was in `x0` on entry.
-    pub unsafe fn new(x0: u64) -> Result<Self, &'static str> {
+    pub unsafe fn new(x0: u64, entered: u64) -> Result<Self, &'static str> {
         // SAFETY: `x0` is what the platform gave, and nothing writes to the tree.
         let tree = unsafe { find_tree(x0) }?;
         let tree = Fdt::new(tree).map_err(|_| "the device tree is malformed")?;
@@ -122,6 +125,7 @@ impl Virt {
             line => line,
         };
         Ok(Self {
+            entered,
             tree,
             command_line,
             memory,
@@ -261,6 +265,10 @@ impl Board for Virt {
 
     fn clock(&self) -> ArmClock {
         ArmClock
+    }
+
+    fn entered(&self) -> Duration {
+        ArmClock::at(self.entered)
     }
 
     fn write_console(text: &[u8]) {

@@ -10,13 +10,19 @@ const NANOSECONDS_PER_SECOND: u64 = 1_000_000_000;
 #[derive(Clone, Copy, Debug)]
 pub struct ArmClock;
 
-impl Clock for ArmClock {
-    fn now(&self) -> Duration {
+impl ArmClock {
+    /// When the counter was at `count`, as [`now`](Clock::now) tells time.
+    pub fn at(count: u64) -> Duration {
         let frequency = cpu::counter_frequency_hz().max(1);
-        let count = cpu::counter();
         // The frequency is a 32-bit number, so this fits, and the quotient is below a second.
         let nanoseconds = count % frequency * NANOSECONDS_PER_SECOND / frequency;
         Duration::new(count / frequency, nanoseconds as u32)
+    }
+}
+
+impl Clock for ArmClock {
+    fn now(&self) -> Duration {
+        Self::at(cpu::counter())
     }
 
     fn relax(&self) {

@@ -4,7 +4,7 @@
 //! # What holds on arrival
 //!
 //! 1. `pc` is at the image's first instruction. The image lies at its link address, or in flash at
-//!    address 0, where QEMU's `-bios` puts it: then it copies itself, and starts again from there.
+//!    address 0, where QEMU's `-bios` puts it: then it copies itself, and goes on there.
 //! 2. The MMU and the data cache are off; interrupts are masked.
 //! 3. The exception level is EL1 or EL2. EL3 is refused with a message.
 //! 4. `x0` is the physical address of the device tree, or 0 (QEMU starts an ELF file so). After a
@@ -24,7 +24,7 @@
 //! 4. `VBAR` points to our vectors. Every exception is fatal and is reported on its own stack.
 //! 5. Floating point and SIMD do not trap: the compiler uses them.
 //! 6. `.bss` is zero, `sp` is the end of a 64 KiB stack, interrupts stay masked.
-//! 7. `x0` is what it was.
+//! 7. `x0` is what it was, and `x1` the timer's count on arrival.
 //!
 //! # Names of the EL2 registers
 //!
@@ -115,7 +115,8 @@ _start:
     isb
     .endm
 
-10: msr     daifset, #0xf
+10: mrs     x20, cntvct_el0
+    msr     daifset, #0xf
     msr     spsel, #1
 
     // At the link address, or in flash?
@@ -153,6 +154,7 @@ _start:
     dsb     nsh
     isb
     mov     x0, xzr
+    add     x10, x10, #(14f - _start)
     br      x10
 
 14: mrs     x9, CurrentEL
@@ -189,6 +191,7 @@ _start:
     mov     sp, x9
     mov     x29, xzr
     mov     x30, xzr
+    mov     x1, x20
     b       {rust_main}
 
     // No way on: prints the text at x1 on the UART that QEMU's documentation names, and ends

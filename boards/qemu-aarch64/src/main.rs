@@ -34,11 +34,11 @@ fn main() {}
 
 /// The first function in Rust; `entry` says what holds here.
 #[cfg(target_os = "none")]
-extern "C" fn rust_main(x0: u64) -> ! {
+extern "C" fn rust_main(x0: u64, entered: u64) -> ! {
     use bootshare::loader::ExitStatus;
 
     // SAFETY: called once, from the entry code, with `x0` as it was on entry.
-    match unsafe { board::Virt::new(x0) } {
+    match unsafe { board::Virt::new(x0, entered) } {
         // SAFETY: the board's memory map, what is occupied and what is mapped come from the device
         // tree and the linker, and `mapping` made the map accordingly; this runs once.
         Ok(board) => unsafe { bootshare::loader::run(board) },

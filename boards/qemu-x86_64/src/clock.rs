@@ -16,10 +16,9 @@ use x86_64::instructions::port::Port;
 /// then comes late rather than early.
 const ASSUMED_HZ: u64 = 4_000_000_000;
 
-/// The time-stamp counter.
+/// The time-stamp counter, which starts at 0 with the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    start: u64,
     scale: Scale,
     khz: Option<u64>,
 }
@@ -38,10 +37,14 @@ impl Clock {
             );
         }
         Self {
-            start: timestamp(),
             scale: Scale::new(hz.unwrap_or(ASSUMED_HZ)),
             khz: hz.map(|hz| hz / 1000),
         }
+    }
+
+    /// When the counter was at `count`, as [`now`](hal::Clock::now) tells time.
+    pub fn at(&self, count: u64) -> Duration {
+        self.scale.duration(count)
     }
 
     /// The counter's frequency in kHz, if it is known.
@@ -58,7 +61,7 @@ impl hal::Clock for Clock {
 
         let count = timestamp();
         let latest = LATEST.fetch_max(count, Ordering::Relaxed).max(count);
-        self.scale.duration(latest.saturating_sub(self.start))
+        self.at(latest)
     }
 
     fn stop(&self, why: &str) -> ! {
