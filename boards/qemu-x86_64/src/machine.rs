@@ -191,6 +191,7 @@ impl Board for Machine {
     }
 
     unsafe fn start(&mut self, hand_off: &HandOff) -> ! {
+        self.clock.let_go();
         self.paging.lift_protection();
         if let Protocol::Pvh { trampoline, moved } = hand_off.protocol {
             // SAFETY: the caller promises a payload for PVH; all memory is mapped, writable and
