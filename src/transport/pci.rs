@@ -300,6 +300,45 @@ fn carve(window: &mut core::ops::Range<u64>, size: u64) -> Option<u64> {
     Some(address)
 }
 
+/// Where a device's structures are in memory: aligned, large enough and where the platform lets
+/// them be.
+struct Places {
+    common: u64,
+    isr: u64,
+    /// With its size in bytes, and what a queue's offset is multiplied by.
+    notify: (u64, u32),
+    multiplier: u32,
+    /// With its size in bytes.
+    device: (u64, u32),
+}
+
+impl Places {
+    fn find<C: ConfigurationAccess>(
+        root: &mut PciRoot<C>,
+        function: DeviceFunction,
+        structures: Structures,
+        rules: &mut BarRules<'_>,
+    ) -> Result<Self, TransportError> {
+        let missing = TransportError::Capability;
+        let common = structures.common.ok_or(missing("common configuration"))?;
+        let (notify, multiplier) = structures.notify.ok_or(missing("notifications"))?;
+        let isr = structures.isr.ok_or(missing("ISR status"))?;
+        let device = structures.device.ok_or(missing("device configuration"))?;
+        if !multiplier.is_multiple_of(2) {
+            return Err(missing("notifications"));
+        }
+        let bars = Bars::place(root, function, rules)?;
+        let locate = |structure, minimum| bars.locate(structure, minimum, rules);
+        Ok(Self {
+            common: locate(common, size_of::<CommonConfig>())?,
+            isr: locate(isr, 1)?,
+            notify: (locate(notify, size_of::<u16>())?, notify.length),
+            multiplier,
+            device: (locate(device, 1)?, device.length),
+        })
+    }
+}
+
 fn open<H: Hal, C: ConfigurationAccess>(
     root: &mut PciRoot<C>,
     reader: &C,
@@ -307,51 +346,23 @@ fn open<H: Hal, C: ConfigurationAccess>(
     rules: &mut BarRules<'_>,
 ) -> Result<PciTransport, TransportError> {
     let structures = Structures::read(root, reader, function);
-    let missing = TransportError::Capability;
-    let common = structures.common.ok_or(missing("common configuration"))?;
-    let (notify, multiplier) = structures.notify.ok_or(missing("notifications"))?;
-    let isr = structures.isr.ok_or(missing("ISR status"))?;
-    let device = structures.device.ok_or(missing("device configuration"))?;
-    if !multiplier.is_multiple_of(2) {
-        return Err(missing("notifications"));
-    }
-
-    let bars = Bars::place(root, function, rules)?;
-    let common = bars.locate(common, size_of::<CommonConfig>(), rules)?;
-    let notify_address = bars.locate(notify, size_of::<u16>(), rules)?;
-    let isr = bars.locate(isr, 1, rules)?;
-    let device_address = bars.locate(device, 1, rules)?;
-
+    // Once, or the BARs' sizes would have it turned off and on for each: QEMU then lays its memory
+    // out anew.
     let (_, command) = root.get_status_command(function);
     root.set_command(
         function,
-        command | Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE,
+        command & !(Command::IO_SPACE | Command::MEMORY_SPACE),
     );
-
-    let notify_slots = (notify.length / 2) as usize;
-    let mut transport = PciTransport {
-        // SAFETY: `locate` checked that the structure lies in device memory that the caller of
-        // `scan` promised to be mapped and ours, and that it is aligned and large enough.
-        common: unsafe { region::<H, _>(common) },
-        // SAFETY: as above.
-        isr: unsafe { region::<H, _>(isr) },
-        // SAFETY: as above, for `length` bytes.
-        notify: unsafe { slice::<H, _>(notify_address, notify_slots) },
-        notify_index: [0; QUEUES],
-        // SAFETY: as above, for `length` bytes.
-        config: ConfigSpace::new(unsafe { slice::<H, _>(device_address, device.length as usize) }),
+    let places = Places::find(root, function, structures, rules);
+    let enabled = Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE;
+    let command = match places {
+        Ok(_) => command | enabled,
+        Err(_) => command,
     };
-    for (queue, index) in (0..).zip(&mut transport.notify_index) {
-        field!(transport.common, queue_select).write(queue);
-        let offset = u64::from(field_shared!(transport.common, queue_notify_off).read())
-            .saturating_mul(multiplier.into());
-        // Even, because the multiplier is.
-        *index = usize::try_from(offset / 2).unwrap_or(usize::MAX);
-        if *index >= notify_slots {
-            return Err(missing("notifications"));
-        }
-    }
-    Ok(transport)
+    root.set_command(function, command);
+    // SAFETY: `Places` are in device memory that the caller of `scan` promised to be mapped and
+    // ours, and answer from here on.
+    unsafe { PciTransport::new::<H>(places?) }
 }
 
 /// A pointer to the device memory at `address`.
@@ -388,6 +399,42 @@ pub struct PciTransport {
     /// Index into `notify` for each queue, read once: a kick is one write.
     notify_index: [usize; QUEUES],
     config: ConfigSpace<'static>,
+}
+
+impl PciTransport {
+    /// The device whose structures are there.
+    ///
+    /// # Safety
+    ///
+    /// They must be mapped as device memory for ever, at the addresses that `H` gives, with no
+    /// other user.
+    unsafe fn new<H: Hal>(places: Places) -> Result<Self, TransportError> {
+        let (notify, notify_size) = places.notify;
+        let notify_slots = (notify_size / 2) as usize;
+        let (device, device_size) = places.device;
+        let mut transport = Self {
+            // SAFETY: promised by the caller; `Places` are aligned and large enough.
+            common: unsafe { region::<H, _>(places.common) },
+            // SAFETY: as above.
+            isr: unsafe { region::<H, _>(places.isr) },
+            // SAFETY: as above, for its size.
+            notify: unsafe { slice::<H, _>(notify, notify_slots) },
+            notify_index: [0; QUEUES],
+            // SAFETY: as above, for its size.
+            config: ConfigSpace::new(unsafe { slice::<H, _>(device, device_size as usize) }),
+        };
+        for (queue, index) in (0..).zip(&mut transport.notify_index) {
+            field!(transport.common, queue_select).write(queue);
+            let offset = u64::from(field_shared!(transport.common, queue_notify_off).read())
+                .saturating_mul(places.multiplier.into());
+            // Even, because the multiplier is.
+            *index = usize::try_from(offset / 2).unwrap_or(usize::MAX);
+            if *index >= notify_slots {
+                return Err(TransportError::Capability("notifications"));
+            }
+        }
+        Ok(transport)
+    }
 }
 
 /// Writes a 64-bit address into its two registers.
