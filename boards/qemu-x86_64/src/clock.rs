@@ -108,16 +108,16 @@ pub fn timestamp() -> u64 {
     unsafe { _rdtsc() }
 }
 
-/// Counts for a millisecond of the PIT, which goes on counting. `None` if there is none, or the
-/// machine was too busy.
+/// Counts for a millisecond of the PIT, which goes on counting; for longer if a look at it takes
+/// too long for that. `None` if there is none, or the machine was too busy.
 fn measure_roughly() -> Option<(Running, u64)> {
     /// A machine with other work may be away for longer than a sample can bear.
-    const TRIES: usize = 5;
+    const TRIES: [Measurement; 6] = [ROUGH, ROUGH, ROUGH, FINE, FINE, FINE];
 
     let mut pit = Pit::new();
     let control = pit.control();
     pit.set_control(control & !0b10 | 0b01);
-    let measured = (0..TRIES).find_map(|_| pit.measure(ROUGH));
+    let measured = TRIES.into_iter().find_map(|how| pit.measure(how));
     if measured.is_none() {
         pit.set_control(control);
     }
