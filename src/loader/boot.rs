@@ -4,6 +4,7 @@ use super::{
     Board, End, Failed, HandOff,
     arena::{Arena, is_x86},
     choose::{self, Choices, Listed, Until},
+    console,
     entry::{Loader, Path},
     menu::{self, Pick},
     shares::{Mount, Shares},
@@ -187,7 +188,7 @@ impl<B: Board> Flow<'_, B> {
             }
             let more = self.more(choices, Until::Found(self.options.entry), arena);
             if more.is_err() || choices.list.len() == tried {
-                self.report_none(&choices.list);
+                self.report_none(choices);
                 return Err(Stop::Failed);
             }
         }
@@ -252,14 +253,10 @@ impl<B: Board> Flow<'_, B> {
         }
     }
 
-    /// Says what to put into shares that have nothing to boot.
-    fn report_none(&self, list: &[Listed<'_, B>]) {
-        let is_hidden = |listed: &Listed<'_, B>| {
-            let entry = listed.choice.entry(B::ARCHITECTURE);
-            entry.is_err_and(|error| error.is_hidden())
-        };
-        // Otherwise an error line has told of the last one.
-        if list.iter().all(is_hidden)
+    /// Says what to put into shares that have nothing to boot, unless something else was wrong: an
+    /// error line has told of that.
+    fn report_none(&self, choices: &Choices<'_, B>) {
+        if console::errors() == choices.errors
             && let Some(first) = self.shares.mounted.first()
         {
             log::error!(

@@ -427,6 +427,7 @@ faults! {
     }
     faults_q35: X86_64Q35 {
         server_killed_before_init: killed_before_init();
+        server_killed_after_init: killed_after_init();
         server_killed_between_lookup_and_read: killed_before_a_read();
         server_killed_in_a_large_read: killed_while_reading(C);
         server_stopped_for_less_than_the_deadline: stopped_for_less_than_the_deadline();
