@@ -70,7 +70,7 @@ impl<B: Board> Flow<'_, B> {
         arena: &mut Arena<'m>,
     ) -> Result<Next, Failed> {
         // Most boots need no more than the first that is found.
-        let mut choices = Choices::new();
+        let mut choices = self.choices();
         self.more(&mut choices, Until::Found(self.options.entry), arena)?;
         let timeout = self.options.timeout.or(choices.timeout);
         let (seconds, is_hidden) = match timeout.unwrap_or(Timeout::Hidden) {
@@ -113,9 +113,18 @@ impl<B: Board> Flow<'_, B> {
 
     /// The entries, or those that `bootshare.entry` names.
     pub fn entries<'m>(&'m self, arena: &mut Arena<'m>) -> Result<Choices<'m, B>, Failed> {
-        let mut choices = Choices::new();
+        let mut choices = self.choices();
         self.more(&mut choices, Until::End, arena)?;
         Ok(choices)
+    }
+
+    /// None yet, of shares that are there, or there again.
+    fn choices<'m>(&'m self) -> Choices<'m, B> {
+        let choices = Choices::new();
+        for mount in &self.shares.mounted {
+            mount.renew();
+        }
+        choices
     }
 
     /// Adds entries that were not looked at yet.
@@ -125,9 +134,6 @@ impl<B: Board> Flow<'_, B> {
         until: Until<'_>,
         arena: &mut Arena<'m>,
     ) -> Result<(), Failed> {
-        for mount in &self.shares.mounted {
-            mount.renew();
-        }
         choose::gather(self.shares, choices, until, arena)?;
         match self.options.entry {
             Some(wanted) if !choices.list.is_empty() => choices.keep("bootshare.entry=", wanted),

@@ -284,6 +284,11 @@ pub(super) fn gather<'m, B: Board>(
         ..Request::new("list of boot entries", SCRATCH_BYTES as u64)
     };
     while let Some(mount) = shares.mounted.get(choices.share) {
+        // It was given up.
+        if !mount.is_connected() {
+            choices.next_share();
+            continue;
+        }
         let scratch = arena.take(&request).map_err(|error| {
             log::error!("{error}");
             Failed

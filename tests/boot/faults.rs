@@ -149,6 +149,9 @@ pub(crate) fn killed_after_init(board: Board) {
     );
     expect_failure(&run);
     expect_lost(&run, demo::TAG);
+    // Once when it was lost, once when it was asked to come back.
+    let resets = |line: &&String| line.contains("resetting the device");
+    assert_eq!(run.lines.iter().filter(resets).count(), 2);
     assert_eq!(run.find(&["no kernel"]), None);
 }
 
