@@ -13,7 +13,7 @@
 //! 6. Nothing else is known: neither the other registers, nor `.bss`, nor whether floating point
 //!    traps.
 //!
-//! # What holds on departure, in [`crate::rust_main`]
+//! # What holds on departure, in [`machine::main`]
 //!
 //! 1. The exception level is unchanged.
 //! 2. The MMU, data cache and instruction cache are on, and were before the first write to
@@ -32,7 +32,10 @@
 //! from EL2 reaches its EL2 counterpart, which then has the EL1 layout (Arm ARM, D8.2 "VHE"). So
 //! EL2 with E2H takes the EL1 path from start to end, here and in `cpu`; only plain EL2 differs.
 
-use crate::mapping::{BLOCK, DEVICE, NORMAL, NORMAL_EXECUTABLE, PAGE};
+use crate::{
+    exceptions, machine,
+    mapping::{BLOCK, DEVICE, NORMAL, NORMAL_EXECUTABLE, PAGE},
+};
 use core::arch::global_asm;
 
 /// Descriptor that points to the next level's table (Arm ARM, D8.3).
@@ -192,7 +195,7 @@ _start:
     mov     x29, xzr
     mov     x30, xzr
     mov     x1, x20
-    b       {rust_main}
+    b       {main}
 
     // No way on: prints the text at x1 on the UART that QEMU's documentation names, and ends
     // QEMU with status 0x21 (see `exit`). The MMU is off, nothing is written to memory.
@@ -227,7 +230,7 @@ _start:
     lsr     x0, x0, #7
     mov     x29, xzr
     mov     x30, xzr
-    b       {rust_exception}
+    b       {exception}
 
     // The first tables. Level 1 has an entry a GiB, level 2 an entry for each 2 MiB of the second
     // GiB, level 3 an entry for each page of the image's 2 MiB.
@@ -266,6 +269,6 @@ bootshare_level3:
     NORMAL_BLOCK = const NORMAL | BLOCK,
     EXECUTABLE_PAGE = const NORMAL_EXECUTABLE | PAGE,
     TABLE = const TABLE,
-    rust_main = sym crate::rust_main,
-    rust_exception = sym crate::exception::rust_exception,
+    main = sym machine::main,
+    exception = sym exceptions::report,
 );

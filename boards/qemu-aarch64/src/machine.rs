@@ -1,7 +1,7 @@
-//! The machine, as the boot flow sees it.
+//! The machine, as the boot flow wants to know it.
 
 use crate::{
-    clock::ArmClock,
+    clock::Clock,
     console, cpu,
     ecam::Ecam,
     exit, fw_cfg,
@@ -78,6 +78,21 @@ pub struct Virt {
     pci: Result<Option<PciHost>, &'static str>,
 }
 
+/// Where the entry code goes: from here on it is Rust. `x0` is as it was on entry; `entered` is the
+/// timer's count at the first instruction.
+pub extern "C" fn main(x0: u64, entered: u64) -> ! {
+    // SAFETY: called once, from the entry code, with `x0` as it was on entry.
+    match unsafe { Virt::new(x0, entered) } {
+        // SAFETY: the board's memory map, what is occupied and what is mapped come from the device
+        // tree and the linker, and `mapping` made the map accordingly; this runs once.
+        Ok(board) => unsafe { bootshare::loader::run(board) },
+        Err(why) => {
+            console::error(format_args!("{why}"));
+            exit::exit(ExitStatus::Failure)
+        }
+    }
+}
+
 impl Virt {
     /// Reads the device tree and maps what it names.
     ///
@@ -88,7 +103,7 @@ impl Virt {
     /// # Safety
     ///
     /// To be called once, with what was in `x0` on entry.
-    pub unsafe fn new(x0: u64, entered: u64) -> Result<Self, &'static str> {
+    unsafe fn new(x0: u64, entered: u64) -> Result<Self, &'static str> {
         // SAFETY: `x0` is what the platform gave, and nothing writes to the tree.
         let tree = unsafe { find_tree(x0) }?;
         let tree = Tree::read(tree)?;
@@ -258,16 +273,16 @@ fn device_pointer(range: Range) -> NonNull<u8> {
 
 impl Board for Virt {
     type Hal = IdentityHal;
-    type Clock = ArmClock;
+    type Clock = Clock;
 
     const ARCHITECTURE: Architecture = Architecture::Aarch64;
 
-    fn clock(&self) -> ArmClock {
-        ArmClock
+    fn clock(&self) -> Clock {
+        Clock
     }
 
     fn entered(&self) -> Duration {
-        ArmClock::at(self.entered)
+        Clock::at(self.entered)
     }
 
     fn write_console(text: &[u8]) {
