@@ -176,6 +176,7 @@ mod faults_q35 {
 
     cells! {
         server_killed_before_init: faults::killed_before_init(X86_64Q35);
+        server_killed_after_init: faults::killed_after_init(X86_64Q35);
         server_killed_between_lookup_and_read: faults::killed_before_a_read(X86_64Q35);
         server_killed_in_a_large_read: faults::killed_while_reading(X86_64Q35, C);
         server_stopped_for_less_than_the_deadline: faults::stopped_for_less_than_the_deadline(X86_64Q35);
