@@ -5,10 +5,11 @@ use crate::{
     machines,
     results::{Case, Layout, Results},
     share::Shares,
+    trace,
 };
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bootshare_host::{Arch, Board, Share};
-use std::{fs, path::PathBuf};
+use std::{fs, os::unix::fs::symlink, path::PathBuf};
 
 /// The board of all of them.
 const BOARD: Board = Board::X86_64Q35;
@@ -21,28 +22,17 @@ const STATS: usize = 100;
 
 /// Measures each.
 pub fn run(shares: &Shares, rounds: usize) -> Result<Vec<Results>> {
-    let [mut size, mut entries, mut depth, mut flight, mut chunk] = [
-        ("size", "Reading a file, ms", "KiB"),
-        (
-            "entries",
-            "Listing a directory on the console, ms",
-            "entries",
-        ),
-        (
-            "depth",
-            "A hundred times `stat` of a path, ms",
-            "directories",
-        ),
-        (
-            "flight",
-            "Reading 256 MiB, ms",
-            "requests in flight, at most",
-        ),
-        ("chunk", "Reading 256 MiB, ms", "KiB a request"),
-    ]
-    .map(|(name, title, axis)| {
-        Results::new(format!("growth-{name}"), title, Layout::Axis(axis.into()))
-    });
+    let of = |name, title, layout| Results::new(format!("growth-{name}"), title, layout);
+    let grows = |axis: &str| Layout::Growth(axis.into());
+    let tunes = |axis: &str| Layout::Tuning(axis.into());
+    let mut size = of("size", "Reading a file, ms", grows("KiB"));
+    let title = "Listing a directory on the console, ms";
+    let mut entries = of("entries", title, grows("entries"));
+    let title = "A hundred times `stat` of a path, ms";
+    let mut depth = of("depth", title, grows("directories"));
+    let title = "Reading 256 MiB, ms";
+    let mut flight = of("flight", title, tunes("requests in flight"));
+    let mut chunk = of("chunk", title, tunes("KiB a request"));
     for round in 0..rounds {
         eprintln!("growth: round {} of {rounds}", round + 1);
         file_size(shares, &mut size)?;
@@ -99,11 +89,15 @@ fn file_size(shares: &Shares, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// Milliseconds of one command in a directory of its own, start and end of the machine included.
+/// Milliseconds of one command in a directory of its own: from the first request to the last, as the
+/// server's trace has them, so that neither start nor end of the machine is in it.
 fn command(shares: &Shares, dir: PathBuf, command: &str) -> Result<f64> {
     let mut machine = machines::ours(shares, BOARD, &format!("bootshare.cmd=\"{command}\""));
     machine.shares = vec![Share::new("growth", dir)];
-    Ok(machines::run(&machine)?.duration.as_secs_f64() * 1e3)
+    let path = shares.dir(Arch::X86_64).with_file_name("trace");
+    let requests = trace::run(&mut machine, &path)?;
+    let (first, last) = requests.first().zip(requests.last()).context("a trace")?;
+    Ok(last.end - first.at)
 }
 
 fn many_entries(shares: &Shares, results: &mut Results) -> Result<()> {
@@ -115,12 +109,17 @@ fn many_entries(shares: &Shares, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
+/// By a symbolic link to each, whose name is short: a PC's command line has little room.
 fn deep_paths(shares: &Shares, results: &mut Results) -> Result<()> {
     let dir = shares.dir(Arch::X86_64).with_file_name("deep");
     for depth in [1, 2, 4, 8, 16, 32] {
         let path = "d/".repeat(depth);
         fs::create_dir_all(dir.join(&path))?;
-        let all = vec![format!("stat /{path}"); STATS].join("; ");
+        let link = dir.join(depth.to_string());
+        if !link.exists() {
+            symlink(&path, &link).with_context(|| format!("cannot make {}", link.display()))?;
+        }
+        let all = vec![format!("stat /{depth}/"); STATS].join(";");
         let took = command(shares, dir.clone(), &all)?;
         results.add(&Case::new("", "q35"), Some(depth as f64), took);
     }

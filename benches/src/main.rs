@@ -55,6 +55,9 @@ struct Cli {
     /// Where the tables, raw numbers and plots go
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
+    /// Where the pictures for the README go; beside the rest unless told otherwise
+    #[arg(long)]
+    pictures: Option<PathBuf>,
     /// MiB of the large file; twice for more than one
     #[arg(long, default_values_t = [256, 1024])]
     size: Vec<u64>,
@@ -87,7 +90,7 @@ fn run(cli: &Cli) -> Result<()> {
     print!("{text}");
     fs::write(cli.out.join("results.md"), text).context("cannot write the tables")?;
     Results::write_csv(&all, &cli.out.join("results.csv"))?;
-    pictures::draw(&all, &cli.out)
+    pictures::draw(&all, cli.pictures.as_ref().unwrap_or(&cli.out))
 }
 
 fn measure(cli: &Cli, shares: &Shares, wanted: impl Fn(Suite) -> bool) -> Result<Vec<Results>> {

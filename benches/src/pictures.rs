@@ -50,6 +50,7 @@ fn boots(small: &Results, large: &Results) -> Bars {
         panels: vec!["a small initrd".into(), "an initrd of 256 MiB".into()],
         groups: small.groups().into_iter().map(group).collect(),
         line: None,
+        cut: Some(ORANGE),
     }
 }
 
@@ -72,7 +73,11 @@ fn reads(results: &Results) -> Bars {
         let both = |of: fn(&str, &str) -> Case| ["warm", "cold"].map(|how| Some(of(board, how)));
         let bars = [
             bar("Bootshare", BLUE, both(reads::ours)),
-            bar("64 KiB, one in flight", ORANGE, both(reads::hermit)),
+            bar(
+                "Hermit's way: 64 KiB, one in flight",
+                ORANGE,
+                both(reads::hermit),
+            ),
             bar(
                 "Linux, O_DIRECT",
                 ORANGE,
@@ -93,12 +98,15 @@ fn reads(results: &Results) -> Bars {
         }
     };
     Bars {
-        title: "Reading 256 MiB, beside what a process of the host reaches (the line)".into(),
+        title:
+            "Reading 256 MiB, beside what a process of the host reaches (the line; more is better)"
+                .into(),
         panels: vec![
             "into the same memory again".into(),
             "into memory never touched".into(),
         ],
         groups: reads::BOARDS.map(|(name, _)| group(name)).into(),
         line: Some(1.0),
+        cut: None,
     }
 }

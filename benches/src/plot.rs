@@ -18,6 +18,9 @@ const HEAD: i32 = 66;
 /// Room for the figure behind a bar.
 const FIGURE: i32 = 58;
 
+/// See [`Bars::cut`].
+const CUT: f64 = 1.5;
+
 /// Ours.
 pub const BLUE: RGBColor = RGBColor(46, 117, 182);
 /// Ours in another form.
@@ -37,6 +40,16 @@ pub struct Bars {
     pub groups: Vec<Group>,
     /// Where a line is drawn through each panel.
     pub line: Option<f64>,
+    /// Bars of this colour are cut where they would be longer than [`CUT`] times all others.
+    pub cut: Option<RGBColor>,
+}
+
+impl Bars {
+    /// A row for each heading and each bar.
+    fn rows(&self) -> i32 {
+        let rows: usize = (self.groups.iter()).map(|group| 1 + group.bars.len()).sum();
+        rows as i32
+    }
 }
 
 /// Bars below one heading.
@@ -81,7 +94,7 @@ impl Value {
 pub fn draw(results: &Results, dir: &Path) -> Result<()> {
     let path = dir.join(format!("{}.svg", results.name));
     match &results.layout {
-        Layout::Axis(axis) => {
+        Layout::Growth(axis) | Layout::Tuning(axis) => {
             lines(results, axis, &path).with_context(|| format!("cannot draw {}", path.display()))
         }
         Layout::Cases => bars(&all_bars(results), &path),
@@ -107,6 +120,7 @@ fn all_bars(results: &Results) -> Bars {
         panels: vec![String::new()],
         groups: results.groups().into_iter().map(group).collect(),
         line: None,
+        cut: None,
     }
 }
 
@@ -130,8 +144,7 @@ fn plain(error: impl std::error::Error) -> anyhow::Error {
 
 /// Draws bars into the file at `path`.
 pub fn bars(bars: &Bars, path: &Path) -> Result<()> {
-    let rows: usize = bars.groups.iter().map(|group| 1 + group.bars.len()).sum();
-    let height = HEAD + ROW * rows as i32 + MARGIN;
+    let height = HEAD + ROW * bars.rows() + MARGIN;
     let root = SVGBackend::new(path, (WIDTH, height as u32)).into_drawing_area();
     draw_bars(bars, &root)
         .and_then(|()| root.present().map_err(plain))
@@ -174,9 +187,20 @@ fn draw_bars(bars: &Bars, root: &Area<'_>) -> Result<()> {
 /// Draws the bars of one panel, from `x` and so wide.
 fn draw_panel(bars: &Bars, index: usize, (x, width): (i32, i32), root: &Area<'_>) -> Result<()> {
     let rows = || bars.groups.iter().flat_map(|group| &group.bars);
-    let values = rows().filter_map(|bar| bar.values.get(index).copied().flatten());
-    let top = values.map(|value| value.spread.1).fold(0.0, f64::max);
-    let place = |value: f64| x + (value / top * f64::from(width)) as i32;
+    let top_of = |is_counted: &dyn Fn(&&Bar) -> bool| {
+        let values = rows().filter(is_counted);
+        let values = values.filter_map(|bar| bar.values.get(index).copied().flatten());
+        values.map(|value| value.spread.1).fold(0.0, f64::max)
+    };
+    let uncut = top_of(&|bar| bars.cut != Some(bar.color));
+    let top = top_of(&|_| true).min(bars.cut.map_or(f64::MAX, |_| uncut * CUT));
+    let place = |value: f64| x + (value.min(top) / top * f64::from(width)) as i32;
+    let bottom = HEAD + ROW * bars.rows();
+    if let Some(line) = bars.line {
+        let line = vec![(place(line), HEAD), (place(line), bottom)];
+        root.draw(&PathElement::new(line, BLACK.mix(0.4)))
+            .map_err(plain)?;
+    }
     let mut y = HEAD;
     for group in &bars.groups {
         y += ROW;
@@ -189,16 +213,17 @@ fn draw_panel(bars: &Bars, index: usize, (x, width): (i32, i32), root: &Area<'_>
                 let middle = y + BAR / 2;
                 let range = vec![(place(least), middle), (place(most), middle)];
                 root.draw(&PathElement::new(range, BLACK)).map_err(plain)?;
-                let at = (place(most) + 6, y + 1);
+                if value.median > top {
+                    let at = end.0 - 24;
+                    let gap = vec![(at, y + BAR + 1), (at + 8, y - 1)];
+                    root.draw(&PathElement::new(gap, WHITE.stroke_width(3)))
+                        .map_err(plain)?;
+                }
+                let at = (place(most) + 6, y + 2);
                 text(root, &figure(value.median), 13, FontStyle::Normal, at)?;
             }
             y += ROW;
         }
-    }
-    if let Some(line) = bars.line {
-        let line = vec![(place(line), HEAD), (place(line), y)];
-        root.draw(&PathElement::new(line, BLACK.mix(0.6)))
-            .map_err(plain)?;
     }
     Ok(())
 }
@@ -208,8 +233,14 @@ fn text(root: &Area<'_>, text: &str, size: i32, style: FontStyle, at: (i32, i32)
     root.draw_text(text, &style, at).map_err(plain)
 }
 
-/// Draws lines with both axes logarithmic: what grows in proportion is straight, and as steep as
-/// the grid.
+/// What is in proportion to x and ends where `points` end, from where it is `least`.
+fn proportional(points: &[(f64, f64)], least: f64) -> Option<[(f64, f64); 2]> {
+    let (&(first, _), &(x, y)) = points.first().zip(points.last())?;
+    let start = first.max(x * least / y);
+    Some([(start, y * start / x), (x, y)])
+}
+
+/// Draws lines with both axes logarithmic, and what grows in proportion as a thin one.
 fn lines(results: &Results, axis: &str, path: &Path) -> Result<()> {
     let root = SVGBackend::new(path, (WIDTH, HEIGHT)).into_drawing_area();
     root.fill(&WHITE).map_err(plain)?;
@@ -219,8 +250,15 @@ fn lines(results: &Results, axis: &str, path: &Path) -> Result<()> {
     let spreads = || series.iter().map(Series::spread);
     let least = spreads().map(|spread| spread.0).fold(f64::MAX, f64::min);
     let most = spreads().map(|spread| spread.1).fold(0.0, f64::max);
+    let is_growth = matches!(results.layout, Layout::Growth(_));
+    let note = if is_growth {
+        " (thin: in proportion)"
+    } else {
+        ""
+    };
+    let title = format!("{}{note}", results.title);
     let mut chart = ChartBuilder::on(&root)
-        .caption(&results.title, ("sans-serif", 18).into_font())
+        .caption(&title, ("sans-serif", 18).into_font())
         .margin(MARGIN)
         .x_label_area_size(46)
         .y_label_area_size(64)
@@ -241,14 +279,19 @@ fn lines(results: &Results, axis: &str, path: &Path) -> Result<()> {
     let names = results.names();
     for (number, name) in names.iter().enumerate() {
         let color = [BLUE, ORANGE, GREY][number % 3];
-        let of_case = || series.iter().filter(|series| series.case.name == *name);
-        let points = of_case().filter_map(|series| Some((series.x?, series.median())));
+        let points = results.points(name);
+        if is_growth {
+            let line = proportional(&points, least * 0.6).into_iter().flatten();
+            chart
+                .draw_series(LineSeries::new(line, BLACK.mix(0.3)))
+                .map_err(plain)?;
+        }
         chart
             .draw_series(LineSeries::new(points, color.stroke_width(2)).point_size(3))
             .map_err(plain)?
             .label(*name)
             .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], color));
-        let bars = of_case().filter_map(|series| {
+        let bars = results.of_name(name).filter_map(|series| {
             let (x, (least, most)) = (series.x?, series.spread());
             let line = color.stroke_width(1);
             Some(ErrorBar::new_vertical(

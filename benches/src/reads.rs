@@ -103,10 +103,12 @@ pub fn run(shares: &Shares, mib: u64, rounds: usize) -> Result<Results> {
 }
 
 fn ways(mib: u64) -> Vec<(&'static str, Way)> {
-    let mut ways: Vec<_> = [1, 2, 4].map(|n| (HOST, Way::Limit(n))).into();
+    let mut ways = Vec::new();
     let is_large = mib >= LARGE_MIB;
     let boards = if is_large { &BOARDS[..2] } else { &BOARDS[..] };
     for &(name, board) in boards {
+        // Near each of what it limits: more of them than rounds.
+        ways.extend([1, 2, 4].map(|threads| (HOST, Way::Limit(threads))));
         ways.extend(POOLS.map(|pool| (name, Way::Ours(board, Server::Embedded, pool))));
     }
     for &(name, board) in &BOARDS[..2] {

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use std::{fmt::Write, path::Path};
 
-/// A slope up to here is a straight line's: the rest is noise.
+/// An exponent up to here is linear growth: the rest is noise.
 const LINEAR: f64 = 1.1;
 
 /// What a value is of: a board or another group, and a case in it.
@@ -95,8 +95,10 @@ impl Bound {
 pub enum Layout {
     /// Cases beside each other, with ratios.
     Cases,
-    /// Values along an axis of this name.
-    Axis(String),
+    /// Times along an axis of this name, along which the work grows.
+    Growth(String),
+    /// Times of the same work along an axis of this name.
+    Tuning(String),
     /// Exact numbers: the groups are columns, the cases rows.
     Counts,
 }
@@ -183,7 +185,8 @@ impl Results {
     pub fn table(&self) -> String {
         let body = match &self.layout {
             Layout::Cases => self.ratios() + &self.verdicts(),
-            Layout::Axis(axis) => self.growth(axis),
+            Layout::Growth(axis) => self.along(axis) + &self.exponents(axis),
+            Layout::Tuning(axis) => self.along(axis) + &self.fastest(axis),
             Layout::Counts => self.counts(),
         };
         format!("\n### {}\n\n{body}", self.title)
@@ -231,39 +234,59 @@ impl Results {
         format!("\n| aim: ratio of | | is | met |\n|---|---|--:|---|\n{text}")
     }
 
-    /// With the slope from the point before in double logarithmic scale: 1 is linear growth.
-    fn growth(&self, axis: &str) -> String {
+    /// With what each point is of the first one.
+    fn along(&self, axis: &str) -> String {
         let mut text =
-            format!("| | {axis} | median | least | most | slope |\n|---|--:|--:|--:|--:|--:|\n");
-        let mut steepest = f64::MIN;
-        let mut before: Option<(&str, f64, f64)> = None;
-        for series in &self.series {
-            let (name, x) = (series.case.name.as_str(), series.x.unwrap_or(f64::NAN));
-            let (least, most) = series.spread();
-            let median = series.median();
-            let slope = before
-                .filter(|(case, ..)| *case == name)
-                .map(|(_, x0, y0)| (median / y0).ln() / (x / x0).ln());
-            steepest = slope.into_iter().fold(steepest, f64::max);
-            before = Some((name, x, median));
-            let slope = slope.map_or_else(String::new, |slope| format!("{slope:.2}"));
-            let [middle, least, most] = [median, least, most].map(figure);
-            _ = writeln!(
-                text,
-                "| {name} | {x} | {middle} | {least} | {most} | {slope} |"
-            );
+            format!("| | {axis} | median | least | most | times |\n|---|--:|--:|--:|--:|--:|\n");
+        for name in self.names() {
+            let points = self.points(name);
+            for (series, (x, median)) in self.of_name(name).zip(&points) {
+                let (least, most) = series.spread();
+                let [middle, least, most] = [*median, least, most].map(figure);
+                let times = figure(median / points[0].1);
+                _ = writeln!(
+                    text,
+                    "| {name} | {x} | {middle} | {least} | {most} | {times} |"
+                );
+            }
         }
-        let verdict = if steepest <= LINEAR {
-            "linear or better"
-        } else {
-            "MORE THAN LINEAR"
-        };
-        _ = writeln!(
-            text,
-            "\nThe slope is from the point before, in double logarithmic scale. The steepest is \
-             {steepest:.2}: {verdict}."
-        );
+        text.push('\n');
         text
+    }
+
+    fn exponents(&self, axis: &str) -> String {
+        let line = |name: &str| {
+            let slope = slope(&self.points(name));
+            let verdict = if slope <= LINEAR {
+                "linear or better"
+            } else {
+                "MORE THAN LINEAR"
+            };
+            format!("- {name}: in the end as {axis}^{slope:.2}, {verdict}\n")
+        };
+        self.names().into_iter().map(line).collect()
+    }
+
+    fn fastest(&self, axis: &str) -> String {
+        let line = |name: &str| {
+            let points = self.points(name);
+            let best = points.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+            best.map(|(x, _)| format!("- {name}: fastest with {x} {axis}\n"))
+        };
+        self.names().into_iter().filter_map(line).collect()
+    }
+
+    /// The series of a name in all groups.
+    pub fn of_name(&self, name: &str) -> impl Iterator<Item = &Series> {
+        let is_it = move |series: &&Series| series.case.name == name;
+        self.series.iter().filter(is_it)
+    }
+
+    /// The medians of a name along the axis.
+    pub fn points(&self, name: &str) -> Vec<(f64, f64)> {
+        self.of_name(name)
+            .filter_map(|series| Some((series.x?, series.median())))
+            .collect()
     }
 
     fn counts(&self) -> String {
@@ -310,6 +333,19 @@ fn full(case: &Case, here: &str) -> String {
     } else {
         format!("{}: {}", case.group, case.name)
     }
+}
+
+/// The exponent with which y grows in the upper half of the points, where what is constant counts
+/// least: the slope of a straight line through them in double logarithmic scale, by least squares.
+pub fn slope(points: &[(f64, f64)]) -> f64 {
+    let upper = &points[points.len() / 2..];
+    let logs = || upper.iter().map(|(x, y)| (x.ln(), y.ln()));
+    let count = upper.len() as f64;
+    let mean_x = logs().map(|(x, _)| x).sum::<f64>() / count;
+    let mean_y = logs().map(|(_, y)| y).sum::<f64>() / count;
+    let both: f64 = logs().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
+    let square: f64 = logs().map(|(x, _)| (x - mean_x).powi(2)).sum();
+    both / square
 }
 
 fn distinct<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
@@ -374,15 +410,20 @@ mod tests {
 
     #[test]
     fn growth_that_is_more_than_linear_is_told() {
-        let line = |power: i32| {
-            let mut results = Results::new("t", "Title, ms", Layout::Axis("n".into()));
-            for x in [1.0_f64, 10.0, 100.0] {
+        let table = |power: i32| {
+            let mut results = Results::new("t", "Title, ms", Layout::Growth("n".into()));
+            for x in [1.0_f64, 10.0, 100.0, 1000.0] {
                 results.add(&Case::new("", "a"), Some(x), x.powi(power));
             }
             results.table()
         };
-        assert!(line(1).contains("is 1.00: linear or better"), "{}", line(1));
-        assert!(line(2).contains("is 2.00: MORE THAN LINEAR"), "{}", line(2));
+        let (linear, square) = (table(1), table(2));
+        assert!(
+            linear.contains("| a | 100 | 100 | 100 | 100 | 100 |"),
+            "{linear}"
+        );
+        assert!(linear.contains("n^1.00, linear or better"), "{linear}");
+        assert!(square.contains("n^2.00, MORE THAN LINEAR"), "{square}");
     }
 
     #[test]
