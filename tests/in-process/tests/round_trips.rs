@@ -174,6 +174,24 @@ fn statistics() {
 }
 
 #[test]
+fn the_next_file_is_asked_for_before_the_last_one_is_there() {
+    // Two files of 16 and 1 READs, with 17 in flight at a time: one notification.
+    let device = Device::new(Scripted::honest(tree()));
+    let options = options().with_chunk_size(MIB as u32 / 16).with_depth(17);
+    let share = mount(&device, options).unwrap();
+    let kernel = share.open("/boot/vmlinuz").unwrap();
+    let cmdline = share.open("cmdline").unwrap();
+    let before = device.notifications();
+    let (mut large, mut small) = (vec![0; MIB], vec![0; 5]);
+    let mut parts = [kernel.part(0, &mut large), cmdline.part(0, &mut small)];
+    share.read_parts(&mut parts, &mut |_| ()).unwrap();
+    assert_eq!(parts.map(|part| part.come()), [MIB, 5]);
+    assert_eq!(device.notifications() - before, 1);
+    drop((kernel, cmdline));
+    share.unmount().unwrap();
+}
+
+#[test]
 fn one_notification_for_a_batch_of_reads() {
     // 16 READs in flight are announced together. On real hardware a notification leaves the
     // guest, which is what costs.

@@ -129,6 +129,53 @@ pub fn answers_in_any_order(server: Server) {
     }
 }
 
+pub fn several_at_once(server: Server) {
+    let rig = Rig::new(server);
+    // Empty, a part of a chunk, whole chunks, more than are in flight.
+    let sizes = [0, 1, 4095, 4096, 100_000, 0, 12_288, 5];
+    let contents: Vec<_> = (sizes.iter().zip(1..))
+        .map(|(&size, seed)| noise(size + seed)[seed..].to_vec())
+        .collect();
+    for (number, content) in contents.iter().enumerate() {
+        rig.write(number.to_string(), content);
+    }
+    let orders = (0..20).map(Order::Shuffled).chain([Order::Reversed]);
+    for order in orders {
+        rig.device.quirk(|quirks| quirks.order = order);
+        rig.run_with(Options::default().with_chunk_size(4096), |share| {
+            let open = |number: usize| share.open(number.to_string()).unwrap();
+            let files: Vec<_> = (0..sizes.len()).map(open).collect();
+            // Room for more than there is in each.
+            let mut buffers: Vec<_> = sizes.iter().map(|size| vec![0; size + 100]).collect();
+            let pairs = files.iter().zip(&mut buffers);
+            let mut parts: Vec<_> = pairs.map(|(file, buf)| file.part(0, buf)).collect();
+            let mut seen = vec![0; parts.len()];
+            let read = share.read_parts(&mut parts, &mut |parts| {
+                for ((part, content), seen) in parts.iter().zip(&contents).zip(&mut seen) {
+                    assert!(part.bytes() == &content[..part.come()], "{order:?}");
+                    assert!(part.come() >= *seen, "progress goes forward");
+                    *seen = part.come();
+                }
+            });
+            read.unwrap();
+            assert_eq!(seen, sizes);
+            for (part, content) in parts.iter().zip(&contents) {
+                assert!(part.bytes() == content, "{order:?}");
+                assert_eq!(part.error(), None);
+            }
+        });
+    }
+    // Parts of one file, in any order, into buffers that lie anywhere.
+    rig.run(|share| {
+        let file = share.open("4").unwrap();
+        let mut buf = vec![0; 100_000];
+        let (front, back) = buf.split_at_mut(33_333);
+        let mut parts = [file.part(33_333, back), file.part(0, front)];
+        share.read_parts(&mut parts, &mut |_| ()).unwrap();
+        assert!(buf == contents[4]);
+    });
+}
+
 pub fn sparse_files_beyond_four_gibibytes(server: Server) {
     const END: u64 = (5 << 30) + 3;
     let rig = Rig::new(server);

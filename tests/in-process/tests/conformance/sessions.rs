@@ -19,7 +19,7 @@ pub fn mount_and_unmount(server: Server) {
     };
     assert_eq!(minor, newest);
     assert_eq!(share.tag().as_bytes(), b"test");
-    assert_eq!(TestHal::pages(), bootshare::session::PAGES_PER_SHARE);
+    assert_eq!(TestHal::pages(), bootshare::session::pages_per_share(1));
     assert!(rig.device.is_live());
     rig.unmount(share);
     rig.device.log(|log| {

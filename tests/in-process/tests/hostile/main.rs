@@ -3,6 +3,8 @@
 //!
 //! Time is virtual: a deadline of ten seconds passes at once.
 
+mod parts;
+mod queues;
 mod random;
 mod replies;
 mod rig;

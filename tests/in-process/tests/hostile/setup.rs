@@ -1,7 +1,7 @@
 //! Devices that can't be set up, or only just.
 
 use crate::rig::{cases, check, seconds, tree};
-use bootshare::{DeviceError, Error, Options, session::PAGES_PER_SHARE};
+use bootshare::{DeviceError, Error, Options, session::pages_per_share};
 use bootshare_tests::{Device, Quirks, Reset, Scripted, TestHal, mount};
 
 /// Mounts a device like this and looks a file up.
@@ -93,7 +93,7 @@ fn configurations() {
 
 #[test]
 fn too_little_dma_memory() {
-    for pages in 0..PAGES_PER_SHARE {
+    for pages in 0..pages_per_share(1) {
         TestHal::limit(pages);
         assert_eq!(
             mounting(|_| ()),
@@ -101,7 +101,7 @@ fn too_little_dma_memory() {
             "{pages}"
         );
     }
-    TestHal::limit(PAGES_PER_SHARE);
+    TestHal::limit(pages_per_share(1));
     assert_eq!(mounting(|_| ()), Ok(()));
 }
 

@@ -1,7 +1,7 @@
 //! Hosts that say nothing, or no more.
 
 use crate::rig::{CHUNK, LARGE, cases, check, in_chunks, is_large, seconds, share, spoiling, tree};
-use bootshare::session::PAGES_PER_SHARE;
+use bootshare::session::pages_per_share;
 use bootshare::{Error, Options};
 use bootshare_tests::{
     Device, Opcode, Reply, Request, Reset, Scripted, Stopped, TestHal, TestShare, VirtualClock,
@@ -247,7 +247,7 @@ fn a_reset_that_is_never_confirmed_does_not_return() {
 
     // Three sessions were set up, and of the last one a ring of two pages: memory that a device may
     // still write to is never given back.
-    assert_eq!(TestHal::pages(), 3 * PAGES_PER_SHARE + 2);
+    assert_eq!(TestHal::pages(), 3 * pages_per_share(1) + 2);
 }
 
 #[test]
