@@ -1,7 +1,7 @@
-//! From QEMU's start to the kernel's first line: our firmware, QEMU's own loader, EFI.
+//! From QEMU's start to the kernel's first line: our firmware, QEMU's own loader, EFI, a disk image.
 
 use crate::{
-    efi, machines,
+    disk, efi, machines,
     results::{Bound, Case, Layout, Results},
     share::{SMALL, Shares},
 };
@@ -32,6 +32,8 @@ enum Loader {
     Qemu,
     /// EFI, from the share.
     Efi,
+    /// GRUB, from a disk image.
+    Disk,
 }
 
 /// Measures boots with a small initrd (`id` is [`SMALL`]) or a large one.
@@ -66,7 +68,7 @@ pub fn run(shares: &Shares, id: &str, rounds: usize) -> Result<Results> {
                 let ours = Case::new(&case.group, OURS);
                 results.aim(case, ours, Bound::AtLeast(2.5));
             }
-            Loader::Qemu => (),
+            Loader::Qemu | Loader::Disk => (),
         }
     }
     Ok(results)
@@ -88,6 +90,9 @@ fn cases() -> Vec<(Case, Board, Loader)> {
         if efi::BOARDS.contains(&board) {
             cases.push((Case::new(&name, efi::NAME), board, Loader::Efi));
         }
+        if board == disk::BOARD {
+            cases.push((Case::new(&name, disk::NAME), board, Loader::Disk));
+        }
     }
     let order: Vec<String> = Board::ALL.into_iter().map(board_name).collect();
     cases.sort_by_key(|(case, ..)| order.iter().position(|name| *name == case.group));
@@ -105,6 +110,7 @@ fn machine(shares: &Shares, board: Board, loader: Loader, id: &str) -> Result<Ma
     let mut machine = match loader {
         Loader::Ours => machines::ours(shares, board, &format!("bootshare.entry={id}")),
         Loader::Efi => efi::machine(shares, board, id)?,
+        Loader::Disk => disk::machine(shares, id)?,
         Loader::Qemu => {
             let arch = board.arch();
             let kernel = shares.dir(arch).join(arch.kernel_name());
@@ -122,14 +128,14 @@ fn machine(shares: &Shares, board: Board, loader: Loader, id: &str) -> Result<Ma
 }
 
 /// The kernel's command line in the entry `id` of a share.
-fn options(share: &Path, id: &str) -> Result<String> {
+pub fn options(share: &Path, id: &str) -> Result<String> {
     let text = fs::read_to_string(share.join(format!("loader/entries/{id}.conf")))?;
     let options = text.lines().find_map(|line| line.strip_prefix("options "));
     Ok(options.context("an entry without options")?.into())
 }
 
 /// The entry's initrds as one file, for loaders that take one.
-fn joined_initrd(shares: &Shares, arch: Arch, id: &str) -> Result<PathBuf> {
+pub fn joined_initrd(shares: &Shares, arch: Arch, id: &str) -> Result<PathBuf> {
     let dir = shares.dir(arch);
     let small = dir.join("initrd.img");
     if id == SMALL {

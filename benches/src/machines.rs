@@ -9,7 +9,7 @@ use std::{
 };
 
 /// The greatest time of one run.
-const LIMIT: Duration = Duration::from_secs(300);
+pub const LIMIT: Duration = Duration::from_secs(300);
 
 /// What the kernel's first line has.
 pub const FIRST_LINE: &str = "Linux version";

@@ -5,6 +5,7 @@
 //! are of this machine.
 
 mod boots;
+mod disk;
 mod efi;
 mod growth;
 mod initrd;

@@ -1,7 +1,7 @@
 //! The two pictures for the README: reads and boots.
 
 use crate::{
-    boots, efi,
+    boots, disk, efi,
     plot::{self, BLUE, Bar, Bars, GREY, Group, LIGHT_BLUE, ORANGE, Value},
     reads,
     results::{Case, Results},
@@ -39,6 +39,7 @@ fn boots(small: &Results, large: &Results) -> Bars {
             (boots::OURS, BLUE),
             (boots::OURS_AS_ROM, LIGHT_BLUE),
             (efi::NAME, ORANGE),
+            (disk::NAME, ORANGE),
         ];
         Group {
             title: board.into(),

@@ -127,7 +127,7 @@ fn all_bars(results: &Results) -> Bars {
 fn color(name: &str) -> RGBColor {
     match name {
         name if name.contains("Bootshare") => BLUE,
-        name if ["Linux", "edk2", "64 KiB"]
+        name if ["Linux", "edk2", "64 KiB", "GRUB"]
             .iter()
             .any(|it| name.contains(it)) =>
         {
