@@ -57,7 +57,8 @@ help:
 	@echo 'make callgrind how many instructions the client takes for a request'
 	@echo 'make panics    where the images could panic, against docs/panics.md'
 	@echo 'make bench     how fast it is, beside Linux and QEMU itself'
-	@echo '                 ROUNDS=   how often (default $(ROUNDS)); ONLY= reads,boots,trips,growth'
+	@echo '                 ROUNDS=   how often (default $(ROUNDS))'
+	@echo '                 ONLY=     reads,boots,initrd,trips,growth,size; PICTURES= docs for those of the README'
 	@echo 'make size      what the images take'
 	@echo 'make doc       the documentation, in $(TARGET)/doc'
 	@echo 'make clean     remove target, downloads included'
@@ -165,7 +166,8 @@ $(ARCHES:%=panics-%): panics-%: setup-build
 # Beside its peers, in one run: target/bench has tables, raw numbers and plots.
 .PHONY: bench
 bench: setup-test firmware
-	cargo run --release -p bootshare-bench -- --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY))
+	cargo run --release -p bootshare-bench -- --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(PICTURES),--pictures $(PICTURES))
 
 .PHONY: size
 size: tool firmware
