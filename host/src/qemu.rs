@@ -94,6 +94,8 @@ pub struct Machine {
     pub board: Board,
     /// The firmware image: what the board takes, for `-kernel` or `-bios`.
     pub firmware: PathBuf,
+    /// Whether it is for `-bios`; another's firmware, as EFI, is so on any board.
+    pub is_rom: bool,
     /// The firmware's command line.
     pub append: String,
     /// Guest memory, in MiB.
@@ -142,6 +144,7 @@ impl Machine {
         Self {
             board,
             firmware: firmware.into(),
+            is_rom: board.is_rom(),
             append: String::new(),
             memory_mib: 512,
             smp: 1,
@@ -220,7 +223,7 @@ impl Machine {
         );
         qemu.option("-m", size);
 
-        let rom = self.board.is_rom();
+        let rom = self.is_rom;
         qemu.option(if rom { "-bios" } else { "-kernel" }, &self.firmware);
         if rom && !self.append.is_empty() {
             let file = format!("name={COMMAND_LINE_FILE},string=");
