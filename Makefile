@@ -57,7 +57,8 @@ help:
 	@echo 'make callgrind how many instructions the client takes for a request'
 	@echo 'make panics    where the images could panic, against docs/panics.md'
 	@echo 'make bench     how fast it is, beside Linux and QEMU itself'
-	@echo '                 ROUNDS=   how often (default $(ROUNDS)); ONLY= reads,boots,trips,growth'
+	@echo '                 ROUNDS=   how often (default $(ROUNDS))'
+	@echo '                 ONLY=     reads,boots,initrd,trips,growth,size; PICTURES= docs for those of the README'
 	@echo 'make size      what the images take'
 	@echo 'make doc       the documentation, in $(TARGET)/doc'
 	@echo 'make clean     remove target, downloads included'
@@ -112,15 +113,17 @@ test: setup-test lint package firmware examples
 lint: setup-test $(ARCHES:%=lint-%)
 	cargo fmt --all --check
 	cargo clippy --workspace $(HOSTED) --all-targets --features bootshare/loader -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps -p bootshare --features loader
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps -p bootshare -p bootshare-test-device --features bootshare/loader
 	set -e; for features in $(FEATURES); do \
 		cargo clippy --quiet -p bootshare --no-default-features --features $$features -- -D warnings; \
 	done
 
-# What the registry would take; nothing is sent.
+# What the registry would take; nothing is sent. Each is built from what was packed.
+PUBLISHED := bootshare bootshare-test-device
+
 .PHONY: package
 package: setup-build
-	cargo publish --quiet --dry-run --allow-dirty -p bootshare
+	cargo publish --quiet --dry-run --allow-dirty $(PUBLISHED:%=-p %)
 
 .PHONY: $(ARCHES:%=lint-%)
 $(ARCHES:%=lint-%): lint-%: setup-test
@@ -163,7 +166,8 @@ $(ARCHES:%=panics-%): panics-%: setup-build
 # Beside its peers, in one run: target/bench has tables, raw numbers and plots.
 .PHONY: bench
 bench: setup-test firmware
-	cargo run --release -p bootshare-bench -- --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY))
+	cargo run --release -p bootshare-bench -- --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(PICTURES),--pictures $(PICTURES))
 
 .PHONY: size
 size: tool firmware
@@ -171,7 +175,7 @@ size: tool firmware
 
 .PHONY: doc
 doc: setup-build
-	cargo doc --no-deps -p bootshare -p bootshare-host --features bootshare/loader
+	cargo doc --no-deps -p bootshare -p bootshare-test-device -p bootshare-host --features bootshare/loader
 
 .PHONY: clean
 clean:

@@ -66,7 +66,7 @@ pub mod session;
 pub mod transport;
 
 pub use error::{DeviceError, Error};
-pub use fs::{Dir, DirEntry, File, Metadata, ReadDir, Share};
+pub use fs::{Dir, DirEntry, File, Metadata, Part, ReadDir, Share};
 pub use fuse::FileType;
 pub use session::{Options, Tag};
 

@@ -1,95 +1,144 @@
-//! From QEMU's start to the kernel's first line, with our firmware and QEMU's own loader.
+//! From QEMU's start to the kernel's first line: our firmware, QEMU's own loader, EFI, a disk image.
 
-use crate::{machines, results::Results, share::Shares};
+use crate::{
+    disk, efi, machines,
+    results::{Bound, Case, Layout, Results},
+    share::{SMALL, Shares},
+};
 use anyhow::{Context, Result};
-use bootshare_host::{Arch, Board, Machine, watch::Watch};
-use std::fs;
+use bootshare_host::{Arch, Board, Machine};
+use clap::ValueEnum;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-/// What the kernel's first line has.
-const FIRST_LINE: &str = "Linux version";
+/// Our firmware, as tables call it.
+pub const OURS: &str = "Bootshare";
+/// The same where the machine resets into it.
+pub const OURS_AS_ROM: &str = "Bootshare as a ROM";
+/// QEMU's own loader.
+pub const QEMU: &str = "QEMU's -kernel";
+
+/// Memory of each machine.
+pub const MEMORY_MIB: u32 = 1024;
 
 /// Who loads the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Loader {
     /// Our firmware, from the share.
     Ours,
     /// QEMU, from its own command line.
     Qemu,
+    /// EFI, from the share.
+    Efi,
+    /// GRUB, from a disk image.
+    Disk,
 }
 
-/// Measures boots with an initrd of that many MiB, or with a small one.
-pub fn run(shares: &Shares, mib: u64, rounds: usize) -> Result<Results> {
-    let what = if mib == 0 {
-        "a small initrd".into()
-    } else {
-        format!("an initrd of {mib} MiB")
+/// Measures boots with a small initrd (`id` is [`SMALL`]) or a large one.
+pub fn run(shares: &Shares, id: &str, rounds: usize) -> Result<Results> {
+    let what = match id {
+        SMALL => "a small initrd",
+        _ => "an initrd of 256 MiB",
     };
-    let mut results = Results::new(
-        format!("boots-{mib}"),
-        format!("From QEMU's start to the kernel's first line with {what}, ms"),
-    );
-    let mut cases = Vec::new();
-    for board in Board::ALL {
-        let name = board_name(board);
-        if !board.is_rom() {
-            cases.push((format!("{name}: QEMU's -kernel"), board, Loader::Qemu));
-        }
-        cases.push((format!("{name}: bootshare"), board, Loader::Ours));
-    }
+    let title = format!("From QEMU's start to the kernel's first line with {what}, ms");
+    let mut results = Results::new(format!("boots-{id}"), title, Layout::Cases);
+    let cases = cases();
     for round in 0..rounds {
         eprintln!("boots with {what}: round {} of {rounds}", round + 1);
-        for (name, board, loader) in &cases {
-            let machine = machine(shares, *board, loader, mib)?;
+        for (case, board, loader) in &cases {
+            let machine = machine(shares, *board, *loader, id)?;
             let report = machines::run(&machine)?;
-            results.add(name, None, report.duration.as_secs_f64() * 1e3);
+            results.add(case, None, report.duration.as_secs_f64() * 1e3);
+        }
+    }
+    for (case, _, loader) in cases {
+        let qemu = Case::new(&case.group, QEMU);
+        if case != qemu {
+            results.compare(&case, &qemu);
+        }
+        let most = match id {
+            SMALL if case.name == OURS => 1.1,
+            _ => 1.0,
+        };
+        match loader {
+            Loader::Ours => results.aim(case, qemu, Bound::AtMost(most)),
+            Loader::Efi => {
+                let ours = Case::new(&case.group, OURS);
+                results.aim(case, ours, Bound::AtLeast(2.5));
+            }
+            Loader::Qemu | Loader::Disk => (),
         }
     }
     Ok(results)
 }
 
+/// Every board with each that loads a kernel there; a group for each machine.
+fn cases() -> Vec<(Case, Board, Loader)> {
+    let mut cases = Vec::new();
+    for board in Board::ALL {
+        let name = board_name(board);
+        if board.is_rom() {
+            // Beside the same machine that starts our ELF file.
+            let group = name.trim_end_matches("-rom");
+            cases.push((Case::new(group, OURS_AS_ROM), board, Loader::Ours));
+            continue;
+        }
+        cases.push((Case::new(&name, QEMU), board, Loader::Qemu));
+        cases.push((Case::new(&name, OURS), board, Loader::Ours));
+        if efi::BOARDS.contains(&board) {
+            cases.push((Case::new(&name, efi::NAME), board, Loader::Efi));
+        }
+        if board == disk::BOARD {
+            cases.push((Case::new(&name, disk::NAME), board, Loader::Disk));
+        }
+    }
+    let order: Vec<String> = Board::ALL.into_iter().map(board_name).collect();
+    cases.sort_by_key(|(case, ..)| order.iter().position(|name| *name == case.group));
+    cases
+}
+
 /// As on the command line.
 pub fn board_name(board: Board) -> String {
-    use clap::ValueEnum;
     board
         .to_possible_value()
         .map_or_else(String::new, |value| value.get_name().into())
 }
 
-fn machine(shares: &Shares, board: Board, loader: &Loader, mib: u64) -> Result<Machine> {
-    let arch = board.arch();
-    let dir = shares.dir(arch);
-    let id = if mib == 0 { "small" } else { "large" };
+fn machine(shares: &Shares, board: Board, loader: Loader, id: &str) -> Result<Machine> {
     let mut machine = match loader {
         Loader::Ours => machines::ours(shares, board, &format!("bootshare.entry={id}")),
+        Loader::Efi => efi::machine(shares, board, id)?,
+        Loader::Disk => disk::machine(shares, id)?,
         Loader::Qemu => {
-            let mut machine = Machine::new(board, dir.join(arch.kernel_name()));
+            let arch = board.arch();
+            let kernel = shares.dir(arch).join(arch.kernel_name());
+            let mut machine = Machine::new(board, kernel);
             machines::share(&mut machine, shares);
-            machine.append = options(shares, arch, id)?;
+            machine.append = options(&shares.dir(arch), id)?;
             let initrd = joined_initrd(shares, arch, id)?;
             machine.qemu_args = vec!["-initrd".into(), initrd.into()];
             machine
         }
     };
-    machine.memory_mib = 1024;
-    machine.watch = Watch {
-        expect: Some(FIRST_LINE.parse().context("a pattern")?),
-        fail: None,
-    };
+    machine.memory_mib = MEMORY_MIB;
+    machine.watch.expect = Some(machines::FIRST_LINE.parse().context("a pattern")?);
     Ok(machine)
 }
 
-/// The kernel's command line in the entry `id`.
-fn options(shares: &Shares, arch: Arch, id: &str) -> Result<String> {
-    let path = shares.dir(arch).join(format!("loader/entries/{id}.conf"));
-    let text = fs::read_to_string(path)?;
+/// The kernel's command line in the entry `id` of a share.
+pub fn options(share: &Path, id: &str) -> Result<String> {
+    let text = fs::read_to_string(share.join(format!("loader/entries/{id}.conf")))?;
     let options = text.lines().find_map(|line| line.strip_prefix("options "));
     Ok(options.context("an entry without options")?.into())
 }
 
 /// The entry's initrds as one file, for loaders that take one.
-fn joined_initrd(shares: &Shares, arch: Arch, id: &str) -> Result<std::path::PathBuf> {
+pub fn joined_initrd(shares: &Shares, arch: Arch, id: &str) -> Result<PathBuf> {
     let dir = shares.dir(arch);
     let small = dir.join("initrd.img");
-    if id == "small" {
+    if id == SMALL {
         return Ok(small);
     }
     let joined = dir.join("joined.img");
@@ -97,7 +146,7 @@ fn joined_initrd(shares: &Shares, arch: Arch, id: &str) -> Result<std::path::Pat
         let mut bytes = fs::read(&small)?;
         // The kernel wants what follows at a multiple of 4.
         bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes.extend(fs::read(dir.join("filler-256.cpio"))?);
+        bytes.extend(fs::read(dir.join(crate::share::FILLER))?);
         fs::write(&joined, bytes)?;
     }
     Ok(joined)

@@ -1,137 +1,127 @@
 //! How time grows: with the size of a file, entries of a directory, depth of a path, requests in
 //! flight and the size of each.
 
-use crate::{machines, results::Results, share::Shares};
+use crate::{
+    machines,
+    results::{Case, Layout, Results},
+    share::Shares,
+    trace,
+};
 use anyhow::{Context, Result};
-use bootshare_host::{Arch, Board, Report, Share};
-use std::{fs, path::PathBuf, time::Duration};
+use bootshare_host::{Arch, Board, Share};
+use std::{fs, os::unix::fs::symlink, path::PathBuf};
 
 /// The board of all of them.
 const BOARD: Board = Board::X86_64Q35;
 
+/// Of the file for reads that differ in something else.
+const MIB: u64 = 256;
+
+/// How many paths are asked for: one takes too little to be measured.
+const STATS: usize = 100;
+
 /// Measures each.
 pub fn run(shares: &Shares, rounds: usize) -> Result<Vec<Results>> {
-    Ok(vec![
-        file_size(shares, rounds)?,
-        entries(shares, rounds)?,
-        depth(shares, rounds)?,
-        in_flight(shares, rounds)?,
-        chunk_size(shares, rounds)?,
-    ])
+    let of = |name, title, layout| Results::new(format!("growth-{name}"), title, layout);
+    let grows = |axis: &str| Layout::Growth(axis.into());
+    let tunes = |axis: &str| Layout::Tuning(axis.into());
+    let mut size = of("size", "Reading a file, ms", grows("KiB"));
+    let title = "Listing a directory on the console, ms";
+    let mut entries = of("entries", title, grows("entries"));
+    let title = "A hundred times `stat` of a path, ms";
+    let mut depth = of("depth", title, grows("directories"));
+    let title = "Reading 256 MiB, ms";
+    let mut flight = of("flight", title, tunes("requests in flight"));
+    let mut chunk = of("chunk", title, tunes("KiB a request"));
+    for round in 0..rounds {
+        eprintln!("growth: round {} of {rounds}", round + 1);
+        file_size(shares, &mut size)?;
+        many_entries(shares, &mut entries)?;
+        deep_paths(shares, &mut depth)?;
+        for requests in [1, 2, 4, 8, 16] {
+            let options = format!("bootshare.depth={requests}");
+            read(
+                shares,
+                &options,
+                f64::from(requests),
+                MIB << 20,
+                &mut flight,
+            )?;
+        }
+        for exponent in 16..=24 {
+            let bytes = 1_u32 << exponent;
+            let options = format!("bootshare.chunk-size={bytes}");
+            read(
+                shares,
+                &options,
+                f64::from(bytes >> 10),
+                MIB << 20,
+                &mut chunk,
+            )?;
+        }
+    }
+    let mut all = vec![size, entries, depth, flight, chunk];
+    for results in &mut all {
+        results.series.sort_by(|a, b| a.case.name.cmp(&b.case.name));
+    }
+    Ok(all)
 }
 
-fn results(name: &str, title: &str, axis: &str) -> Results {
-    let mut results = Results::new(name, title);
-    results.axis = Some(axis.into());
-    results
-}
-
-/// Milliseconds of the server's side of a run: from the first request that counts to the last.
-fn bench(shares: &Shares, options: &str, file: &str, mib: u64) -> Result<Report> {
+/// Reads a file of that many bytes, and adds both passes at `x`.
+fn read(shares: &Shares, options: &str, x: f64, bytes: u64, results: &mut Results) -> Result<()> {
+    let file = shares.file_of(Arch::X86_64, bytes)?;
     let options = format!("{options} bootshare.cmd=\"read-bench {file}\"");
     let mut machine = machines::ours(shares, BOARD, &options);
-    machine.memory_mib = mib as u32 + 256;
-    machines::run(&machine)
-}
-
-fn file_size(shares: &Shares, rounds: usize) -> Result<Results> {
-    let mut results = results("growth-size", "Reading a file, warm, ms", "KiB");
-    for _ in 0..rounds {
-        for exponent in (10..=30).step_by(2) {
-            let bytes: u64 = 1 << exponent;
-            let file = shares.file_of(Arch::X86_64, bytes)?;
-            let report = bench(shares, "", &file, bytes >> 20)?;
-            let mib = bytes as f64 / f64::from(1 << 20);
-            let ms = mib / machines::speed(&report, "again: ")? * 1e3;
-            results.add("q35", Some(bytes as f64 / 1024.0), ms);
-        }
+    machine.memory_mib = (bytes >> 20) as u32 + 256;
+    let speeds = machines::passes(&machines::run(&machine)?)?;
+    for (how, speed) in ["cold", "warm"].iter().zip(speeds) {
+        let ms = bytes as f64 / f64::from(1 << 20) / speed * 1e3;
+        results.add(&Case::new("", *how), Some(x), ms);
     }
-    Ok(results)
+    Ok(())
 }
 
-fn in_flight(shares: &Shares, rounds: usize) -> Result<Results> {
-    let mut results = results(
-        "growth-flight",
-        "Reading 256 MiB, MiB/s",
-        "requests in flight",
-    );
-    let file = shares.file(Arch::X86_64, 256)?;
-    for _ in 0..rounds {
-        for depth in [1, 2, 4, 8, 12, 16, 21] {
-            let report = bench(shares, &format!("bootshare.depth={depth}"), &file, 256)?;
-            for (pass, case) in [("first: ", "cold"), ("again: ", "warm")] {
-                results.add(
-                    case,
-                    Some(f64::from(depth)),
-                    machines::speed(&report, pass)?,
-                );
-            }
-        }
+fn file_size(shares: &Shares, results: &mut Results) -> Result<()> {
+    for exponent in (10..=30).step_by(2) {
+        let bytes: u64 = 1 << exponent;
+        read(shares, "", bytes as f64 / 1024.0, bytes, results)?;
     }
-    results.series.sort_by(|a, b| a.case.cmp(&b.case));
-    Ok(results)
+    Ok(())
 }
 
-fn chunk_size(shares: &Shares, rounds: usize) -> Result<Results> {
-    let mut results = results("growth-chunk", "Reading 256 MiB, MiB/s", "KiB a request");
-    let file = shares.file(Arch::X86_64, 256)?;
-    for _ in 0..rounds {
-        for exponent in 16..=24 {
-            let bytes: u32 = 1 << exponent;
-            let report = bench(shares, &format!("bootshare.chunk-size={bytes}"), &file, 256)?;
-            for (pass, case) in [("first: ", "cold"), ("again: ", "warm")] {
-                let kib = f64::from(bytes >> 10);
-                results.add(case, Some(kib), machines::speed(&report, pass)?);
-            }
-        }
-    }
-    results.series.sort_by(|a, b| a.case.cmp(&b.case));
-    Ok(results)
-}
-
-/// Time of one command in a directory of its own, less that of a machine that does nothing.
-fn command(shares: &Shares, dir: PathBuf, command: &str) -> Result<Duration> {
+/// Milliseconds of one command in a directory of its own: from the first request to the last, as the
+/// server's trace has them, so that neither start nor end of the machine is in it.
+fn command(shares: &Shares, dir: PathBuf, command: &str) -> Result<f64> {
     let mut machine = machines::ours(shares, BOARD, &format!("bootshare.cmd=\"{command}\""));
     machine.shares = vec![Share::new("growth", dir)];
-    Ok(machines::run(&machine)?.duration)
+    let path = shares.dir(Arch::X86_64).with_file_name("trace");
+    let requests = trace::run(&mut machine, &path)?;
+    let (first, last) = requests.first().zip(requests.last()).context("a trace")?;
+    Ok(last.end - first.at)
 }
 
-fn entries(shares: &Shares, rounds: usize) -> Result<Results> {
-    let mut results = results(
-        "growth-entries",
-        "A machine that lists a directory, ms",
-        "entries",
-    );
-    for _ in 0..rounds {
-        for count in [10, 100, 1000, 10_000, 100_000_u32] {
-            let dir = shares
-                .dir(Arch::X86_64)
-                .with_file_name(format!("many-{count}"));
-            if !dir.exists() {
-                fs::create_dir_all(&dir)?;
-                for n in 0..count {
-                    fs::write(dir.join(format!("{n:06}")), "").context("a file")?;
-                }
-            }
-            let took = command(shares, dir, "ls /")?;
-            results.add("q35", Some(count.into()), took.as_secs_f64() * 1e3);
-        }
+fn many_entries(shares: &Shares, results: &mut Results) -> Result<()> {
+    for count in [10, 100, 1000, 10_000, 100_000] {
+        let dir = shares.many(count)?;
+        let took = command(shares, dir, "ls /")?;
+        results.add(&Case::new("", "q35"), Some(count.into()), took);
     }
-    Ok(results)
+    Ok(())
 }
 
-fn depth(shares: &Shares, rounds: usize) -> Result<Results> {
-    let title = "A machine that asks a hundred times what a path is, ms";
-    let mut results = results("growth-depth", title, "directories");
-    for _ in 0..rounds {
-        for depth in [1, 2, 4, 8, 16, 32] {
-            let dir = shares.dir(Arch::X86_64).with_file_name("deep");
-            let path = "d/".repeat(depth);
-            fs::create_dir_all(dir.join(&path))?;
-            let all = format!("stat /{path}; ").repeat(100);
-            let took = command(shares, dir, all.trim_end_matches("; "))?;
-            results.add("q35", Some(depth as f64), took.as_secs_f64() * 1e3);
+/// By a symbolic link to each, whose name is short: a PC's command line has little room.
+fn deep_paths(shares: &Shares, results: &mut Results) -> Result<()> {
+    let dir = shares.dir(Arch::X86_64).with_file_name("deep");
+    for depth in [1, 2, 4, 8, 16, 32] {
+        let path = "d/".repeat(depth);
+        fs::create_dir_all(dir.join(&path))?;
+        let link = dir.join(depth.to_string());
+        if !link.exists() {
+            symlink(&path, &link).with_context(|| format!("cannot make {}", link.display()))?;
         }
+        let all = vec![format!("stat /{depth}/"); STATS].join(";");
+        let took = command(shares, dir.clone(), &all)?;
+        results.add(&Case::new("", "q35"), Some(depth as f64), took);
     }
-    Ok(results)
+    Ok(())
 }

@@ -9,7 +9,10 @@ use std::{
 };
 
 /// The greatest time of one run.
-const LIMIT: Duration = Duration::from_secs(300);
+pub const LIMIT: Duration = Duration::from_secs(300);
+
+/// What the kernel's first line has.
+pub const FIRST_LINE: &str = "Linux version";
 
 /// Who serves the share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,9 +57,14 @@ pub fn run(machine: &Machine) -> Result<Report> {
     }
 }
 
+/// MiB a second of both passes of `read-bench`, into memory never touched and into the same again.
+pub fn passes(report: &Report) -> Result<[f64; 2]> {
+    Ok([speed(report, "first: ")?, speed(report, "again: ")?])
+}
+
 /// MiB a second, from a line of `read-bench`, `first: N bytes in M ms (R MiB/s), T us`: that of the
 /// pass with this name.
-pub fn speed(report: &Report, pass: &str) -> Result<f64> {
+fn speed(report: &Report, pass: &str) -> Result<f64> {
     let text = report.text();
     let line = text.lines().find_map(|line| line.trim().strip_prefix(pass));
     let line = line.with_context(|| format!("no line `{pass}` in {text}"))?;

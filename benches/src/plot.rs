@@ -1,113 +1,319 @@
 //! Plots, as SVG.
 
-use crate::results::{Results, Series};
-use anyhow::{Context, Result};
-use plotters::prelude::*;
-use std::{collections::BTreeSet, path::Path};
+use crate::results::{Layout, Results, Series, figure};
+use anyhow::{Context, Result, anyhow};
+use plotters::{coord::Shift, prelude::*};
+use std::path::Path;
 
-const SIZE: (u32, u32) = (900, 480);
-const LABELS: u32 = 360;
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+const WIDTH: u32 = 900;
+const HEIGHT: u32 = 480;
+const MARGIN: i32 = 14;
+/// Height of a bar with what is between it and the next, and of the bar alone.
+const ROW: i32 = 22;
+const BAR: i32 = 15;
+/// Height of the title and of the panels' titles.
+const HEAD: i32 = 66;
+/// Room for the figure behind a bar.
+const FIGURE: i32 = 58;
+
+/// See [`Bars::cut`].
+const CUT: f64 = 1.5;
+
+/// Ours.
+pub const BLUE: RGBColor = RGBColor(46, 117, 182);
+/// Ours in another form.
+pub const LIGHT_BLUE: RGBColor = RGBColor(120, 175, 222);
+/// What it is measured against.
+pub const GREY: RGBColor = RGBColor(150, 150, 150);
+/// Its peers.
+pub const ORANGE: RGBColor = RGBColor(214, 140, 69);
+
+/// Bars in groups, in one or more panels beside each other, each of its own scale.
+pub struct Bars {
+    /// What all of it is.
+    pub title: String,
+    /// What each panel is.
+    pub panels: Vec<String>,
+    /// From top to bottom.
+    pub groups: Vec<Group>,
+    /// Where a line is drawn through each panel.
+    pub line: Option<f64>,
+    /// Bars of this colour are cut where they would be longer than [`CUT`] times all others.
+    pub cut: Option<RGBColor>,
+}
+
+impl Bars {
+    /// A row for each heading and each bar.
+    fn rows(&self) -> i32 {
+        let rows: usize = (self.groups.iter()).map(|group| 1 + group.bars.len()).sum();
+        rows as i32
+    }
+}
+
+/// Bars below one heading.
+pub struct Group {
+    /// The heading.
+    pub title: String,
+    /// From top to bottom.
+    pub bars: Vec<Bar>,
+}
+
+/// A row: a bar in each panel.
+pub struct Bar {
+    /// What it is.
+    pub label: String,
+    /// The colour of the bar.
+    pub color: RGBColor,
+    /// One for each panel; `None` leaves it out.
+    pub values: Vec<Option<Value>>,
+}
+
+/// A median with its spread.
+#[derive(Clone, Copy)]
+pub struct Value {
+    /// The length of the bar.
+    pub median: f64,
+    /// From where to where values were.
+    pub spread: (f64, f64),
+}
+
+impl Value {
+    /// Of a series, each value divided by `unit`.
+    pub fn of(series: &Series, unit: f64) -> Self {
+        let (least, most) = series.spread();
+        Self {
+            median: series.median() / unit,
+            spread: (least / unit, most / unit),
+        }
+    }
+}
 
 /// Draws `results` into `dir`, as bars or, where there is an axis, as lines.
 pub fn draw(results: &Results, dir: &Path) -> Result<()> {
     let path = dir.join(format!("{}.svg", results.name));
-    let drawn = match &results.axis {
-        Some(axis) => lines(results, axis, &path),
-        None => bars(results, &path),
-    };
-    drawn.with_context(|| format!("cannot draw {}", path.display()))
-}
-
-fn greatest(series: &[Series]) -> f64 {
-    let tops = series.iter().map(|series| series.spread().1);
-    tops.fold(0.0, f64::max)
-}
-
-fn bars(results: &Results, path: &Path) -> Result<()> {
-    let rows = results.series.len() as u32;
-    let root = SVGBackend::new(path, (SIZE.0, 70 + 24 * rows)).into_drawing_area();
-    let error = |error: DrawingAreaErrorKind<_>| anyhow::anyhow!("{error}");
-    root.fill(&WHITE).map_err(error)?;
-    let top = greatest(&results.series);
-    let scale = f64::from(SIZE.0 - LABELS - 80) / top;
-    let title = TextStyle::from(("sans-serif", 18).into_font());
-    root.draw_text(&results.title, &title, (10, 12))
-        .map_err(error)?;
-    let label = TextStyle::from(("sans-serif", 13).into_font());
-    for (row, series) in results.series.iter().enumerate() {
-        let y = 50 + 24 * row as i32;
-        let x = |value: f64| LABELS as i32 + (value * scale) as i32;
-        let (least, most) = series.spread();
-        let ours = !["host", "Linux", "QEMU"]
-            .iter()
-            .any(|peer| series.case.contains(peer));
-        let color = if ours {
-            RGBColor(46, 117, 182)
-        } else {
-            RGBColor(160, 160, 160)
-        };
-        root.draw_text(&series.case, &label, (10, y + 3))
-            .map_err(error)?;
-        let bar = Rectangle::new([(x(0.0), y), (x(series.median()), y + 16)], color.filled());
-        root.draw(&bar).map_err(error)?;
-        let range = PathElement::new(vec![(x(least), y + 8), (x(most), y + 8)], BLACK);
-        root.draw(&range).map_err(error)?;
-        let text = format!("{:.0}", series.median());
-        root.draw_text(&text, &label, (x(most) + 6, y + 3))
-            .map_err(error)?;
+    match &results.layout {
+        Layout::Growth(axis) | Layout::Tuning(axis) => {
+            lines(results, axis, &path).with_context(|| format!("cannot draw {}", path.display()))
+        }
+        Layout::Cases => bars(&all_bars(results), &path),
+        Layout::Counts => Ok(()),
     }
-    root.present().map_err(error)
 }
 
+/// Every case, in its group.
+fn all_bars(results: &Results) -> Bars {
+    let group = |title: &str| Group {
+        title: title.into(),
+        bars: (results.series.iter())
+            .filter(|series| series.case.group == title)
+            .map(|series| Bar {
+                label: series.case.name.clone(),
+                color: color(&series.case.name),
+                values: vec![Some(Value::of(series, 1.0))],
+            })
+            .collect(),
+    };
+    Bars {
+        title: results.title.clone(),
+        panels: vec![String::new()],
+        groups: results.groups().into_iter().map(group).collect(),
+        line: None,
+        cut: None,
+    }
+}
+
+fn color(name: &str) -> RGBColor {
+    match name {
+        name if name.contains("Bootshare") => BLUE,
+        name if ["Linux", "edk2", "64 KiB", "GRUB"]
+            .iter()
+            .any(|it| name.contains(it)) =>
+        {
+            ORANGE
+        }
+        _ => GREY,
+    }
+}
+
+/// What plotters says, as ours.
+fn plain(error: impl std::error::Error) -> anyhow::Error {
+    anyhow!("{error}")
+}
+
+/// Draws bars into the file at `path`.
+pub fn bars(bars: &Bars, path: &Path) -> Result<()> {
+    let height = HEAD + ROW * bars.rows() + MARGIN;
+    let root = SVGBackend::new(path, (WIDTH, height as u32)).into_drawing_area();
+    draw_bars(bars, &root)
+        .and_then(|()| root.present().map_err(plain))
+        .with_context(|| format!("cannot draw {}", path.display()))
+}
+
+fn draw_bars(bars: &Bars, root: &Area<'_>) -> Result<()> {
+    // Its own ground: it is seen on white pages and on dark ones.
+    root.fill(&WHITE).map_err(plain)?;
+    text(root, &bars.title, 17, FontStyle::Bold, (MARGIN, 12))?;
+    let labels = bars.groups.iter().flat_map(|group| &group.bars);
+    let longest = labels.map(|bar| bar.label.chars().count()).max();
+    // As wide as letters are at most, on average.
+    let left = MARGIN + 24 + longest.unwrap_or(0) as i32 * 7;
+    let panels = bars.panels.len().max(1) as i32;
+    let width = (WIDTH as i32 - left - MARGIN) / panels;
+    for (index, title) in bars.panels.iter().enumerate() {
+        let x = left + width * index as i32;
+        text(root, title, 13, FontStyle::Bold, (x, HEAD - 24))?;
+        draw_panel(bars, index, (x, width - FIGURE), root)?;
+    }
+    let mut y = HEAD;
+    for group in &bars.groups {
+        text(root, &group.title, 13, FontStyle::Bold, (MARGIN, y + 3))?;
+        y += ROW;
+        for bar in &group.bars {
+            text(
+                root,
+                &bar.label,
+                13,
+                FontStyle::Normal,
+                (MARGIN + 12, y + 1),
+            )?;
+            y += ROW;
+        }
+    }
+    Ok(())
+}
+
+/// Draws the bars of one panel, from `x` and so wide.
+fn draw_panel(bars: &Bars, index: usize, (x, width): (i32, i32), root: &Area<'_>) -> Result<()> {
+    let rows = || bars.groups.iter().flat_map(|group| &group.bars);
+    let top_of = |is_counted: &dyn Fn(&&Bar) -> bool| {
+        let values = rows().filter(is_counted);
+        let values = values.filter_map(|bar| bar.values.get(index).copied().flatten());
+        values.map(|value| value.spread.1).fold(0.0, f64::max)
+    };
+    let uncut = top_of(&|bar| bars.cut != Some(bar.color));
+    let top = top_of(&|_| true).min(bars.cut.map_or(f64::MAX, |_| uncut * CUT));
+    let place = |value: f64| x + (value.min(top) / top * f64::from(width)) as i32;
+    let bottom = HEAD + ROW * bars.rows();
+    if let Some(line) = bars.line {
+        let line = vec![(place(line), HEAD), (place(line), bottom)];
+        root.draw(&PathElement::new(line, BLACK.mix(0.4)))
+            .map_err(plain)?;
+    }
+    let mut y = HEAD;
+    for group in &bars.groups {
+        y += ROW;
+        for bar in &group.bars {
+            if let Some(value) = bar.values.get(index).copied().flatten() {
+                let end = (place(value.median), y + BAR);
+                let body = Rectangle::new([(x, y), end], bar.color.filled());
+                root.draw(&body).map_err(plain)?;
+                let (least, most) = value.spread;
+                let middle = y + BAR / 2;
+                let range = vec![(place(least), middle), (place(most), middle)];
+                root.draw(&PathElement::new(range, BLACK)).map_err(plain)?;
+                if value.median > top {
+                    let at = end.0 - 24;
+                    let gap = vec![(at, y + BAR + 1), (at + 8, y - 1)];
+                    root.draw(&PathElement::new(gap, WHITE.stroke_width(3)))
+                        .map_err(plain)?;
+                }
+                let at = (place(most) + 6, y + 2);
+                text(root, &figure(value.median), 13, FontStyle::Normal, at)?;
+            }
+            y += ROW;
+        }
+    }
+    Ok(())
+}
+
+fn text(root: &Area<'_>, text: &str, size: i32, style: FontStyle, at: (i32, i32)) -> Result<()> {
+    let style = TextStyle::from(("sans-serif", size, style).into_font());
+    root.draw_text(text, &style, at).map_err(plain)
+}
+
+/// What is in proportion to x and ends where `points` end, from where it is `least`.
+fn proportional(points: &[(f64, f64)], least: f64) -> Option<[(f64, f64); 2]> {
+    let (&(first, _), &(x, y)) = points.first().zip(points.last())?;
+    let start = first.max(x * least / y);
+    Some([(start, y * start / x), (x, y)])
+}
+
+/// Draws lines with both axes logarithmic, and what grows in proportion as a thin one.
 fn lines(results: &Results, axis: &str, path: &Path) -> Result<()> {
-    let root = SVGBackend::new(path, SIZE).into_drawing_area();
-    let error = |error: DrawingAreaErrorKind<_>| anyhow::anyhow!("{error}");
-    root.fill(&WHITE).map_err(error)?;
-    let xs = || results.series.iter().filter_map(|series| series.x);
+    let root = SVGBackend::new(path, (WIDTH, HEIGHT)).into_drawing_area();
+    root.fill(&WHITE).map_err(plain)?;
+    let series = &results.series;
+    let xs = || series.iter().filter_map(|series| series.x);
     let (first, last) = (xs().fold(f64::MAX, f64::min), xs().fold(0.0, f64::max));
+    let spreads = || series.iter().map(Series::spread);
+    let least = spreads().map(|spread| spread.0).fold(f64::MAX, f64::min);
+    let most = spreads().map(|spread| spread.1).fold(0.0, f64::max);
+    let is_growth = matches!(results.layout, Layout::Growth(_));
+    let note = if is_growth {
+        " (thin: in proportion)"
+    } else {
+        ""
+    };
+    let title = format!("{}{note}", results.title);
     let mut chart = ChartBuilder::on(&root)
-        .caption(&results.title, ("sans-serif", 18))
-        .margin(12)
-        .x_label_area_size(40)
-        .y_label_area_size(70)
+        .caption(&title, ("sans-serif", 18).into_font())
+        .margin(MARGIN)
+        .x_label_area_size(46)
+        .y_label_area_size(64)
         .build_cartesian_2d(
-            (first..last).log_scale(),
-            0.0..greatest(&results.series) * 1.05,
+            (first * 0.8..last * 1.25).log_scale(),
+            (least * 0.6..most * 1.6).log_scale(),
         )
-        .map_err(error)?;
-    chart.configure_mesh().x_desc(axis).draw().map_err(error)?;
-    let cases: BTreeSet<&str> = results
-        .series
-        .iter()
-        .map(|series| series.case.as_str())
-        .collect();
-    for (number, case) in cases.into_iter().enumerate() {
-        let color = Palette99::pick(number).to_rgba();
-        let of_case = || results.series.iter().filter(|series| series.case == case);
-        let points = of_case().filter_map(|series| Some((series.x?, series.median())));
+        .map_err(plain)?;
+    chart
+        .configure_mesh()
+        .x_desc(axis)
+        .x_label_formatter(&|x| format!("{x}"))
+        .y_label_formatter(&|y| format!("{y}"))
+        .label_style(("sans-serif", 13).into_font())
+        .light_line_style(BLACK.mix(0.06))
+        .draw()
+        .map_err(plain)?;
+    let names = results.names();
+    for (number, name) in names.iter().enumerate() {
+        let color = [BLUE, ORANGE, GREY][number % 3];
+        let points = results.points(name);
+        if is_growth {
+            let line = proportional(&points, least * 0.6).into_iter().flatten();
+            chart
+                .draw_series(LineSeries::new(line, BLACK.mix(0.3)))
+                .map_err(plain)?;
+        }
         chart
             .draw_series(LineSeries::new(points, color.stroke_width(2)).point_size(3))
-            .map_err(error)?
-            .label(case)
+            .map_err(plain)?
+            .label(*name)
             .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], color));
-        let bars = of_case().filter_map(|series| {
-            let (least, most) = series.spread();
+        let bars = results.of_name(name).filter_map(|series| {
+            let (x, (least, most)) = (series.x?, series.spread());
+            let line = color.stroke_width(1);
             Some(ErrorBar::new_vertical(
-                series.x?,
+                x,
                 least,
                 series.median(),
                 most,
-                color,
+                line,
                 6,
             ))
         });
-        chart.draw_series(bars).map_err(error)?;
+        chart.draw_series(bars).map_err(plain)?;
     }
-    chart
-        .configure_series_labels()
-        .border_style(BLACK)
-        .background_style(WHITE)
-        .draw()
-        .map_err(error)?;
-    root.present().map_err(error)
+    if names.len() > 1 {
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperLeft)
+            .label_font(("sans-serif", 13).into_font())
+            .border_style(BLACK.mix(0.3))
+            .background_style(WHITE)
+            .draw()
+            .map_err(plain)?;
+    }
+    root.present().map_err(plain)
 }

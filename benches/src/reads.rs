@@ -4,25 +4,39 @@
 use crate::{
     limit,
     machines::{self, Server},
-    results::Results,
+    results::{Bound, Case, Layout, Results},
     share::Shares,
 };
 use anyhow::Result;
-use bootshare_host::{Arch, Board};
+use bootshare_host::{Arch, Board, Machine, serve::DEFAULT_THREADS};
 
 /// Boards whose reads are measured: both transports, both architectures.
-const BOARDS: [(&str, Board); 4] = [
+pub const BOARDS: [(&str, Board); 4] = [
     ("microvm", Board::X86_64Microvm),
     ("q35", Board::X86_64Q35),
     ("virt", Board::Aarch64Virt),
     ("virt-pci", Board::Aarch64VirtPci),
 ];
 
+/// The group of the limits.
+const HOST: &str = "host";
+
+/// How many requests the server answers at a time; 0: in the queue's own thread.
+const POOLS: [u32; 3] = [0, 2, 4];
+
+/// The pool where none is named.
+const DEFAULT_POOL: u32 = DEFAULT_THREADS as u32;
+
+/// A file of this size and more is read on fewer boards, and not in each way: the ratios are those
+/// of the smaller one.
+const LARGE_MIB: u64 = 1024;
+
 /// One way to read the file.
-enum Case {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
     /// A process of the host, with that many threads.
-    Limit(usize),
-    /// Our firmware.
+    Limit(u32),
+    /// Our firmware, from a server with such a pool.
     Ours(Board, Server, u32),
     /// Our client as Hermit's: 64 KiB at a time, one in flight. Hermit copies as well.
     Hermit(Board),
@@ -30,64 +44,138 @@ enum Case {
     Linux(Board),
 }
 
+/// A case of the limit, of the pass `how`.
+pub fn limit_of(how: &str, threads: u32) -> Case {
+    let plural = if threads == 1 { "" } else { "s" };
+    Case::new(HOST, format!("{how}: limit, {threads} thread{plural}"))
+}
+
+/// A case of ours with the default server.
+pub fn ours(group: &str, how: &str) -> Case {
+    Case::new(group, format!("{how}: Bootshare, pool of {DEFAULT_POOL}"))
+}
+
+/// The case of Linux past its page cache.
+pub fn linux_direct(group: &str) -> Case {
+    Case::new(group, "warm: Linux, O_DIRECT")
+}
+
+/// The case of Linux through its page cache.
+pub fn linux_buffered(group: &str) -> Case {
+    Case::new(group, "buffered: Linux")
+}
+
+/// The case of our client as Hermit's.
+pub fn hermit(group: &str, how: &str) -> Case {
+    Case::new(group, format!("{how}: 64 KiB, one in flight"))
+}
+
+/// What limits a case: threads that read as many at a time.
+pub fn limit_for(case: &Case, threads: u32) -> Case {
+    let how = if case.name.starts_with("cold") {
+        "cold"
+    } else {
+        "warm"
+    };
+    limit_of(how, threads.max(1))
+}
+
 /// Measures a file of that many MiB.
 pub fn run(shares: &Shares, mib: u64, rounds: usize) -> Result<Results> {
-    let mut results = Results::new(format!("reads-{mib}"), format!("Reading {mib} MiB, MiB/s"));
-    results.reference = "warm: host process, 2 threads".into();
-    let mut names = Vec::new();
-    for threads in [1, 2, 4] {
-        let plural = if threads == 1 { "" } else { "s" };
-        names.push((
-            format!("host process, {threads} thread{plural}"),
-            Case::Limit(threads),
-        ));
-    }
-    for (name, board) in BOARDS {
-        for threads in [1, 2, 4] {
-            let label = format!("{name}, embedded server, {threads} threads");
-            names.push((label, Case::Ours(board, Server::Embedded, threads)));
-        }
-    }
-    for threads in [0, 2] {
-        for (name, board) in &BOARDS[..2] {
-            let label = format!("{name}, virtiofsd, pool of {threads}");
-            names.push((label, Case::Ours(*board, Server::Virtiofsd, threads)));
-        }
-    }
-    for (name, board) in &BOARDS[..2] {
-        names.push((format!("{name}, 64 KiB one by one"), Case::Hermit(*board)));
-        names.push((format!("{name}, Linux"), Case::Linux(*board)));
-    }
+    let title = format!("Reading {mib} MiB, MiB/s");
+    let mut results = Results::new(format!("reads-{mib}"), title, Layout::Cases);
     for round in 0..rounds {
         eprintln!("reads of {mib} MiB: round {} of {rounds}", round + 1);
-        for (name, case) in &names {
-            for (how, speed) in case.run(shares, mib)? {
-                results.add(&format!("{how}: {name}"), None, speed);
+        for (group, way) in ways(mib) {
+            for (case, speed) in way.run(group, shares, mib)? {
+                results.add(&case, None, speed);
+                if group != HOST {
+                    results.compare(&case, &limit_for(&case, way.threads()));
+                }
             }
         }
     }
     results
         .series
-        .sort_by_key(|series| !series.case.starts_with("warm"));
+        .sort_by_key(|series| !series.case.name.starts_with("warm"));
+    state_aims(&mut results);
     Ok(results)
 }
 
-impl Case {
-    /// MiB a second, and how they were read.
-    fn run(&self, shares: &Shares, mib: u64) -> Result<Vec<(&'static str, f64)>> {
-        match *self {
+fn ways(mib: u64) -> Vec<(&'static str, Way)> {
+    let mut ways = Vec::new();
+    let is_large = mib >= LARGE_MIB;
+    let boards = if is_large { &BOARDS[..2] } else { &BOARDS[..] };
+    for &(name, board) in boards {
+        // Near each of what it limits: more of them than rounds.
+        ways.extend([1, 2, 4].map(|threads| (HOST, Way::Limit(threads))));
+        ways.extend(POOLS.map(|pool| (name, Way::Ours(board, Server::Embedded, pool))));
+    }
+    for &(name, board) in &BOARDS[..2] {
+        ways.push((name, Way::Linux(board)));
+        if !is_large {
+            ways.push((name, Way::Hermit(board)));
+            ways.extend([0, 2].map(|pool| (name, Way::Ours(board, Server::Virtiofsd, pool))));
+        }
+    }
+    ways
+}
+
+/// On a board of each transport.
+fn state_aims(results: &mut Results) {
+    for (name, _) in &BOARDS[..2] {
+        for pool in POOLS {
+            for (how, least) in [("warm", 0.9), ("cold", 0.85)] {
+                let case = Case::new(*name, format!("{how}: Bootshare, pool of {pool}"));
+                let limit = limit_for(&case, pool);
+                results.aim(case, limit, Bound::AtLeast(least));
+            }
+        }
+        let warm = || ours(name, "warm");
+        results.aim(warm(), hermit(name, "warm"), Bound::AtLeast(4.0));
+        results.aim(warm(), linux_direct(name), Bound::AtLeast(3.0));
+    }
+}
+
+impl Way {
+    /// How many requests are answered at a time.
+    fn threads(self) -> u32 {
+        match self {
+            Self::Limit(threads) | Self::Ours(_, _, threads) => threads,
+            Self::Hermit(_) => 1,
+            Self::Linux(_) => DEFAULT_POOL,
+        }
+    }
+
+    /// MiB a second, of each pass.
+    fn run(self, group: &str, shares: &Shares, mib: u64) -> Result<Vec<(Case, f64)>> {
+        match self {
             Self::Limit(threads) => {
                 let name = shares.file(Arch::X86_64, mib)?;
                 let path = shares.dir(Arch::X86_64).join(&name[1..]);
-                let [cold, warm] = limit::cold_and_warm(&path, threads)?;
-                Ok(vec![("cold", cold), ("warm", warm)])
+                let [cold, warm] = limit::cold_and_warm(&path, threads as usize)?;
+                Ok(vec![
+                    (limit_of("cold", threads), cold),
+                    (limit_of("warm", threads), warm),
+                ])
             }
-            Self::Ours(board, server, threads) => ours(shares, board, mib, "", |machine| {
-                machines::serve(machine, server, threads);
-            }),
+            Self::Ours(board, server, pool) => {
+                let change = |machine: &mut Machine| machines::serve(machine, server, pool);
+                let who = match server {
+                    Server::Embedded => "Bootshare",
+                    Server::Virtiofsd => "Bootshare, virtiofsd",
+                };
+                let [cold, warm] = read_bench(shares, board, mib, "", change)?;
+                let case = |how| Case::new(group, format!("{how}: {who}, pool of {pool}"));
+                Ok(vec![(case("cold"), cold), (case("warm"), warm)])
+            }
             Self::Hermit(board) => {
                 let options = "bootshare.chunk-size=65536 bootshare.depth=1 ";
-                ours(shares, board, mib, options, |_| ())
+                let [cold, warm] = read_bench(shares, board, mib, options, |_| ())?;
+                Ok(vec![
+                    (hermit(group, "cold"), cold),
+                    (hermit(group, "warm"), warm),
+                ])
             }
             Self::Linux(board) => {
                 let name = shares.file(board.arch(), mib)?;
@@ -95,31 +183,29 @@ impl Case {
                 let mut machine = machines::ours(shares, board, &options);
                 machine.memory_mib = mib as u32 + 768;
                 let report = machines::run(&machine)?;
+                let direct = machines::linux_speed(&report, "direct: ")?;
+                let buffered = machines::linux_speed(&report, "buffered: ")?;
                 Ok(vec![
-                    ("warm", machines::linux_speed(&report, "direct: ")?),
-                    ("buffered", machines::linux_speed(&report, "buffered: ")?),
+                    (linux_direct(group), direct),
+                    (linux_buffered(group), buffered),
                 ])
             }
         }
     }
 }
 
-/// Both passes of our firmware's `read-bench`.
-fn ours(
+/// Both passes of our firmware's `read-bench`, cold and warm, in MiB a second.
+fn read_bench(
     shares: &Shares,
     board: Board,
     mib: u64,
     options: &str,
-    change: impl FnOnce(&mut bootshare_host::Machine),
-) -> Result<Vec<(&'static str, f64)>> {
+    change: impl FnOnce(&mut Machine),
+) -> Result<[f64; 2]> {
     let name = shares.file(board.arch(), mib)?;
     let options = format!("{options}bootshare.cmd=\"read-bench {name}\"");
     let mut machine = machines::ours(shares, board, &options);
     machine.memory_mib = mib as u32 + 256;
     change(&mut machine);
-    let report = machines::run(&machine)?;
-    Ok(vec![
-        ("cold", machines::speed(&report, "first: ")?),
-        ("warm", machines::speed(&report, "again: ")?),
-    ])
+    machines::passes(&machines::run(&machine)?)
 }

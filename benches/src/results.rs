@@ -3,13 +3,37 @@
 use anyhow::{Context, Result};
 use std::{fmt::Write, path::Path};
 
+/// An exponent up to here is linear growth: the rest is noise.
+const LINEAR: f64 = 1.1;
+
+/// What a value is of: a board or another group, and a case in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Case {
+    /// What stands together in tables and pictures.
+    pub group: String,
+    /// Which of them.
+    pub name: String,
+}
+
+impl Case {
+    /// The case `name` of `group`.
+    pub fn new(group: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            group: group.into(),
+            name: name.into(),
+        }
+    }
+}
+
 /// Values of one case, one a round.
 #[derive(Clone, Debug)]
 pub struct Series {
     /// What was measured.
-    pub case: String,
+    pub case: Case,
     /// Where on the axis it belongs, in suites that have one.
     pub x: Option<f64>,
+    /// What its ratio is to.
+    pub reference: Option<Case>,
     /// One a round.
     pub values: Vec<f64>,
 }
@@ -33,6 +57,52 @@ impl Series {
     }
 }
 
+/// What the ratio of two medians should be.
+#[derive(Clone, Debug)]
+pub struct Aim {
+    case: Case,
+    reference: Case,
+    bound: Bound,
+}
+
+/// On which side of a figure a ratio should be.
+#[derive(Clone, Copy, Debug)]
+pub enum Bound {
+    /// This or more.
+    AtLeast(f64),
+    /// This or less.
+    AtMost(f64),
+}
+
+impl Bound {
+    fn is_met(self, ratio: f64) -> bool {
+        match self {
+            Self::AtLeast(bound) => ratio >= bound,
+            Self::AtMost(bound) => ratio <= bound,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::AtLeast(bound) => format!("at least {bound}"),
+            Self::AtMost(bound) => format!("at most {bound}"),
+        }
+    }
+}
+
+/// How results are shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Cases beside each other, with ratios.
+    Cases,
+    /// Times along an axis of this name, along which the work grows.
+    Growth(String),
+    /// Times of the same work along an axis of this name.
+    Tuning(String),
+    /// Exact numbers: the groups are columns, the cases rows.
+    Counts,
+}
+
 /// What a suite found.
 #[derive(Clone, Debug)]
 pub struct Results {
@@ -40,82 +110,198 @@ pub struct Results {
     pub name: String,
     /// What it is, with the unit.
     pub title: String,
-    /// What the x axis is, if there is one.
-    pub axis: Option<String>,
-    /// The case that ratios are of; the first one if there is none of this name.
-    pub reference: String,
+    /// How it is shown.
+    pub layout: Layout,
     /// Case by case.
     pub series: Vec<Series>,
+    aims: Vec<Aim>,
 }
 
 impl Results {
     /// Nothing yet.
-    pub fn new(name: impl Into<String>, title: impl Into<String>) -> Self {
+    pub fn new(name: impl Into<String>, title: impl Into<String>, layout: Layout) -> Self {
         Self {
             name: name.into(),
             title: title.into(),
-            axis: None,
-            reference: String::new(),
+            layout,
             series: Vec::new(),
+            aims: Vec::new(),
         }
     }
 
     /// Adds a value to a case, a new one at the end.
-    pub fn add(&mut self, case: &str, x: Option<f64>, value: f64) {
-        let same = |series: &&mut Series| series.case == case && series.x == x;
+    pub fn add(&mut self, case: &Case, x: Option<f64>, value: f64) {
+        let same = |series: &&mut Series| series.case == *case && series.x == x;
         match self.series.iter_mut().find(same) {
             Some(series) => series.values.push(value),
             None => self.series.push(Series {
-                case: case.into(),
+                case: case.clone(),
                 x,
+                reference: None,
                 values: vec![value],
             }),
         }
     }
 
-    /// As a table of Markdown.
-    pub fn table(&self) -> String {
-        let reference = self
-            .series
-            .iter()
-            .find(|series| series.case == self.reference);
-        let reference = reference
-            .or(self.series.first())
-            .map_or(f64::NAN, Series::median);
-        let mut text = format!("\n### {}\n\n", self.title);
-        match &self.axis {
-            Some(axis) => {
-                _ = writeln!(
-                    text,
-                    "| case | {axis} | median | least | most |\n|---|--:|--:|--:|--:|"
-                )
-            }
-            None => {
-                _ = writeln!(
-                    text,
-                    "| case | median | least | most | ratio |\n|---|--:|--:|--:|--:|"
-                )
+    /// Has the ratio of `case` be to `reference`.
+    pub fn compare(&mut self, case: &Case, reference: &Case) {
+        for series in &mut self.series {
+            if series.case == *case {
+                series.reference = Some(reference.clone());
             }
         }
+    }
+
+    /// States what the ratio of `case` to `reference` should be.
+    pub fn aim(&mut self, case: Case, reference: Case, bound: Bound) {
+        self.aims.push(Aim {
+            case,
+            reference,
+            bound,
+        });
+    }
+
+    /// The series of a case.
+    pub fn find(&self, case: &Case) -> Option<&Series> {
+        self.series.iter().find(|series| series.case == *case)
+    }
+
+    /// The median of `case` by that of `reference`.
+    pub fn ratio(&self, case: &Case, reference: &Case) -> Option<f64> {
+        Some(self.find(case)?.median() / self.find(reference)?.median())
+    }
+
+    /// The groups, in the order they came.
+    pub fn groups(&self) -> Vec<&str> {
+        distinct(self.series.iter().map(|series| series.case.group.as_str()))
+    }
+
+    /// The names of cases, in the order they came.
+    pub fn names(&self) -> Vec<&str> {
+        distinct(self.series.iter().map(|series| series.case.name.as_str()))
+    }
+
+    /// As tables of Markdown.
+    pub fn table(&self) -> String {
+        let body = match &self.layout {
+            Layout::Cases => self.ratios() + &self.verdicts(),
+            Layout::Growth(axis) => self.along(axis) + &self.exponents(axis),
+            Layout::Tuning(axis) => self.along(axis) + &self.fastest(axis),
+            Layout::Counts => self.counts(),
+        };
+        format!("\n### {}\n\n{body}", self.title)
+    }
+
+    fn ratios(&self) -> String {
+        let mut text = "| | | median | least | most | ratio | to |\n\
+                        |---|---|--:|--:|--:|--:|---|\n"
+            .to_owned();
         for series in &self.series {
+            let Case { group, name } = &series.case;
             let (least, most) = series.spread();
-            let median = series.median();
-            let [middle, least, most] = [median, least, most].map(figure);
-            _ = match series.x {
-                Some(x) => writeln!(
-                    text,
-                    "| {} | {x} | {middle} | {least} | {most} |",
-                    series.case
-                ),
-                None => {
-                    let ratio = median / reference;
-                    writeln!(
-                        text,
-                        "| {} | {middle} | {least} | {most} | {ratio:.2} |",
-                        series.case
-                    )
-                }
+            let [middle, least, most] = [series.median(), least, most].map(figure);
+            let reference = series.reference.as_ref();
+            let ratio = reference.and_then(|to| self.ratio(&series.case, to));
+            let ratio = ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
+            let to = reference.map_or_else(String::new, |to| full(to, group));
+            _ = writeln!(
+                text,
+                "| {group} | {name} | {middle} | {least} | {most} | {ratio} | {to} |"
+            );
+        }
+        text
+    }
+
+    fn verdicts(&self) -> String {
+        let mut text = String::new();
+        for Aim {
+            case,
+            reference,
+            bound,
+        } in &self.aims
+        {
+            let Some(ratio) = self.ratio(case, reference) else {
+                continue;
             };
+            let verdict = if bound.is_met(ratio) { "yes" } else { "no" };
+            let (aim, of) = (bound.text(), full(case, ""));
+            let to = full(reference, &case.group);
+            _ = writeln!(text, "| {of} to {to} | {aim} | {ratio:.2} | {verdict} |");
+        }
+        if text.is_empty() {
+            return text;
+        }
+        format!("\n| aim: ratio of | | is | met |\n|---|---|--:|---|\n{text}")
+    }
+
+    /// With what each point is of the first one.
+    fn along(&self, axis: &str) -> String {
+        let mut text =
+            format!("| | {axis} | median | least | most | times |\n|---|--:|--:|--:|--:|--:|\n");
+        for name in self.names() {
+            let points = self.points(name);
+            for (series, (x, median)) in self.of_name(name).zip(&points) {
+                let (least, most) = series.spread();
+                let [middle, least, most] = [*median, least, most].map(figure);
+                let times = figure(median / points[0].1);
+                _ = writeln!(
+                    text,
+                    "| {name} | {x} | {middle} | {least} | {most} | {times} |"
+                );
+            }
+        }
+        text.push('\n');
+        text
+    }
+
+    fn exponents(&self, axis: &str) -> String {
+        let line = |name: &str| {
+            let slope = slope(&self.points(name));
+            let verdict = if slope <= LINEAR {
+                "linear or better"
+            } else {
+                "MORE THAN LINEAR"
+            };
+            format!("- {name}: in the end as {axis}^{slope:.2}, {verdict}\n")
+        };
+        self.names().into_iter().map(line).collect()
+    }
+
+    fn fastest(&self, axis: &str) -> String {
+        let line = |name: &str| {
+            let points = self.points(name);
+            let best = points.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+            best.map(|(x, _)| format!("- {name}: fastest with {x} {axis}\n"))
+        };
+        self.names().into_iter().filter_map(line).collect()
+    }
+
+    /// The series of a name in all groups.
+    pub fn of_name(&self, name: &str) -> impl Iterator<Item = &Series> {
+        let is_it = move |series: &&Series| series.case.name == name;
+        self.series.iter().filter(is_it)
+    }
+
+    /// The medians of a name along the axis.
+    pub fn points(&self, name: &str) -> Vec<(f64, f64)> {
+        self.of_name(name)
+            .filter_map(|series| Some((series.x?, series.median())))
+            .collect()
+    }
+
+    fn counts(&self) -> String {
+        let groups = self.groups();
+        let mut text = format!("| | {} |\n|---|", groups.join(" | "));
+        text.push_str(&"--:|".repeat(groups.len()));
+        text.push('\n');
+        for name in self.names() {
+            _ = write!(text, "| {name} |");
+            for group in &groups {
+                let series = self.find(&Case::new(*group, name));
+                let count = series.map_or(0.0, Series::median);
+                _ = write!(text, " {count} |");
+            }
+            text.push('\n');
         }
         text
     }
@@ -124,21 +310,15 @@ impl Results {
     pub fn write_csv(all: &[Self], path: &Path) -> Result<()> {
         let context = || format!("cannot write {}", path.display());
         let mut out = csv::Writer::from_path(path).with_context(context)?;
-        out.write_record(["suite", "title", "case", "x", "round", "value"])?;
+        out.write_record(["suite", "title", "group", "case", "x", "round", "value"])?;
         for results in all {
             for series in &results.series {
+                let Case { group, name } = &series.case;
                 let x = series.x.map(|x| x.to_string()).unwrap_or_default();
                 for (round, value) in series.values.iter().enumerate() {
                     let (round, value) = (round.to_string(), value.to_string());
-                    let record = [
-                        &results.name,
-                        &results.title,
-                        &series.case,
-                        &x,
-                        &round,
-                        &value,
-                    ];
-                    out.write_record(record)?;
+                    let (suite, title) = (&results.name, &results.title);
+                    out.write_record([suite, title, group, name, &x, &round, &value])?;
                 }
             }
         }
@@ -146,8 +326,40 @@ impl Results {
     }
 }
 
+/// The name of a case, with its group unless that is `here`.
+fn full(case: &Case, here: &str) -> String {
+    if case.group == here {
+        case.name.clone()
+    } else {
+        format!("{}: {}", case.group, case.name)
+    }
+}
+
+/// The exponent with which y grows in the upper half of the points, where what is constant counts
+/// least: the slope of a straight line through them in double logarithmic scale, by least squares.
+pub fn slope(points: &[(f64, f64)]) -> f64 {
+    let upper = &points[points.len() / 2..];
+    let logs = || upper.iter().map(|(x, y)| (x.ln(), y.ln()));
+    let count = upper.len() as f64;
+    let mean_x = logs().map(|(x, _)| x).sum::<f64>() / count;
+    let mean_y = logs().map(|(_, y)| y).sum::<f64>() / count;
+    let both: f64 = logs().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum();
+    let square: f64 = logs().map(|(x, _)| (x - mean_x).powi(2)).sum();
+    both / square
+}
+
+fn distinct<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut found = Vec::new();
+    for one in all {
+        if !found.contains(&one) {
+            found.push(one);
+        }
+    }
+    found
+}
+
 /// Three digits, or all before the point.
-fn figure(value: f64) -> String {
+pub fn figure(value: f64) -> String {
     let digits = match value {
         v if v >= 100.0 => 0,
         v if v >= 10.0 => 1,
@@ -160,21 +372,72 @@ fn figure(value: f64) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_table_has_medians_and_ratios_of_the_reference() {
-        let mut results = Results::new("t", "Title, ms");
-        results.reference = "b".into();
+    fn two_cases() -> (Results, Case, Case) {
+        let mut results = Results::new("t", "Title, ms", Layout::Cases);
+        let (a, b) = (Case::new("q35", "a"), Case::new("host", "b"));
         for value in [3.0, 1.0, 200.0] {
-            results.add("a", None, value);
+            results.add(&a, None, value);
         }
-        results.add("b", None, 6.0);
+        results.add(&b, None, 6.0);
+        results.compare(&a, &b);
+        (results, a, b)
+    }
+
+    #[test]
+    fn a_table_has_medians_and_says_what_a_ratio_is_to() {
+        let table = two_cases().0.table();
+        for line in [
+            "| q35 | a | 3.00 | 1.00 | 200 | 0.50 | host: b |",
+            "| host | b | 6.00 | 6.00 | 6.00 |  |  |",
+        ] {
+            assert!(table.contains(line), "{table}");
+        }
+    }
+
+    #[test]
+    fn an_aim_is_met_on_its_side_only() {
+        let (mut results, a, b) = two_cases();
+        results.aim(a.clone(), b.clone(), Bound::AtLeast(0.9));
+        results.aim(b, a, Bound::AtLeast(2.0));
+        let table = results.table();
+        for line in [
+            "| q35: a to host: b | at least 0.9 | 0.50 | no |",
+            "| host: b to q35: a | at least 2 | 2.00 | yes |",
+        ] {
+            assert!(table.contains(line), "{table}");
+        }
+    }
+
+    #[test]
+    fn growth_that_is_more_than_linear_is_told() {
+        let table = |power: i32| {
+            let mut results = Results::new("t", "Title, ms", Layout::Growth("n".into()));
+            for x in [1.0_f64, 10.0, 100.0, 1000.0] {
+                results.add(&Case::new("", "a"), Some(x), x.powi(power));
+            }
+            results.table()
+        };
+        let (linear, square) = (table(1), table(2));
+        assert!(
+            linear.contains("| a | 100 | 100 | 100 | 100 | 100 |"),
+            "{linear}"
+        );
+        assert!(linear.contains("n^1.00, linear or better"), "{linear}");
+        assert!(square.contains("n^2.00, MORE THAN LINEAR"), "{square}");
+    }
+
+    #[test]
+    fn counts_are_a_matrix() {
+        let mut results = Results::new("t", "Title", Layout::Counts);
+        results.add(&Case::new("boot", "READ"), None, 20.0);
+        results.add(&Case::new("ls", "LOOKUP"), None, 1.0);
         let table = results.table();
         assert!(
-            table.contains("| a | 3.00 | 1.00 | 200 | 0.50 |"),
+            table.contains("| | boot | ls |\n|---|--:|--:|\n"),
             "{table}"
         );
         assert!(
-            table.contains("| b | 6.00 | 6.00 | 6.00 | 1.00 |"),
+            table.contains("| READ | 20 | 0 |\n| LOOKUP | 0 | 1 |"),
             "{table}"
         );
     }
@@ -182,8 +445,9 @@ mod tests {
     #[test]
     fn an_even_number_of_values_has_its_median_between_two() {
         let series = Series {
-            case: String::new(),
+            case: Case::default(),
             x: None,
+            reference: None,
             values: vec![4.0, 1.0, 2.0, 3.0],
         };
         assert!((series.median() - 2.5).abs() < 1e-9);

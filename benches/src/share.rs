@@ -15,6 +15,13 @@ use std::{
 /// The init of a guest that reads a file as Linux does, and says how fast.
 const READING_INIT: &str = include_str!("reading-init.sh");
 
+/// The entry with the small initrd.
+pub const SMALL: &str = "small";
+/// The entry with the large one as well.
+pub const LARGE: &str = "large";
+/// The large initrd.
+pub const FILLER: &str = "filler-256.cpio";
+
 /// Shares of both architectures.
 pub struct Shares {
     root: PathBuf,
@@ -34,17 +41,17 @@ impl Shares {
             archive.file("init", 0o755, READING_INIT.as_bytes())?;
             fs::write(dir.join("reading.cpio"), archive.finish()?)?;
             fs::create_dir_all(dir.join("loader/entries"))?;
-            for (id, initrds) in [
-                ("small", "initrd /initrd.img"),
-                ("large", "initrd /initrd.img\ninitrd /filler-256.cpio"),
-                ("reading", "initrd /initrd.img\ninitrd /reading.cpio"),
+            for (id, more) in [
+                (SMALL, String::new()),
+                (LARGE, format!("initrd /{FILLER}\n")),
+                ("reading", "initrd /reading.cpio\n".into()),
             ] {
                 let early = match arch {
                     Arch::X86_64 => "earlyprintk=ttyS0",
                     Arch::Aarch64 => "earlycon",
                 };
                 let text = format!(
-                    "linux /{}\n{initrds}\noptions {early} console={} panic=-1\n",
+                    "linux /{}\ninitrd /initrd.img\n{more}options {early} console={} panic=-1\n",
                     arch.kernel_name(),
                     arch.serial()
                 );
@@ -61,6 +68,22 @@ impl Shares {
     /// The share of `arch`.
     pub fn dir(&self, arch: Arch) -> PathBuf {
         self.root.join(arch.name())
+    }
+
+    /// A directory with that many empty files.
+    pub fn many(&self, entries: u32) -> Result<PathBuf> {
+        let dir = self.root.join(format!("many-{entries}"));
+        if dir.exists() {
+            return Ok(dir);
+        }
+        let work = self.root.join("many-unfinished");
+        fs::create_dir_all(&work)?;
+        for number in 0..entries {
+            let path = work.join(format!("file-{number:06}"));
+            File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        }
+        fs::rename(&work, &dir)?;
+        Ok(dir)
     }
 
     /// A file of that many MiB in the share of `arch`, read once so that it is in the page cache;
@@ -97,5 +120,5 @@ fn filler(dir: &Path, bytes: usize) -> Result<()> {
     File::open("/dev/urandom")?.read_exact(&mut content)?;
     let mut archive = Archive::default();
     archive.file("filler", 0o644, &content)?;
-    fs::write(dir.join("filler-256.cpio"), archive.finish()?).context("cannot write an initrd")
+    fs::write(dir.join(FILLER), archive.finish()?).context("cannot write an initrd")
 }

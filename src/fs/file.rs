@@ -1,6 +1,6 @@
 //! An open file.
 
-use super::{Metadata, Node};
+use super::{Metadata, Node, Part};
 use crate::{
     error::Error,
     fuse::{Attr, FileType, Handle, OFFSET_MAX, Open, Release},
@@ -110,9 +110,17 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         buf: &mut [u8],
         progress: &mut dyn FnMut(u64),
     ) -> Result<usize, Error> {
-        let mut session = self.node.session()?;
-        let size = self.attr.size;
-        session.read(self.node.id, self.handle, offset, size, buf, progress)
+        let mut part = [self.part(offset, buf)];
+        self.node.share.read_parts(&mut part, &mut |part| {
+            progress(part.first().map_or(0, Part::come) as u64);
+        })?;
+        Ok(part.first().map_or(0, Part::come))
+    }
+
+    /// What is at `offset`, in bytes, on its way into `buf`, for [`Share::read_parts`](super::Share::read_parts).
+    pub fn part<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Part<'a> {
+        let (epoch, node) = (self.node.epoch, self.node.id);
+        Part::new(epoch, node, self.handle, offset, self.attr.size, buf)
     }
 
     /// Reads on from where the last one stopped, as [`File::read_at`] does.

@@ -25,6 +25,7 @@ mod file;
 mod metadata;
 mod resolve;
 
+pub use crate::session::Part;
 pub use dir::{Dir, DirEntry, ReadDir};
 pub use file::File;
 pub use metadata::Metadata;
@@ -176,6 +177,37 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         }
         let size = file.read_at(0, buf)?;
         buf.get_mut(..size).ok_or(Error::BufferTooSmall)
+    }
+
+    /// Reads several parts of open files at once, each straight into its own buffer, until each
+    /// buffer is full or its file ends. They are asked for in their order, and chunks of the next
+    /// one are in flight before the one before it is complete.
+    ///
+    /// `progress` is called from time to time, and before the return, with what has come. It must
+    /// not use the share.
+    ///
+    /// ```no_run
+    /// # use bootshare::{Share, Error, hal::Clock, transport::Transport};
+    /// # fn example(share: &Share<impl Transport, impl Clock>) -> Result<(), Error> {
+    /// let (kernel, initrd) = (share.open("/vmlinuz")?, share.open("/initrd.img")?);
+    /// let (mut first, mut second) = ([0; 4096], [0; 4096]);
+    /// let mut parts = [kernel.part(0, &mut first), initrd.part(0, &mut second)];
+    /// share.read_parts(&mut parts, &mut |_| ())?;
+    /// let head: &[u8] = parts[0].bytes();
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`File::read_at`]; [`Error::Disconnected`] for a file of another share as well.
+    /// [`Part::error`] tells whose it is. Parts keep what has come: read again, they go on there.
+    pub fn read_parts(
+        &self,
+        parts: &mut [Part<'_>],
+        progress: &mut dyn FnMut(&[Part<'_>]),
+    ) -> Result<(), Error> {
+        self.session().read(parts, progress)
     }
 
     /// The entries of the directory `path`, without `.` and `..`, in the host's order.

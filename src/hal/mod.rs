@@ -21,5 +21,6 @@ mod clock;
 mod pool;
 
 pub use clock::Clock;
+pub(crate) use pool::SHARED_POOL_PAGES;
 pub use pool::{DmaPool, IdentityHal, NotFromPool};
 pub use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};

@@ -112,8 +112,8 @@ impl<const PAGES: usize> DmaPool<PAGES> {
     }
 }
 
-/// Pages of the crate's own pool: four shares' worth, and no more than 128 KiB.
-const SHARED_POOL_PAGES: usize = 32;
+/// Pages of the crate's own pool: four shares' worth, with all the queues that a session uses.
+pub(crate) const SHARED_POOL_PAGES: usize = 52;
 
 static SHARED_POOL: DmaPool<SHARED_POOL_PAGES> = DmaPool::new();
 

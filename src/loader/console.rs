@@ -119,6 +119,8 @@ impl<B: Board> Progress<B> {
         let due = match self.drawn {
             None if log::log_enabled!(Level::Debug) => self.start,
             None => self.start + Self::BLINK,
+            // A log line has taken its place.
+            Some(_) if !BAR.load(Ordering::Relaxed) => self.start,
             Some(drawn) => drawn + Self::REDRAW,
         };
         if now < due || self.total == 0 || !log::log_enabled!(Level::Info) {
@@ -133,11 +135,11 @@ impl<B: Board> Progress<B> {
         let mut out = Console::<B>::new();
         _ = write!(out, "\r[{:#<full$}{:.<empty$}] {percent} %", "", "");
     }
+}
 
-    /// Clears the bar and tells how long the load took.
-    pub fn finish(self) -> Duration {
+impl<B: Board> Drop for Progress<B> {
+    fn drop(&mut self) {
         clear_bar::<B>();
-        self.clock.now().saturating_sub(self.start)
     }
 }
 

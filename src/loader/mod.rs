@@ -11,6 +11,7 @@ mod choose;
 mod commands;
 mod console;
 mod entry;
+mod fetch;
 mod keys;
 mod line;
 mod menu;

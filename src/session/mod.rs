@@ -1,8 +1,8 @@
 //! One FUSE session over a file system device's virtqueues: submit, poll, complete, and a deadline
 //! on progress (virtio 1.2, section 5.11).
 //!
-//! Floor 3. It knows devices and the wire, and nothing of paths or files. `unsafe` lives in two
-//! rooms, `ring` and `slots`, and where a caller's buffer is lent to the device, here.
+//! Floor 3. It knows devices and the wire, and nothing of paths or files. `unsafe` lives in three
+//! rooms, `ring`, `slots` and `transfer`, and here where chains are put into rings.
 //!
 //! # Borrowed buffers
 //!
@@ -23,20 +23,27 @@
 mod ring;
 mod slots;
 mod tag;
+mod transfer;
 
 pub use tag::{DeviceConfig, Tag};
+pub use transfer::Part;
 
 use crate::{
     error::{DeviceError, Error},
-    fuse::{
-        self, Destroy, Handle, Init, NodeId, OFFSET_MAX, Operation, Read, ReplyError, Unique,
-        Violation,
-    },
-    hal::{Clock, Hal},
+    fuse::{self, Destroy, Init, Operation, ReplyError, Unique, Violation},
+    hal::{Clock, Hal, SHARED_POOL_PAGES},
 };
-use core::{fmt, mem::ManuallyDrop, ptr::NonNull, time::Duration};
+use core::{
+    fmt,
+    mem::ManuallyDrop,
+    ptr::NonNull,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+use heapless::Vec;
 use ring::{Chain, Full, Ring};
 use slots::{Slot, SlotSet, Slots};
+use transfer::Transfer;
 use virtio_drivers::transport::{DeviceStatus, Transport};
 
 /// `VIRTIO_F_VERSION_1`: the device is a modern one (virtio 1.2, section 6).
@@ -48,18 +55,31 @@ const ACCESS_PLATFORM: u64 = 1 << 33;
 const HIPRIO_QUEUE: u16 = 0;
 /// The first request queue. QEMU's device offers no notification queue, which would be before it.
 const REQUEST_QUEUE: u16 = 1;
+/// Request queues in use at most: each takes memory, and the slots do not fill more.
+const MAX_REQUEST_QUEUES: usize = 4;
 const HIPRIO_ENTRIES: usize = 8;
-/// Descriptors for requests: 21 READs of three, more than it takes to keep a host busy.
+/// Descriptors of a request queue: 21 READs of three, more than it takes to keep a host busy.
 const REQUEST_ENTRIES: usize = 64;
-/// READs that fit into the request queue.
+/// READs that fit into one request queue.
 const MAX_DEPTH: usize = REQUEST_ENTRIES / 3;
 
 /// Largest READ. The descriptors of one request may have 2^32 bytes in all, headers included
 /// (virtio 1.2, section 2.7.5), and a reply says its length in 32 bits.
 const MAX_CHUNK: u32 = 1 << 30;
 
-/// DMA pages that one session takes: two rings of two pages, and the request slots.
-pub const PAGES_PER_SHARE: usize = 4 + slots::PAGES;
+/// DMA pages that one session takes with the default [`Options`]: 13.
+pub const PAGES_PER_SHARE: usize = pages_per_share(MAX_REQUEST_QUEUES);
+
+const _: () = assert!(SHARED_POOL_PAGES == 4 * PAGES_PER_SHARE);
+
+/// DMA pages that one session takes with so many request queues: two for each queue's ring, and the
+/// request slots.
+#[must_use]
+pub const fn pages_per_share(request_queues: usize) -> usize {
+    // The hiprio queue is one more.
+    let rings = request_queues.saturating_add(1);
+    slots::PAGES.saturating_add(rings.saturating_mul(2))
+}
 
 /// Looks at the ring between two looks at the clock.
 const POLLS_PER_TICK: u32 = 64;
@@ -74,6 +94,8 @@ pub struct Options {
     pub chunk_size: u32,
     /// READs in flight, 1 to 21. Default: 16.
     pub depth: usize,
+    /// Request queues in use, 1 to 4, if the device offers so many. Default: 4.
+    pub request_queues: usize,
 }
 
 impl Default for Options {
@@ -82,6 +104,7 @@ impl Default for Options {
             deadline: Duration::from_secs(10),
             chunk_size: 1 << 20,
             depth: 16,
+            request_queues: MAX_REQUEST_QUEUES,
         }
     }
 }
@@ -107,6 +130,23 @@ impl Options {
         self.depth = depth;
         self
     }
+
+    /// With another number of request queues at most: see [`pages_per_share`] for what they take.
+    #[must_use]
+    pub const fn with_request_queues(mut self, queues: usize) -> Self {
+        self.request_queues = queues;
+        self
+    }
+
+    /// With each in its bounds.
+    fn clamped(self) -> Self {
+        Self {
+            deadline: self.deadline,
+            chunk_size: self.chunk_size.clamp(1, MAX_CHUNK),
+            depth: self.depth.clamp(1, MAX_DEPTH),
+            request_queues: self.request_queues.clamp(1, MAX_REQUEST_QUEUES),
+        }
+    }
 }
 
 /// A session: the device set up, INIT exchanged.
@@ -117,6 +157,8 @@ pub struct Session<T: Transport, C: Clock, H: Hal> {
     transport: T,
     clock: C,
     options: Options,
+    /// Request queues that the device says it has.
+    offered_queues: u32,
     /// The way to the device, while it runs. It goes only after the device was reset.
     link: Option<Link<H>>,
     unique: Unique,
@@ -135,15 +177,23 @@ impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Session<T, C, H> {
     }
 }
 
-/// Which session a node or handle is of: after [`Session::resume`], those of the one before mean
-/// nothing to the host, or something else.
+/// Which session a node or handle is of, of all that there were: to the host of another one, or
+/// after [`Session::resume`], they mean nothing or something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Epoch(u32);
+pub struct Epoch(usize);
+
+impl Epoch {
+    fn next() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// The rings, and the memory of what is in them.
 struct Link<H: Hal> {
     hiprio: Ring<H, HIPRIO_ENTRIES>,
-    requests: Ring<H, REQUEST_ENTRIES>,
+    /// One at least.
+    requests: Vec<Ring<H, REQUEST_ENTRIES>, MAX_REQUEST_QUEUES>,
     slots: Slots<H>,
 }
 
@@ -152,7 +202,7 @@ struct Link<H: Hal> {
 enum Until {
     /// A slot is free.
     SlotFree,
-    /// The request queue has room.
+    /// A request queue has room.
     RequestRoom,
     /// The hiprio queue has room.
     HiprioRoom,
@@ -182,16 +232,13 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         let mut session = Self {
             transport,
             clock,
-            options: Options {
-                chunk_size: options.chunk_size.clamp(1, MAX_CHUNK),
-                depth: options.depth.clamp(1, MAX_DEPTH),
-                ..options
-            },
+            options: options.clamped(),
+            offered_queues: config.request_queues,
             link: None,
             unique: Unique::FIRST,
             tag: config.tag,
             minor: 0,
-            epoch: Epoch(0),
+            epoch: Epoch::next(),
         };
         session.connect()?;
         Ok(session)
@@ -219,7 +266,7 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
                 return Err(error.into());
             }
         }
-        self.epoch = Epoch(self.epoch.0.wrapping_add(1));
+        self.epoch = Epoch::next();
         // A server that refuses INIT has no session with us.
         match self.call(&Init) {
             Ok(negotiated) => self.minor = negotiated.minor,
@@ -245,14 +292,27 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         }
         let slots = Slots::new()?;
         let hiprio = Ring::new(transport, HIPRIO_QUEUE)?;
-        let requests = match Ring::new(transport, REQUEST_QUEUE) {
-            Ok(requests) => requests,
-            Err(error) => {
-                // The device knows the other ring already.
-                self.reset_before_freeing(hiprio);
-                return Err(error);
+        let mut requests = Vec::new();
+        let wanted = self
+            .options
+            .request_queues
+            .min(self.offered_queues as usize);
+        for queue in (REQUEST_QUEUE..).take(wanted.max(1)) {
+            match Ring::new(transport, queue) {
+                // There is room, as the options were clamped.
+                Ok(ring) => _ = requests.push(ring),
+                Err(error) if requests.is_empty() => {
+                    // The device knows the other ring already.
+                    self.reset_before_freeing(hiprio);
+                    return Err(error);
+                }
+                // One is all that it takes.
+                Err(error) => {
+                    log::debug!("share {}: queue {queue} is not used: {error}", self.tag);
+                    break;
+                }
             }
-        };
+        }
         transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
         Ok(Link {
             hiprio,
@@ -421,16 +481,24 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         self.wait(Until::RequestRoom)?;
         let link = self.link()?;
         let chain = Chain {
-            slot,
             request: link.slots.request(slot, size),
             reply: Some(link.slots.reply(slot, reply_size)),
             // A descriptor must not be empty; a reply that does not fit is then one without data.
             data: data.filter(|data| !data.is_empty()),
         };
-        // SAFETY: request and reply lie in their slot, which is the device's until it is done; the
-        // data buffer is watched over by the caller's `Lent`.
-        let added = unsafe { link.requests.add(chain) };
-        self.sent(slot, added, posted)
+        // The first of those with the most room: a device with a thread a queue serves them at the
+        // same time.
+        let ring = link
+            .requests
+            .iter_mut()
+            .rev()
+            .max_by_key(|ring| ring.room());
+        let added = ring.map_or(Err(Full), |ring| {
+            // SAFETY: request and reply lie in their slot, which is the device's until it is done;
+            // the data buffer is watched over by the caller's `Lent`.
+            unsafe { ring.add(slot, &chain) }
+        });
+        self.sent(slot, chain, added, posted)
     }
 
     /// Hands the request in `slot`, of `size` bytes, to the hiprio queue. There is no reply.
@@ -438,22 +506,27 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         self.wait(Until::HiprioRoom)?;
         let link = self.link()?;
         let chain = Chain {
-            slot,
             request: link.slots.request(slot, size),
             reply: None,
             data: None,
         };
         // SAFETY: the request lies in its slot, as above.
-        let added = unsafe { link.hiprio.add(chain) };
-        self.sent(slot, added, true)?;
+        let added = unsafe { link.hiprio.add(slot, &chain) };
+        self.sent(slot, chain, added, true)?;
         self.kick();
         Ok(())
     }
 
-    fn sent(&mut self, slot: Slot, added: Result<(), Full>, posted: bool) -> Result<(), Error> {
+    fn sent(
+        &mut self,
+        slot: Slot,
+        chain: Chain,
+        added: Result<(), Full>,
+        posted: bool,
+    ) -> Result<(), Error> {
         match added {
             Ok(()) => {
-                self.link()?.slots.set_in_flight(slot, posted);
+                self.link()?.slots.set_in_flight(slot, chain, posted);
                 Ok(())
             }
             // There was room a moment ago.
@@ -464,7 +537,9 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
     /// Tells the device about all that was sent.
     fn kick(&mut self) {
         if let Some(link) = &mut self.link {
-            link.requests.kick(&mut self.transport);
+            for ring in &mut link.requests {
+                ring.kick(&mut self.transport);
+            }
             link.hiprio.kick(&mut self.transport);
         }
     }
@@ -489,19 +564,9 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
     /// Takes all completions that are there. Bounded by the number of slots, since no chain
     /// completes twice.
     fn poll(&mut self) -> Result<bool, Error> {
-        let link = self.link()?;
-        let mut progress = false;
-        loop {
-            let completed = match link.requests.reap() {
-                Ok(None) => link.hiprio.reap(),
-                other => other,
-            };
-            match completed {
-                Ok(Some((slot, used))) => link.slots.complete(slot, used),
-                Ok(None) => return Ok(progress),
-                Err(violation) => return Err(self.disconnect(violation.into())),
-            }
-            progress = true;
+        match self.link()?.reap_all() {
+            Ok(progress) => Ok(progress),
+            Err(violation) => Err(self.disconnect(violation.into())),
         }
     }
 
@@ -543,47 +608,22 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         error
     }
 
-    /// Reads from an open file at `offset` straight into `buf`, in chunks kept in flight, until
-    /// the buffer is full or the file ends. Returns the bytes read.
+    /// Reads all of `parts`, straight into their buffers, in chunks kept in flight: what comes
+    /// first is asked for first, and the next part's chunks follow without a gap.
     ///
-    /// A short answer that ends at `size`, the file's size in bytes as far as is known, is taken
-    /// for its end without another question.
-    ///
-    /// `progress` is called from time to time, and before the return, with the number of bytes at
-    /// the start of `buf` that have come: after an error, a read can go on from there.
+    /// `progress` is called from time to time, and before the return, with what has come.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOffset`] if the buffer reaches beyond 2^63 - 1; else as [`Session::call`].
-    /// What `buf` holds behind the bytes that have come is undefined then.
+    /// That of the first part that failed; nothing more is asked for then. [`Error::Disconnected`]
+    /// for a part of another session. What has come, [`Part::come`] tells.
     pub fn read(
         &mut self,
-        node: NodeId,
-        handle: Handle,
-        offset: u64,
-        size: u64,
-        buf: &mut [u8],
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<usize, Error> {
-        let last = offset.checked_add(buf.len() as u64);
-        if last.is_none_or(|last| last > OFFSET_MAX) {
-            return Err(Error::InvalidOffset);
-        }
-        let mut transfer = Transfer {
-            node,
-            handle,
-            offset,
-            size,
-            end: buf.len(),
-            data: NonNull::from(&mut *buf).cast(),
-            next: 0,
-            chunks: [const { None }; slots::COUNT],
-            failed: None,
-        };
+        parts: &mut [Part<'_>],
+        progress: &mut dyn FnMut(&[Part<'_>]),
+    ) -> Result<(), Error> {
         let lent = Lent { session: self };
-        let result = transfer.run(lent.session, progress);
-        progress(transfer.come());
-        result.map(|()| transfer.end)
+        Transfer::new(parts).run(lent.session, progress)
     }
 
     /// Says DESTROY after every posted request was answered, and resets the device, so that the
@@ -630,17 +670,35 @@ impl<H: Hal> Link<H> {
     fn is_so(&self, until: Until) -> bool {
         match until {
             Until::SlotFree => self.slots.any_free(),
-            Until::RequestRoom => self.requests.has_room(),
+            Until::RequestRoom => self.requests.iter().any(Ring::has_room),
             Until::HiprioRoom => self.hiprio.has_room(),
             Until::Done(set) => self.slots.any_done(set),
             Until::NonePosted => !self.slots.any_posted(),
         }
     }
 
-    /// Whether a caller's buffer is with the device.
-    fn lends_data(&self) -> bool {
-        self.requests.lends_data()
+    /// Takes all completions that are there; whether there were any.
+    fn reap_all(&mut self) -> Result<bool, Violation> {
+        let mut progress = reap(&mut self.hiprio, &mut self.slots)?;
+        for ring in &mut self.requests {
+            progress |= reap(ring, &mut self.slots)?;
+        }
+        Ok(progress)
     }
+}
+
+/// Takes all completions that are in `ring`; whether there were any.
+fn reap<H: Hal, const SIZE: usize>(
+    ring: &mut Ring<H, SIZE>,
+    slots: &mut Slots<H>,
+) -> Result<bool, Violation> {
+    let mut progress = false;
+    // SAFETY: the slots keep what was added for them while it is in flight.
+    while let Some((slot, used)) = unsafe { ring.reap(|slot| slots.chain(slot)) }? {
+        slots.complete(slot, used);
+        progress = true;
+    }
+    Ok(progress)
 }
 
 /// A caller's buffer is lent to the device while this lives. Dropped early, by an error or a
@@ -651,155 +709,10 @@ struct Lent<'a, T: Transport, C: Clock, H: Hal> {
 
 impl<T: Transport, C: Clock, H: Hal> Drop for Lent<'_, T, C, H> {
     fn drop(&mut self) {
-        if self.session.link.as_ref().is_some_and(Link::lends_data) {
+        let link = self.session.link.as_ref();
+        if link.is_some_and(|link| link.slots.lend_data()) {
             self.session.disconnect(Error::Disconnected);
         }
-    }
-}
-
-/// One large read, cut into chunks.
-struct Transfer {
-    node: NodeId,
-    handle: Handle,
-    /// Of the start of the buffer in the file.
-    offset: u64,
-    /// Of the file, as far as is known.
-    size: u64,
-    data: NonNull<u8>,
-    /// Where the data ends, as far as is known: the buffer's size, or less once the file ended.
-    end: usize,
-    /// What was not asked for yet starts here.
-    next: usize,
-    /// Chunks in flight, by slot.
-    chunks: [Option<Chunk>; slots::COUNT],
-    /// Where the first chunk that failed starts.
-    failed: Option<usize>,
-}
-
-#[derive(Clone, Copy)]
-struct Chunk {
-    /// Where in the buffer.
-    position: usize,
-    read: Read,
-    ticket: Ticket,
-}
-
-impl Transfer {
-    /// Runs until nothing is in flight any more.
-    fn run<T: Transport, C: Clock, H: Hal>(
-        &mut self,
-        session: &mut Session<T, C, H>,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<(), Error> {
-        let chunk_size = session.options.chunk_size as usize;
-        let mut failed = None;
-        loop {
-            while failed.is_none()
-                && self.next < self.end
-                && self.chunks.iter().flatten().count() < session.options.depth
-            {
-                let position = self.next;
-                let end = self.end.min(position.saturating_add(chunk_size));
-                self.submit(session, position, end)?;
-                self.next = end;
-            }
-            if self.chunks.iter().flatten().next().is_none() {
-                return failed.map_or(Ok(()), Err);
-            }
-            let tickets = self.chunks.iter().flatten().map(|chunk| chunk.ticket.slot);
-            session.wait(Until::Done(tickets.collect()))?;
-            for index in 0..self.chunks.len() {
-                let Some(chunk) = self.chunks.get(index).copied().flatten() else {
-                    continue;
-                };
-                if session.link()?.slots.done(chunk.ticket.slot).is_none() {
-                    continue;
-                }
-                let answer = session.finish(&chunk.read, chunk.ticket);
-                if let Err(ReplyError::Malformed(violation)) = answer {
-                    // A host that lies about one is not waited for: `Lent` resets the device.
-                    return Err(violation.into());
-                }
-                self.set_chunk(index, None);
-                match answer {
-                    Ok(size) => self.complete(session, chunk, size)?,
-                    // The others must come back before the buffer does.
-                    Err(error) => {
-                        failed = failed.or(Some(error.into()));
-                        self.set_failed(chunk.position);
-                    }
-                }
-            }
-            progress(self.come());
-        }
-    }
-
-    fn set_chunk(&mut self, index: usize, chunk: Option<Chunk>) {
-        // As many places as slots.
-        if let Some(place) = self.chunks.get_mut(index) {
-            *place = chunk;
-        }
-    }
-
-    fn set_failed(&mut self, position: usize) {
-        self.failed = Some(self.failed.map_or(position, |first| first.min(position)));
-    }
-
-    /// Bytes at the start of the buffer that have come: all before what failed, is in flight or
-    /// was not asked for.
-    fn come(&self) -> u64 {
-        let in_flight = self.chunks.iter().flatten().map(|chunk| chunk.position);
-        let missing = in_flight.chain(self.failed).chain([self.next, self.end]);
-        missing.min().unwrap_or(0) as u64
-    }
-
-    fn submit<T: Transport, C: Clock, H: Hal>(
-        &mut self,
-        session: &mut Session<T, C, H>,
-        position: usize,
-        end: usize,
-    ) -> Result<(), Error> {
-        let size = end.saturating_sub(position);
-        let read = Read {
-            node: self.node,
-            handle: self.handle,
-            // Below 2^63, as `Session::read` checked.
-            offset: self.offset.saturating_add(position as u64),
-            size: size as u32,
-        };
-        // SAFETY: `position` is inside the buffer that `data` points to.
-        let start = unsafe { self.data.add(position) };
-        let data = NonNull::slice_from_raw_parts(start, size);
-        let ticket = session.submit(&read, Some(data))?;
-        let chunk = Chunk {
-            position,
-            read,
-            ticket,
-        };
-        self.set_chunk(ticket.slot.index(), Some(chunk));
-        Ok(())
-    }
-
-    /// Takes a chunk's answer of `size` bytes.
-    fn complete<T: Transport, C: Clock, H: Hal>(
-        &mut self,
-        session: &mut Session<T, C, H>,
-        chunk: Chunk,
-        size: usize,
-    ) -> Result<(), Error> {
-        let end = chunk.position.saturating_add(chunk.read.size as usize);
-        let come = chunk.position.saturating_add(size);
-        let is_end = self.offset.saturating_add(come as u64) == self.size;
-        if size == 0 || (come < end && is_end) {
-            self.end = self.end.min(come);
-        } else if come < end && come < self.end {
-            // A server may give less than asked before the end of the file.
-            if let Err(error) = self.submit(session, come, end) {
-                self.set_failed(come);
-                return Err(error);
-            }
-        }
-        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! A virtqueue whose completions are checked against what is in flight.
 //!
-//! The other room of this floor that holds `unsafe`.
+//! A room of this floor that holds `unsafe`.
 
 use super::slots::Slot;
 use crate::{error::DeviceError, fuse::Violation, hal::Hal};
@@ -11,9 +11,8 @@ use core::{
 use virtio_drivers::{Error as VirtioError, queue::VirtQueue, transport::Transport};
 
 /// The buffers of one request, in the order of its descriptors.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Chain {
-    pub slot: Slot,
     pub request: NonNull<[u8]>,
     pub reply: Option<NonNull<[u8]>>,
     pub data: Option<NonNull<[u8]>>,
@@ -22,9 +21,9 @@ pub(super) struct Chain {
 pub(super) struct Ring<H: Hal, const SIZE: usize> {
     queue: VirtQueue<H, SIZE>,
     index: u16,
-    /// What is in flight, by its first descriptor. The device names chains by that number; it is
-    /// looked up here before anything is made of it.
-    in_flight: [Option<Chain>; SIZE],
+    /// Whose chain is in flight, by its first descriptor. The device names chains by that number;
+    /// it is looked up here before anything is made of it.
+    in_flight: [Option<Slot>; SIZE],
     /// Something was added since the last kick.
     unannounced: bool,
 }
@@ -56,20 +55,17 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         })
     }
 
+    /// Descriptors that are free.
+    pub fn room(&self) -> usize {
+        self.queue.available_desc()
+    }
+
     /// Whether a request of three descriptors fits.
     pub fn has_room(&self) -> bool {
-        self.queue.available_desc() >= 3
+        self.room() >= 3
     }
 
-    /// Whether a request with a caller's buffer is in flight.
-    pub fn lends_data(&self) -> bool {
-        self.in_flight
-            .iter()
-            .flatten()
-            .any(|chain| chain.data.is_some())
-    }
-
-    /// Makes `chain` available to the device; [`kick`](Self::kick) tells it.
+    /// Makes the chain of `slot` available to the device; [`kick`](Self::kick) tells it.
     ///
     /// # Errors
     ///
@@ -78,8 +74,8 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
     /// # Safety
     ///
     /// The buffers must be valid, `reply` and `data` for writing, and left alone until
-    /// [`reap`](Self::reap) gives the chain's slot back or the device was reset.
-    pub unsafe fn add(&mut self, chain: Chain) -> Result<(), Full> {
+    /// [`reap`](Self::reap) gives the slot back or the device was reset.
+    pub unsafe fn add(&mut self, slot: Slot, chain: &Chain) -> Result<(), Full> {
         if !self.has_room() {
             return Err(Full);
         }
@@ -87,14 +83,14 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one inside the other")]
         // SAFETY: the caller promises valid buffers that nobody else touches.
         let token = unsafe {
-            with_buffers(&chain, |inputs, outputs| {
+            with_buffers(chain, |inputs, outputs| {
                 // SAFETY: the caller promises to leave the buffers alone until they come back.
                 queue.add(inputs, outputs)
             })
         };
         let token = token.map_err(|_| Full)?;
         if let Some(place) = self.in_flight.get_mut(usize::from(token)) {
-            *place = Some(chain);
+            *place = Some(slot);
         }
         self.unannounced = true;
         Ok(())
@@ -114,23 +110,32 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         }
     }
 
-    /// Takes the next completion: the slot and the bytes that the device reports.
+    /// Takes the next completion: the slot and the bytes that the device reports. `chain_of` gives
+    /// the chain that was added for a slot.
     ///
     /// # Errors
     ///
     /// [`Violation::UsedId`]: the device names a chain that is not in flight. The ring is in
     /// disorder then and the device must be reset.
-    pub fn reap(&mut self) -> Result<Option<(Slot, u32)>, Violation> {
+    ///
+    /// # Safety
+    ///
+    /// What `chain_of` gives for a slot must be what was added for it.
+    pub unsafe fn reap(
+        &mut self,
+        chain_of: impl Fn(Slot) -> Option<Chain>,
+    ) -> Result<Option<(Slot, u32)>, Violation> {
         let Some(token) = self.queue.peek_used() else {
             return Ok(None);
         };
         let place = self.in_flight.get_mut(usize::from(token));
         let place = place.ok_or(Violation::UsedId)?;
-        let chain = place.ok_or(Violation::UsedId)?;
+        let slot = place.ok_or(Violation::UsedId)?;
+        let chain = chain_of(slot).ok_or(Violation::UsedId)?;
         let queue = &mut self.queue;
         #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one inside the other")]
-        // SAFETY: the buffers were promised to `add` to be valid until now, and the device is done
-        // with them.
+        // SAFETY: the caller promises that these are the buffers that were promised to `add` to be
+        // valid until now, and the device is done with them.
         let used = unsafe {
             with_buffers(&chain, |inputs, outputs| {
                 // SAFETY: these are the buffers that were added when this token was given.
@@ -140,7 +145,7 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         // The device may have changed the ring between the two looks at it.
         let used = used.map_err(|_| Violation::UsedId)?;
         *place = None;
-        Ok(Some((chain.slot, used)))
+        Ok(Some((slot, used)))
     }
 }
 

@@ -1,8 +1,9 @@
 //! Request slots: DMA memory for the fixed part of each request and its reply.
 //!
-//! One of the two rooms of this floor that hold `unsafe`. A slot's memory is the driver's while
+//! A room of this floor that holds `unsafe`. A slot's memory is the driver's while
 //! the slot is taken and not in flight, and the device's while it is.
 
+use super::ring::Chain;
 use crate::{
     error::DeviceError,
     fuse::{Errno, REPLY_HEADER, REQUEST_HEADER},
@@ -18,7 +19,7 @@ const SLOT_BYTES: usize = REQUEST_BYTES + REPLY_BYTES;
 /// Pages that the slots take.
 pub(super) const PAGES: usize = 3;
 /// Requests that can be under way at once. A ring of 64 descriptors takes 21 READs of three; the
-/// others are for requests without a data part.
+/// others are for requests without a data part, and for other rings.
 pub(super) const COUNT: usize = PAGES * PAGE_SIZE / SLOT_BYTES;
 
 const _: () = assert!(REQUEST_HEADER + 256 <= REQUEST_BYTES);
@@ -62,6 +63,8 @@ enum State {
     Taken,
     /// The device has it.
     InFlight {
+        /// What it has.
+        chain: Chain,
         /// Nobody waits: the slot is free when the device gives it back.
         posted: bool,
     },
@@ -139,7 +142,23 @@ impl<H: Hal> Slots<H> {
 
     /// Whether a posted request is still under way.
     pub fn any_posted(&self) -> bool {
-        self.states.contains(&State::InFlight { posted: true })
+        let posted = |state: &State| matches!(state, State::InFlight { posted: true, .. });
+        self.states.iter().any(posted)
+    }
+
+    /// Whether a caller's buffer is with the device.
+    pub fn lend_data(&self) -> bool {
+        let lends =
+            |state: &State| matches!(state, State::InFlight { chain, .. } if chain.data.is_some());
+        self.states.iter().any(lends)
+    }
+
+    /// What the device has of a slot in flight.
+    pub fn chain(&self, slot: Slot) -> Option<Chain> {
+        match self.state(slot) {
+            State::InFlight { chain, .. } => Some(chain),
+            _ => None,
+        }
     }
 
     /// Where the request is written.
@@ -166,14 +185,14 @@ impl<H: Hal> Slots<H> {
         self.part(slot, REQUEST_BYTES, size.min(REPLY_BYTES))
     }
 
-    pub fn set_in_flight(&mut self, slot: Slot, posted: bool) {
-        self.set_state(slot, State::InFlight { posted });
+    pub fn set_in_flight(&mut self, slot: Slot, chain: Chain, posted: bool) {
+        self.set_state(slot, State::InFlight { chain, posted });
     }
 
     /// The device gave the slot back.
     pub fn complete(&mut self, slot: Slot, used: u32) {
         let state = match self.state(slot) {
-            State::InFlight { posted: false } => State::Done(used),
+            State::InFlight { posted: false, .. } => State::Done(used),
             _ => State::Free,
         };
         self.set_state(slot, state);

@@ -480,6 +480,59 @@ fn a_directory_may_have_any_name() {
 }
 
 #[test]
+fn a_device_has_as_many_request_queues_as_are_asked_for() {
+    let tool = Tool::new(&[]);
+    for (board, command, part) in [
+        (
+            "--board=x86_64-microvm",
+            "cat /greeting.txt",
+            demo::GREETING.trim(),
+        ),
+        ("--board=x86_64-q35", "mounts", "bootshare"),
+    ] {
+        let args = ["share", "--request-queues=3", board].map(OsStr::new);
+        let ran = tool.firmware(&args, &format!("bootshare.cmd=\"devices; {command}\""));
+        ran.expect(0, &[]);
+        for part in ["request queues: 3\r\n", part] {
+            assert!(ran.console.contains(part), "{ran:?}");
+        }
+    }
+    let ran = tool.run(tool.linux(&[], None).arg("--request-queues=3"));
+    ran.expect(0, &[]);
+    assert!(ran.console.contains(demo::GREETING.trim()), "{ran:?}");
+    for server in servers().into_iter().flatten() {
+        let mut command = tool.linux(&[], Some(&server));
+        let ran = tool.run(command.arg("--request-queues=2"));
+        ran.expect(
+            123,
+            &[
+                "serves one request queue: leave out --request-queues",
+                &server,
+            ],
+        );
+    }
+}
+
+#[test]
+fn what_is_no_firmware_is_refused_by_name() {
+    let tool = Tool::new(&[]);
+    let elf = target().join("firmware").join(BOARD.firmware_name());
+    let elf = elf.to_str().unwrap();
+    let no_image = "it is no image for this board, which takes one like bootshare-";
+    for (board, file, part) in [
+        (BOARD_NAME, "nosuch", "No such file"),
+        (BOARD_NAME, "share", "it is not a file"),
+        ("aarch64-virt", "share/greeting.txt", no_image),
+        ("x86_64-q35-rom", elf, no_image),
+    ] {
+        let args = ["boot", "share", "--board", board, "--firmware", file];
+        let ran = tool.run(&mut tool.command(&[], &args));
+        ran.expect(123, &[&format!("error: --firmware {file}: "), part]);
+        assert_eq!(ran.errors.lines().count(), 1, "{ran:?}");
+    }
+}
+
+#[test]
 fn a_directory_that_cannot_be_shared_is_refused_by_name() {
     let tool = Tool::new(&[]);
     fs::write(tool.dir.path().join("file"), "").unwrap();

@@ -1,13 +1,13 @@
 //! Regular files.
 
-use crate::rig::{Random, Rig, Server, noise};
+use crate::rig::{Rig, Server, noise};
 use bootshare::{Error, FileType, Options};
-use bootshare_tests::Order;
+use bootshare_test_device::{Opcode, raw::Order};
 use embedded_io::{Read, ReadExactError, Seek, SeekFrom};
+use rustix::fs::{AtFlags, CWD, Mode, Timespec, Timestamps, mkfifoat, utimensat};
 use std::{
     fs,
     os::unix::{
-        ffi::OsStrExt,
         fs::{FileExt, MetadataExt, PermissionsExt},
         net::UnixListener,
     },
@@ -70,12 +70,12 @@ pub fn odd_offsets_and_sizes(server: Server) {
     rig.write("file", &content);
     rig.run_with(Options::default().with_chunk_size(4096 * 3), |share| {
         let file = share.open("file").unwrap();
-        let mut random = Random(1);
+        let mut random = fastrand::Rng::with_seed(1);
         let mut buf = vec![0; 70_001];
         for _ in 0..500 {
-            let offset = random.below(content.len() as u64 + 100) as usize;
-            let magnitude = random.below(17);
-            let size = random.below(1 << magnitude) as usize;
+            let offset = random.usize(..content.len() + 100);
+            let magnitude = random.u32(..17);
+            let size = random.usize(..1 << magnitude);
             let there = content.get(offset..).unwrap_or_default();
             let there = &there[..there.len().min(size)];
             let read = file.read_at(offset as u64, &mut buf[..size]).unwrap();
@@ -127,6 +127,53 @@ pub fn answers_in_any_order(server: Server) {
             assert_eq!(seen.last(), Some(&(content.len() as u64)));
         });
     }
+}
+
+pub fn several_at_once(server: Server) {
+    let rig = Rig::new(server);
+    // Empty, a part of a chunk, whole chunks, more than are in flight.
+    let sizes = [0, 1, 4095, 4096, 100_000, 0, 12_288, 5];
+    let contents: Vec<_> = (sizes.iter().zip(1..))
+        .map(|(&size, seed)| noise(size + seed)[seed..].to_vec())
+        .collect();
+    for (number, content) in contents.iter().enumerate() {
+        rig.write(number.to_string(), content);
+    }
+    let orders = (0..20).map(Order::Shuffled).chain([Order::Reversed]);
+    for order in orders {
+        rig.device.quirk(|quirks| quirks.order = order);
+        rig.run_with(Options::default().with_chunk_size(4096), |share| {
+            let open = |number: usize| share.open(number.to_string()).unwrap();
+            let files: Vec<_> = (0..sizes.len()).map(open).collect();
+            // Room for more than there is in each.
+            let mut buffers: Vec<_> = sizes.iter().map(|size| vec![0; size + 100]).collect();
+            let pairs = files.iter().zip(&mut buffers);
+            let mut parts: Vec<_> = pairs.map(|(file, buf)| file.part(0, buf)).collect();
+            let mut seen = vec![0; parts.len()];
+            let read = share.read_parts(&mut parts, &mut |parts| {
+                for ((part, content), seen) in parts.iter().zip(&contents).zip(&mut seen) {
+                    assert!(part.bytes() == &content[..part.come()], "{order:?}");
+                    assert!(part.come() >= *seen, "progress goes forward");
+                    *seen = part.come();
+                }
+            });
+            read.unwrap();
+            assert_eq!(seen, sizes);
+            for (part, content) in parts.iter().zip(&contents) {
+                assert!(part.bytes() == content, "{order:?}");
+                assert_eq!(part.error(), None);
+            }
+        });
+    }
+    // Parts of one file, in any order, into buffers that lie anywhere.
+    rig.run(|share| {
+        let file = share.open("4").unwrap();
+        let mut buf = vec![0; 100_000];
+        let (front, back) = buf.split_at_mut(33_333);
+        let mut parts = [file.part(33_333, back), file.part(0, front)];
+        share.read_parts(&mut parts, &mut |_| ()).unwrap();
+        assert!(buf == contents[4]);
+    });
 }
 
 pub fn sparse_files_beyond_four_gibibytes(server: Server) {
@@ -311,15 +358,15 @@ pub fn attributes_are_the_hosts(server: Server) {
     for mode in [0o7777, 0o644, 0o4755, 0o1600] {
         fs::set_permissions(rig.path("file"), fs::Permissions::from_mode(mode)).unwrap();
         for seconds in [-5i64, 0, 1_700_000_000] {
-            let time = libc::timespec {
+            let time = Timespec {
                 tv_sec: seconds,
                 tv_nsec: 123_456_789,
             };
-            let path = std::ffi::CString::new(rig.path("file").as_os_str().as_bytes()).unwrap();
-            // SAFETY: the path ends in a NUL and there are two times.
-            let done =
-                unsafe { libc::utimensat(libc::AT_FDCWD, path.as_ptr(), [time, time].as_ptr(), 0) };
-            assert_eq!(done, 0);
+            let times = Timestamps {
+                last_access: time,
+                last_modification: time,
+            };
+            utimensat(CWD, rig.path("file"), &times, AtFlags::empty()).unwrap();
             rig.run(|share| {
                 let meta = share.metadata("file").unwrap();
                 assert_eq!(u32::from(meta.permissions()), mode);
@@ -347,9 +394,7 @@ pub fn attributes_are_the_hosts(server: Server) {
 pub fn what_is_no_file_is_not_opened(server: Server) {
     let rig = Rig::new(server);
     rig.mkdir("dir");
-    let fifo = std::ffi::CString::new(rig.path("fifo").as_os_str().as_bytes()).unwrap();
-    // SAFETY: the path ends in a NUL.
-    assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o666) }, 0);
+    mkfifoat(CWD, rig.path("fifo"), Mode::from_raw_mode(0o666)).unwrap();
     let _socket = UnixListener::bind(rig.path("socket")).unwrap();
     rig.run(|share| {
         assert_eq!(share.open("dir").err(), Some(Error::IsADirectory));
@@ -375,7 +420,7 @@ pub fn what_is_no_file_is_not_opened(server: Server) {
         ];
         assert_eq!(listed, expected);
         rig.device.log(|log| {
-            let opened = log.counts().get(&bootshare_tests::Opcode::Open).copied();
+            let opened = log.counts().get(&Opcode::Open).copied();
             assert_eq!(opened, None, "no server was asked to open any of them");
         });
     });

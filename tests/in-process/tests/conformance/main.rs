@@ -30,6 +30,7 @@ on_each_server! {
     files::odd_offsets_and_sizes,
     files::every_chunk_size_and_depth,
     files::answers_in_any_order,
+    files::several_at_once,
     files::sparse_files_beyond_four_gibibytes,
     files::offsets_that_no_file_has,
     files::a_file_that_shrinks,

@@ -1,0 +1,126 @@
+//! Several files read at once from a host that fails one of them, or all.
+
+use crate::rig::{CHUNK, CONTENT, LARGE, check, in_chunks, is_large, share, spoiling, tree};
+use bootshare::{Error, Part, fuse::Errno};
+use bootshare_test_device::{Device, Opcode, Reply, raw::Log};
+
+/// What each has come to.
+fn come(parts: &[Part<'_>]) -> Vec<usize> {
+    parts.iter().map(Part::come).collect()
+}
+
+#[test]
+fn one_that_fails_is_named_and_the_others_keep_what_has_come() {
+    let mut failing = true;
+    // The third chunk of what is read of `large`, once.
+    let device = spoiling(Opcode::Read, move |request, good| {
+        if failing && request.offset() == 7 + 2 * CHUNK {
+            failing = false;
+            Reply::error(request, Errno::EIO)
+        } else {
+            good
+        }
+    });
+    let share = device.mount(in_chunks()).unwrap();
+    let (file, large) = (share.open("file").unwrap(), share.open("large").unwrap());
+    let (mut first, mut second) = (vec![0; CONTENT.len()], vec![0; LARGE as usize - 7]);
+    let mut parts = [file.part(0, &mut first), large.part(7, &mut second)];
+    let mut told = Vec::new();
+    let error = share.read_parts(&mut parts, &mut |parts| told = come(parts));
+    assert_eq!(error.unwrap_err().errno(), Some(Errno::EIO));
+    assert_eq!(parts[0].error(), None);
+    assert_eq!(parts[1].error(), error.err());
+    assert_eq!(come(&parts), [CONTENT.len(), 2 * CHUNK as usize]);
+    assert_eq!(told, come(&parts));
+    assert!(share.is_connected(), "it is only a file that failed");
+
+    // Another try goes on where this one stopped.
+    device.forget_requests();
+    share.read_parts(&mut parts, &mut |_| ()).unwrap();
+    assert_eq!(parts[0].bytes(), CONTENT);
+    assert!(is_large(parts[1].bytes(), 7));
+    assert_eq!(parts[1].come() as u64, LARGE - 7);
+    let again = |log: &Log| {
+        let reads = log.requests.iter().filter(|r| r.opcode() == Opcode::Read);
+        reads.map(|r| r.offset()).min()
+    };
+    assert_eq!(device.log(again), Some(7 + 2 * CHUNK));
+    drop((file, large));
+    share.unmount().unwrap();
+    check(&device);
+}
+
+#[test]
+fn of_another_share_or_an_earlier_session() {
+    let (one, other) = (Device::new(tree()), Device::new(tree()));
+    let (share_one, share_other) = (share(&one), share(&other));
+    let (here, there) = (
+        share_one.open("file").unwrap(),
+        share_other.open("file").unwrap(),
+    );
+    let (mut first, mut second) = ([0; 4], [0; 4]);
+    let mut parts = [here.part(0, &mut first), there.part(0, &mut second)];
+    one.forget_requests();
+    let error = share_one.read_parts(&mut parts, &mut |_| ());
+    assert_eq!(error, Err(Error::Disconnected));
+    assert_eq!(parts[0].error(), None);
+    assert_eq!(parts[1].error(), Some(Error::Disconnected));
+    assert_eq!(come(&parts), [0, 0]);
+    one.log(|log| assert!(log.requests.is_empty(), "nothing was asked"));
+    // The one whose it is reads it.
+    share_other
+        .read_parts(&mut parts[1..], &mut |_| ())
+        .unwrap();
+    assert_eq!(parts[1].bytes(), &CONTENT[..4]);
+    drop((here, there));
+    share_one.unmount().unwrap();
+    share_other.unmount().unwrap();
+    check(&one);
+    check(&other);
+}
+
+#[test]
+fn offsets_that_no_file_has() {
+    let device = Device::new(tree());
+    let share = share(&device);
+    let file = share.open("file").unwrap();
+    for offset in [u64::MAX, i64::MAX as u64, i64::MAX as u64 - 3] {
+        let (mut first, mut second) = ([0; 4], [0; 4]);
+        let mut parts = [file.part(0, &mut first), file.part(offset, &mut second)];
+        let error = share.read_parts(&mut parts, &mut |_| ());
+        assert_eq!(error, Err(Error::InvalidOffset));
+        assert_eq!(parts[1].error(), Some(Error::InvalidOffset));
+    }
+    // Nothing to read is read at once.
+    assert_eq!(share.read_parts(&mut [], &mut |_| ()), Ok(()));
+    assert_eq!(
+        share.read_parts(&mut [file.part(0, &mut [])], &mut |_| ()),
+        Ok(())
+    );
+    drop(file);
+    share.unmount().unwrap();
+    check(&device);
+}
+
+#[test]
+fn a_host_that_falls_silent_takes_none_of_what_has_come() {
+    let device = spoiling(Opcode::Read, |request, good| {
+        if request.offset() < 3 * CHUNK {
+            good
+        } else {
+            good.never()
+        }
+    });
+    let share = device.mount(in_chunks()).unwrap();
+    let (file, large) = (share.open("file").unwrap(), share.open("large").unwrap());
+    let (mut first, mut second) = (vec![0; LARGE as usize], vec![0; CONTENT.len()]);
+    let mut parts = [large.part(0, &mut first), file.part(0, &mut second)];
+    let error = share.read_parts(&mut parts, &mut |_| ());
+    assert!(matches!(error, Err(Error::TimedOut { .. })), "{error:?}");
+    assert_eq!(parts[0].come() as u64, 3 * CHUNK);
+    assert!(is_large(parts[0].bytes(), 0));
+    assert!(!device.is_live(), "the buffers are the caller's again");
+    drop((file, large));
+    drop(share);
+    check(&device);
+}
