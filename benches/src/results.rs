@@ -101,6 +101,8 @@ pub enum Layout {
     Tuning(String),
     /// Exact numbers: the groups are columns, the cases rows.
     Counts,
+    /// What another program says.
+    Text(String),
 }
 
 /// What a suite found.
@@ -188,6 +190,7 @@ impl Results {
             Layout::Growth(axis) => self.along(axis) + &self.exponents(axis),
             Layout::Tuning(axis) => self.along(axis) + &self.fastest(axis),
             Layout::Counts => self.counts(),
+            Layout::Text(text) => text.clone(),
         };
         format!("\n### {}\n\n{body}", self.title)
     }
