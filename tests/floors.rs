@@ -95,6 +95,7 @@ fn imports() -> BTreeMap<String, BTreeSet<String>> {
             for (name, home) in [
                 ("Error", "error"),
                 ("DeviceError", "error"),
+                ("Part", "session"),
                 ("Tag", "session"),
                 ("Options", "session"),
                 ("FileType", "fuse"),
