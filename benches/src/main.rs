@@ -11,6 +11,7 @@ mod growth;
 mod initrd;
 mod limit;
 mod machines;
+mod needs;
 mod pictures;
 mod plot;
 mod reads;
@@ -22,9 +23,9 @@ mod trips;
 use anyhow::{Context, Result};
 use bootshare_host::{Arch, size};
 use clap::{Parser, ValueEnum};
-use results::Results;
+use results::{Layout, Results};
 use share::Shares;
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{fs, path::PathBuf, process::ExitCode, time::Instant};
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -77,54 +78,63 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<()> {
     fs::create_dir_all(&cli.out)
         .with_context(|| format!("cannot make the directory {}", cli.out.display()))?;
-    let wanted = |suite| cli.only.is_empty() || cli.only.contains(&suite);
-    let mut text = String::new();
-    if wanted(Suite::Size) {
-        text.push_str(&sizes()?);
-    }
+    needs::check(&cli.out)?;
     let shares = Shares::make(&cli.out.join("share"))?;
-    let all = measure(cli, &shares, wanted)?;
-    for results in &all {
-        text.push_str(&results.table());
+    let mut all = Vec::new();
+    for suite in Suite::value_variants() {
+        if !cli.only.is_empty() && !cli.only.contains(suite) {
+            continue;
+        }
+        let start = Instant::now();
+        let found = measure(*suite, cli, &shares)?;
+        found
+            .iter()
+            .for_each(|results| print!("{}", results.table()));
+        all.extend(found);
+        eprintln!("{suite:?} took {} s", start.elapsed().as_secs());
+        // What is done stays when a later suite fails.
+        report(cli, &all)?;
+    }
+    Ok(())
+}
+
+fn measure(suite: Suite, cli: &Cli, shares: &Shares) -> Result<Vec<Results>> {
+    let rounds = cli.rounds;
+    match suite {
+        Suite::Trips => Ok(vec![trips::run(shares)?]),
+        Suite::Boots => [share::SMALL, share::LARGE]
+            .into_iter()
+            .map(|id| boots::run(shares, id, rounds))
+            .collect(),
+        Suite::Initrd => Ok(vec![initrd::run(shares, rounds)?]),
+        Suite::Reads => (cli.size.iter())
+            .map(|&mib| reads::run(shares, mib, rounds))
+            .collect(),
+        Suite::Growth => growth::run(shares, rounds),
+        Suite::Size => sizes(),
+    }
+}
+
+/// Writes tables, raw numbers and plots.
+fn report(cli: &Cli, all: &[Results]) -> Result<()> {
+    let text: String = all.iter().map(Results::table).collect();
+    fs::write(cli.out.join("results.md"), text).context("cannot write the tables")?;
+    Results::write_csv(all, &cli.out.join("results.csv"))?;
+    for results in all {
         plot::draw(results, &cli.out)?;
     }
-    print!("{text}");
-    fs::write(cli.out.join("results.md"), text).context("cannot write the tables")?;
-    Results::write_csv(&all, &cli.out.join("results.csv"))?;
-    pictures::draw(&all, cli.pictures.as_ref().unwrap_or(&cli.out))
+    pictures::draw(all, cli.pictures.as_ref().unwrap_or(&cli.out))
 }
 
-fn measure(cli: &Cli, shares: &Shares, wanted: impl Fn(Suite) -> bool) -> Result<Vec<Results>> {
-    let mut all = Vec::new();
-    if wanted(Suite::Trips) {
-        all.push(trips::run(shares)?);
-    }
-    if wanted(Suite::Boots) {
-        for id in [share::SMALL, share::LARGE] {
-            all.push(boots::run(shares, id, cli.rounds)?);
-        }
-    }
-    if wanted(Suite::Initrd) {
-        all.push(initrd::run(shares, cli.rounds)?);
-    }
-    if wanted(Suite::Reads) {
-        for &mib in &cli.size {
-            all.push(reads::run(shares, mib, cli.rounds)?);
-        }
-    }
-    if wanted(Suite::Growth) {
-        all.extend(growth::run(shares, cli.rounds)?);
-    }
-    Ok(all)
-}
-
-/// What the images take.
-fn sizes() -> Result<String> {
-    let mut text = "\n### Size of the images\n".to_owned();
-    for arch in Arch::ALL {
+/// What the images take, as `make size` says it.
+fn sizes() -> Result<Vec<Results>> {
+    let describe = |arch: Arch| {
         let path = format!("target/firmware/bootshare-{}.elf", arch.name());
         let what = size::describe(path.as_ref())?;
-        text.push_str(&format!("\n```text\n{what}```\n"));
-    }
-    Ok(text)
+        let name = format!("size-{}", arch.name());
+        let title = format!("Size of the firmware for {}", arch.name());
+        let text = format!("```text\n{what}```\n");
+        Ok(Results::new(name, title, Layout::Text(text)))
+    };
+    Arch::ALL.into_iter().map(describe).collect()
 }

@@ -98,7 +98,7 @@ pub fn draw(results: &Results, dir: &Path) -> Result<()> {
             lines(results, axis, &path).with_context(|| format!("cannot draw {}", path.display()))
         }
         Layout::Cases => bars(&all_bars(results), &path),
-        Layout::Counts => Ok(()),
+        Layout::Counts | Layout::Text(_) => Ok(()),
     }
 }
 
@@ -193,7 +193,8 @@ fn draw_panel(bars: &Bars, index: usize, (x, width): (i32, i32), root: &Area<'_>
         values.map(|value| value.spread.1).fold(0.0, f64::max)
     };
     let uncut = top_of(&|bar| bars.cut != Some(bar.color));
-    let top = top_of(&|_| true).min(bars.cut.map_or(f64::MAX, |_| uncut * CUT));
+    let most = top_of(&|_| true).max(bars.line.unwrap_or(0.0));
+    let top = most.min(bars.cut.map_or(f64::MAX, |_| uncut * CUT));
     let place = |value: f64| x + (value.min(top) / top * f64::from(width)) as i32;
     let bottom = HEAD + ROW * bars.rows();
     if let Some(line) = bars.line {
@@ -250,6 +251,8 @@ fn lines(results: &Results, axis: &str, path: &Path) -> Result<()> {
     let spreads = || series.iter().map(Series::spread);
     let least = spreads().map(|spread| spread.0).fold(f64::MAX, f64::min);
     let most = spreads().map(|spread| spread.1).fold(0.0, f64::max);
+    // A whole power of ten: the axis' figures start there.
+    let bottom = 10_f64.powf((least * 0.8).log10().floor());
     let is_growth = matches!(results.layout, Layout::Growth(_));
     let note = if is_growth {
         " (thin: in proportion)"
@@ -264,7 +267,7 @@ fn lines(results: &Results, axis: &str, path: &Path) -> Result<()> {
         .y_label_area_size(64)
         .build_cartesian_2d(
             (first * 0.8..last * 1.25).log_scale(),
-            (least * 0.6..most * 1.6).log_scale(),
+            (bottom..most * 1.6).log_scale(),
         )
         .map_err(plain)?;
     chart
@@ -273,7 +276,8 @@ fn lines(results: &Results, axis: &str, path: &Path) -> Result<()> {
         .x_label_formatter(&|x| format!("{x}"))
         .y_label_formatter(&|y| format!("{y}"))
         .label_style(("sans-serif", 13).into_font())
-        .light_line_style(BLACK.mix(0.06))
+        .max_light_lines(0)
+        .y_labels(16)
         .draw()
         .map_err(plain)?;
     let names = results.names();
@@ -281,7 +285,7 @@ fn lines(results: &Results, axis: &str, path: &Path) -> Result<()> {
         let color = [BLUE, ORANGE, GREY][number % 3];
         let points = results.points(name);
         if is_growth {
-            let line = proportional(&points, least * 0.6).into_iter().flatten();
+            let line = proportional(&points, bottom).into_iter().flatten();
             chart
                 .draw_series(LineSeries::new(line, BLACK.mix(0.3)))
                 .map_err(plain)?;

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use std::{fmt::Write, path::Path};
 
 /// An exponent up to here is linear growth: the rest is noise.
-const LINEAR: f64 = 1.1;
+const LINEAR: f64 = 1.15;
 
 /// What a value is of: a board or another group, and a case in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,6 +101,8 @@ pub enum Layout {
     Tuning(String),
     /// Exact numbers: the groups are columns, the cases rows.
     Counts,
+    /// What another program says.
+    Text(String),
 }
 
 /// What a suite found.
@@ -114,6 +116,8 @@ pub struct Results {
     pub layout: Layout,
     /// Case by case.
     pub series: Vec<Series>,
+    /// What a reader should know of it.
+    pub note: &'static str,
     aims: Vec<Aim>,
 }
 
@@ -125,6 +129,7 @@ impl Results {
             title: title.into(),
             layout,
             series: Vec::new(),
+            note: "",
             aims: Vec::new(),
         }
     }
@@ -188,8 +193,13 @@ impl Results {
             Layout::Growth(axis) => self.along(axis) + &self.exponents(axis),
             Layout::Tuning(axis) => self.along(axis) + &self.fastest(axis),
             Layout::Counts => self.counts(),
+            Layout::Text(text) => text.clone(),
         };
-        format!("\n### {}\n\n{body}", self.title)
+        let mut text = format!("\n### {}\n\n{body}", self.title);
+        if !self.note.is_empty() {
+            _ = writeln!(text, "\n{}", self.note);
+        }
+        text
     }
 
     fn ratios(&self) -> String {

@@ -99,8 +99,8 @@ fn run_steps<'a>(machine: &Machine, steps: impl Iterator<Item = bootshare_host::
     let report = machine.run_steps(&mut steps);
     let left = report.as_ref().map_or(0, |report| report.steps_left);
     let run = finished(machine, report);
-    let left = steps.get(steps.len() - left).map(|(at, _)| at);
-    assert_eq!(left, None, "it never came to this");
+    let next = steps.get(steps.len() - left).map(|(at, _)| at);
+    assert_eq!(next, None, "it never came to this");
     run
 }
 

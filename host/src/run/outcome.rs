@@ -100,7 +100,8 @@ impl fmt::Display for Outcome {
 pub struct Report {
     /// How it ended.
     pub outcome: Outcome,
-    /// All that the guest wrote to its console, with [`Console::Capture`].
+    /// All that the guest wrote to its console, with
+    /// [`Console::Capture`](crate::Console::Capture).
     pub console: Vec<u8>,
     /// The last lines of the console, without escape sequences.
     pub last_lines: Vec<String>,

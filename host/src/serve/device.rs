@@ -1,6 +1,7 @@
 //! The vhost-user device: QEMU's requests about queues and memory are vhost-user-backend's, what is
 //! in the queues is ours.
 
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -42,6 +43,18 @@ pub(super) struct Device {
     /// Of all queues; without a pool each queue's own thread answers.
     jobs: Option<Mutex<Sender<Job>>>,
     exit: (EventConsumer, EventNotifier),
+    /// The copies of it that the queues' threads were given.
+    given: Mutex<Vec<RawFd>>,
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        for fd in lock(&self.given).drain(..) {
+            // SAFETY: a queue's thread took it by `into_raw_fd`, and never closes it. The threads have
+            // a reference to us until they have ended: nobody else has the descriptor any more.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
 }
 
 /// The threads that answer; dropping it waits for them.
@@ -83,6 +96,7 @@ impl Device {
             status,
             jobs: (threads > 0).then(|| Mutex::new(sender)),
             exit: new_event_consumer_and_notifier(EventFlag::CLOEXEC | EventFlag::NONBLOCK)?,
+            given: Mutex::default(),
         };
         Ok((device, pool))
     }
@@ -182,7 +196,9 @@ impl VhostUserBackend for Device {
 
     fn exit_event(&self, _thread_index: usize) -> Option<(EventConsumer, EventNotifier)> {
         let (consumer, notifier) = &self.exit;
-        Some((consumer.try_clone().ok()?, notifier.try_clone().ok()?))
+        let (consumer, notifier) = (consumer.try_clone().ok()?, notifier.try_clone().ok()?);
+        lock(&self.given).push(consumer.as_raw_fd());
+        Some((consumer, notifier))
     }
 
     fn handle_event(

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -252,6 +253,40 @@ fn an_embedded_server_that_hangs_up_leaves_nothing_behind() {
     );
     assert_ne!(ran.status, Some(0), "{ran:?}");
     assert!(ran.errors.contains("bootshare-host: error: "), "{ran:?}");
+}
+
+#[test]
+fn a_server_keeps_nothing_of_a_connection() {
+    const CONNECTIONS: usize = 50;
+    let tool = Tool::new(&[]);
+    let socket = tool.path("tmp/socket");
+    let mut command = tool.command(&[], &["serve", "share", "--socket", &socket]);
+    let mut child = command.spawn().unwrap();
+    let open_files = format!("/proc/{}/fd", child.id());
+    let open_files = || fs::read_dir(&open_files).unwrap().count();
+    let deadline = Instant::now() + LIMIT;
+    while UnixStream::connect(&socket).is_err() {
+        assert!(Instant::now() < deadline, "it does not listen");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let before = open_files();
+    for _ in 0..CONNECTIONS {
+        UnixStream::connect(&socket).unwrap();
+    }
+    // Each of them is served before this one, which is not closed yet.
+    let mut last = UnixStream::connect(&socket).unwrap();
+    // VHOST_USER_GET_FEATURES: its number, version 1, no payload.
+    last.write_all(&[1_u32, 1, 0].map(u32::to_le_bytes).concat())
+        .unwrap();
+    last.read_exact(&mut [0; 20]).unwrap();
+    let after = open_files();
+    send(Signal::TERM)(&tool, &child);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(
+        after < before + CONNECTIONS,
+        "{before} files were open, then {after}"
+    );
+    tool.assert_nothing_is_left();
 }
 
 #[test]
