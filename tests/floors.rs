@@ -73,9 +73,31 @@ fn files_below(path: &Path, out: &mut Vec<String>) {
     }
 }
 
+/// The modules of what the crate re-exports at its top.
+fn homes(src: &Path) -> BTreeMap<String, String> {
+    let source = fs::read_to_string(src.join("lib.rs")).unwrap();
+    let mut homes = BTreeMap::new();
+    for item in syn::parse_file(&source).unwrap().items {
+        if let syn::Item::Use(item) = item
+            && let UseTree::Path(path) = &item.tree
+        {
+            let mut named = Named::default();
+            named.add(&path.tree);
+            homes.extend(
+                named
+                    .0
+                    .into_iter()
+                    .map(|name| (name, path.ident.to_string())),
+            );
+        }
+    }
+    homes
+}
+
 /// For each module of the crate, the others that it names.
 fn imports() -> BTreeMap<String, BTreeSet<String>> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let homes = homes(&src);
     let modules = FLOORS.iter();
     modules
         .map(|&module| {
@@ -91,26 +113,13 @@ fn imports() -> BTreeMap<String, BTreeSet<String>> {
             for source in &sources {
                 named.visit_file(&syn::parse_file(source).unwrap());
             }
-            // What the crate re-exports at its top.
-            for (name, home) in [
-                ("Error", "error"),
-                ("DeviceError", "error"),
-                ("Part", "session"),
-                ("Tag", "session"),
-                ("Options", "session"),
-                ("FileType", "fuse"),
-            ] {
-                if named.0.remove(name) {
-                    named.0.insert(home.into());
-                }
-            }
-            for name in ["Dir", "DirEntry", "File", "Metadata", "ReadDir", "Share"] {
-                if named.0.remove(name) {
-                    named.0.insert("fs".into());
-                }
-            }
-            named.0.remove(module);
-            (module.to_string(), named.0)
+            let named = named.0.into_iter().map(|name| match homes.get(&name) {
+                Some(home) => home.clone(),
+                None => name,
+            });
+            let mut named: BTreeSet<_> = named.collect();
+            named.remove(module);
+            (module.to_string(), named)
         })
         .collect()
 }

@@ -38,8 +38,9 @@ const BRIDGE_BUS_NUMBERS: u8 = 0x18;
 /// The most capabilities that fit into 256 bytes of configuration space behind its 64-byte header;
 /// a longer list runs in a circle.
 const MAX_CAPABILITIES: usize = 48;
-/// Queues whose notification address is kept: hiprio and the first request queue.
-const QUEUES: usize = 2;
+/// Queues whose notification address is kept, hiprio among them. Of others a device may have as
+/// many as it likes: none is offered.
+const QUEUES: usize = 8;
 
 /// `virtio_pci_common_cfg` (section 4.1.4.3).
 #[repr(C)]
@@ -423,7 +424,8 @@ impl PciTransport {
             // SAFETY: as above, for its size.
             config: ConfigSpace::new(unsafe { slice::<H, _>(device, device_size as usize) }),
         };
-        for (queue, index) in (0..).zip(&mut transport.notify_index) {
+        let queues = field_shared!(transport.common, num_queues).read();
+        for (queue, index) in (0..queues).zip(&mut transport.notify_index) {
             field!(transport.common, queue_select).write(queue);
             let offset = u64::from(field_shared!(transport.common, queue_notify_off).read())
                 .saturating_mul(places.multiplier.into());
@@ -468,6 +470,9 @@ impl Transport for PciTransport {
     }
 
     fn max_queue_size(&mut self, queue: u16) -> u32 {
+        if usize::from(queue) >= QUEUES {
+            return 0;
+        }
         field!(self.common, queue_select).write(queue);
         field_shared!(self.common, queue_size).read().into()
     }

@@ -70,6 +70,11 @@ impl Plan {
         if late {
             quirks.polls = way >> 3 & 1 != 0;
             quirks.reset = Reset::After(u32::from(way >> 4 & 7));
+        } else {
+            // More request queues than are used, sometimes.
+            let queues = 1 + u32::from(way >> 4 & 7);
+            quirks.queues.resize(1 + queues as usize, 128);
+            quirks.config = Quirks::config_of(b"test", queues);
         }
         if odd(0) {
             quirks.features = source.edge();

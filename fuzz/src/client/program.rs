@@ -2,7 +2,7 @@
 
 use super::device::LARGE;
 use crate::source::Source;
-use bootshare::{Dir, Error, File, FileType, Metadata, ReadDir, fuse::OFFSET_MAX};
+use bootshare::{Dir, Error, File, FileType, Metadata, Part, ReadDir, fuse::OFFSET_MAX};
 use bootshare_test_device::{TestHal, TestShare, TestTransport, Tree, VirtualClock};
 use embedded_io::{Seek, SeekFrom};
 
@@ -33,11 +33,13 @@ const PATHS: [&[u8]; 21] = [
 /// A byte that the host does not send by itself.
 const UNTOUCHED: u8 = 0x5a;
 
+type TestFile<'s> = File<'s, TestTransport, VirtualClock, TestHal>;
+
 /// What stays open between steps.
 pub struct Runner<'s> {
     share: &'s TestShare,
     honest: &'s dyn Fn() -> bool,
-    file: Option<(Vec<u8>, File<'s, TestTransport, VirtualClock, TestHal>)>,
+    file: Option<(Vec<u8>, TestFile<'s>)>,
     dir: Option<Dir<'s, TestTransport, VirtualClock, TestHal>>,
     listing: Option<ReadDir<'s, TestTransport, VirtualClock, TestHal>>,
 }
@@ -193,10 +195,16 @@ impl<'s> Runner<'s> {
         };
         let mut room = vec![UNTOUCHED; size + 2 * MARGIN];
         let mut come = 0;
-        let result = file.read_at_with(offset, &mut room[MARGIN..MARGIN + size], &mut |now| {
+        let mut tell = |now| {
             assert!(now >= come, "what has come does not go");
             come = now;
-        });
+        };
+        let buf = &mut room[MARGIN..MARGIN + size];
+        let result = if size % 2 == 0 {
+            file.read_at_with(offset, buf, &mut tell)
+        } else {
+            in_parts(self.share, file, offset, buf, &mut tell)
+        };
         let (before, rest) = room.split_at(MARGIN);
         let (data, after) = rest.split_at(size);
         let untouched = |bytes: &[u8]| bytes.iter().all(|&byte| byte == UNTOUCHED);
@@ -375,4 +383,26 @@ fn offset(program: &mut Source<'_>) -> u64 {
         1 => LARGE - u64::from(program.u8()),
         _ => program.u16().into(),
     }
+}
+
+/// As [`TestFile::read_at_with`], but in two parts at once.
+fn in_parts(
+    share: &TestShare,
+    file: &TestFile<'_>,
+    offset: u64,
+    buf: &mut [u8],
+    tell: &mut dyn FnMut(u64),
+) -> Result<usize, Error> {
+    let cut = buf.len() / 3;
+    let (front, back) = buf.split_at_mut(cut);
+    let behind = offset.saturating_add(cut as u64);
+    let come = |parts: &[Part<'_>]| match parts[0].come() {
+        all if all == cut => cut + parts[1].come(),
+        some => some,
+    };
+    let mut parts = [file.part(offset, front), file.part(behind, back)];
+    let result = share.read_parts(&mut parts, &mut |parts| tell(come(parts) as u64));
+    let failed = parts.iter().any(|part| part.error().is_some());
+    assert!(result.is_err() || !failed, "an error of a part is one of all");
+    result.map(|()| come(&parts))
 }

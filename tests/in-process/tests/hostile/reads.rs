@@ -1,13 +1,11 @@
 //! File data cut, late, in another order, too much, or too large for a ring.
 
-use crate::rig::{
-    CHUNK, CONTENT, LARGE, broken, cases, check, in_chunks, is_large, spoiling, tree,
-};
+use crate::rig::{CHUNK, LARGE, broken, cases, check, in_chunks, is_large, spoiling};
 use bootshare::{
-    Error, Options,
+    Error,
     fuse::{Errno, Violation},
 };
-use bootshare_test_device::{Device, Opcode, Reply, Request, VirtualClock, raw::Order};
+use bootshare_test_device::{Opcode, Reply, Request, VirtualClock, raw::Order};
 
 /// Reads `large` whole, chunk by chunk, from a device that answers READ like this.
 fn reading(
@@ -171,11 +169,13 @@ fn one_bad_chunk_among_good_ones() {
 #[cfg(not(miri))]
 #[test]
 fn the_largest_chunks_fit_a_descriptor_chain() {
+    use crate::rig::{CONTENT, tree};
+
     // The buffers of one chain may have 2^32 bytes in all, headers included (virtio 1.2, section
     // 2.7.5). Nobody touches this memory, so it takes none.
     let mut buf = vec![0; (1 << 32) + 4096];
-    let device = Device::new(tree());
-    let options = Options::default().with_chunk_size(u32::MAX);
+    let device = bootshare_test_device::Device::new(tree());
+    let options = bootshare::Options::default().with_chunk_size(u32::MAX);
     let share = device.mount(options).unwrap();
     let file = share.open("file").unwrap();
     assert_eq!(file.read_at(0, &mut buf), Ok(CONTENT.len()));
