@@ -113,15 +113,17 @@ test: setup-test lint package firmware examples
 lint: setup-test $(ARCHES:%=lint-%)
 	cargo fmt --all --check
 	cargo clippy --workspace $(HOSTED) --all-targets --features bootshare/loader -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps -p bootshare --features loader
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps -p bootshare -p bootshare-test-device --features bootshare/loader
 	set -e; for features in $(FEATURES); do \
 		cargo clippy --quiet -p bootshare --no-default-features --features $$features -- -D warnings; \
 	done
 
-# What the registry would take; nothing is sent.
+# What the registry would take; nothing is sent. Each is built from what was packed.
+PUBLISHED := bootshare bootshare-test-device
+
 .PHONY: package
 package: setup-build
-	cargo publish --quiet --dry-run --allow-dirty -p bootshare
+	cargo publish --quiet --dry-run --allow-dirty $(PUBLISHED:%=-p %)
 
 .PHONY: $(ARCHES:%=lint-%)
 $(ARCHES:%=lint-%): lint-%: setup-test
@@ -173,7 +175,7 @@ size: tool firmware
 
 .PHONY: doc
 doc: setup-build
-	cargo doc --no-deps -p bootshare -p bootshare-host --features bootshare/loader
+	cargo doc --no-deps -p bootshare -p bootshare-test-device -p bootshare-host --features bootshare/loader
 
 .PHONY: clean
 clean:

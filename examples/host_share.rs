@@ -1,31 +1,31 @@
 //! Reads a directory of this machine through the client, without a virtual machine: the device is
-//! in this process's memory, and fuse-backend-rs answers.
+//! in this process's memory.
 //!
 //! ```sh
-//! cargo run --example host_share -- /etc hostname
+//! cargo run --example host_share -- docs dma.md
 //! ```
 //!
 //! It lists the directory, then prints the file. The same device serves the tests of firmware that
-//! uses the crate: see `bootshare_tests`.
+//! uses the crate: see `bootshare_test_device`.
 
 use bootshare::Options;
-use bootshare_tests::{Device, FuseBackend, mount};
-use std::{env, error::Error, io::Write, os::unix::ffi::OsStrExt, path::Path};
+use bootshare_test_device::{Device, Tree};
+use std::{env, error::Error, io::Write, path::Path};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args_os().skip(1);
     let (Some(dir), Some(file)) = (arguments.next(), arguments.next()) else {
         return Err("usage: host_share DIR FILE".into());
     };
-    let content = read(Path::new(&dir), file.as_bytes())?;
+    let content = read(Path::new(&dir), file.as_encoded_bytes())?;
     std::io::stdout().write_all(&content)?;
     Ok(())
 }
 
 /// Lists `dir` and returns what is in its `file`.
 fn read(dir: &Path, file: &[u8]) -> Result<Vec<u8>, Box<dyn Error>> {
-    let device = Device::new(FuseBackend::new(dir)?);
-    let share = mount(&device, Options::default())?;
+    let device = Device::new(Tree::from_dir(dir)?);
+    let share = device.mount(Options::default())?;
     for entry in share.read_dir("/")? {
         let entry = entry?;
         let metadata = share.symlink_metadata(entry.file_name())?;
@@ -45,7 +45,7 @@ fn read(dir: &Path, file: &[u8]) -> Result<Vec<u8>, Box<dyn Error>> {
 
 #[test]
 fn a_file_comes_through() {
-    let dir = bootshare_tests::TempDir::new();
-    std::fs::write(dir.path().join("greeting.txt"), "Hello").unwrap();
-    assert_eq!(read(dir.path(), b"/greeting.txt").unwrap(), b"Hello");
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let content = read(&docs, b"/testing.md").unwrap();
+    assert_eq!(content, std::fs::read(docs.join("testing.md")).unwrap());
 }

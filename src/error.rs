@@ -155,7 +155,7 @@ impl fmt::Display for Error {
             Self::TimedOut { after_ms } => {
                 return write!(
                     f,
-                    "the host made no progress for {after_ms} ms; is its virtiofsd alive?"
+                    "the host made no progress for {after_ms} ms; is the share's server alive?"
                 );
             }
             Self::Device(error) => return error.fmt(f),

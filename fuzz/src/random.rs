@@ -1,26 +1,20 @@
 //! Random cases without a fuzzer, the same each time.
 
-/// A small generator of repeatable numbers (xorshift64*).
+use fastrand::Rng;
+
+/// Makes inputs out of others, in a sequence of its own for each seed.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub struct Random(Rng);
 
 impl Random {
-    /// A sequence of its own for each seed.
+    /// A sequence.
     #[must_use]
-    pub const fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(2).wrapping_add(1))
+    pub fn new(seed: u64) -> Self {
+        Self(Rng::with_seed(seed))
     }
 
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// A number below `end`.
-    pub fn below(&mut self, end: usize) -> usize {
-        ((self.next() >> 11) % end as u64) as usize
+    fn below(&mut self, end: usize) -> usize {
+        self.0.usize(..end)
     }
 
     /// An input made of those in `corpus`, or of nothing.
@@ -28,7 +22,7 @@ impl Random {
         const LONGEST: usize = 4096;
         if corpus.is_empty() || self.below(16) == 0 {
             let size = self.below(256);
-            return (0..size).map(|_| self.next() as u8).collect();
+            return (0..size).map(|_| self.0.u8(..)).collect();
         }
         let mut case = corpus[self.below(corpus.len())].clone();
         for _ in 0..=self.below(6) {
@@ -68,7 +62,7 @@ impl Random {
                     *byte = byte.wrapping_add(delta);
                 }
             }
-            5 => case[at..at + size].fill_with(|| self.next() as u8),
+            5 => case[at..at + size].fill_with(|| self.0.u8(..)),
             6 => {
                 let byte = self.edge();
                 case[at..at + size].fill(byte);
@@ -87,7 +81,7 @@ impl Random {
             1 => 0xff,
             2 => 0x7f,
             3 => 1,
-            _ => self.next() as u8,
+            _ => self.0.u8(..),
         }
     }
 }

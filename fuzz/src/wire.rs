@@ -78,24 +78,13 @@ fn reply<O: Operation>(mut source: Source<'_>, operation: &O, check: impl Fn(&O:
 where
     O::Reply: PartialEq + Debug,
 {
-    // What a good reply has right can be put right, so that the checks behind are reached too.
     let repairs = source.u8();
     let data_size = usize::from(source.u16());
     let mut used = source.u32();
     let unique = Unique::FIRST.next();
     let mut bytes = source.rest().to_vec();
     if bytes.len() >= REPLY_HEADER {
-        if repairs & 1 != 0 {
-            bytes[8..16].copy_from_slice(&4u64.to_le_bytes());
-        }
-        if repairs & 2 != 0 {
-            bytes[4..8].fill(0);
-        }
-        if repairs & 4 != 0 {
-            let fixed = O::REPLY_SIZE.min(bytes.len() - REPLY_HEADER);
-            let length = REPLY_HEADER + fixed + data_size * usize::from(O::REPLY_SIZE == 0);
-            bytes[..4].copy_from_slice(&(length as u32).to_le_bytes());
-        }
+        repair::<O>(repairs, data_size, &mut bytes);
         if repairs & 8 != 0 {
             used = u32_at(&bytes, 0);
         }
@@ -135,6 +124,21 @@ where
             *byte = !*byte;
         }
         assert_eq!(decode(operation, unique, &bytes, data_size, used), result);
+    }
+}
+
+/// What a good reply has right can be put right, so that the checks behind are reached too.
+fn repair<O: Operation>(repairs: u8, data_size: usize, bytes: &mut [u8]) {
+    if repairs & 1 != 0 {
+        bytes[8..16].copy_from_slice(&4u64.to_le_bytes());
+    }
+    if repairs & 2 != 0 {
+        bytes[4..8].fill(0);
+    }
+    if repairs & 4 != 0 {
+        let fixed = O::REPLY_SIZE.min(bytes.len() - REPLY_HEADER);
+        let length = REPLY_HEADER + fixed + data_size * usize::from(O::REPLY_SIZE == 0);
+        bytes[..4].copy_from_slice(&(length as u32).to_le_bytes());
     }
 }
 
@@ -193,6 +197,22 @@ fn requests(mut source: Source<'_>) {
     let handle = handle(source.u64());
     let (offset, size) = (source.u64(), source.u32());
     let room = usize::from(source.u8());
+    let forget = Forget {
+        node,
+        nlookup: offset,
+    };
+    let read = Read {
+        node,
+        handle,
+        offset,
+        size,
+    };
+    let read_dir = ReadDir {
+        node,
+        handle,
+        offset,
+        size,
+    };
     let sizes = [
         (request(&Init, room), 64),
         (request(&GetAttr { node }, room), 16),
@@ -202,41 +222,10 @@ fn requests(mut source: Source<'_>) {
         (request(&ReadLink { node }, room), 0),
         (request(&Release { node, handle }, room), 24),
         (request(&ReleaseDir { node, handle }, room), 24),
-        (
-            request(
-                &Forget {
-                    node,
-                    nlookup: offset,
-                },
-                room,
-            ),
-            8,
-        ),
+        (request(&forget, room), 8),
         (request(&Destroy, room), 0),
-        (
-            request(
-                &Read {
-                    node,
-                    handle,
-                    offset,
-                    size,
-                },
-                room,
-            ),
-            40,
-        ),
-        (
-            request(
-                &ReadDir {
-                    node,
-                    handle,
-                    offset,
-                    size,
-                },
-                room,
-            ),
-            40,
-        ),
+        (request(&read, room), 40),
+        (request(&read_dir, room), 40),
     ];
     for (sent, body) in sizes {
         let size = REQUEST_HEADER + body;

@@ -1,6 +1,6 @@
 //! The guest's serial console: shown to a person or kept for a test.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::termios::{self, OptionalActions, OutputModes, Termios};
@@ -44,9 +44,6 @@ impl Drop for RawMode {
     }
 }
 
-/// What a test types: each text once the console has shown the one before it, in turn.
-pub type Script<'a> = &'a [(&'a str, &'a str)];
-
 /// Bytes on their way from our standard input, or from a test, to QEMU's.
 pub(crate) struct Keys {
     qemu: std::process::ChildStdin,
@@ -74,17 +71,9 @@ impl Keys {
         }
     }
 
-    /// Types what comes next in `script` if `console`, from `seen` on, has what it waits for.
-    pub(crate) fn follow(&mut self, script: &mut Script<'_>, console: &[u8], seen: &mut usize) {
-        while let Some(((text, keys), rest)) = script.split_first() {
-            let mut windows = console[*seen..].windows(text.len());
-            let Some(at) = windows.position(|window| window == text.as_bytes()) else {
-                return;
-            };
-            *seen += at + text.len();
-            *script = rest;
-            self.waiting.extend_from_slice(keys.as_bytes());
-        }
+    /// Types `text` as soon as QEMU takes it.
+    pub(crate) fn type_text(&mut self, text: &str) {
+        self.waiting.extend_from_slice(text.as_bytes());
     }
 
     /// Moves what can be moved; `false` when there is no more to come.
@@ -107,23 +96,5 @@ impl Keys {
             Err(error) => return Err(error),
         }
         Ok(true)
-    }
-}
-
-/// Reads what is there, at most 64 KiB; `None` at the end.
-pub(crate) fn read_some(from: &mut dyn Read) -> io::Result<Option<Vec<u8>>> {
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => return Ok(None),
-            Ok(count) => {
-                buffer.truncate(count);
-                return Ok(Some(buffer));
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // The other end of a socket was killed with bytes of ours unread.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
-            Err(error) => return Err(error),
-        }
     }
 }

@@ -5,16 +5,16 @@
 
 use std::fmt;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::ProgressBar;
-use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::board::Arch;
-use crate::console::read_some;
+use crate::fd::{either, read_some};
 use crate::interrupt::interrupted;
 use crate::process::Process;
 
@@ -164,15 +164,9 @@ Dir::Cache "{dir_text}/cache";
         let interrupt = interrupted().context("cannot watch for signals")?;
         let mut text = Vec::new();
         loop {
-            let mut fds = [
-                PollFd::from_borrowed_fd(interrupt, PollFlags::IN),
-                PollFd::new(&stdout, PollFlags::IN),
-            ];
-            match poll(&mut fds, None) {
-                Err(rustix::io::Errno::INTR) => continue,
-                other => other.context("cannot wait for apt")?,
-            };
-            if !fds[0].revents().is_empty() {
+            let (interrupted, _) =
+                either(interrupt, stdout.as_fd()).context("cannot wait for apt")?;
+            if interrupted {
                 return Err(Interrupted.into());
             }
             let Some(bytes) = read_some(&mut stdout)? else {

@@ -9,14 +9,20 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::process::{Child, ChildStderr, Command, ExitStatus};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
+use rustix::event::PollFlags;
 use rustix::process::{
     Pid, PidfdFlags, Signal, getppid, kill_process_group, pidfd_open,
     set_parent_process_death_signal,
 };
+
+use crate::fd::{read_some, ready};
+
+/// How much of a child's error output is kept.
+const TAIL: usize = 4096;
 
 /// A program and its arguments, before it is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,6 +138,14 @@ impl Process {
         Ok(Self { child, pidfd })
     }
 
+    /// Its standard error, if that is a pipe.
+    pub(crate) fn errors(&mut self) -> Errors {
+        Errors {
+            stream: self.child.stderr.take(),
+            tail: Vec::new(),
+        }
+    }
+
     /// Becomes readable when the process has ended.
     pub(crate) fn ended(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
@@ -147,11 +161,7 @@ impl Process {
             if left.is_zero() {
                 return Ok(None);
             }
-            let fd = rustix::event::PollFd::new(&self.pidfd, rustix::event::PollFlags::IN);
-            match rustix::event::poll(&mut [fd], Some(&timespec(left))) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+            ready(&[(self.ended(), PollFlags::IN)], Some(left))?;
         }
     }
 
@@ -178,12 +188,46 @@ impl Drop for Process {
     }
 }
 
-/// `duration` as poll(2) takes it.
-pub(crate) fn timespec(duration: Duration) -> rustix::event::Timespec {
-    rustix::event::Timespec::try_from(duration).unwrap_or(rustix::event::Timespec {
-        tv_sec: i64::MAX,
-        tv_nsec: 0,
-    })
+/// What a child says on its standard error; the last of it is kept.
+#[derive(Default)]
+pub(crate) struct Errors {
+    stream: Option<ChildStderr>,
+    tail: Vec<u8>,
+}
+
+impl Errors {
+    /// The descriptor to wait for, until the stream ends.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.stream.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Reads what is there.
+    pub(crate) fn read(&mut self) -> io::Result<()> {
+        let Some(stream) = &mut self.stream else {
+            return Ok(());
+        };
+        match read_some(stream)? {
+            None => self.stream = None,
+            Some(bytes) => {
+                self.tail.extend(bytes);
+                let excess = self.tail.len().saturating_sub(TAIL);
+                self.tail.drain(..excess);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads to the end.
+    pub(crate) fn drain(&mut self) -> io::Result<()> {
+        while self.stream.is_some() {
+            self.read()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.tail).into_owned()
+    }
 }
 
 #[cfg(test)]

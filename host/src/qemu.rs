@@ -3,15 +3,15 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::board::{Arch, Board, Transport};
-use crate::process::{Invocation, quote};
+use crate::process::Invocation;
 use crate::serve::{Fault, Options, Trace};
 use crate::watch::Watch;
 
@@ -53,6 +53,26 @@ impl Share {
             dirs: vec![dir.into()],
         }
     }
+
+    fn check(&self) -> Result<()> {
+        let tag = &self.tag;
+        ensure!(
+            (1..=36).contains(&tag.len()),
+            "the tag {tag:?} is {} bytes long: use 1 to 36",
+            tag.len()
+        );
+        ensure!(
+            !self.dirs.is_empty(),
+            "the share {tag} has no directory: name one"
+        );
+        for dir in &self.dirs {
+            fs::read_dir(dir).with_context(|| {
+                let dir = dir.display();
+                format!("cannot share {dir}, name a directory that can be read")
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// Tag and directories.
@@ -88,6 +108,8 @@ pub struct Machine {
     pub shares: Vec<Share>,
     /// An external virtiofsd; `None` serves the shares from threads of this process.
     pub server: Option<PathBuf>,
+    /// How many request queues each share has; an external server has one.
+    pub request_queues: u32,
     /// How many requests the server answers at a time; `None` leaves it to the server.
     pub thread_pool_size: Option<u32>,
     /// What the embedded server does wrong on purpose.
@@ -129,6 +151,7 @@ impl Machine {
             accel: Accel::default(),
             shares: Vec::new(),
             server: None,
+            request_queues: 1,
             thread_pool_size: None,
             fault: None,
             trace: None,
@@ -144,35 +167,18 @@ impl Machine {
     pub(crate) fn check(&self) -> Result<()> {
         ensure!(
             self.firmware.is_file(),
-            "there is no firmware at {}: build it with `make firmware` or name one with --firmware",
+            "there is no firmware at {}: build it with `make firmware`",
             self.firmware.display()
         );
         for (index, share) in self.shares.iter().enumerate() {
+            share.check()?;
             ensure!(
-                (1..=36).contains(&share.tag.len()),
-                "the tag {:?} is {} bytes long: use 1 to 36",
-                share.tag,
-                share.tag.len()
-            );
-            ensure!(
-                !share.dirs.is_empty(),
-                "the share {} has no directory: name one",
+                self.shares[..index]
+                    .iter()
+                    .all(|other| other.tag != share.tag),
+                "two shares have the tag {:?}: give each its own",
                 share.tag
             );
-            for dir in &share.dirs {
-                fs::read_dir(dir).with_context(|| {
-                    let dir = dir.display();
-                    format!("cannot share {dir}, name a directory that can be read")
-                })?;
-            }
-            if self
-                .shares
-                .iter()
-                .take(index)
-                .any(|other| other.tag == share.tag)
-            {
-                bail!("two shares have the tag {:?}: give each its own", share.tag);
-            }
         }
         if let Some(server) = &self.server {
             for (option, given) in [
@@ -185,6 +191,12 @@ impl Machine {
                     server.display()
                 );
             }
+            // With more of them in the device, both virtiofsd end, and QEMU goes on without.
+            ensure!(
+                self.request_queues == 1,
+                "{} serves one request queue: leave out --request-queues, or --server",
+                server.display()
+            );
         }
         ensure!(
             !self.el2 || self.board.arch() == Arch::Aarch64,
@@ -201,19 +213,7 @@ impl Machine {
             .arg("-no-reboot");
         qemu.option("-display", "none");
 
-        let mut machine = format!("{},memory-backend=ram", self.board.machine());
-        if self.el2 {
-            machine.push_str(",virtualization=on");
-        }
-        qemu.option("-machine", machine);
-        match (self.accel, arch) {
-            (Accel::Kvm, _) => drop(qemu.option("-accel", "kvm").option("-cpu", "host")),
-            // The default 32-bit processor cannot run us, and `max` is slow to emulate (pauth).
-            (Accel::Tcg, Arch::Aarch64) => {
-                qemu.option("-accel", "tcg").option("-cpu", "cortex-a72");
-            }
-            (Accel::Tcg, Arch::X86_64) => drop(qemu.option("-accel", "tcg")),
-        }
+        self.processor(&mut qemu);
         qemu.option("-smp", self.smp.to_string());
         let size = format!("{}M", self.memory_mib);
         // The server writes into guest memory: it has to be shareable.
@@ -236,17 +236,30 @@ impl Machine {
             Arch::Aarch64 => qemu.option("-semihosting-config", "enable=on,target=native"),
         };
 
-        let mux = if wiring.interactive { ",mux=on" } else { "" };
-        qemu.option("-chardev", format!("stdio,id=console,signal=off{mux}"));
-        qemu.option("-serial", "chardev:console");
-        if wiring.interactive {
-            qemu.option("-mon", "chardev=console,mode=readline");
-        }
-        if let Some(path) = &wiring.qmp {
-            qemu.option("-chardev", join("socket,id=qmp,path=", path));
-            qemu.option("-mon", "chardev=qmp,mode=control");
-        }
+        console(&mut qemu, wiring);
+        self.devices(&mut qemu, &wiring.sockets);
+        qemu.args.extend(self.qemu_args.iter().cloned());
+        qemu
+    }
 
+    fn processor(&self, qemu: &mut Invocation) {
+        let mut machine = format!("{},memory-backend=ram", self.board.machine());
+        if self.el2 {
+            machine.push_str(",virtualization=on");
+        }
+        qemu.option("-machine", machine);
+        match (self.accel, self.board.arch()) {
+            (Accel::Kvm, _) => drop(qemu.option("-accel", "kvm").option("-cpu", "host")),
+            // The default 32-bit processor cannot run us, and `max` is slow to emulate (pauth).
+            (Accel::Tcg, Arch::Aarch64) => {
+                qemu.option("-accel", "tcg").option("-cpu", "cortex-a72");
+            }
+            (Accel::Tcg, Arch::X86_64) => drop(qemu.option("-accel", "tcg")),
+        }
+    }
+
+    /// A device for each share.
+    fn devices(&self, qemu: &mut Invocation, sockets: &[PathBuf]) {
         if self.board.transport() == Transport::Mmio && !self.legacy_mmio {
             qemu.option("-global", "virtio-mmio.force-legacy=false");
         }
@@ -254,21 +267,21 @@ impl Machine {
             Transport::Mmio => "vhost-user-fs-device",
             Transport::Pci => "vhost-user-fs-pci",
         };
-        for (index, (share, socket)) in self.shares.iter().zip(&wiring.sockets).enumerate() {
+        for (index, (share, socket)) in self.shares.iter().zip(sockets).enumerate() {
             qemu.option(
                 "-chardev",
                 join(&format!("socket,id=fs{index},path="), socket),
             );
-            let device = format!("{device},chardev=fs{index},tag=");
+            let queues = self.request_queues;
+            let device = format!("{device},chardev=fs{index},num-request-queues={queues},tag=");
             qemu.option("-device", join(&device, OsStr::new(&share.tag)));
         }
-        qemu.args.extend(self.qemu_args.iter().cloned());
-        qemu
     }
 
     /// What the embedded server is to do for a share.
     pub(crate) fn serve_options(&self, share: &Share, trace: Option<Arc<Trace>>) -> Options {
         let mut options = Options::new(&share.tag, share.dirs.clone());
+        options.request_queues = self.request_queues;
         if let Some(threads) = self.thread_pool_size {
             options.threads = threads as usize;
         }
@@ -276,81 +289,19 @@ impl Machine {
         options.trace = trace;
         options
     }
+}
 
-    /// The command that serves a share as the embedded server would.
-    fn serve_invocation(&self, share: &Share, socket: &Path) -> Result<Invocation> {
-        let program = std::env::current_exe().context("cannot tell our own path")?;
-        let mut command = Invocation::new(program);
-        command.arg("serve").option("--socket", socket);
-        command.option("--tag", &share.tag);
-        if let Some(threads) = self.thread_pool_size {
-            command.option("--thread-pool-size", threads.to_string());
-        }
-        if let Some(fault) = &self.fault {
-            command.option("--fault", fault.to_string());
-        }
-        if let Some(trace) = &self.trace {
-            command.option("--trace", trace);
-        }
-        for dir in &share.dirs {
-            command.arg(std::path::absolute(dir).context("cannot tell the working directory")?);
-        }
-        Ok(command)
+/// The serial console, and who else talks to QEMU.
+fn console(qemu: &mut Invocation, wiring: &Wiring) {
+    let mux = if wiring.interactive { ",mux=on" } else { "" };
+    qemu.option("-chardev", format!("stdio,id=console,signal=off{mux}"));
+    qemu.option("-serial", "chardev:console");
+    if wiring.interactive {
+        qemu.option("-mon", "chardev=console,mode=readline");
     }
-
-    /// The server and QEMU commands of this machine for a person to run, sockets under `dir`.
-    ///
-    /// # Errors
-    /// The machine's description is wrong, or its server is no virtiofsd.
-    pub fn dry_run(&self, dir: &Path) -> Result<String> {
-        use crate::server::{Endpoint, Server};
-
-        self.check()?;
-        let sockets: Vec<_> = (0..self.shares.len())
-            .map(|n| dir.join(format!("bootshare-fs{n}.sock")))
-            .collect();
-        let mut text = String::new();
-        let external = self.server.as_deref().map(Server::ask).transpose()?;
-        for (share, socket) in self.shares.iter().zip(&sockets) {
-            let command = match &external {
-                Some(server) => {
-                    let endpoint = Endpoint::Path(socket);
-                    server.invocation(share, &endpoint, self.thread_pool_size)?
-                }
-                None => self.serve_invocation(share, socket)?,
-            };
-            // A server listens a moment after its start, and QEMU does not wait for it; the C
-            // server leaves its socket behind.
-            let socket = quote(socket.as_os_str());
-            text.push_str(&format!(
-                "rm -f {socket}\n{} &\n\
-                 servers=\"$servers $!\"\n\
-                 while [ ! -S {socket} ] && kill -0 $!; do sleep 0.1; done\n",
-                command.shell()
-            ));
-        }
-        let wiring = Wiring {
-            sockets: sockets.clone(),
-            qmp: None,
-            interactive: true,
-        };
-        text.push_str(&self.invocation(&wiring).shell());
-        text.push('\n');
-        if !sockets.is_empty() {
-            text.push_str("status=$?\n");
-            if external.is_none() {
-                // Ours would wait for the next QEMU.
-                text.push_str("kill $servers\n");
-            }
-            // The Rust virtiofsd leaves a file with its process number, too.
-            let mut remove = Invocation::new("rm");
-            remove.arg("-f");
-            for socket in &sockets {
-                remove.arg(socket).arg(socket.with_extension("sock.pid"));
-            }
-            text.push_str(&format!("{}\n(exit $status)\n", remove.shell()));
-        }
-        Ok(text)
+    if let Some(path) = &wiring.qmp {
+        qemu.option("-chardev", join("socket,id=qmp,path=", path));
+        qemu.option("-mon", "chardev=qmp,mode=control");
     }
 }
 
@@ -407,7 +358,7 @@ mod tests {
         let text = text(&machine(Board::X86_64Q35));
         assert!(text.contains("socket,id=fs0,path=/run/x,,y"), "{text}");
         assert!(
-            text.contains("vhost-user-fs-pci,chardev=fs0,tag=a,,b"),
+            text.contains("vhost-user-fs-pci,chardev=fs0,num-request-queues=1,tag=a,,b"),
             "{text}"
         );
     }
@@ -435,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_and_traces_are_refused_with_an_external_server() {
+    fn what_only_the_embedded_server_does_is_refused_with_another() {
         let mut machine = machine(Board::X86_64Pc);
         machine.firmware = std::env::current_exe().unwrap();
         machine.fault = Some("drop=READ".parse().unwrap());
@@ -444,6 +395,12 @@ mod tests {
         let error = machine.check().unwrap_err().to_string();
         assert!(
             error.contains("--fault") && error.contains("virtiofsd"),
+            "{error}"
+        );
+        (machine.fault, machine.request_queues) = (None, 2);
+        let error = machine.check().unwrap_err().to_string();
+        assert!(
+            error.contains("--request-queues") && error.contains("virtiofsd"),
             "{error}"
         );
     }

@@ -1,17 +1,25 @@
-//! The little of QEMU's machine protocol (QMP) that tells how a guest ended.
+//! The little of QEMU's machine protocol (QMP) that tells how a guest ended, and that QEMU still answers.
 
 use std::io::Write;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-/// What QEMU said.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Message {
-    /// An answer to what we sent. The first one, to our handshake, comes when the machine is built
-    /// and connected to its servers.
-    Answer,
+use crate::fd::read_some;
+
+/// How long QEMU may not answer us. It waits for a server without a limit of its own.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often QEMU is asked something.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+
+/// Why QEMU ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shutdown {
     /// The guest asked for power off.
     PowerOff,
     /// The guest reset (or crashed into a reset), which `-no-reboot` turns into an end.
@@ -20,24 +28,125 @@ pub(crate) enum Message {
     Quit,
 }
 
-/// Splits the byte stream into messages.
-#[derive(Default)]
-pub(crate) struct Decoder {
-    partial: Vec<u8>,
+/// What QEMU said.
+#[derive(Debug, PartialEq, Eq)]
+enum Message {
+    /// An answer to what we sent. The first one, to our handshake, comes when the machine is built
+    /// and connected to its servers.
+    Answer,
+    Shutdown(Shutdown),
 }
 
-impl Decoder {
-    /// Takes bytes as they come; appends what they say to `messages`.
-    pub(crate) fn feed(&mut self, bytes: &[u8], messages: &mut Vec<Message>) {
-        for &byte in bytes {
-            if byte == b'\n' {
-                messages.extend(decode(&self.partial));
-                self.partial.clear();
-            } else {
-                self.partial.push(byte);
+/// Where QEMU is asked, and tells how the guest ended.
+pub(crate) struct Monitor {
+    listener: Option<UnixListener>,
+    stream: Option<UnixStream>,
+    /// The start of a line.
+    partial: Vec<u8>,
+    question: Question,
+    shutdown: Option<Shutdown>,
+}
+
+/// Whether QEMU is asked something.
+#[derive(Clone, Copy)]
+enum Question {
+    NotYet,
+    Due(Instant),
+    Asked(Instant),
+}
+
+impl Monitor {
+    /// Listens for QEMU at `path`.
+    pub(crate) fn listen(path: &Path) -> Result<Self> {
+        Ok(Self {
+            listener: Some(UnixListener::bind(path).context("cannot listen for QEMU")?),
+            stream: None,
+            partial: Vec::new(),
+            question: Question::NotYet,
+            shutdown: None,
+        })
+    }
+
+    /// The descriptor to wait for, until QEMU has ended.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        let listener = self.listener.as_ref().map(AsFd::as_fd);
+        listener.or(self.stream.as_ref().map(AsFd::as_fd))
+    }
+
+    /// Takes QEMU's connection, or what it says.
+    pub(crate) fn read(&mut self) -> Result<()> {
+        if let Some(listener) = self.listener.take() {
+            let (mut stream, _) = listener.accept().context("cannot talk to QEMU")?;
+            // It answers once the machine runs.
+            send(&mut stream, "qmp_capabilities")?;
+            self.stream = Some(stream);
+            return Ok(());
+        }
+        let Some(stream) = &mut self.stream else {
+            return Ok(());
+        };
+        let Some(bytes) = read_some(stream)? else {
+            self.stream = None;
+            return Ok(());
+        };
+        for message in messages(&mut self.partial, &bytes) {
+            match message {
+                Message::Answer => self.question = Question::Due(Instant::now() + ASK_EVERY),
+                Message::Shutdown(why) => self.shutdown = Some(why),
             }
         }
+        Ok(())
     }
+
+    /// Reads what the ended QEMU had still to say.
+    pub(crate) fn drain(&mut self) -> Result<()> {
+        while self.stream.is_some() {
+            self.read()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the machine was built: QEMU has answered.
+    pub(crate) fn is_up(&self) -> bool {
+        !matches!(self.question, Question::NotYet)
+    }
+
+    /// Asks QEMU whether it still does anything; when it is to be asked next.
+    pub(crate) fn ask(&mut self, now: Instant) -> Option<Instant> {
+        let Question::Due(at) = self.question else {
+            return None;
+        };
+        let stream = self.stream.as_mut()?;
+        if at > now {
+            return Some(at);
+        }
+        // That QEMU has ended is seen elsewhere.
+        _ = send(stream, "query-status");
+        self.question = Question::Asked(now);
+        None
+    }
+
+    /// When it has to have answered.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self.question {
+            Question::Asked(at) => Some(at + ANSWER_LIMIT),
+            _ => None,
+        }
+    }
+
+    /// Why QEMU ends, once it said so.
+    pub(crate) fn shutdown(&self) -> Option<Shutdown> {
+        self.shutdown
+    }
+}
+
+/// The messages that end in `bytes`, which go on from `partial`.
+fn messages(partial: &mut Vec<u8>, bytes: &[u8]) -> Vec<Message> {
+    partial.extend(bytes);
+    let end = partial.iter().rposition(|&byte| byte == b'\n');
+    let whole: Vec<_> = partial.drain(..end.map_or(0, |end| end + 1)).collect();
+    let lines = whole.split(|&byte| byte == b'\n');
+    lines.filter_map(decode).collect()
 }
 
 fn decode(line: &[u8]) -> Option<Message> {
@@ -48,24 +157,19 @@ fn decode(line: &[u8]) -> Option<Message> {
     if message.get("event")? != "SHUTDOWN" {
         return None;
     }
-    Some(match message.pointer("/data/reason")?.as_str()? {
-        "guest-shutdown" => Message::PowerOff,
-        "guest-reset" | "guest-panic" => Message::Reset,
-        _ => Message::Quit,
-    })
+    Some(Message::Shutdown(
+        match message.pointer("/data/reason")?.as_str()? {
+            "guest-shutdown" => Shutdown::PowerOff,
+            "guest-reset" | "guest-panic" => Shutdown::Reset,
+            _ => Shutdown::Quit,
+        },
+    ))
 }
 
-/// Asks QEMU for events; it answers once the machine runs.
-pub(crate) fn hello(stream: &mut UnixStream) -> Result<()> {
+fn send(stream: &mut UnixStream, command: &str) -> Result<()> {
+    let line = format!("{{\"execute\":\"{command}\"}}\n");
     stream
-        .write_all(b"{\"execute\":\"qmp_capabilities\"}\n")
-        .context("cannot talk to QEMU")
-}
-
-/// Asks QEMU something that it answers as long as it does anything at all.
-pub(crate) fn ask(stream: &mut UnixStream) -> Result<()> {
-    stream
-        .write_all(b"{\"execute\":\"query-status\"}\n")
+        .write_all(line.as_bytes())
         .context("cannot talk to QEMU")
 }
 
@@ -82,12 +186,16 @@ mod tests {
 {"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}
 "#;
         for cut in 0..text.len() {
-            let (mut decoder, mut messages) = (Decoder::default(), Vec::new());
-            decoder.feed(&text[..cut], &mut messages);
-            decoder.feed(&text[cut..], &mut messages);
+            let mut partial = Vec::new();
+            let mut said = messages(&mut partial, &text[..cut]);
+            said.extend(messages(&mut partial, &text[cut..]));
             assert_eq!(
-                messages,
-                [Message::Answer, Message::Reset, Message::PowerOff]
+                said,
+                [
+                    Message::Answer,
+                    Message::Shutdown(Shutdown::Reset),
+                    Message::Shutdown(Shutdown::PowerOff)
+                ]
             );
         }
     }

@@ -1,4 +1,5 @@
-//! What the console must show, or must not: it decides how a run is judged.
+//! What the console must show, or must not, which decides how a run is judged; and what a test's
+//! steps wait for.
 //!
 //! The console is searched as the stream that it is, one byte after the other, so a result never
 //! rests on how the bytes came in reads, and memory is bounded. Searched is what a person reads:
@@ -92,6 +93,8 @@ pub(crate) struct Watcher {
     /// A failure comes before a success at the same byte.
     searches: Vec<(Found, Search)>,
     found: Option<Found>,
+    /// What is awaited, one after the other.
+    awaited: VecDeque<Search>,
     last: LastLines,
     /// The line that is being written, and then the one in which something was found.
     line: Vec<u8>,
@@ -99,7 +102,7 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    pub(crate) fn new(watch: &Watch) -> Result<Self> {
+    pub(crate) fn new<'a>(watch: &Watch, awaited: impl Iterator<Item = &'a str>) -> Result<Self> {
         let patterns = [
             (Found::Failure, &watch.fail),
             (Found::Expected, &watch.expect),
@@ -109,18 +112,23 @@ impl Watcher {
             .filter_map(|(found, pattern)| Some((found, Search::new(pattern.as_ref()?))))
             .map(|(found, search)| Ok((found, search?)))
             .collect::<Result<_>>()?;
+        let awaited = awaited
+            .map(|text| Search::new(&text.parse().with_context(|| format!("{text:?}"))?))
+            .collect::<Result<_>>()?;
         Ok(Self {
             screen: Screen::default(),
             searches,
             found: None,
+            awaited,
             last: LastLines::default(),
             line: Vec::new(),
             is_line_complete: false,
         })
     }
 
-    /// Takes what the guest wrote.
-    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<()> {
+    /// Takes what the guest wrote; tells how much of what was awaited has come.
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<usize> {
+        let before = self.awaited.len();
         for byte in self.screen.text(bytes) {
             self.last.push(byte);
             for (what, search) in &mut self.searches {
@@ -129,13 +137,24 @@ impl Watcher {
                 }
             }
             self.note(byte);
+            while let Some(search) = self.awaited.front_mut()
+                && search.step(byte)?
+            {
+                self.awaited.pop_front();
+            }
         }
         for (what, search) in &mut self.searches {
             if self.found.is_none() && !search.looks_ahead && search.ends_in_match()? {
                 self.found = Some(*what);
             }
         }
-        Ok(())
+        if let Some(search) = self.awaited.front_mut()
+            && !search.looks_ahead
+            && search.ends_in_match()?
+        {
+            self.awaited.pop_front();
+        }
+        Ok(before - self.awaited.len())
     }
 
     /// Keeps the line in which something was found, which goes on behind what was found.
@@ -289,11 +308,11 @@ mod tests {
 
     fn watch(expect: &str, fail: &str) -> Watcher {
         let pattern = |text: &str| (!text.is_empty()).then(|| text.parse().unwrap());
-        Watcher::new(&Watch {
+        let watch = Watch {
             expect: pattern(expect),
             fail: pattern(fail),
-        })
-        .unwrap()
+        };
+        Watcher::new(&watch, std::iter::empty()).unwrap()
     }
 
     /// What is found in `text`, which is the same wherever it is cut in two.
@@ -343,6 +362,17 @@ mod tests {
         assert_eq!(watcher.found(), None);
         watcher.feed(b"\r\n").unwrap();
         assert_eq!(watcher.found(), Some(Found::Expected));
+    }
+
+    #[test]
+    fn what_is_awaited_comes_one_after_the_other() {
+        let text = b"one\r\none two\r[##\r[###\r\x1b[Kthree";
+        let awaited = ["one", "one t", "\n\\[", "\n\\[", "three", "three"];
+        for cut in 0..text.len() {
+            let mut watcher = Watcher::new(&Watch::default(), awaited.into_iter()).unwrap();
+            let counts = [&text[..cut], &text[cut..]].map(|part| watcher.feed(part).unwrap());
+            assert_eq!(counts.iter().sum::<usize>(), 5, "cut at {cut}");
+        }
     }
 
     #[test]

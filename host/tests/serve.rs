@@ -3,12 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
-use bootshare_host::serve::{Options, Server, Trace};
+use bootshare_host::serve::{MAX_REQUEST_QUEUES, Options, Server, Trace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
@@ -25,10 +27,10 @@ const LIMIT: Timespec = Timespec {
 /// How long something is waited for that must not come.
 const NEVER: Duration = Duration::from_millis(200);
 
-const MEMORY: usize = 80 << 20;
 const RING: u16 = 128;
 
-// The layout of the queue, and a place of 1 MiB and a page for each request.
+// The layout of a queue's memory, with a place of 1 MiB and a page for each request.
+const MEMORY: usize = 80 << 20;
 const DESCRIPTORS: u64 = 0;
 const AVAILABLE: u64 = 0x1000;
 const USED: u64 = 0x2000;
@@ -49,6 +51,7 @@ struct Rig {
 impl Rig {
     fn new(threads: usize, fault: &str) -> Self {
         Self::with(|options| {
+            options.request_queues = MAX_REQUEST_QUEUES;
             options.threads = threads;
             if !fault.is_empty() {
                 options.fault = Some(fault.parse().unwrap());
@@ -68,7 +71,11 @@ impl Rig {
     }
 
     fn guest(&self) -> Guest {
-        Guest::connect(&self.dir.path().join("socket"))
+        self.guest_with_queues(1)
+    }
+
+    fn guest_with_queues(&self, count: usize) -> Guest {
+        Guest::connect(&self.dir.path().join("socket"), count)
     }
 }
 
@@ -76,9 +83,15 @@ fn content() -> Vec<u8> {
     (0..3_000_000_u32).map(|n| (n / 3) as u8).collect()
 }
 
-/// A machine that is nothing but memory and one queue of requests.
+/// A machine that is nothing but memory and queues of requests; by itself it is the first of them.
 struct Guest {
     frontend: Frontend,
+    queues: Vec<Queue>,
+}
+
+/// A queue of requests, and its part of the memory.
+struct Queue {
+    number: usize,
     memory: GuestMemoryMmap,
     kick: EventFd,
     call: EventFd,
@@ -86,41 +99,81 @@ struct Guest {
     seen: u16,
 }
 
+impl Deref for Guest {
+    type Target = Queue;
+
+    fn deref(&self) -> &Queue {
+        &self.queues[0]
+    }
+}
+
+impl DerefMut for Guest {
+    fn deref_mut(&mut self) -> &mut Queue {
+        &mut self.queues[0]
+    }
+}
+
 impl Guest {
-    fn connect(socket: &Path) -> Self {
+    /// Connects with `count` request queues, which are behind the hiprio queue.
+    fn connect(socket: &Path, count: usize) -> Self {
         let file: File = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC)
             .unwrap()
             .into();
-        file.set_len(MEMORY as u64).unwrap();
-        let ranges = [(GuestAddress(0), MEMORY, Some(FileOffset::new(file, 0)))];
+        let size = count * MEMORY;
+        file.set_len(size as u64).unwrap();
+        let ranges = [(GuestAddress(0), size, Some(FileOffset::new(file, 0)))];
         let memory = GuestMemoryMmap::from_ranges_with_files(&ranges).unwrap();
-        let mut guest = Self {
-            frontend: Frontend::connect(socket, 2).unwrap(),
-            memory,
+        let mut frontend = Frontend::connect(socket, u64::MAX).unwrap();
+        frontend.set_owner().unwrap();
+        let features = frontend.get_features().unwrap();
+        frontend.set_features(features).unwrap();
+        let features = frontend.get_protocol_features().unwrap();
+        frontend.set_protocol_features(features).unwrap();
+        let region = memory.find_region(GuestAddress(0)).unwrap();
+        let region = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
+        frontend.set_mem_table(&[region]).unwrap();
+        let queue = |number| Queue {
+            number,
+            memory: memory.clone(),
             kick: EventFd::new(0).unwrap(),
             call: EventFd::new(0).unwrap(),
             sent: 0,
             seen: 0,
         };
-        guest.frontend.set_owner().unwrap();
-        let features = guest.frontend.get_features().unwrap();
-        guest.frontend.set_features(features).unwrap();
-        let features = guest.frontend.get_protocol_features().unwrap();
-        guest.frontend.set_protocol_features(features).unwrap();
-        let region = guest.memory.find_region(GuestAddress(0)).unwrap();
-        let region = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
-        guest.frontend.set_mem_table(&[region]).unwrap();
+        let mut guest = Self {
+            frontend,
+            queues: (1..=count).map(queue).collect(),
+        };
         guest.start();
         guest
     }
 
-    /// Sets the request queue up, empty.
+    /// Sets the request queues up, empty.
     fn start(&mut self) {
+        for queue in &mut self.queues {
+            queue.start(&mut self.frontend);
+        }
+    }
+
+    /// Takes the queues back from the device.
+    fn stop(&mut self) {
+        for queue in &self.queues {
+            self.frontend.get_vring_base(queue.number).unwrap();
+        }
+    }
+
+    /// What QEMU does when the guest resets the device.
+    fn reset(&mut self) {
+        self.stop();
+        self.start();
+    }
+}
+
+impl Queue {
+    fn start(&mut self, frontend: &mut Frontend) {
         (self.sent, self.seen) = (0, 0);
-        self.memory
-            .write_slice(&[0; 0x3000], GuestAddress(0))
-            .unwrap();
-        let host = self.memory.get_host_address(GuestAddress(0)).unwrap() as u64;
+        self.write(DESCRIPTORS, &[0; 0x3000]);
+        let host = self.memory.get_host_address(self.at(0)).unwrap() as u64;
         let config = VringConfigData {
             queue_max_size: RING,
             queue_size: RING,
@@ -130,19 +183,17 @@ impl Guest {
             avail_ring_addr: host + AVAILABLE,
             log_addr: None,
         };
-        let frontend = &mut self.frontend;
-        frontend.set_vring_num(1, RING).unwrap();
-        frontend.set_vring_addr(1, &config).unwrap();
-        frontend.set_vring_base(1, 0).unwrap();
-        frontend.set_vring_call(1, &self.call).unwrap();
-        frontend.set_vring_kick(1, &self.kick).unwrap();
-        frontend.set_vring_enable(1, true).unwrap();
+        frontend.set_vring_num(self.number, RING).unwrap();
+        frontend.set_vring_addr(self.number, &config).unwrap();
+        frontend.set_vring_base(self.number, 0).unwrap();
+        frontend.set_vring_call(self.number, &self.call).unwrap();
+        frontend.set_vring_kick(self.number, &self.kick).unwrap();
+        frontend.set_vring_enable(self.number, true).unwrap();
     }
 
-    /// What QEMU does when the guest resets the device.
-    fn reset(&mut self) {
-        self.frontend.get_vring_base(1).unwrap();
-        self.start();
+    /// Where a place of the queue's memory is in the guest's.
+    fn at(&self, address: u64) -> GuestAddress {
+        GuestAddress(((self.number - 1) * MEMORY) as u64 + address)
     }
 
     fn place(number: u16) -> u64 {
@@ -173,7 +224,7 @@ impl Guest {
     }
 
     fn descriptor(&self, index: u16, address: u64, length: u32, flags: u16, next: u16) {
-        let mut bytes = address.to_le_bytes().to_vec();
+        let mut bytes = self.at(address).0.to_le_bytes().to_vec();
         bytes.extend(length.to_le_bytes());
         bytes.extend(flags.to_le_bytes());
         bytes.extend(next.to_le_bytes());
@@ -181,15 +232,13 @@ impl Guest {
     }
 
     fn write(&self, address: u64, bytes: &[u8]) {
-        self.memory
-            .write_slice(bytes, GuestAddress(address))
-            .unwrap();
+        self.memory.write_slice(bytes, self.at(address)).unwrap();
     }
 
     fn read(&self, address: u64, size: usize) -> Vec<u8> {
         let mut bytes = vec![0; size];
         self.memory
-            .read_slice(&mut bytes, GuestAddress(address))
+            .read_slice(&mut bytes, self.at(address))
             .unwrap();
         bytes
     }
@@ -260,28 +309,39 @@ fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
+/// Reads the file again and again, 16 reads at a time.
+fn read_much(queue: &mut Queue, file: &(u64, Vec<u8>)) {
+    let content = content();
+    let mut expected = BTreeMap::new();
+    for round in 0..20_u32 {
+        for index in 0..16 {
+            let (offset, size) = (round * 1000 + index * 150_000, 1000 << (index % 10));
+            let number = queue.send_read(file, offset, size);
+            expected.insert(number % (RING / 2), (offset as usize, size as usize));
+        }
+        for _ in 0..16 {
+            let (number, reply) = queue.answer();
+            let (offset, size) = expected.remove(&number).unwrap();
+            let end = (offset + size).min(content.len());
+            assert!(reply[16..] == content[offset..end], "{offset} {size}");
+        }
+    }
+}
+
 #[test]
 fn many_reads_at_once_are_all_answered() {
     for threads in [0, 1, 4] {
-        let rig = Rig::new(threads, "");
-        let mut guest = rig.guest();
-        let file = guest.open();
-        let content = content();
-        let mut expected = BTreeMap::new();
-        for round in 0..20_u32 {
-            for index in 0..16 {
-                let (offset, size) = (round * 1000 + index * 150_000, 1000 << (index % 10));
-                let number = guest.send_read(&file, offset, size);
-                expected.insert(number % (RING / 2), (offset as usize, size as usize));
-            }
-            for _ in 0..16 {
-                let (number, reply) = guest.answer();
-                let (offset, size) = expected.remove(&number).unwrap();
-                let end = (offset + size).min(content.len());
-                assert!(reply[16..] == content[offset..end], "{offset} {size}");
-            }
+        for queues in [1, MAX_REQUEST_QUEUES as usize] {
+            let rig = Rig::new(threads, "");
+            let mut guest = rig.guest_with_queues(queues);
+            let file = guest.open();
+            thread::scope(|scope| {
+                for queue in &mut guest.queues {
+                    scope.spawn(|| read_much(queue, &file));
+                }
+            });
+            assert_eq!(rig.server.failure(), None);
         }
-        assert_eq!(rig.server.failure(), None);
     }
 }
 
@@ -298,30 +358,62 @@ fn a_read_that_takes_long_does_not_hold_the_others_up() {
     }
     assert!(!guest.is_answered(NEVER.try_into().unwrap()));
     // It is answered when the queue is stopped, so that nothing is written afterwards.
-    guest.frontend.get_vring_base(1).unwrap();
+    guest.stop();
     assert_eq!(guest.used_index(), guest.seen + 1);
     assert_eq!(guest.answer().0, slow);
+}
+
+#[test]
+fn a_queue_does_not_wait_for_another() {
+    for threads in [0, 2] {
+        let rig = Rig::new(threads, "delay=100000s@LOOKUP:2");
+        let mut guest = rig.guest_with_queues(2);
+        let file = guest.open();
+        let [first, second] = &mut guest.queues[..] else {
+            unreachable!();
+        };
+        let slow = first.send(LOOKUP, 1, b"file\0", 4096);
+        for _ in 0..10 {
+            second.send_read(&file, 0, 100);
+            assert_eq!(second.answer().1[16..], content()[..100]);
+        }
+        assert!(!first.is_answered(NEVER.try_into().unwrap()));
+        // The other one stops at once, this one when it is answered.
+        guest.frontend.get_vring_base(2).unwrap();
+        assert!(!guest.is_answered(NEVER.try_into().unwrap()));
+        guest.frontend.get_vring_base(1).unwrap();
+        assert_eq!(guest.used_index(), guest.seen + 1);
+        assert_eq!(guest.answer().0, slow);
+    }
 }
 
 #[test]
 fn after_a_reset_nothing_is_written_any_more() {
     for threads in [0, 4] {
         let rig = Rig::new(threads, "");
-        let mut guest = rig.guest();
-        for _ in 0..200 {
+        let mut guest = rig.guest_with_queues(2);
+        for _ in 0..100 {
             let file = guest.open();
-            let numbers: Vec<_> = (0..16)
-                .map(|index| guest.send_read(&file, index * 1000, 1 << 20))
-                .collect();
+            let mut places = Vec::new();
+            for index in 0..16 {
+                for queue in &mut guest.queues {
+                    places.push(queue.send_read(&file, index * 1000, 1 << 20));
+                }
+            }
             guest.reset();
             // The memory is the guest's again.
-            for &number in &numbers {
-                guest.write(Guest::place(number) + 0x1000, &[0xdd; 4096]);
+            let places = || places.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+            for pair in places() {
+                for (queue, number) in guest.queues.iter().zip(pair) {
+                    queue.write(Queue::place(number) + 0x1000, &[0xdd; 4096]);
+                }
             }
             guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
-            for &number in &numbers[1..] {
-                let bytes = guest.read(Guest::place(number) + 0x1000, 4096);
-                assert!(bytes == [0xdd; 4096], "written after the reset");
+            for pair in places().skip(1) {
+                for (queue, number) in guest.queues.iter().zip(pair) {
+                    let bytes = queue.read(Queue::place(number) + 0x1000, 4096);
+                    assert!(bytes == [0xdd; 4096], "written after the reset");
+                }
             }
             guest.reset();
         }
@@ -389,7 +481,7 @@ fn faults_are_what_they_say() {
     let number = guest.send(OPEN, node, &words(&[0, 0]), 4096);
     let (answered, reply) = guest.answer();
     assert_eq!((answered, reply.len()), (number, 20));
-    let handle = guest.read(Guest::place(number) + 0x1010, 8);
+    let handle = guest.read(Queue::place(number) + 0x1010, 8);
     let file = (node, handle);
     let reply = |guest: &mut Guest| {
         guest.send_read(&file, 0, 64);
@@ -448,6 +540,17 @@ fn queues_without_sense_harm_nobody() {
     guest.reset();
     guest.open();
     assert_eq!(rig.server.failure(), None);
+}
+
+#[test]
+fn a_queue_too_many_is_told_of() {
+    let rig = Rig::with(|options| options.request_queues = 1);
+    let guest = rig.guest();
+    guest.frontend.set_vring_num(2, RING).unwrap();
+    let mut fds = [PollFd::from_borrowed_fd(rig.server.failed(), PollFlags::IN)];
+    assert_eq!(poll(&mut fds, Some(&LIMIT)).unwrap(), 1);
+    let failure = rig.server.failure().unwrap();
+    assert!(failure.contains("num-request-queues may be 1"), "{failure}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::{
     hal::{Clock, Hal},
     transport::DeviceList,
 };
+use core::time::Duration;
 use heapless::Vec;
 
 /// How the firmware ends when it starts no payload.
@@ -71,6 +72,10 @@ pub trait Board {
 
     /// The clock; works from the first call.
     fn clock(&self) -> Self::Clock;
+
+    /// What the clock showed at the firmware's first instruction, or as soon after it as could be
+    /// read.
+    fn entered(&self) -> Duration;
 
     /// Writes to the console. Line ends are `\n`; the board adds what its terminal wants.
     ///

@@ -4,10 +4,12 @@ use super::{
     Board, End, Failed, HandOff,
     arena::{Arena, is_x86},
     choose::{self, Choices, Listed, Until},
+    console,
     entry::{Loader, Path},
     menu::{self, Pick},
     shares::{Mount, Shares},
     shell::{self, State, Typed},
+    time_line::{Stage, TimeLine},
 };
 use crate::boot::{
     bls::{self, Timeout},
@@ -21,6 +23,7 @@ pub(super) struct Flow<'a, B: Board> {
     pub board: &'a B,
     pub options: &'a Options<'a>,
     pub shares: &'a Shares<B>,
+    pub time_line: &'a TimeLine<B::Clock>,
 }
 
 /// Why nothing was loaded.
@@ -67,7 +70,7 @@ impl<B: Board> Flow<'_, B> {
         arena: &mut Arena<'m>,
     ) -> Result<Next, Failed> {
         // Most boots need no more than the first that is found.
-        let mut choices = Choices::new();
+        let mut choices = self.choices();
         self.more(&mut choices, Until::Found(self.options.entry), arena)?;
         let timeout = self.options.timeout.or(choices.timeout);
         let (seconds, is_hidden) = match timeout.unwrap_or(Timeout::Hidden) {
@@ -110,9 +113,18 @@ impl<B: Board> Flow<'_, B> {
 
     /// The entries, or those that `bootshare.entry` names.
     pub fn entries<'m>(&'m self, arena: &mut Arena<'m>) -> Result<Choices<'m, B>, Failed> {
-        let mut choices = Choices::new();
+        let mut choices = self.choices();
         self.more(&mut choices, Until::End, arena)?;
         Ok(choices)
+    }
+
+    /// None yet, of shares that are there, or there again.
+    fn choices<'m>(&'m self) -> Choices<'m, B> {
+        let choices = Choices::new();
+        for mount in &self.shares.mounted {
+            mount.renew();
+        }
+        choices
     }
 
     /// Adds entries that were not looked at yet.
@@ -122,9 +134,6 @@ impl<B: Board> Flow<'_, B> {
         until: Until<'_>,
         arena: &mut Arena<'m>,
     ) -> Result<(), Failed> {
-        for mount in &self.shares.mounted {
-            mount.renew();
-        }
         choose::gather(self.shares, choices, until, arena)?;
         match self.options.entry {
             Some(wanted) if !choices.list.is_empty() => choices.keep("bootshare.entry=", wanted),
@@ -185,7 +194,7 @@ impl<B: Board> Flow<'_, B> {
             }
             let more = self.more(choices, Until::Found(self.options.entry), arena);
             if more.is_err() || choices.list.len() == tried {
-                self.report_none(&choices.list);
+                self.report_none(choices);
                 return Err(Stop::Failed);
             }
         }
@@ -236,9 +245,11 @@ impl<B: Board> Flow<'_, B> {
             None => self.options.payload,
         };
         loop {
+            self.time_line.reach(Stage::Chosen);
             let loader = Loader::new(self.board, mount, name, arena.rest());
             match loader.load(entry, edited, extra) {
                 Ok(hand_off) => {
+                    self.time_line.reach(Stage::Loaded);
                     let kernel = Path::join(entry.directory, entry.kernel);
                     log::info!("starting {}", mount.shown(&kernel));
                     return Ok(hand_off);
@@ -248,14 +259,10 @@ impl<B: Board> Flow<'_, B> {
         }
     }
 
-    /// Says what to put into shares that have nothing to boot.
-    fn report_none(&self, list: &[Listed<'_, B>]) {
-        let is_hidden = |listed: &Listed<'_, B>| {
-            let entry = listed.choice.entry(B::ARCHITECTURE);
-            entry.is_err_and(|error| error.is_hidden())
-        };
-        // Otherwise an error line has told of the last one.
-        if list.iter().all(is_hidden)
+    /// Says what to put into shares that have nothing to boot, unless something else was wrong: an
+    /// error line has told of that.
+    fn report_none(&self, choices: &Choices<'_, B>) {
+        if console::errors() == choices.errors
             && let Some(first) = self.shares.mounted.first()
         {
             log::error!(

@@ -3,7 +3,7 @@
 use super::{
     Failed,
     arena::Arena,
-    console::{Text, failure},
+    console::{self, Text, failure},
     entry::Path,
     shares::{BoardDir, BoardFile, MAX_SHARES, Mount, Shares},
 };
@@ -80,10 +80,12 @@ impl<B: Board> fmt::Display for Described<'_, B> {
         write!(f, "{}: ", Text(choice.id()))?;
         match choice.entry(B::ARCHITECTURE) {
             Ok(entry) => {
-                let title = Text(choice.title());
-                let space = if title.0.is_empty() { "" } else { " " };
                 let kernel = Path::join(entry.directory, entry.kernel);
-                write!(f, "{title}{space}({})", mount.shown(&kernel))
+                let kernel = mount.shown(&kernel);
+                match choice.title() {
+                    b"" => kernel.fmt(f),
+                    title => write!(f, "{} ({kernel})", Text(title)),
+                }
             }
             Err(error) if error.is_hidden() => write!(f, "passed over: {error}"),
             Err(error) => error.fmt(f),
@@ -215,6 +217,8 @@ pub(super) struct Choices<'m, B: Board> {
     pub list: Vec<Listed<'m, B>, MAX_LISTED>,
     /// What the first file that says something about it says about the menu.
     pub timeout: Option<Timeout>,
+    /// How many errors had been reported before.
+    pub errors: u32,
     /// The share that is looked at next, by its place in the list of those that are mounted.
     share: usize,
     /// Which of its sources is.
@@ -223,10 +227,11 @@ pub(super) struct Choices<'m, B: Board> {
 
 impl<B: Board> Choices<'_, B> {
     /// None yet.
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             list: Vec::new(),
             timeout: None,
+            errors: console::errors(),
             share: 0,
             source: 0,
         }
@@ -279,6 +284,11 @@ pub(super) fn gather<'m, B: Board>(
         ..Request::new("list of boot entries", SCRATCH_BYTES as u64)
     };
     while let Some(mount) = shares.mounted.get(choices.share) {
+        // It was given up.
+        if !mount.is_connected() {
+            choices.next_share();
+            continue;
+        }
         let scratch = arena.take(&request).map_err(|error| {
             log::error!("{error}");
             Failed

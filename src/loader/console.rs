@@ -5,7 +5,7 @@ use crate::hal::Clock;
 use core::{
     fmt::{self, Write},
     marker::PhantomData,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::Duration,
 };
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -42,11 +42,22 @@ impl<B: Board> Log for Logger<B> {
             Level::Debug => "debug: ",
             Level::Trace => "trace: ",
         };
+        if record.level() == Level::Error {
+            ERRORS.fetch_add(1, Ordering::Relaxed);
+        }
         clear_bar::<B>();
         _ = writeln!(Console::<B>::new(), "bootshare: {level}{}", record.args());
     }
 
     fn flush(&self) {}
+}
+
+/// How many error lines there were.
+static ERRORS: AtomicU32 = AtomicU32::new(0);
+
+/// How many errors were reported so far.
+pub(super) fn errors() -> u32 {
+    ERRORS.load(Ordering::Relaxed)
 }
 
 /// A progress bar stands in the current line.
@@ -108,6 +119,8 @@ impl<B: Board> Progress<B> {
         let due = match self.drawn {
             None if log::log_enabled!(Level::Debug) => self.start,
             None => self.start + Self::BLINK,
+            // A log line has taken its place.
+            Some(_) if !BAR.load(Ordering::Relaxed) => self.start,
             Some(drawn) => drawn + Self::REDRAW,
         };
         if now < due || self.total == 0 || !log::log_enabled!(Level::Info) {
@@ -122,11 +135,11 @@ impl<B: Board> Progress<B> {
         let mut out = Console::<B>::new();
         _ = write!(out, "\r[{:#<full$}{:.<empty$}] {percent} %", "", "");
     }
+}
 
-    /// Clears the bar and tells how long the load took.
-    pub fn finish(self) -> Duration {
+impl<B: Board> Drop for Progress<B> {
+    fn drop(&mut self) {
         clear_bar::<B>();
-        self.clock.now().saturating_sub(self.start)
     }
 }
 

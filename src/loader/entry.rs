@@ -3,22 +3,19 @@
 use super::{
     Board, Failed, HandOff,
     arena::{Arena, Block, is_x86},
-    console::{Progress, Speed, Text},
-    output::DigestText,
+    console::Text,
+    fetch::{WantedList, want},
     shares::{BoardFile, Mount},
 };
-use crate::{
-    Error,
-    boot::{
-        cmdline,
-        device_tree::{self, Chosen, Machine, Seeds},
-        entry::{CommandLine, Entry, MAX_INITRDS},
-        image::{self, Kind},
-        memory::{Range, Request, Side},
-        uki::Uki,
-    },
+use crate::boot::{
+    cmdline,
+    device_tree::{self, Chosen, Machine, Seeds},
+    entry::{CommandLine, Entry, MAX_INITRDS},
+    image::{self, Kind},
+    memory::{Range, Request, Side},
+    uki::Uki,
 };
-use core::{ffi::CStr, fmt, ops::Deref, time::Duration};
+use core::{ffi::CStr, fmt, ops::Deref};
 use heapless::Vec;
 
 /// Longest command line that is read, in bytes; kernels take less.
@@ -71,16 +68,49 @@ impl fmt::Display for Path {
     }
 }
 
-/// Where a kernel is: a file, or a part of one.
-pub(super) struct Source<'s, B: Board> {
-    pub path: Path,
-    pub file: BoardFile<'s, B>,
-    pub part: Range,
+/// The open files of a payload: the kernel's, then those of the initrds.
+pub(super) struct Files<'s, 'm, B: Board> {
+    /// Where their paths start.
+    directory: &'m str,
+    list: Vec<(&'m [u8], BoardFile<'s, B>), { MAX_INITRDS + 1 }>,
 }
 
-/// What goes to a kernel besides itself.
-pub(super) struct Extras<'s, 'm, B: Board> {
-    initrds: Vec<Initrd<'s, 'm, B>, { MAX_INITRDS + 2 }>,
+impl<'s, 'm, B: Board> Files<'s, 'm, B> {
+    pub fn join(&self, name: &[u8]) -> Path {
+        Path::join(self.directory, name)
+    }
+
+    /// The path of the file with this place in the list.
+    pub fn path(&self, index: usize) -> Path {
+        self.join(self.list[index].0)
+    }
+
+    pub fn get(&self, index: usize) -> &BoardFile<'s, B> {
+        &self.list[index].1
+    }
+
+    pub fn get_mut(&mut self, index: usize) -> &mut BoardFile<'s, B> {
+        &mut self.list[index].1
+    }
+
+    pub fn count(&self) -> usize {
+        self.list.len()
+    }
+}
+
+/// A kernel and what goes with it, as found on the share, and what of it is to be read where.
+pub(super) struct Payload<'s, 'm, B: Board> {
+    pub files: Files<'s, 'm, B>,
+    /// The kernel's path.
+    pub path: Path,
+    /// Which part of its file the kernel is.
+    pub kernel: Range,
+    /// Its first bytes.
+    pub head: Vec<u8, { image::HEAD_BYTES }>,
+    /// Which part of which file each initrd is.
+    initrds: Vec<(usize, Range), { MAX_INITRDS + 2 }>,
+    /// What is to be read, once all has its place.
+    pub wanted: WantedList<'m>,
     /// What the entry has it told.
     text: &'m [u8],
     /// What the firmware's own command line adds to that.
@@ -88,14 +118,8 @@ pub(super) struct Extras<'s, 'm, B: Board> {
     device_tree: DeviceTree<'m>,
 }
 
-/// One initrd.
-struct Initrd<'s, 'm, B: Board> {
-    name: &'m [u8],
-    /// Open since it was asked for its size, unless it is part of the kernel's file.
-    file: Option<BoardFile<'s, B>>,
-    /// Which part of the file it is.
-    part: Range,
-}
+/// The kernel's place in the list of files.
+pub(super) const KERNEL: usize = 0;
 
 /// A device tree as it was found.
 #[derive(Clone, Copy)]
@@ -104,42 +128,6 @@ enum DeviceTree<'m> {
     Machine,
     /// The one in this file, in place of it.
     File { name: &'m [u8], blob: &'m [u8] },
-}
-
-/// Fills `bytes`. If the share gets lost on the way and can be resumed, the read goes on where
-/// it was. Tells `progress` how many bytes have come.
-pub(super) fn read_all<B: Board>(
-    share: &Mount<B>,
-    path: &[u8],
-    file: &mut BoardFile<'_, B>,
-    bytes: &mut [u8],
-    offset: u64,
-    progress: &mut dyn FnMut(u64),
-) -> Result<(), Error> {
-    let mut come = 0;
-    loop {
-        let before = come;
-        let rest = &mut bytes[before..];
-        let result = file.read_at_with(offset + before as u64, rest, &mut |more| {
-            come = before + more as usize;
-            progress(come as u64);
-        });
-        match result {
-            Ok(size) if size < rest.len() => return Err(Error::UnexpectedEof),
-            Ok(_) => return Ok(()),
-            // The share was resumed while another file was read.
-            Err(Error::Disconnected) if share.is_connected() => {}
-            Err(error) => share.again(error)?,
-        }
-        file.resume(path)?;
-    }
-}
-
-/// Reports what befell a file of an entry.
-#[inline(never)] // Small code: it is called from many places.
-pub(super) fn failed(entry: &dyn fmt::Display, path: &[u8], error: &dyn fmt::Display) -> Failed {
-    log::error!("{entry}{}: {error}", Text(path));
-    Failed
 }
 
 /// One attempt to load an entry.
@@ -154,7 +142,7 @@ pub(super) struct Loader<'a, 'm, B: Board> {
     pub loaded: Vec<Range, 24>,
 }
 
-impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
+impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     pub fn new(
         board: &'a B,
         share: &'a Mount<B>,
@@ -172,7 +160,13 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
 
     /// Reports `error` of the file at `path`.
     pub fn failed(&self, path: &[u8], error: impl fmt::Display) -> Failed {
-        failed(self.name, path, &error)
+        self.report_failed(path, &error)
+    }
+
+    #[inline(never)] // Small code: it is called from many places.
+    fn report_failed(&self, path: &[u8], error: &dyn fmt::Display) -> Failed {
+        log::error!("{}{}: {error}", self.name, Text(path));
+        Failed
     }
 
     /// Loads `entry`, which is told `edited` in place of its own words, if that is there, and `more`
@@ -181,59 +175,89 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     pub fn load(
         mut self,
         entry: &Entry<'m>,
-        edited: Option<&[u8]>,
-        more: &[u8],
+        edited: Option<&'m [u8]>,
+        more: &'m [u8],
     ) -> Result<HandOff, Failed> {
-        let mut head = [0; image::HEAD_BYTES];
-        let (mut source, head_size, kind, uki) = self.find_kernel(entry, &mut head)?;
+        let payload = self.payload(entry)?;
+        let result = self.load_payload(entry, edited, more, payload);
+        // It is not dropped.
+        payload.files.list.clear();
+        result
+    }
+
+    #[inline(never)] // As above.
+    fn load_payload(
+        &mut self,
+        entry: &Entry<'m>,
+        edited: Option<&'m [u8]>,
+        more: &'m [u8],
+        payload: &mut Payload<'a, 'm, B>,
+    ) -> Result<HandOff, Failed> {
+        let (kind, uki) = self.find_kernel(entry, payload)?;
+        let uki = uki.as_ref();
         // Before anything large is loaded in vain.
-        let mut extras = Extras {
-            initrds: self.find_initrds(entry, uki.as_ref())?,
-            text: match edited {
-                Some(text) => text,
-                None => self.command_line_text(entry, &source, uki.as_ref())?,
-            },
-            more,
-            device_tree: self.find_device_tree(entry, &source, uki.as_ref())?,
+        self.find_initrds(entry, uki, payload)?;
+        payload.text = match edited {
+            Some(text) => text,
+            None => self.command_line_text(entry, uki, payload)?,
         };
-        self.load_kernel(&mut source, kind, &head[..head_size], entry, &mut extras)
+        payload.more = more;
+        payload.device_tree = self.find_device_tree(entry, uki, payload)?;
+        self.load_kernel(kind, payload)
     }
 
     /// What `entry` has its kernel told.
     #[inline(never)] // As above.
     pub fn words(mut self, entry: &Entry<'m>) -> Result<&'m [u8], Failed> {
-        let mut head = [0; image::HEAD_BYTES];
-        let (source, _, _, uki) = self.find_kernel(entry, &mut head)?;
-        self.command_line_text(entry, &source, uki.as_ref())
+        let payload = self.payload(entry)?;
+        let found = self.find_kernel(entry, payload);
+        let text = found.and_then(|(_, uki)| self.command_line_text(entry, uki.as_ref(), payload));
+        // It is not dropped.
+        payload.files.list.clear();
+        text
     }
 
-    /// Where the kernel is: its file, or the part of it that a unified kernel image has it in. What
-    /// it is, how many bytes of it are in `head`, and what else is in the image.
+    /// Nothing yet, in memory of the arena: it is too large for the stack.
+    #[inline(never)] // So that it is there for a moment only.
+    fn payload(&mut self, entry: &Entry<'m>) -> Result<&'m mut Payload<'a, 'm, B>, Failed> {
+        let payload = Payload {
+            files: Files {
+                directory: entry.directory,
+                list: Vec::new(),
+            },
+            path: Path::join(entry.directory, entry.kernel),
+            kernel: Range::with_size(0, 0),
+            head: Vec::new(),
+            initrds: Vec::new(),
+            wanted: Vec::new(),
+            text: b"",
+            more: b"",
+            device_tree: DeviceTree::Machine,
+        };
+        let kept = self.arena.keep("list of files", payload);
+        kept.map_err(|e| self.failed(entry.kernel, e))
+    }
+
+    /// Where the kernel is: its file, or the part of it that a unified kernel image has it in; what
+    /// it is, and what else is in the image.
+    #[inline(never)] // As above.
     fn find_kernel(
         &self,
         entry: &Entry<'m>,
-        head: &mut [u8; image::HEAD_BYTES],
-    ) -> Result<(Source<'a, B>, usize, Kind, Option<Uki>), Failed> {
-        let path = Path::join(entry.directory, entry.kernel);
-        let file = self.open(&path)?;
-        let size = file.metadata().len();
-        let mut source = Source {
-            path,
-            file,
-            part: Range::with_size(0, size),
-        };
-        let mut head_size = self.read_head(&source, head)?;
-        let mut kind = self.kind(&source, &head[..head_size])?;
+        payload: &mut Payload<'a, 'm, B>,
+    ) -> Result<(Kind, Option<Uki>), Failed> {
+        let size = self.add_file(entry.kernel, payload)?;
+        payload.kernel = Range::with_size(0, size);
+        let mut kind = self.kind(payload)?;
         let mut uki = None;
         if let Kind::Efi { .. } = kind {
-            let parsed = Uki::parse(&head[..head_size], size);
-            let parsed = parsed.map_err(|e| self.failed(&source.path, e))?;
-            source.part = parsed.linux;
+            let parsed = Uki::parse(&payload.head, size);
+            let parsed = parsed.map_err(|e| self.failed(&payload.path, e))?;
+            payload.kernel = parsed.linux;
             uki = Some(parsed);
-            head_size = self.read_head(&source, head)?;
-            kind = self.kind(&source, &head[..head_size])?;
+            kind = self.kind(payload)?;
         }
-        Ok((source, head_size, kind, uki))
+        Ok((kind, uki))
     }
 
     #[inline(never)] // As above.
@@ -244,17 +268,27 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         Ok(file)
     }
 
-    fn read_head(&self, source: &Source<'_, B>, head: &mut [u8]) -> Result<usize, Failed> {
-        let size = source.part.size().min(head.len() as u64) as usize;
-        let read = source.file.read_at(source.part.start, &mut head[..size]);
-        read.map_err(|e| self.failed(&source.path, e))
+    /// Opens another file of the payload; its size.
+    fn add_file(&self, name: &'m [u8], payload: &mut Payload<'a, 'm, B>) -> Result<u64, Failed> {
+        let file = self.open(&payload.files.join(name))?;
+        let size = file.metadata().len();
+        // There is room for the kernel and as many initrds as an entry has.
+        _ = payload.files.list.push((name, file));
+        Ok(size)
     }
 
-    /// What a kernel is, if this machine can start it.
-    fn kind(&self, source: &Source<'_, B>, head: &[u8]) -> Result<Kind, Failed> {
-        let kind = Kind::of(head, source.part.size());
+    /// What the kernel is, by its first bytes, if this machine can start it.
+    fn kind(&self, payload: &mut Payload<'_, 'm, B>) -> Result<Kind, Failed> {
+        let size = payload.kernel.size();
+        let wanted = size.min(image::HEAD_BYTES as u64) as usize;
+        _ = payload.head.resize_default(wanted); // It has room.
+        let file = payload.files.get(KERNEL);
+        let read = file.read_at(payload.kernel.start, &mut payload.head);
+        let read = read.map_err(|e| self.failed(&payload.path, e))?;
+        payload.head.truncate(read);
+        let kind = Kind::of(&payload.head, size);
         let checked = kind.check(B::ARCHITECTURE);
-        checked.map_err(|e| self.failed(&source.path, e))?;
+        checked.map_err(|e| self.failed(&payload.path, e))?;
         Ok(kind)
     }
 
@@ -272,82 +306,50 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         _ = self.loaded.push(Range::with_size(start, size));
     }
 
-    /// Fills `bytes` from `offset` of `file` on, and says so. There are none where there is too
-    /// little room.
-    pub fn read(
-        &self,
-        path: &[u8],
-        file: &mut BoardFile<'_, B>,
-        bytes: Option<&mut [u8]>,
-        offset: u64,
-    ) -> Result<(), Failed> {
-        let bytes = bytes.ok_or_else(|| self.failed(path, Error::BufferTooSmall))?;
-        let size = bytes.len() as u64;
-        let mut progress = Progress::<B>::new(self.board.clock(), size);
-        let mut tell = |come| progress.update(come);
-        let result = read_all(self.share, path, file, bytes, offset, &mut tell);
-        let took = progress.finish();
-        result.map_err(|e| self.failed(path, e))?;
-        // What was written to while it was read may be neither the old nor the new file.
-        if file.has_changed().map_err(|e| self.failed(path, e))? {
-            return Err(self.failed(path, Error::Changed));
-        }
-        report_loaded(&self.share.shown(path), size, took, &"");
-        trace_digest(path, bytes, offset);
-        Ok(())
-    }
-
-    /// The initrds with their sizes: those of a unified kernel image, then the entry's.
+    /// Finds the initrds: those of a unified kernel image, then the entry's.
+    #[inline(never)] // As above.
     fn find_initrds(
         &self,
         entry: &Entry<'m>,
         uki: Option<&Uki>,
-    ) -> Result<Vec<Initrd<'a, 'm, B>, { MAX_INITRDS + 2 }>, Failed> {
+        payload: &mut Payload<'a, 'm, B>,
+    ) -> Result<(), Failed> {
         let parts = uki.map_or([None; 2], |uki| [uki.ucode, uki.initrd]);
-        let sections = parts.into_iter().flatten().map(|part| Initrd {
-            name: entry.kernel,
-            file: None,
-            part,
-        });
-        let mut initrds: Vec<_, { MAX_INITRDS + 2 }> = sections.collect();
-        for name in &entry.initrds {
-            let path = Path::join(entry.directory, name);
-            let file = self.open(&path)?;
-            let size = file.metadata().len();
+        let sections = parts.into_iter().flatten().map(|part| (KERNEL, part));
+        payload.initrds = sections.collect();
+        for &name in &entry.initrds {
+            let file = payload.files.count();
+            let size = self.add_file(name, payload)?;
             if size == 0 {
-                return Err(self.failed(&path, "it is empty; put an initramfs there or remove it"));
+                let what = "it is empty; put an initramfs there or remove it";
+                return Err(self.failed(&payload.files.join(name), what));
             }
             // An entry has `MAX_INITRDS` at most.
-            _ = initrds.push(Initrd {
-                name,
-                file: Some(file),
-                part: Range::with_size(0, size),
-            });
+            _ = payload.initrds.push((file, Range::with_size(0, size)));
         }
-        Ok(initrds)
+        Ok(())
     }
 
-    /// Loads the initrds, if there are any, as high as they may lie from `min` up to `max`.
+    /// Finds a place for the initrds, if there are any, as high as they may lie from `min` up to
+    /// `max`, and wants them there.
     ///
     /// They lie one behind the other, each start aligned to 4 bytes with zeros before it, as the
     /// kernel wants a sequence of archives (buffer-format.rst).
-    pub fn initrds(
+    pub fn place_initrds(
         &mut self,
-        entry: &Entry<'_>,
-        extras: &mut Extras<'_, '_, B>,
+        payload: &mut Payload<'_, 'm, B>,
         min: u64,
         max: u64,
     ) -> Result<Option<Range>, Failed> {
-        let initrds = &mut extras.initrds;
-        let total = initrds.iter().fold(0_u64, |total, initrd| {
+        let total = payload.initrds.iter().fold(0_u64, |total, (_, part)| {
             let start = total.checked_next_multiple_of(4).unwrap_or(u64::MAX);
-            start.saturating_add(initrd.part.size())
+            start.saturating_add(part.size())
         });
-        let Some(first) = initrds.first() else {
+        let Some(&(first, _)) = payload.initrds.first() else {
             return Ok(None);
         };
         let block = self.place(
-            &Path::join(entry.directory, first.name),
+            &payload.files.path(first),
             &Request {
                 align: PAGE,
                 min: min.max(1 << 20),
@@ -357,17 +359,11 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
             },
         )?;
         let mut rest = block.bytes;
-        for initrd in initrds {
-            let path = Path::join(entry.directory, initrd.name);
-            let size = initrd.part.size();
-            let (bytes, after) = rest.split_at_mut(size as usize);
-            let start = initrd.part.start;
-            match &mut initrd.file {
-                Some(file) => self.read(&path, file, Some(bytes), start)?,
-                None => self.read(&path, &mut self.open(&path)?, Some(bytes), start)?,
-            }
+        for (file, part) in &payload.initrds {
+            let (bytes, after) = rest.split_at_mut(part.size() as usize);
+            want(&mut payload.wanted, *file, part.start, bytes);
             // There is no padding behind the last one.
-            let padding = after.len().min((size.wrapping_neg() % 4) as usize);
+            let padding = after.len().min((part.size().wrapping_neg() % 4) as usize);
             let (padding, after) = after.split_at_mut(padding);
             padding.fill(0);
             rest = after;
@@ -380,12 +376,15 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     fn command_line_text(
         &mut self,
         entry: &Entry<'m>,
-        source: &Source<'_, B>,
         uki: Option<&Uki>,
+        payload: &Payload<'_, 'm, B>,
     ) -> Result<&'m [u8], Failed> {
         const WHAT: &str = "command line";
+        let path = &payload.path;
         let inner = match uki.and_then(|uki| uki.cmdline) {
-            Some(part) => self.small_part(&source.path, &source.file, part, WHAT, MAX_CMDLINE)?,
+            Some(part) => {
+                self.small_part(path, payload.files.get(KERNEL), part, WHAT, MAX_CMDLINE)?
+            }
             None => b"",
         };
         // The section may end in NULs.
@@ -393,16 +392,15 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         let own = match entry.command_line {
             CommandLine::None => b"",
             CommandLine::Text(text) => text,
-            CommandLine::Lines(lines) => self.join(&source.path, lines)?,
+            CommandLine::Lines(lines) => self.join(path, lines)?,
             CommandLine::File(name) => {
-                let path = Path::join(entry.directory, name);
-                self.small_file(&path, WHAT, MAX_CMDLINE)?
+                self.small_file(&payload.files.join(name), WHAT, MAX_CMDLINE)?
             }
         };
         if inner.is_empty() {
             return Ok(own);
         }
-        self.join(&source.path, [inner, own].into_iter())
+        self.join(path, [inner, own].into_iter())
     }
 
     /// The lines with a space behind each.
@@ -470,11 +468,11 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     /// The kernel's command line, and where it lies.
     pub fn command_line(
         &mut self,
-        kernel: &[u8],
+        payload: &Payload<'_, 'm, B>,
         limit: usize,
         max: u64,
-        extras: &Extras<'_, '_, B>,
     ) -> Result<(&'m CStr, Range), Failed> {
+        let kernel = &payload.path;
         // A kernel may claim to take any length.
         let limit = limit.min(MAX_CMDLINE as usize);
         let request = Request {
@@ -484,7 +482,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         };
         let block = self.place(kernel, &request)?;
         let words = self.board.payload_words();
-        let line = cmdline::build(block.bytes, limit, &words, extras.text, extras.more)
+        let line = cmdline::build(block.bytes, limit, &words, payload.text, payload.more)
             .map_err(|e| self.failed(kernel, e))?;
         for word in &words {
             if contains_word(line.to_bytes(), word.as_bytes()) {
@@ -499,8 +497,8 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     fn find_device_tree(
         &mut self,
         entry: &Entry<'m>,
-        source: &Source<'_, B>,
         uki: Option<&Uki>,
+        payload: &Payload<'_, 'm, B>,
     ) -> Result<DeviceTree<'m>, Failed> {
         const WHAT: &str = "device tree";
         if is_x86::<B>() {
@@ -509,11 +507,11 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         let inner = uki.and_then(|uki| uki.device_tree);
         let (name, blob) = match (entry.device_tree, inner) {
             (Some(name), _) => {
-                let path = Path::join(entry.directory, name);
+                let path = payload.files.join(name);
                 (name, self.small_file(&path, WHAT, MAX_DEVICE_TREE)?)
             }
             (None, Some(part)) => {
-                let (path, file) = (&source.path, &source.file);
+                let (path, file) = (&payload.path, payload.files.get(KERNEL));
                 let blob = self.small_part(path, file, part, WHAT, MAX_DEVICE_TREE)?;
                 (entry.kernel, blob)
             }
@@ -521,7 +519,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
             (None, None) => return Ok(DeviceTree::Machine),
         };
         let reserved = device_tree::reservations(blob)
-            .map_err(|e| self.failed(&Path::join(entry.directory, name), e))?;
+            .map_err(|e| self.failed(&payload.files.join(name), e))?;
         for range in reserved {
             self.arena.occupy(range);
         }
@@ -531,8 +529,7 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
     /// A copy of the device tree, for the kernel; its address.
     pub fn device_tree(
         &mut self,
-        entry: &Entry<'_>,
-        extras: &Extras<'_, '_, B>,
+        payload: &Payload<'_, 'm, B>,
         command_line: &CStr,
         initrd: Option<Range>,
     ) -> Result<u64, Failed> {
@@ -544,14 +541,17 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
             );
             Failed
         };
-        let (path, blob, machine) = match extras.device_tree {
+        let (path, blob, machine) = match payload.device_tree {
             DeviceTree::Machine => (None, own.ok_or_else(missing)?, None),
             DeviceTree::File { name, blob } => {
                 // The board has read its own tree before: it is a well-formed one.
                 let seeds = own.and_then(|own| Seeds::of(own).ok()).unwrap_or_default();
                 let memory = self.board.memory_map();
-                let path = Path::join(entry.directory, name);
-                (Some(path), blob, Some(Machine { memory, seeds }))
+                (
+                    Some(payload.files.join(name)),
+                    blob,
+                    Some(Machine { memory, seeds }),
+                )
             }
         };
         let chosen = &Chosen {
@@ -569,24 +569,6 @@ impl<'a, 'm, B: Board> Loader<'a, 'm, B> {
         device_tree::update(blob, chosen, block.bytes).map_err(|e| self.failed(name, e))?;
         _ = self.loaded.push(block.range);
         Ok(block.range.start)
-    }
-}
-
-/// Says what was loaded, and `how`.
-pub(super) fn report_loaded(
-    path: &dyn fmt::Display,
-    size: u64,
-    took: Duration,
-    how: &dyn fmt::Display,
-) {
-    log::info!("loaded {path}, {}{how}", Speed { bytes: size, took });
-}
-
-/// Only on request: the guest touches none of what it loads.
-pub(super) fn trace_digest(path: &[u8], bytes: &[u8], offset: u64) {
-    if log::log_enabled!(log::Level::Trace) {
-        let digest = DigestText::of(bytes);
-        log::trace!("sha256 {digest} {} from {offset}", Text(path));
     }
 }
 

@@ -11,6 +11,7 @@ mod choose;
 mod commands;
 mod console;
 mod entry;
+mod fetch;
 mod keys;
 mod line;
 mod menu;
@@ -19,6 +20,7 @@ mod output;
 mod payload;
 mod shares;
 mod shell;
+mod time_line;
 mod walk;
 
 pub use crate::boot::image::Architecture;
@@ -30,6 +32,7 @@ use boot::Flow;
 use core::ops::ControlFlow;
 use shares::Shares;
 use shell::State;
+use time_line::{Stage, TimeLine};
 
 /// Runs the boot flow on `board`, as its command line says. The way in for a board's firmware.
 ///
@@ -63,18 +66,24 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
             B::exit(ExitStatus::Failure)
         }
     };
-    shares.mount(&mut board, &options);
+    let time_line = TimeLine::of(&board);
+    shares.mount(&mut board, &options, &time_line);
     let flow = Flow {
         board: &board,
         options: &options,
         shares,
+        time_line: &time_line,
     };
     let end = work(&flow, state, &mut arena);
     let unmounted = shares.unmount();
     match end {
-        // SAFETY: `Flow` put a checked payload of this architecture into memory that was free, and
-        // every share was unmounted, its device reset.
-        End::Start(hand_off) => unsafe { board.start(&hand_off) },
+        End::Start(hand_off) => {
+            time_line.reach(Stage::HandOff);
+            log::debug!("{time_line}");
+            // SAFETY: `Flow` put a checked payload of this architecture into memory that was free,
+            // and every share was unmounted, its device reset.
+            unsafe { board.start(&hand_off) }
+        }
         End::PowerOff => B::power_off(),
         End::Reset => B::reset(),
         End::Exit(ExitStatus::Success) if unmounted.is_ok() => B::exit(ExitStatus::Success),

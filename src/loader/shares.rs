@@ -1,6 +1,11 @@
 //! The machine's shares: which there are, which are wanted, and mounting them.
 
-use super::{Board, Failed, arena::Arena, console::Text};
+use super::{
+    Board, Failed,
+    arena::Arena,
+    console::Text,
+    time_line::{Stage, TimeLine},
+};
 use crate::{
     Error,
     boot::{
@@ -73,8 +78,9 @@ impl<B: Board> Shares<B> {
     /// Looks for devices and mounts those that `options` want: the tags named, in that order, or
     /// all, in the order found. What can't be had is reported.
     #[inline(never)] // So that the large frames of the boot flow do not add up.
-    pub fn mount(&mut self, board: &mut B, options: &Options<'_>) {
+    pub fn mount(&mut self, board: &mut B, options: &Options<'_>, time_line: &TimeLine<B::Clock>) {
         let mut transports = self.take_devices(board.find_devices());
+        time_line.reach(Stage::Devices);
         let mut session = session::Options::default().with_deadline(options.deadline);
         if let Some(bytes) = options.chunk_size {
             session = session.with_chunk_size(bytes);
@@ -105,6 +111,7 @@ impl<B: Board> Shares<B> {
         for mount in &mut self.mounted {
             mount.named = named;
         }
+        time_line.reach(Stage::Mounted);
     }
 
     #[inline(never)] // As above.

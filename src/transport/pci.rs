@@ -16,12 +16,23 @@ pub use virtio_drivers::transport::pci::bus::{Cam, ConfigurationAccess, MmioCam}
 use virtio_drivers::transport::pci::{
     VIRTIO_PCI_CAP_COMMON_CFG, VIRTIO_PCI_CAP_DEVICE_CFG, VIRTIO_PCI_CAP_ISR_CFG,
     VIRTIO_PCI_CAP_NOTIFY_CFG, VIRTIO_VENDOR_ID,
-    bus::{BarInfo, Command, HeaderType, PCI_CAP_ID_VNDR, PciRoot},
+    bus::{BarInfo, Command, PCI_CAP_ID_VNDR, PciRoot},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// PCI device IDs of modern devices start here (section 4.1.2.1).
 const MODERN_DEVICE_ID_BASE: u16 = 0x1040;
+/// What the vendor and device ID of a modern file system device read as.
+const FILE_SYSTEM_DEVICE: u32 =
+    ((MODERN_DEVICE_ID_BASE + FILE_SYSTEM_DEVICE_ID) as u32) << 16 | VIRTIO_VENDOR_ID as u32;
+/// What the vendor and device ID of nothing read as.
+const ABSENT: u32 = u32::MAX;
+/// Offset of the word with the header type in its third byte (PCI 3.0, 6.1), whose uppermost bit
+/// says that there is more than one function.
+const HEADER_TYPE: u8 = 0x0c;
+const MULTI_FUNCTION: u8 = 1 << 7;
+/// The header type of a bridge.
+const BRIDGE: u8 = 1;
 /// Offset of the bus numbers in a bridge's configuration header (PCI-to-PCI bridge 1.2, 3.2.5).
 const BRIDGE_BUS_NUMBERS: u8 = 0x18;
 /// The most capabilities that fit into 256 bytes of configuration space behind its 64-byte header;
@@ -101,16 +112,14 @@ pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
             Some(seen) if !*seen => *seen = true,
             _ => continue,
         }
-        for (function, info) in root.enumerate_bus(bus) {
-            if info.header_type == HeaderType::PciPciBridge {
+        for function in functions(&reader, bus) {
+            if header_type(&reader, function) & !MULTI_FUNCTION == BRIDGE {
                 let secondary = (reader.read_word(function, BRIDGE_BUS_NUMBERS) >> 8) as u8;
                 if buses.push(secondary).is_err() {
                     log::warn!("too many PCI bridges: bus {secondary:#04x} is not looked at");
                 }
             }
-            if info.vendor_id != VIRTIO_VENDOR_ID
-                || info.device_id != MODERN_DEVICE_ID_BASE + FILE_SYSTEM_DEVICE_ID
-            {
+            if reader.read_word(function, 0) != FILE_SYSTEM_DEVICE {
                 continue;
             }
             let transport = open::<H, C>(&mut root, &reader, function, &mut rules);
@@ -124,6 +133,33 @@ pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
             }
         }
     }
+}
+
+/// The functions of a bus. A device without a first function has none, and most have no other
+/// (PCI 3.0, 3.2.2.3.4): each look at one that is not there leaves the guest, too.
+fn functions<C: ConfigurationAccess>(reader: &C, bus: u8) -> impl Iterator<Item = DeviceFunction> {
+    let is_there = |function: &DeviceFunction| reader.read_word(*function, 0) != ABSENT;
+    let all = (0..32).flat_map(move |device| {
+        let numbered = move |function| DeviceFunction {
+            bus,
+            device,
+            function,
+        };
+        let first = numbered(0);
+        let count = if !is_there(&first) {
+            0
+        } else if header_type(reader, first) & MULTI_FUNCTION == 0 {
+            1
+        } else {
+            8
+        };
+        (0..count).map(numbered)
+    });
+    all.filter(is_there)
+}
+
+fn header_type<C: ConfigurationAccess>(reader: &C, function: DeviceFunction) -> u8 {
+    (reader.read_word(function, HEADER_TYPE) >> 16) as u8
 }
 
 /// A structure of the device inside a BAR (`virtio_pci_cap`, section 4.1.4).
@@ -264,6 +300,45 @@ fn carve(window: &mut core::ops::Range<u64>, size: u64) -> Option<u64> {
     Some(address)
 }
 
+/// Where a device's structures are in memory: aligned, large enough and where the platform lets
+/// them be.
+struct Places {
+    common: u64,
+    isr: u64,
+    /// With its size in bytes, and what a queue's offset is multiplied by.
+    notify: (u64, u32),
+    multiplier: u32,
+    /// With its size in bytes.
+    device: (u64, u32),
+}
+
+impl Places {
+    fn find<C: ConfigurationAccess>(
+        root: &mut PciRoot<C>,
+        function: DeviceFunction,
+        structures: Structures,
+        rules: &mut BarRules<'_>,
+    ) -> Result<Self, TransportError> {
+        let missing = TransportError::Capability;
+        let common = structures.common.ok_or(missing("common configuration"))?;
+        let (notify, multiplier) = structures.notify.ok_or(missing("notifications"))?;
+        let isr = structures.isr.ok_or(missing("ISR status"))?;
+        let device = structures.device.ok_or(missing("device configuration"))?;
+        if !multiplier.is_multiple_of(2) {
+            return Err(missing("notifications"));
+        }
+        let bars = Bars::place(root, function, rules)?;
+        let locate = |structure, minimum| bars.locate(structure, minimum, rules);
+        Ok(Self {
+            common: locate(common, size_of::<CommonConfig>())?,
+            isr: locate(isr, 1)?,
+            notify: (locate(notify, size_of::<u16>())?, notify.length),
+            multiplier,
+            device: (locate(device, 1)?, device.length),
+        })
+    }
+}
+
 fn open<H: Hal, C: ConfigurationAccess>(
     root: &mut PciRoot<C>,
     reader: &C,
@@ -271,51 +346,23 @@ fn open<H: Hal, C: ConfigurationAccess>(
     rules: &mut BarRules<'_>,
 ) -> Result<PciTransport, TransportError> {
     let structures = Structures::read(root, reader, function);
-    let missing = TransportError::Capability;
-    let common = structures.common.ok_or(missing("common configuration"))?;
-    let (notify, multiplier) = structures.notify.ok_or(missing("notifications"))?;
-    let isr = structures.isr.ok_or(missing("ISR status"))?;
-    let device = structures.device.ok_or(missing("device configuration"))?;
-    if !multiplier.is_multiple_of(2) {
-        return Err(missing("notifications"));
-    }
-
-    let bars = Bars::place(root, function, rules)?;
-    let common = bars.locate(common, size_of::<CommonConfig>(), rules)?;
-    let notify_address = bars.locate(notify, size_of::<u16>(), rules)?;
-    let isr = bars.locate(isr, 1, rules)?;
-    let device_address = bars.locate(device, 1, rules)?;
-
+    // Once, or the BARs' sizes would have it turned off and on for each: QEMU then lays its memory
+    // out anew.
     let (_, command) = root.get_status_command(function);
     root.set_command(
         function,
-        command | Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE,
+        command & !(Command::IO_SPACE | Command::MEMORY_SPACE),
     );
-
-    let notify_slots = (notify.length / 2) as usize;
-    let mut transport = PciTransport {
-        // SAFETY: `locate` checked that the structure lies in device memory that the caller of
-        // `scan` promised to be mapped and ours, and that it is aligned and large enough.
-        common: unsafe { region::<H, _>(common) },
-        // SAFETY: as above.
-        isr: unsafe { region::<H, _>(isr) },
-        // SAFETY: as above, for `length` bytes.
-        notify: unsafe { slice::<H, _>(notify_address, notify_slots) },
-        notify_index: [0; QUEUES],
-        // SAFETY: as above, for `length` bytes.
-        config: ConfigSpace::new(unsafe { slice::<H, _>(device_address, device.length as usize) }),
+    let places = Places::find(root, function, structures, rules);
+    let enabled = Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE;
+    let command = match places {
+        Ok(_) => command | enabled,
+        Err(_) => command,
     };
-    for (queue, index) in (0..).zip(&mut transport.notify_index) {
-        field!(transport.common, queue_select).write(queue);
-        let offset = u64::from(field_shared!(transport.common, queue_notify_off).read())
-            .saturating_mul(multiplier.into());
-        // Even, because the multiplier is.
-        *index = usize::try_from(offset / 2).unwrap_or(usize::MAX);
-        if *index >= notify_slots {
-            return Err(missing("notifications"));
-        }
-    }
-    Ok(transport)
+    root.set_command(function, command);
+    // SAFETY: `Places` are in device memory that the caller of `scan` promised to be mapped and
+    // ours, and answer from here on.
+    unsafe { PciTransport::new::<H>(places?) }
 }
 
 /// A pointer to the device memory at `address`.
@@ -352,6 +399,42 @@ pub struct PciTransport {
     /// Index into `notify` for each queue, read once: a kick is one write.
     notify_index: [usize; QUEUES],
     config: ConfigSpace<'static>,
+}
+
+impl PciTransport {
+    /// The device whose structures are there.
+    ///
+    /// # Safety
+    ///
+    /// They must be mapped as device memory for ever, at the addresses that `H` gives, with no
+    /// other user.
+    unsafe fn new<H: Hal>(places: Places) -> Result<Self, TransportError> {
+        let (notify, notify_size) = places.notify;
+        let notify_slots = (notify_size / 2) as usize;
+        let (device, device_size) = places.device;
+        let mut transport = Self {
+            // SAFETY: promised by the caller; `Places` are aligned and large enough.
+            common: unsafe { region::<H, _>(places.common) },
+            // SAFETY: as above.
+            isr: unsafe { region::<H, _>(places.isr) },
+            // SAFETY: as above, for its size.
+            notify: unsafe { slice::<H, _>(notify, notify_slots) },
+            notify_index: [0; QUEUES],
+            // SAFETY: as above, for its size.
+            config: ConfigSpace::new(unsafe { slice::<H, _>(device, device_size as usize) }),
+        };
+        for (queue, index) in (0..).zip(&mut transport.notify_index) {
+            field!(transport.common, queue_select).write(queue);
+            let offset = u64::from(field_shared!(transport.common, queue_notify_off).read())
+                .saturating_mul(places.multiplier.into());
+            // Even, because the multiplier is.
+            *index = usize::try_from(offset / 2).unwrap_or(usize::MAX);
+            if *index >= notify_slots {
+                return Err(TransportError::Capability("notifications"));
+            }
+        }
+        Ok(transport)
+    }
 }
 
 /// Writes a 64-bit address into its two registers.
@@ -456,5 +539,60 @@ impl Transport for PciTransport {
         value: T,
     ) -> Result<(), VirtioError> {
         self.config.write(offset, value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::RefCell;
+    use std::vec::Vec;
+
+    /// A bus with functions of these header types, and which words of it were read.
+    struct Bus {
+        functions: &'static [(u8, u8, u8)],
+        read: RefCell<Vec<(u8, u8)>>,
+    }
+
+    impl ConfigurationAccess for Bus {
+        fn read_word(&self, at: DeviceFunction, register: u8) -> u32 {
+            self.read.borrow_mut().push((at.device, at.function));
+            let mut functions = self.functions.iter();
+            let found = functions.find(|found| (found.0, found.1) == (at.device, at.function));
+            match (found, register) {
+                (None, _) => ABSENT,
+                (Some(_), 0) => FILE_SYSTEM_DEVICE,
+                (Some(found), HEADER_TYPE) => u32::from(found.2) << 16,
+                (Some(_), _) => panic!("nothing else is of interest"),
+            }
+        }
+
+        fn write_word(&mut self, _: DeviceFunction, _: u8, _: u32) {
+            panic!("a look changes nothing");
+        }
+
+        unsafe fn unsafe_clone(&self) -> Self {
+            panic!("nobody needs another");
+        }
+    }
+
+    #[test]
+    fn functions_are_looked_for_where_there_can_be_some() {
+        let bus = Bus {
+            functions: &[
+                (0, 0, 0),
+                (0, 1, 0), // not where there is one function
+                (2, 3, 0), // not where there is no first one
+                (31, 0, BRIDGE | MULTI_FUNCTION),
+                (31, 2, 0),
+                (31, 7, 0),
+            ],
+            read: RefCell::default(),
+        };
+        let found = functions(&bus, 0).map(|at| (at.device, at.function));
+        let found: Vec<_> = found.collect();
+        assert_eq!(found, [(0, 0), (31, 0), (31, 2), (31, 7)]);
+        let read = bus.read.borrow();
+        assert!(read.iter().all(|at| at.1 == 0 || at.0 == 31));
     }
 }

@@ -153,6 +153,33 @@ pub(crate) fn boots_layers(board: Board) {
     run.line(&["Hello from between."]);
 }
 
+fn trace_table(trace: &Path) -> String {
+    let mut table = Vec::new();
+    bootshare_host::serve::print(trace, &mut table).unwrap();
+    String::from_utf8(table).unwrap()
+}
+
+/// While one READ of the kernel takes its time, all others are answered, those of the initrd too.
+pub(crate) fn reads_all_files_at_once(board: Board) {
+    let dir = empty_dir(&format!("embedded-at-once-{board:?}"));
+    let mut machine = machine(board, Server::Embedded, demo_share(board.arch()), "");
+    // The first two are of its head and of the command line.
+    machine.fault = Some("delay=500ms@READ:3".parse().unwrap());
+    machine.thread_pool_size = Some(2);
+    machine.trace = Some(dir.join("trace"));
+    assert_eq!(run(&machine).outcome, Outcome::PowerOff);
+    // By when they were answered.
+    let table = trace_table(&dir.join("trace"));
+    let line = |parts: [&str; 2]| {
+        let found = |line: &str| parts.iter().all(|part| line.contains(part));
+        let at = table.lines().position(found);
+        at.unwrap_or_else(|| panic!("no line has {parts:?}:\n{table}"))
+    };
+    let kernel = board.arch().kernel_name();
+    let initrd = line(["READ", "/initrd.img"]);
+    assert!(initrd < line([kernel, "(fault: delay 500ms)"]), "{table}");
+}
+
 /// The firmware says what is wrong with a server that does wrong, and the trace shows it.
 pub(crate) fn faults(board: Board) {
     let share = demo_share(board.arch());
@@ -175,9 +202,7 @@ pub(crate) fn faults(board: Board) {
     assert_eq!(slow.outcome, Outcome::FirmwareExit(0));
     let digest = crate::lab::sha256_of(&share.join("random.bin"));
     assert_eq!(slow.output(), [format!("{digest}  /random.bin")]);
-    let mut table = Vec::new();
-    bootshare_host::serve::print(&dir.join("trace"), &mut table).unwrap();
-    let table = String::from_utf8(table).unwrap();
+    let table = trace_table(&dir.join("trace"));
     for parts in [
         &["READ", "/random.bin", "1048592", "ok, 1048576 at "][..],
         &["LOOKUP", "/random.bin", "(fault: delay 5ms)"],

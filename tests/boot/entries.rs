@@ -299,8 +299,8 @@ pub(crate) fn listed(board: Board) {
     let good = "good-6.1: Good (/6.1/linux)";
     let rest = [
         "  b: Bee (/extlinux/b)",
-        "  a: (/a)",
-        "  vmlinuz-6.1: (/vmlinuz-6.1)",
+        "  a: /a",
+        "  vmlinuz-6.1: /vmlinuz-6.1",
     ];
     let foreign = "- foreign: passed over: it is for aa64 and this machine is x86-64";
     let expected = [foreign, &format!("* {broken}"), &format!("  {good}")];

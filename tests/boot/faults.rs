@@ -28,7 +28,7 @@ const SHORT: &str = "bootshare.log=debug bootshare.deadline=3";
 const LONG: &str = "bootshare.log=debug bootshare.deadline=100";
 
 /// What went wrong, and what to look at.
-const STALLED: &str = "the host made no progress for 3000 ms; is its virtiofsd alive?";
+const STALLED: &str = "the host made no progress for 3000 ms; is the share's server alive?";
 
 /// The host did not answer for the deadline, and then not again: the share is given up.
 fn expect_lost(run: &Run, tag: &str) {
@@ -138,6 +138,21 @@ pub(crate) fn killed_before_init(board: Board) {
     expect_failure(&run);
     run.line(&[&stalled(demo::TAG)]);
     run.line(&["bootshare: error: virtio-", ": ", STALLED]);
+}
+
+/// Nobody can tell whether there is a kernel, so nothing is said of one.
+pub(crate) fn killed_after_init(board: Board) {
+    let share = demo_share(board.arch());
+    let run = run_with(
+        &machine(board, Server::Rust, share, SHORT),
+        &mut [(Console("mounted bootshare"), &mut |servers| servers.kill(0))],
+    );
+    expect_failure(&run);
+    expect_lost(&run, demo::TAG);
+    // Once when it was lost, once when it was asked to come back.
+    let resets = |line: &&String| line.contains("resetting the device");
+    assert_eq!(run.lines.iter().filter(resets).count(), 2);
+    assert_eq!(run.find(&["no kernel"]), None);
 }
 
 /// The kernel was looked up and opened, and nothing of it read. The second share has another.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bootshare_host::guest::Parts;
 use bootshare_host::{
-    Arch, Board, Console, Machine, Moment, Outcome, Report, Script, Servers, Share, demo,
+    Act, Arch, Board, Console, Machine, Moment, Outcome, Report, Servers, Share, demo,
 };
 use sha2::{Digest, Sha256};
 
@@ -72,43 +72,36 @@ pub(crate) fn run(machine: &Machine) -> Run {
     finished(machine, machine.run(Console::Capture))
 }
 
-/// What a test does to a running machine's servers or share, and when: at once, or when the console
-/// has this text. Each step comes after the one before.
+/// What a test does to a running machine's servers or share, and when.
 pub(crate) type Step<'a> = (Moment<'a>, &'a mut dyn FnMut(&mut Servers<'_>));
 
 /// A load shows its progress, as each does at log level debug: some of the file has come.
-pub(crate) const BAR: Moment<'_> = Moment::Console("\r[");
+pub(crate) const BAR: Moment<'_> = Moment::Console(r"\n\[");
 
 /// Runs a machine and takes all of `steps` on its way, while the guest waits.
 pub(crate) fn run_with(machine: &Machine, steps: &mut [Step<'_>]) -> Run {
-    let (mut taken, mut seen) = (0, 0);
-    let report = machine.run_watched(|moment, servers| {
-        while let Some((at, act)) = steps.get_mut(taken) {
-            seen = match (&at, moment) {
-                (Moment::Start, Moment::Start) => 0,
-                (Moment::Console(text), Moment::Console(line)) => match line[seen..].find(*text) {
-                    Some(start) => seen + start + text.len(),
-                    None => break,
-                },
-                _ => break,
-            };
-            println!("--- {at:?} ---");
-            act(servers);
-            taken += 1;
-        }
-        if matches!(moment, Moment::Console(line) if line.ends_with('\n')) {
-            seen = 0;
-        }
-    });
-    let run = finished(machine, report);
-    let left = steps.get(taken).map(|(at, _)| at);
-    assert_eq!(left, None, "it never came to this");
-    run
+    let steps = steps.iter_mut();
+    run_steps(machine, steps.map(|(at, act)| (*at, Act::Strike(act))))
 }
 
-/// Runs a machine with someone at its keyboard.
-pub(crate) fn run_typing(machine: &Machine, script: Script<'_>) -> Run {
-    finished(machine, machine.run_typing(script))
+/// Runs a machine with someone at its keyboard: types each text once the console has shown the one
+/// before it.
+pub(crate) fn run_typing(machine: &Machine, script: &[(&str, &str)]) -> Run {
+    let script = script.iter();
+    run_steps(
+        machine,
+        script.map(|(at, keys)| (Moment::Console(at), Act::Type(keys))),
+    )
+}
+
+fn run_steps<'a>(machine: &Machine, steps: impl Iterator<Item = bootshare_host::Step<'a>>) -> Run {
+    let mut steps: Vec<_> = steps.collect();
+    let report = machine.run_steps(&mut steps);
+    let left = report.as_ref().map_or(0, |report| report.steps_left);
+    let run = finished(machine, report);
+    let next = steps.get(steps.len() - left).map(|(at, _)| at);
+    assert_eq!(next, None, "it never came to this");
+    run
 }
 
 fn finished(machine: &Machine, report: Result<Report, impl Display>) -> Run {

@@ -105,6 +105,29 @@ fn expect_loads(run: &Run, board: Board, share: &Path) {
         expect_loaded(run, share, path);
     }
     run.line(&[&format!("bootshare: starting {kernel}")]);
+    expect_time_line(run);
+}
+
+/// All stages of the boot, in order, none before the one that it comes after.
+fn expect_time_line(run: &Run) {
+    let prefix = "bootshare: debug: time line in us: ";
+    let line = run.line(&[prefix]);
+    let (stages, clock) = line[prefix.len()..].split_once("; ").unwrap();
+    let stages = stages.split(", ").map(|stage| {
+        let (name, micros) = stage.split_once(' ').unwrap();
+        (name, micros.parse::<u64>().unwrap())
+    });
+    let (names, micros): (Vec<_>, Vec<_>) = stages.unzip();
+    let all = [
+        "entry", "devices", "mounted", "chosen", "loaded", "hand-off",
+    ];
+    assert_eq!(names, all);
+    assert_eq!(micros[0], 0);
+    // A server is another process: its answers take time.
+    assert!(micros.is_sorted() && micros[1] < micros[5], "{line}");
+    let before = clock.strip_prefix("the machine's clock was at ");
+    let before = before.and_then(|rest| rest.strip_suffix(" on entry"));
+    let _micros: u64 = before.unwrap().parse().unwrap();
 }
 
 /// The line that says how fast `path` was loaded, and the digest of what lies in memory.

@@ -143,13 +143,13 @@ pub(crate) fn shell_boots_an_entry(board: Board) {
             ("found", ""),
             // The line before, changed: an error.
             (PROMPT, "\x1b[A\x1b[D\x7f\x7f\x7f\x7f\r"),
-            ("\\xc3\\xa9", ""),
+            (r"\\xc3\\xa9", ""),
             // Two lines back and one forward, then as typed before.
             (PROMPT, "ls /6\x10\x10\x0e\x0e.1\r"),
             ("initrd", ""),
             // Names that differ are listed.
             (PROMPT, "stat /\t\t"),
-            ("loader\r\n", "nosuch\x15\x0bexit\r"),
+            ("loader\n", "nosuch\x15\x0bexit\r"),
             (MENU, "\x1b"),
             (PROMPT, "boot nosuch\r"),
             ("there is a, b, c", ""),

@@ -1,22 +1,28 @@
 //! The architectural timer's virtual count.
 
 use crate::cpu;
-use bootshare::{hal::Clock, loader::ExitStatus};
+use bootshare::{hal, loader::ExitStatus};
 use core::time::Duration;
 
 const NANOSECONDS_PER_SECOND: u64 = 1_000_000_000;
 
 /// The virtual counter, at the frequency that its own register tells.
 #[derive(Clone, Copy, Debug)]
-pub struct ArmClock;
+pub struct Clock;
 
-impl Clock for ArmClock {
-    fn now(&self) -> Duration {
+impl Clock {
+    /// When the counter was at `count`, as [`now`](hal::Clock::now) tells time.
+    pub fn at(count: u64) -> Duration {
         let frequency = cpu::counter_frequency_hz().max(1);
-        let count = cpu::counter();
         // The frequency is a 32-bit number, so this fits, and the quotient is below a second.
         let nanoseconds = count % frequency * NANOSECONDS_PER_SECOND / frequency;
         Duration::new(count / frequency, nanoseconds as u32)
+    }
+}
+
+impl hal::Clock for Clock {
+    fn now(&self) -> Duration {
+        Self::at(cpu::counter())
     }
 
     fn relax(&self) {

@@ -1,7 +1,7 @@
 //! The PL011 UART, used without interrupts and never waited for without end.
 
-use crate::clock::ArmClock;
-use bootshare::{boot::memory::Range, hal::Clock};
+use crate::clock::Clock;
+use bootshare::{boot::memory::Range, hal::Clock as _};
 use core::{
     fmt,
     ptr::{NonNull, with_exposed_provenance_mut},
@@ -40,8 +40,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Physical address of the registers: device memory of the first GiB, always.
 static BASE: AtomicUsize = AtomicUsize::new(DEFAULT_BASE);
-/// The UART stopped sending: bytes for which there is no room at once are dropped.
-static STUCK: AtomicBool = AtomicBool::new(false);
+/// It did not take the latest byte in time: until it takes one, nothing waits for it.
+static STALLED: AtomicBool = AtomicBool::new(false);
 
 /// Uses the PL011 whose registers are at `registers` from now on; leaves things as they are if
 /// that is not in device memory.
@@ -100,16 +100,16 @@ fn send(uart: &mut UniqueMmioPointer<'_, Registers>, byte: u8) {
         field_shared!(uart, flags).read() & TRANSMIT_FULL != 0
     };
     if is_full(uart) {
-        let start = ArmClock.now();
+        let start = Clock.now();
         while is_full(uart) {
-            if STUCK.load(Ordering::Relaxed) || ArmClock.now().saturating_sub(start) > PATIENCE {
-                STUCK.store(true, Ordering::Relaxed);
+            if STALLED.load(Ordering::Relaxed) || Clock.now().saturating_sub(start) > PATIENCE {
+                STALLED.store(true, Ordering::Relaxed);
                 return;
             }
-            ArmClock.relax();
+            Clock.relax();
         }
     }
-    STUCK.store(false, Ordering::Relaxed);
+    STALLED.store(false, Ordering::Relaxed);
     field!(*uart, data).write(byte.into());
 }
 

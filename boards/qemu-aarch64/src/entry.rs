@@ -4,7 +4,7 @@
 //! # What holds on arrival
 //!
 //! 1. `pc` is at the image's first instruction. The image lies at its link address, or in flash at
-//!    address 0, where QEMU's `-bios` puts it: then it copies itself, and starts again from there.
+//!    address 0, where QEMU's `-bios` puts it: then it copies itself, and goes on there.
 //! 2. The MMU and the data cache are off; interrupts are masked.
 //! 3. The exception level is EL1 or EL2. EL3 is refused with a message.
 //! 4. `x0` is the physical address of the device tree, or 0 (QEMU starts an ELF file so). After a
@@ -13,7 +13,7 @@
 //! 6. Nothing else is known: neither the other registers, nor `.bss`, nor whether floating point
 //!    traps.
 //!
-//! # What holds on departure, in [`crate::rust_main`]
+//! # What holds on departure, in [`machine::main`]
 //!
 //! 1. The exception level is unchanged.
 //! 2. The MMU, data cache and instruction cache are on, and were before the first write to
@@ -24,7 +24,7 @@
 //! 4. `VBAR` points to our vectors. Every exception is fatal and is reported on its own stack.
 //! 5. Floating point and SIMD do not trap: the compiler uses them.
 //! 6. `.bss` is zero, `sp` is the end of a 64 KiB stack, interrupts stay masked.
-//! 7. `x0` is what it was.
+//! 7. `x0` is what it was, and `x1` the timer's count on arrival.
 //!
 //! # Names of the EL2 registers
 //!
@@ -32,7 +32,10 @@
 //! from EL2 reaches its EL2 counterpart, which then has the EL1 layout (Arm ARM, D8.2 "VHE"). So
 //! EL2 with E2H takes the EL1 path from start to end, here and in `cpu`; only plain EL2 differs.
 
-use crate::mapping::{BLOCK, DEVICE, NORMAL, NORMAL_EXECUTABLE, PAGE};
+use crate::{
+    exceptions, machine,
+    mapping::{BLOCK, DEVICE, NORMAL, NORMAL_EXECUTABLE, PAGE},
+};
 use core::arch::global_asm;
 
 /// Descriptor that points to the next level's table (Arm ARM, D8.3).
@@ -115,7 +118,8 @@ _start:
     isb
     .endm
 
-10: msr     daifset, #0xf
+10: mrs     x20, cntvct_el0
+    msr     daifset, #0xf
     msr     spsel, #1
 
     // At the link address, or in flash?
@@ -153,6 +157,7 @@ _start:
     dsb     nsh
     isb
     mov     x0, xzr
+    add     x10, x10, #(14f - _start)
     br      x10
 
 14: mrs     x9, CurrentEL
@@ -189,7 +194,8 @@ _start:
     mov     sp, x9
     mov     x29, xzr
     mov     x30, xzr
-    b       {rust_main}
+    mov     x1, x20
+    b       {main}
 
     // No way on: prints the text at x1 on the UART that QEMU's documentation names, and ends
     // QEMU with status 0x21 (see `exit`). The MMU is off, nothing is written to memory.
@@ -224,7 +230,7 @@ _start:
     lsr     x0, x0, #7
     mov     x29, xzr
     mov     x30, xzr
-    b       {rust_exception}
+    b       {exception}
 
     // The first tables. Level 1 has an entry a GiB, level 2 an entry for each 2 MiB of the second
     // GiB, level 3 an entry for each page of the image's 2 MiB.
@@ -263,6 +269,6 @@ bootshare_level3:
     NORMAL_BLOCK = const NORMAL | BLOCK,
     EXECUTABLE_PAGE = const NORMAL_EXECUTABLE | PAGE,
     TABLE = const TABLE,
-    rust_main = sym crate::rust_main,
-    rust_exception = sym crate::exception::rust_exception,
+    main = sym machine::main,
+    exception = sym exceptions::report,
 );

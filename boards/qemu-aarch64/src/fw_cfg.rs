@@ -1,6 +1,6 @@
 //! The fw_cfg device, where the firmware's options are when QEMU was started without `-kernel`.
 
-use crate::{clock::ArmClock, mapping};
+use crate::{clock::Clock, mapping};
 use bootshare::boot::memory::Range;
 use bootshare_qemu_fw_cfg::{FwCfg, Register};
 use core::ptr::{NonNull, with_exposed_provenance_mut};
@@ -40,7 +40,7 @@ impl Register for Mmio {
 /// # Safety
 ///
 /// The device tree must say that they are fw_cfg's, and nothing else may use them.
-pub unsafe fn open(registers: Range) -> Option<FwCfg<Mmio, ArmClock>> {
+pub unsafe fn open(registers: Range) -> Option<FwCfg<Mmio, Clock>> {
     if !mapping::is_low_device(registers)
         || registers.size() < size_of::<Registers>() as u64
         || !registers.start.is_multiple_of(8)
@@ -53,5 +53,5 @@ pub unsafe fn open(registers: Range) -> Option<FwCfg<Mmio, ArmClock>> {
     let registers = unsafe { UniqueMmioPointer::new(base) };
     // SAFETY: fw_cfg's register, as the caller says; memory is mapped to its physical addresses,
     // with the caches on, as QEMU's DMA wants it.
-    unsafe { FwCfg::find(Mmio(registers), ArmClock) }
+    unsafe { FwCfg::find(Mmio(registers), Clock) }
 }

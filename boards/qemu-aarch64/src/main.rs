@@ -1,50 +1,50 @@
 //! Firmware for QEMU's aarch64 `virt` machine, with its devices on virtio-mmio or on PCI.
 //!
-//! One image, started with `-kernel` as an ELF file or as a raw arm64 Image, or with `-bios` as the
-//! same raw image. What the machine has is read from the device tree. The crate is an empty program on anything but bare metal, so that
-//! `cargo test` and `cargo clippy` work on it like on any other.
+//! Floor 7: facts of this machine, no policy. One image, started with `-kernel` as an ELF file or as
+//! a raw arm64 Image, or with `-bios` as the same raw image. What the machine has is read from the
+//! device tree.
+//!
+//! | module | what lives there | touches |
+//! |---|---|---|
+//! | `entry` | image header, first translation tables, vectors, the stack | everything, once |
+//! | `cpu` | system registers, caches, the way out to a payload | the MMU, TLB and caches |
+//! | `exceptions` | an exception, or a panic, becomes an error line | nothing |
+//! | `console` | PL011 | its registers |
+//! | `exit` | how the machine ends | semihosting, PSCI |
+//! | `clock` | the timer's virtual count | nothing |
+//! | `fw_cfg` | the options of a machine without `-append` | its registers |
+//! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | what the device tree names |
+//! | `ecam` | PCI configuration space | what it is given |
+//! | `mapping` | what is mapped where | the tables that it is given |
+//! | `tree` | what the device tree says | nothing |
+//!
+//! On any other target the crate is an empty program, so that the last three are tested on the host.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-#[cfg(target_os = "none")]
-mod board;
+#[cfg(any(target_os = "none", test))]
+mod ecam;
+#[cfg(any(target_os = "none", test))]
+mod mapping;
+#[cfg(any(target_os = "none", test))]
+mod tree;
+
 #[cfg(target_os = "none")]
 mod clock;
 #[cfg(target_os = "none")]
 mod console;
 #[cfg(target_os = "none")]
 mod cpu;
-#[cfg(any(target_os = "none", test))]
-mod ecam;
 #[cfg(target_os = "none")]
 mod entry;
 #[cfg(target_os = "none")]
-mod exception;
+mod exceptions;
 #[cfg(target_os = "none")]
 mod exit;
 #[cfg(target_os = "none")]
 mod fw_cfg;
-#[cfg(any(target_os = "none", test))]
-mod mapping;
-#[cfg(any(target_os = "none", test))]
-mod tree;
+#[cfg(target_os = "none")]
+mod machine;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}
-
-/// The first function in Rust; `entry` says what holds here.
-#[cfg(target_os = "none")]
-extern "C" fn rust_main(x0: u64) -> ! {
-    use bootshare::loader::ExitStatus;
-
-    // SAFETY: called once, from the entry code, with `x0` as it was on entry.
-    match unsafe { board::Virt::new(x0) } {
-        // SAFETY: the board's memory map, what is occupied and what is mapped come from the device
-        // tree and the linker, and `mapping` made the map accordingly; this runs once.
-        Ok(board) => unsafe { bootshare::loader::run(board) },
-        Err(why) => {
-            console::error(format_args!("{why}"));
-            exit::exit(ExitStatus::Failure)
-        }
-    }
-}

@@ -19,6 +19,9 @@ const MAX_SLOTS: usize = 32;
 const MAX_RANGES: usize = 32;
 const _: () = assert!(3 * MAX_RANGES <= MAX_REGIONS);
 
+/// The most devices of a [`Kind`].
+const MAX_DEVICES: usize = 128;
+
 /// Space code in the first cell of a PCI `ranges` entry, and its value for 32-bit memory (PCI bus
 /// binding to IEEE 1275, section 2.2.1.1).
 const PCI_SPACE_MASK: u32 = 0b11 << 24;
@@ -61,13 +64,9 @@ fn string<'a>(node: FdtNode<'a>, name: &str) -> Option<&'a [u8]> {
     property(node, name)?.split(|byte| *byte == 0).next()
 }
 
-/// A child that is neither disabled nor failed.
+/// What is neither disabled nor failed.
 fn is_enabled(node: &FdtNode<'_>) -> bool {
     matches!(node.status(), Ok(Status::Okay))
-}
-
-fn enabled<'a>(tree: Fdt<'a>) -> impl Iterator<Item = FdtNode<'a>> {
-    tree.root().children().filter(is_enabled)
 }
 
 /// One range of `reg` or `ranges`; `None` if it is empty or does not fit into 64 bits.
@@ -84,97 +83,226 @@ fn ranges<'a>(node: FdtNode<'a>) -> impl Iterator<Item = Range> + 'a {
         .filter_map(|reg| range(reg.address, reg.size))
 }
 
-/// The firmware's command line: `/chosen`, property `bootargs`.
-pub fn command_line(tree: Fdt<'_>) -> &[u8] {
-    let chosen = tree.find_node("/chosen");
-    chosen
-        .and_then(|chosen| string(chosen, "bootargs"))
-        .unwrap_or_default()
+/// What the firmware has a use for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Memory,
+    /// PL011.
+    Console,
+    FwCfg,
+    /// A virtio-mmio slot.
+    Slot,
+    PciHost,
 }
 
-/// QEMU's fw_cfg device.
-pub fn fw_cfg(tree: Fdt<'_>) -> Option<Range> {
-    let node = enabled(tree).find(|node| node.is_compatible("qemu,fw-cfg-mmio"))?;
-    ranges(node).next()
+impl Kind {
+    /// Of an enabled node, from one look at its properties: there are hundreds in the tree.
+    fn of(node: FdtNode<'_>) -> Option<Self> {
+        let mut kind = None;
+        for property in node.properties() {
+            match property.name() {
+                "status" if !is_enabled(&node) => return None,
+                "device_type" if property.value() == b"memory\0" => kind = Some(Self::Memory),
+                "compatible" => {
+                    let mut names = property.value().split(|byte| *byte == 0);
+                    kind = kind.or_else(|| names.find_map(Self::compatible));
+                }
+                _ => {}
+            }
+        }
+        kind
+    }
+
+    fn compatible(name: &[u8]) -> Option<Self> {
+        match name {
+            b"arm,pl011" => Some(Self::Console),
+            b"qemu,fw-cfg-mmio" => Some(Self::FwCfg),
+            b"virtio,mmio" => Some(Self::Slot),
+            b"pci-host-ecam-generic" => Some(Self::PciHost),
+            _ => None,
+        }
+    }
 }
 
-/// Physical address of the PL011 that `/chosen`, property `stdout-path` names, or else of the
-/// first one.
-pub fn console(tree: Fdt<'_>) -> Option<Range> {
-    let address = |node: FdtNode<'_>| {
-        let usable = is_enabled(&node) && node.is_compatible("arm,pl011");
-        ranges(node).next().filter(|_| usable)
-    };
-    let named = || {
-        let path = string(tree.find_node("/chosen")?, "stdout-path")?;
-        // Options may follow, as in `serial0:115200n8`.
-        let path = path.split(|byte| *byte == b':').next()?;
-        let path = match path.first()? {
-            b'/' => path,
-            _ => string(
-                tree.find_node("/aliases")?,
-                core::str::from_utf8(path).ok()?,
-            )?,
+/// The device tree, and where in it the machine's devices are.
+pub struct Tree<'a> {
+    fdt: Fdt<'a>,
+    devices: Vec<(Kind, FdtNode<'a>), MAX_DEVICES>,
+}
+
+impl<'a> Tree<'a> {
+    /// The tree in `blob`, which must have its size.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub fn read(blob: &'a [u8]) -> Result<Self, &'static str> {
+        let fdt = Fdt::new(blob).map_err(|_| "the device tree is malformed")?;
+        let mut devices = Vec::new();
+        for node in fdt.root().children() {
+            if let Some(kind) = Kind::of(node) {
+                let pushed = devices.push((kind, node));
+                pushed.map_err(|_| "the device tree has more than 128 devices to look at")?;
+            }
+        }
+        Ok(Self { fdt, devices })
+    }
+
+    /// The blob that it was read from.
+    pub fn blob(&self) -> &'a [u8] {
+        self.fdt.data()
+    }
+
+    /// The enabled children of the root of that kind.
+    fn all(&self, kind: Kind) -> impl Iterator<Item = FdtNode<'a>> {
+        let devices = self.devices.iter();
+        devices.filter_map(move |(found, node)| (*found == kind).then_some(*node))
+    }
+
+    /// The firmware's command line: `/chosen`, property `bootargs`.
+    pub fn command_line(&self) -> &'a [u8] {
+        let chosen = self.fdt.find_node("/chosen");
+        chosen
+            .and_then(|chosen| string(chosen, "bootargs"))
+            .unwrap_or_default()
+    }
+
+    /// QEMU's fw_cfg device.
+    pub fn fw_cfg(&self) -> Option<Range> {
+        ranges(self.all(Kind::FwCfg).next()?).next()
+    }
+
+    /// Physical address of the PL011 that `/chosen`, property `stdout-path` names, or else of the
+    /// first one.
+    pub fn console(&self) -> Option<Range> {
+        let address = |node: FdtNode<'_>| ranges(node).next();
+        let named = || {
+            let tree = self.fdt;
+            let path = string(tree.find_node("/chosen")?, "stdout-path")?;
+            // Options may follow, as in `serial0:115200n8`.
+            let path = path.split(|byte| *byte == b':').next()?;
+            let path = match path.first()? {
+                b'/' => path,
+                _ => string(
+                    tree.find_node("/aliases")?,
+                    core::str::from_utf8(path).ok()?,
+                )?,
+            };
+            let node = tree.find_node(core::str::from_utf8(path).ok()?)?;
+            address(node).filter(|_| Kind::of(node) == Some(Kind::Console))
         };
-        address(tree.find_node(core::str::from_utf8(path).ok()?)?)
-    };
-    named().or_else(|| tree.root().children().find_map(address))
-}
-
-/// How PSCI is called, if there is PSCI.
-pub fn psci_conduit(tree: Fdt<'_>) -> Option<Conduit> {
-    match string(tree.find_node("/psci")?, "method")? {
-        b"hvc" => Some(Conduit::Hvc),
-        b"smc" => Some(Conduit::Smc),
-        _ => None,
-    }
-}
-
-/// RAM, with what is reserved in it taken out and listed as reserved; in ascending order, without
-/// overlaps.
-///
-/// # Errors
-///
-/// What is wrong with the tree: there is no RAM in it, or more ranges than there is room for.
-pub fn memory_map(tree: Fdt<'_>) -> Result<MemoryMap, &'static str> {
-    let mut ram: Vec<Range, MAX_RANGES> = Vec::new();
-    let banks = enabled(tree).filter(|node| string(*node, "device_type") == Some(b"memory"));
-    for bank in banks.flat_map(ranges) {
-        insert(&mut ram, bank)?;
-    }
-    if ram.is_empty() {
-        return Err("the device tree names no memory");
+        named().or_else(|| self.all(Kind::Console).find_map(address))
     }
 
-    let mut reserved: Vec<Range, MAX_RANGES> = Vec::new();
-    let entries = tree
-        .memory_reservations()
-        .map(|entry| Range::with_size(entry.address(), entry.size()));
-    let nodes = tree.find_node("/reserved-memory");
-    let nodes = nodes.into_iter().flat_map(|parent| parent.children());
-    for range in entries.chain(nodes.filter(is_enabled).flat_map(ranges)) {
-        insert(&mut reserved, range)?;
-    }
-
-    let mut map = MemoryMap::new();
-    let mut push = |start, end, kind| {
-        if start < end {
-            let range = Range { start, end };
-            map.push(MemoryRegion { range, kind }).map_err(too_many)?;
+    /// How PSCI is called, if there is PSCI.
+    pub fn psci_conduit(&self) -> Option<Conduit> {
+        match string(self.fdt.find_node("/psci")?, "method")? {
+            b"hvc" => Some(Conduit::Hvc),
+            b"smc" => Some(Conduit::Smc),
+            _ => None,
         }
-        Ok(())
-    };
-    for bank in &ram {
-        let mut free = bank.start;
-        for taken in reserved.iter().filter(|taken| taken.overlaps(bank)) {
-            let (start, end) = (taken.start.max(bank.start), taken.end.min(bank.end));
-            push(free, start, MemoryKind::Usable)?;
-            push(start, end, MemoryKind::Reserved)?;
-            free = end;
-        }
-        push(free, bank.end, MemoryKind::Usable)?;
     }
-    Ok(map)
+
+    /// RAM, with what is reserved in it taken out and listed as reserved; in ascending order, without
+    /// overlaps.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the tree: there is no RAM in it, or more ranges than there is room for.
+    pub fn memory_map(&self) -> Result<MemoryMap, &'static str> {
+        let mut ram: Vec<Range, MAX_RANGES> = Vec::new();
+        for bank in self.all(Kind::Memory).flat_map(ranges) {
+            insert(&mut ram, bank)?;
+        }
+        if ram.is_empty() {
+            return Err("the device tree names no memory");
+        }
+
+        let mut reserved: Vec<Range, MAX_RANGES> = Vec::new();
+        let entries = self
+            .fdt
+            .memory_reservations()
+            .map(|entry| Range::with_size(entry.address(), entry.size()));
+        let nodes = self.fdt.find_node("/reserved-memory");
+        let nodes = nodes.into_iter().flat_map(|parent| parent.children());
+        for range in entries.chain(nodes.filter(is_enabled).flat_map(ranges)) {
+            insert(&mut reserved, range)?;
+        }
+
+        let mut map = MemoryMap::new();
+        let mut push = |start, end, kind| {
+            if start < end {
+                let range = Range { start, end };
+                map.push(MemoryRegion { range, kind }).map_err(too_many)?;
+            }
+            Ok(())
+        };
+        for bank in &ram {
+            let mut free = bank.start;
+            for taken in reserved.iter().filter(|taken| taken.overlaps(bank)) {
+                let (start, end) = (taken.start.max(bank.start), taken.end.min(bank.end));
+                push(free, start, MemoryKind::Usable)?;
+                push(start, end, MemoryKind::Reserved)?;
+                free = end;
+            }
+            push(free, bank.end, MemoryKind::Usable)?;
+        }
+        Ok(map)
+    }
+
+    /// virtio-mmio slots, in the order in which QEMU fills them: from the highest address down.
+    ///
+    /// QEMU gives the first virtio device of its command line the last slot, so this is the order in
+    /// which the person at the keyboard named the devices.
+    pub fn mmio_slots(&self) -> Vec<Range, MAX_SLOTS> {
+        let mut slots: Vec<Range, MAX_SLOTS> = Vec::new();
+        for node in self.all(Kind::Slot) {
+            let Some(slot) = ranges(node).next() else {
+                continue;
+            };
+            let below = |other: &Range| other.start < slot.start;
+            let at = slots.iter().position(below).unwrap_or(slots.len());
+            if slots.insert(at, slot).is_err() {
+                log::warn!(
+                    "more than {MAX_SLOTS} virtio-mmio slots: the one at {slot:?} is not looked at"
+                );
+            }
+        }
+        slots
+    }
+
+    /// The PCI host bridge, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Why it can't be used.
+    pub fn pci_host(&self) -> Result<Option<PciHost>, &'static str> {
+        let Some(node) = self.all(Kind::PciHost).next() else {
+            return Ok(None);
+        };
+        let mut ecam = ranges(node).next().ok_or("it has no registers")?;
+        let buses = match property(node, "bus-range") {
+            None => 256,
+            Some(&[0, 0, 0, 0, 0, 0, 0, last]) => u64::from(last) + 1,
+            Some(_) => return Err("its buses do not start at 0"),
+        };
+        ecam.end = ecam
+            .end
+            .min(ecam.start.saturating_add(buses * ECAM_BUS_SIZE));
+
+        let windows = node.ranges().ok().flatten();
+        let window = windows.into_iter().flatten().find_map(|window| {
+            let [space, high, low] = window.child_bus_address.as_ref() else {
+                return None;
+            };
+            let on_bus = u64::from(high.get()) << 32 | u64::from(low.get());
+            let range = range(window.parent_bus_address, window.length)?;
+            (space.get() & PCI_SPACE_MASK == PCI_MEMORY_32 && on_bus == range.start)
+                .then_some(range)
+        });
+        let window = window.ok_or("it has no 32-bit memory window that is mapped one to one")?;
+        Ok(Some(PciHost { ecam, window }))
+    }
 }
 
 /// Puts `range` where it belongs in an ascending list, and makes one of those that touch or
@@ -203,60 +331,6 @@ fn insert(list: &mut Vec<Range, MAX_RANGES>, range: Range) -> Result<(), &'stati
         }
     }
     Ok(())
-}
-
-/// virtio-mmio slots, in the order in which QEMU fills them: from the highest address down.
-///
-/// QEMU gives the first virtio device of its command line the last slot, so this is the order in
-/// which the person at the keyboard named the devices.
-pub fn mmio_slots(tree: Fdt<'_>) -> Vec<Range, MAX_SLOTS> {
-    let mut slots: Vec<Range, MAX_SLOTS> = Vec::new();
-    for node in enabled(tree).filter(|node| node.is_compatible("virtio,mmio")) {
-        let Some(slot) = ranges(node).next() else {
-            continue;
-        };
-        let below = |other: &Range| other.start < slot.start;
-        let at = slots.iter().position(below).unwrap_or(slots.len());
-        if slots.insert(at, slot).is_err() {
-            log::warn!(
-                "more than {MAX_SLOTS} virtio-mmio slots: the one at {slot:?} is not looked at"
-            );
-        }
-    }
-    slots
-}
-
-/// The PCI host bridge, if there is one.
-///
-/// # Errors
-///
-/// Why it can't be used.
-pub fn pci_host(tree: Fdt<'_>) -> Result<Option<PciHost>, &'static str> {
-    let mut hosts = enabled(tree).filter(|node| node.is_compatible("pci-host-ecam-generic"));
-    let Some(node) = hosts.next() else {
-        return Ok(None);
-    };
-    let mut ecam = ranges(node).next().ok_or("it has no registers")?;
-    let buses = match property(node, "bus-range") {
-        None => 256,
-        Some(&[0, 0, 0, 0, 0, 0, 0, last]) => u64::from(last) + 1,
-        Some(_) => return Err("its buses do not start at 0"),
-    };
-    ecam.end = ecam
-        .end
-        .min(ecam.start.saturating_add(buses * ECAM_BUS_SIZE));
-
-    let windows = node.ranges().ok().flatten();
-    let window = windows.into_iter().flatten().find_map(|window| {
-        let [space, high, low] = window.child_bus_address.as_ref() else {
-            return None;
-        };
-        let on_bus = u64::from(high.get()) << 32 | u64::from(low.get());
-        let range = range(window.parent_bus_address, window.length)?;
-        (space.get() & PCI_SPACE_MASK == PCI_MEMORY_32 && on_bus == range.start).then_some(range)
-    });
-    let window = window.ok_or("it has no 32-bit memory window that is mapped one to one")?;
-    Ok(Some(PciHost { ecam, window }))
 }
 
 #[cfg(test)]
@@ -292,8 +366,11 @@ mod tests {
         tree
     }
 
-    fn with<T>(tree: &DeviceTree, look: impl FnOnce(Fdt<'_>) -> T) -> T {
-        look(Fdt::new(&tree.to_dtb()).unwrap())
+    fn with<T>(tree: &DeviceTree, look: impl FnOnce(&Tree<'_>) -> T) -> T {
+        let blob = tree.to_dtb();
+        let tree = Tree::read(&blob).unwrap();
+        assert_eq!(tree.blob(), blob);
+        look(&tree)
     }
 
     fn memory(name: &str, start: u64, size: u64) -> DeviceTreeNode {
@@ -332,7 +409,7 @@ mod tests {
             memory("memory@80000000", 0x8000_0000, 0x1000_0000),
             memory("memory@40000000", 0x4000_0000, 0x4000_0000),
         ]);
-        let map = with(&tree, memory_map).unwrap();
+        let map = with(&tree, |tree| tree.memory_map()).unwrap();
         assert_eq!(
             regions(&map),
             [(0x4000_0000, 0x9000_0000, MemoryKind::Usable)]
@@ -360,7 +437,7 @@ mod tests {
             MemoryReservation::new(0x1000, 0x1000),
         ]
         .into();
-        let map = with(&tree, memory_map).unwrap();
+        let map = with(&tree, |tree| tree.memory_map()).unwrap();
         assert_eq!(
             regions(&map),
             [
@@ -376,8 +453,8 @@ mod tests {
     fn disabled_memory_is_no_memory() {
         let mut secure = memory("secram@e000000", 0x0e00_0000, 0x100_0000);
         secure.add_property(DeviceTreeProperty::new("status", "disabled").unwrap());
-        assert!(with(&tree([secure]), memory_map).is_err());
-        assert!(with(&tree([]), memory_map).is_err());
+        assert!(with(&tree([secure]), |tree| tree.memory_map()).is_err());
+        assert!(with(&tree([]), |tree| tree.memory_map()).is_err());
     }
 
     #[test]
@@ -386,18 +463,18 @@ mod tests {
         tree.memory_reservations = (0..33)
             .map(|index| MemoryReservation::new(0x4000_0000 + index * 0x2000, 0x1000))
             .collect();
-        assert!(with(&tree, memory_map).is_err());
+        assert!(with(&tree, |tree| tree.memory_map()).is_err());
     }
 
     #[test]
     fn the_command_line_ends_at_its_nul_and_may_be_any_bytes() {
         let chosen = |value: &[u8]| tree([node("chosen", &[("bootargs", value)])]);
         assert_eq!(
-            with(&chosen(b"a=\xff b\0"), |t| command_line(t).to_vec()),
+            with(&chosen(b"a=\xff b\0"), |tree| tree.command_line().to_vec()),
             b"a=\xff b"
         );
-        assert_eq!(with(&chosen(b""), |t| command_line(t).to_vec()), b"");
-        assert_eq!(with(&tree([]), |t| command_line(t).to_vec()), b"");
+        assert_eq!(with(&chosen(b""), |tree| tree.command_line().to_vec()), b"");
+        assert_eq!(with(&tree([]), |tree| tree.command_line().to_vec()), b"");
     }
 
     fn uart(name: &str, base: u32) -> DeviceTreeNode {
@@ -416,7 +493,7 @@ mod tests {
                 uart("pl011@9040000", 0x0904_0000),
             ]
         };
-        let start = |tree: &DeviceTree| with(tree, console).map(|range| range.start);
+        let start = |tree: &DeviceTree| with(tree, |tree| tree.console()).map(|range| range.start);
         let chosen = |path: &[u8]| node("chosen", &[("stdout-path", path)]);
 
         assert_eq!(start(&tree(uarts())), Some(0x0900_0000));
@@ -446,19 +523,25 @@ mod tests {
         };
         let registers = Range::with_size(0x0902_0000, 0x18);
         assert_eq!(
-            with(&device(b"qemu,fw-cfg-mmio\0"), fw_cfg),
+            with(&device(b"qemu,fw-cfg-mmio\0"), |tree| tree.fw_cfg()),
             Some(registers)
         );
-        assert_eq!(with(&device(b"qemu,other\0"), fw_cfg), None);
+        assert_eq!(with(&device(b"qemu,other\0"), |tree| tree.fw_cfg()), None);
     }
 
     #[test]
     fn psci_is_called_as_its_node_says() {
         let psci = |method: &[u8]| tree([node("psci", &[("method", method)])]);
-        assert_eq!(with(&psci(b"hvc\0"), psci_conduit), Some(Conduit::Hvc));
-        assert_eq!(with(&psci(b"smc\0"), psci_conduit), Some(Conduit::Smc));
-        assert_eq!(with(&psci(b"svc\0"), psci_conduit), None);
-        assert_eq!(with(&tree([]), psci_conduit), None);
+        assert_eq!(
+            with(&psci(b"hvc\0"), |tree| tree.psci_conduit()),
+            Some(Conduit::Hvc)
+        );
+        assert_eq!(
+            with(&psci(b"smc\0"), |tree| tree.psci_conduit()),
+            Some(Conduit::Smc)
+        );
+        assert_eq!(with(&psci(b"svc\0"), |tree| tree.psci_conduit()), None);
+        assert_eq!(with(&tree([]), |tree| tree.psci_conduit()), None);
     }
 
     #[test]
@@ -471,7 +554,7 @@ mod tests {
             slot("virtio_mmio@a000000", 0x0a00_0000),
             slot("virtio_mmio@a000200", 0x0a00_0200),
         ]);
-        let starts: std::vec::Vec<u64> = with(&tree, mmio_slots)
+        let starts: std::vec::Vec<u64> = with(&tree, |tree| tree.mmio_slots())
             .iter()
             .map(|slot| slot.start)
             .collect();
@@ -501,7 +584,7 @@ mod tests {
     #[test]
     fn the_host_bridge_has_a_window_below_4_gib() {
         let tree = pcie([0x40, 0x1000_0000, 0, 0x1000_0000], [0, 255], 0x1000_0000);
-        let host = with(&tree, pci_host).unwrap().unwrap();
+        let host = with(&tree, |tree| tree.pci_host()).unwrap().unwrap();
         assert_eq!(host.ecam, Range::with_size(0x40_1000_0000, 0x1000_0000));
         assert_eq!(host.window, Range::with_size(0x1000_0000, 0x2eff_0000));
     }
@@ -509,16 +592,16 @@ mod tests {
     #[test]
     fn fewer_buses_make_the_configuration_space_smaller() {
         let tree = pcie([0, 0x3f00_0000, 0, 0x1000_0000], [0, 15], 0x1000_0000);
-        let host = with(&tree, pci_host).unwrap().unwrap();
+        let host = with(&tree, |tree| tree.pci_host()).unwrap().unwrap();
         assert_eq!(host.ecam, Range::with_size(0x3f00_0000, 0x100_0000));
     }
 
     #[test]
     fn a_host_bridge_that_is_not_understood_is_an_error_and_none_is_not() {
         let other_bus = pcie([0, 0x3f00_0000, 0, 0x100_0000], [1, 15], 0x1000_0000);
-        assert!(with(&other_bus, pci_host).is_err());
+        assert!(with(&other_bus, |tree| tree.pci_host()).is_err());
         let translated = pcie([0, 0x3f00_0000, 0, 0x100_0000], [0, 15], 0);
-        assert!(with(&translated, pci_host).is_err());
-        assert_eq!(with(&tree([]), pci_host), Ok(None));
+        assert!(with(&translated, |tree| tree.pci_host()).is_err());
+        assert_eq!(with(&tree([]), |tree| tree.pci_host()), Ok(None));
     }
 }

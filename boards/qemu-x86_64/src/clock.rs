@@ -2,7 +2,7 @@
 
 use crate::{
     console, cpuid, exit,
-    tsc::{self, PIT_HZ, Sample, Scale},
+    tsc::{self, FINE, Measurement, ROUGH, Sample, Scale},
 };
 use bootshare::{hal, loader::ExitStatus};
 use core::{
@@ -16,21 +16,35 @@ use x86_64::instructions::port::Port;
 /// then comes late rather than early.
 const ASSUMED_HZ: u64 = 4_000_000_000;
 
-/// The time-stamp counter.
+/// The time-stamp counter, which starts at 0 with the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    start: u64,
     scale: Scale,
-    khz: Option<u64>,
+    hz: Option<u64>,
+    /// The PIT that this frequency was roughly measured against.
+    pit: Option<Running>,
+}
+
+/// The PIT's channel 2 counts.
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    start: Sample,
+    /// Its control register before.
+    control: u8,
 }
 
 impl Clock {
-    /// Finds the counter's frequency: from the hypervisor or the CPU, which know it; against the
-    /// PIT, in about 10 ms; from the CPU's name plate.
+    /// Finds the counter's frequency: from the hypervisor or the CPU, which know it; roughly, but
+    /// in a millisecond, against the PIT; from the CPU's name plate.
     pub fn calibrate() -> Self {
-        let hz = cpuid::tsc_hz()
-            .or_else(against_pit)
-            .or_else(cpuid::rated_hz);
+        let told = cpuid::tsc_hz();
+        let measured = if told.is_none() {
+            measure_roughly()
+        } else {
+            None
+        };
+        let (pit, measured) = measured.unzip();
+        let hz = told.or(measured).or_else(cpuid::rated_hz);
         if hz.is_none() {
             console::write(
                 b"bootshare: warning: nothing tells how fast the clock runs: \
@@ -38,15 +52,35 @@ impl Clock {
             );
         }
         Self {
-            start: timestamp(),
             scale: Scale::new(hz.unwrap_or(ASSUMED_HZ)),
-            khz: hz.map(|hz| hz / 1000),
+            hz,
+            pit,
         }
     }
 
-    /// The counter's frequency in kHz, if it is known.
+    /// When the counter was at `count`, as [`now`](hal::Clock::now) tells time.
+    pub fn at(&self, count: u64) -> Duration {
+        self.scale.duration(count)
+    }
+
+    /// The counter's frequency in kHz, if it is known, as exact as a kernel wants it. What was
+    /// measured roughly has become better with the time that went by since.
     pub fn khz(&self) -> Option<u64> {
-        self.khz
+        let mut hz = self.hz?;
+        if let Some(Running { start, .. }) = self.pit {
+            let mut pit = Pit::new();
+            let refined = pit.sample();
+            let refined = refined.and_then(|end| tsc::refined(start, end, hz));
+            hz = refined.or_else(|| Some(pit.measure(FINE)?.1)).unwrap_or(hz);
+        }
+        Some(hz / 1000)
+    }
+
+    /// Leaves the PIT as it was.
+    pub fn let_go(&self) {
+        if let Some(Running { control, .. }) = self.pit {
+            Pit::new().set_control(control);
+        }
     }
 }
 
@@ -58,7 +92,7 @@ impl hal::Clock for Clock {
 
         let count = timestamp();
         let latest = LATEST.fetch_max(count, Ordering::Relaxed).max(count);
-        self.scale.duration(latest.saturating_sub(self.start))
+        self.at(latest)
     }
 
     fn stop(&self, why: &str) -> ! {
@@ -74,15 +108,20 @@ pub fn timestamp() -> u64 {
     unsafe { _rdtsc() }
 }
 
-/// Counts for 10 ms of the PIT. `None` if there is none, or the machine was too busy.
-fn against_pit() -> Option<u64> {
+/// Counts for a millisecond of the PIT, which goes on counting; for longer if a look at it takes
+/// too long for that. `None` if there is none, or the machine was too busy.
+fn measure_roughly() -> Option<(Running, u64)> {
     /// A machine with other work may be away for longer than a sample can bear.
-    const TRIES: usize = 5;
+    const TRIES: [Measurement; 6] = [ROUGH, ROUGH, ROUGH, FINE, FINE, FINE];
 
-    let mut pit = Pit::start();
-    let hz = (0..TRIES).find_map(|_| pit.measure());
-    pit.stop();
-    hz
+    let mut pit = Pit::new();
+    let control = pit.control();
+    pit.set_control(control & !0b10 | 0b01);
+    let measured = TRIES.into_iter().find_map(|how| pit.measure(how));
+    if measured.is_none() {
+        pit.set_control(control);
+    }
+    measured.map(|(start, hz)| (Running { start, control }, hz))
 }
 
 /// Channel 2 of the PIT, which no operating system and no firmware keeps: the loudspeaker's.
@@ -94,30 +133,26 @@ struct Pit {
     /// System control port B: bit 0 lets the counter run, bit 1 connects the loudspeaker.
     /// `microvm` has no such port, and a counter that always runs.
     control: Port<u8>,
-    control_before: u8,
 }
 
 impl Pit {
-    /// How long a measurement takes, in ticks: 10 ms.
-    const TICKS: u16 = (PIT_HZ / 100) as u16;
-
-    fn start() -> Self {
-        let mut control = Port::new(0x61);
-        // SAFETY: reading this register changes nothing.
-        let control_before = unsafe { control.read() };
-        // SAFETY: these two bits concern channel 2 and the loudspeaker only.
-        unsafe { control.write(control_before & !0b10 | 0b01) };
+    const fn new() -> Self {
         Self {
             channel: Port::new(0x42),
             command: Port::new(0x43),
-            control,
-            control_before,
+            control: Port::new(0x61),
         }
     }
 
-    fn stop(&mut self) {
-        // SAFETY: the register gets back what it had.
-        unsafe { self.control.write(self.control_before) };
+    fn control(&mut self) -> u8 {
+        // SAFETY: reading this register changes nothing.
+        unsafe { self.control.read() }
+    }
+
+    fn set_control(&mut self, value: u8) {
+        // SAFETY: what is written differs from what was read in two bits at most, which concern
+        // channel 2 and the loudspeaker only.
+        unsafe { self.control.write(value) };
     }
 
     fn command(&mut self, value: u8) {
@@ -155,7 +190,8 @@ impl Pit {
         (0..8).map(|_| self.look()).min_by_key(Sample::width)
     }
 
-    fn measure(&mut self) -> Option<u64> {
+    /// Where it started to count, and the time-stamp counter's frequency in Hz.
+    fn measure(&mut self, measurement: Measurement) -> Option<(Sample, u64)> {
         /// Time-stamp counts before giving up on a counter that does not move: more than 10 ms of
         /// any CPU.
         const PATIENCE: u64 = 200_000_000;
@@ -170,7 +206,7 @@ impl Pit {
         let start = self.sample()?;
         loop {
             let now = self.look();
-            if start.pit.saturating_sub(now.pit) >= Self::TICKS {
+            if start.pit.saturating_sub(now.pit) >= measurement.ticks {
                 break;
             }
             if now.after.saturating_sub(start.after) > PATIENCE {
@@ -181,6 +217,6 @@ impl Pit {
         if self.expired() {
             return None;
         }
-        tsc::frequency(start, end)
+        Some((start, tsc::frequency(start, end, measurement.parts)?))
     }
 }

@@ -14,6 +14,8 @@
 //! 6. The file's part of the image is in memory, at the addresses it was linked for. `.bss` holds
 //!    anything.
 //!
+//! A ROM enters at `rom_entry`, with the time-stamp counter's count on reset in ESP:EBP.
+//!
 //! # What must hold on departure, at [`machine::main`]
 //!
 //! 1. The CPU is in 64-bit mode, with interrupts off and DF clear.
@@ -23,7 +25,7 @@
 //! 4. The first GiB is mapped to itself through [`paging::TABLES`], writable and executable, and
 //!    CR0.WP is set. [`paging`] maps the rest and takes permissions away.
 //! 5. RSP is at the top of [`STACK`], aligned as the System V ABI wants it at a function's entry.
-//! 6. EDI is what EBX was.
+//! 6. EDI is what EBX was, and RSI the time-stamp counter's count on arrival.
 
 use crate::{machine, paging, tables};
 use core::{
@@ -94,8 +96,12 @@ global_asm!(
 
     ".section .text.pvh_entry, \"ax\"",
     ".code32",
-    ".global pvh_entry",
+    ".global pvh_entry, rom_entry",
     "pvh_entry:",
+    "rdtsc",
+    "mov ebp, eax",
+    "mov esp, edx", // there is no stack yet
+    "rom_entry:",
     "cli",
     "cld",
     "mov esi, ebx", // cpuid takes EBX
@@ -149,7 +155,10 @@ global_asm!(
 
     // Into the 64-bit code segment.
     "lgdt [pvh_gdt_pointer]",
+    "mov eax, esp",
     "mov esp, offset {stack} + {stack_end}",
+    "push eax",
+    "push ebp",
     "push {code}",
     "mov eax, offset pvh_long_mode",
     "push eax",
@@ -164,6 +173,7 @@ global_asm!(
     "mov fs, eax",
     "mov gs, eax",
     "mov edi, esi",
+    "pop rsi",
     "xor ebp, ebp",
     "call {main}",
     "ud2",

@@ -17,7 +17,7 @@ use bootshare::{
         pci::{BarRules, scan},
     },
 };
-use core::{arch::asm, cell::RefCell, ptr};
+use core::{arch::asm, cell::RefCell, ptr, time::Duration};
 use heapless::Vec;
 use spin::Once;
 
@@ -35,14 +35,17 @@ pub struct Machine {
     info: &'static StartInfo,
     /// It started as a ROM, and nothing else was there before.
     is_rom: bool,
+    /// The clock's count at the first instruction.
+    entered: u64,
     clock: Clock,
     paging: Paging,
     /// The devices were given away.
     searched: bool,
 }
 
-/// Where the entry code goes: from here on it is Rust. `start_info` is 0 in a ROM.
-pub extern "sysv64" fn main(start_info: u32) -> ! {
+/// Where the entry code goes: from here on it is Rust. `start_info` is 0 in a ROM; `entered` is the
+/// time-stamp counter's count at the first instruction.
+pub extern "sysv64" fn main(start_info: u32, entered: u64) -> ! {
     console::init();
     exceptions::init();
     let Some(mut paging) = Paging::take() else {
@@ -70,6 +73,7 @@ pub extern "sysv64" fn main(start_info: u32) -> ! {
     let machine = Machine {
         info,
         is_rom,
+        entered,
         clock,
         paging,
         searched: false,
@@ -101,6 +105,10 @@ impl Board for Machine {
 
     fn clock(&self) -> Clock {
         self.clock
+    }
+
+    fn entered(&self) -> Duration {
+        self.clock.at(self.entered)
     }
 
     fn write_console(text: &[u8]) {
@@ -183,6 +191,7 @@ impl Board for Machine {
     }
 
     unsafe fn start(&mut self, hand_off: &HandOff) -> ! {
+        self.clock.let_go();
         self.paging.lift_protection();
         if let Protocol::Pvh { trampoline, moved } = hand_off.protocol {
             // SAFETY: the caller promises a payload for PVH; all memory is mapped, writable and

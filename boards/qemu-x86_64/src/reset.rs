@@ -11,7 +11,7 @@
 //!    image (see the linker script and `bootshare-host rom`).
 //! 3. RAM works, and address line 20 is open: this is QEMU.
 //!
-//! # What holds on departure, at `pvh_entry`
+//! # What holds on departure, at `rom_entry`
 //!
 //! What [`entry`](crate::entry) asks for, with EBX 0: there is no start info, so that
 //! [`rom`](crate::rom) finds out what PVH would have told. The section is in the ELF file but not
@@ -25,6 +25,9 @@ global_asm!(
     ".Lreset_16:",
     "cli",
     "cld",
+    "rdtsc",
+    "movl %eax, %ebp",
+    "movl %edx, %esp",
     // CS is the one segment that reaches the ROM. 0xff00: the offset of `.reset` in it.
     "lgdtl %cs:0xff00 + (.Lreset_gdt_pointer - .Lreset_16)",
     "movl $1, %eax", // PE, and caching no longer disabled
@@ -43,7 +46,7 @@ global_asm!(
     "shrl $2, %ecx",
     "rep movsl",
     "xorl %ebx, %ebx",
-    "movl $pvh_entry, %eax",
+    "movl $rom_entry, %eax",
     "jmpl *%eax",
     // Flat code and data. Their accessed bits are set: the CPU can't do so in ROM.
     ".balign 8",

@@ -7,6 +7,28 @@ use core::time::Duration;
 /// Frequency of the PIT's counters in Hz: on every PC, a twelfth of 14.318181 MHz.
 pub const PIT_HZ: u64 = 1_193_182;
 
+/// How long and how well the time-stamp counter is measured against the PIT.
+#[derive(Clone, Copy, Debug)]
+pub struct Measurement {
+    /// Its time, in ticks of the PIT.
+    pub ticks: u16,
+    /// The frequency is known to one part in that many.
+    pub parts: u64,
+}
+
+/// A millisecond: enough for deadlines.
+pub const ROUGH: Measurement = Measurement {
+    ticks: (PIT_HZ / 1000) as u16,
+    parts: 128,
+};
+/// Ten milliseconds: what a kernel keeps its time by.
+pub const FINE: Measurement = Measurement {
+    ticks: (PIT_HZ / 100) as u16,
+    parts: 512,
+};
+/// What [`refined`] is to be better than, in parts.
+const REFINED_PARTS: u64 = 4096;
+
 /// Frequencies that are believed, in Hz.
 const PLAUSIBLE_HZ: core::ops::RangeInclusive<u64> = 100_000_000..=20_000_000_000;
 
@@ -38,15 +60,37 @@ impl Sample {
 }
 
 /// The time-stamp counter's frequency in Hz from two samples, the PIT not having reached zero
-/// between them. `None` if it did not move, or is not known to one part in 512.
-pub fn frequency(start: Sample, end: Sample) -> Option<u64> {
-    let pit_ticks = u64::from(start.pit.checked_sub(end.pit)?);
+/// between them. `None` if it did not move, or is not known to one part in `parts`.
+pub fn frequency(start: Sample, end: Sample, parts: u64) -> Option<u64> {
+    let ticks = start.pit.checked_sub(end.pit)?;
+    between(start, end, ticks.into(), parts)
+}
+
+/// The same from two samples that are further apart: the PIT counted on from zero, nobody knows how
+/// often, but from what was measured [roughly](ROUGH), `hz`. `None` if that does not tell.
+pub fn refined(start: Sample, end: Sample, hz: u64) -> Option<u64> {
+    /// Ticks from one zero to the next.
+    const ROUND: u64 = 1 << 16;
+
     let counts = end.middle().checked_sub(start.middle())?;
-    let uncertain = start.width().max(end.width());
-    if pit_ticks < 128 || counts / 512 < uncertain {
+    let about = counts.checked_mul(PIT_HZ)?.checked_div(hz)?;
+    // A quarter of a round, which could not be mistaken for another.
+    if about / ROUGH.parts > ROUND / 4 {
         return None;
     }
-    plausible(counts.checked_mul(PIT_HZ)? / pit_ticks)
+    let last = u64::from(start.pit.wrapping_sub(end.pit));
+    let rounds = (about + ROUND / 2).saturating_sub(last) / ROUND;
+    between(start, end, rounds * ROUND + last, REFINED_PARTS)
+}
+
+/// The frequency in Hz if there were that many `ticks` of the PIT between two samples.
+fn between(start: Sample, end: Sample, ticks: u64, parts: u64) -> Option<u64> {
+    let counts = end.middle().checked_sub(start.middle())?;
+    let uncertain = start.width().max(end.width());
+    if ticks < 128 || counts / parts < uncertain {
+        return None;
+    }
+    plausible(counts.checked_mul(PIT_HZ)? / ticks)
 }
 
 /// Turns time-stamp counts into time without a division: nanoseconds a count, in 2^-32 ns.
@@ -83,24 +127,49 @@ mod tests {
     fn ten_milliseconds_of_the_pit_give_the_frequency() {
         let hz = frequency(
             sample(1_000_000, 2000, 0xfff0),
-            sample(1_000_000 + 21_000_000, 2000, 0xfff0 - 11_932),
+            sample(1_000_000 + 21_000_000, 2000, 0xfff0 - FINE.ticks),
+            FINE.parts,
         )
         .unwrap();
-        assert!(hz.abs_diff(2_100_000_000) < 100_000, "{hz}");
+        assert!(hz.abs_diff(2_100_000_000) < 300_000, "{hz}");
     }
 
     #[test]
     fn a_pit_that_is_not_there_gives_none() {
         let stuck = |at| sample(at, 2000, 0xffff);
-        assert_eq!(frequency(stuck(0), stuck(50_000_000)), None);
+        assert_eq!(frequency(stuck(0), stuck(50_000_000), 512), None);
         let wrapped = sample(50_000_000, 2000, 0xfff0);
-        assert_eq!(frequency(sample(0, 2000, 5), wrapped), None);
+        assert_eq!(frequency(sample(0, 2000, 5), wrapped, 512), None);
     }
 
     #[test]
     fn a_sample_that_took_too_long_gives_none() {
         let end = sample(21_000_000, 2_000_000, 0xfff0 - 11_932);
-        assert_eq!(frequency(sample(0, 2000, 0xfff0), end), None);
+        assert_eq!(frequency(sample(0, 2000, 0xfff0), end, 512), None);
+    }
+
+    #[test]
+    fn what_is_known_roughly_becomes_exact_with_time() {
+        const HZ: u64 = 2_100_000_000;
+        let at = |ticks: u64| {
+            let pit = 0xfff0_u16.wrapping_sub(ticks as u16);
+            sample(1_000_000 + ticks * HZ / PIT_HZ, 2000, pit)
+        };
+        let start = at(0);
+        // One part in 128 off, either way; after 10 ms, and around the PIT's zeros.
+        for about in [HZ - HZ / 128, HZ, HZ + HZ / 128] {
+            for ticks in [12_000, 65_519, 65_520, 65_521, 98_000, 131_072, 1_900_000] {
+                let hz = refined(start, at(ticks), about).unwrap();
+                assert!(hz.abs_diff(HZ) < HZ / REFINED_PARTS, "{ticks}: {hz}");
+            }
+        }
+        assert_eq!(
+            refined(start, at(2_200_000), HZ),
+            None,
+            "it may be any round"
+        );
+        assert_eq!(refined(start, at(1_000), HZ), None, "too soon");
+        assert_eq!(refined(start, start, HZ), None);
     }
 
     #[test]
@@ -109,7 +178,7 @@ mod tests {
         assert_eq!(plausible(u64::MAX), None);
         assert_eq!(plausible(2_000_000_000), Some(2_000_000_000));
         let slow = sample(1_000_000, 1, 0xfff0 - 20_000);
-        assert_eq!(frequency(sample(0, 1, 0xfff0), slow), None);
+        assert_eq!(frequency(sample(0, 1, 0xfff0), slow, 512), None);
     }
 
     #[test]

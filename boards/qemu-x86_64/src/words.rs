@@ -5,7 +5,8 @@ use bootshare::boot::cmdline;
 use core::fmt::Write as _;
 use heapless::{String, Vec};
 
-/// As many as [`Board::payload_words`](bootshare::loader::Board::payload_words) has room for, each of at most 64 bytes.
+/// As many as [`Board::payload_words`](bootshare::loader::Board::payload_words) has room for, each
+/// of at most 64 bytes.
 pub type Words = Vec<String<64>, 16>;
 
 /// How QEMU tells a kernel on `microvm` without ACPI where its devices are: it appends these words

@@ -24,14 +24,12 @@ fn file_size(source: &mut Source<'_>) -> u64 {
 
 pub fn bzimage(mut source: Source<'_>) {
     let file_size = file_size(&mut source);
-    let parameters = |source: &mut Source<'_>| {
-        let initrd = source.flag().then(|| Range {
-            start: source.edge(),
-            end: source.edge(),
-        });
-        (initrd, source.edge(), source.edge(), regions(source))
-    };
-    let (initrd, command_line, load_address, map) = parameters(&mut source);
+    let initrd = source.flag().then(|| Range {
+        start: source.edge(),
+        end: source.edge(),
+    });
+    let (command_line, load_address) = (source.edge(), source.edge());
+    let map = regions(&mut source);
     let head = source.rest();
     let image = match BzImage::parse(head, file_size) {
         Ok(image) => image,
@@ -54,7 +52,6 @@ pub fn bzimage(mut source: Source<'_>) {
         assert!(image.relocatable || place.start == image.pref_address);
     }
 
-    let mut page = [0xa5; ZERO_PAGE_BYTES];
     let parameters = Parameters {
         load_address,
         command_line,
@@ -62,18 +59,30 @@ pub fn bzimage(mut source: Source<'_>) {
         memory_map: &map,
         acpi_rsdp: load_address ^ command_line,
     };
-    let result = zero_page::fill(&mut page, head, &image, &parameters);
+    fill_zero_page(head, &image, &parameters);
+}
+
+fn fill_zero_page(head: &[u8], image: &BzImage, parameters: &Parameters<'_>) {
+    let mut page = [0xa5; ZERO_PAGE_BYTES];
+    let result = zero_page::fill(&mut page, head, image, parameters);
+    let Parameters {
+        load_address,
+        command_line,
+        initrd,
+        memory_map,
+        acpi_rsdp,
+    } = *parameters;
     let above = |address: u64| address > u32::MAX.into() && !image.above_4_gib();
     let ends = initrd.map_or(0, |initrd| initrd.end.saturating_sub(1).max(initrd.start));
-    let filled = map.iter().filter(|region| region.range.size() > 0);
-    match result {
+    let filled = memory_map.iter().filter(|region| region.range.size() > 0);
+    let error = match result {
         Ok(()) => {
             assert!(!above(load_address) && !above(command_line) && !above(ends));
             let initrd = initrd.unwrap_or(Range { start: 0, end: 0 });
             assert_eq!(pair(&page, 0x218, 0xc0), initrd.start);
             assert_eq!(pair(&page, 0x21c, 0xc4), initrd.size());
             assert_eq!(pair(&page, 0x228, 0xc8), command_line);
-            assert_eq!(u64_at(&page, 0x70), load_address ^ command_line);
+            assert_eq!(u64_at(&page, 0x70), acpi_rsdp);
             // Without this the kernel takes fields for leftovers and clears them.
             assert_eq!(page[0x1ef], 0, "sentinel");
             assert_eq!(page[0x210], 0xff, "type_of_loader");
@@ -84,23 +93,23 @@ pub fn bzimage(mut source: Source<'_>) {
                 assert_eq!(u64_at(&page, entry + 8), region.range.size());
                 assert_eq!(u32_at(&page, entry + 16), region.kind as u32);
             }
+            return;
         }
-        Err(error) => {
-            match error {
-                ZeroPageError::HeadTooShort => assert!(head.len() < image.header_end),
-                ZeroPageError::TooManyRegions { regions } => {
-                    assert_eq!(regions, filled.count());
-                    assert!(regions > 128);
-                }
-                ZeroPageError::Above4Gib { .. } => {
-                    let size = initrd.map_or(0, |initrd| initrd.size());
-                    let any = above(load_address) || above(command_line);
-                    assert!(any || above(ends) || above(size));
-                }
-            }
-            assert!(!error.to_string().is_empty());
+        Err(error) => error,
+    };
+    match error {
+        ZeroPageError::HeadTooShort => assert!(head.len() < image.header_end),
+        ZeroPageError::TooManyRegions { regions } => {
+            assert_eq!(regions, filled.count());
+            assert!(regions > 128);
+        }
+        ZeroPageError::Above4Gib { .. } => {
+            let size = initrd.map_or(0, |initrd| initrd.size());
+            let any = above(load_address) || above(command_line);
+            assert!(any || above(ends) || above(size));
         }
     }
+    assert!(!error.to_string().is_empty());
 }
 
 pub fn arm64_image(mut source: Source<'_>) {

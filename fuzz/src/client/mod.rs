@@ -7,13 +7,11 @@ mod device;
 mod program;
 
 use crate::source::Source;
-use bootshare::{Options, Share};
-use bootshare_tests::{Balance, TestHal};
-use device::{HostileClock, HostileTransport, Plan};
+use bootshare::Options;
+use bootshare_test_device::{TestHal, raw::Balance};
+use device::Plan;
 use program::{Runner, check_error};
 use std::time::Duration;
-
-type TestShare = Share<HostileTransport, HostileClock, TestHal>;
 
 /// Mounts, runs a program and unmounts.
 pub fn client(input: &[u8]) {
@@ -31,10 +29,8 @@ pub fn client(input: &[u8]) {
         .with_depth(or(source.u8(), 16) as usize);
     let plan = Plan::read(&mut source);
     let (device, hostile) = plan.device(source.rest());
-    let clock = HostileClock::new(&device, &plan);
-    let transport = HostileTransport::new(&device, &plan, clock.rings());
 
-    match TestShare::mount_with(transport, clock, options) {
+    match device.mount(options) {
         Ok(share) => {
             assert_eq!(share.protocol().0, 7);
             let honest = || hostile.was_honest();

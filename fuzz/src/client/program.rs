@@ -1,12 +1,9 @@
 //! What the client is made to do, and what must hold of each answer.
 
-use super::{
-    TestShare,
-    device::{HostileClock, HostileTransport, LARGE},
-};
+use super::device::LARGE;
 use crate::source::Source;
 use bootshare::{Dir, Error, File, FileType, Metadata, ReadDir, fuse::OFFSET_MAX};
-use bootshare_tests::{TestHal, Tree};
+use bootshare_test_device::{TestHal, TestShare, TestTransport, Tree, VirtualClock};
 use embedded_io::{Seek, SeekFrom};
 
 const PATHS: [&[u8]; 21] = [
@@ -40,9 +37,9 @@ const UNTOUCHED: u8 = 0x5a;
 pub struct Runner<'s> {
     share: &'s TestShare,
     honest: &'s dyn Fn() -> bool,
-    file: Option<(Vec<u8>, File<'s, HostileTransport, HostileClock, TestHal>)>,
-    dir: Option<Dir<'s, HostileTransport, HostileClock, TestHal>>,
-    listing: Option<ReadDir<'s, HostileTransport, HostileClock, TestHal>>,
+    file: Option<(Vec<u8>, File<'s, TestTransport, VirtualClock, TestHal>)>,
+    dir: Option<Dir<'s, TestTransport, VirtualClock, TestHal>>,
+    listing: Option<ReadDir<'s, TestTransport, VirtualClock, TestHal>>,
 }
 
 /// Errors that a few functions give, and no other.
@@ -330,7 +327,7 @@ impl<'s> Runner<'s> {
     /// Some entries; whether the listing goes on.
     fn list(
         &self,
-        listing: &mut ReadDir<'_, HostileTransport, HostileClock, TestHal>,
+        listing: &mut ReadDir<'_, TestTransport, VirtualClock, TestHal>,
         count: u8,
     ) -> bool {
         for _ in 0..count {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum, ValueHint, value_parser};
 
-use bootshare_host::serve::Fault;
+use bootshare_host::serve::{Fault, MAX_REQUEST_QUEUES};
 use bootshare_host::watch::{Pattern, Watch};
 use bootshare_host::{Accel, Board, Console, Machine, Outcome, Report, Share, demo};
 
@@ -89,6 +89,10 @@ pub(super) struct Boot {
     /// Serve by this virtiofsd [default: this program serves by itself]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::CommandName)]
     server: Option<PathBuf>,
+    /// How many request queues each share has
+    #[arg(long, default_value_t = 1, value_name = "N",
+        value_parser = value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)))]
+    request_queues: u32,
     /// How many requests the server answers at a time
     #[arg(long, value_name = "N")]
     thread_pool_size: Option<u32>,
@@ -110,7 +114,7 @@ pub(super) struct Boot {
     /// Print the commands instead of running them
     ///
     /// QEMU's own exit status differs from ours: a firmware's success is 33 on x86_64 and 32 on
-    /// aarch64.
+    /// aarch64. With --trace, each share but the first has a file with a number behind its name.
     #[arg(long)]
     dry_run: bool,
 }
@@ -156,6 +160,7 @@ impl Boot {
             fail: self.fail,
         };
         machine.server = self.server;
+        machine.request_queues = self.request_queues;
         machine.thread_pool_size = self.thread_pool_size;
         machine.fault = self.fault;
         machine.trace = self.trace;

@@ -64,7 +64,7 @@ pub(super) fn run() -> Result<u8> {
         let qemu = qemu(arch);
         let runs = qemu.is_ok();
         report.line(needed, &format!("QEMU for {}", arch.name()), qemu);
-        let image = firmware(board);
+        let image = Image::find(None, board);
         let path = image.as_ref().ok().map(|image| image.path.clone());
         let told = image.as_ref().map(Image::to_string);
         report.line(
@@ -230,16 +230,6 @@ fn qemu(arch: Arch) -> Result<String> {
 /// The version in "QEMU emulator version 7.2.22 (Debian ...)".
 fn version(text: &str) -> Option<&str> {
     text.split("version ").nth(1)?.split_whitespace().next()
-}
-
-fn firmware(board: Board) -> Result<Image> {
-    let image = Image::find(None, board)?;
-    ensure!(
-        image.path.is_file(),
-        "not in this program, and there is no {}: `make host` builds a program that carries it",
-        image.path.display()
-    );
-    Ok(image)
 }
 
 /// Boots the firmware, which reads a file from a share: all that a boot needs but a kernel.

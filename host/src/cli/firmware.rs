@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -57,17 +57,25 @@ impl Image {
     pub(super) fn find(named: Option<PathBuf>, board: Board) -> Result<Self> {
         let name = board.firmware_name();
         let carried = CARRIED.iter().find(|(file, _)| *file == name);
-        match (named, carried) {
-            (None, Some((file, bytes))) => Self::in_memory(file, bytes),
-            (named, _) => {
-                let path = named.unwrap_or_else(|| Path::new(BUILT).join(name));
-                Ok(Self {
-                    path,
-                    _memory: None,
-                    carried: None,
-                })
+        let path = match (named, carried) {
+            (Some(path), _) => {
+                check(&path, board).with_context(|| format!("--firmware {}", path.display()))?;
+                path
             }
-        }
+            (None, Some((file, bytes))) => return Self::in_memory(file, bytes),
+            (None, None) => Path::new(BUILT).join(name),
+        };
+        ensure!(
+            path.is_file(),
+            "this program carries no firmware, and there is no {}: build it with `make firmware`, or \
+             name an image with --firmware",
+            path.display()
+        );
+        Ok(Self {
+            path,
+            _memory: None,
+            carried: None,
+        })
     }
 
     fn in_memory(name: &'static str, bytes: &[u8]) -> Result<Self> {
@@ -98,6 +106,24 @@ impl Image {
             commands.replace(&ours, &theirs)
         ))
     }
+}
+
+/// Refuses what QEMU would run as it is, or wait for.
+fn check(path: &Path, board: Board) -> Result<()> {
+    ensure!(fs::metadata(path)?.is_file(), "it is not a file");
+    let mut head = Vec::new();
+    fs::File::open(path)?.take(1024).read_to_end(&mut head)?;
+    // An ELF program; and Linux, which boots without us: bzImage (boot.rst), Image (booting.rst).
+    let programs: [(usize, &[u8]); 3] = [(0, b"\x7fELF"), (0x202, b"HdrS"), (56, b"ARM\x64")];
+    let is_program = programs
+        .iter()
+        .any(|(at, magic)| head.get(*at..).is_some_and(|head| head.starts_with(magic)));
+    ensure!(
+        is_program != board.is_rom(),
+        "it is no image for this board, which takes one like {}",
+        board.firmware_name()
+    );
+    Ok(())
 }
 
 /// This program, for commands that a person may run in another directory.

@@ -13,10 +13,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::builder::styling::{AnsiColor, Style, Styles};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint, value_parser};
 
 use bootshare_host::guest::Parts;
-use bootshare_host::serve::{self, DEFAULT_THREADS, Fault, Options, RULES, Trace};
+use bootshare_host::serve::{
+    self, DEFAULT_THREADS, Fault, MAX_REQUEST_QUEUES, Options, RULES, Trace,
+};
 use bootshare_host::{Board, demo, rom, size};
 
 /// Exit status when nothing could be started: bad usage, something missing.
@@ -102,6 +104,10 @@ struct Serve {
     /// The share's name in messages and traces
     #[arg(long, default_value = demo::TAG)]
     tag: String,
+    /// How many request queues a QEMU may use
+    #[arg(long, default_value_t = 1, value_name = "N",
+        value_parser = value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)))]
+    request_queues: u32,
     /// How many requests are answered at a time
     #[arg(long, default_value_t = DEFAULT_THREADS, value_name = "N")]
     thread_pool_size: usize,
@@ -116,6 +122,7 @@ struct Serve {
 impl Serve {
     fn run(self) -> Result<()> {
         let mut options = Options::new(self.tag, self.dirs);
+        options.request_queues = self.request_queues;
         options.threads = self.thread_pool_size;
         options.fault = self.fault;
         options.trace = self

@@ -1,26 +1,25 @@
 //! QEMU's connections, one after the other, and the way to end them.
 
 use std::fs;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, anyhow};
-use fuse_backend_rs::api::filesystem::FileSystem;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::io::Errno;
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, getsockname, shutdown};
 use vhost::vhost_user::{Error as VhostError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::GuestMemoryMmap;
 
 use super::device::Device;
+use super::lock;
 use super::ring::Memory;
 use super::service::{Service, message};
+use crate::fd::either;
 
 /// How a server fares; shared by all its threads.
 pub(super) struct Status {
@@ -50,14 +49,12 @@ impl Status {
 
     /// Notes what went wrong, unless something did before.
     pub(super) fn fail(&self, what: &str) {
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.get_or_insert_with(|| what.to_owned());
+        lock(&self.failure).get_or_insert_with(|| what.to_owned());
         raise(&self.failed);
     }
 
     pub(super) fn failure(&self) -> Option<String> {
-        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.clone()
+        lock(&self.failure).clone()
     }
 
     /// Becomes readable when the server has failed.
@@ -110,32 +107,35 @@ fn raise(event: &OwnedFd) {
 }
 
 /// Serves each QEMU that connects, until told to stop.
-pub(super) fn serve<F: FileSystem + Send + Sync + 'static>(
-    service: &Arc<Service<F>>,
+pub(super) fn serve(
+    service: &Arc<Service>,
     status: &Arc<Status>,
     listener: UnixListener,
+    request_queues: usize,
     threads: usize,
 ) {
     let mut listener = Listener::from(listener);
     while !status.stopping.load(Ordering::SeqCst) {
-        if let Err(error) = one(service, status, &mut listener, threads) {
+        if let Err(error) = one(service, status, &mut listener, request_queues, threads) {
             status.fail(&format!("{error:#}"));
             return;
         }
     }
 }
 
-fn one<F: FileSystem + Send + Sync + 'static>(
-    service: &Arc<Service<F>>,
+fn one(
+    service: &Arc<Service>,
     status: &Arc<Status>,
     listener: &mut Listener,
+    request_queues: usize,
     threads: usize,
 ) -> Result<()> {
     if !wait_for_connection(status, listener)? {
         return Ok(());
     }
-    let (device, pool) = Device::new(Arc::clone(service), Arc::clone(status), threads)
-        .context("cannot start threads")?;
+    let (service, known) = (Arc::clone(service), Arc::clone(status));
+    let (device, pool) =
+        Device::new(service, known, request_queues, threads).context("cannot start threads")?;
     let memory = Memory::new(GuestMemoryMmap::new());
     let device = Arc::new(device);
     let mut daemon = VhostUserDaemon::new("share".into(), Arc::clone(&device), memory)
@@ -159,6 +159,11 @@ fn one<F: FileSystem + Send + Sync + 'static>(
             | VhostError::SocketBroken(_)
             | VhostError::SocketError(_),
         )) => Ok(()),
+        // QEMU does not ask how many queues there are.
+        Err(DaemonError::HandleRequest(VhostError::InvalidParam)) => Err(anyhow!(
+            "QEMU asked for what is not there; its num-request-queues may be {request_queues}: allow \
+             more with --request-queues"
+        )),
         Err(DaemonError::WaitDaemon(panic)) => Err(anyhow!("it panicked: {}", message(&*panic))),
         Err(error) => Err(anyhow!("{error}")),
     }
@@ -168,20 +173,6 @@ fn one<F: FileSystem + Send + Sync + 'static>(
 fn wait_for_connection(status: &Status, listener: &Listener) -> Result<bool> {
     // SAFETY: the listener outlives this function, and does not close it.
     let socket = unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(listener)) };
-    loop {
-        let mut fds = [
-            PollFd::new(&status.stop, PollFlags::IN),
-            PollFd::from_borrowed_fd(socket, PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
-            Err(Errno::INTR) => continue,
-            other => other.map_err(io::Error::from).context("poll")?,
-        };
-        if !fds[0].revents().is_empty() {
-            return Ok(false);
-        }
-        if !fds[1].revents().is_empty() {
-            return Ok(true);
-        }
-    }
+    let (stop, _) = either(status.stop.as_fd(), socket).context("cannot wait for QEMU")?;
+    Ok(!stop)
 }

@@ -1,13 +1,13 @@
 //! The vhost-user device: QEMU's requests about queues and memory are vhost-user-backend's, what is
 //! in the queues is ours.
 
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::{io, thread};
 
-use fuse_backend_rs::api::filesystem::FileSystem;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -18,11 +18,9 @@ use vmm_sys_util::event::{
 };
 
 use super::connection::Status;
+use super::lock;
 use super::ring::{Chain, InFlight, Memory, Ring};
 use super::service::{Service, Taken, message};
-
-/// The hiprio queue and one request queue (virtio 1.2, 5.11.2).
-const QUEUES: usize = 2;
 
 /// QEMU's greatest for vhost-user-fs.
 const QUEUE_SIZE: usize = 1024;
@@ -36,14 +34,27 @@ struct Job {
 }
 
 /// The device that one QEMU sees.
-pub(super) struct Device<F: FileSystem + Send + Sync + 'static> {
-    service: Arc<Service<F>>,
+pub(super) struct Device {
+    service: Arc<Service>,
     memory: OnceLock<Memory>,
-    rings: OnceLock<Vec<Ring>>,
+    /// The hiprio queue and the request queues (virtio 1.2, 5.11.2), once they were used.
+    rings: Vec<OnceLock<Ring>>,
     status: Arc<Status>,
-    /// Without a pool the queue's own thread answers.
+    /// Of all queues; without a pool each queue's own thread answers.
     jobs: Option<Mutex<Sender<Job>>>,
     exit: (EventConsumer, EventNotifier),
+    /// The copies of it that the queues' threads were given.
+    given: Mutex<Vec<RawFd>>,
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        for fd in lock(&self.given).drain(..) {
+            // SAFETY: a queue's thread took it by `into_raw_fd`, and never closes it. The threads have
+            // a reference to us until they have ended: nobody else has the descriptor any more.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
 }
 
 /// The threads that answer; dropping it waits for them.
@@ -58,11 +69,12 @@ impl Drop for Pool {
     }
 }
 
-impl<F: FileSystem + Send + Sync + 'static> Device<F> {
-    /// A device and its `threads`, which end when the device is dropped.
+impl Device {
+    /// A device with so many request queues, and its `threads`, which end when the device is dropped.
     pub(super) fn new(
-        service: Arc<Service<F>>,
+        service: Arc<Service>,
         status: Arc<Status>,
+        request_queues: usize,
         threads: usize,
     ) -> io::Result<(Self, Pool)> {
         // Dropped after the sender, whose end is the threads' end.
@@ -80,17 +92,18 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         let device = Self {
             service,
             memory: OnceLock::new(),
-            rings: OnceLock::new(),
+            rings: (0..=request_queues).map(|_| OnceLock::new()).collect(),
             status,
             jobs: (threads > 0).then(|| Mutex::new(sender)),
             exit: new_event_consumer_and_notifier(EventFlag::CLOEXEC | EventFlag::NONBLOCK)?,
+            given: Mutex::default(),
         };
         Ok((device, pool))
     }
 
     /// Ends all waiting: QEMU is gone.
     pub(super) fn hurry(&self) {
-        for ring in self.rings.get().into_iter().flatten() {
+        for ring in self.rings.iter().filter_map(OnceLock::get) {
             ring.hurry();
         }
     }
@@ -113,20 +126,16 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             };
             match &self.jobs {
                 // The pool lives as long as we do.
-                Some(jobs) => drop(
-                    jobs.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .send(job),
-                ),
+                Some(jobs) => drop(lock(jobs).send(job)),
                 None => answer(&self.service, &self.status, job),
             }
         }
     }
 }
 
-fn work<F: FileSystem + Sync>(service: &Service<F>, status: &Status, jobs: &Mutex<Receiver<Job>>) {
+fn work(service: &Service, status: &Status, jobs: &Mutex<Receiver<Job>>) {
     loop {
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let job = lock(jobs).recv();
         match job {
             Ok(job) => answer(service, status, job),
             Err(_) => return,
@@ -134,7 +143,7 @@ fn work<F: FileSystem + Sync>(service: &Service<F>, status: &Status, jobs: &Mute
     }
 }
 
-fn answer<F: FileSystem + Sync>(service: &Service<F>, status: &Status, job: Job) {
+fn answer(service: &Service, status: &Status, job: Job) {
     let head = job.chain.head_index();
     let answer = || service.answer(&job.chain, &job.taken, Some(&job.flight));
     match catch_unwind(AssertUnwindSafe(answer)) {
@@ -150,16 +159,21 @@ fn answer<F: FileSystem + Sync>(service: &Service<F>, status: &Status, job: Job)
     }
 }
 
-impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Device<F> {
+impl VhostUserBackend for Device {
     type Bitmap = ();
     type Vring = Ring;
 
     fn num_queues(&self) -> usize {
-        QUEUES
+        self.rings.len()
     }
 
     fn max_queue_size(&self) -> usize {
         QUEUE_SIZE
+    }
+
+    /// A thread for each queue: none waits for another.
+    fn queues_per_thread(&self) -> Vec<u64> {
+        (0..self.rings.len()).map(|queue| 1 << queue).collect()
     }
 
     fn features(&self) -> u64 {
@@ -182,18 +196,24 @@ impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Device<F> {
 
     fn exit_event(&self, _thread_index: usize) -> Option<(EventConsumer, EventNotifier)> {
         let (consumer, notifier) = &self.exit;
-        Some((consumer.try_clone().ok()?, notifier.try_clone().ok()?))
+        let (consumer, notifier) = (consumer.try_clone().ok()?, notifier.try_clone().ok()?);
+        lock(&self.given).push(consumer.as_raw_fd());
+        Some((consumer, notifier))
     }
 
     fn handle_event(
         &self,
-        event: u16,
+        _event: u16,
         _set: EventSet,
         rings: &[Ring],
-        _thread: usize,
+        thread: usize,
     ) -> io::Result<()> {
-        self.rings.get_or_init(|| rings.to_vec());
-        let serve = || rings.get(usize::from(event)).map(|ring| self.serve(ring));
+        let serve = || {
+            // A thread has one queue.
+            if let (Some(known), [ring]) = (self.rings.get(thread), rings) {
+                self.serve(known.get_or_init(|| ring.clone()));
+            }
+        };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(serve)) {
             self.status
                 .fail(&format!("it panicked: {}", message(&*panic)));

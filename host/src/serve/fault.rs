@@ -3,7 +3,8 @@
 #![doc = concat!("```text\n", include_str!("fault.txt"), "```")]
 //!
 //! Requests are counted in the order in which the guest made them, by each rule for itself and
-//! from the server's start; the same requests and the same numbers give the same faults.
+//! from the server's start; the same requests and the same numbers give the same faults. Of several
+//! request queues, which one comes first is chance.
 
 use std::fmt;
 use std::str::FromStr;

@@ -24,7 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -37,6 +37,8 @@ use rustix::fs::{
     openat2, readlinkat, statat,
 };
 use rustix::io::Errno;
+
+use super::lock;
 
 /// How long the guest may rely on names and attributes, as virtiofsd's `--cache=auto`.
 const VALID: Duration = Duration::from_secs(1);
@@ -138,11 +140,6 @@ pub(super) struct Layers {
     listed: Arc<AtomicUsize>,
     /// The file systems that files were seen on, for [`Layers::number`].
     devices: Mutex<Vec<u64>>,
-}
-
-/// A panic elsewhere leaves nothing half done that matters here.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Layers {

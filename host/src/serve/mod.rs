@@ -20,18 +20,18 @@ use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use rustix::event::{PollFd, PollFlags, poll};
+use anyhow::{Context, Result, bail, ensure};
 use virtio_queue::DescriptorChain;
 
 pub use fault::{Fault, RULES};
 pub use service::MemoryRef;
 pub use trace::{Trace, print};
 
+use crate::fd::either;
 use connection::Status;
 use fault::Injector;
 use layers::Layers;
@@ -39,6 +39,9 @@ use service::Service;
 
 /// Threads that answer requests, unless told otherwise.
 pub const DEFAULT_THREADS: usize = 2;
+
+/// The most request queues of a share.
+pub const MAX_REQUEST_QUEUES: u32 = 8;
 
 /// How long a server may take to end: no disk takes longer for a request.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -50,7 +53,9 @@ pub struct Options {
     pub tag: String,
     /// The directories, at least one; earlier ones cover later ones.
     pub dirs: Vec<PathBuf>,
-    /// Threads that answer requests; with 0 the queue's own thread does.
+    /// Request queues that a machine may use, 1 to [`MAX_REQUEST_QUEUES`].
+    pub request_queues: u32,
+    /// Threads that answer requests, of whatever queue; with 0 each queue's own thread does.
     pub threads: usize,
     /// What goes wrong on purpose.
     pub fault: Option<Fault>,
@@ -59,19 +64,25 @@ pub struct Options {
 }
 
 impl Options {
-    /// Serves `dirs` with the default number of threads.
+    /// Serves `dirs` on one request queue, with the default number of threads.
     pub fn new(tag: impl Into<String>, dirs: Vec<PathBuf>) -> Self {
         Self {
             tag: tag.into(),
             dirs,
+            request_queues: 1,
             threads: DEFAULT_THREADS,
             fault: None,
             trace: None,
         }
     }
 
-    fn service(&self) -> Result<Service<Layers>> {
+    fn service(&self) -> Result<Service> {
         ensure!(!self.dirs.is_empty(), "no directory to share: name one");
+        ensure!(
+            (1..=MAX_REQUEST_QUEUES).contains(&self.request_queues),
+            "{} request queues: a share has 1 to {MAX_REQUEST_QUEUES}",
+            self.request_queues
+        );
         let layers = Layers::new(&self.dirs)?;
         let injector = self.fault.clone().map(Injector::new);
         let trace = self.trace.clone();
@@ -94,10 +105,11 @@ impl Server {
         let service = Arc::new(options.service()?);
         let status = Arc::new(Status::new(&listener)?);
         let thread = {
-            let (status, threads) = (Arc::clone(&status), options.threads);
+            let (queues, threads) = (options.request_queues as usize, options.threads);
+            let status = Arc::clone(&status);
             thread::Builder::new()
                 .name("share".into())
-                .spawn(move || connection::serve(&service, &status, listener, threads))
+                .spawn(move || connection::serve(&service, &status, listener, queues, threads))
                 .context("cannot start a thread")?
         };
         Ok(Self {
@@ -145,7 +157,7 @@ impl Drop for Server {
 }
 
 /// A share without a device: for one that has its own queues.
-pub struct Handler(Service<Layers>);
+pub struct Handler(Service);
 
 impl Handler {
     /// A handler of `options`; its threads are the caller's.
@@ -164,6 +176,11 @@ impl Handler {
     }
 }
 
+/// A panic elsewhere leaves nothing half done that matters here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Serves on a socket at `path`, until a signal ends it; then the socket is gone.
 ///
 /// # Errors
@@ -173,22 +190,10 @@ pub fn run(options: &Options, path: &Path) -> Result<()> {
     let listener = bind(path)?;
     let _socket = Socket(path);
     let server = Server::start(options, listener)?;
-    let failed = server.failed();
-    loop {
-        let mut fds = [
-            PollFd::from_borrowed_fd(interrupt, PollFlags::IN),
-            PollFd::from_borrowed_fd(failed, PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            other => other.map_err(std::io::Error::from).context("poll")?,
-        };
-        if let Some(failure) = server.failure() {
-            anyhow::bail!("the server of {} failed: {failure}", options.tag);
-        }
-        if !fds[0].revents().is_empty() {
-            return Ok(());
-        }
+    either(interrupt, server.failed()).context("cannot wait for QEMU")?;
+    match server.failure() {
+        Some(failure) => bail!("the server of {} failed: {failure}", options.tag),
+        None => Ok(()),
     }
 }
 

@@ -98,26 +98,27 @@ pub(super) fn refusal(opcode: u32, body: &[u8]) -> Option<Errno> {
     let Some((_, name, class)) = find(opcode) else {
         return Some(Errno::NOSYS);
     };
-    let word = |at: usize| {
-        let bytes = body.get(at..at + 4)?.try_into().ok()?;
-        Some(u32::from_le_bytes(bytes))
-    };
     match class {
         Read | Silent => None,
         Write => Some(Errno::ROFS),
-        Mixed => match (*name, word(0)) {
+        Mixed => match (*name, word(body, 0)) {
             ("OPEN", Some(flags)) => writes(flags).then_some(Errno::ROFS),
             // access(2): W_OK is 2.
             ("ACCESS", Some(mask)) => (mask & 2 != 0).then_some(Errno::ROFS),
             // The command stands behind the handle and the flags; the direction `write` in it
             // (asm-generic/ioctl.h) is that of everything that sets.
-            ("IOCTL", _) => Some(match word(12) {
+            ("IOCTL", _) => Some(match word(body, 12) {
                 Some(command) if command >> 30 & 1 == 0 => Errno::NOTTY,
                 _ => Errno::ROFS,
             }),
             _ => Some(Errno::INVAL),
         },
     }
+}
+
+/// The 32-bit number at a place of a request or reply.
+pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// Whether open(2) with these flags may change something. The values are the same on all

@@ -13,6 +13,8 @@ use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutG
 use virtio_queue::{DescriptorChain, Error, QueueOwnedT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
 
+use super::lock;
+
 /// The guest's memory.
 pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
@@ -34,7 +36,7 @@ struct FlightState {
 
 impl Flight {
     fn lock(&self) -> MutexGuard<'_, FlightState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Ends all waiting.
@@ -123,6 +125,15 @@ impl<'a> VringStateMutGuard<'a, Memory> for Ring {
     type G = MutexGuard<'a, VringState<Memory>>;
 }
 
+/// What the queue does as the library has it.
+macro_rules! forward {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {$(
+        fn $name(&self, $($arg: $type),*) -> $result {
+            self.vring.$name($($arg),*)
+        }
+    )*};
+}
+
 impl VringT<Memory> for Ring {
     fn new(memory: Memory, max_queue_size: u16) -> Result<Self, Error> {
         Ok(Self {
@@ -140,6 +151,15 @@ impl VringT<Memory> for Ring {
         }
     }
 
+    fn read_kick(&self) -> io::Result<bool> {
+        match self.vring.read_kick() {
+            // A reset has put a new eventfd in the place of the one that woke the queue's thread: an
+            // error would end the thread.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            read => read,
+        }
+    }
+
     fn get_ref(&self) -> MutexGuard<'_, VringState<Memory>> {
         self.vring.get_ref()
     }
@@ -148,76 +168,39 @@ impl VringT<Memory> for Ring {
         self.vring.get_mut()
     }
 
-    fn add_used(&self, desc_index: u16, len: u32) -> Result<(), Error> {
-        self.vring.add_used(desc_index, len)
+    forward! {
+        add_used(desc_index: u16, len: u32) -> Result<(), Error>;
+        signal_used_queue() -> io::Result<()>;
+        enable_notification() -> Result<bool, Error>;
+        disable_notification() -> Result<(), Error>;
+        needs_notification() -> Result<bool, Error>;
+        set_enabled(enabled: bool) -> ();
+        set_queue_info(desc_table: u64, avail_ring: u64, used_ring: u64) -> Result<(), Error>;
+        queue_next_avail() -> u16;
+        set_queue_next_avail(base: u16) -> ();
+        set_queue_next_used(idx: u16) -> ();
+        queue_used_idx() -> Result<u16, Error>;
+        set_queue_size(num: u16) -> ();
+        set_queue_event_idx(enabled: bool) -> ();
+        set_kick(file: Option<File>) -> ();
+        set_call(file: Option<File>) -> ();
+        set_err(file: Option<File>) -> ();
     }
+}
 
-    fn signal_used_queue(&self) -> io::Result<()> {
-        self.vring.signal_used_queue()
-    }
+#[cfg(test)]
+mod tests {
+    use rustix::event::{EventfdFlags, eventfd};
 
-    fn enable_notification(&self) -> Result<bool, Error> {
-        self.vring.enable_notification()
-    }
+    use super::*;
 
-    fn disable_notification(&self) -> Result<(), Error> {
-        self.vring.disable_notification()
-    }
-
-    fn needs_notification(&self) -> Result<bool, Error> {
-        self.vring.needs_notification()
-    }
-
-    fn set_enabled(&self, enabled: bool) {
-        self.vring.set_enabled(enabled);
-    }
-
-    fn set_queue_info(
-        &self,
-        desc_table: u64,
-        avail_ring: u64,
-        used_ring: u64,
-    ) -> Result<(), Error> {
-        self.vring.set_queue_info(desc_table, avail_ring, used_ring)
-    }
-
-    fn queue_next_avail(&self) -> u16 {
-        self.vring.queue_next_avail()
-    }
-
-    fn set_queue_next_avail(&self, base: u16) {
-        self.vring.set_queue_next_avail(base);
-    }
-
-    fn set_queue_next_used(&self, idx: u16) {
-        self.vring.set_queue_next_used(idx);
-    }
-
-    fn queue_used_idx(&self) -> Result<u16, Error> {
-        self.vring.queue_used_idx()
-    }
-
-    fn set_queue_size(&self, num: u16) {
-        self.vring.set_queue_size(num);
-    }
-
-    fn set_queue_event_idx(&self, enabled: bool) {
-        self.vring.set_queue_event_idx(enabled);
-    }
-
-    fn set_kick(&self, file: Option<File>) {
-        self.vring.set_kick(file);
-    }
-
-    fn read_kick(&self) -> io::Result<bool> {
-        self.vring.read_kick()
-    }
-
-    fn set_call(&self, file: Option<File>) {
-        self.vring.set_call(file);
-    }
-
-    fn set_err(&self, file: Option<File>) {
-        self.vring.set_err(file);
+    #[test]
+    fn a_kick_that_is_gone_is_none() {
+        let ring = Ring::new(Memory::new(GuestMemoryMmap::new()), 128).unwrap();
+        ring.set_enabled(true);
+        let kick = eventfd(1, EventfdFlags::NONBLOCK).unwrap();
+        ring.set_kick(Some(kick.into()));
+        assert!(ring.read_kick().unwrap());
+        assert!(!ring.read_kick().unwrap());
     }
 }

@@ -7,13 +7,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use fuse_backend_rs::api::filesystem::FileSystem;
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestMemoryMmap};
 
 use super::fault::{Injector, Verdict, mix};
+use super::layers::Layers;
 use super::opcode;
 use super::ring::InFlight;
 use super::trace::{self, Exchange, REQUEST_HEAD, Trace};
@@ -30,9 +30,9 @@ pub trait MemoryRef: Deref<Target = GuestMemoryMmap> + Clone {}
 impl<M: Deref<Target = GuestMemoryMmap> + Clone> MemoryRef for M {}
 
 /// Answers the requests of one share.
-pub(super) struct Service<F: FileSystem + Sync> {
+pub(super) struct Service {
     tag: String,
-    server: Server<F>,
+    server: Server<Layers>,
     injector: Option<Injector>,
     trace: Option<Arc<Trace>>,
 }
@@ -56,16 +56,16 @@ pub(super) struct Answer {
     pub(super) panic: Option<String>,
 }
 
-impl<F: FileSystem + Sync> Service<F> {
+impl Service {
     pub(super) fn new(
         tag: String,
-        fs: F,
+        layers: Layers,
         injector: Option<Injector>,
         trace: Option<Arc<Trace>>,
     ) -> Self {
         Self {
             tag,
-            server: Server::new(fs),
+            server: Server::new(layers),
             injector,
             trace,
         }
@@ -177,8 +177,7 @@ impl<F: FileSystem + Sync> Service<F> {
 
 impl Taken {
     fn opcode(&self) -> u32 {
-        let bytes = self.head.get(4..8).and_then(|bytes| bytes.try_into().ok());
-        bytes.map_or(0, u32::from_le_bytes)
+        opcode::word(&self.head, 4).unwrap_or(0)
     }
 }
 

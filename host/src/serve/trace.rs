@@ -20,14 +20,15 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 
 use super::fault::Verdict;
-use super::opcode;
+use super::lock;
+use super::opcode::{self, word};
 
 /// How much of a request is kept: its header, and of its body what names need.
 pub(super) const REQUEST_HEAD: usize = 40 + 512;
@@ -94,7 +95,7 @@ impl Trace {
         let end = Instant::now();
         let mut line = exchange.describe(self.start, end).to_string();
         line.push('\n');
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = lock(&self.file);
         if let Some(open) = file.as_mut()
             && let Err(error) = open.write_all(line.as_bytes())
         {
@@ -108,10 +109,6 @@ impl Trace {
 
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 fn long(bytes: &[u8], at: usize) -> Option<u64> {

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -255,6 +256,40 @@ fn an_embedded_server_that_hangs_up_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_server_keeps_nothing_of_a_connection() {
+    const CONNECTIONS: usize = 50;
+    let tool = Tool::new(&[]);
+    let socket = tool.path("tmp/socket");
+    let mut command = tool.command(&[], &["serve", "share", "--socket", &socket]);
+    let mut child = command.spawn().unwrap();
+    let open_files = format!("/proc/{}/fd", child.id());
+    let open_files = || fs::read_dir(&open_files).unwrap().count();
+    let deadline = Instant::now() + LIMIT;
+    while UnixStream::connect(&socket).is_err() {
+        assert!(Instant::now() < deadline, "it does not listen");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let before = open_files();
+    for _ in 0..CONNECTIONS {
+        UnixStream::connect(&socket).unwrap();
+    }
+    // Each of them is served before this one, which is not closed yet.
+    let mut last = UnixStream::connect(&socket).unwrap();
+    // VHOST_USER_GET_FEATURES: its number, version 1, no payload.
+    last.write_all(&[1_u32, 1, 0].map(u32::to_le_bytes).concat())
+        .unwrap();
+    last.read_exact(&mut [0; 20]).unwrap();
+    let after = open_files();
+    send(Signal::TERM)(&tool, &child);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(
+        after < before + CONNECTIONS,
+        "{before} files were open, then {after}"
+    );
+    tool.assert_nothing_is_left();
+}
+
+#[test]
 fn a_download_that_is_interrupted_leaves_nothing_behind() {
     let tool = Tool::new(&[]);
     let bin = tool.dir.path().join("bin");
@@ -476,6 +511,59 @@ fn a_directory_may_have_any_name() {
                 assert!(ran.console.contains(&size), "{args:?}: {ran:?}");
             }
         }
+    }
+}
+
+#[test]
+fn a_device_has_as_many_request_queues_as_are_asked_for() {
+    let tool = Tool::new(&[]);
+    for (board, command, part) in [
+        (
+            "--board=x86_64-microvm",
+            "cat /greeting.txt",
+            demo::GREETING.trim(),
+        ),
+        ("--board=x86_64-q35", "mounts", "bootshare"),
+    ] {
+        let args = ["share", "--request-queues=3", board].map(OsStr::new);
+        let ran = tool.firmware(&args, &format!("bootshare.cmd=\"devices; {command}\""));
+        ran.expect(0, &[]);
+        for part in ["request queues: 3\r\n", part] {
+            assert!(ran.console.contains(part), "{ran:?}");
+        }
+    }
+    let ran = tool.run(tool.linux(&[], None).arg("--request-queues=3"));
+    ran.expect(0, &[]);
+    assert!(ran.console.contains(demo::GREETING.trim()), "{ran:?}");
+    for server in servers().into_iter().flatten() {
+        let mut command = tool.linux(&[], Some(&server));
+        let ran = tool.run(command.arg("--request-queues=2"));
+        ran.expect(
+            123,
+            &[
+                "serves one request queue: leave out --request-queues",
+                &server,
+            ],
+        );
+    }
+}
+
+#[test]
+fn what_is_no_firmware_is_refused_by_name() {
+    let tool = Tool::new(&[]);
+    let elf = target().join("firmware").join(BOARD.firmware_name());
+    let elf = elf.to_str().unwrap();
+    let no_image = "it is no image for this board, which takes one like bootshare-";
+    for (board, file, part) in [
+        (BOARD_NAME, "nosuch", "No such file"),
+        (BOARD_NAME, "share", "it is not a file"),
+        ("aarch64-virt", "share/greeting.txt", no_image),
+        ("x86_64-q35-rom", elf, no_image),
+    ] {
+        let args = ["boot", "share", "--board", board, "--firmware", file];
+        let ran = tool.run(&mut tool.command(&[], &args));
+        ran.expect(123, &[&format!("error: --firmware {file}: "), part]);
+        assert_eq!(ran.errors.lines().count(), 1, "{ran:?}");
     }
 }
 

@@ -2,7 +2,7 @@
 //! here. The tree is served from memory, by an honest server.
 
 use bootshare::Options;
-use bootshare_tests::{Device, Node, Opcode, Scripted, TestShare, Tree, mount};
+use bootshare_test_device::{Device, Opcode, TestShare, Tree};
 
 /// A MiB, or what an interpreter takes for one.
 const MIB: usize = if cfg!(miri) { 1 << 12 } else { 1 << 20 };
@@ -12,28 +12,21 @@ fn options() -> Options {
 }
 
 fn tree() -> Tree {
-    // Node 2 is `boot`, 3 is `entries` in it.
     let tree = Tree::new()
-        .with("boot", Node::Dir)
-        .with_in(2, "entries", Node::Dir)
-        .with_in(2, "vmlinuz", Node::Pattern(10 * MIB as u64))
-        .with_in(2, "current", Node::Link(b"vmlinuz".to_vec()))
-        .with_in(2, "absolute", Node::Link(b"/boot/vmlinuz".to_vec()))
-        .with("cmdline", Node::File(b"quiet".to_vec()))
-        .with("empty", Node::File(Vec::new()));
+        .large_file("boot/vmlinuz", 10 * MIB as u64)
+        .link("boot/current", "vmlinuz")
+        .link("boot/absolute", "/boot/vmlinuz")
+        .file("cmdline", "quiet")
+        .file("empty", "");
     (0..150).fold(tree, |tree, number| {
-        tree.with_in(
-            3,
-            format!("entry-{number:010}.conf"),
-            Node::File(b"x".to_vec()),
-        )
+        tree.file(format!("boot/entries/entry-{number:010}.conf"), "x")
     })
 }
 
 /// The requests that `act` leads to, by kind; INIT and DESTROY are not among them.
 fn requests(options: Options, act: impl FnOnce(&TestShare)) -> Vec<(Opcode, usize)> {
-    let device = Device::new(Scripted::honest(tree()));
-    let share = mount(&device, options).unwrap();
+    let device = Device::new(tree());
+    let share = device.mount(options).unwrap();
     device.forget_requests();
     act(&share);
     let counts = device.log(|log| log.counts().into_iter().collect());
@@ -176,9 +169,9 @@ fn statistics() {
 #[test]
 fn the_next_file_is_asked_for_before_the_last_one_is_there() {
     // Two files of 16 and 1 READs, with 17 in flight at a time: one notification.
-    let device = Device::new(Scripted::honest(tree()));
+    let device = Device::new(tree());
     let options = options().with_chunk_size(MIB as u32 / 16).with_depth(17);
-    let share = mount(&device, options).unwrap();
+    let share = device.mount(options).unwrap();
     let kernel = share.open("/boot/vmlinuz").unwrap();
     let cmdline = share.open("cmdline").unwrap();
     let before = device.notifications();
@@ -195,9 +188,9 @@ fn the_next_file_is_asked_for_before_the_last_one_is_there() {
 fn one_notification_for_a_batch_of_reads() {
     // 16 READs in flight are announced together. On real hardware a notification leaves the
     // guest, which is what costs.
-    let device = Device::new(Scripted::honest(tree()));
+    let device = Device::new(tree());
     let options = options().with_chunk_size(MIB as u32 / 16);
-    let share = mount(&device, options).unwrap();
+    let share = device.mount(options).unwrap();
     let file = share.open("/boot/vmlinuz").unwrap();
     let before = device.notifications();
     let mut buf = vec![0; MIB];

@@ -1,12 +1,11 @@
 //! The host tool's own server.
 
-use super::address_space::address_space;
-use super::{Answer, Backend, one_chain::OneChain};
-use crate::{
-    chain::{Buffer, Chain},
-    wire::Request,
-};
+use super::{address_space::address_space, one_chain::OneChain};
 use bootshare_host::serve::{Handler, Options};
+use bootshare_test_device::{
+    Reply, Request,
+    raw::{Backend, Buffer, Chain},
+};
 use std::path::PathBuf;
 use vm_memory::GuestMemoryMmap;
 
@@ -51,13 +50,10 @@ impl Embedded {
             address: address as u64,
             length: length as u32,
         };
-        let chain = Chain {
-            head: 0,
-            queue: 1,
-            epoch: 0,
-            readable: vec![buffer(request.as_ptr().expose_provenance(), request.len())],
-            writable: vec![buffer(reply.as_mut_ptr().expose_provenance(), room)],
-        };
+        let chain = Chain::of(
+            vec![buffer(request.as_ptr().expose_provenance(), request.len())],
+            vec![buffer(reply.as_mut_ptr().expose_provenance(), room)],
+        );
         let ring = OneChain::new(&chain);
         let used = self.handler.answer(&ring.take(&self.memory))?;
         reply.truncate(used as usize);
@@ -66,12 +62,12 @@ impl Embedded {
 }
 
 impl Backend for Embedded {
-    fn answer(&self, chain: &Chain, _request: &Request) -> Answer {
+    fn answer(&self, chain: &Chain, _request: &Request) -> Reply {
         let ring = OneChain::new(chain);
         let descriptors = ring.take(&self.memory);
         match self.handler.answer(&descriptors) {
-            Some(used) => Answer::used(used),
-            None => Answer::used(0).never(),
+            Some(used) => Reply::written(used),
+            None => Reply::none().never(),
         }
     }
 }

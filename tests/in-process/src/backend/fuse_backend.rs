@@ -1,8 +1,10 @@
 //! fuse-backend-rs's request handler.
 
-use super::address_space::address_space;
-use super::{Answer, Backend, one_chain::OneChain};
-use crate::{chain::Chain, wire::Request};
+use super::{address_space::address_space, one_chain::OneChain};
+use bootshare_test_device::{
+    Reply, Request,
+    raw::{Backend, Chain},
+};
 use fuse_backend_rs::{
     api::server::Server,
     passthrough::{Config, PassthroughFs},
@@ -36,7 +38,7 @@ impl FuseBackend {
 }
 
 impl Backend for FuseBackend {
-    fn answer(&self, chain: &Chain, _request: &Request) -> Answer {
+    fn answer(&self, chain: &Chain, _request: &Request) -> Reply {
         let ring = OneChain::new(chain);
         let descriptors = ring.take(&self.memory);
         let (reader, writer) = (
@@ -44,14 +46,14 @@ impl Backend for FuseBackend {
             VirtioFsWriter::new(&self.memory, descriptors),
         );
         let (Ok(reader), Ok(writer)) = (reader, writer) else {
-            return Answer::died("a buffer is not in guest memory");
+            return Reply::died("a buffer is not in guest memory");
         };
         match self
             .server
             .handle_message(reader, writer.into(), None, None)
         {
-            Ok(used) => Answer::used(used as u32),
-            Err(error) => Answer::died(error),
+            Ok(used) => Reply::written(used as u32),
+            Err(error) => Reply::died(error),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The device has taken the chain from the driver's ring already, and may answer several at a
 //! time; `virtio-queue` makes chains from a ring only. So each gets a ring of its own.
 
-use crate::chain::{Buffer, Chain};
+use bootshare_test_device::raw::{Buffer, Chain};
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap, bitmap::Bitmap};
 

@@ -1,8 +1,10 @@
 //! virtiofsd's own request handler.
 
-use super::address_space::address_space;
-use super::{Answer, Backend, one_chain::OneChain};
-use crate::{chain::Chain, wire::Request};
+use super::{address_space::address_space, one_chain::OneChain};
+use bootshare_test_device::{
+    Reply, Request,
+    raw::{Backend, Chain},
+};
 use std::{io, path::Path};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use virtiofsd::{
@@ -48,7 +50,7 @@ impl Virtiofsd {
 }
 
 impl Backend for Virtiofsd {
-    fn answer(&self, chain: &Chain, _request: &Request) -> Answer {
+    fn answer(&self, chain: &Chain, _request: &Request) -> Reply {
         let ring = OneChain::new(chain);
         let descriptors = ring.take(&self.memory);
         let (reader, writer) = (
@@ -56,11 +58,11 @@ impl Backend for Virtiofsd {
             Writer::new(&self.memory, descriptors),
         );
         let (Ok(reader), Ok(writer)) = (reader, writer) else {
-            return Answer::died("a buffer is not in guest memory");
+            return Reply::died("a buffer is not in guest memory");
         };
         match self.server.handle_message(reader, writer, None::<&mut ()>) {
-            Ok(used) => Answer::used(used as u32),
-            Err(error) => Answer::died(error),
+            Ok(used) => Reply::written(used as u32),
+            Err(error) => Reply::died(error),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::rig::{Rig, Server};
 use bootshare::{Error, FileType};
-use bootshare_tests::{Device, TempDir, TestShare, mount};
+use bootshare_test_device::{Device, TestShare};
 use std::{collections::BTreeSet, ffi::OsStr, fs, os::unix::ffi::OsStrExt};
 
 /// Lists `path`, and sees that no name comes twice.
@@ -50,15 +50,15 @@ pub fn a_thousand_entries(server: Server) {
 #[test]
 fn a_hundred_thousand_entries() {
     // One directory for all servers: to make it takes longer than to list it.
-    let dir = TempDir::new();
+    let dir = tempfile::tempdir().unwrap();
     let name = |number: usize| format!("entry-{number}");
     for number in 0..100_000 {
         fs::File::create_new(dir.path().join(name(number))).unwrap();
     }
     let expected = set((0..100_000).map(name));
     for server in [Server::Virtiofsd, Server::FuseBackend, Server::Embedded] {
-        let device = Device::new(server.backend(dir.path()));
-        let share = mount(&device, bootshare::Options::default()).unwrap();
+        let device = Device::with_backend(server.backend(dir.path()));
+        let share = device.mount(bootshare::Options::default()).unwrap();
         assert!(names(&share, "/") == expected);
         share.unmount().unwrap();
         device.log(|log| assert_eq!(log.problems(), Vec::<String>::new()));

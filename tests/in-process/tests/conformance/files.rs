@@ -1,13 +1,13 @@
 //! Regular files.
 
-use crate::rig::{Random, Rig, Server, noise};
+use crate::rig::{Rig, Server, noise};
 use bootshare::{Error, FileType, Options};
-use bootshare_tests::Order;
+use bootshare_test_device::{Opcode, raw::Order};
 use embedded_io::{Read, ReadExactError, Seek, SeekFrom};
+use rustix::fs::{AtFlags, CWD, Mode, Timespec, Timestamps, mkfifoat, utimensat};
 use std::{
     fs,
     os::unix::{
-        ffi::OsStrExt,
         fs::{FileExt, MetadataExt, PermissionsExt},
         net::UnixListener,
     },
@@ -70,12 +70,12 @@ pub fn odd_offsets_and_sizes(server: Server) {
     rig.write("file", &content);
     rig.run_with(Options::default().with_chunk_size(4096 * 3), |share| {
         let file = share.open("file").unwrap();
-        let mut random = Random(1);
+        let mut random = fastrand::Rng::with_seed(1);
         let mut buf = vec![0; 70_001];
         for _ in 0..500 {
-            let offset = random.below(content.len() as u64 + 100) as usize;
-            let magnitude = random.below(17);
-            let size = random.below(1 << magnitude) as usize;
+            let offset = random.usize(..content.len() + 100);
+            let magnitude = random.u32(..17);
+            let size = random.usize(..1 << magnitude);
             let there = content.get(offset..).unwrap_or_default();
             let there = &there[..there.len().min(size)];
             let read = file.read_at(offset as u64, &mut buf[..size]).unwrap();
@@ -358,15 +358,15 @@ pub fn attributes_are_the_hosts(server: Server) {
     for mode in [0o7777, 0o644, 0o4755, 0o1600] {
         fs::set_permissions(rig.path("file"), fs::Permissions::from_mode(mode)).unwrap();
         for seconds in [-5i64, 0, 1_700_000_000] {
-            let time = libc::timespec {
+            let time = Timespec {
                 tv_sec: seconds,
                 tv_nsec: 123_456_789,
             };
-            let path = std::ffi::CString::new(rig.path("file").as_os_str().as_bytes()).unwrap();
-            // SAFETY: the path ends in a NUL and there are two times.
-            let done =
-                unsafe { libc::utimensat(libc::AT_FDCWD, path.as_ptr(), [time, time].as_ptr(), 0) };
-            assert_eq!(done, 0);
+            let times = Timestamps {
+                last_access: time,
+                last_modification: time,
+            };
+            utimensat(CWD, rig.path("file"), &times, AtFlags::empty()).unwrap();
             rig.run(|share| {
                 let meta = share.metadata("file").unwrap();
                 assert_eq!(u32::from(meta.permissions()), mode);
@@ -394,9 +394,7 @@ pub fn attributes_are_the_hosts(server: Server) {
 pub fn what_is_no_file_is_not_opened(server: Server) {
     let rig = Rig::new(server);
     rig.mkdir("dir");
-    let fifo = std::ffi::CString::new(rig.path("fifo").as_os_str().as_bytes()).unwrap();
-    // SAFETY: the path ends in a NUL.
-    assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o666) }, 0);
+    mkfifoat(CWD, rig.path("fifo"), Mode::from_raw_mode(0o666)).unwrap();
     let _socket = UnixListener::bind(rig.path("socket")).unwrap();
     rig.run(|share| {
         assert_eq!(share.open("dir").err(), Some(Error::IsADirectory));
@@ -422,7 +420,7 @@ pub fn what_is_no_file_is_not_opened(server: Server) {
         ];
         assert_eq!(listed, expected);
         rig.device.log(|log| {
-            let opened = log.counts().get(&bootshare_tests::Opcode::Open).copied();
+            let opened = log.counts().get(&Opcode::Open).copied();
             assert_eq!(opened, None, "no server was asked to open any of them");
         });
     });

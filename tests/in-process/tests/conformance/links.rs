@@ -2,7 +2,7 @@
 
 use crate::rig::{Rig, Server};
 use bootshare::Error;
-use bootshare_tests::TestShare;
+use bootshare_test_device::TestShare;
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
 fn content(share: &TestShare, path: impl AsRef<[u8]>) -> Result<String, Error> {

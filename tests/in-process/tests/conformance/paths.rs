@@ -1,13 +1,9 @@
 //! Paths: slashes, dots, lengths, and the kernel's word for all of it.
 
-use crate::rig::{Random, Rig, Server};
+use crate::rig::{Rig, Server};
 use bootshare::{Error, Metadata};
-use std::{
-    ffi::CString,
-    fs, io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    os::unix::fs::MetadataExt,
-};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use std::{fs, io, os::unix::fs::MetadataExt};
 
 pub fn slashes_and_dots(server: Server) {
     let rig = Rig::new(server);
@@ -98,41 +94,12 @@ pub fn lengths_and_depths(server: Server) {
     });
 }
 
-/// `struct open_how` of openat2(2).
-#[repr(C)]
-struct OpenHow {
-    flags: u64,
-    mode: u64,
-    resolve: u64,
-}
-
-const RESOLVE_IN_ROOT: u64 = 0x10;
-
 /// What the kernel finds at `path`, with `root` for its root.
 fn kernel(root: &fs::File, path: &str, follow: bool) -> io::Result<u64> {
-    let path = CString::new(path).unwrap();
-    let nofollow = if follow { 0 } else { libc::O_NOFOLLOW };
-    let how = OpenHow {
-        flags: (libc::O_PATH | libc::O_CLOEXEC | nofollow) as u64,
-        mode: 0,
-        resolve: RESOLVE_IN_ROOT,
-    };
-    // SAFETY: the path ends in a NUL, and the structure has the size that is said.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_openat2,
-            root.as_raw_fd(),
-            path.as_ptr(),
-            &raw const how,
-            size_of::<OpenHow>(),
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given us this descriptor.
-    let file = fs::File::from(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-    Ok(file.metadata()?.ino())
+    let mut flags = OFlags::PATH | OFlags::CLOEXEC;
+    flags.set(OFlags::NOFOLLOW, !follow);
+    let found = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    Ok(fs::File::from(found).metadata()?.ino())
 }
 
 pub fn as_the_kernel_resolves(server: Server) {
@@ -164,16 +131,16 @@ pub fn as_the_kernel_resolves(server: Server) {
         "..", "a", "l", "d", "up",
     ];
     let root = fs::File::open(rig.dir.path()).unwrap();
-    let mut random = Random(7);
+    let mut random = fastrand::Rng::with_seed(7);
     let mut found = 0;
     let share = rig.mount();
     for _ in 0..4000 {
         let mut path = String::new();
-        for _ in 0..1 + random.below(6) {
-            path.push_str(names[random.below(names.len() as u64) as usize]);
+        for _ in 0..random.usize(1..=6) {
+            path.push_str(names[random.usize(..names.len())]);
             path.push('/');
         }
-        if random.below(4) != 0 {
+        if random.u8(..4) != 0 {
             path.pop();
         }
         for follow in [true, false] {

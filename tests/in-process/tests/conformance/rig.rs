@@ -1,11 +1,14 @@
 //! A share of a directory, and what must hold whenever it was used.
 
 use bootshare::Options;
-use bootshare_tests::{
-    AsNobody, Backend, Balance, Device, Embedded, FuseBackend, Quirks, TempDir, TestHal, TestShare,
-    Virtiofsd, mount, open_files_below,
+use bootshare_test_device::{
+    Device, TestHal, TestShare,
+    raw::{Backend, Balance},
 };
-use std::{fs, path::Path, sync::Arc};
+use bootshare_tests::{AsNobody, Embedded, FuseBackend, Virtiofsd};
+use fastrand::Rng;
+use std::{fs, io, path::Path, sync::Arc};
+use tempfile::TempDir;
 
 /// Whose request handler answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,20 +36,16 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(server: Server) -> Self {
-        Self::with(server, Device::new)
-    }
-
-    pub fn with_quirks(server: Server, quirks: Quirks) -> Self {
-        Self::with(server, |backend| Device::with_quirks(backend, quirks))
+        Self::with(server, Device::with_backend)
     }
 
     /// The server has the rights of nobody in particular.
     pub fn as_nobody(server: Server) -> Self {
-        Self::with(server, |backend| Device::new(AsNobody(backend)))
+        Self::with(server, |backend| Device::with_backend(AsNobody(backend)))
     }
 
     pub fn with(server: Server, device: impl FnOnce(Arc<dyn Backend>) -> Device) -> Self {
-        let dir = TempDir::new();
+        let dir = tempfile::tempdir().unwrap();
         let device = device(server.backend(dir.path()));
         Self { dir, device }
     }
@@ -68,7 +67,7 @@ impl Rig {
     }
 
     pub fn mount(&self) -> TestShare {
-        mount(&self.device, Options::default()).unwrap()
+        self.device.mount(Options::default()).unwrap()
     }
 
     /// Mounts, does something, unmounts.
@@ -77,7 +76,7 @@ impl Rig {
     }
 
     pub fn run_with(&self, options: Options, body: impl FnOnce(&TestShare)) {
-        let share = mount(&self.device, options).unwrap();
+        let share = self.device.mount(options).unwrap();
         body(&share);
         self.unmount(share);
     }
@@ -104,23 +103,19 @@ impl Rig {
 
 /// Bytes that do not repeat soon.
 pub fn noise(size: usize) -> Vec<u8> {
-    let mut random = Random(size as u64);
-    (0..size).map(|_| random.next() as u8).collect()
+    let mut random = Rng::with_seed(size as u64);
+    (0..size).map(|_| random.u8(..)).collect()
 }
 
-/// A linear congruential generator.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 33
-    }
-
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
+/// How many open files of this process are at or below `path`: what servers in this process hold
+/// of a share, `O_PATH` descriptors of nodes among them.
+///
+/// # Errors
+///
+/// If `/proc` can't be read.
+pub fn open_files_below(path: &Path) -> io::Result<usize> {
+    let path = path.canonicalize()?;
+    let links = fs::read_dir("/proc/self/fd")?;
+    let targets = links.filter_map(|link| fs::read_link(link.ok()?.path()).ok());
+    Ok(targets.filter(|target| target.starts_with(&path)).count())
 }

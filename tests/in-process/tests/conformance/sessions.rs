@@ -1,12 +1,13 @@
 //! Mounting, unmounting, and what is held between them.
 
-use crate::rig::{Rig, Server, noise};
+use crate::rig::{Rig, Server, noise, open_files_below};
 use bootshare::{Error, Options, Share};
-use bootshare_tests::{
-    Balance, Device, Opcode, Order, Quirks, RealClock, TestHal, TestTransport, Virtiofsd, mount,
-    open_files_below,
+use bootshare_test_device::{
+    Device, Opcode, TestHal, TestTransport,
+    raw::{Balance, Order, Quirks, RealClock},
 };
-use std::{ffi::CString, os::unix::ffi::OsStrExt, thread};
+use bootshare_tests::Virtiofsd;
+use std::thread;
 
 pub fn mount_and_unmount(server: Server) {
     let rig = Rig::new(server);
@@ -23,7 +24,11 @@ pub fn mount_and_unmount(server: Server) {
     assert!(rig.device.is_live());
     rig.unmount(share);
     rig.device.log(|log| {
-        let asked: Vec<_> = log.requests.iter().map(|request| request.opcode).collect();
+        let asked: Vec<_> = log
+            .requests
+            .iter()
+            .map(|request| request.opcode())
+            .collect();
         assert_eq!(asked, [Opcode::Init, Opcode::Destroy]);
     });
     // One before the set-up, one after.
@@ -51,7 +56,7 @@ pub fn again_and_again(server: Server) {
 /// Every operation once, the good and the bad.
 fn everything<T, C, H>(share: &Share<T, C, H>)
 where
-    T: virtio_drivers::transport::Transport,
+    T: bootshare::transport::Transport,
     C: bootshare::hal::Clock,
     H: bootshare::hal::Hal,
 {
@@ -100,10 +105,10 @@ pub fn nothing_is_left_behind(server: Server) {
 #[test]
 fn a_few_file_descriptors_on_the_host_suffice_for_ever() {
     // virtiofsd's own accounting: the root and the deepest path at a time, and a handle.
-    let rig = Rig::with(Server::Virtiofsd, |_| Device::new(Nowhere));
+    let rig = Rig::new(Server::Virtiofsd);
     furnish(&rig);
-    let device = Device::new(Virtiofsd::with_fd_limit(rig.dir.path(), 9).unwrap());
-    let share = mount(&device, Options::default()).unwrap();
+    let device = Device::with_backend(Virtiofsd::with_fd_limit(rig.dir.path(), 9).unwrap());
+    let share = device.mount(Options::default()).unwrap();
     for _ in 0..500 {
         everything(&share);
     }
@@ -115,26 +120,9 @@ fn a_few_file_descriptors_on_the_host_suffice_for_ever() {
     share.unmount().unwrap();
 }
 
-/// A server that nobody asks.
-struct Nowhere;
-
-impl bootshare_tests::Backend for Nowhere {
-    fn answer(
-        &self,
-        _chain: &bootshare_tests::Chain,
-        _request: &bootshare_tests::Request,
-    ) -> bootshare_tests::Answer {
-        unreachable!()
-    }
-}
-
 pub fn figures(server: Server) {
     let rig = Rig::new(server);
-    let path = CString::new(rig.dir.path().as_os_str().as_bytes()).unwrap();
-    // SAFETY: all zeroes is a value of this plain structure.
-    let mut host: libc::statvfs64 = unsafe { std::mem::zeroed() };
-    // SAFETY: the path ends in a NUL and the structure is ours.
-    assert_eq!(unsafe { libc::statvfs64(path.as_ptr(), &raw mut host) }, 0);
+    let host = rustix::fs::statvfs(rig.dir.path()).unwrap();
     rig.run(|share| {
         let figures = share.statistics().unwrap();
         assert_eq!(u64::from(figures.block_size), host.f_frsize);
@@ -145,11 +133,8 @@ pub fn figures(server: Server) {
 }
 
 pub fn served_by_threads(server: Server) {
-    let quirks = Quirks {
-        order: Order::Shuffled(3),
-        ..Quirks::default()
-    };
-    let rig = Rig::with(server, |backend| Device::threaded(backend, quirks, 2));
+    let rig = Rig::with(server, |backend| Device::threaded(backend, 2));
+    rig.device.quirk(|quirks| quirks.order = Order::Shuffled(3));
     let content = noise(2_000_000);
     rig.write("file", &content);
     furnish(&rig);
@@ -179,12 +164,11 @@ pub fn served_by_threads(server: Server) {
 }
 
 pub fn a_device_that_polls(server: Server) {
-    let quirks = Quirks {
-        polls: true,
-        order: Order::Reversed,
-        ..Quirks::default()
-    };
-    let rig = Rig::with_quirks(server, quirks);
+    let rig = Rig::new(server);
+    rig.device.quirk(|quirks| {
+        quirks.polls = true;
+        quirks.order = Order::Reversed;
+    });
     furnish(&rig);
     let share = rig.mount();
     for _ in 0..20 {

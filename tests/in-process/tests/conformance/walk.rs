@@ -3,7 +3,7 @@
 use crate::rig::Server;
 use bootshare::{Dir, DirEntry, FileType, Options};
 use bootshare_host::{Arch, debian::Packages};
-use bootshare_tests::{Balance, Device, TestHal, TestTransport, VirtualClock, mount};
+use bootshare_test_device::{Device, TestHal, TestTransport, VirtualClock, raw::Balance};
 use sha2::{Digest, Sha256};
 use std::{
     fs,
@@ -47,8 +47,8 @@ struct Found {
 }
 
 pub fn a_tree_of_packages(server: Server) {
-    let device = Device::new(server.backend(tree()));
-    let share = mount(&device, Options::default()).unwrap();
+    let device = Device::with_backend(server.backend(tree()));
+    let share = device.mount(Options::default()).unwrap();
     let mut found = Found::default();
     compare(&share.open_dir("/").unwrap(), tree(), &mut found);
     let Found {

@@ -2,7 +2,7 @@
 
 use crate::{TestDir, share};
 use bootshare::{Error, FileType};
-use bootshare_tests::{TempDir, TestShare};
+use bootshare_test_device::TestShare;
 use rustix::fs::{CWD, FileType as HostType, Mode, XattrFlags, mknodat, setxattr};
 use std::{
     ffi::OsStr,
@@ -15,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
+use tempfile::TempDir;
 
 /// Three directories to lay over each other; the first is on top.
 struct Stack {
@@ -26,7 +27,7 @@ const LAYERS: [&str; 3] = ["top", "middle", "bottom"];
 impl Stack {
     fn new() -> Self {
         let stack = Self {
-            dir: TempDir::new(),
+            dir: tempfile::tempdir().unwrap(),
         };
         for name in LAYERS.iter().chain(&["merged"]) {
             fs::create_dir(stack.dir.path().join(name)).unwrap();
@@ -71,6 +72,20 @@ impl Stack {
 
     /// The cases of the README's table, with opaque directories marked by `opaque`.
     fn fill(&self, opaque: &str) {
+        self.fill_with_covered();
+        self.fill_with_whiteouts();
+        self.fill_with_opaque(opaque);
+        self.fill_with_links();
+
+        // Odd names, AUFS's among them, which overlayfs takes for plain files.
+        self.write("top/.wh.only-bottom", "");
+        self.write("middle/new\nline", "n");
+        let name = OsStr::from_bytes(b"not \xff utf-8");
+        fs::write(self.path("bottom").join(name), "o").unwrap();
+        fs::write(self.path("middle").join(name), "covers").unwrap();
+    }
+
+    fn fill_with_covered(&self) {
         // Names merge, and the upper file covers the lower one.
         self.write("top/merge/a", "top a");
         self.write("middle/merge/a", "middle a");
@@ -95,8 +110,9 @@ impl Stack {
         self.write("bottom/dir-over-file/hidden", "hidden by the file between");
         self.link("top/link-over-dir", "merge");
         self.write("bottom/link-over-dir/hidden", "hidden");
+    }
 
-        // Whiteouts.
+    fn fill_with_whiteouts(&self) {
         self.write("bottom/gone", "gone");
         self.whiteout("top/gone");
         self.write("middle/gone-below/a", "a");
@@ -113,8 +129,9 @@ impl Stack {
         self.write("bottom/dir-again/old", "old");
         self.whiteout("bottom/of-nothing");
         self.whiteout("middle/merge/c");
+    }
 
-        // Opaque directories.
+    fn fill_with_opaque(&self, opaque: &str) {
         self.attribute("top/opaque", opaque, "y");
         self.write("top/opaque/new", "new");
         self.write("middle/opaque/old", "old");
@@ -125,8 +142,10 @@ impl Stack {
         self.write("bottom/half-opaque/c", "c");
         self.attribute("top/not-opaque", opaque, "n");
         self.write("bottom/not-opaque/seen", "seen");
+    }
 
-        // Links across layers, and to what is covered.
+    /// Links across layers, and to what is covered.
+    fn fill_with_links(&self) {
         self.link("top/link-down", "merge/b");
         self.link("middle/link-up", "merge/below/deep/top");
         self.link("bottom/link-absolute", "/merge/a");
@@ -134,13 +153,6 @@ impl Stack {
         self.link("top/link-dangling", "gone");
         self.link("bottom/merge/linked-dir", "../dir-again");
         fs::hard_link(self.path("bottom/only-bottom"), self.path("bottom/hard")).unwrap();
-
-        // Odd names, AUFS's among them, which overlayfs takes for plain files.
-        self.write("top/.wh.only-bottom", "");
-        self.write("middle/new\nline", "n");
-        let name = OsStr::from_bytes(b"not \xff utf-8");
-        fs::write(self.path("bottom").join(name), "o").unwrap();
-        fs::write(self.path("middle").join(name), "covers").unwrap();
     }
 
     /// Mounts the layers by the kernel's overlayfs, in a namespace of its own.

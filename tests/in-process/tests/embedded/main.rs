@@ -4,13 +4,14 @@ mod layers;
 mod refused;
 
 use bootshare::{Dir, Options};
-use bootshare_tests::{Device, Embedded, TestHal, TestShare, TestTransport, VirtualClock, mount};
+use bootshare_test_device::{Device, TestHal, TestShare, TestTransport, VirtualClock};
+use bootshare_tests::Embedded;
 use std::path::PathBuf;
 
 type TestDir<'s> = Dir<'s, TestTransport, VirtualClock, TestHal>;
 
 /// Directories as one share, earlier ones over later ones.
 fn share(dirs: Vec<PathBuf>) -> TestShare {
-    let device = Device::new(Embedded::of(dirs));
-    mount(&device, Options::default()).unwrap()
+    let device = Device::with_backend(Embedded::of(dirs));
+    device.mount(Options::default()).unwrap()
 }

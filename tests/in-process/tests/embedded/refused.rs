@@ -1,10 +1,11 @@
 //! What the embedded server refuses: changes, ways out, and requests without sense.
 
 use bootshare::Error;
-use bootshare_tests::{Embedded, TempDir};
+use bootshare_tests::Embedded;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs;
 use std::os::unix::{fs::symlink, net::UnixListener};
+use tempfile::TempDir;
 
 const ROOT: u64 = 1;
 
@@ -57,7 +58,7 @@ fn lookup(server: &Embedded, parent: u64, name: &str) -> Result<u64, i32> {
 
 #[test]
 fn whatever_changes_something() {
-    let dir = TempDir::new();
+    let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "as it was").unwrap();
     let server = server(&dir);
     let file = lookup(&server, ROOT, "file").unwrap();
@@ -109,7 +110,7 @@ fn whatever_changes_something() {
 
 #[test]
 fn ways_out_of_the_share() {
-    let outside = TempDir::new();
+    let outside = tempfile::tempdir().unwrap();
     fs::write(outside.path().join("secret"), "secret").unwrap();
     fs::create_dir(outside.path().join("share")).unwrap();
     let share_dir = outside.path().join("share");
@@ -148,7 +149,7 @@ fn ways_out_of_the_share() {
 
 #[test]
 fn a_file_that_took_anothers_place_is_another() {
-    let dir = TempDir::new();
+    let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "old").unwrap();
     fs::write(dir.path().join("next"), "new").unwrap();
     let server = server(&dir);
@@ -170,7 +171,7 @@ fn a_file_that_took_anothers_place_is_another() {
 /// Opening a FIFO waits for its other end, and opening a device may do anything.
 #[test]
 fn what_is_neither_file_nor_directory() {
-    let dir = TempDir::new();
+    let dir = tempfile::tempdir().unwrap();
     let mode = Mode::from_raw_mode(0o666);
     mknodat(CWD, dir.path().join("fifo"), FileType::Fifo, mode, 0).unwrap();
     let _socket = UnixListener::bind(dir.path().join("socket")).unwrap();
@@ -193,7 +194,7 @@ fn what_is_neither_file_nor_directory() {
 
 #[test]
 fn requests_without_sense() {
-    let dir = TempDir::new();
+    let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "content").unwrap();
     let server = server(&dir);
     // The same each time.
@@ -223,7 +224,7 @@ fn requests_without_sense() {
 #[test]
 fn names_of_two_files_are_not_one_number() {
     // Two layers on two file systems: the first numbers of both are often the same.
-    let dir = TempDir::new();
+    let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), "a").unwrap();
     let server = Embedded::of(vec![dir.path().into(), "/proc/self/fdinfo".into()]);
     let ino = |name: &str| {
@@ -240,7 +241,7 @@ fn names_of_two_files_are_not_one_number() {
 
 #[test]
 fn a_read_of_any_size_is_one_reply() {
-    let dir = TempDir::new();
+    let dir = tempfile::tempdir().unwrap();
     let content: Vec<u8> = (0..9_000_000_u32).map(|n| ((n * 7) >> 3) as u8).collect();
     fs::write(dir.path().join("file"), &content).unwrap();
     let server = server(&dir);
@@ -267,10 +268,11 @@ fn a_read_of_any_size_is_one_reply() {
 
 #[test]
 fn what_the_user_may_not_read() {
-    use bootshare_tests::{AsNobody, Device, mount};
+    use bootshare_test_device::Device;
+    use bootshare_tests::AsNobody;
     use std::os::unix::fs::PermissionsExt;
 
-    let dir = TempDir::new();
+    let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("closed"), "secret").unwrap();
     fs::create_dir(dir.path().join("dir")).unwrap();
     for (name, mode) in [("closed", 0), ("dir", 0)] {
@@ -278,8 +280,8 @@ fn what_the_user_may_not_read() {
         fs::set_permissions(dir.path().join(name), mode).unwrap();
     }
     let server = Embedded::of(vec![dir.path().into(), dir.path().into()]);
-    let device = Device::new(AsNobody(server));
-    let share = mount(&device, bootshare::Options::default()).unwrap();
+    let device = Device::with_backend(AsNobody(server));
+    let share = device.mount(bootshare::Options::default()).unwrap();
     assert_eq!(share.open("closed").err(), Some(Error::PermissionDenied));
     assert!(share.metadata("closed").is_ok());
     assert!(share.read_dir("dir").is_err());

@@ -3,9 +3,11 @@
 //!
 //! Time is virtual: a deadline of ten seconds passes at once.
 
+mod names;
 mod parts;
 mod queues;
 mod random;
+mod reads;
 mod replies;
 mod rig;
 mod rings;

@@ -2,9 +2,7 @@
 
 use crate::rig::{CHUNK, CONTENT, LARGE, check, in_chunks, is_large, share, spoiling, tree};
 use bootshare::{Error, Part, fuse::Errno};
-use bootshare_tests::{Device, Opcode, Scripted, mount};
-
-const EIO: i32 = 5;
+use bootshare_test_device::{Device, Opcode, Reply, raw::Log};
 
 /// What each has come to.
 fn come(parts: &[Part<'_>]) -> Vec<usize> {
@@ -18,12 +16,12 @@ fn one_that_fails_is_named_and_the_others_keep_what_has_come() {
     let device = spoiling(Opcode::Read, move |request, good| {
         if failing && request.offset() == 7 + 2 * CHUNK {
             failing = false;
-            bootshare_tests::Reply::error(request, EIO)
+            Reply::error(request, Errno::EIO)
         } else {
             good
         }
     });
-    let share = mount(&device, in_chunks()).unwrap();
+    let share = device.mount(in_chunks()).unwrap();
     let (file, large) = (share.open("file").unwrap(), share.open("large").unwrap());
     let (mut first, mut second) = (vec![0; CONTENT.len()], vec![0; LARGE as usize - 7]);
     let mut parts = [file.part(0, &mut first), large.part(7, &mut second)];
@@ -42,8 +40,8 @@ fn one_that_fails_is_named_and_the_others_keep_what_has_come() {
     assert_eq!(parts[0].bytes(), CONTENT);
     assert!(is_large(parts[1].bytes(), 7));
     assert_eq!(parts[1].come() as u64, LARGE - 7);
-    let again = |log: &bootshare_tests::Log| {
-        let reads = log.requests.iter().filter(|r| r.opcode == Opcode::Read);
+    let again = |log: &Log| {
+        let reads = log.requests.iter().filter(|r| r.opcode() == Opcode::Read);
         reads.map(|r| r.offset()).min()
     };
     assert_eq!(device.log(again), Some(7 + 2 * CHUNK));
@@ -54,10 +52,7 @@ fn one_that_fails_is_named_and_the_others_keep_what_has_come() {
 
 #[test]
 fn of_another_share_or_an_earlier_session() {
-    let (one, other) = (
-        Device::new(Scripted::honest(tree())),
-        Device::new(Scripted::honest(tree())),
-    );
+    let (one, other) = (Device::new(tree()), Device::new(tree()));
     let (share_one, share_other) = (share(&one), share(&other));
     let (here, there) = (
         share_one.open("file").unwrap(),
@@ -86,7 +81,7 @@ fn of_another_share_or_an_earlier_session() {
 
 #[test]
 fn offsets_that_no_file_has() {
-    let device = Device::new(Scripted::honest(tree()));
+    let device = Device::new(tree());
     let share = share(&device);
     let file = share.open("file").unwrap();
     for offset in [u64::MAX, i64::MAX as u64, i64::MAX as u64 - 3] {
@@ -116,7 +111,7 @@ fn a_host_that_falls_silent_takes_none_of_what_has_come() {
             good.never()
         }
     });
-    let share = mount(&device, in_chunks()).unwrap();
+    let share = device.mount(in_chunks()).unwrap();
     let (file, large) = (share.open("file").unwrap(), share.open("large").unwrap());
     let (mut first, mut second) = (vec![0; LARGE as usize], vec![0; CONTENT.len()]);
     let mut parts = [large.part(0, &mut first), file.part(0, &mut second)];

@@ -1,39 +1,28 @@
 //! Devices with several request queues, of which not all need be usable.
 
-use crate::rig::{CHUNKS, LARGE, cases, check, in_chunks, is_large, tree};
+use crate::rig::{CHUNKS, LARGE, cases, check, in_chunks, is_large, spoiling};
 use bootshare::{Error, Options, fuse::Violation, session::pages_per_share};
-use bootshare_tests::{
-    Answer, Backend, Chain, Device, Opcode, Quirks, Reply, Request, Scripted, TestHal, mount,
-};
+use bootshare_test_device::{Device, Opcode, TestHal, raw::Quirks};
 use std::sync::{Arc, Mutex};
 
-/// Notes through which queue each READ comes.
-struct Noted(Scripted, Arc<Mutex<Vec<u16>>>);
-
-impl Backend for Noted {
-    fn answer(&self, chain: &Chain, request: &Request) -> Answer {
-        if request.opcode == Opcode::Read {
-            self.1.lock().unwrap().push(chain.queue());
-        }
-        self.0.answer(chain, request)
-    }
-}
-
-/// A device that says it has so many request queues; the sizes of all its queues.
-fn quirks(offered: u32, sizes: Vec<u32>) -> Quirks {
-    Quirks {
-        queues: sizes,
-        config: Quirks::config_of(b"test", offered),
-        ..Quirks::default()
-    }
+/// A device that says it has so many request queues, with the sizes of all its queues.
+fn offering(device: &Device, offered: u32, sizes: Vec<u32>) {
+    device.quirk(|quirks| {
+        quirks.queues = sizes;
+        quirks.config = Quirks::config_of(b"test", offered);
+    });
 }
 
 /// How often each of the queues is used to read a large file; the DMA pages that it takes.
-fn reading(quirks: Quirks, options: Options) -> (Vec<usize>, usize) {
-    let queues = Arc::default();
-    let server = Noted(Scripted::honest(tree()), Arc::clone(&queues));
-    let device = Device::with_quirks(server, quirks);
-    let share = mount(&device, options).unwrap();
+fn reading(offered: u32, sizes: Vec<u32>, options: Options) -> (Vec<usize>, usize) {
+    let queues = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&queues);
+    let device = spoiling(Opcode::Read, move |request, good| {
+        noted.lock().unwrap().push(request.queue());
+        good
+    });
+    offering(&device, offered, sizes);
+    let share = device.mount(options).unwrap();
     let file = share.open("large").unwrap();
     let mut buf = vec![0; LARGE as usize];
     file.read_exact_at(0, &mut buf).unwrap();
@@ -59,7 +48,7 @@ fn as_many_are_used_as_are_offered_up_to_four() {
         (5, 4),
         (u32::MAX, 4),
     ] {
-        let (reads, pages) = reading(quirks(offered, vec![64; 8]), in_chunks());
+        let (reads, pages) = reading(offered, vec![64; 8], in_chunks());
         assert_eq!(reads.len(), used, "{offered}: {reads:?}");
         assert_eq!(reads.iter().sum::<usize>(), CHUNKS as usize);
         // No queue waits while another has all the work.
@@ -76,7 +65,7 @@ fn as_many_are_used_as_are_offered_up_to_four() {
 fn no_more_are_used_than_the_options_allow() {
     for (allowed, used) in cases([(1, 1), (3, 3), (0, 1), (9, 4)]) {
         let options = in_chunks().with_request_queues(allowed);
-        let (reads, pages) = reading(quirks(4, vec![64; 8]), options);
+        let (reads, pages) = reading(4, vec![64; 8], options);
         assert_eq!((reads.len(), pages), (used, pages_per_share(used)));
     }
 }
@@ -88,12 +77,12 @@ fn one_that_is_not_usable_is_done_without() {
         (vec![64, 64], 1),
         (vec![8, 64, 0], 1),
     ]) {
-        let (reads, pages) = reading(quirks(4, sizes), in_chunks());
+        let (reads, pages) = reading(4, sizes, in_chunks());
         assert_eq!((reads.len(), pages), (used, pages_per_share(used)));
     }
     // Nor is memory for all of them needed.
     TestHal::limit(pages_per_share(2) + 1);
-    let (reads, _) = reading(quirks(4, vec![64; 5]), in_chunks());
+    let (reads, _) = reading(4, vec![64; 5], in_chunks());
     assert_eq!(reads.len(), 2);
 }
 
@@ -101,12 +90,12 @@ fn one_that_is_not_usable_is_done_without() {
 fn chains_that_are_not_in_flight_in_that_queue() {
     // In flight in another one, or in none.
     let mut left = 10;
-    let lying = Scripted::spoiling(tree(), Opcode::Read, move |_: &Request, good: Reply| {
+    let device = spoiling(Opcode::Read, move |_, good| {
         left -= 1;
         if left == 0 { good.id(61) } else { good }
     });
-    let device = Device::with_quirks(lying, quirks(4, vec![64; 5]));
-    let share = mount(&device, in_chunks()).unwrap();
+    offering(&device, 4, vec![64; 5]);
+    let share = device.mount(in_chunks()).unwrap();
     let file = share.open("large").unwrap();
     let read = file.read_at(0, &mut vec![0; LARGE as usize]);
     assert_eq!(read, Err(Error::Protocol(Violation::UsedId)));

@@ -2,79 +2,67 @@
 
 use crate::rig::{CHUNK, LARGE, tree};
 use bootshare::Options;
-use bootshare_tests::{Device, Order, Quirks, Reply, Request, Scripted, TestHal, TestShare, mount};
+use bootshare_test_device::{Device, Reply, Request, TestHal, TestShare, VirtualClock, raw::Order};
+use fastrand::Rng;
 use std::time::Duration;
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 ^ (self.0 >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 17
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.next().is_multiple_of(n)
-    }
-
-    /// A number that is likely to hurt.
-    fn nasty(&mut self) -> u64 {
-        const NASTY: [u64; 12] = [
-            0,
-            1,
-            15,
-            16,
-            0x7fff_ffff,
-            0x8000_0000,
-            0xffff_ffff,
-            i64::MAX as u64,
-            1 << 63,
-            u64::MAX,
-            u64::MAX - 15,
-            0x1000,
-        ];
-        match self.next() % 3 {
-            0 => self.next(),
-            1 => self.next() % 300,
-            _ => NASTY[self.next() as usize % NASTY.len()],
-        }
+/// A number that is likely to hurt.
+fn nasty(random: &mut Rng) -> u64 {
+    const NASTY: [u64; 12] = [
+        0,
+        1,
+        15,
+        16,
+        0x7fff_ffff,
+        0x8000_0000,
+        0xffff_ffff,
+        i64::MAX as u64,
+        1 << 63,
+        u64::MAX,
+        u64::MAX - 15,
+        0x1000,
+    ];
+    match random.u8(..3) {
+        0 => random.u64(..),
+        1 => random.u64(..300),
+        _ => NASTY[random.usize(..NASTY.len())],
     }
 }
 
-fn spoil(random: &mut Random, request: &Request, mut reply: Reply) -> Reply {
-    if !random.one_in(4) {
+fn one_in(random: &mut Rng, n: u32) -> bool {
+    random.u32(..n) == 0
+}
+
+fn spoil(random: &mut Rng, request: &Request, mut reply: Reply) -> Reply {
+    if !one_in(random, 4) {
         return reply;
     }
-    match random.next() % 10 {
-        0..4 if !reply.bytes.is_empty() => {
-            let wide = random.nasty().to_le_bytes();
-            let width = [1, 2, 4, 8][random.next() as usize % 4].min(reply.bytes.len());
-            let at = random.next() as usize % (reply.bytes.len() - width + 1);
+    match random.u8(..10) {
+        0..4 if reply.size() > 0 => {
+            let wide = nasty(random).to_le_bytes();
+            let width = [1, 2, 4, 8][random.usize(..4)].min(reply.size());
+            let at = random.usize(..=reply.size() - width);
             reply = reply.patch(at / width * width, &wide[..width]);
         }
-        4 => reply
-            .bytes
-            .truncate(random.next() as usize % (reply.bytes.len() + 1)),
+        4 => {
+            let size = random.usize(..=reply.size());
+            reply = reply.cut(size);
+        }
         5 => {
-            reply
-                .bytes
-                .truncate(random.next() as usize % (reply.bytes.len() + 1));
-            let length = reply.bytes.len() as u32;
-            reply.answer.used = length;
+            let size = random.usize(..=reply.size());
+            let length = size as u32;
+            reply = reply.cut(size).used(length);
             if length >= 4 {
                 reply = reply.patch(0, &length.to_le_bytes());
             }
         }
-        6 => reply = reply.used(random.nasty() as u32),
-        7 => reply = Reply::error(request, random.nasty() as i32 & 0xfff),
-        8 if random.one_in(4) => reply = reply.id(random.nasty() as u32),
-        8 if random.one_in(4) => reply = reply.times(random.next() as u32 % 4),
-        8 if random.one_in(4) => reply = reply.jump(random.next() as u16),
-        8 if random.one_in(4) => reply = reply.never(),
-        _ => reply = reply.after(random.next() % 100),
+        6 => reply = reply.used(nasty(random) as u32),
+        7 => reply = Reply::error_number(request, nasty(random) as i32 & 0xfff),
+        8 if one_in(random, 4) => reply = reply.id(nasty(random) as u32),
+        8 if one_in(random, 4) => reply = reply.times(random.u32(..4)),
+        8 if one_in(random, 4) => reply = reply.jump(random.u16(..)),
+        8 if one_in(random, 4) => reply = reply.never(),
+        _ => reply = reply.after(VirtualClock::TICK * random.u32(..100)),
     }
     reply
 }
@@ -116,20 +104,19 @@ fn nothing_a_host_says_makes_the_client_panic() {
     // An interpreter takes its time.
     let seeds = if cfg!(miri) { 2 } else { 1500 };
     for seed in 0..seeds {
-        let mut random = Random(seed);
-        let quirks = Quirks {
-            order: Order::Shuffled(seed),
-            polls: random.one_in(4),
-            ..Quirks::default()
-        };
-        let backend = Scripted::new(tree(), move |request, good| {
+        let mut random = Rng::with_seed(seed);
+        let polls = one_in(&mut random, 4);
+        let device = Device::with_script(tree(), move |request, good| {
             spoil(&mut random, request, good)
         });
-        let device = Device::with_quirks(backend, quirks);
+        device.quirk(|quirks| {
+            quirks.order = Order::Shuffled(seed);
+            quirks.polls = polls;
+        });
         let options = Options::default()
             .with_chunk_size(CHUNK as u32 * 3 / 2)
             .with_deadline(Duration::from_secs(1));
-        if let Ok(share) = mount(&device, options) {
+        if let Ok(share) = device.mount(options) {
             for _ in 0..3 {
                 use_it(&share);
             }

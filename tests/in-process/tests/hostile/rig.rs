@@ -1,8 +1,8 @@
 //! A small share behind a script.
 
-use bootshare::Options;
-use bootshare_tests::{
-    Device, Node, Opcode, Reply, Request, Scripted, TestHal, TestShare, Tree, VirtualClock, mount,
+use bootshare::{Error, Options, fuse::Violation};
+use bootshare_test_device::{
+    Device, Opcode, Reply, Request, TestHal, TestShare, Tree, VirtualClock,
 };
 use std::time::Duration;
 
@@ -22,28 +22,33 @@ pub const CHUNKS: u64 = if cfg!(miri) { 24 } else { 100 };
 /// Size of `large` in bytes.
 pub const LARGE: u64 = CHUNKS * CHUNK;
 
-/// Node 2 is `file`, 3 is `dir`, 4 is `link`, 5 is `large`.
 pub fn tree() -> Tree {
     Tree::new()
-        .with("file", Node::File(CONTENT.to_vec()))
-        .with("dir", Node::Dir)
-        .with("link", Node::Link(b"file".to_vec()))
-        .with("large", Node::Pattern(LARGE))
-        .with_in(3, "one", Node::File(b"1".to_vec()))
-        .with_in(3, "two", Node::Dir)
-        .with("fifo", Node::Other(0o010_644))
+        .file("file", CONTENT)
+        .dir("dir")
+        .link("link", "file")
+        .large_file("large", LARGE)
+        .file("dir/one", "1")
+        .dir("dir/two")
+        .special("fifo", 0o010_644)
 }
 
 /// A device that spoils the replies to `opcode`.
 pub fn spoiling(
     opcode: Opcode,
-    script: impl FnMut(&Request, Reply) -> Reply + Send + 'static,
+    mut script: impl FnMut(&Request, Reply) -> Reply + Send + 'static,
 ) -> Device {
-    Device::new(Scripted::spoiling(tree(), opcode, script))
+    Device::with_script(tree(), move |request, good| {
+        if request.opcode() == opcode {
+            script(request, good)
+        } else {
+            good
+        }
+    })
 }
 
 pub fn share(device: &Device) -> TestShare {
-    mount(device, Options::default()).unwrap()
+    device.mount(Options::default()).unwrap()
 }
 
 /// For a share that reads in chunks of [`CHUNK`] bytes.
@@ -52,8 +57,13 @@ pub fn in_chunks() -> Options {
 }
 
 /// Looks at the device in so many seconds.
-pub fn seconds(seconds: u64) -> u64 {
+pub fn ticks(seconds: u64) -> u64 {
     VirtualClock::ticks(Duration::from_secs(seconds))
+}
+
+/// The host broke the protocol.
+pub fn broken<T>(violation: Violation) -> Result<T, Error> {
+    Err(Error::Protocol(violation))
 }
 
 /// What must hold once no share is mounted any more.

@@ -2,7 +2,7 @@
 
 use crate::rig::{LARGE, cases, check, in_chunks, share, spoiling};
 use bootshare::{Error, fuse::Violation};
-use bootshare_tests::{Opcode, Reply, mount};
+use bootshare_test_device::{Opcode, Reply, VirtualClock};
 
 /// With the default options.
 const TIMED_OUT: Error = Error::TimedOut { after_ms: 10_000 };
@@ -83,10 +83,10 @@ fn another_requests_chain_in_the_middle_of_a_read() {
                 if count == 20 {
                     good.id(id).times(times)
                 } else {
-                    good.after(2)
+                    good.after(2 * VirtualClock::TICK)
                 }
             });
-            let share = mount(&device, in_chunks()).unwrap();
+            let share = device.mount(in_chunks()).unwrap();
             let file = share.open("large").unwrap();
             let mut buf = vec![0; LARGE as usize];
             let error = file.read_at(0, &mut buf).err();

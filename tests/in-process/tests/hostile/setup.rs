@@ -1,15 +1,18 @@
 //! Devices that can't be set up, or only just.
 
-use crate::rig::{cases, check, seconds, tree};
+use crate::rig::{cases, check, ticks, tree};
 use bootshare::{DeviceError, Error, Options, session::pages_per_share};
-use bootshare_tests::{Device, Quirks, Reset, Scripted, TestHal, mount};
+use bootshare_test_device::{
+    Device, TestHal,
+    raw::{Quirks, Reset},
+};
 
 /// Mounts a device like this and looks a file up.
 #[track_caller]
 fn mounting(change: impl FnOnce(&mut Quirks)) -> Result<(), Error> {
-    let device = Device::new(Scripted::honest(tree()));
+    let device = Device::new(tree());
     device.quirk(change);
-    let result = mount(&device, Options::default()).map(|share| {
+    let result = device.mount(Options::default()).map(|share| {
         share.metadata("dir/one").unwrap();
         share.unmount().unwrap();
     });
@@ -80,9 +83,9 @@ fn configurations() {
     for tag in [&[][..], &[0; 36], &[0xff; 36], b"\0hidden"] {
         for queues in cases([0, 1, u32::MAX]) {
             let config = Quirks::config_of(tag, queues);
-            let device = Device::new(Scripted::honest(tree()));
+            let device = Device::new(tree());
             device.quirk(|quirks| quirks.config = config);
-            let share = mount(&device, Options::default()).unwrap();
+            let share = device.mount(Options::default()).unwrap();
             let end = tag.iter().position(|&byte| byte == 0).unwrap_or(tag.len());
             assert_eq!(share.tag().as_bytes(), &tag[..end]);
             share.unmount().unwrap();
@@ -108,7 +111,7 @@ fn too_little_dma_memory() {
 #[test]
 fn resets_that_take_their_time() {
     // A look at the status takes as long as one at the device.
-    for reads in [1, 10, seconds(1) as u32] {
+    for reads in [1, 10, ticks(1) as u32] {
         let slow = mounting(|quirks| quirks.reset = Reset::After(reads));
         assert_eq!(slow, Ok(()));
     }

@@ -1,12 +1,9 @@
 //! Hosts that say nothing, or no more.
 
-use crate::rig::{CHUNK, LARGE, cases, check, in_chunks, is_large, seconds, share, spoiling, tree};
+use crate::rig::{CHUNK, LARGE, cases, check, in_chunks, is_large, share, spoiling, ticks, tree};
 use bootshare::session::pages_per_share;
 use bootshare::{Error, Options};
-use bootshare_tests::{
-    Device, Opcode, Reply, Request, Reset, Scripted, Stopped, TestHal, TestShare, VirtualClock,
-    mount,
-};
+use bootshare_test_device::{Device, Opcode, Stopped, TestHal, TestShare, raw::Reset};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
@@ -28,7 +25,7 @@ fn silent(opcode: Opcode) -> Device {
 fn each_request_has_a_deadline() {
     let device = silent(Opcode::Init);
     assert_eq!(
-        mount(&device, Options::default()).err(),
+        device.mount(Options::default()).err(),
         timed_out::<()>().err()
     );
     check(&device);
@@ -62,7 +59,7 @@ fn each_request_has_a_deadline() {
         assert_eq!(share.unmount(), Err(Error::Disconnected));
         check(&device);
         // The device is free for another.
-        let again = Device::new(Scripted::honest(tree()));
+        let again = Device::new(tree());
         let share = crate::rig::share(&again);
         share.unmount().unwrap();
     }
@@ -70,7 +67,7 @@ fn each_request_has_a_deadline() {
 
 #[test]
 fn a_read_of_which_one_chunk_never_comes() {
-    for reset in [Reset::AtOnce, Reset::After(seconds(1) as u32)] {
+    for reset in [Reset::AtOnce, Reset::After(ticks(1) as u32)] {
         let device = spoiling(Opcode::Read, |request, good| {
             if request.offset() == 18 * CHUNK {
                 good.never()
@@ -78,7 +75,7 @@ fn a_read_of_which_one_chunk_never_comes() {
                 good
             }
         });
-        let share = mount(&device, in_chunks()).unwrap();
+        let share = device.mount(in_chunks()).unwrap();
         device.quirk(|quirks| quirks.reset = reset);
         let file = share.open("large").unwrap();
         let mut buf = vec![0; LARGE as usize];
@@ -86,7 +83,7 @@ fn a_read_of_which_one_chunk_never_comes() {
         // Until it confirmed its reset, the device wrote there; now the buffer is the caller's.
         assert!(!device.is_live());
         buf.fill(0x55);
-        (0..seconds(100)).for_each(|_| device.tick());
+        (0..ticks(100)).for_each(|_| device.tick());
         assert!(buf.iter().all(|&byte| byte == 0x55));
         assert_eq!(file.read_at(0, &mut buf), Err(Error::Disconnected));
         assert_eq!(file.read_at(0, &mut []), Ok(0), "nothing takes nobody");
@@ -98,12 +95,12 @@ fn a_read_of_which_one_chunk_never_comes() {
 
 #[test]
 fn an_answer_after_the_deadline_reaches_nobody() {
-    let device = spoiling(Opcode::Read, |_, good| good.after(seconds(50)));
+    let device = spoiling(Opcode::Read, |_, good| good.after(Duration::from_secs(50)));
     let share = share(&device);
     let file = share.open("large").unwrap();
     let mut buf = vec![0x55; LARGE as usize];
     assert_eq!(file.read_at(0, &mut buf), timed_out());
-    (0..seconds(100)).for_each(|_| device.tick());
+    (0..ticks(100)).for_each(|_| device.tick());
     assert!(buf.iter().all(|&byte| byte == 0x55));
     drop(file);
     drop(share);
@@ -113,8 +110,8 @@ fn an_answer_after_the_deadline_reaches_nobody() {
 #[test]
 fn progress_keeps_a_slow_host_alive() {
     // Chunk after chunk, each but for a second within the deadline.
-    let device = spoiling(Opcode::Read, |_, good| good.after(seconds(9)));
-    let share = mount(&device, in_chunks().with_depth(1)).unwrap();
+    let device = spoiling(Opcode::Read, |_, good| good.after(Duration::from_secs(9)));
+    let share = device.mount(in_chunks().with_depth(1)).unwrap();
     let mut buf = vec![0; LARGE as usize];
     let file = share.open("large").unwrap();
     file.read_exact_at(0, &mut buf).unwrap();
@@ -130,13 +127,13 @@ fn a_deadline_is_what_was_asked_for() {
         let mut first = true;
         let device = spoiling(Opcode::Lookup, move |_, good| {
             if std::mem::take(&mut first) {
-                good.after(VirtualClock::ticks(deadline) + seconds(10))
+                good.after(deadline + Duration::from_secs(10))
             } else {
                 good
             }
         });
         let options = Options::default().with_deadline(deadline);
-        let share = mount(&device, options).unwrap();
+        let share = device.mount(options).unwrap();
         assert_eq!(
             share.metadata("file").err(),
             Some(Error::TimedOut {
@@ -177,13 +174,15 @@ fn what_is_posted_and_never_taken_back() {
 
 #[test]
 fn unmounting_waits_for_what_was_posted() {
-    let device = spoiling(Opcode::Release, |_, good| good.after(seconds(5)));
+    let device = spoiling(Opcode::Release, |_, good| {
+        good.after(Duration::from_secs(5))
+    });
     let share = share(&device);
     drop(share.open("file").unwrap());
     share.unmount().unwrap();
     device.log(|log| {
         let last = log.requests.last().unwrap();
-        assert_eq!(last.opcode, Opcode::Destroy);
+        assert_eq!(last.opcode(), Opcode::Destroy);
     });
     check(&device);
 
@@ -212,9 +211,9 @@ fn a_reset_that_is_never_confirmed_does_not_return() {
     let refuse = |device: &Device| device.quirk(|quirks| quirks.reset = Reset::Never);
 
     // At the start, where the device may write for whoever had it before.
-    let device = Device::new(Scripted::honest(tree()));
+    let device = Device::new(tree());
     refuse(&device);
-    stops(|| mount(&device, Options::default()));
+    stops(|| device.mount(Options::default()));
 
     // In the middle of a read.
     let device = silent(Opcode::Read);
@@ -228,22 +227,22 @@ fn a_reset_that_is_never_confirmed_does_not_return() {
     drop(share);
 
     // At the end of a session, with and without goodbye.
-    let device = Device::new(Scripted::honest(tree()));
+    let device = Device::new(tree());
     let share = crate::rig::share(&device);
     refuse(&device);
     stops(|| drop(share));
-    let device = Device::new(Scripted::honest(tree()));
+    let device = Device::new(tree());
     let share = crate::rig::share(&device);
     refuse(&device);
     stops(|| share.unmount());
 
     // After a set-up that failed.
-    let device = Device::new(Scripted::new(tree(), |_: &Request, good: Reply| good));
+    let device = Device::new(tree());
     device.quirk(|quirks| {
         quirks.queues = vec![128, 3];
         quirks.reset = Reset::NeverAfter(1);
     });
-    stops(|| mount(&device, Options::default()));
+    stops(|| device.mount(Options::default()));
 
     // Three sessions were set up, and of the last one a ring of two pages: memory that a device may
     // still write to is never given back.
@@ -259,7 +258,7 @@ fn a_panic_in_the_middle_of_a_read_resets_the_device() {
             good.never()
         }
     });
-    let share = mount(&device, in_chunks()).unwrap();
+    let share = device.mount(in_chunks()).unwrap();
     let file = share.open("large").unwrap();
     let mut buf = vec![0; LARGE as usize];
     let read = catch_unwind(AssertUnwindSafe(|| {

@@ -12,7 +12,7 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stopped(pub String);
 
-/// The system's time.
+/// The system's time. The device does not move on with it.
 #[derive(Clone, Copy, Debug)]
 pub struct RealClock(Instant);
 

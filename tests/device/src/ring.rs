@@ -3,6 +3,7 @@
 use crate::{
     chain::{Buffer, Chain},
     memory,
+    quirks::{Area, Scribble},
 };
 
 const NEXT: u16 = 1;
@@ -130,6 +131,19 @@ impl Ring {
         self.next_used = self.next_used.wrapping_add(by);
         // SAFETY: as above.
         unsafe { memory::store_index(self.used + 2, self.next_used) };
+    }
+
+    /// Writes where the device has no business to write any.
+    pub fn scribble(&self, scribble: &Scribble) {
+        let size = u64::from(self.size);
+        let (start, bytes) = match scribble.area {
+            Area::Used => (self.used, 4 + USED_ELEMENT * size),
+            Area::Descriptors => (self.descriptors, DESCRIPTOR * size),
+            Area::Available => (self.available, 4 + 2 * size),
+        };
+        let at = start + u64::from(scribble.offset) % (bytes - 3);
+        // SAFETY: the driver shared this area until it resets the device; the bytes lie in it.
+        unsafe { memory::write(at, &scribble.bytes) };
     }
 
     /// Tells the driver whether to notify.

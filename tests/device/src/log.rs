@@ -1,6 +1,6 @@
 //! The record of a device: what was asked, what the rules say to it, and what the client owes.
 
-use crate::wire::{Opcode, REPLY_HEADER, Request};
+use crate::request::{Opcode, REPLY_HEADER, Request};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// What the client holds at the server.

@@ -1,6 +1,6 @@
 //! Exceptions and panics: reported once, then the machine ends.
 
-use crate::{board, console, cpu, exit};
+use crate::{console, cpu, exit, machine};
 use bootshare::{boot::memory::Range, loader::ExitStatus};
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 static REPORTING: AtomicBool = AtomicBool::new(false);
 
 /// Called by the vectors in `entry` on a stack of its own, for each exception there is.
-pub extern "C" fn rust_exception(vector: u64) -> ! {
+pub extern "C" fn report(vector: u64) -> ! {
     // Read before anything else can fault.
     let syndrome = cpu::syndrome();
     if !exit::has_begun() && !REPORTING.swap(true, Ordering::Relaxed) {
@@ -19,7 +19,7 @@ pub extern "C" fn rust_exception(vector: u64) -> ! {
             _ => "SError",
         };
         let cpu::Syndrome { esr, elr, far } = syndrome;
-        let what = if board::stack_guard().overlaps(&Range::with_size(far, 1)) {
+        let what = if machine::stack_guard().overlaps(&Range::with_size(far, 1)) {
             "stack overflow"
         } else {
             "exception"

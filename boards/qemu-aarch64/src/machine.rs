@@ -1,12 +1,12 @@
-//! The machine, as the boot flow sees it.
+//! The machine, as the boot flow wants to know it.
 
 use crate::{
-    clock::ArmClock,
+    clock::Clock,
     console, cpu,
     ecam::Ecam,
     exit, fw_cfg,
     mapping::{self, Image, MAPPED_END, RAM_START, Table},
-    tree::{self, PciHost},
+    tree::{PciHost, Tree},
 };
 use bootshare::{
     boot::memory::{MemoryMap, Range},
@@ -20,8 +20,8 @@ use bootshare::{
 use core::{
     ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut},
     slice,
+    time::Duration,
 };
-use dtoolkit::fdt::Fdt;
 use heapless::Vec;
 use spin::Once;
 
@@ -68,12 +68,29 @@ unsafe extern "C" {
 
 /// QEMU's `virt` machine.
 pub struct Virt {
-    tree: Fdt<'static>,
+    /// The timer's count at the first instruction.
+    entered: u64,
+    tree: Tree<'static>,
     command_line: &'static [u8],
     memory: MemoryMap,
     /// Devices were looked for: there must not be two transports to one device.
     searched: bool,
     pci: Result<Option<PciHost>, &'static str>,
+}
+
+/// Where the entry code goes: from here on it is Rust. `x0` is as it was on entry; `entered` is the
+/// timer's count at the first instruction.
+pub extern "C" fn main(x0: u64, entered: u64) -> ! {
+    // SAFETY: called once, from the entry code, with `x0` as it was on entry.
+    match unsafe { Virt::new(x0, entered) } {
+        // SAFETY: the board's memory map, what is occupied and what is mapped come from the device
+        // tree and the linker, and `mapping` made the map accordingly; this runs once.
+        Ok(board) => unsafe { bootshare::loader::run(board) },
+        Err(why) => {
+            console::error(format_args!("{why}"));
+            exit::exit(ExitStatus::Failure)
+        }
+    }
 }
 
 impl Virt {
@@ -86,21 +103,21 @@ impl Virt {
     /// # Safety
     ///
     /// To be called once, with what was in `x0` on entry.
-    pub unsafe fn new(x0: u64) -> Result<Self, &'static str> {
+    unsafe fn new(x0: u64, entered: u64) -> Result<Self, &'static str> {
         // SAFETY: `x0` is what the platform gave, and nothing writes to the tree.
         let tree = unsafe { find_tree(x0) }?;
-        let tree = Fdt::new(tree).map_err(|_| "the device tree is malformed")?;
-        if let Some(registers) = tree::console(tree) {
+        let tree = Tree::read(tree)?;
+        if let Some(registers) = tree.console() {
             console::use_registers(registers);
         }
-        if let Some(conduit) = tree::psci_conduit(tree) {
+        if let Some(conduit) = tree.psci_conduit() {
             exit::use_conduit(conduit);
         }
         if cpu::counter_frequency_hz() == 0 {
             return Err("the timer's frequency is not set (CNTFRQ_EL0 is 0)");
         }
-        let memory = tree::memory_map(tree)?;
-        let pci = tree::pci_host(tree);
+        let memory = tree.memory_map()?;
+        let pci = tree.pci_host();
 
         let image = Image {
             text: between(&symbols::__image_start, &symbols::__rodata_start),
@@ -117,11 +134,12 @@ impl Virt {
         // SAFETY: the tables map the image, the RAM, where the device tree is, and the devices of
         // the first GiB. Nothing else is in use.
         unsafe { cpu::tables_changed() };
-        let command_line = match tree::command_line(tree) {
-            [] => command_line_from_fw_cfg(tree)?,
+        let command_line = match tree.command_line() {
+            [] => command_line_from_fw_cfg(&tree)?,
             line => line,
         };
         Ok(Self {
+            entered,
             tree,
             command_line,
             memory,
@@ -131,7 +149,7 @@ impl Virt {
     }
 
     fn find_mmio(&self, found: &mut DeviceList) {
-        for slot in tree::mmio_slots(self.tree) {
+        for slot in self.tree.mmio_slots() {
             if !slot.start.is_multiple_of(4) || !is_device(slot) {
                 log::warn!("virtio-mmio slot at {slot:?} is not in device memory: not looked at");
                 continue;
@@ -189,10 +207,10 @@ impl Virt {
 }
 
 /// What a machine that was started without `-kernel`, and so without `-append`, has for options.
-fn command_line_from_fw_cfg(tree: Fdt<'_>) -> Result<&'static [u8], &'static str> {
+fn command_line_from_fw_cfg(tree: &Tree<'_>) -> Result<&'static [u8], &'static str> {
     static LINE: Once<Vec<u8, MAX_COMMAND_LINE>> = Once::new();
 
-    let Some(registers) = tree::fw_cfg(tree) else {
+    let Some(registers) = tree.fw_cfg() else {
         return Ok(&[]);
     };
     // SAFETY: the device tree says so, and `Virt::new`, which comes here, runs once.
@@ -255,12 +273,16 @@ fn device_pointer(range: Range) -> NonNull<u8> {
 
 impl Board for Virt {
     type Hal = IdentityHal;
-    type Clock = ArmClock;
+    type Clock = Clock;
 
     const ARCHITECTURE: Architecture = Architecture::Aarch64;
 
-    fn clock(&self) -> ArmClock {
-        ArmClock
+    fn clock(&self) -> Clock {
+        Clock
+    }
+
+    fn entered(&self) -> Duration {
+        Clock::at(self.entered)
     }
 
     fn write_console(text: &[u8]) {
@@ -280,7 +302,7 @@ impl Board for Virt {
     }
 
     fn occupied(&self) -> Vec<Range, 8> {
-        let tree = self.tree.data();
+        let tree = self.tree.blob();
         let tree = Range::with_size(tree.as_ptr().addr() as u64, tree.len() as u64);
         let image = between(&symbols::__image_start, &symbols::__image_end);
         [image, tree].into_iter().collect()
@@ -291,7 +313,7 @@ impl Board for Virt {
     }
 
     fn device_tree(&self) -> Option<&'static [u8]> {
-        Some(self.tree.data())
+        Some(self.tree.blob())
     }
 
     fn find_devices(&mut self) -> DeviceList {

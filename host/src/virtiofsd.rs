@@ -1,4 +1,4 @@
-//! An external server: QEMU's C virtiofsd or the Rust one. The embedded one is in `serve`.
+//! A virtiofsd as the shares' server: QEMU's C one or the Rust one. Our own is in `serve`.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
@@ -21,7 +21,7 @@ pub enum Kind {
 
 /// A server program that was found and asked what it is.
 #[derive(Clone, Debug)]
-pub struct Server {
+pub struct Virtiofsd {
     /// The program.
     pub path: PathBuf,
     /// Its family.
@@ -36,7 +36,7 @@ pub(crate) enum Endpoint<'a> {
     Fd(i32),
 }
 
-impl Server {
+impl Virtiofsd {
     /// The program at `path`; its help text tells its kind.
     ///
     /// # Errors
@@ -114,16 +114,7 @@ impl Server {
             invocation.arg(format!("--thread-pool-size={size}"));
         }
         if self.kind == Kind::C && !root {
-            // The C server has no way to go without a sandbox: as an ordinary user it gets a user
-            // namespace in which it may chroot.
-            let mut wrapped = Invocation::new("unshare");
-            wrapped
-                .arg("--user")
-                .arg("--map-root-user")
-                .arg("--")
-                .arg(invocation.program);
-            wrapped.args.append(&mut invocation.args);
-            return Ok(wrapped);
+            return Ok(in_user_namespace(invocation));
         }
         Ok(invocation)
     }
@@ -150,6 +141,19 @@ impl Server {
     }
 }
 
+/// The C server has no way to go without a sandbox: as an ordinary user it gets a user namespace in
+/// which it may chroot.
+fn in_user_namespace(invocation: Invocation) -> Invocation {
+    let mut wrapped = Invocation::new("unshare");
+    wrapped
+        .arg("--user")
+        .arg("--map-root-user")
+        .arg("--")
+        .arg(invocation.program);
+    wrapped.args.extend(invocation.args);
+    wrapped
+}
+
 /// A comma ends an `-o` option of the C server unless a backslash is before it.
 fn escape_option(path: &Path) -> std::ffi::OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -169,7 +173,7 @@ mod tests {
 
     #[test]
     fn several_directories_are_refused_by_name() {
-        let server = Server {
+        let server = Virtiofsd {
             path: "/usr/libexec/virtiofsd".into(),
             kind: Kind::Rust,
         };

@@ -29,6 +29,18 @@ fn total(buffers: &[Buffer]) -> u64 {
 }
 
 impl Chain {
+    /// One that no driver made.
+    #[must_use]
+    pub fn of(readable: Vec<Buffer>, writable: Vec<Buffer>) -> Self {
+        Self {
+            head: 0,
+            queue: 1,
+            epoch: 0,
+            readable,
+            writable,
+        }
+    }
+
     /// The queue that it came through.
     #[must_use]
     pub fn queue(&self) -> u16 {

@@ -1,0 +1,36 @@
+//! ELF files: a firmware image is one, as `make firmware` leaves it.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// What `use_it` makes of the image at `path`.
+///
+/// # Errors
+/// The image cannot be read, or is no ELF file; or those of `use_it`.
+pub(crate) fn with_image<T>(
+    path: &Path,
+    use_it: impl FnOnce(&object::File<'_>) -> Result<T>,
+) -> Result<T> {
+    let name = path.display();
+    let bytes = fs::read(path)
+        .with_context(|| format!("cannot read {name}: build it with `make firmware`"))?;
+    let image = object::File::parse(&*bytes).with_context(|| format!("{name} is no ELF file"))?;
+    use_it(&image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_image_is_named_with_the_remedy() {
+        let error = with_image(Path::new("/nonexistent.elf"), |_| Ok(())).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(
+            error.contains("/nonexistent.elf") && error.contains("make firmware"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,144 @@
+//! How a run ended, and what it left.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::watch::{Found, Pattern, Watch, Watcher};
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The firmware ended the run with this status; 0 is success.
+    FirmwareExit(u8),
+    /// The guest powered off.
+    PowerOff,
+    /// The guest reset: a reboot, or a panic that reboots.
+    Reset,
+    /// The time limit passed.
+    TimedOut,
+    /// QEMU itself failed; its exit status and the end of its error output.
+    QemuFailed {
+        /// As `std` words it.
+        status: String,
+        /// The last of its standard error.
+        stderr: String,
+    },
+    /// A share's server ended, or did not answer, while the machine needed it.
+    ServerFailed {
+        /// Which, and how it ended.
+        what: String,
+        /// The last of its standard error.
+        stderr: String,
+    },
+    /// SIGINT, SIGTERM, SIGHUP, or QEMU's own quit key.
+    Interrupted,
+    /// The console showed what was [expected](crate::watch::Watch::expect).
+    Expected,
+    /// The console showed [a failure](crate::watch::Watch::fail).
+    FailureShown {
+        /// What was looked for.
+        pattern: String,
+        /// The line that shows it.
+        line: String,
+    },
+    /// The guest ended, or its time was over, before its console showed what was expected.
+    NotShown {
+        /// What was looked for.
+        pattern: String,
+        /// How it ended.
+        end: Box<Outcome>,
+    },
+}
+
+impl Outcome {
+    /// Our process's exit status: 0 for success, 1 to 63 from the firmware, 120 upwards for ends
+    /// that are not the firmware's.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::FirmwareExit(status) => *status,
+            Self::PowerOff | Self::Expected => 0,
+            Self::NotShown { end, .. } if **end == Self::TimedOut => 124,
+            Self::FailureShown { .. } | Self::NotShown { .. } => 1,
+            Self::Reset => 120,
+            Self::QemuFailed { .. } => 121,
+            Self::ServerFailed { .. } => 122,
+            Self::TimedOut => 124,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FirmwareExit(status) => write!(f, "the firmware ended with status {status}"),
+            Self::PowerOff => f.write_str("the guest powered off"),
+            Self::Reset => f.write_str(
+                "the guest reset instead of powering off: look for a panic above, or power off",
+            ),
+            Self::TimedOut => f.write_str("the time limit passed: allow more with --timeout"),
+            Self::QemuFailed { status, stderr } => {
+                write!(f, "QEMU failed ({status}): {}", stderr.trim_end())
+            }
+            Self::ServerFailed { what, stderr } => write!(f, "{what}: {}", stderr.trim_end()),
+            Self::Interrupted => f.write_str("interrupted"),
+            Self::Expected => f.write_str("the console showed what was expected"),
+            Self::FailureShown { pattern, line } => {
+                write!(f, "the console showed --fail '{pattern}': {line}")
+            }
+            Self::NotShown { pattern, end } => {
+                write!(f, "the console never showed --expect '{pattern}': {end}")
+            }
+        }
+    }
+}
+
+/// What a finished run left.
+#[derive(Debug)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// All that the guest wrote to its console, with
+    /// [`Console::Capture`](crate::Console::Capture).
+    pub console: Vec<u8>,
+    /// The last lines of the console, without escape sequences.
+    pub last_lines: Vec<String>,
+    /// Whether the last of them has no end.
+    pub is_cut: bool,
+    /// How many steps of a test it never came to.
+    pub steps_left: usize,
+    /// From QEMU's start to its end.
+    pub duration: Duration,
+}
+
+impl Report {
+    /// The console as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.console).into_owned()
+    }
+}
+
+/// What the console showed decides, once it has come to its end.
+pub(super) fn judge(watch: &Watch, watcher: &mut Watcher, end: Outcome) -> Result<Outcome> {
+    watcher.end()?;
+    let text = |pattern: &Option<Pattern>| pattern.as_ref().map(Pattern::to_string);
+    Ok(match (watcher.found(), end) {
+        (_, Outcome::Interrupted) => Outcome::Interrupted,
+        (Some(Found::Expected), _) => Outcome::Expected,
+        (Some(Found::Failure), _) => Outcome::FailureShown {
+            pattern: text(&watch.fail).unwrap_or_default(),
+            line: watcher.line(),
+        },
+        // QEMU's and the server's own failures are not the guest's.
+        (None, end @ (Outcome::QemuFailed { .. } | Outcome::ServerFailed { .. })) => end,
+        (None, end) => match text(&watch.expect) {
+            Some(pattern) => Outcome::NotShown {
+                pattern,
+                end: Box::new(end),
+            },
+            None => end,
+        },
+    })
+}

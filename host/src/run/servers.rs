@@ -1,0 +1,195 @@
+//! The servers of a run: how each is started, fails on purpose, and ends.
+
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+
+use super::Outcome;
+use crate::process::{Errors, Process};
+use crate::qemu::Machine;
+use crate::serve::{self, Trace};
+use crate::virtiofsd::Virtiofsd;
+
+/// The servers of a run, by their shares' place in [`Machine::shares`], for a test that has them
+/// fail. What it does to them is not taken for the run's own failure.
+pub struct Servers<'a>(pub(super) &'a mut [Serving]);
+
+impl Servers<'_> {
+    /// Kills one and waits for its end.
+    pub fn kill(&mut self, index: usize) {
+        let server = &mut self.0[index];
+        if server.ended.is_none() {
+            server.killed = true;
+            match &mut server.server {
+                Running::External(process) => process.kill(),
+                Running::Embedded(server) => server.stop(),
+            }
+        }
+    }
+
+    /// Stops one (SIGSTOP), if it is a process of its own.
+    pub fn stop(&mut self, index: usize) {
+        self.0[index].signal(Signal::STOP);
+    }
+
+    /// Stops one, to go on by itself after `duration`.
+    pub fn stop_for(&mut self, index: usize, duration: Duration) {
+        self.stop(index);
+        self.0[index].stopped_until = Some(Instant::now() + duration);
+    }
+}
+
+enum Running {
+    External(Process),
+    Embedded(serve::Server),
+}
+
+/// A server and the share it serves.
+pub(super) struct Serving {
+    server: Running,
+    share: String,
+    pub(super) errors: Errors,
+    ended: Option<Ended>,
+    /// By a test: the machine may outlive it.
+    killed: bool,
+    stopped_until: Option<Instant>,
+}
+
+/// How a server ended, and when.
+struct Ended {
+    how: String,
+    failed: bool,
+    at: Instant,
+}
+
+/// Starts a server for each share; returns them, and their sockets in `dir`.
+pub(super) fn start(machine: &Machine, dir: &Path) -> Result<(Vec<Serving>, Vec<PathBuf>)> {
+    let external = machine.server.as_deref().map(Virtiofsd::ask).transpose()?;
+    let trace = machine.trace.as_deref().map(Trace::create).transpose()?;
+    let trace = trace.map(Arc::new);
+    let (mut servers, mut sockets) = (Vec::new(), Vec::new());
+    for (index, share) in machine.shares.iter().enumerate() {
+        let socket = super::socket(dir, &format!("fs{index}"))?;
+        let listener = UnixListener::bind(&socket).context("cannot listen for QEMU")?;
+        let mut errors = Errors::default();
+        let server = match &external {
+            Some(server) => {
+                let mut process = server.start(share, listener, machine.thread_pool_size)?;
+                errors = process.errors();
+                Running::External(process)
+            }
+            None => {
+                let options = machine.serve_options(share, trace.clone());
+                Running::Embedded(serve::Server::start(&options, listener)?)
+            }
+        };
+        servers.push(Serving {
+            server,
+            share: share.to_string(),
+            errors,
+            ended: None,
+            killed: false,
+            stopped_until: None,
+        });
+        sockets.push(socket);
+    }
+    Ok((servers, sockets))
+}
+
+impl Serving {
+    fn signal(&self, signal: Signal) {
+        // Once reaped, the number may belong to somebody else.
+        if self.ended.is_none()
+            && !self.killed
+            && let Running::External(process) = &self.server
+        {
+            process.signal(signal);
+        }
+    }
+
+    /// Becomes readable when the server has ended or failed; `None` when that is known.
+    pub(super) fn end(&self) -> Option<BorrowedFd<'_>> {
+        self.ended.is_none().then(|| match &self.server {
+            Running::External(process) => process.ended(),
+            Running::Embedded(server) => server.failed(),
+        })
+    }
+
+    /// Has a server go on (SIGCONT) that was stopped until now; when that is due.
+    pub(super) fn go_on(&mut self, now: Instant) -> Option<Instant> {
+        if self.stopped_until.is_some_and(|at| at <= now) {
+            self.stopped_until = None;
+            self.signal(Signal::CONT);
+        }
+        self.stopped_until
+    }
+
+    /// Notes how the server ended, if it ends within `limit`.
+    pub(super) fn note_end(&mut self, limit: Duration) -> Result<()> {
+        if self.ended.is_some() {
+            return Ok(());
+        }
+        let end = match &mut self.server {
+            Running::External(process) => process
+                .wait_until(Instant::now() + limit)?
+                .map(|status| (status.to_string(), !status.success())),
+            Running::Embedded(server) => server.failure().map(|how| (how, true)),
+        };
+        let at = Instant::now();
+        self.ended = end.map(|(how, failed)| Ended { how, failed, at });
+        Ok(())
+    }
+
+    /// When it ended, unless a test did it.
+    pub(super) fn ended_at(&self) -> Option<Instant> {
+        let ended = self.ended.as_ref().filter(|_| !self.killed);
+        ended.map(|ended| ended.at)
+    }
+
+    /// How the run fails, if the server did and no test did it: what it said is read to its end.
+    pub(super) fn own_failure(&mut self) -> Result<Option<Outcome>> {
+        let ended = self.ended.as_ref().filter(|_| !self.killed);
+        if !ended.is_some_and(|ended| ended.failed) {
+            return Ok(None);
+        }
+        self.errors.drain()?;
+        Ok(Some(self.failure()))
+    }
+
+    /// How a run ends that cannot go on without this server.
+    pub(super) fn failure(&self) -> Outcome {
+        let how = self.ended.as_ref();
+        let how = how.map_or_else(String::new, |ended| format!(" ({})", ended.how));
+        let what = match self.server {
+            Running::External(_) => "ended before the machine did",
+            Running::Embedded(_) => "failed",
+        };
+        Outcome::ServerFailed {
+            what: format!("the server of {} {what}{how}", self.share),
+            stderr: self.errors.text(),
+        }
+    }
+
+    /// Ends the server, which has until `deadline` to do so by itself, and tells how the run fails if
+    /// it had failed, also when the machine did not notice.
+    pub(super) fn finish(&mut self, deadline: Instant) -> Result<Option<Outcome>> {
+        match &mut self.server {
+            Running::External(process) => {
+                if process.wait_until(deadline)?.is_none() {
+                    process.kill();
+                }
+                Ok(None)
+            }
+            Running::Embedded(server) => {
+                server.stop();
+                self.note_end(Duration::ZERO)?;
+                Ok(self.ended.is_some().then(|| self.failure()))
+            }
+        }
+    }
+}

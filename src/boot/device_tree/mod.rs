@@ -1,0 +1,220 @@
+//! A copy of the platform's device tree with `/chosen` filled in for the payload.
+//!
+//! Follows the Devicetree Specification 0.4, chapter 5, "Flattened Devicetree (DTB) Format", and
+//! section 3.6, "/chosen node".
+//!
+//! An editor of its own, because `dtoolkit` 0.4 can't do this without a heap: it adds no nodes to
+//! a blob, so a tree without `/chosen` could not be used; its `add_property` panics on a strings
+//! block that its own validation lets pass; and it keeps the free space, of which QEMU leaves
+//! almost 1 MiB. Here the blob is read once, from start to end, and written without gaps: the
+//! order of nodes and properties, the memory reservations and everything that is not named in
+//! [`Chosen`] stay as they are.
+//!
+//! A tree from the share, in place of the machine's own, may come from a machine with other memory,
+//! or from an earlier start of this one. All of it is taken but for three things, which are those
+//! of the machine that runs: the memory nodes, written anew from its memory map, and in `/chosen`
+//! the random seeds, `rng-seed` and `kaslr-seed`. What it reserves is [kept free](reservations).
+
+mod blob;
+#[cfg(test)]
+mod tests;
+mod update;
+
+pub use update::{update, updated_bytes};
+
+use crate::boot::{
+    bytes::array,
+    memory::{MemoryRegion, Range},
+};
+use blob::{Cells, Event, Tree, VERSION, Walk, is_node};
+use core::{ffi::CStr, fmt};
+use heapless::Vec;
+
+/// A device tree starts at a multiple of this many bytes (booting.rst, section 2).
+pub const ALIGNMENT: u64 = 8;
+
+/// The largest device tree in bytes that arm64 Linux takes (booting.rst, section 2).
+pub const MAX_BYTES: usize = 2 << 20;
+
+/// The most ranges that a tree may reserve.
+pub const MAX_RESERVATIONS: usize = 64;
+
+const BOOTARGS: &[u8] = b"bootargs";
+const INITRD_START: &[u8] = b"linux,initrd-start";
+const INITRD_END: &[u8] = b"linux,initrd-end";
+const RNG_SEED: &[u8] = b"rng-seed";
+const KASLR_SEED: &[u8] = b"kaslr-seed";
+const DEVICE_TYPE: &[u8] = b"device_type";
+const REG: &[u8] = b"reg";
+/// What `/chosen` is to say. Properties of these names that are there already are replaced, or
+/// go where there is nothing to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chosen<'a> {
+    /// The payload's command line: `bootargs`.
+    pub command_line: &'a CStr,
+    /// Where the initrd lies, without any padding, if there is one: `linux,initrd-start` and
+    /// `linux,initrd-end`.
+    pub initrd: Option<Range>,
+    /// The machine that runs, for a tree from elsewhere.
+    pub machine: Option<Machine<'a>>,
+}
+
+/// What a tree from elsewhere can't know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine<'a> {
+    /// Its memory; regions that are not usable are left out.
+    pub memory: &'a [MemoryRegion],
+    /// The seeds that its platform gave.
+    pub seeds: Seeds<'a>,
+}
+
+/// Random bytes for the kernel, different at each start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seeds<'a> {
+    /// `rng-seed`
+    pub rng: Option<&'a [u8]>,
+    /// `kaslr-seed`
+    pub kaslr: Option<&'a [u8]>,
+}
+
+impl<'a> Seeds<'a> {
+    /// Those in the `/chosen` of a tree.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceTreeError`] for what is not a well-formed device tree.
+    pub fn of(blob: &'a [u8]) -> Result<Self, DeviceTreeError> {
+        let tree = Tree::parse(blob)?;
+        let mut walk = Walk::new(&tree);
+        let mut seeds = Self::default();
+        let mut in_chosen = false;
+        while let Some(event) = walk.next()? {
+            match event {
+                Event::Begin(name) if walk.depth == 2 => in_chosen = is_node(name, b"chosen"),
+                Event::Property { name, value, .. } if in_chosen && walk.depth == 2 => match name {
+                    RNG_SEED => seeds.rng = Some(value),
+                    KASLR_SEED => seeds.kaslr = Some(value),
+                    _ => {}
+                },
+                _ => {}
+            }
+        }
+        Ok(seeds)
+    }
+}
+
+/// The memory that a tree says is not for use: the entries of its reservation block, and the
+/// children of `/reserved-memory` that have an address (Devicetree Specification, 5.3 and 3.5).
+///
+/// # Errors
+///
+/// [`DeviceTreeError`] for what is not a well-formed device tree, or if there are more than
+/// [`MAX_RESERVATIONS`].
+pub fn reservations(blob: &[u8]) -> Result<Vec<Range, MAX_RESERVATIONS>, DeviceTreeError> {
+    let tree = Tree::parse(blob)?;
+    let mut found = Vec::new();
+    let mut push = |start, size| match size {
+        0 => Ok(()),
+        _ => found
+            .push(Range::with_size(start, size))
+            .map_err(|_| DeviceTreeError::TooManyReservations),
+    };
+    for entry in tree.reservations.chunks_exact(16) {
+        let number = |offset| array(entry, offset).map_or(0, u64::from_be_bytes);
+        push(number(0), number(8))?;
+    }
+    let mut walk = Walk::new(&tree);
+    let mut cells = Cells::DEFAULT;
+    let mut inside = false;
+    while let Some(event) = walk.next()? {
+        match event {
+            Event::Begin(name) if walk.depth == 2 => {
+                inside = is_node(name, b"reserved-memory");
+                cells = Cells::DEFAULT;
+            }
+            Event::Property { name, value, .. } if inside && walk.depth == 2 => {
+                cells.consider(name, value);
+            }
+            Event::Property {
+                name: REG, value, ..
+            } if inside && walk.depth == 3 => {
+                let bytes = cells.bytes().ok_or(walk.input.damaged("odd cells"))?;
+                for range in value.chunks_exact(bytes) {
+                    let (start, size) = cells.read(range);
+                    push(start, size)?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// Why there is no copy. The sentences go on from "the device tree" or its file's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceTreeError {
+    /// It does not start as a device tree blob does.
+    NotADeviceTree,
+    /// Its format is of another version.
+    Version(u32),
+    /// It is no well-formed tree.
+    Damaged {
+        /// What is wrong.
+        what: &'static str,
+        /// Where, in bytes from the start of its structure block or of itself.
+        offset: usize,
+    },
+    /// It reserves more than [`MAX_RESERVATIONS`] ranges.
+    TooManyReservations,
+    /// Its root has too few cells for this memory.
+    Memory(Range),
+    /// The copy would be larger than [`MAX_BYTES`].
+    TooLarge {
+        /// Its size in bytes.
+        bytes: usize,
+    },
+    /// The copy does not fit into the room for it.
+    NoRoom {
+        /// Its size in bytes.
+        bytes: usize,
+        /// The room in bytes.
+        room: usize,
+    },
+}
+
+impl fmt::Display for DeviceTreeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::NotADeviceTree => {
+                f.write_str("it is not a device tree blob; use what dtc makes of its source")
+            }
+            Self::Version(version) => write!(
+                f,
+                "its format is of version {version} and {VERSION} is needed; \
+                 make it again with a newer dtc"
+            ),
+            Self::Damaged { what, offset } => {
+                write!(f, "it is damaged ({what} at byte {offset}); make it again")
+            }
+            Self::TooManyReservations => write!(
+                f,
+                "it reserves more than {MAX_RESERVATIONS} ranges of memory; use a simpler one"
+            ),
+            Self::Memory(range) => write!(
+                f,
+                "its root's #address-cells and #size-cells can't tell of the memory at {range:?}; \
+                 make both 2"
+            ),
+            Self::TooLarge { bytes } => write!(
+                f,
+                "it has {bytes} bytes with the command line and Linux takes {MAX_BYTES} at most; \
+                 use a smaller one"
+            ),
+            Self::NoRoom { bytes, room } => {
+                write!(f, "it needs {bytes} bytes and there is room for {room}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for DeviceTreeError {}

@@ -1,0 +1,444 @@
+//! The planner: which part of the free memory a payload gets.
+
+use super::{MAX_REGIONS, MIB, MemoryKind, MemoryRegion, Range, Size};
+use core::fmt;
+use heapless::Vec;
+
+/// The most free ranges a [`Planner`] keeps: a full memory map in pieces, and some more for what
+/// is occupied and allocated.
+pub const MAX_FREE: usize = MAX_REGIONS + 32;
+
+/// The first page is never free: a pointer to address 0 is a null pointer.
+const FIRST_ADDRESS: u64 = 4096;
+
+/// Which end of free memory a request is served from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Side {
+    /// The lowest address that fits: for kernels.
+    #[default]
+    Low,
+    /// The highest address that fits: for an initrd, out of the kernel's way.
+    High,
+}
+
+/// What [`Planner::allocate`] is asked for.
+///
+/// ```
+/// use bootshare::boot::memory::{Request, Side};
+///
+/// let initrd = Request {
+///     align: 4096,
+///     max: 0x8000_0000,
+///     side: Side::High,
+///     ..Request::new("initrd", 900 << 20)
+/// };
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What it is, for the error line: `kernel`, `initrd`, `device tree`.
+    pub what: &'static str,
+    /// Size in bytes. One byte is reserved for a size of 0, so that no two ranges are the same.
+    pub size: u64,
+    /// The start is a multiple of this many bytes; a power of two.
+    pub align: u64,
+    /// Lowest address to use.
+    pub min: u64,
+    /// End of the addresses to use: the range ends at it or below.
+    pub max: u64,
+    /// Where it goes if that is free and within the other wishes.
+    pub preferred: Option<u64>,
+    /// Which end of memory it goes to otherwise.
+    pub side: Side,
+}
+
+impl Request {
+    /// `size` bytes anywhere above the first MiB, low.
+    ///
+    /// The first MiB holds the real-mode world of a PC; set [`Request::min`] to use it.
+    #[must_use]
+    pub const fn new(what: &'static str, size: u64) -> Self {
+        Self {
+            what,
+            size,
+            align: 1,
+            min: MIB,
+            max: u64::MAX,
+            preferred: None,
+            side: Side::Low,
+        }
+    }
+
+    /// Where in `free` the request fits, if it does. `align` is a power of two.
+    fn place_in(&self, free: &Range) -> Option<Range> {
+        let room = free.intersection(&Range {
+            start: self.min,
+            end: self.max,
+        });
+        let size = self.size.max(1);
+        let start = match self.side {
+            Side::Low => room.start.checked_next_multiple_of(self.align)?,
+            Side::High => room.end.checked_sub(size)? & self.align.wrapping_neg(),
+        };
+        self.place_at(start, &room)
+    }
+
+    /// The range at `start`, if it is in `room`.
+    fn place_at(&self, start: u64, room: &Range) -> Option<Range> {
+        let range = Range {
+            start,
+            end: start.checked_add(self.size.max(1))?,
+        };
+        room.contains(&range).then_some(range)
+    }
+}
+
+/// Why [`Planner::allocate`] refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlacementError {
+    /// No free range is large enough.
+    NoRoom {
+        /// What was to be placed.
+        what: &'static str,
+        /// Its size in bytes.
+        size: u64,
+        /// Lowest address allowed.
+        min: u64,
+        /// End of the addresses allowed; [`u64::MAX`] if there is no limit.
+        max: u64,
+        /// The most bytes that would have fitted.
+        largest: u64,
+        /// Whether memory outside the limits would have had room.
+        elsewhere: bool,
+    },
+    /// The alignment asked for is not a power of two.
+    Alignment {
+        /// What was to be placed.
+        what: &'static str,
+        /// The alignment in bytes.
+        align: u64,
+    },
+}
+
+impl fmt::Display for PlacementError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::NoRoom {
+                what,
+                size,
+                min,
+                max,
+                largest,
+                elsewhere,
+            } => {
+                write!(f, "{what} of {} does not fit ", Size(size))?;
+                match (min > MIB, max < u64::MAX) {
+                    (false, false) => f.write_str("into memory")?,
+                    (false, true) => write!(f, "below {}", Size(max))?,
+                    (true, false) => write!(f, "above {}", Size(min))?,
+                    (true, true) => write!(f, "between {} and {}", Size(min), Size(max))?,
+                }
+                write!(f, "; largest free range is {}; ", Size(largest))?;
+                if elsewhere {
+                    write!(f, "other memory is out of reach, so use a smaller {what}")
+                } else {
+                    f.write_str("give the machine more memory")
+                }
+            }
+            Self::Alignment { what, align } => {
+                write!(
+                    f,
+                    "{what} asks for an alignment of {align}, which is no power of two"
+                )
+            }
+        }
+    }
+}
+
+impl core::error::Error for PlacementError {}
+
+/// Why something can't lie where it has to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClaimError {
+    /// What it is: `segment`.
+    pub what: &'static str,
+    /// Where it has to lie.
+    pub range: Range,
+    /// What is in the way.
+    pub obstacle: Obstacle,
+}
+
+/// What is in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// From this address on there is no memory that is free for use.
+    NoRam(u64),
+    /// The firmware, or what the platform left there for it.
+    Firmware(Range),
+    /// Something else that was loaded, or what a device tree reserves, from this address on.
+    Taken(u64),
+}
+
+impl Obstacle {
+    /// Why `range` is not free from `taken` on, the error of [`Planner::claim`], in a machine with
+    /// this memory, in which the firmware occupies these ranges.
+    #[must_use]
+    pub fn of(range: Range, taken: Range, map: &[MemoryRegion], occupied: &[Range]) -> Self {
+        if let Err(missing) = Planner::new(map, u64::MAX, &[]).claim(range) {
+            return Self::NoRam(missing.start);
+        }
+        let firmware = occupied.iter().find(|range| range.overlaps(&taken));
+        firmware.map_or(Self::Taken(taken.start), |range| Self::Firmware(*range))
+    }
+}
+
+impl fmt::Display for ClaimError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "its {} at {:?} ", self.what, self.range)?;
+        match self.obstacle {
+            Obstacle::NoRam(address) => write!(
+                f,
+                "is not in usable memory from {address:#x} on; link it for other addresses or give \
+                 the machine more memory"
+            ),
+            Obstacle::Firmware(range) => write!(
+                f,
+                "overlaps the firmware, which has {range:?}; link it for other addresses"
+            ),
+            Obstacle::Taken(address) => write!(
+                f,
+                "overlaps memory that is reserved or in use from {address:#x} on; link it for other \
+                 addresses"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for ClaimError {}
+
+/// The free memory, from which payloads get their places.
+///
+/// Every range that [`Planner::allocate`] hands out is inside usable memory and overlaps neither
+/// a region of another kind, nor what is occupied, nor another range handed out. Should the map be
+/// in more pieces than the list of free ranges holds, memory is lost: it never serves twice.
+#[derive(Clone, Debug)]
+pub struct Planner {
+    /// Sorted, none empty, no two overlap or touch.
+    free: Vec<Range, MAX_FREE>,
+    mapped_end: u64,
+    /// Whether there is usable memory at or above `mapped_end`.
+    more_above: bool,
+}
+
+impl Planner {
+    /// The memory that `map` calls usable, below `mapped_end`, without the `occupied` ranges.
+    ///
+    /// The regions may come in any order and may overlap; where they do, the one that is not
+    /// usable wins.
+    #[must_use]
+    pub fn new(map: &[MemoryRegion], mapped_end: u64, occupied: &[Range]) -> Self {
+        let mut planner = Self {
+            free: Vec::new(),
+            mapped_end,
+            more_above: false,
+        };
+        let mapped = Range {
+            start: FIRST_ADDRESS,
+            end: mapped_end,
+        };
+        let (usable, other) = (
+            map.iter().filter(|r| r.kind == MemoryKind::Usable),
+            map.iter().filter(|r| r.kind != MemoryKind::Usable),
+        );
+        for region in usable {
+            planner.more_above |= region.range.size() > 0 && region.range.end > mapped_end;
+            planner.insert(region.range.intersection(&mapped));
+        }
+        for region in other {
+            planner.occupy(region.range);
+        }
+        for range in occupied {
+            planner.occupy(*range);
+        }
+        planner
+    }
+
+    /// The free ranges, lowest first.
+    #[must_use]
+    pub fn free(&self) -> &[Range] {
+        &self.free
+    }
+
+    /// Size in bytes of the largest free range; 0 if there is none.
+    #[must_use]
+    pub fn largest_free(&self) -> u64 {
+        self.free.iter().map(Range::size).max().unwrap_or(0)
+    }
+
+    /// Takes a place for `request` out of the free memory.
+    ///
+    /// The first of: the preferred address, if it meets the request's other wishes; the place
+    /// nearest to the end of memory that [`Request::side`] names.
+    ///
+    /// # Errors
+    ///
+    /// [`PlacementError`] if nothing fits; the planner is as it was.
+    pub fn allocate(&mut self, request: &Request) -> Result<Range, PlacementError> {
+        if !request.align.is_power_of_two() {
+            return Err(PlacementError::Alignment {
+                what: request.what,
+                align: request.align,
+            });
+        }
+        let mut fits = self.free.iter().filter_map(|free| request.place_in(free));
+        let place = self
+            .preferred(request)
+            .or_else(|| match request.side {
+                Side::Low => fits.next(),
+                Side::High => fits.next_back(),
+            })
+            .ok_or_else(|| self.refusal(request))?;
+        self.occupy(place);
+        Ok(place)
+    }
+
+    /// Takes this very `range` out of the free memory, for what can lie nowhere else.
+    ///
+    /// # Errors
+    ///
+    /// The first part of it that is not free; the planner is as it was.
+    pub fn claim(&mut self, range: Range) -> Result<Range, Range> {
+        let mut taken = range;
+        for free in &self.free {
+            if free.contains(&taken) {
+                self.occupy(range);
+                return Ok(range);
+            }
+            // The start is free, as two free ranges never touch; what follows is not.
+            if free.start <= taken.start {
+                taken.start = taken.start.max(free.end);
+            } else {
+                taken.end = taken.end.min(free.start);
+                break;
+            }
+        }
+        Err(taken)
+    }
+
+    /// Takes `range` out of the free memory, as far as it was in it.
+    pub fn occupy(&mut self, range: Range) {
+        if range.size() == 0 {
+            return;
+        }
+        let mut at = 0_usize;
+        while let Some(free) = self.free.get_mut(at) {
+            if range.end <= free.start {
+                break;
+            }
+            let below = Range {
+                start: free.start,
+                end: range.start.min(free.end),
+            };
+            let above = Range {
+                start: range.end.max(free.start),
+                end: free.end,
+            };
+            match (below.size() > 0, above.size() > 0) {
+                (false, false) => {
+                    self.free.remove(at);
+                    continue;
+                }
+                (true, false) => *free = below,
+                (false, true) => *free = above,
+                (true, true) => {
+                    *free = below;
+                    at = at.saturating_add(1);
+                    // A full list: keep the larger part, lose the other.
+                    if self.free.insert(at, above).is_err()
+                        && above.size() > below.size()
+                        && let Some(kept) = self.free.get_mut(at.saturating_sub(1))
+                    {
+                        *kept = above;
+                    }
+                    // Free ranges do not overlap: nothing after this one is in `range`.
+                    break;
+                }
+            }
+            at = at.saturating_add(1);
+        }
+    }
+
+    /// Adds `range` to the free memory, joined with what it overlaps or touches.
+    fn insert(&mut self, range: Range) {
+        if range.size() == 0 {
+            return;
+        }
+        let mut joined = range;
+        self.free.retain(|free| {
+            let apart = free.end < joined.start || joined.end < free.start;
+            if !apart {
+                joined.start = joined.start.min(free.start);
+                joined.end = joined.end.max(free.end);
+            }
+            apart
+        });
+        let at = self
+            .free
+            .iter()
+            .position(|free| free.start > joined.start)
+            .unwrap_or(self.free.len());
+        // A full list loses the range: less memory, never memory twice.
+        let _lost = self.free.insert(at, joined);
+    }
+
+    fn preferred(&self, request: &Request) -> Option<Range> {
+        let start = request.preferred?;
+        if !start.is_multiple_of(request.align) {
+            return None;
+        }
+        let limits = Range {
+            start: request.min,
+            end: request.max,
+        };
+        let place = request.place_at(start, &limits)?;
+        self.free
+            .iter()
+            .any(|free| free.contains(&place))
+            .then_some(place)
+    }
+
+    fn refusal(&self, request: &Request) -> PlacementError {
+        let largest = |limits: Range| {
+            self.free
+                .iter()
+                .filter_map(|free| {
+                    let room = free.intersection(&limits);
+                    let start = room.start.checked_next_multiple_of(request.align)?;
+                    room.end.checked_sub(start)
+                })
+                .max()
+                .unwrap_or(0)
+        };
+        let everywhere = Range {
+            start: 0,
+            end: u64::MAX,
+        };
+        let limits = Range {
+            start: request.min,
+            end: request.max,
+        };
+        // Memory that the firmware does not map is a limit like the request's own.
+        let (max, more_above) = if self.more_above {
+            (request.max.min(self.mapped_end), true)
+        } else {
+            (request.max, false)
+        };
+        PlacementError::NoRoom {
+            what: request.what,
+            size: request.size,
+            min: request.min,
+            max,
+            largest: largest(limits),
+            elsewhere: more_above || largest(everywhere) >= request.size.max(1),
+        }
+    }
+}

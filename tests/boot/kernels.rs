@@ -1,0 +1,289 @@
+//! Kernel images and programs, made or taken apart as their own tools do it.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use bootshare_host::Arch;
+use bootshare_host::debian::{Apt, Packages};
+
+use crate::lab::target;
+
+/// As `Makefile.zboot` of the kernel packs it: with as much as it takes in memory.
+pub(crate) fn padded(mut image: Vec<u8>) -> Vec<u8> {
+    let size = u64::from_le_bytes(image[16..24].try_into().unwrap());
+    image.resize(size.try_into().unwrap(), 0);
+    image
+}
+
+/// The header of `zboot-header.S`, with the payload in a section.
+pub(crate) fn zboot_of(payload: &[u8], compression: &str) -> Vec<u8> {
+    const START: usize = 0x1000;
+    let number = |number: usize| u32::try_from(number).unwrap().to_le_bytes();
+    let mut file = vec![0; START];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"MZ\0\0zimg");
+    put(8, &number(START));
+    put(12, &number(payload.len()));
+    put(24, compression.as_bytes());
+    put(56, &0x8182_23cd_u32.to_le_bytes());
+    put(0x3c, &number(0x40));
+    // The COFF header: machine, one section, 160 bytes of optional header.
+    put(0x40, b"PE\0\0\x64\xaa\x01\0");
+    put(0x40 + 20, &[160, 0]);
+    put(0x40 + 24, &[0x0b, 0x02]);
+    let section = 0x40 + 24 + 160;
+    put(section, b".text");
+    put(section + 8, &number(payload.len()));
+    put(section + 16, &number(payload.len()));
+    put(section + 20, &number(START));
+    file.extend(payload);
+    file
+}
+
+/// The uncompressed kernel in a bzImage, as the kernel's `scripts/extract-vmlinux` finds it.
+pub(crate) fn vmlinux_of(bzimage: &[u8]) -> Vec<u8> {
+    let number = |at: usize| {
+        let bytes = bzimage[at..at + 4].try_into().unwrap();
+        usize::try_from(u32::from_le_bytes(bytes)).unwrap()
+    };
+    let setup = (usize::from(bzimage[0x1f1]) + 1) * 512;
+    let payload = &bzimage[setup + number(0x248)..][..number(0x24c)];
+    // All but gzip are followed by the size of what is packed.
+    let (program, end) = match payload {
+        [0x1f, 0x8b, ..] => ("gzip", 0),
+        [0x02, 0x21, ..] => ("lz4", 4),
+        [0x28, 0xb5, ..] => ("zstd", 4),
+        [0xfd, b'7', ..] => ("xz", 4),
+        _ => panic!("the kernel is packed in an unknown way"),
+    };
+    let path = target().join("tmp/vmlinux.packed");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, &payload[..payload.len() - end]).unwrap();
+    let output = Command::new(program)
+        .arg("-dc")
+        .stdin(fs::File::open(&path).unwrap())
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}: install it"));
+    assert!(output.status.success(), "{program}: {:?}", output.status);
+    assert!(output.stdout.starts_with(b"\x7fELF"));
+    output.stdout
+}
+
+/// An ELF program of one segment: `content` at the physical address `address`, entered at its start.
+struct Program<'a> {
+    machine: u16,
+    kind: u16,
+    address: u64,
+    virtual_address: u64,
+    content: &'a [u8],
+    memory: u64,
+    notes: &'a [u8],
+}
+
+impl Program<'_> {
+    fn build(&self) -> Vec<u8> {
+        const START: usize = 0x1000;
+        let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+        file.resize(START, 0);
+        let notes = START + self.content.len();
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(16, &self.kind.to_le_bytes());
+        put(18, &self.machine.to_le_bytes());
+        put(24, &self.virtual_address.to_le_bytes());
+        put(32, &64_u64.to_le_bytes());
+        put(54, &56_u16.to_le_bytes());
+        put(56, &2_u16.to_le_bytes());
+        let size = |bytes: &[u8]| bytes.len() as u64;
+        let load = [
+            START as u64,
+            self.virtual_address,
+            self.address,
+            size(self.content),
+            self.memory.max(size(self.content)),
+        ];
+        let note = [notes as u64, 0, 0, size(self.notes), size(self.notes)];
+        for (at, kind, fields) in [(64, 1_u32, load), (64 + 56, 4, note)] {
+            put(at, &kind.to_le_bytes());
+            for (index, field) in fields.iter().enumerate() {
+                put(at + 8 + 8 * index, &field.to_le_bytes());
+            }
+        }
+        file.extend(self.content);
+        file.extend(self.notes);
+        file
+    }
+}
+
+/// The note with PVH's entry.
+fn pvh_note(entry: u32) -> Vec<u8> {
+    let mut note: Vec<u8> = [4_u32, 4, 18].map(u32::to_le_bytes).concat();
+    note.extend(b"Xen\0");
+    note.extend(entry.to_le_bytes());
+    note
+}
+
+const EM_X86_64: u16 = 62;
+const EM_AARCH64: u16 = 183;
+
+/// Entered by PVH at 1 MiB, with one text at 0x180000 and another at 0x2fff00. It prints them only
+/// if the start info is there, and CR0 and CR4 are as PVH wants them.
+#[rustfmt::skip]
+pub(crate) const X86_CODE: [u8; 73] = [
+    0x81, 0x3b, 0x78, 0xc5, 0x6e, 0x33, //    cmp    dword ptr [ebx], 0x336ec578
+    0x75, 0x27,                         //    jne    9f
+    0x0f, 0x20, 0xc0,                   //    mov    eax, cr0
+    0x83, 0xe0, 0xef,                   //    and    eax, 0xffffffef
+    0x0f, 0x20, 0xe1,                   //    mov    ecx, cr4
+    0x48,                               //    dec    eax
+    0x09, 0xc8,                         //    or     eax, ecx
+    0x75, 0x19,                         //    jne    9f
+    0xbc, 0x00, 0x00, 0x09, 0x00,       //    mov    esp, 0x90000
+    0xbe, 0x00, 0x00, 0x18, 0x00,       //    mov    esi, 0x180000
+    0xe8, 0x17, 0x00, 0x00, 0x00,       //    call   1f
+    0xbe, 0x00, 0xff, 0x2f, 0x00,       //    mov    esi, 0x2fff00
+    0xe8, 0x0d, 0x00, 0x00, 0x00,       //    call   1f
+    0x66, 0xba, 0xf4, 0x00,             // 9: mov    dx, 0xf4
+    0xb8, 0x10, 0x00, 0x00, 0x00,       //    mov    eax, 0x10
+    0xef,                               //    out    dx, eax
+    0xf4,                               // 8: hlt
+    0xeb, 0xfd,                         //    jmp    8b
+    0x66, 0xba, 0xf8, 0x03,             // 1: mov    dx, 0x3f8
+    0xac,                               // 2: lodsb
+    0x84, 0xc0,                         //    test   al, al
+    0x74, 0x03,                         //    jz     3f
+    0xee,                               //    out    dx, al
+    0xeb, 0xf8,                         //    jmp    2b
+    0xc3,                               // 3: ret
+];
+
+/// A program that PVH enters at `address`, where `content` starts.
+pub(crate) fn x86_elf(address: u64, content: &[u8], memory: u64) -> Vec<u8> {
+    let program = Program {
+        machine: EM_X86_64,
+        kind: 2,
+        address,
+        virtual_address: address,
+        content,
+        memory,
+        notes: &pvh_note(address as u32),
+    };
+    program.build()
+}
+
+/// Prints the text behind it if x0 is the address of a device tree, and powers the machine off.
+const ARM64_CODE: [u32; 15] = [
+    0xb940_0001, //    ldr  w1, [x0]
+    0x5281_ba02, //    mov  w2, #0x0dd0
+    0x72bd_bfc2, //    movk w2, #0xedfe, lsl #16
+    0x6b02_003f, //    cmp  w1, w2
+    0x5400_0141, //    b.ne 3f
+    0x1000_0141, //    adr  x1, 4f
+    0xd2a1_2002, //    mov  x2, #0x09000000
+    0x3840_1423, // 1: ldrb w3, [x1], #1
+    0x3400_0063, //    cbz  w3, 2f
+    0xb900_0043, //    str  w3, [x2]
+    0x17ff_fffd, //    b    1b
+    0x5280_0100, // 2: mov  w0, #0x8
+    0x72b0_8000, //    movk w0, #0x8400, lsl #16
+    0xd400_0002, //    hvc  #0
+    0x1400_0000, // 3: b    3b
+];
+
+/// [`ARM64_CODE`] at `address`, with 1 MiB of memory; `kind` is ELF's `e_type`.
+pub(crate) fn arm64_elf(kind: u16, address: u64) -> Vec<u8> {
+    let mut content: Vec<u8> = ARM64_CODE.map(u32::to_le_bytes).concat();
+    content.extend(b"program: there is a device tree\r\n\0");
+    let program = Program {
+        machine: EM_AARCH64,
+        kind,
+        address,
+        virtual_address: 0xffff_0000_0000_0000 | address,
+        content: &content,
+        memory: 0x10_0000,
+        notes: &[],
+    };
+    program.build()
+}
+
+/// What `objcopy` makes of systemd's stub and these sections, as systemd-stub(7) shows it.
+pub(crate) fn uki_of(arch: Arch, sections: &[(&str, &Path)], out: &Path) {
+    let guest = target().join("guest");
+    let stub = Packages {
+        arch,
+        what: "EFI stub",
+        choose: |_| Ok(vec!["systemd-boot-efi".to_owned()]),
+    };
+    let root = guest.join(format!("stub-{}", arch.debian()));
+    stub.fetch(&root)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let name = match arch {
+        Arch::X86_64 => "linuxx64.efi.stub",
+        Arch::Aarch64 => "linuxaa64.efi.stub",
+    };
+    let mut command = objcopy(arch, &guest);
+    for (index, (name, path)) in sections.iter().enumerate() {
+        let address = (index + 1) << 28;
+        command.arg(format!("--add-section={name}={}", path.display()));
+        command.arg(format!("--change-section-vma={name}={address:#x}"));
+    }
+    let output = command
+        .arg(root.join("usr/lib/systemd/boot/efi").join(name))
+        .arg(out)
+        .output()
+        .unwrap_or_else(|error| panic!("objcopy: {error}: install binutils"));
+    assert!(output.status.success(), "objcopy: {output:?}");
+}
+
+/// binutils for files of that architecture.
+fn objcopy(arch: Arch, guest: &Path) -> Command {
+    if arch.name() == std::env::consts::ARCH {
+        return Command::new("objcopy");
+    }
+    let (host, choose): (_, fn(&Apt<'_>) -> _) = match arch {
+        Arch::X86_64 => (Arch::Aarch64, |_| {
+            Ok(vec!["binutils-x86-64-linux-gnu".to_owned()])
+        }),
+        Arch::Aarch64 => (Arch::X86_64, |_| {
+            Ok(vec!["binutils-aarch64-linux-gnu".to_owned()])
+        }),
+    };
+    let packages = Packages {
+        arch: host,
+        what: "binutils for the other architecture",
+        choose,
+    };
+    let root = guest.join(format!("binutils-{}", arch.debian()));
+    packages
+        .fetch(&root)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    let libraries = format!("usr/lib/{}-linux-gnu", host.name());
+    let program = format!("usr/bin/{}-linux-gnu-objcopy", arch.name());
+    let mut command = Command::new(root.join(program));
+    command.env("LD_LIBRARY_PATH", root.join(libraries));
+    command
+}
+
+/// `bytes` with others at `at`.
+pub(crate) fn changed(bytes: &[u8], at: usize, with: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[at..at + with.len()].copy_from_slice(with);
+    bytes
+}
+
+/// Adds an entry to the reservation block, which is before the others.
+pub(crate) fn reserve(tree: &[u8], start: u64, size: u64) -> Vec<u8> {
+    let field = |index: usize| {
+        let bytes = tree[4 * index..][..4].try_into().unwrap();
+        u32::from_be_bytes(bytes)
+    };
+    let block = field(4) as usize;
+    let mut out = tree.to_vec();
+    out.splice(block..block, [start, size].map(u64::to_be_bytes).concat());
+    // totalsize, off_dt_struct and off_dt_strings.
+    for index in [1, 2, 3] {
+        assert!(field(index) as usize > block);
+        out[4 * index..][..4].copy_from_slice(&(field(index) + 16).to_be_bytes());
+    }
+    out
+}

@@ -1,0 +1,392 @@
+//! The device: what it takes from its queues, and what it gives back.
+
+use crate::{
+    backend::{Backend, Scripted},
+    chain::Chain,
+    clock::VirtualClock,
+    hal::TestHal,
+    log::Log,
+    quirks::Quirks,
+    reply::{Reply, When},
+    request::Request,
+    ring::Ring,
+    transport::TestTransport,
+    tree::Tree,
+};
+use bootshare::{Error, Options, Share};
+use std::{
+    fmt,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        mpsc::{Receiver, Sender},
+    },
+};
+use virtio_drivers::transport::DeviceStatus;
+
+/// A share mounted in virtual time.
+pub type TestShare = Share<TestTransport, VirtualClock, TestHal>;
+
+struct Pending {
+    due: u64,
+    chain: Chain,
+    request: Option<Request>,
+    reply: Reply,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub quirks: Quirks,
+    pub status: DeviceStatus,
+    /// Reads of the status until a reset under way is confirmed; `None`: there is none.
+    pub reset_left: Option<u64>,
+    pub rings: Vec<Option<Ring>>,
+    pub generation: u32,
+    pub generation_reads: u32,
+    pub config_reads: u8,
+    /// Ticks so far.
+    now: u64,
+    pending: Vec<Pending>,
+    /// Counts resets.
+    epoch: u64,
+    /// Chains that a worker has.
+    pub busy: usize,
+    notifications: u64,
+    /// Ticks and notifications so far.
+    events: u64,
+    /// It does not look at its queues before the next reset: it wrote nonsense to them.
+    deaf: bool,
+    pub log: Log,
+}
+
+struct Inner {
+    state: Mutex<State>,
+    idle: Condvar,
+    backend: Box<dyn Backend>,
+    workers: Option<Mutex<Sender<Job>>>,
+}
+
+/// What a worker gets.
+type Job = (Arc<Inner>, Chain);
+
+/// A virtio-fs device in this process's memory. Clones are the same device.
+///
+/// It serves each request while the driver announces it, on the driver's thread: the same each time.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Device")
+    }
+}
+
+impl Device {
+    /// A device that serves `tree`.
+    #[must_use]
+    pub fn new(tree: Tree) -> Self {
+        Self::serving(tree, None)
+    }
+
+    /// A device that serves `tree` as `script` says, which gets each request and the reply of a good
+    /// host to it.
+    #[must_use]
+    pub fn with_script(
+        tree: Tree,
+        script: impl FnMut(&Request, Reply) -> Reply + Send + 'static,
+    ) -> Self {
+        Self::serving(Scripted::new(tree, script), None)
+    }
+
+    fn serving(backend: impl Backend + 'static, workers: Option<Sender<Job>>) -> Self {
+        Self(Arc::new(Inner {
+            state: Mutex::default(),
+            idle: Condvar::new(),
+            backend: Box::new(backend),
+            workers: workers.map(Mutex::new),
+        }))
+    }
+
+    /// Mounts it in virtual time, in which the device too moves on.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Share::mount`].
+    pub fn mount(&self, options: Options) -> Result<TestShare, Error> {
+        Share::mount_with(self.transport(), VirtualClock::new(self), options)
+    }
+
+    /// A way to the device for a driver. The device outlives it and can have another.
+    #[must_use]
+    pub fn transport(&self) -> TestTransport {
+        TestTransport(self.clone())
+    }
+
+    /// Whether a driver has the device: not before it is mounted, nor once it was reset.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        !self.lock().status.is_empty()
+    }
+
+    /// The state, also after a test's panic: other threads have to go on, and its end to be seen.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock()
+    }
+
+    /// The driver says that there is something in a queue.
+    pub(crate) fn notified(&self, queue: u16) {
+        let mut state = self.lock();
+        state.notifications += 1;
+        state.event();
+        if !state.deaf {
+            drop(state);
+            self.0.serve(queue);
+        }
+    }
+
+    /// Waits until no worker touches memory any more.
+    pub(crate) fn idle<'s>(&'s self, mut state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        while state.busy > 0 {
+            let waited = self.0.idle.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        state
+    }
+
+    /// Lets the device's time go on by one tick: replies that are due are given. A
+    /// [`VirtualClock`] does this; with another clock a test does, where replies come late.
+    pub fn tick(&self) {
+        let mut state = self.lock();
+        state.event();
+        state.now += 1;
+        let now = state.now;
+        let due = state.pending.extract_if(.., |pending| pending.due <= now);
+        let due: Vec<_> = due.collect();
+        for pending in due {
+            state.give_back(pending);
+        }
+        if state.reset_left.is_some() {
+            // It need not stop before it confirms.
+            for pending in &state.pending {
+                pending.chain.scribble();
+            }
+        }
+        if state.quirks.polls && state.status.contains(DeviceStatus::DRIVER_OK) {
+            let set_up: Vec<_> = state.rings.iter().map(Option::is_some).collect();
+            drop(state);
+            for (queue, _) in set_up.iter().enumerate().filter(|(_, there)| **there) {
+                self.0.serve(queue as u16);
+            }
+        }
+    }
+}
+
+#[cfg(feature = "raw")]
+impl Device {
+    /// A device that another server answers for.
+    #[must_use]
+    pub fn with_backend(backend: impl Backend + 'static) -> Self {
+        Self::serving(backend, None)
+    }
+
+    /// A device that serves on `threads` threads, so that replies come in any order, while the
+    /// driver goes on.
+    #[must_use]
+    pub fn threaded(backend: impl Backend + 'static, threads: usize) -> Self {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let receiver = Arc::new(Mutex::new(receiver));
+        for _ in 0..threads {
+            let receiver = Arc::clone(&receiver);
+            std::thread::spawn(move || work(&receiver));
+        }
+        Self::serving(backend, Some(sender))
+    }
+
+    /// Changes what the device is like.
+    pub fn quirk(&self, change: impl FnOnce(&mut Quirks)) {
+        change(&mut self.lock().quirks);
+    }
+
+    /// Reads the record.
+    pub fn log<R>(&self, read: impl FnOnce(&Log) -> R) -> R {
+        read(&self.lock().log)
+    }
+
+    /// Starts the record of requests anew.
+    pub fn forget_requests(&self) {
+        self.lock().log.requests.clear();
+    }
+
+    /// How many resets the device confirmed.
+    #[must_use]
+    pub fn resets(&self) -> u64 {
+        self.lock().epoch
+    }
+
+    /// How many notifications the device got.
+    #[must_use]
+    pub fn notifications(&self) -> u64 {
+        self.lock().notifications
+    }
+}
+
+fn work(jobs: &Mutex<Receiver<Job>>) {
+    loop {
+        let job = jobs.lock().unwrap().recv();
+        let Ok((inner, chain)) = job else {
+            return;
+        };
+        let done = inner.answer(chain);
+        inner.settle(vec![done]);
+        inner.lock().busy -= 1;
+        inner.idle.notify_all();
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes all that waits in a queue and answers it.
+    fn serve(self: &Arc<Self>, queue: u16) {
+        let chains = self.lock().take(queue);
+        if let Some(workers) = &self.workers {
+            self.lock().busy += chains.len();
+            let workers = workers.lock().unwrap();
+            for chain in chains {
+                workers.send((Arc::clone(self), chain)).expect("a worker");
+            }
+        } else if !chains.is_empty() {
+            let done = chains.into_iter().map(|chain| self.answer(chain));
+            self.settle(done.collect());
+        }
+    }
+
+    /// Asks the backend. The state is not locked meanwhile.
+    fn answer(&self, chain: Chain) -> (Chain, Option<Request>, Reply) {
+        match Request::parse(&chain) {
+            Ok(request) => {
+                let reply = self.backend.answer(&chain, &request);
+                (chain, Some(request), reply)
+            }
+            // The driver's fault, noted when the chain was taken.
+            Err(_) => (chain, None, Reply::none().never()),
+        }
+    }
+
+    fn settle(&self, mut done: Vec<(Chain, Option<Request>, Reply)>) {
+        let mut state = self.lock();
+        state.quirks.order.arrange(&mut done, state.now);
+        for (chain, request, reply) in done {
+            if let Some(fault) = &reply.fault {
+                state.log.broken(fault.clone());
+            }
+            let due = match reply.when {
+                When::Now => 0,
+                When::After(ticks) => state.now + ticks,
+                When::Never => u64::MAX,
+            };
+            let pending = Pending {
+                due,
+                chain,
+                request,
+                reply,
+            };
+            if due == 0 {
+                state.give_back(pending);
+            } else {
+                state.pending.push(pending);
+            }
+        }
+    }
+}
+
+impl State {
+    /// A tick or a notification: what is due of the device's own is done to its queues.
+    fn event(&mut self) {
+        let now = self.events;
+        self.events += 1;
+        assert!(now < self.quirks.patience, "the client waits for ever");
+        let mut scribbles = std::mem::take(&mut self.quirks.scribbles);
+        scribbles.retain(|scribble| {
+            let due = scribble.event <= now;
+            if due && let Some(Some(ring)) = self.rings.get(usize::from(scribble.queue)) {
+                ring.scribble(scribble);
+                self.deaf = true;
+            }
+            !due
+        });
+        self.quirks.scribbles = scribbles;
+    }
+
+    fn take(&mut self, queue: u16) -> Vec<Chain> {
+        if !self.status.contains(DeviceStatus::DRIVER_OK) {
+            self.log.broken("a notification before DRIVER_OK");
+            return Vec::new();
+        }
+        let epoch = self.epoch;
+        let mut chains = Vec::new();
+        let Some(Some(ring)) = self.rings.get_mut(usize::from(queue)) else {
+            self.log.broken(format!("a notification for queue {queue}"));
+            return chains;
+        };
+        while let Some(taken) = ring.pop() {
+            match taken {
+                Ok(taken) => chains.push(taken.into_chain(queue, epoch)),
+                Err(fault) => {
+                    self.log.broken(fault);
+                    break;
+                }
+            }
+        }
+        let recorded = if self.quirks.records {
+            &chains[..]
+        } else {
+            &[]
+        };
+        for chain in recorded {
+            match Request::parse(chain) {
+                Ok(request) => self.log.asked(&request),
+                Err(fault) => self.log.broken(fault),
+            }
+        }
+        chains
+    }
+
+    fn give_back(&mut self, pending: Pending) {
+        let Pending {
+            chain,
+            request,
+            reply,
+            ..
+        } = pending;
+        if chain.epoch != self.epoch {
+            return;
+        }
+        chain.write(&reply.bytes);
+        if let Some(request) = request
+            && self.quirks.records
+        {
+            self.log.answered(&request, &chain.reply(32), reply.used);
+        }
+        let Some(Some(ring)) = self.rings.get_mut(usize::from(chain.queue)) else {
+            return;
+        };
+        for _ in 0..reply.times {
+            ring.push(reply.id.unwrap_or(chain.head.into()), reply.used);
+        }
+        if reply.jump > 0 {
+            ring.jump(reply.jump);
+        }
+    }
+
+    pub fn confirm_reset(&mut self) {
+        self.epoch += 1;
+        self.pending.clear();
+        self.log.reset();
+        self.reset_left = None;
+        self.status = DeviceStatus::empty();
+        self.rings.fill(None);
+        self.deaf = false;
+    }
+}

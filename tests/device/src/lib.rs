@@ -1,0 +1,41 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(
+    not(feature = "raw"),
+    expect(dead_code, reason = "what the feature alone reaches")
+)]
+#![deny(missing_debug_implementations)]
+
+mod backend;
+mod chain;
+mod clock;
+mod device;
+mod hal;
+mod log;
+mod memory;
+mod quirks;
+mod reply;
+mod request;
+mod ring;
+mod transport;
+mod tree;
+
+pub use clock::{Stopped, VirtualClock};
+pub use device::{Device, TestShare};
+pub use hal::TestHal;
+pub use reply::Reply;
+pub use request::{Opcode, Request};
+pub use transport::TestTransport;
+pub use tree::Tree;
+
+/// The device's own works, for bootshare's own tests: it may change in any version.
+#[cfg(feature = "raw")]
+pub mod raw {
+    pub use crate::{
+        backend::Backend,
+        chain::{Buffer, Chain},
+        clock::RealClock,
+        log::{Balance, Log},
+        quirks::{Area, Order, Quirks, Reset, Scribble},
+        tree::dirent,
+    };
+}

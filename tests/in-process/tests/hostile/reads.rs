@@ -1,0 +1,185 @@
+//! File data cut, late, in another order, too much, or too large for a ring.
+
+use crate::rig::{
+    CHUNK, CONTENT, LARGE, broken, cases, check, in_chunks, is_large, spoiling, tree,
+};
+use bootshare::{
+    Error, Options,
+    fuse::{Errno, Violation},
+};
+use bootshare_test_device::{Device, Opcode, Reply, Request, VirtualClock, raw::Order};
+
+/// Reads `large` whole, chunk by chunk, from a device that answers READ like this.
+fn reading(
+    order: Order,
+    script: impl FnMut(&Request, Reply) -> Reply + Send + 'static,
+) -> (Result<usize, Error>, Vec<u8>) {
+    let device = spoiling(Opcode::Read, script);
+    device.quirk(|quirks| quirks.order = order);
+    let share = device.mount(in_chunks()).unwrap();
+    let mut buf = vec![0xee; (LARGE + 5 * CHUNK) as usize];
+    let file = share.open("large").unwrap();
+    let read = file.read_at(0, &mut buf);
+    drop(file);
+    _ = share.unmount();
+    check(&device);
+    (read, buf)
+}
+
+/// In which answers come.
+fn orders() -> impl Iterator<Item = Order> {
+    let all = [Order::Shuffled(5), Order::Reversed, Order::Asked];
+    all.into_iter().take(if cfg!(miri) { 1 } else { all.len() })
+}
+
+/// The good reply, cut to its first `size` bytes of data.
+fn cut(request: &Request, good: &Reply, size: usize) -> Reply {
+    let data = good.body();
+    Reply::ok(request, &data[..size.min(data.len())])
+}
+
+#[test]
+fn short_answers_are_gone_on_from() {
+    for order in orders() {
+        for divisor in cases([2, 3, CHUNK as usize]) {
+            let (read, buf) = reading(order, move |request, good| {
+                let size = (good.body().len()).div_ceil(divisor);
+                cut(request, &good, size)
+            });
+            assert_eq!(read, Ok(LARGE as usize), "{order:?} {divisor}");
+            assert!(is_large(&buf[..LARGE as usize], 0));
+        }
+    }
+}
+
+#[test]
+fn answers_late_and_in_any_order() {
+    let seeds = if cfg!(miri) { 1 } else { 50 };
+    for seed in 0..seeds {
+        let mut count = seed;
+        let (read, buf) = reading(Order::Shuffled(seed), move |_, good| {
+            count = count
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            good.after(VirtualClock::TICK * (count >> 54) as u32)
+        });
+        assert_eq!(read, Ok(LARGE as usize), "{seed}");
+        assert!(is_large(&buf[..LARGE as usize], 0));
+    }
+}
+
+#[test]
+fn a_file_that_ends_before_its_size() {
+    for end in cases([LARGE / 2 + 7, CHUNK, CHUNK + 1, CHUNK - 1, 1, 0]) {
+        for order in orders() {
+            let (read, buf) = reading(order, move |request, good| {
+                let left = end.saturating_sub(request.offset());
+                cut(request, &good, left as usize)
+            });
+            assert_eq!(read, Ok(end as usize));
+            assert!(is_large(&buf[..end as usize], 0));
+        }
+    }
+}
+
+#[test]
+fn a_hole_where_the_host_has_nothing() {
+    // An empty answer in the middle and data behind it: the file ends at the hole.
+    for order in orders() {
+        let (read, buf) = reading(order, |request, good| {
+            if request.offset() == 7 * CHUNK {
+                cut(request, &good, 0)
+            } else {
+                good
+            }
+        });
+        assert_eq!(read, Ok(7 * CHUNK as usize), "{order:?}");
+        assert!(is_large(&buf[..7 * CHUNK as usize], 0));
+    }
+}
+
+#[test]
+fn a_file_that_grows_behind_its_end() {
+    // The end comes first, the data for what lies before and behind it afterwards.
+    let (read, buf) = reading(Order::Asked, |request, good| {
+        match request.offset() / CHUNK {
+            5 => cut(request, &good, 0),
+            3 => good.after(100 * VirtualClock::TICK),
+            _ => good.after(50 * VirtualClock::TICK),
+        }
+    });
+    assert_eq!(read, Ok(5 * CHUNK as usize));
+    assert!(is_large(&buf[..5 * CHUNK as usize], 0));
+}
+
+#[test]
+fn more_data_than_was_asked_for() {
+    for extra in [1, 100, LARGE as usize] {
+        let (read, _) = reading(Order::Asked, move |request, good| {
+            let mut data = good.body().to_vec();
+            data.resize(data.len() + extra, 0xbb);
+            Reply::ok(request, &data)
+        });
+        assert_eq!(read, broken(Violation::ReplyLength));
+    }
+}
+
+#[test]
+fn one_bad_chunk_among_good_ones() {
+    type Spoil = fn(&Request, Reply) -> Reply;
+    let spoilt: [(Spoil, Error); 6] = [
+        (
+            |request, _| Reply::error(request, Errno::EIO),
+            Error::Host(Errno::EIO),
+        ),
+        (
+            |_, good| good.patch(8, &[0xff; 8]),
+            Error::Protocol(Violation::ReplyUnique),
+        ),
+        (
+            |_, good| good.patch(0, &[0xff; 4]),
+            Error::Protocol(Violation::ReplyLength),
+        ),
+        (
+            |_, good| good.used(3),
+            Error::Protocol(Violation::ReplyLength),
+        ),
+        (
+            |_, good| good.patch(4, &5i32.to_le_bytes()),
+            Error::Protocol(Violation::ErrorRange),
+        ),
+        (
+            |_, _| Reply::none(),
+            Error::Protocol(Violation::ReplyLength),
+        ),
+    ];
+    for (spoil, error) in cases(spoilt) {
+        for order in orders() {
+            let (read, _) = reading(order, move |request, good| {
+                if request.offset() == 12 * CHUNK {
+                    spoil(request, good)
+                } else {
+                    good.after(3 * VirtualClock::TICK)
+                }
+            });
+            assert_eq!(read, Err(error), "{order:?}");
+        }
+    }
+}
+
+// Miri's memory is all touched.
+#[cfg(not(miri))]
+#[test]
+fn the_largest_chunks_fit_a_descriptor_chain() {
+    // The buffers of one chain may have 2^32 bytes in all, headers included (virtio 1.2, section
+    // 2.7.5). Nobody touches this memory, so it takes none.
+    let mut buf = vec![0; (1 << 32) + 4096];
+    let device = Device::new(tree());
+    let options = Options::default().with_chunk_size(u32::MAX);
+    let share = device.mount(options).unwrap();
+    let file = share.open("file").unwrap();
+    assert_eq!(file.read_at(0, &mut buf), Ok(CONTENT.len()));
+    drop(file);
+    share.unmount().unwrap();
+    check(&device);
+}
