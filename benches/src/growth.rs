@@ -41,7 +41,7 @@ pub fn run(shares: &Shares, rounds: usize) -> Result<Vec<Results>> {
         file_size(shares, &mut size)?;
         many_entries(shares, &mut entries)?;
         deep_paths(shares, &mut depth)?;
-        for requests in [1, 2, 4, 8, 16] {
+        for requests in [1, 2, 4, 8, 16, 21] {
             let options = format!("bootshare.depth={requests}");
             read(
                 shares,

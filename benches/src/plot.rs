@@ -277,7 +277,7 @@ fn lines(results: &Results, axis: &str, path: &Path) -> Result<()> {
         .y_label_formatter(&|y| format!("{y}"))
         .label_style(("sans-serif", 13).into_font())
         .max_light_lines(0)
-        .y_labels(16)
+        .y_labels(12)
         .draw()
         .map_err(plain)?;
     let names = results.names();
@@ -312,7 +312,7 @@ fn lines(results: &Results, axis: &str, path: &Path) -> Result<()> {
     if names.len() > 1 {
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(SeriesLabelPosition::LowerRight)
             .label_font(("sans-serif", 13).into_font())
             .border_style(BLACK.mix(0.3))
             .background_style(WHITE)
