@@ -368,7 +368,6 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             padding.fill(0);
             rest = after;
         }
-        self.add_loaded(block.range.start, total);
         Ok(Some(block.range))
     }
 

@@ -2,6 +2,7 @@
 
 use super::{
     Board, Failed,
+    arena::is_x86,
     console::{Progress, Speed, Text},
     entry::{Files, KERNEL, Loader, Payload},
     output::DigestText,
@@ -149,18 +150,18 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         }
         let result = self.share.read_parts(&mut parts, &mut |parts| {
             arrival.update(parts);
-            if let (Some(unpacking), [row, ..]) = (&mut unpacking, &arrival.rows[..]) {
-                unpacking.push(row.before, parts[0].bytes(), row.size);
-            }
+            feed::<B>(&mut unpacking, &arrival.rows, |row| {
+                (row.before, parts[0].bytes())
+            });
             self.report(files, arrival, unpacking.as_deref());
         });
         let failed = parts.iter().position(|part| part.error().is_some());
         drop(parts);
         // After an attempt that failed, the unpacker may not have had all that came before.
-        if let (Some(unpacking), [row, ..]) = (&mut unpacking, &arrival.rows[..]) {
-            unpacking.push(0, &wanted[0].bytes[..row.come], row.size);
-            self.report(files, arrival, Some(unpacking));
-        }
+        feed::<B>(&mut unpacking, &arrival.rows, |row| {
+            (0, &wanted[0].bytes[..row.come])
+        });
+        self.report(files, arrival, unpacking.as_deref());
         // Else a file that ended too early, or one that was on its way.
         let missing = failed.or_else(|| arrival.rows.iter().position(|row| !row.is_there()));
         match (result, missing) {
@@ -223,6 +224,22 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             return Err(self.failed(&files.path(index), changed));
         }
         Ok(())
+    }
+}
+
+/// Unpacks what has come, `come` of the first row: bytes, and where in the packed data they start.
+fn feed<'b, B: Board>(
+    unpacking: &mut Option<&mut Unpacking<'_>>,
+    rows: &[Row],
+    come: impl Fn(&Row) -> (usize, &'b [u8]),
+) {
+    // Known when the firmware is built: that for x86-64 has nothing to unpack with.
+    if is_x86::<B>() {
+        return;
+    }
+    if let (Some(unpacking), [row, ..]) = (unpacking, rows) {
+        let (position, bytes) = come(row);
+        unpacking.push(position, bytes, row.size);
     }
 }
 

@@ -22,7 +22,6 @@ use crate::{
     },
 };
 use core::fmt;
-use heapless::Vec;
 
 const PAGE: u64 = 4096;
 
@@ -378,15 +377,18 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             return Ok(());
         };
         // In the order of their addresses: each takes the next bytes.
-        let inside = segments
-            .load
-            .iter()
-            .map(|s| (s.memory.intersection(&window), s));
-        let inside = inside.filter(|(range, _)| range.size() > 0);
-        let mut inside: Vec<_, { elf::MAX_SEGMENTS }> = inside.collect();
-        inside.sort_unstable_by_key(|(range, _)| range.start);
+        let inside = || {
+            let parts = segments
+                .load
+                .iter()
+                .map(|s| (s.memory.intersection(&window), s));
+            parts.filter(|(range, _)| range.size() > 0)
+        };
         let (mut rest, mut end) = (block.bytes, window.start);
-        for (range, segment) in inside {
+        while let Some((range, segment)) = inside()
+            .filter(|(range, _)| range.start >= end)
+            .min_by_key(|(range, _)| range.start)
+        {
             let (_, after) = rest.split_at_mut((range.start - end) as usize);
             let (bytes, after) = after.split_at_mut(range.size() as usize);
             want_segment(payload, segment, range, bytes);

@@ -63,8 +63,6 @@ enum State {
     Taken,
     /// The device has it.
     InFlight {
-        /// What it has.
-        chain: Chain,
         /// Nobody waits: the slot is free when the device gives it back.
         posted: bool,
     },
@@ -76,6 +74,8 @@ pub(super) struct Slots<H: Hal> {
     base: NonNull<u8>,
     paddr: PhysAddr,
     states: [State; COUNT],
+    /// What the device has of each slot that is in flight.
+    chains: [Option<Chain>; COUNT],
     hal: PhantomData<H>,
 }
 
@@ -92,6 +92,7 @@ impl<H: Hal> Slots<H> {
             base,
             paddr,
             states: [State::Free; COUNT],
+            chains: [None; COUNT],
             hal: PhantomData,
         })
     }
@@ -142,22 +143,25 @@ impl<H: Hal> Slots<H> {
 
     /// Whether a posted request is still under way.
     pub fn any_posted(&self) -> bool {
-        let posted = |state: &State| matches!(state, State::InFlight { posted: true, .. });
-        self.states.iter().any(posted)
+        self.states.contains(&State::InFlight { posted: true })
     }
 
     /// Whether a caller's buffer is with the device.
     pub fn lend_data(&self) -> bool {
-        let lends =
-            |state: &State| matches!(state, State::InFlight { chain, .. } if chain.data.is_some());
-        self.states.iter().any(lends)
+        self.chains
+            .iter()
+            .flatten()
+            .any(|chain| chain.data.is_some())
     }
 
     /// What the device has of a slot in flight.
     pub fn chain(&self, slot: Slot) -> Option<Chain> {
-        match self.state(slot) {
-            State::InFlight { chain, .. } => Some(chain),
-            _ => None,
+        self.chains.get(slot.index()).copied().flatten()
+    }
+
+    fn set_chain(&mut self, slot: Slot, chain: Option<Chain>) {
+        if let Some(place) = self.chains.get_mut(slot.index()) {
+            *place = chain;
         }
     }
 
@@ -186,13 +190,15 @@ impl<H: Hal> Slots<H> {
     }
 
     pub fn set_in_flight(&mut self, slot: Slot, chain: Chain, posted: bool) {
-        self.set_state(slot, State::InFlight { chain, posted });
+        self.set_chain(slot, Some(chain));
+        self.set_state(slot, State::InFlight { posted });
     }
 
     /// The device gave the slot back.
     pub fn complete(&mut self, slot: Slot, used: u32) {
+        self.set_chain(slot, None);
         let state = match self.state(slot) {
-            State::InFlight { posted: false, .. } => State::Done(used),
+            State::InFlight { posted: false } => State::Done(used),
             _ => State::Free,
         };
         self.set_state(slot, state);

@@ -125,7 +125,7 @@ pub(crate) fn of_two_shares(board: Board) {
     // A share's default comes before its own entries only.
     write(&second, "loader/entries/a.conf", "linux /a\n");
     write(&second, "loader/loader.conf", "default a\n");
-    let default = format!("  a: ({}:/a)", demo::TAG);
+    let default = format!("  a: {}:/a", demo::TAG);
     assert_eq!(list(&machine), [first, default, second_both]);
 }
 

@@ -403,6 +403,9 @@ fn in_parts(
     let mut parts = [file.part(offset, front), file.part(behind, back)];
     let result = share.read_parts(&mut parts, &mut |parts| tell(come(parts) as u64));
     let failed = parts.iter().any(|part| part.error().is_some());
-    assert!(result.is_err() || !failed, "an error of a part is one of all");
+    assert!(
+        result.is_err() || !failed,
+        "an error of a part is one of all"
+    );
     result.map(|()| come(&parts))
 }
