@@ -12,6 +12,14 @@ pub trait Clock {
         core::hint::spin_loop();
     }
 
+    /// Called between two looks at the device while much data is on its way, more than the host has
+    /// read after `at_most`: a processor that sleeps until then, or for less, is the host's. By
+    /// default as [`Clock::relax`], which is right where the host has processors to spare.
+    fn rest(&self, at_most: Duration) {
+        let _ = at_most;
+        self.relax();
+    }
+
     /// Stops the machine, because going on would be unsound.
     ///
     /// The client calls this in one case only: the device holds descriptors of a borrowed buffer
@@ -32,6 +40,10 @@ impl<C: Clock + ?Sized> Clock for &C {
 
     fn relax(&self) {
         (**self).relax();
+    }
+
+    fn rest(&self, at_most: Duration) {
+        (**self).rest(at_most);
     }
 
     fn stop(&self, why: &str) -> ! {

@@ -146,12 +146,10 @@ impl<H: Hal> Slots<H> {
         self.states.contains(&State::InFlight { posted: true })
     }
 
-    /// Whether a caller's buffer is with the device.
-    pub fn lend_data(&self) -> bool {
-        self.chains
-            .iter()
-            .flatten()
-            .any(|chain| chain.data.is_some())
+    /// Bytes of callers' buffers that are with the device.
+    pub fn lent_bytes(&self) -> u64 {
+        let data = self.chains.iter().flatten().filter_map(|chain| chain.data);
+        data.fold(0, |sum, data| sum.saturating_add(data.len() as u64))
     }
 
     /// What the device has of a slot in flight.

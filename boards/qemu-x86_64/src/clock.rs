@@ -2,6 +2,7 @@
 
 use crate::{
     console, cpuid, exit,
+    rest::Alarm,
     tsc::{self, FINE, Measurement, ROUGH, Sample, Scale},
 };
 use bootshare::{hal, loader::ExitStatus};
@@ -23,6 +24,7 @@ pub struct Clock {
     hz: Option<u64>,
     /// The PIT that this frequency was roughly measured against.
     pit: Option<Running>,
+    alarm: Option<Alarm>,
 }
 
 /// The PIT's channel 2 counts.
@@ -55,6 +57,7 @@ impl Clock {
             scale: Scale::new(hz.unwrap_or(ASSUMED_HZ)),
             hz,
             pit,
+            alarm: Alarm::new(),
         }
     }
 
@@ -76,8 +79,11 @@ impl Clock {
         Some(hz / 1000)
     }
 
-    /// Leaves the PIT as it was.
+    /// Leaves the PIT and the local APIC as they were.
     pub fn let_go(&self) {
+        if let Some(alarm) = self.alarm {
+            alarm.let_go();
+        }
         if let Some(Running { control, .. }) = self.pit {
             Pit::new().set_control(control);
         }
@@ -93,6 +99,13 @@ impl hal::Clock for Clock {
         let count = timestamp();
         let latest = LATEST.fetch_max(count, Ordering::Relaxed).max(count);
         self.at(latest)
+    }
+
+    fn rest(&self, at_most: Duration) {
+        match self.alarm {
+            Some(alarm) => alarm.rest(at_most),
+            None => self.relax(),
+        }
     }
 
     fn stop(&self, why: &str) -> ! {

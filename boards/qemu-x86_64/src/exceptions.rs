@@ -1,4 +1,5 @@
-//! CPU exceptions: each ends the firmware with an error line. Interrupts stay off throughout.
+//! CPU exceptions: each ends the firmware with an error line. Interrupts stay off throughout, but for
+//! the timer's while the CPU [rests](crate::rest).
 //!
 //! All run on a stack of their own, so that an overflow of the firmware's stack is told as well.
 
@@ -35,6 +36,11 @@ const WITH_ERROR_CODE: u32 = 1 << 8
     | 1 << 29
     | 1 << 30;
 const PAGE_FAULT: u64 = 14;
+/// The local APIC's timer, and what it may raise by mistake.
+pub const TIMER_VECTOR: u8 = VECTORS as u8;
+
+/// The local APIC's register for the end of an interrupt.
+const END_OF_INTERRUPT: u32 = 0xfee0_00b0;
 
 /// Bytes from one entry stub to the next.
 const STUB_SIZE: usize = 16;
@@ -44,7 +50,7 @@ pub static STACK: Stack<{ 8 * 1024 }> = Stack::new();
 
 static TASK: Once<TaskStateSegment> = Once::new();
 static DESCRIPTORS: Once<GlobalDescriptorTable<6>> = Once::new();
-static HANDLERS: Once<[idt::Entry<HandlerFunc>; VECTORS]> = Once::new();
+static HANDLERS: Once<[idt::Entry<HandlerFunc>; VECTORS + 1]> = Once::new();
 
 global_asm!(
     // One stub a vector: the stack then holds vector, error code (0 if the CPU gave none), RIP.
@@ -71,17 +77,30 @@ global_asm!(
     "and rsp, -16",
     "call {handler}",
     "ud2",
+    // Says that the interrupt was handled: there is nothing else to do, but to wake.
+    ".balign {size}",
+    ".global timer_stub",
+    "timer_stub:",
+    "push rax",
+    "mov eax, {end_of_interrupt}",
+    "mov dword ptr [rax], 0",
+    "pop rax",
+    "iretq",
     ".text",
     size = const STUB_SIZE,
     vectors = const VECTORS,
     with_error_code = const WITH_ERROR_CODE,
     handler = sym handle,
+    end_of_interrupt = const END_OF_INTERRUPT,
 );
 
 unsafe extern "C" {
     /// The first stub. Not data: only its address is of use.
     #[link_name = "exception_stubs"]
     static STUBS: [u8; VECTORS * STUB_SIZE];
+    /// As above.
+    #[link_name = "timer_stub"]
+    static TIMER_STUB: [u8; STUB_SIZE];
 }
 
 extern "sysv64" fn handle(vector: u64, error_code: u64, instruction: u64) -> ! {
@@ -125,12 +144,17 @@ pub fn init() {
     let handlers = HANDLERS.call_once(|| {
         let first = (&raw const STUBS).addr() as u64;
         core::array::from_fn(|vector| {
-            let stub = VirtAddr::new_truncate(first + (vector * STUB_SIZE) as u64);
+            let stub = match vector {
+                VECTORS => (&raw const TIMER_STUB).addr() as u64,
+                _ => first + (vector * STUB_SIZE) as u64,
+            };
+            let stub = VirtAddr::new_truncate(stub);
             let mut entry = idt::Entry::missing();
             // SAFETY: a stub is there that handles this vector's stack layout.
             let options = unsafe { entry.set_handler_addr(stub) };
             // SAFETY: the first entry of the interrupt stack table is a stack that nothing else
-            // uses; an exception inside a handler may overwrite it, because no handler returns.
+            // uses; an exception inside a handler may overwrite it, because no handler returns, but
+            // the timer's, inside of which there is none.
             unsafe { options.set_stack_index(0) };
             entry
         })

@@ -78,6 +78,8 @@ mod pvh;
 #[cfg(target_os = "none")]
 mod reset;
 #[cfg(target_os = "none")]
+mod rest;
+#[cfg(target_os = "none")]
 mod rom;
 
 #[cfg(not(target_os = "none"))]

@@ -1,0 +1,95 @@
+//! Rests: the CPU halts until the timer of its local APIC wakes it, so that the host's own threads
+//! have the processor that would spin (Intel SDM volume 3, chapter "Advanced Programmable Interrupt
+//! Controller").
+
+use crate::{cpuid, exceptions::TIMER_VECTOR};
+use core::{ptr::with_exposed_provenance_mut, time::Duration};
+use x86_64::{
+    instructions::{interrupts, port::Port},
+    registers::model_specific::{ApicBase, ApicBaseFlags},
+};
+
+/// Where the registers are after a reset. An APIC that was moved is left alone.
+const BASE: usize = 0xfee0_0000;
+/// Spurious-interrupt vector register; bit 8 enables the APIC.
+const SPURIOUS: usize = 0xf0;
+const ENABLE: u32 = 1 << 8;
+/// The timer's entry in the local vector table; bit 16 masks it, and else it fires once.
+const TIMER: usize = 0x320;
+const MASKED: u32 = 1 << 16;
+/// What the timer counts down from; 0 stops it.
+const COUNT: usize = 0x380;
+/// What the timer's clock is divided by.
+const DIVIDE: usize = 0x3e0;
+const BY_ONE: u32 = 0b1011;
+
+/// The interrupt masks of the two 8259A: what an earlier firmware let through must not wake us.
+const MASKS: [u16; 2] = [0x21, 0xa1];
+
+/// The timer, and how everything was before.
+#[derive(Clone, Copy, Debug)]
+pub struct Alarm {
+    spurious: u32,
+    masks: [u8; 2],
+}
+
+impl Alarm {
+    /// Takes the timer, if there is one that works as on QEMU: it counts nanoseconds there, and
+    /// elsewhere something else, so that it is not for measuring.
+    pub fn new() -> Option<Self> {
+        let (frame, flags) = ApicBase::read();
+        let plain = flags.contains(ApicBaseFlags::LAPIC_ENABLE)
+            && !flags.contains(ApicBaseFlags::X2APIC_ENABLE)
+            && frame.start_address().as_u64() == BASE as u64;
+        if !cpuid::has_apic() || !plain {
+            return None;
+        }
+        let masks = MASKS.map(|port| {
+            let mut port = Port::<u8>::new(port);
+            // SAFETY: reading a mask changes nothing.
+            let mask = unsafe { port.read() };
+            // SAFETY: no interrupt of the 8259A is wanted.
+            unsafe { port.write(0xff) };
+            mask
+        });
+        let spurious = read(SPURIOUS);
+        write(SPURIOUS, ENABLE | u32::from(TIMER_VECTOR));
+        write(DIVIDE, BY_ONE);
+        write(TIMER, TIMER_VECTOR.into());
+        Some(Self { spurious, masks })
+    }
+
+    /// Halts for about so long, 4 s at most.
+    pub fn rest(&self, duration: Duration) {
+        let count = u32::try_from(duration.as_nanos()).unwrap_or(u32::MAX);
+        // A count of 0 would never end.
+        write(COUNT, count.max(1));
+        // An interrupt that comes before the halt is kept for it.
+        interrupts::enable_and_hlt();
+        interrupts::disable();
+        write(COUNT, 0);
+    }
+
+    /// Leaves everything as it was.
+    pub fn let_go(&self) {
+        write(TIMER, MASKED);
+        write(SPURIOUS, self.spurious);
+        for (port, mask) in MASKS.into_iter().zip(self.masks) {
+            // SAFETY: this is what was there before.
+            unsafe { Port::<u8>::new(port).write(mask) };
+        }
+    }
+}
+
+fn read(register: usize) -> u32 {
+    let register = with_exposed_provenance_mut::<u32>(BASE + register);
+    // SAFETY: the first 4 GiB are mapped, and these registers can be read without an effect.
+    unsafe { register.read_volatile() }
+}
+
+fn write(register: usize, value: u32) {
+    let register = with_exposed_provenance_mut::<u32>(BASE + register);
+    // SAFETY: as above; they are this module's alone, and it enables no interrupt but the timer's,
+    // which has a handler.
+    unsafe { register.write_volatile(value) };
+}
