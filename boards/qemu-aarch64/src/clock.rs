@@ -30,6 +30,10 @@ impl hal::Clock for Clock {
         core::hint::spin_loop();
     }
 
+    fn rest(&self, at_most: Duration) {
+        crate::rest::rest(at_most);
+    }
+
     fn stop(&self, why: &str) -> ! {
         log::error!("{why}");
         crate::exit::exit(ExitStatus::Failure)

@@ -46,6 +46,45 @@ pub fn counter() -> u64 {
     read!("cntvct_el0")
 }
 
+/// Whether this is EL2 with its host extensions (E2H), where the timers have other names.
+pub fn has_host_extensions() -> bool {
+    exception_level() == 2 && !is_plain_el2()
+}
+
+/// Has the virtual timer's interrupt come in so many of its ticks.
+pub fn set_timer(ticks: u64) {
+    // SAFETY: the timer is nobody else's, and its interrupt is masked.
+    unsafe {
+        asm!(
+            "msr cntv_tval_el0, {ticks}",
+            "msr cntv_ctl_el0, {enable}",
+            "isb",
+            ticks = in(reg) ticks,
+            enable = in(reg) 1_u64,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Takes the virtual timer's interrupt back.
+pub fn stop_timer() {
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "msr cntv_ctl_el0, xzr",
+            "isb",
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// Sleeps until an interrupt is pending: the caller knows that one comes.
+pub fn wait_for_interrupt() {
+    // SAFETY: interrupts are masked, so that nothing but a wait comes of it. What was written
+    // before is seen by all first.
+    unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
+}
+
 /// What the processor says of an exception.
 #[derive(Clone, Copy, Debug)]
 pub struct Syndrome {

@@ -6,6 +6,7 @@ use crate::{
     ecam::Ecam,
     exit, fw_cfg,
     mapping::{self, Image, MAPPED_END, RAM_START, Table},
+    rest,
     tree::{PciHost, Tree},
 };
 use bootshare::{
@@ -134,6 +135,10 @@ impl Virt {
         // SAFETY: the tables map the image, the RAM, where the device tree is, and the devices of
         // the first GiB. Nothing else is in use.
         unsafe { cpu::tables_changed() };
+        if let Some(registers) = tree.interrupt_controller() {
+            // SAFETY: the device tree says what it is, and this runs once.
+            unsafe { rest::use_controller(registers) };
+        }
         let command_line = match tree.command_line() {
             [] => command_line_from_fw_cfg(&tree)?,
             line => line,
@@ -327,6 +332,7 @@ impl Board for Virt {
     }
 
     unsafe fn start(&mut self, hand_off: &HandOff) -> ! {
+        rest::let_go();
         for range in &hand_off.loaded {
             // SAFETY: the payload was loaded there, so it is mapped as normal memory.
             unsafe { cpu::clean_to_memory(*range) };

@@ -12,6 +12,7 @@
 //! | `console` | PL011 | its registers |
 //! | `exit` | how the machine ends | semihosting, PSCI |
 //! | `clock` | the timer's virtual count | nothing |
+//! | `rest` | sleep while the host reads | interrupt controller and timer |
 //! | `fw_cfg` | the options of a machine without `-append` | its registers |
 //! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | what the device tree names |
 //! | `ecam` | PCI configuration space | what it is given |
@@ -45,6 +46,8 @@ mod exit;
 mod fw_cfg;
 #[cfg(target_os = "none")]
 mod machine;
+#[cfg(target_os = "none")]
+mod rest;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

@@ -90,6 +90,8 @@ enum Kind {
     /// PL011.
     Console,
     FwCfg,
+    /// GICv2.
+    Interrupts,
     /// A virtio-mmio slot.
     Slot,
     PciHost,
@@ -117,6 +119,7 @@ impl Kind {
         match name {
             b"arm,pl011" => Some(Self::Console),
             b"qemu,fw-cfg-mmio" => Some(Self::FwCfg),
+            b"arm,cortex-a15-gic" => Some(Self::Interrupts),
             b"virtio,mmio" => Some(Self::Slot),
             b"pci-host-ecam-generic" => Some(Self::PciHost),
             _ => None,
@@ -170,6 +173,12 @@ impl<'a> Tree<'a> {
     /// QEMU's fw_cfg device.
     pub fn fw_cfg(&self) -> Option<Range> {
         ranges(self.all(Kind::FwCfg).next()?).next()
+    }
+
+    /// The interrupt controller's registers: the distributor's and the processor interface's.
+    pub fn interrupt_controller(&self) -> Option<[Range; 2]> {
+        let mut registers = ranges(self.all(Kind::Interrupts).next()?);
+        Some([registers.next()?, registers.next()?])
     }
 
     /// Physical address of the PL011 that `/chosen`, property `stdout-path` names, or else of the
@@ -483,6 +492,22 @@ mod tests {
             name,
             &[("compatible", b"arm,pl011\0arm,primecell\0"), ("reg", &reg)],
         )
+    }
+
+    #[test]
+    fn the_interrupt_controller_has_two_sets_of_registers() {
+        let reg = cells(&[0, 0x0800_0000, 0, 0x1_0000, 0, 0x0801_0000, 0, 0x1_0000]);
+        let gic = |compatible: &[u8], reg: &[u8]| {
+            let properties = [("compatible", compatible), ("reg", reg)];
+            with(&tree([node("intc@8000000", &properties)]), |tree| {
+                tree.interrupt_controller()
+            })
+        };
+        let both = [0x0800_0000, 0x0801_0000].map(|start| Range::with_size(start, 0x1_0000));
+        assert_eq!(gic(b"arm,cortex-a15-gic\0", &reg), Some(both));
+        assert_eq!(gic(b"arm,cortex-a15-gic\0", &reg[..16]), None);
+        assert_eq!(gic(b"arm,gic-v3\0", &reg), None);
+        assert_eq!(with(&tree([]), |tree| tree.interrupt_controller()), None);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! How many requests things take, and the reason for each: what is asked once too often shows
 //! here. The tree is served from memory, by an honest server.
 
-use bootshare::Options;
-use bootshare_test_device::{Device, Opcode, TestShare, Tree};
+use bootshare::{Options, Share, hal::Clock};
+use bootshare_test_device::{Device, Opcode, TestHal, TestShare, Tree, VirtualClock};
+use std::{sync::Mutex, time::Duration};
 
 /// A MiB, or what an interpreter takes for one.
 const MIB: usize = if cfg!(miri) { 1 << 12 } else { 1 << 20 };
@@ -202,6 +203,49 @@ fn one_notification_for_a_batch_of_reads() {
             .zip(&buf)
             .all(|(good, &byte)| good == byte)
     );
+    drop(file);
+    share.unmount().unwrap();
+}
+
+/// A clock that notes how long the client would rest.
+struct Sleepy<'a>(VirtualClock, &'a Mutex<Vec<Duration>>);
+
+impl Clock for Sleepy<'_> {
+    fn now(&self) -> Duration {
+        self.0.now()
+    }
+
+    fn relax(&self) {
+        self.0.relax();
+    }
+
+    fn rest(&self, at_most: Duration) {
+        self.1.lock().unwrap().push(at_most);
+        self.relax();
+    }
+}
+
+#[test]
+fn the_processor_rests_while_much_is_on_its_way_and_then_only() {
+    let device = Device::with_script(tree(), |request, good| match request.opcode() {
+        Read => good.after(3 * VirtualClock::TICK),
+        _ => good,
+    });
+    let rests = Mutex::new(Vec::new());
+    let clock = Sleepy(VirtualClock::new(&device), &rests);
+    let options = Options::default();
+    let share = Share::<_, _, TestHal>::mount_with(device.transport(), clock, options).unwrap();
+    let file = share.open("/boot/vmlinuz").unwrap();
+    let size = file.metadata().len() as usize;
+    // A MiB is there before a rest is worth its while.
+    file.read_exact_at(0, &mut vec![0; size / 10]).unwrap();
+    assert!(rests.lock().unwrap().is_empty());
+    // Of ten, what is read at 32 GiB/s is how long.
+    file.read_exact_at(0, &mut vec![0; size]).unwrap();
+    let expected = Duration::from_micros(size as u64 / (32 << 10));
+    let longest = rests.lock().unwrap().iter().max().copied();
+    // An interpreter has less to read.
+    assert_eq!(longest, (!cfg!(miri)).then_some(expected));
     drop(file);
     share.unmount().unwrap();
 }
