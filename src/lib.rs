@@ -46,7 +46,7 @@
 //! # Where to read on
 //!
 //! [`guide::porting`] says what a platform gives, [`guide::dma`] why a host that writes into memory is
-//! sound, [`guide::threat_model`] what a hostile one can do.
+//! sound, [`guide::threat_model`] what a hostile one can do, [`guide::performance`] how fast it is.
 
 #![no_std]
 #![deny(missing_debug_implementations)]
@@ -77,6 +77,8 @@ pub mod guide {
     pub mod boot_protocols {}
     #[doc = include_str!("../docs/dma.md")]
     pub mod dma {}
+    #[doc = include_str!("../docs/performance.md")]
+    pub mod performance {}
     #[doc = include_str!("../docs/porting.md")]
     pub mod porting {}
     #[doc = include_str!("../docs/threat-model.md")]
