@@ -117,7 +117,9 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         Ok(part.first().map_or(0, Part::come))
     }
 
-    /// What is at `offset`, in bytes, on its way into `buf`, for [`Share::read_parts`](super::Share::read_parts).
+    /// A read at `offset`, in bytes, into `buf`, for
+    /// [`Share::read_parts`](super::Share::read_parts), which does it together with others.
+    #[must_use]
     pub fn part<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Part<'a> {
         let (epoch, node) = (self.node.epoch, self.node.id);
         Part::new(epoch, node, self.handle, offset, self.attr.size, buf)

@@ -178,11 +178,9 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         edited: Option<&'m [u8]>,
         more: &'m [u8],
     ) -> Result<HandOff, Failed> {
-        let payload = self.payload(entry)?;
-        let result = self.load_payload(entry, edited, more, payload);
-        // It is not dropped.
-        payload.files.list.clear();
-        result
+        self.with_payload(entry, |loader, payload| {
+            loader.load_payload(entry, edited, more, payload)
+        })
     }
 
     #[inline(never)] // As above.
@@ -209,12 +207,23 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     /// What `entry` has its kernel told.
     #[inline(never)] // As above.
     pub fn words(mut self, entry: &Entry<'m>) -> Result<&'m [u8], Failed> {
+        self.with_payload(entry, |loader, payload| {
+            let (_, uki) = loader.find_kernel(entry, payload)?;
+            loader.command_line_text(entry, uki.as_ref(), payload)
+        })
+    }
+
+    /// Does something with a payload of which nothing was found yet, and closes its files.
+    fn with_payload<R>(
+        &mut self,
+        entry: &Entry<'m>,
+        act: impl FnOnce(&mut Self, &mut Payload<'a, 'm, B>) -> Result<R, Failed>,
+    ) -> Result<R, Failed> {
         let payload = self.payload(entry)?;
-        let found = self.find_kernel(entry, payload);
-        let text = found.and_then(|(_, uki)| self.command_line_text(entry, uki.as_ref(), payload));
-        // It is not dropped.
+        let result = act(self, payload);
+        // What the arena keeps is never dropped.
         payload.files.list.clear();
-        text
+        result
     }
 
     /// Nothing yet, in memory of the arena: it is too large for the stack.

@@ -11,17 +11,21 @@ use x86_64::{
 
 /// Where the registers are after a reset. An APIC that was moved is left alone.
 const BASE: usize = 0xfee0_0000;
+/// Task priority: interrupts below it wait.
+const PRIORITY: usize = 0x80;
 /// Spurious-interrupt vector register; bit 8 enables the APIC.
 const SPURIOUS: usize = 0xf0;
 const ENABLE: u32 = 1 << 8;
-/// The timer's entry in the local vector table; bit 16 masks it, and else it fires once.
+/// The timer's entry in the local vector table; unless bit 16 masks it, it fires once.
 const TIMER: usize = 0x320;
-const MASKED: u32 = 1 << 16;
 /// What the timer counts down from; 0 stops it.
 const COUNT: usize = 0x380;
 /// What the timer's clock is divided by.
 const DIVIDE: usize = 0x3e0;
 const BY_ONE: u32 = 0b1011;
+
+/// The registers that are changed here, the enabling one last.
+const CHANGED: [usize; 4] = [PRIORITY, DIVIDE, TIMER, SPURIOUS];
 
 /// The interrupt masks of the two 8259A: what an earlier firmware let through must not wake us.
 const MASKS: [u16; 2] = [0x21, 0xa1];
@@ -29,7 +33,7 @@ const MASKS: [u16; 2] = [0x21, 0xa1];
 /// The timer, and how everything was before.
 #[derive(Clone, Copy, Debug)]
 pub struct Alarm {
-    spurious: u32,
+    registers: [u32; CHANGED.len()],
     masks: [u8; 2],
 }
 
@@ -37,11 +41,14 @@ impl Alarm {
     /// Takes the timer, if there is one that works as on QEMU: it counts nanoseconds there, and
     /// elsewhere something else, so that it is not for measuring.
     pub fn new() -> Option<Self> {
+        if !cpuid::has_apic() {
+            return None;
+        }
         let (frame, flags) = ApicBase::read();
-        let plain = flags.contains(ApicBaseFlags::LAPIC_ENABLE)
+        let is_plain = flags.contains(ApicBaseFlags::LAPIC_ENABLE)
             && !flags.contains(ApicBaseFlags::X2APIC_ENABLE)
             && frame.start_address().as_u64() == BASE as u64;
-        if !cpuid::has_apic() || !plain {
+        if !is_plain {
             return None;
         }
         let masks = MASKS.map(|port| {
@@ -52,11 +59,13 @@ impl Alarm {
             unsafe { port.write(0xff) };
             mask
         });
-        let spurious = read(SPURIOUS);
+        let registers = CHANGED.map(read);
+        // A disabled APIC keeps the timer masked.
         write(SPURIOUS, ENABLE | u32::from(TIMER_VECTOR));
+        write(PRIORITY, 0);
         write(DIVIDE, BY_ONE);
         write(TIMER, TIMER_VECTOR.into());
-        Some(Self { spurious, masks })
+        Some(Self { registers, masks })
     }
 
     /// Halts for about so long, 4 s at most.
@@ -72,8 +81,9 @@ impl Alarm {
 
     /// Leaves everything as it was.
     pub fn let_go(&self) {
-        write(TIMER, MASKED);
-        write(SPURIOUS, self.spurious);
+        for (register, value) in CHANGED.into_iter().zip(self.registers) {
+            write(register, value);
+        }
         for (port, mask) in MASKS.into_iter().zip(self.masks) {
             // SAFETY: this is what was there before.
             unsafe { Port::<u8>::new(port).write(mask) };
