@@ -6,7 +6,7 @@ use crate::{
     ecam::Ecam,
     exit, fw_cfg,
     mapping::{self, Image, MAPPED_END, RAM_START, Table},
-    rest,
+    pvpanic, rest,
     tree::{PciHost, Tree},
 };
 use bootshare::{
@@ -135,6 +135,13 @@ impl Virt {
         // SAFETY: the tables map the image, the RAM, where the device tree is, and the devices of
         // the first GiB. Nothing else is in use.
         unsafe { cpu::tables_changed() };
+        if let Ok(Some(host)) = &pci
+            && is_device(host.ecam)
+            && is_device(host.window)
+        {
+            // SAFETY: both are mapped as device memory, for ever.
+            unsafe { pvpanic::use_bus(host.clone()) };
+        }
         if let Some(registers) = tree.interrupt_controller() {
             // SAFETY: the device tree says what it is, and this runs once.
             unsafe { rest::use_controller(registers) };

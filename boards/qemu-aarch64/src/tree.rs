@@ -203,9 +203,14 @@ impl<'a> Tree<'a> {
         named().or_else(|| self.all(Kind::Console).find_map(address))
     }
 
-    /// How PSCI is called, if there is PSCI.
+    /// How PSCI is called, if there is PSCI 0.2 or later: before, nothing turned the machine off.
     pub fn psci_conduit(&self) -> Option<Conduit> {
-        match string(self.fdt.find_node("/psci")?, "method")? {
+        let node = self.fdt.find_node("/psci").filter(is_enabled)?;
+        let mut kinds = property(node, "compatible")?.split(|byte| *byte == 0);
+        if !kinds.any(|kind| matches!(kind, b"arm,psci-0.2" | b"arm,psci-1.0")) {
+            return None;
+        }
+        match string(node, "method")? {
             b"hvc" => Some(Conduit::Hvc),
             b"smc" => Some(Conduit::Smc),
             _ => None,
@@ -556,7 +561,10 @@ mod tests {
 
     #[test]
     fn psci_is_called_as_its_node_says() {
-        let psci = |method: &[u8]| tree([node("psci", &[("method", method)])]);
+        let of = |kinds: &[u8], method: &[u8]| {
+            tree([node("psci", &[("compatible", kinds), ("method", method)])])
+        };
+        let psci = |method: &[u8]| of(b"arm,psci-1.0\0arm,psci-0.2\0arm,psci\0", method);
         assert_eq!(
             with(&psci(b"hvc\0"), |tree| tree.psci_conduit()),
             Some(Conduit::Hvc)
@@ -566,6 +574,8 @@ mod tests {
             Some(Conduit::Smc)
         );
         assert_eq!(with(&psci(b"svc\0"), |tree| tree.psci_conduit()), None);
+        let old = of(b"arm,psci\0", b"hvc\0");
+        assert_eq!(with(&old, |tree| tree.psci_conduit()), None);
         assert_eq!(with(&tree([]), |tree| tree.psci_conduit()), None);
     }
 
