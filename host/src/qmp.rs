@@ -79,8 +79,9 @@ impl Monitor {
     pub(crate) fn read(&mut self) -> Result<()> {
         if let Some(listener) = self.listener.take() {
             let (mut stream, _) = listener.accept().context("cannot talk to QEMU")?;
-            // It answers once the machine runs.
+            // It answers once the machine is built.
             send(&mut stream, "qmp_capabilities")?;
+            send(&mut stream, "cont")?;
             self.stream = Some(stream);
             return Ok(());
         }

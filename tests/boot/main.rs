@@ -13,6 +13,7 @@ mod images;
 mod kernels;
 mod lab;
 mod linux;
+mod machines_arm;
 mod menu;
 mod tree;
 
@@ -164,6 +165,10 @@ cells! {
     images_x86_64_names_what_is_wrong_and_goes_on: images::wrong_on_x86_64(X86_64Microvm);
     images_arm64_names_what_is_wrong_and_goes_on: images::wrong_on_arm64(Aarch64Virt);
     images_a_tree_from_elsewhere_gets_this_machines_memory_and_seeds: images::tree_from_elsewhere(Aarch64Virt);
+}
+
+cells! {
+    virt_is_left_to_its_payload_as_it_was: machines_arm::leaves_the_state_as_it_was(Aarch64Virt);
 }
 
 // What a failing host makes of a boot.

@@ -142,9 +142,9 @@ impl Virt {
             // SAFETY: both are mapped as device memory, for ever.
             unsafe { pvpanic::use_bus(host.clone()) };
         }
-        if let Some(registers) = tree.interrupt_controller() {
+        if let Some(controller) = tree.interrupt_controller() {
             // SAFETY: the device tree says what it is, and this runs once.
-            unsafe { rest::use_controller(registers) };
+            unsafe { rest::use_controller(controller) };
         }
         let command_line = match tree.command_line() {
             [] => command_line_from_fw_cfg(&tree)?,
