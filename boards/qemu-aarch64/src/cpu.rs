@@ -78,6 +78,18 @@ pub fn affinity() -> u32 {
     (mpidr >> 8 & 0xff00_0000 | mpidr & 0x00ff_ffff) as u32
 }
 
+/// Whether pages of so many bytes are supported, for translation in one stage (Arm ARM,
+/// ID_AA64MMFR0_EL1, fields TGran4, TGran64 and TGran16).
+pub fn has_pages(bytes: u32) -> bool {
+    let fields = read!("id_aa64mmfr0_el1");
+    match bytes {
+        0x1000 => fields >> 28 & 0xf != 0xf,
+        0x4000 => fields >> 20 & 0xf != 0,
+        0x1_0000 => fields >> 24 & 0xf != 0xf,
+        _ => false,
+    }
+}
+
 /// Whether the interrupt controller is reached by the registers below, as an arm64 kernel wants it
 /// (booting.rst; GIC architecture specification 3.0, ICC_SRE_EL1).
 pub fn has_interrupt_registers() -> bool {

@@ -328,6 +328,10 @@ impl Board for Virt {
         Some(self.tree.blob())
     }
 
+    fn has_pages(&self, bytes: u32) -> bool {
+        cpu::has_pages(bytes)
+    }
+
     fn find_devices(&mut self) -> DeviceList {
         let mut found = DeviceList::new();
         if core::mem::replace(&mut self.searched, true) {
