@@ -245,7 +245,11 @@ impl Machine {
     }
 
     fn processor(&self, qemu: &mut Invocation) {
-        let mut machine = format!("{},memory-backend=ram", self.board.machine());
+        let mut machine = self.board.machine().to_owned();
+        // Of NUMA nodes each says whose memory it has: `memdev=ram`, or another object that is shared.
+        if !self.qemu_args.iter().any(|arg| arg == "-numa") {
+            machine.push_str(",memory-backend=ram");
+        }
         if self.el2 {
             machine.push_str(",virtualization=on");
         }
@@ -446,6 +450,15 @@ mod tests {
             assert!(text.contains("share=on"), "{text}");
             assert!(text.contains("-no-reboot"), "{text}");
         }
+    }
+
+    #[test]
+    fn numa_nodes_say_themselves_whose_memory_they_have() {
+        let mut machine = machine(Board::Aarch64Virt);
+        machine.qemu_args = ["-numa", "node,memdev=ram"].map(Into::into).into();
+        let text = text(&machine);
+        assert!(!text.contains("memory-backend="), "{text}");
+        assert!(text.contains("id=ram,size=512M,share=on"), "{text}");
     }
 
     #[test]
