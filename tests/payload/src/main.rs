@@ -351,7 +351,7 @@ fn enable_interrupts() {
             stub >> 32,
         ];
         // SAFETY: it is one of the 256 gates, which nothing else uses yet.
-        unsafe { gates.add(vector).write(gate) };
+        unsafe { gates.wrapping_add(vector).write(gate) };
     }
     let pointer = DescriptorTablePointer {
         limit: (256 * size_of::<[u64; 2]>() - 1) as u16,
