@@ -215,6 +215,9 @@ extern "sysv64" fn entered_by_pvh() -> ! {
     expect("CR0", found.cr0 & !ET, 1);
     expect("CR4", found.cr4, 0);
     expect("EFER", found.efer, 0);
+    // cmdline_paddr: a program may use the memory behind its last segment before it reads this.
+    let command_line = memory::<u64>(found.argument + 24);
+    expect("the first MiB of the command line", command_line >> 20, 0);
     // rsdp_paddr.
     run("PVH", memory(found.argument + 32))
 }
