@@ -21,6 +21,8 @@ const TIMER: usize = 0x320;
 const MASKED: u32 = 1 << 16;
 /// What the timer counts down from; 0 stops it.
 const COUNT: usize = 0x380;
+/// What is left of it.
+const LEFT: usize = 0x390;
 /// What the timer's clock is divided by.
 const DIVIDE: usize = 0x3e0;
 const BY_ONE: u32 = 0b1011;
@@ -55,6 +57,16 @@ impl Alarm {
         write(DIVIDE, BY_ONE);
         write(TIMER, TIMER_VECTOR.into());
         Some(Self { registers })
+    }
+
+    /// Has the timer count down from its maximum while `measure` runs, which can read what is left.
+    pub fn while_counting<R>(&self, measure: impl FnOnce(&dyn Fn() -> u32) -> R) -> R {
+        write(TIMER, MASKED | u32::from(TIMER_VECTOR));
+        write(COUNT, u32::MAX);
+        let result = measure(&|| read(LEFT));
+        write(COUNT, 0);
+        write(TIMER, TIMER_VECTOR.into());
+        result
     }
 
     /// Halts for about so long, 4 s at most.
