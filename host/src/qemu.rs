@@ -122,6 +122,8 @@ pub struct Machine {
     pub watch: Watch,
     /// Leave virtio-mmio devices in QEMU's default, the legacy layout.
     pub legacy_mmio: bool,
+    /// Attach nothing by which the firmware ends QEMU with a status of its own.
+    pub without_status: bool,
     /// Start aarch64 at EL2.
     pub el2: bool,
     /// More QEMU arguments, passed as they are.
@@ -158,6 +160,7 @@ impl Machine {
             time_limit: None,
             watch: Watch::default(),
             legacy_mmio: false,
+            without_status: false,
             el2: false,
             qemu_args: Vec::new(),
         }
@@ -231,10 +234,9 @@ impl Machine {
         } else if !self.append.is_empty() {
             qemu.option("-append", &self.append);
         }
-        match arch {
-            Arch::X86_64 => qemu.option("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
-            Arch::Aarch64 => qemu.option("-semihosting-config", "enable=on,target=native"),
-        };
+        if !self.without_status {
+            self.status(&mut qemu);
+        }
 
         console(&mut qemu, wiring);
         self.devices(&mut qemu, &wiring.sockets);
@@ -256,6 +258,19 @@ impl Machine {
             }
             (Accel::Tcg, Arch::X86_64) => drop(qemu.option("-accel", "tcg")),
         }
+    }
+
+    /// How the firmware ends QEMU with a status of its own, or with 1.
+    fn status(&self, qemu: &mut Invocation) {
+        match (self.board.arch(), self.accel) {
+            (Arch::X86_64, _) => qemu.option("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
+            (Arch::Aarch64, Accel::Tcg) => {
+                qemu.option("-semihosting-config", "enable=on,target=native")
+            }
+            (Arch::Aarch64, Accel::Kvm) => qemu
+                .option("-action", "panic=exit-failure")
+                .option("-device", "pvpanic-pci,events=1"),
+        };
     }
 
     /// A device for each share.
@@ -302,13 +317,16 @@ fn console(qemu: &mut Invocation, wiring: &Wiring) {
     if let Some(path) = &wiring.qmp {
         qemu.option("-chardev", join("socket,id=qmp,path=", path));
         qemu.option("-mon", "chardev=qmp,mode=control");
+        // The machine starts when we say so: nobody is told how one ended that was faster.
+        qemu.arg("-S");
     }
 }
 
 /// The firmware's status in QEMU's exit code, when the firmware gave one.
 ///
 /// On x86-64 the firmware writes `0x10 + status` to isa-debug-exit and QEMU exits with
-/// `(value << 1) | 1`; on aarch64 it exits by semihosting with `0x20 + status`.
+/// `(value << 1) | 1`; on aarch64 it exits by semihosting with `0x20 + status`. KVM has no
+/// semihosting: there a success powers the machine off, and a failure is a panic for QEMU.
 pub(crate) fn firmware_status(arch: Arch, code: i32) -> Option<u8> {
     let [x86, arm] = STATUS_BASE;
     let status = match arch {
@@ -369,6 +387,21 @@ mod tests {
         assert!(text(&machine).contains("virtio-mmio.force-legacy=false"));
         machine.legacy_mmio = true;
         assert!(!text(&machine).contains("force-legacy"));
+    }
+
+    #[test]
+    fn the_firmware_can_tell_a_failure_under_each_accelerator() {
+        for (board, accel, part) in [
+            (Board::X86_64Q35, Accel::Tcg, "isa-debug-exit"),
+            (Board::X86_64Q35, Accel::Kvm, "isa-debug-exit"),
+            (Board::Aarch64Virt, Accel::Tcg, "-semihosting-config"),
+            (Board::Aarch64Virt, Accel::Kvm, "-action panic=exit-failure"),
+        ] {
+            let mut machine = machine(board);
+            machine.accel = accel;
+            let text = text(&machine);
+            assert!(text.contains(part), "{text}");
+        }
     }
 
     #[test]

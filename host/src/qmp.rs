@@ -24,6 +24,8 @@ pub(crate) enum Shutdown {
     PowerOff,
     /// The guest reset (or crashed into a reset), which `-no-reboot` turns into an end.
     Reset,
+    /// The guest told of a panic, by the pvpanic device or another way that QEMU knows.
+    Panic,
     /// The person at the console quit QEMU.
     Quit,
 }
@@ -77,8 +79,9 @@ impl Monitor {
     pub(crate) fn read(&mut self) -> Result<()> {
         if let Some(listener) = self.listener.take() {
             let (mut stream, _) = listener.accept().context("cannot talk to QEMU")?;
-            // It answers once the machine runs.
+            // It answers once the machine is built.
             send(&mut stream, "qmp_capabilities")?;
+            send(&mut stream, "cont")?;
             self.stream = Some(stream);
             return Ok(());
         }
@@ -160,7 +163,8 @@ fn decode(line: &[u8]) -> Option<Message> {
     Some(Message::Shutdown(
         match message.pointer("/data/reason")?.as_str()? {
             "guest-shutdown" => Shutdown::PowerOff,
-            "guest-reset" | "guest-panic" => Shutdown::Reset,
+            "guest-reset" => Shutdown::Reset,
+            "guest-panic" => Shutdown::Panic,
             _ => Shutdown::Quit,
         },
     ))
@@ -184,6 +188,7 @@ mod tests {
 {"timestamp": {"seconds": 1}, "event": "RESUME"}
 {"timestamp": {"seconds": 1}, "event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}
 {"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}
+{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-panic"}}
 "#;
         for cut in 0..text.len() {
             let mut partial = Vec::new();
@@ -194,7 +199,8 @@ mod tests {
                 [
                     Message::Answer,
                     Message::Shutdown(Shutdown::Reset),
-                    Message::Shutdown(Shutdown::PowerOff)
+                    Message::Shutdown(Shutdown::PowerOff),
+                    Message::Shutdown(Shutdown::Panic)
                 ]
             );
         }

@@ -34,7 +34,7 @@ pub struct Arm64Image {
     pub image_size: u64,
     /// Size of the file in bytes; all of it is loaded.
     pub file_size: u64,
-    /// Size of the kernel's pages in bytes, if it says so.
+    /// Size of the kernel's pages in bytes, if it says so, as kernels do since Linux 4.4.
     pub page_size: Option<u32>,
     /// Whether memory below the kernel is of use to it; if not, it should lie low. It always does
     /// here.
@@ -61,6 +61,8 @@ pub enum Arm64ImageError {
     NoImageSize,
     /// This field of the header makes no sense.
     Field(&'static str),
+    /// The kernel's pages have so many bytes, which the processor does not support.
+    PageSize(u32),
 }
 
 impl fmt::Display for Arm64ImageError {
@@ -83,6 +85,12 @@ impl fmt::Display for Arm64ImageError {
             Self::Field(name) => write!(
                 f,
                 "its header is damaged ({name} makes no sense); copy it again"
+            ),
+            Self::PageSize(bytes) => write!(
+                f,
+                "it is built for pages of {} KiB, which this processor does not have; \
+                 use a kernel with pages of 4 KiB, or another processor (QEMU's -cpu max has all)",
+                bytes >> 10
             ),
         }
     }
@@ -169,6 +177,30 @@ impl Arm64Image {
             max: ADDRESS_END,
             ..Request::new("kernel", self.text_offset.saturating_add(size))
         }
+    }
+
+    /// Whether the processor can run it. `has` tells whether pages of that size, in bytes, are
+    /// supported (`ID_AA64MMFR0_EL1`). Without them the kernel stops before it can say so.
+    ///
+    /// # Errors
+    ///
+    /// [`Arm64ImageError::PageSize`]
+    pub fn check_page_size(&self, has: impl FnOnce(u32) -> bool) -> Result<(), Arm64ImageError> {
+        match self.page_size {
+            Some(bytes) if !has(bytes) => Err(Arm64ImageError::PageSize(bytes)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the device tree of a kernel whose memory is `kernel` must lie, if not all of memory will
+    /// do. It must not cross a multiple of 2 MiB there.
+    ///
+    /// That is so before Linux 4.2 (booting.rst, section 2). The header does not tell these from the
+    /// next two, which are given the same.
+    #[must_use]
+    pub fn device_tree_window(&self, kernel: &Range) -> Option<Range> {
+        let window = Range::with_size(kernel.start, 512 << 20);
+        self.page_size.is_none().then_some(window)
     }
 
     /// Where the file goes, and where the kernel is entered, in the memory at `base`.
@@ -261,6 +293,22 @@ pub(super) mod tests {
         ] {
             assert_eq!(changed(24, flags).unwrap().page_size, size);
         }
+    }
+
+    #[test]
+    fn pages_that_the_processor_lacks_are_an_error() {
+        let check = |flags, has| changed(24, flags).unwrap().check_page_size(|_| has);
+        assert_eq!(check(6, true), Ok(()));
+        assert_eq!(check(6, false), Err(Arm64ImageError::PageSize(65536)));
+        assert_eq!(check(0, false), Ok(()), "it says nothing of them");
+    }
+
+    #[test]
+    fn old_kernels_want_the_device_tree_behind_them() {
+        let kernel = Range::with_size(0x4020_0000, 0x200_0000);
+        let window = |flags| changed(24, flags).unwrap().device_tree_window(&kernel);
+        assert_eq!(window(0), Some(Range::with_size(0x4020_0000, 512 << 20)));
+        assert_eq!(window(2), None);
     }
 
     #[test]

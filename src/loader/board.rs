@@ -29,9 +29,9 @@ pub struct HandOff {
     pub argument: u64,
     /// How it is entered.
     pub protocol: Protocol,
-    /// Memory that the payload may read before it turns its caches on: its image and the device
-    /// tree. arm64 kernels ask for the image alone (booting.rst), and to clean an initrd of 256 MiB
-    /// as well takes as long as to read it.
+    /// Memory that the payload may use before it turns its caches on: its image, with what it has
+    /// behind the file's end, and the device tree. arm64 kernels ask for the image alone
+    /// (booting.rst), and to clean an initrd of 256 MiB as well takes as long as to read it.
     pub loaded: Vec<Range, 24>,
 }
 
@@ -109,6 +109,12 @@ pub trait Board {
     /// Physical address of the ACPI root pointer; 0 if there is none.
     fn acpi_rsdp(&self) -> u64 {
         0
+    }
+
+    /// Whether the processor supports pages of so many bytes, for arm64 kernels that say which they
+    /// use.
+    fn has_pages(&self, _bytes: u32) -> bool {
+        true
     }
 
     /// Words for the payload's command line that this machine wants, each as `key=value`; a word

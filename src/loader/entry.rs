@@ -535,12 +535,13 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(DeviceTree::File { name, blob })
     }
 
-    /// A copy of the device tree, for the kernel; its address.
+    /// A copy of the device tree, for the kernel, in that window if there is one; its address.
     pub fn device_tree(
         &mut self,
         payload: &Payload<'_, 'm, B>,
         command_line: &CStr,
         initrd: Option<Range>,
+        window: Option<Range>,
     ) -> Result<u64, Failed> {
         let own = self.board.device_tree();
         let missing = || {
@@ -570,9 +571,18 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         };
         let name: &[u8] = path.as_deref().unwrap_or(b"device tree");
         let size = device_tree::updated_bytes(blob, chosen).map_err(|e| self.failed(name, e))?;
-        let request = Request {
-            align: device_tree::ALIGNMENT,
-            ..Request::new("device tree", size as u64)
+        let request = match window {
+            None => Request {
+                align: device_tree::ALIGNMENT,
+                ..Request::new("device tree", size as u64)
+            },
+            // So aligned it does not cross a larger power of two.
+            Some(window) => Request {
+                align: (size as u64).next_power_of_two(),
+                min: window.start,
+                max: window.end,
+                ..Request::new("device tree for Linux before 4.4", size as u64)
+            },
         };
         let block = self.place(name, &request)?;
         device_tree::update(blob, chosen, block.bytes).map_err(|e| self.failed(name, e))?;

@@ -151,16 +151,28 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         let size = payload.kernel.size();
         let image = Arm64Image::parse(&payload.head, size);
         let image = image.map_err(|e| self.failed(&payload.path, e))?;
-        let kernel = self.place(&payload.path, &image.memory_request())?;
-        let load_address = image.load_address(kernel.range.start);
-        // What is before the image in its memory is not read.
-        let before = (load_address - kernel.range.start) as usize;
-        let bytes = &mut kernel.bytes[before..];
+        let (kernel, bytes) = self.place_image(&payload.path, &image)?;
         self.want_kernel(payload, start, bytes, size)?;
-        self.add_loaded(load_address, size);
-        let argument = self.arm64_argument(payload, kernel.range)?;
+        let argument = self.arm64_argument(payload, kernel, image.device_tree_window(&kernel))?;
         self.fetch(payload, None)?;
-        Ok(self.hand_off(load_address, argument, Protocol::Linux))
+        let entry = image.load_address(kernel.start);
+        Ok(self.hand_off(entry, argument, Protocol::Linux))
+    }
+
+    /// Memory for a kernel: all of it, and that from its start on.
+    fn place_image(
+        &mut self,
+        path: &[u8],
+        image: &Arm64Image,
+    ) -> Result<(Range, &'m mut [u8]), Failed> {
+        let checked = image.check_page_size(|bytes| self.board.has_pages(bytes));
+        checked.map_err(|e| self.failed(path, e))?;
+        let kernel = self.place(path, &image.memory_request())?;
+        let start = image.load_address(kernel.range.start);
+        // With the caches off it uses what is behind the file's end as well: its stack is there.
+        self.add_loaded(start, kernel.range.end - start);
+        let before = (start - kernel.range.start) as usize;
+        Ok((kernel.range, &mut kernel.bytes[before..]))
     }
 
     /// An Image in gzip, unpacked while it comes. Its header, which tells how much memory it needs,
@@ -179,8 +191,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             }
         }
         let image = Arm64Image::parse_packed(head).map_err(|e| self.failed(path, e))?;
-        let kernel = self.place(path, &image.memory_request())?;
-        let load_address = image.load_address(kernel.range.start);
+        let (kernel, out) = self.place_image(path, &image)?;
         let request = Request {
             side: Side::High,
             ..Request::new("packed kernel", payload.kernel.size())
@@ -188,17 +199,15 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         let packed = self.place(path, &request)?.bytes;
         let (start, size) = (payload.kernel.start, payload.kernel.size());
         self.want_kernel(payload, start, packed, size)?;
-        let argument = self.arm64_argument(payload, kernel.range)?;
-        let before = (load_address - kernel.range.start) as usize;
-        let out = &mut kernel.bytes[before..];
+        let argument = self.arm64_argument(payload, kernel, image.device_tree_window(&kernel))?;
         let mut unpacking = Unpacking::new(out);
         self.fetch(payload, Some(&mut unpacking))?;
         let size = unpacking.unpacked();
         trace_digest(&payload.path, &out[..size as usize], 0);
         let checked = Arm64Image::check_size(head, size);
         checked.map_err(|e| self.failed(&payload.path, e))?;
-        self.add_loaded(load_address, size);
-        Ok(self.hand_off(load_address, argument, Protocol::Linux))
+        let entry = image.load_address(kernel.start);
+        Ok(self.hand_off(entry, argument, Protocol::Linux))
     }
 
     /// The first bytes of what is packed; how many.
@@ -222,17 +231,19 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         }
     }
 
-    /// Places what goes with an arm64 kernel; what it gets in x0.
+    /// Places what goes with an arm64 kernel, its device tree in that window if there is one; what it
+    /// gets in x0.
     fn arm64_argument(
         &mut self,
         payload: &mut Payload<'_, 'm, B>,
         kernel: Range,
+        device_tree: Option<Range>,
     ) -> Result<u64, Failed> {
         let window = Arm64Image::initrd_window(&kernel);
         let initrd = self.place_initrds(payload, window.start, window.end)?;
         let within = above_low_memory(u64::MAX);
         let (line, _) = self.command_line(payload, ARM64_LIMIT, within)?;
-        self.device_tree(payload, line, initrd)
+        self.device_tree(payload, line, initrd, device_tree)
     }
 
     /// An ELF program on arm64: entered as Linux is, with the device tree in x0.
@@ -242,7 +253,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         let address = elf.physical_entry(&segments);
         let address = address.map_err(|e| self.failed(&payload.path, e))?;
         self.place_segments(payload, &segments, None)?;
-        let argument = self.arm64_argument(payload, Range::with_size(address, 1))?;
+        let argument = self.arm64_argument(payload, Range::with_size(address, 1), None)?;
         self.fetch(payload, None)?;
         Ok(self.hand_off(address, argument, Protocol::Linux))
     }

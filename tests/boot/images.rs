@@ -34,7 +34,7 @@ fn image(board: Board) -> Vec<u8> {
 }
 
 /// The packed kernel's bytes in memory are those of the raw one.
-fn boots_packed(board: Board, name: &str, packed: &[u8], raw: &[u8], member: &[u8]) {
+fn boots_packed(board: Board, name: &str, packed: &[u8], raw: &[u8], member: &[u8]) -> Run {
     let share = share(name, board, "boot");
     fs::write(share.join("boot/linux"), packed).unwrap();
     let line = format!("{} {CMDLINE}", words(board, name));
@@ -48,18 +48,33 @@ fn boots_packed(board: Board, name: &str, packed: &[u8], raw: &[u8], member: &[u
     ]);
     let digest = sha256(raw);
     run.line(&[&format!("trace: sha256 {digest} /boot/linux from 0")]);
+    run
 }
 
+/// Its header is an old kernel's, which says no page size: the device tree is near.
 pub(crate) fn gzipped(board: Board) {
-    let raw = image(board);
+    let raw = changed(&image(board), 24, &[0b1000]);
     let packed = gzip(&["-c"], &raw);
-    boots_packed(board, "gzipped", &packed, &raw, &packed);
+    let run = boots_packed(board, "gzipped", &packed, &raw, &packed);
+    let [start, _] = placed(&run, "/boot/linux: kernel at ");
+    let [tree, end] = placed(&run, "device tree: device tree for Linux before 4.4 at ");
+    assert!(tree > start && end <= start + (512 << 20), "{tree:#x}");
+    assert_eq!(tree >> 21, (end - 1) >> 21, "{tree:#x} to {end:#x}");
+}
+
+/// Where the firmware put something.
+fn placed(run: &Run, what: &str) -> [u64; 2] {
+    let line = run.line(&["bootshare: debug: ", what]);
+    let (_, range) = line.split_once(what).unwrap();
+    let (start, end) = range.split_once("..").unwrap();
+    [start, end].map(|text| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap())
 }
 
 pub(crate) fn zboot(board: Board) {
     let raw = padded(image(board));
     let member = gzip(&["-9nc"], &raw);
-    boots_packed(board, "zboot", &zboot_of(&member, "gzip"), &raw, &member);
+    let packed = zboot_of(&member, "gzip");
+    boots_packed(board, "zboot", &packed, &raw, &member);
 }
 
 pub(crate) fn vmlinux(board: Board) {
@@ -303,7 +318,14 @@ fn wrong_images(raw: &[u8]) -> Vec<Wrong> {
     let mut tree = wrong("tree", raw.to_vec(), no_tree);
     tree.more = "devicetree /loader/entries/tree.conf".to_owned();
     let x86_64 = image(Board::X86_64Pc);
+    // The board's Cortex-A72 has pages of 4 and 64 KiB.
+    let pages = changed(raw, 24, &[0b1100]);
+    let lacks = &[
+        "built for pages of 16 KiB",
+        "use a kernel with pages of 4 KiB",
+    ];
     vec![
+        wrong("pages", pages, lacks),
         wrong("cut-off", cut_off, &["it is cut off: 1048576 of at least "]),
         wrong("no-size", no_size, &["image_size is 0"]),
         long,

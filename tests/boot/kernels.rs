@@ -235,6 +235,86 @@ pub(crate) fn arm64_elf(kind: u16, address: u64) -> Vec<u8> {
     program.build()
 }
 
+/// Something that a payload finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// A general register, `x0` to `x3`.
+    General(u8),
+    /// A system register, by `op0`, `op1`, `CRn`, `CRm` and `op2`.
+    System([u32; 5]),
+    /// The word at an address.
+    Word(u32),
+}
+
+/// Prints x0 in 16 digits on the UART at x24.
+const ARM64_PRINT: [u32; 15] = [
+    0xd280_0782, //    mov  x2, #60
+    0x9ac2_2403, // 1: lsr  x3, x0, x2
+    0x9240_0c63, //    and  x3, x3, #0xf
+    0xf100_287f, //    cmp  x3, #10
+    0x9100_c064, //    add  x4, x3, #'0'
+    0x9101_5c65, //    add  x5, x3, #'a' - 10
+    0x9a85_3084, //    csel x4, x4, x5, lo
+    0xb900_0304, //    str  w4, [x24]
+    0xf100_1042, //    subs x2, x2, #4
+    0x54ff_ff05, //    b.pl 1b
+    0x5280_01a4, //    mov  w4, #'\r'
+    0xb900_0304, //    str  w4, [x24]
+    0x5280_0144, //    mov  w4, #'\n'
+    0xb900_0304, //    str  w4, [x24]
+    0xd65f_03c0, //    ret
+];
+
+/// An arm64 Image of `size` bytes that prints what it finds, a line each, and powers the machine
+/// off by PSCI, called as `el2` machines do or the others.
+pub(crate) fn arm64_state(found: &[Found], el2: bool, size: usize) -> Vec<u8> {
+    let call = |code: &mut Vec<u32>| {
+        // The function is at word 4.
+        let distance = 4_u32.wrapping_sub(code.len() as u32);
+        code.push(0x9400_0000 | distance & 0x03ff_ffff); // bl
+    };
+    let mut code = vec![
+        0x1400_0000 + 4 + ARM64_PRINT.len() as u32, // b, over the function
+        0,
+        0,
+        0,
+    ];
+    code.extend(ARM64_PRINT);
+    // mov x20, x0 and so on; movz x24, #0x0900, lsl #16
+    code.extend([0xaa00_03f4, 0xaa01_03f5, 0xaa02_03f6, 0xaa03_03f7]);
+    code.push(0xd2a1_2018);
+    for found in found {
+        match *found {
+            Found::General(index) => code.push(0xaa00_03e0 | (20 + u32::from(index)) << 16),
+            Found::System([op0, op1, n, m, op2]) => {
+                let register = (op0 - 2) << 19 | op1 << 16 | n << 12 | m << 8 | op2 << 5;
+                code.push(0xd530_0000 | register); // mrs x0
+            }
+            // movz w1; movk w1, lsl #16; ldr w0, [x1]
+            Found::Word(address) => code.extend([
+                0x5280_0001 | (address & 0xffff) << 5,
+                0x72a0_0001 | (address >> 16) << 5,
+                0xb940_0020,
+            ]),
+        }
+        call(&mut code);
+    }
+    // SYSTEM_OFF by smc or hvc
+    code.extend([0x5280_0100, 0x72b0_8000]);
+    code.push(if el2 { 0xd400_0003 } else { 0xd400_0002 });
+    code.push(0x1400_0000);
+
+    // The header (booting.rst), whose first instruction goes on behind it.
+    let mut image = vec![0; 64];
+    image[..4].copy_from_slice(&0x1400_0010_u32.to_le_bytes());
+    image[16..24].copy_from_slice(&(size as u64).to_le_bytes());
+    image[24..32].copy_from_slice(&0xa_u64.to_le_bytes());
+    image[56..60].copy_from_slice(b"ARM\x64");
+    image.extend(code.into_iter().flat_map(u32::to_le_bytes));
+    image.resize(size, 0);
+    image
+}
+
 /// What `objcopy` makes of systemd's stub and these sections, as systemd-stub(7) shows it.
 pub(crate) fn uki_of(arch: Arch, sections: &[(&str, &Path)], out: &Path) {
     let guest = target().join("guest");

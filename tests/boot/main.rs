@@ -6,6 +6,7 @@ mod commands;
 mod embedded;
 mod entries;
 mod examples;
+mod exits;
 mod failures;
 mod faults;
 mod handoff;
@@ -13,6 +14,7 @@ mod images;
 mod kernels;
 mod lab;
 mod linux;
+mod machines_arm;
 mod menu;
 mod tree;
 
@@ -69,6 +71,18 @@ cells! {
     an_x86_64_rom_refuses_options_that_are_too_long: failures::long_options(X86_64MicrovmRom);
     an_aarch64_rom_refuses_options_that_are_too_long: failures::long_options(Aarch64VirtRom);
     a_rom_refuses_a_chipset_that_it_does_not_know: failures::other_chipset(X86_64Q35Rom);
+}
+
+cells! {
+    without_a_status_a_failure_halts_microvm: exits::without_a_status(X86_64Microvm);
+    without_a_status_a_failure_halts_q35: exits::without_a_status(X86_64Q35);
+    without_a_status_a_failure_halts_pc: exits::without_a_status(X86_64Pc);
+    without_a_status_a_failure_halts_a_microvm_rom: exits::without_a_status(X86_64MicrovmRom);
+    without_a_status_a_failure_halts_a_q35_rom: exits::without_a_status(X86_64Q35Rom);
+    without_a_status_a_failure_halts_virt: exits::without_a_status(Aarch64Virt);
+    a_failure_is_a_panic_on_virt: exits::by_a_panic(Aarch64Virt);
+    a_failure_is_a_panic_on_virt_with_pci: exits::by_a_panic(Aarch64VirtPci);
+    a_failure_at_el3_halts: exits::at_el3(Aarch64VirtRom);
 }
 
 cells! {
@@ -163,6 +177,7 @@ cells! {
     q35_hands_a_payload_no_interrupt_as_linux: handoff::as_linux(X86_64Q35);
     q35_hands_a_payload_no_interrupt_from_rom: handoff::by_pvh(X86_64Q35Rom);
     pc_hands_a_payload_no_interrupt_as_linux: handoff::as_linux(X86_64Pc);
+    virt_is_left_to_its_payload_as_it_was: machines_arm::leaves_the_state_as_it_was(Aarch64Virt);
 }
 
 // What a failing host makes of a boot.

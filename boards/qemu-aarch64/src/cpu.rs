@@ -51,31 +51,84 @@ pub fn has_host_extensions() -> bool {
     exception_level() == 2 && !is_plain_el2()
 }
 
-/// Has the virtual timer's interrupt come in so many of its ticks.
-pub fn set_timer(ticks: u64) {
+/// The virtual timer's control and compare registers: bit 0 of the first enables it, and its
+/// interrupt is pending from when the count has reached the second.
+pub fn timer() -> [u64; 2] {
+    [read!("cntv_ctl_el0"), read!("cntv_cval_el0")]
+}
+
+/// Sets these two.
+pub fn set_timer([control, compare]: [u64; 2]) {
     // SAFETY: the timer is nobody else's, and its interrupt is masked.
     unsafe {
         asm!(
-            "msr cntv_tval_el0, {ticks}",
-            "msr cntv_ctl_el0, {enable}",
+            "msr cntv_cval_el0, {compare}",
+            "msr cntv_ctl_el0, {control}",
             "isb",
-            ticks = in(reg) ticks,
-            enable = in(reg) 1_u64,
+            compare = in(reg) compare,
+            control = in(reg) control,
             options(nostack, preserves_flags),
         );
     }
 }
 
-/// Takes the virtual timer's interrupt back.
-pub fn stop_timer() {
-    // SAFETY: as above.
+/// Which processor this is, as GICR_TYPER has it: levels 3 to 0 of the affinity.
+pub fn affinity() -> u32 {
+    let mpidr = read!("mpidr_el1");
+    (mpidr >> 8 & 0xff00_0000 | mpidr & 0x00ff_ffff) as u32
+}
+
+/// Whether pages of so many bytes are supported, for translation in one stage (Arm ARM,
+/// ID_AA64MMFR0_EL1, fields TGran4, TGran64 and TGran16).
+pub fn has_pages(bytes: u32) -> bool {
+    let fields = read!("id_aa64mmfr0_el1");
+    match bytes {
+        0x1000 => fields >> 28 & 0xf != 0xf,
+        0x4000 => fields >> 20 & 0xf != 0,
+        0x1_0000 => fields >> 24 & 0xf != 0xf,
+        _ => false,
+    }
+}
+
+/// Whether the interrupt controller is reached by the registers below, as an arm64 kernel wants it
+/// (booting.rst; GIC architecture specification 3.0, ICC_SRE_EL1).
+pub fn has_interrupt_registers() -> bool {
+    const GIC: u64 = 0xf << 24;
+    let is_there = read!("id_aa64pfr0_el1") & GIC != 0;
+    is_there
+        && match is_plain_el2() {
+            true => read!("icc_sre_el2") & 1 != 0,
+            false => read!("icc_sre_el1") & 1 != 0,
+        }
+}
+
+/// The priority mask, and whether interrupts of group 1 are let through.
+///
+/// The processor must have the registers.
+pub fn interrupt_interface() -> [u32; 2] {
+    [read!("icc_pmr_el1") as u32, read!("icc_igrpen1_el1") as u32]
+}
+
+/// Sets these two.
+pub fn set_interrupt_interface([mask, let_through]: [u32; 2]) {
+    // SAFETY: interrupts are masked, so that nothing but a wake-up comes of it.
     unsafe {
         asm!(
-            "msr cntv_ctl_el0, xzr",
+            "msr icc_pmr_el1, {mask}",
+            "msr icc_igrpen1_el1, {let_through}",
             "isb",
-            options(nostack, preserves_flags)
+            mask = in(reg) u64::from(mask),
+            let_through = in(reg) u64::from(let_through),
+            options(nostack, preserves_flags),
         );
     }
+}
+
+/// The number of the interrupt that would come first.
+///
+/// The processor must have the registers above.
+pub fn highest_pending_interrupt() -> u32 {
+    read!("icc_hppir1_el1") as u32
 }
 
 /// Sleeps until an interrupt is pending: the caller knows that one comes.

@@ -198,8 +198,20 @@ _start:
     b       {main}
 
     // No way on: prints the text at x1 on the UART that QEMU's documentation names, and ends
-    // QEMU with status 0x21 (see `exit`). The MMU is off, nothing is written to memory.
-70: mov     x2, #0x09000000
+    // QEMU with status 0x21 (see `exit`). The MMU is off, nothing is written to memory. Without
+    // semihosting that is an undefined instruction: the machine halts in the exception's vector.
+70: adr     x2, 91f
+    mrs     x3, CurrentEL
+    cmp     x3, #(2 << 2)
+    b.hi    75f
+    b.eq    74f
+    msr     vbar_el1, x2
+    b       76f
+74: msr     vbar_el2, x2
+    b       76f
+75: msr     vbar_el3, x2
+76: isb
+    mov     x2, #0x09000000
 71: ldrb    w3, [x1], #1
     cbz     w3, 72f
     str     w3, [x2]
@@ -207,8 +219,7 @@ _start:
 72: mov     w0, #0x20               // SYS_EXIT_EXTENDED
     adr     x1, 83f
     hlt     #0xf000
-73: wfi
-    b       73b
+    b       73f
 81: .asciz  "bootshare: error: the image is not at its link address; start it with QEMU's -kernel or -bios\r\n"
 82: .asciz  "bootshare: error: started at EL3; use -M virt without secure=on\r\n"
     .balign 8
@@ -222,6 +233,8 @@ _start:
     .balign 0x80
     bl      91f
     .endr
+    // The vectors of `70` above start here, too.
+    .balign 0x800
 91: // Fatal, so nothing is saved. The interrupted stack may be the reason: leave it.
     address x9, __exception_stack_end
     mov     sp, x9
@@ -231,6 +244,10 @@ _start:
     mov     x29, xzr
     mov     x30, xzr
     b       {exception}
+    // The vector of a synchronous exception from the same level, in a table at `91`.
+    .balign 0x200
+73: wfi
+    b       73b
 
     // The first tables. Level 1 has an entry a GiB, level 2 an entry for each 2 MiB of the second
     // GiB, level 3 an entry for each page of the image's 2 MiB.

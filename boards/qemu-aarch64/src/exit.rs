@@ -1,20 +1,30 @@
 //! The ways to end the machine, tried one after the other.
 //!
+//! | | success | failure |
+//! |---|---|---|
+//! | first | semihosting, QEMU's status is 32 | semihosting, QEMU's status is 33 |
+//! | then | PSCI's SYSTEM_OFF, QEMU's status is 0 | [`pvpanic`], QEMU's status is 1 |
+//! | last | the machine halts | the machine halts |
+//!
+//! A failure neither powers off nor resets: QEMU's status would be 0 (with `-no-reboot`, or else it
+//! would start again for ever).
+//!
 //! An attempt may itself raise an exception: semihosting is an undefined instruction where nobody
 //! listens, and so is a PSCI call through the wrong conduit. The exception handler comes back to
 //! [`exit`], which remembers what was tried and goes on with the next.
 
-use crate::{cpu, tree::Conduit};
+use crate::{console, cpu, pvpanic, tree::Conduit};
 use bootshare::loader::ExitStatus;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use smccc::{Hvc, Smc, psci};
 
 /// Added to the status for QEMU: its own failures are 1, so `0x20` and `0x21` are the firmware's.
 /// `host/` knows it too.
 const STATUS_BASE: u64 = 0x20;
 
-/// Attempts so far.
+/// Attempts so far, and whether they are for a success.
 static ATTEMPTS: AtomicU8 = AtomicU8::new(0);
+static IS_SUCCESS: AtomicBool = AtomicBool::new(false);
 
 /// How PSCI is called: 0 unknown, 1 HVC, 2 SMC.
 static CONDUIT: AtomicU8 = AtomicU8::new(0);
@@ -33,18 +43,28 @@ pub fn has_begun() -> bool {
     ATTEMPTS.load(Ordering::Relaxed) != 0
 }
 
-/// Ends QEMU with that status; or else powers the machine off; or else halts.
+/// Ends QEMU with that status, or with the first one that was asked for; or else halts.
 pub fn exit(status: ExitStatus) -> ! {
-    let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
-    if attempt == 0 {
-        cpu::semihosting_exit(match status {
-            ExitStatus::Success => STATUS_BASE,
-            ExitStatus::Failure => STATUS_BASE + 1,
-        });
+    if !has_begun() {
+        IS_SUCCESS.store(status == ExitStatus::Success, Ordering::Relaxed);
     }
-    if attempt <= 1 {
-        ATTEMPTS.store(2, Ordering::Relaxed);
-        system_off();
+    let is_success = IS_SUCCESS.load(Ordering::Relaxed);
+    loop {
+        match ATTEMPTS.fetch_add(1, Ordering::Relaxed) {
+            0 => cpu::semihosting_exit(STATUS_BASE + u64::from(!is_success)),
+            1 if is_success => system_off(),
+            // QEMU ends a moment later.
+            1 if pvpanic::report() => break,
+            1 => {}
+            _ => {
+                console::write(
+                    b"bootshare: the machine halts; to end QEMU here, start it with \
+                      -semihosting-config enable=on,target=native, or for KVM with \
+                      -action panic=exit-failure -device pvpanic-pci,events=1\n",
+                );
+                break;
+            }
+        }
     }
     loop {
         cpu::wait();

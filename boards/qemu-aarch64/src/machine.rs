@@ -6,7 +6,7 @@ use crate::{
     ecam::Ecam,
     exit, fw_cfg,
     mapping::{self, Image, MAPPED_END, RAM_START, Table},
-    rest,
+    pvpanic, rest,
     tree::{PciHost, Tree},
 };
 use bootshare::{
@@ -135,9 +135,16 @@ impl Virt {
         // SAFETY: the tables map the image, the RAM, where the device tree is, and the devices of
         // the first GiB. Nothing else is in use.
         unsafe { cpu::tables_changed() };
-        if let Some(registers) = tree.interrupt_controller() {
+        if let Ok(Some(host)) = &pci
+            && is_device(host.ecam)
+            && is_device(host.window)
+        {
+            // SAFETY: both are mapped as device memory, for ever.
+            unsafe { pvpanic::use_bus(host.clone()) };
+        }
+        if let Some(controller) = tree.interrupt_controller() {
             // SAFETY: the device tree says what it is, and this runs once.
-            unsafe { rest::use_controller(registers) };
+            unsafe { rest::use_controller(controller) };
         }
         let command_line = match tree.command_line() {
             [] => command_line_from_fw_cfg(&tree)?,
@@ -319,6 +326,10 @@ impl Board for Virt {
 
     fn device_tree(&self) -> Option<&'static [u8]> {
         Some(self.tree.blob())
+    }
+
+    fn has_pages(&self, bytes: u32) -> bool {
+        cpu::has_pages(bytes)
     }
 
     fn find_devices(&mut self) -> DeviceList {

@@ -11,6 +11,7 @@
 //! | `exceptions` | an exception, or a panic, becomes an error line | nothing |
 //! | `console` | PL011 | its registers |
 //! | `exit` | how the machine ends | semihosting, PSCI |
+//! | `pvpanic` | there: a failure under KVM | PCI, once |
 //! | `clock` | the timer's virtual count | nothing |
 //! | `rest` | sleep while the host reads | interrupt controller and timer |
 //! | `fw_cfg` | the options of a machine without `-append` | its registers |
@@ -46,6 +47,8 @@ mod exit;
 mod fw_cfg;
 #[cfg(target_os = "none")]
 mod machine;
+#[cfg(target_os = "none")]
+mod pvpanic;
 #[cfg(target_os = "none")]
 mod rest;
 

@@ -2,11 +2,12 @@
 //! that would spin. Interrupts stay masked: one that is pending is enough to wake from WFI (Arm
 //! architecture reference manual, "Wait for Interrupt").
 //!
-//! For that the interrupt controller has to tell the processor of it. A GICv2 is known here, which
-//! `virt` has by default.
+//! For that the interrupt controller has to tell the processor of it. A GICv2 and a GICv3 are known
+//! here, which are those of `virt`. WFE and the timer's event stream would do without, but QEMU's
+//! translator does not wait there, and KVM leaves the host's processor to the guest meanwhile.
 
-use crate::{cpu, mapping};
-use bootshare::boot::memory::Range;
+use crate::{clock::Clock, cpu, mapping, tree::InterruptController};
+use bootshare::{boot::memory::Range, hal::Clock as _};
 use core::{
     ptr::{NonNull, with_exposed_provenance_mut},
     time::Duration,
@@ -22,21 +23,30 @@ const INTERRUPT: u32 = 27;
 const ENABLE: u32 = 1;
 /// Lets interrupts of every priority through.
 const ALL: u32 = 0xff;
+/// The longest that a hypervisor may take to deliver an interrupt.
+const PATIENCE: Duration = Duration::from_millis(1);
 
-/// Registers of the distributor (GIC architecture specification 2.0, section 4.1.2).
+/// Registers of the distributor (GIC architecture specification 2.0, section 4.1.2). A GICv3 has
+/// those of private interrupts in the processor's redistributor (3.0, section 12.11).
 #[repr(C)]
 struct Distributor {
     control: ReadPureWrite<u32>,
-    reserved_004: [u32; 63],
+    reserved_004: [u32; 31],
+    group: ReadPureWrite<u32>,
+    reserved_084: [u32; 31],
     set_enable: ReadPureWrite<u32>,
     reserved_104: [u32; 31],
     clear_enable: ReadPureWrite<u32>,
 }
 
+const _: () = assert!(core::mem::offset_of!(Distributor, group) == 0x80);
 const _: () = assert!(core::mem::offset_of!(Distributor, set_enable) == 0x100);
 const _: () = assert!(core::mem::offset_of!(Distributor, clear_enable) == 0x180);
 
-/// Registers of the processor's own interface (section 4.1.3).
+/// GICD_CTLR of a GICv3: group 1 is enabled, to which the timer's interrupt is to belong.
+const ENABLE_GROUP_1: u32 = 1 << 1;
+
+/// Registers of a GICv2's interface to the processor (2.0, section 4.1.3).
 #[repr(C)]
 struct Interface {
     control: ReadPureWrite<u32>,
@@ -47,57 +57,86 @@ struct Interface {
 
 const _: () = assert!(core::mem::offset_of!(Interface, highest_pending) == 0x18);
 
-/// The interrupt controller, and how it was before.
+/// Registers of a GICv3's redistributor, in two frames of 64 KiB (3.0, sections 12.10 and 12.11).
+#[repr(C)]
+struct Redistributor {
+    reserved_000: [u32; 3],
+    /// The upper half of GICR_TYPER: which processor it belongs to.
+    affinity: ReadPure<u32>,
+    reserved_010: u32,
+    waker: ReadPureWrite<u32>,
+    reserved_018: [u32; 0x3ffa],
+    private: Distributor,
+}
+
+const _: () = assert!(core::mem::offset_of!(Redistributor, waker) == 0x14);
+const _: () = assert!(core::mem::offset_of!(Redistributor, private) == 0x1_0000);
+
+/// GICR_WAKER: the redistributor tells the processor nothing.
+const SLEEP: u32 = 1 << 1;
+
+/// The part that is this processor's.
+enum Processor {
+    V2(UniqueMmioPointer<'static, Interface>),
+    /// Its interface is system registers.
+    V3(UniqueMmioPointer<'static, Redistributor>),
+}
+
+/// What is changed for a rest.
+#[derive(Clone, Copy)]
+struct State {
+    distributor: u32,
+    /// 0 on a GICv2.
+    waker: u32,
+    group: u32,
+    enabled: u32,
+    /// The priority mask, and whether anything (on a GICv3, of group 1) is let through.
+    interface: [u32; 2],
+}
+
+/// The interrupt controller, and how it and the timer were before.
 struct Controller {
     distributor: UniqueMmioPointer<'static, Distributor>,
-    interface: UniqueMmioPointer<'static, Interface>,
-    before: [u32; 3],
-    was_enabled: bool,
+    processor: Processor,
+    before: State,
+    timer: [u64; 2],
+    rests: u32,
 }
 
 static CONTROLLER: Mutex<Option<Controller>> = Mutex::new(None);
 
-/// Rests from now on, if the interrupt controller with these registers, of distributor and
-/// interface, does what it should.
+/// Rests from now on, if this interrupt controller does what it should.
 ///
 /// # Safety
 ///
-/// They must be what the device tree says, with no other user; to be called once.
-pub unsafe fn use_controller([distributor, interface]: [Range; 2]) {
-    let is_usable = |range, size| {
-        mapping::is_low_device(range)
-            && range.size() >= size as u64
-            && range.start.is_multiple_of(4)
-    };
+/// It must be what the device tree says, with no other user; to be called once.
+pub unsafe fn use_controller(controller: InterruptController) {
     // The timer of this level has another name there, and another interrupt.
-    if cpu::has_host_extensions()
-        || !is_usable(distributor, size_of::<Distributor>())
-        || !is_usable(interface, size_of::<Interface>())
-    {
+    if cpu::has_host_extensions() {
         return;
     }
-    let pointer = |range: Range| with_exposed_provenance_mut::<()>(range.start as usize);
-    let (Some(distributor), Some(interface)) = (
-        NonNull::new(pointer(distributor)),
-        NonNull::new(pointer(interface)),
-    ) else {
+    let (distributor, processor) = match controller {
+        InterruptController::V2([distributor, interface]) => {
+            // SAFETY: the caller promises it.
+            let interface = unsafe { registers(interface) };
+            (distributor, interface.map(Processor::V2))
+        }
+        InterruptController::V3([distributor, redistributors]) => {
+            // SAFETY: as above. The first one is that of the first processor, which runs this.
+            let first = unsafe { registers::<Redistributor>(redistributors) };
+            let is_ours = |redistributor: &UniqueMmioPointer<'_, Redistributor>| {
+                field_shared!(redistributor, affinity).read() == cpu::affinity()
+            };
+            let first = first.filter(|first| cpu::has_interrupt_registers() && is_ours(first));
+            (distributor, first.map(Processor::V3))
+        }
+    };
+    // SAFETY: as above.
+    let distributor = unsafe { registers(distributor) };
+    let (Some(distributor), Some(processor)) = (distributor, processor) else {
         return;
     };
-    // SAFETY: the caller promises a distributor, of which nobody else has a pointer; device memory
-    // of the first GiB is always mapped.
-    let distributor = unsafe { UniqueMmioPointer::<Distributor>::new(distributor.cast()) };
-    // SAFETY: as above.
-    let interface = unsafe { UniqueMmioPointer::<Interface>::new(interface.cast()) };
-    let mut controller = Controller {
-        before: [
-            field_shared!(distributor, control).read(),
-            field_shared!(interface, control).read(),
-            field_shared!(interface, priority_mask).read(),
-        ],
-        was_enabled: field_shared!(distributor, set_enable).read() & 1 << INTERRUPT != 0,
-        distributor,
-        interface,
-    };
+    let mut controller = Controller::new(distributor, processor);
     if controller.set_up() {
         *CONTROLLER.lock() = Some(controller);
     } else {
@@ -105,47 +144,131 @@ pub unsafe fn use_controller([distributor, interface]: [Range; 2]) {
     }
 }
 
+/// The registers there, if that is in the first GiB: device memory that is mapped for ever.
+///
+/// # Safety
+///
+/// They must be there, and nothing else may use them.
+unsafe fn registers<T>(range: Range) -> Option<UniqueMmioPointer<'static, T>> {
+    let is_usable = mapping::is_low_device(range)
+        && range.size() >= size_of::<T>() as u64
+        && range.start.is_multiple_of(align_of::<T>() as u64);
+    let pointer = NonNull::new(with_exposed_provenance_mut(range.start as usize))?;
+    // SAFETY: the caller promises it.
+    is_usable.then(|| unsafe { UniqueMmioPointer::new(pointer) })
+}
+
 impl Controller {
+    fn new(distributor: UniqueMmioPointer<'static, Distributor>, mut processor: Processor) -> Self {
+        let (private, waker, interface) = match &mut processor {
+            Processor::V2(interface) => {
+                let mask = field_shared!(interface, priority_mask).read();
+                let control = field_shared!(interface, control).read();
+                (None, 0, [mask, control])
+            }
+            Processor::V3(redistributor) => {
+                let waker = field_shared!(redistributor, waker).read();
+                let private = field!(*redistributor, private);
+                (Some(private), waker, cpu::interrupt_interface())
+            }
+        };
+        let private = private.as_ref().unwrap_or(&distributor);
+        let before = State {
+            distributor: field_shared!(distributor, control).read(),
+            waker,
+            group: field_shared!(private, group).read(),
+            enabled: field_shared!(private, set_enable).read(),
+            interface,
+        };
+        Self {
+            before,
+            distributor,
+            processor,
+            timer: cpu::timer(),
+            rests: 0,
+        }
+    }
+
     /// Whether the timer's interrupt reaches the processor.
     fn set_up(&mut self) -> bool {
-        field!(self.interface, priority_mask).write(ALL);
-        field!(self.interface, control).write(ENABLE);
-        field!(self.distributor, set_enable).write(1 << INTERRUPT);
-        field!(self.distributor, control).write(ENABLE);
-        cpu::set_timer(0);
-        let pending = field_shared!(self.interface, highest_pending).read() & 0x3ff;
-        cpu::stop_timer();
-        pending == INTERRUPT
+        let mut state = State {
+            waker: self.before.waker & !SLEEP,
+            enabled: self.before.enabled | 1 << INTERRUPT,
+            interface: [ALL, ENABLE],
+            ..self.before
+        };
+        match self.processor {
+            Processor::V2(_) => state.distributor = ENABLE,
+            Processor::V3(_) => {
+                state.distributor |= ENABLE_GROUP_1;
+                state.group |= 1 << INTERRUPT;
+            }
+        }
+        self.set(state);
+        cpu::set_timer([1, 0]);
+        let start = Clock.now();
+        let reaches = loop {
+            let reaches = self.highest_pending() == INTERRUPT;
+            if reaches || Clock.now().saturating_sub(start) > PATIENCE {
+                break reaches;
+            }
+        };
+        cpu::set_timer(self.timer);
+        reaches
+    }
+
+    fn set(&mut self, state: State) {
+        field!(self.distributor, control).write(state.distributor);
+        let [mask, let_through] = state.interface;
+        let mut private = match &mut self.processor {
+            Processor::V2(interface) => {
+                field!(*interface, priority_mask).write(mask);
+                field!(*interface, control).write(let_through);
+                self.distributor.reborrow()
+            }
+            Processor::V3(redistributor) => {
+                field!(*redistributor, waker).write(state.waker);
+                cpu::set_interrupt_interface(state.interface);
+                field!(*redistributor, private)
+            }
+        };
+        field!(private, group).write(state.group);
+        field!(private, set_enable).write(state.enabled);
+        field!(private, clear_enable).write(!state.enabled & 1 << INTERRUPT);
+    }
+
+    fn highest_pending(&self) -> u32 {
+        match &self.processor {
+            Processor::V2(interface) => field_shared!(interface, highest_pending).read() & 0x3ff,
+            Processor::V3(_) => cpu::highest_pending_interrupt(),
+        }
     }
 
     fn let_go(&mut self) {
-        let [distributor, interface, mask] = self.before;
-        field!(self.distributor, control).write(distributor);
-        if !self.was_enabled {
-            field!(self.distributor, clear_enable).write(1 << INTERRUPT);
-        }
-        field!(self.interface, control).write(interface);
-        field!(self.interface, priority_mask).write(mask);
+        self.set(self.before);
+        cpu::set_timer(self.timer);
     }
 }
 
 /// Waits for about so long, if that is known to end.
 pub fn rest(duration: Duration) {
-    if CONTROLLER.lock().is_none() {
+    let mut controller = CONTROLLER.lock();
+    let Some(controller) = controller.as_mut() else {
         core::hint::spin_loop();
         return;
-    }
+    };
     let nanoseconds = duration.as_nanos().min(1_000_000_000) as u64;
     let ticks = nanoseconds.saturating_mul(cpu::counter_frequency_hz()) / 1_000_000_000;
-    // The register takes a signed number of 32 bits.
-    cpu::set_timer(ticks.min(i32::MAX as u64));
+    cpu::set_timer([1, cpu::counter().saturating_add(ticks)]);
     cpu::wait_for_interrupt();
-    cpu::stop_timer();
+    cpu::set_timer(controller.timer);
+    controller.rests = controller.rests.saturating_add(1);
 }
 
 /// Leaves everything as it was.
 pub fn let_go() {
     if let Some(mut controller) = CONTROLLER.lock().take() {
         controller.let_go();
+        log::trace!("rested {} times", controller.rests);
     }
 }

@@ -48,6 +48,15 @@ pub struct PciHost {
     pub window: Range,
 }
 
+/// The interrupt controller, by its version; its distributor's registers are the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InterruptController {
+    /// Then the processor interface's.
+    V2([Range; 2]),
+    /// Then the redistributors', or the first region of them.
+    V3([Range; 2]),
+}
+
 /// A list is longer than there is room for.
 fn too_many<T>(_: T) -> &'static str {
     "the device tree has more than 32 ranges of one kind of memory"
@@ -90,8 +99,8 @@ enum Kind {
     /// PL011.
     Console,
     FwCfg,
-    /// GICv2.
-    Interrupts,
+    Gic2,
+    Gic3,
     /// A virtio-mmio slot.
     Slot,
     PciHost,
@@ -119,7 +128,8 @@ impl Kind {
         match name {
             b"arm,pl011" => Some(Self::Console),
             b"qemu,fw-cfg-mmio" => Some(Self::FwCfg),
-            b"arm,cortex-a15-gic" => Some(Self::Interrupts),
+            b"arm,cortex-a15-gic" => Some(Self::Gic2),
+            b"arm,gic-v3" => Some(Self::Gic3),
             b"virtio,mmio" => Some(Self::Slot),
             b"pci-host-ecam-generic" => Some(Self::PciHost),
             _ => None,
@@ -175,10 +185,14 @@ impl<'a> Tree<'a> {
         ranges(self.all(Kind::FwCfg).next()?).next()
     }
 
-    /// The interrupt controller's registers: the distributor's and the processor interface's.
-    pub fn interrupt_controller(&self) -> Option<[Range; 2]> {
-        let mut registers = ranges(self.all(Kind::Interrupts).next()?);
-        Some([registers.next()?, registers.next()?])
+    /// The interrupt controller, if it is of a kind that is known here.
+    pub fn interrupt_controller(&self) -> Option<InterruptController> {
+        let registers = |kind| {
+            let mut registers = ranges(self.all(kind).next()?);
+            Some([registers.next()?, registers.next()?])
+        };
+        let v2 = registers(Kind::Gic2).map(InterruptController::V2);
+        v2.or_else(|| registers(Kind::Gic3).map(InterruptController::V3))
     }
 
     /// Physical address of the PL011 that `/chosen`, property `stdout-path` names, or else of the
@@ -203,9 +217,14 @@ impl<'a> Tree<'a> {
         named().or_else(|| self.all(Kind::Console).find_map(address))
     }
 
-    /// How PSCI is called, if there is PSCI.
+    /// How PSCI is called, if there is PSCI 0.2 or later: before, nothing turned the machine off.
     pub fn psci_conduit(&self) -> Option<Conduit> {
-        match string(self.fdt.find_node("/psci")?, "method")? {
+        let node = self.fdt.find_node("/psci").filter(is_enabled)?;
+        let mut kinds = property(node, "compatible")?.split(|byte| *byte == 0);
+        if !kinds.any(|kind| matches!(kind, b"arm,psci-0.2" | b"arm,psci-1.0")) {
+            return None;
+        }
+        match string(node, "method")? {
             b"hvc" => Some(Conduit::Hvc),
             b"smc" => Some(Conduit::Smc),
             _ => None,
@@ -504,9 +523,11 @@ mod tests {
             })
         };
         let both = [0x0800_0000, 0x0801_0000].map(|start| Range::with_size(start, 0x1_0000));
-        assert_eq!(gic(b"arm,cortex-a15-gic\0", &reg), Some(both));
+        let (v2, v3) = (InterruptController::V2(both), InterruptController::V3(both));
+        assert_eq!(gic(b"arm,cortex-a15-gic\0", &reg), Some(v2));
         assert_eq!(gic(b"arm,cortex-a15-gic\0", &reg[..16]), None);
-        assert_eq!(gic(b"arm,gic-v3\0", &reg), None);
+        assert_eq!(gic(b"arm,gic-v3\0", &reg), Some(v3));
+        assert_eq!(gic(b"arm,gic-v5\0", &reg), None);
         assert_eq!(with(&tree([]), |tree| tree.interrupt_controller()), None);
     }
 
@@ -556,7 +577,10 @@ mod tests {
 
     #[test]
     fn psci_is_called_as_its_node_says() {
-        let psci = |method: &[u8]| tree([node("psci", &[("method", method)])]);
+        let of = |kinds: &[u8], method: &[u8]| {
+            tree([node("psci", &[("compatible", kinds), ("method", method)])])
+        };
+        let psci = |method: &[u8]| of(b"arm,psci-1.0\0arm,psci-0.2\0arm,psci\0", method);
         assert_eq!(
             with(&psci(b"hvc\0"), |tree| tree.psci_conduit()),
             Some(Conduit::Hvc)
@@ -566,6 +590,8 @@ mod tests {
             Some(Conduit::Smc)
         );
         assert_eq!(with(&psci(b"svc\0"), |tree| tree.psci_conduit()), None);
+        let old = of(b"arm,psci\0", b"hvc\0");
+        assert_eq!(with(&old, |tree| tree.psci_conduit()), None);
         assert_eq!(with(&tree([]), |tree| tree.psci_conduit()), None);
     }
 

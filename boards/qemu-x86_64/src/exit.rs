@@ -1,9 +1,10 @@
 //! How the machine ends, and what a panic does.
 
-use crate::{clock::timestamp, console, pci};
+use crate::{acpi::SoftOff, clock::timestamp, console, machine};
 use bootshare::loader::ExitStatus;
 use core::{
     panic::PanicInfo,
+    ptr::with_exposed_provenance_mut,
     sync::atomic::{AtomicBool, Ordering},
 };
 use x86_64::{
@@ -25,52 +26,68 @@ const SUCCESS: u32 = 0x10;
 /// Written for failure; QEMU's status is 35.
 pub const FAILURE: u32 = SUCCESS + 1;
 
-/// Ends QEMU, or halts where there is no isa-debug-exit.
+/// Ends QEMU with that status. Without isa-debug-exit a success powers the machine off; a failure
+/// halts, because no other end of QEMU differs from a success.
 pub fn exit(status: ExitStatus) -> ! {
+    end_qemu(status);
+    if status == ExitStatus::Success {
+        soft_off();
+    }
+    give_up()
+}
+
+/// Powers the machine off; ends QEMU with success where that can't be had.
+pub fn power_off() -> ! {
+    soft_off();
+    end_qemu(ExitStatus::Success);
+    give_up()
+}
+
+/// Ends QEMU by isa-debug-exit; returns if there is none.
+fn end_qemu(status: ExitStatus) {
+    // SAFETY: on a PC the port is isa-debug-exit's, or the reserved end of the coprocessor's old
+    // range, which nothing answers.
+    let is_there = unsafe { Port::<u8>::new(PORT).read() } != u8::MAX;
     let code = match status {
         ExitStatus::Success => SUCCESS,
         ExitStatus::Failure => FAILURE,
     };
-    // SAFETY: on a PC the port is isa-debug-exit's, or the reserved end of the coprocessor's old
-    // range, where writing does nothing.
+    // SAFETY: as above; writing to nothing does nothing.
     unsafe { Port::new(PORT).write(code) };
-    console::write(
-        b"bootshare: the machine halts; to end QEMU here, start it with \
-          -device isa-debug-exit,iobase=0xf4,iosize=4\n",
-    );
-    halt()
+    if is_there {
+        // QEMU 10 and later end a moment after.
+        halt();
+    }
 }
-
-/// Where SeaBIOS puts PM1a control of `q35` and `pc` (ACPI 6.5, section 4.8.3.2.1).
-const PM1A_CONTROL: u16 = 0x604;
-/// SLP_EN, with 0 for the type of S5 in QEMU's DSDT.
-const SOFT_OFF: u16 = 1 << 13;
-/// Sleep control of `microvm`'s generic event device (QEMU's `include/hw/acpi/
-/// generic_event_device.h` and `include/hw/i386/microvm.h`): nothing with `acpi=off`.
-const SLEEP_CONTROL: usize = 0xfea0_0200;
-/// SLP_EN, with 5 for the type of S5.
-const SLEEP_S5: u8 = 1 << 5 | 5 << 2;
 
 /// Counts of the time-stamp counter, half a second or more, in which a machine that was told to
 /// power off does so: QEMU's processors go on until its main loop comes to it.
 const OFF_PATIENCE: u64 = 1 << 31;
 
-/// Powers the machine off; ends QEMU with success where that can't be had.
-pub fn power_off() -> ! {
-    if pci::Ports::find().is_some() {
-        // SAFETY: on these machines the port is PM1a control's, and writing it ends the machine.
-        unsafe { Port::new(PM1A_CONTROL).write(SOFT_OFF) };
-    } else {
-        let control = core::ptr::with_exposed_provenance_mut::<u8>(SLEEP_CONTROL);
-        // SAFETY: without PCI this is `microvm`, where this address, which is mapped, is the event
-        // device's register or nothing.
-        unsafe { control.write_volatile(SLEEP_S5) };
+/// Powers the machine off, as its ACPI tables say; returns if that can't be had.
+fn soft_off() {
+    match machine::soft_off() {
+        // SAFETY: the ACPI tables say that this ends the machine.
+        Some(SoftOff::Port(port, value)) => unsafe { Port::new(port).write(value) },
+        Some(SoftOff::Memory(address, value)) => {
+            let register = with_exposed_provenance_mut::<u8>(address as usize);
+            // SAFETY: as above; `machine` says that it is mapped.
+            unsafe { register.write_volatile(value) }
+        }
+        None => return,
     }
     let start = timestamp();
     while timestamp().saturating_sub(start) < OFF_PATIENCE {
         core::hint::spin_loop();
     }
-    exit(ExitStatus::Success)
+}
+
+fn give_up() -> ! {
+    console::write(
+        b"bootshare: the machine halts; to end QEMU here, start it with \
+          -device isa-debug-exit,iobase=0xf4,iosize=4\n",
+    );
+    halt()
 }
 
 /// Resets the machine: an exception without a handler for it, and none for that, does.
@@ -97,7 +114,7 @@ pub fn fail(message: core::fmt::Arguments<'_>) -> ! {
     static FAILING: AtomicBool = AtomicBool::new(false);
 
     if FAILING.swap(true, Ordering::Relaxed) {
-        // SAFETY: as in `exit`.
+        // SAFETY: as in `end_qemu`.
         unsafe { Port::new(PORT).write(FAILURE) };
         halt();
     }

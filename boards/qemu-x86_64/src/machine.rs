@@ -1,6 +1,7 @@
 //! The machine, as the boot flow wants to know it.
 
 use crate::{
+    acpi::{self, SoftOff},
     clock::Clock,
     console, cpuid, entry, exceptions, exit,
     paging::{self, Paging},
@@ -26,6 +27,9 @@ use spin::Once;
 const SLOTS: u64 = 24;
 pub const FIRST_SLOT: u64 = 0xfeb0_0000;
 pub const SLOT_SIZE: usize = 0x200;
+
+/// End of the memory that is mapped from the first, devices in it as well.
+const FIRST_MAPPED_END: u64 = 4 << 30;
 
 /// What the platform told. Static, because the command line is to outlive everything.
 static START_INFO: Once<StartInfo> = Once::new();
@@ -82,6 +86,18 @@ pub extern "sysv64" fn main(start_info: u32, entered: u64) -> ! {
     // SAFETY: the memory map is the platform's, `occupied` and `mapped_end` are what the linker and
     // `paging` made, and `Paging::take` lets this happen once.
     unsafe { bootshare::loader::run(machine) }
+}
+
+/// What powers the machine off, in memory that is mapped; `None` if nothing is known to.
+pub fn soft_off() -> Option<SoftOff> {
+    let info = START_INFO.get().filter(|info| info.rsdp != 0)?;
+    let off = acpi::soft_off(info.rsdp, &|address, buffer| {
+        read_memory(address, buffer, FIRST_MAPPED_END)
+    })?;
+    match off {
+        SoftOff::Memory(FIRST_MAPPED_END.., _) => None,
+        off => Some(off),
+    }
 }
 
 /// Copies from physical memory; `false` if it is not mapped or is the firmware's own.

@@ -15,7 +15,7 @@
 //! | `paging` | the identity map, guard pages | page tables, CR3, EFER |
 //! | `exceptions` | GDT, TSS, IDT: an exception becomes an error line | these tables |
 //! | `console` | COM1 | ports 0x3f8 to 0x3ff |
-//! | `exit` | how the machine ends; panics | port 0xf4 |
+//! | `exit` | how the machine ends; panics | port 0xf4, and what ACPI names |
 //! | `cpuid` | what the CPU can do | nothing |
 //! | `pic` | masks the 8259A interrupt controllers | ports 0x20, 0x21, 0xa0 and 0xa1 |
 //! | `rest` | halts until the local APIC's timer fires | the local APIC |
@@ -24,6 +24,7 @@
 //! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | the slots of `microvm` |
 //! | `pvh` | the way out of 64-bit mode, to a payload that is entered by PVH | everything, once |
 //! | `start_info` | parser: what PVH tells | nothing, from here on |
+//! | `acpi` | parser: what powers the machine off | nothing |
 //! | `e820` | parser: a ROM's memory map | |
 //! | `table_loader` | a ROM's ACPI tables | |
 //! | `tables` | the page tables' content | |
@@ -36,6 +37,8 @@
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
+#[cfg(any(target_os = "none", test))]
+mod acpi;
 #[cfg(any(target_os = "none", test))]
 mod e820;
 #[cfg(any(target_os = "none", test))]

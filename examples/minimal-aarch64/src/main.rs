@@ -78,15 +78,9 @@ fn print_greeting() -> Result<(), Error> {
 entry!(main, 64); // Pages of stack: enough for a debug build.
 fn main(_: u64, _: u64, _: u64, _: u64) -> ! {
     match print_greeting() {
-        Ok(()) => power_off(),
+        // It returns only if it fails.
+        Ok(()) => panic!("{:?}", system_off::<Hvc>()),
         Err(error) => panic!("{error}"),
-    }
-}
-
-fn power_off() -> ! {
-    _ = system_off::<Hvc>();
-    loop {
-        core::hint::spin_loop();
     }
 }
 
@@ -97,5 +91,8 @@ exception_handlers!(Exceptions);
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     _ = writeln!(Console, "{info}");
-    power_off()
+    // To power off would look like a success.
+    loop {
+        core::hint::spin_loop();
+    }
 }

@@ -126,15 +126,15 @@ fn print_greeting() -> Result<(), Error> {
 
 extern "sysv64" fn main() -> ! {
     match print_greeting() {
-        Ok(()) => exit(),
+        Ok(()) => exit(0x10),
         Err(error) => panic!("{error}"),
     }
 }
 
-/// Ends QEMU by its isa-debug-exit device, or halts.
-fn exit() -> ! {
+/// Ends QEMU by its isa-debug-exit device, with the status `2 * code + 1`, or halts.
+fn exit(code: u32) -> ! {
     // SAFETY: on a PC nothing else is at that port.
-    unsafe { Port::new(0xf4).write(0x10_u32) };
+    unsafe { Port::new(0xf4).write(code) };
     loop {
         hlt();
     }
@@ -143,5 +143,5 @@ fn exit() -> ! {
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     _ = writeln!(Console, "{info}");
-    exit()
+    exit(0x11)
 }

@@ -31,8 +31,8 @@ Examples:
 /// Boot a directory
 ///
 /// Exit status: 0 when the guest powered off, the firmware reported success or --expect was shown;
-/// 1 to 63 a failure that the firmware reported; 1 when --fail was shown, or the guest ended
-/// without showing --expect; 120 the guest reset; 121 QEMU failed; 122 the share's server failed;
+/// 1 to 63 a failure that the firmware reported; 1 when --fail was shown, the guest ended
+/// without showing --expect, or told QEMU of a panic; 120 the guest reset; 121 QEMU failed; 122 the share's server failed;
 /// 123 nothing could be started; 124 the time limit passed; 130 interrupted.
 #[derive(Args)]
 #[command(after_help = EXAMPLES, args_override_self = true)]
@@ -114,7 +114,7 @@ pub(super) struct Boot {
     /// Print the commands instead of running them
     ///
     /// QEMU's own exit status differs from ours: a firmware's success is 33 on x86_64 and 32 on
-    /// aarch64. With --trace, each share but the first has a file with a number behind its name.
+    /// aarch64, where it is 0 with KVM. With --trace, each share but the first has a file with a number behind its name.
     #[arg(long)]
     dry_run: bool,
 }

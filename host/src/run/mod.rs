@@ -306,6 +306,7 @@ impl<'a, 's> Run<'a, 's> {
         }
         match self.monitor.shutdown() {
             Some(Shutdown::Quit) => return Ok(Outcome::Interrupted),
+            Some(Shutdown::Panic) => return Ok(Outcome::Panic),
             Some(Shutdown::Reset) if code == Some(0) => return Ok(Outcome::Reset),
             Some(_) if code == Some(0) => return Ok(Outcome::PowerOff),
             _ => {}

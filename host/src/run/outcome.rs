@@ -16,6 +16,9 @@ pub enum Outcome {
     PowerOff,
     /// The guest reset: a reboot, or a panic that reboots.
     Reset,
+    /// The firmware failed where it can give no status (aarch64 with KVM), or the guest's kernel
+    /// told QEMU of a panic.
+    Panic,
     /// The time limit passed.
     TimedOut,
     /// QEMU itself failed; its exit status and the end of its error output.
@@ -60,7 +63,7 @@ impl Outcome {
             Self::FirmwareExit(status) => *status,
             Self::PowerOff | Self::Expected => 0,
             Self::NotShown { end, .. } if **end == Self::TimedOut => 124,
-            Self::FailureShown { .. } | Self::NotShown { .. } => 1,
+            Self::Panic | Self::FailureShown { .. } | Self::NotShown { .. } => 1,
             Self::Reset => 120,
             Self::QemuFailed { .. } => 121,
             Self::ServerFailed { .. } => 122,
@@ -78,6 +81,7 @@ impl fmt::Display for Outcome {
             Self::Reset => f.write_str(
                 "the guest reset instead of powering off: look for a panic above, or power off",
             ),
+            Self::Panic => f.write_str("the firmware failed, or the guest panicked: look above"),
             Self::TimedOut => f.write_str("the time limit passed: allow more with --timeout"),
             Self::QemuFailed { status, stderr } => {
                 write!(f, "QEMU failed ({status}): {}", stderr.trim_end())

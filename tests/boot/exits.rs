@@ -1,0 +1,62 @@
+//! The firmware's end, whatever the machine has to end QEMU with: a failure is never a success.
+
+use bootshare_host::{Board, Machine, Outcome};
+
+use crate::lab::{Run, Server, demo_share, machine, run};
+
+const SUCCEEDS: &str = "bootshare.cmd=mounts";
+const FAILS: &str = "bootshare.cmd=\"cat /nosuch\"";
+const POWERS_OFF: &str = "bootshare.cmd=poweroff";
+/// What it says where nothing tells a failure.
+const HALTS: &str = "^bootshare: the machine halts; to end QEMU here, start it with ";
+
+/// A machine without what the host tool attaches, but with `more`.
+fn end(board: Board, append: &str, more: &[&str]) -> Run {
+    let share = demo_share(board.arch());
+    let mut machine = machine(board, Server::Embedded, share, append);
+    machine.without_status = true;
+    machine.qemu_args = more.iter().map(Into::into).collect();
+    // A machine that halts ends by this.
+    machine.watch.fail = Some(HALTS.parse().unwrap());
+    run(&machine)
+}
+
+/// A success powers off, and a failure halts.
+pub(crate) fn without_a_status(board: Board) {
+    for append in [SUCCEEDS, POWERS_OFF] {
+        assert_eq!(end(board, append, &[]).outcome, Outcome::PowerOff);
+    }
+    expect_halt(&end(board, FAILS, &[]));
+}
+
+fn expect_halt(run: &Run) {
+    assert!(
+        matches!(run.outcome, Outcome::FailureShown { .. }),
+        "{:?}",
+        run.outcome
+    );
+}
+
+/// The device that counts, and one with which QEMU would end with status 0.
+pub(crate) fn by_a_panic(board: Board) {
+    let ours = [
+        "-action",
+        "panic=exit-failure",
+        "-device",
+        "pvpanic-pci,events=1",
+    ];
+    assert_eq!(end(board, SUCCEEDS, &ours).outcome, Outcome::PowerOff);
+    assert_eq!(end(board, FAILS, &ours).outcome, Outcome::Panic);
+    expect_halt(&end(board, FAILS, &["-device", "pvpanic-pci"]));
+}
+
+/// Where it can go on no further before it knows the machine.
+pub(crate) fn at_el3(board: Board) {
+    let mut machine: Machine = machine(board, Server::Embedded, demo_share(board.arch()), "");
+    machine.without_status = true;
+    machine.qemu_args = ["-machine", "secure=on"].map(Into::into).into();
+    machine.time_limit = Some(std::time::Duration::from_secs(2));
+    let run = run(&machine);
+    assert_eq!(run.outcome, Outcome::TimedOut);
+    assert_eq!(run.lines.len(), 1, "{:?}", run.lines);
+}
