@@ -17,13 +17,12 @@ TOOL := $(TARGET)/debug/bootshare-host
 ROM_x86_64 := rom
 ROM_aarch64 := bin
 
-# Debian's own Rust comes without the bare-metal targets and their linker: `core` is built along
-# with the firmware.
-BARE_CARGO = cargo
-ifeq ($(shell command -v rustup),)
-BARE_CARGO = RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOWN_NONE_LINKER=ld.lld cargo
-BARE_FLAGS = -Zbuild-std=core,compiler_builtins
-endif
+# A distribution's own Rust comes without the bare-metal targets and their linker: `core` is built
+# along with the firmware. Asked when it is used: the set-up may have installed rustup.
+WITHOUT_RUSTUP = $(if $(shell command -v rustup),,$1)
+BARE_CARGO = $(call WITHOUT_RUSTUP,RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOWN_NONE_LINKER=ld.lld) cargo
+BARE_FLAGS = $(call WITHOUT_RUSTUP,-Zbuild-std=core$(comma)compiler_builtins)
+comma := ,
 
 # What builds for this machine: not the minimal examples.
 HOSTED := $(ARCHES:%=--exclude minimal-%)
