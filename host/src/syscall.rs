@@ -52,19 +52,20 @@ impl Call {
     /// The system refuses the call, whatever it is asked for.
     pub fn check(&self) -> Result<()> {
         let error = match (self.attempt)() {
-            Err(error @ (Errno::PERM | Errno::NOSYS)) => error,
+            Err(Errno::PERM) => "EPERM",
+            Err(Errno::NOSYS) => "ENOSYS",
             _ => return Ok(()),
         };
         let name = self.name;
         let (major, minor) = self.since;
         let uname = uname();
         let release = uname.release().to_string_lossy();
-        if error == Errno::NOSYS && version(&release).is_some_and(|version| version < self.since) {
+        if error == "ENOSYS" && version(&release).is_some_and(|version| version < self.since) {
             bail!("this is Linux {release}, and {name}(2) needs Linux {major}.{minor} or newer");
         }
         bail!(
-            "{name}(2) is refused ({error}), as by a container's seccomp filter that is older than \
-             the call: start the container with --security-opt seccomp=unconfined (Docker, Podman) \
+            "{name}(2) is refused with {error}, as by a container's seccomp filter that does not know \
+             it: start the container with --security-opt seccomp=unconfined (Docker, Podman) \
              or --system-call-filter={name} (systemd-nspawn), or update what runs it"
         )
     }

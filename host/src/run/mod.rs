@@ -139,7 +139,10 @@ pub fn socket_dir() -> Result<TempDir> {
 }
 
 /// Where a socket is in that directory.
-fn socket(dir: &Path, name: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// The path is too long for a socket.
+pub fn socket(dir: &Path, name: &str) -> Result<PathBuf> {
     let path = dir.join(name);
     // unix(7): sun_path holds 107 bytes and a NUL.
     ensure!(
