@@ -18,7 +18,9 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create, statvfs};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-use bootshare_host::{Accel, Arch, Board, Console, Machine, Outcome, Share, demo, run, syscall};
+use bootshare_host::{
+    Accel, Arch, Board, Console, Machine, Outcome, Share, debian, demo, run, syscall,
+};
 
 use super::firmware::Image;
 use super::{ERROR, print_by};
@@ -356,18 +358,7 @@ fn demo_parts(arch: Arch) -> Result<String> {
     if dir.is_dir() {
         return Ok(format!("its kernel and busybox are in {}", dir.display()));
     }
-    for program in ["apt-get", "dpkg-deb", "xz"] {
-        let found = Command::new(program)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .output();
-        found.with_context(|| {
-            format!(
-                "cannot run {program}, which fetches Debian's kernel for the demo; boot a \
-                 directory of your own"
-            )
-        })?;
-    }
+    debian::check_tools()?;
     Ok("its kernel and busybox will be downloaded by apt".into())
 }
 

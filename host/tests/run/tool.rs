@@ -672,6 +672,16 @@ fn doctor_finds_this_machine_fit_and_says_what_is_missing() {
         ran.console.contains("apt-get install qemu-system-x86"),
         "{ran:?}"
     );
+    assert!(
+        ran.console.contains("warn  demo: cannot run apt-get"),
+        "{ran:?}"
+    );
+    let ran = tool.run(
+        tool.command(&[], &["demo", "out"])
+            .env("PATH", "/nonexistent"),
+    );
+    ran.expect(123, &["cannot run apt-get", "`bootshare-host boot /boot`"]);
+    assert_eq!(ran.errors.lines().count(), 1, "{ran:?}");
 }
 
 #[test]
