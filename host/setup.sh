@@ -162,7 +162,8 @@ install_missing() {
     } >&2 || die "could not install them: see above, or $by_hand"
 }
 
-# RUSTUP_AUTO_INSTALL=0 may be set, and rustup then ignores rust-toolchain.toml's lists.
+# RUSTUP_AUTO_INSTALL=0 may be set, and rustup then ignores rust-toolchain.toml's lists. Ubuntu
+# 24.04's rustup fails when it would update itself.
 install_toolchain() {
     has rustup || return 0
     list() { sed -n "s/^$1 = //p" rust-toolchain.toml | tr -d '[]",'; }
@@ -183,7 +184,7 @@ install_toolchain() {
     set --
     for component in $(list components); do set -- "$@" --component "$component"; done
     for target in $(list targets); do set -- "$@" --target "$target"; done
-    rustup toolchain install "$channel" --profile minimal "$@" >&2 ||
+    rustup toolchain install "$channel" --no-self-update --profile minimal "$@" >&2 ||
         die "rustup could not install Rust $channel: see above, then try again"
 }
 
@@ -213,7 +214,7 @@ install_nightly() {
     components=
     for component in "$@"; do components="$components --component $component"; done
     # shellcheck disable=SC2086 # a list of words
-    rustup toolchain install nightly --profile minimal $components >&2 ||
+    rustup toolchain install nightly --no-self-update --profile minimal $components >&2 ||
         die "rustup could not install nightly Rust${1:+ with $*}: see above, then try again;" \
             "'make test' runs the committed cases without it"
 }
