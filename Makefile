@@ -12,7 +12,7 @@ export SHARE
 ARCH := $(firstword $(subst -, ,$(BOARD)))
 ARCHES := x86_64 aarch64
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-TOOL := $(TARGET)/debug/bootshare-host
+TOOL := "$(TARGET)/debug/bootshare-host"
 # What QEMU's -bios takes, beside the ELF for -kernel.
 ROM_x86_64 := rom
 ROM_aarch64 := bin
@@ -89,7 +89,7 @@ $(ARCHES:%=firmware-%): firmware-%: setup-build tool
 	$(BARE_CARGO) build --profile firmware -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS)
 	@mkdir -p target/firmware
 	@# What is the same keeps its time: the host tool is built from it.
-	@install -C $(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$* target/firmware/bootshare-$*.elf
+	@install -C "$(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$*" target/firmware/bootshare-$*.elf
 	@$(TOOL) rom target/firmware/bootshare-$*.elf target/firmware/bootshare-$*.$(ROM_$*)
 
 .PHONY: examples
@@ -99,7 +99,7 @@ examples: $(ARCHES:%=examples-%)
 $(ARCHES:%=examples-%): examples-%: setup-build
 	$(BARE_CARGO) build --profile firmware -p minimal-$* --target $*-unknown-none $(BARE_FLAGS)
 	@mkdir -p target/examples
-	@cp $(TARGET)/$*-unknown-none/firmware/minimal-$* target/examples/minimal-$*.elf
+	@cp "$(TARGET)/$*-unknown-none/firmware/minimal-$*" target/examples/minimal-$*.elf
 
 TESTED = --workspace $(HOSTED) --features bootshare/loader,bootshare-host/embed-firmware
 
@@ -155,7 +155,7 @@ callgrind: setup-callgrind
 # Relocations tell which calls there are; a stretch of code that is outlined has no place of its own.
 .PHONY: panics
 panics: $(ARCHES:%=panics-%)
-	@cargo run -q -p bootshare-host --example panics -- docs/panics.md $(foreach a,$(ARCHES),$(TARGET)/$a-unknown-none/panics/bootshare-qemu-$a)
+	@cargo run -q -p bootshare-host --example panics -- docs/panics.md $(foreach a,$(ARCHES),"$(TARGET)/$a-unknown-none/panics/bootshare-qemu-$a")
 
 .PHONY: $(ARCHES:%=panics-%)
 $(ARCHES:%=panics-%): panics-%: setup-build
@@ -178,7 +178,7 @@ doc: setup-build
 
 .PHONY: clean
 clean:
-	rm -rf target $(TARGET)
+	rm -rf target "$(TARGET)"
 
 # Each installs what is missing for its purpose, and does nothing when nothing is.
 SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-licences setup-callgrind
