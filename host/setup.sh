@@ -33,6 +33,7 @@ is_older() { [ "$1" != "$2" ] && printf '%s\n' "$1" "$2" | sort -V -C; }
 
 # Debian 12 and 13 have a recent Rust for their browsers besides the old one that is theirs.
 is_web_rust() {
+    has apt-get || return
     if has rustc; then dpkg-query -W rustc-web; else [ "$(distribution)" = "debian 12" ]; fi \
         >/dev/null 2>&1
 }
