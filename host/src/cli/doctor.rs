@@ -380,4 +380,21 @@ mod tests {
         assert_eq!(version(text), Some("7.2.22"));
         assert_eq!(version("qemu"), None);
     }
+
+    #[test]
+    fn only_an_older_qemu_than_the_tested_ones_is_warned_of() {
+        let tested = "Bootshare is tested with it";
+        assert_eq!(is_tested("7.2.22").unwrap(), tested);
+        assert_eq!(is_tested("10.0.13").unwrap(), tested);
+        for newer in ["8.2.2", "12.0.50", "11.1-rc1"] {
+            assert!(
+                is_tested(newer).unwrap().contains("7.2, 10.0, 11.1"),
+                "{newer}"
+            );
+        }
+        for older in ["7.1.99", "6.2.0"] {
+            let error = is_tested(older).unwrap_err().to_string();
+            assert!(error.contains("install a newer QEMU"), "{error}");
+        }
+    }
 }

@@ -703,24 +703,12 @@ fn doctor_knows_the_version_of_qemu_and_warns_of_an_old_one() {
         tool.run(tool.command(&[], &["doctor"]).env("PATH", path))
     };
     let real = "PATH=${PATH#*:}; exec qemu-system-x86_64 \"$@\"";
-    for (version, line) in [
-        (
-            "6.2.0",
-            "warn  version of QEMU for x86_64: it is older than those that Bootshare is tested with, 7.2, 10.0, 11.1",
-        ),
-        (
-            "7.2.99",
-            "ok    version of QEMU for x86_64: Bootshare is tested with it",
-        ),
-        (
-            "12.0.50",
-            "ok    version of QEMU for x86_64: Bootshare is tested with 7.2, 10.0, 11.1",
-        ),
+    let ran = doctor("6.2.0", real);
+    for line in [
+        "ok    QEMU for x86_64: 6.2.0, with all boards",
+        "warn  version of QEMU for x86_64: it is older than those that Bootshare is tested with",
     ] {
-        let ran = doctor(version, real);
         assert!(ran.console.contains(line), "{ran:?}");
-        let found = format!("ok    QEMU for x86_64: {version}, with all boards");
-        assert!(ran.console.contains(&found), "{ran:?}");
     }
     let ran = doctor("4.1.0", "echo none");
     assert_eq!(ran.status, Some(1), "{ran:?}");
