@@ -752,6 +752,7 @@ fn a_system_call_that_a_seccomp_filter_refuses_is_named_with_the_remedy() {
         let ran = tool.run(refuse(&mut tool.command(&[], &boot), call, errno));
         ran.expect(123, &parts);
         assert_eq!(ran.errors.lines().count(), 1, "{ran:?}");
+        assert!(!ran.errors.contains("is QEMU installed"), "{ran:?}");
         if name == "openat2" {
             let ran = tool.run(refuse(&mut tool.command(&[], &serve), call, errno));
             ran.expect(123, &parts);
