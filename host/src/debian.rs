@@ -71,6 +71,26 @@ impl Packages {
     }
 }
 
+/// Whether Debian packages can be had here.
+///
+/// # Errors
+/// The machine has none of Debian's tools: which one, and what to do instead.
+pub fn check_tools() -> Result<()> {
+    for program in ["apt-get", "dpkg-deb"] {
+        let found = Command::new(program)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .output();
+        found.with_context(|| {
+            format!(
+                "cannot run {program}, which brings the demo's kernel from Debian: boot a directory \
+                 that has a kernel, e.g. `bootshare-host boot /boot` (`make run SHARE=/boot`)"
+            )
+        })?;
+    }
+    Ok(())
+}
+
 /// A private apt under one directory.
 #[derive(Debug)]
 pub struct Apt<'a> {
@@ -252,24 +272,6 @@ Dir::Cache "{dir_text}/cache";
         }
         Ok(tree)
     }
-}
-
-/// # Errors
-/// The machine has none of Debian's tools: which one, and what to do instead.
-pub fn check_tools() -> Result<()> {
-    for program in ["apt-get", "dpkg-deb"] {
-        let found = Command::new(program)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .output();
-        found.with_context(|| {
-            format!(
-                "cannot run {program}, which brings the demo's kernel from Debian: boot a directory \
-                 that has a kernel, e.g. `bootshare-host boot /boot` (`make run SHARE=/boot`)"
-            )
-        })?;
-    }
-    Ok(())
 }
 
 /// How far a download is, in a line of apt's `Status-Fd`: "dlstatus:FILE:PERCENT:TEXT".
