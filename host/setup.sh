@@ -74,12 +74,13 @@ needs_to_build() {
 needs_to_run() {
     has qemu-system-x86_64 || need qemu-system-x86
     has qemu-system-aarch64 || need qemu-system-arm
+    # Kernel modules are packed by one or the other.
     has xz || need xz-utils
+    has zstd || need zstd
 }
 
 needs_to_test() {
     has lz4 || need lz4
-    has zstd || need zstd
     [ -e /usr/include/cap-ng.h ] || need libcap-ng-dev
     [ -e /usr/include/seccomp.h ] || need libseccomp-dev
     case " $missing " in *" rustup "*) return ;; esac

@@ -69,17 +69,17 @@ fn without_apt_it_names_the_packages_as_the_distribution_does() {
         (
             "dnf",
             "dnf install gcc glibc-devel rustup qemu-system-x86-core qemu-system-aarch64-core xz \
-             lz4 zstd",
+             zstd lz4",
             ["libcap-ng-devel", "libseccomp-devel"],
         ),
         (
             "pacman",
-            "pacman -S gcc glibc rustup qemu-system-x86 qemu-system-aarch64 xz lz4 zstd",
+            "pacman -S gcc glibc rustup qemu-system-x86 qemu-system-aarch64 xz zstd lz4",
             ["libcap-ng", "libseccomp"],
         ),
         (
             "zypper",
-            "zypper install gcc glibc-devel rustup qemu-x86 qemu-arm xz lz4 zstd",
+            "zypper install gcc glibc-devel rustup qemu-x86 qemu-arm xz zstd lz4",
             ["libcap-ng-devel", "libseccomp-devel"],
         ),
     ] {
