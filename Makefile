@@ -12,21 +12,23 @@ export SHARE
 ARCH := $(firstword $(subst -, ,$(BOARD)))
 ARCHES := x86_64 aarch64
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-TOOL := $(TARGET)/debug/bootshare-host
+TOOL := "$(TARGET)/debug/bootshare-host"
 # What QEMU's -bios takes, beside the ELF for -kernel.
 ROM_x86_64 := rom
 ROM_aarch64 := bin
 
-# Debian's own Rust comes without the bare-metal targets and their linker: `core` is built along
-# with the firmware.
-BARE_CARGO = cargo
-ifeq ($(shell command -v rustup),)
-BARE_CARGO = RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOWN_NONE_LINKER=ld.lld cargo
-BARE_FLAGS = -Zbuild-std=core,compiler_builtins
-endif
+# A distribution's own Rust comes without the bare-metal targets and their linker: `core` is built
+# along with the firmware. Asked when it is used: the set-up may have installed rustup.
+WITHOUT_RUSTUP = $(if $(shell command -v rustup),,$1)
+BARE_CARGO = $(call WITHOUT_RUSTUP,RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOWN_NONE_LINKER=ld.lld) cargo
+BARE_FLAGS = $(call WITHOUT_RUSTUP,-Zbuild-std=core$(comma)compiler_builtins)
+comma := ,
 
-# What builds for this machine: not the minimal examples.
-HOSTED := $(ARCHES:%=--exclude minimal-%)
+# What builds for this machine: not the minimal examples and the boot tests' payload.
+HOSTED := $(ARCHES:%=--exclude minimal-%) --exclude bootshare-test-payload
+
+# The boot tests' payload, of one architecture.
+PAYLOAD_x86_64 := -p bootshare-test-payload
 
 # Each feature of the library alone; none is written as a comma.
 FEATURES := , embedded-io mmio pci boot loader
@@ -90,7 +92,7 @@ $(ARCHES:%=firmware-%): firmware-%: setup-build tool
 	$(BARE_CARGO) build --profile firmware -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS)
 	@mkdir -p target/firmware
 	@# What is the same keeps its time: the host tool is built from it.
-	@install -C $(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$* target/firmware/bootshare-$*.elf
+	@install -C "$(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$*" target/firmware/bootshare-$*.elf
 	@$(TOOL) rom target/firmware/bootshare-$*.elf target/firmware/bootshare-$*.$(ROM_$*)
 
 .PHONY: examples
@@ -100,12 +102,18 @@ examples: $(ARCHES:%=examples-%)
 $(ARCHES:%=examples-%): examples-%: setup-build
 	$(BARE_CARGO) build --profile firmware -p minimal-$* --target $*-unknown-none $(BARE_FLAGS)
 	@mkdir -p target/examples
-	@cp $(TARGET)/$*-unknown-none/firmware/minimal-$* target/examples/minimal-$*.elf
+	@cp "$(TARGET)/$*-unknown-none/firmware/minimal-$*" target/examples/minimal-$*.elf
+
+# What the boot tests start to see what a payload finds.
+.PHONY: payload
+payload: setup-build
+	$(BARE_CARGO) build --profile firmware -p bootshare-test-payload --target x86_64-unknown-none $(BARE_FLAGS)
+	@install -CD $(TARGET)/x86_64-unknown-none/firmware/bootshare-test-payload target/payload/x86_64.elf
 
 TESTED = --workspace $(HOSTED) --features bootshare/loader,bootshare-host/embed-firmware
 
 .PHONY: test
-test: setup-test lint package firmware examples
+test: setup-test lint package firmware examples payload
 	cargo test $(TESTED) --no-fail-fast
 	[ "$$(id -u)" != 0 ] || cargo test $(TESTED) --test embedded -- --ignored
 
@@ -127,7 +135,7 @@ package: setup-build
 
 .PHONY: $(ARCHES:%=lint-%)
 $(ARCHES:%=lint-%): lint-%: setup-test
-	$(BARE_CARGO) clippy -p bootshare-qemu-$* -p minimal-$* -p bootshare --features bootshare/loader --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
+	$(BARE_CARGO) clippy -p bootshare-qemu-$* -p minimal-$* $(PAYLOAD_$*) -p bootshare --features bootshare/loader --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
 
 .PHONY: fuzz
 fuzz: setup-fuzz
@@ -156,7 +164,7 @@ callgrind: setup-callgrind
 # Relocations tell which calls there are; a stretch of code that is outlined has no place of its own.
 .PHONY: panics
 panics: $(ARCHES:%=panics-%)
-	@cargo run -q -p bootshare-host --example panics -- docs/panics.md $(foreach a,$(ARCHES),$(TARGET)/$a-unknown-none/panics/bootshare-qemu-$a)
+	@cargo run -q -p bootshare-host --example panics -- docs/panics.md $(foreach a,$(ARCHES),"$(TARGET)/$a-unknown-none/panics/bootshare-qemu-$a")
 
 .PHONY: $(ARCHES:%=panics-%)
 $(ARCHES:%=panics-%): panics-%: setup-build
@@ -179,7 +187,7 @@ doc: setup-build
 
 .PHONY: clean
 clean:
-	rm -rf target $(TARGET)
+	rm -rf target "$(TARGET)"
 
 # Each installs what is missing for its purpose, and does nothing when nothing is.
 SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-licences setup-callgrind

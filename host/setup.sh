@@ -1,9 +1,12 @@
 #!/bin/sh
 # Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri|licences|callgrind`.
 #
-# Debian is served by apt, as root or through sudo; elsewhere the list of what is missing is
-# printed. When nothing is missing this only looks.
+# Where there is apt (Debian, Ubuntu and their kin) it is used, as root or through sudo; elsewhere
+# the packages to install are printed by the names that they have there. When nothing is missing
+# this only looks.
 set -eu
+# What programs say is read below.
+export LC_ALL=C
 cd "$(dirname "$0")/.."
 purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri|licences|callgrind"}
 
@@ -24,38 +27,65 @@ has() { command -v "$1" >/dev/null 2>&1; }
 missing=
 need() { missing="$missing $*"; }
 
+is_older() { [ "$1" != "$2" ] && printf '%s\n' "$1" "$2" | sort -V -C; }
+
+[ "$(uname -s)" = Linux ] || die "this is $(uname -s), and Bootshare's host tool runs on Linux"
+
+# Debian 12 and 13 have a recent Rust for their browsers besides the old one that is theirs.
+is_web_rust() {
+    has apt-get || return
+    if has rustc; then dpkg-query -W rustc-web; else [ "$(distribution)" = "debian 12" ]; fi \
+        >/dev/null 2>&1
+}
+
+# One that is not of the distribution and was not yet made known to this shell.
+home_rustup=${CARGO_HOME:-${HOME:-/root}/.cargo}/bin/rustup
+
 needs_to_build() {
     has cc || need gcc libc6-dev
     if has rustup; then
         return
     fi
-    if [ "$(debian_version)" != 12 ]; then
+    [ ! -x "$home_rustup" ] || die "$home_rustup is not in PATH: run . ${home_rustup%/bin/rustup}/env"
+    # Fedora's package is only that.
+    ! has rustup-init || die "rustup is not set up: run rustup-init, and go on in a new shell"
+    # Without rustup the Makefile builds `core` for bare metal from its source.
+    web=
+    ! is_web_rust || web=-web
+    if has rustc; then
+        oldest=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+        version=$(rustc --version | cut -d ' ' -f 2)
+        better=rustup
+        [ "$(distribution)" != "debian 12" ] || better="rustc-web cargo-web"
+        ! is_older "$version" "$oldest" ||
+            die "this rustc is $version and Rust $oldest or newer is needed:" \
+                "install $better in its place ($(install_command) $better)"
+        [ -d "$(rustc --print sysroot)/lib/rustlib/src/rust/library" ] || need "rust$web-src"
+    elif [ -n "$web" ]; then
+        need rustc-web rust-web-src
+    else
         need rustup
         return
     fi
-    # Debian 12 has no rustup, but a recent Rust for its browsers: the Makefile builds `core` for
-    # bare metal from its source.
-    has rustc || need rustc-web
-    has cargo || need cargo-web
+    has cargo || need "cargo$web"
     has ld.lld || need lld
-    [ -d /usr/lib/rustlib/src/rust/library ] || need rust-web-src
 }
 
 needs_to_run() {
     has qemu-system-x86_64 || need qemu-system-x86
     has qemu-system-aarch64 || need qemu-system-arm
+    # Kernel modules are packed by one or the other.
     has xz || need xz-utils
+    has zstd || need zstd
 }
 
 needs_to_test() {
-    [ -e /usr/lib/qemu/virtiofsd ] || need qemu-system-common
     has lz4 || need lz4
     [ -e /usr/include/cap-ng.h ] || need libcap-ng-dev
     [ -e /usr/include/seccomp.h ] || need libseccomp-dev
-    if ! has rustup && [ "$(debian_version)" = 12 ]; then
-        has cargo-clippy || need rust-web-clippy
-        has cargo-fmt || need rustfmt-web
-    fi
+    case " $missing " in *" rustup "*) return ;; esac
+    has rustup || has cargo-clippy || need "rust$web-clippy"
+    has rustup || has cargo-fmt || need "rustfmt$web"
 }
 
 # qemu-utils from Debian's backports and Debian 12's own QEMU exclude each other, and apt would
@@ -72,19 +102,55 @@ needs_older_qemu_utils() {
     fi
 }
 
-debian_version() {
+distribution() {
     # shellcheck source=/dev/null
-    (. /etc/os-release 2>/dev/null && [ "${ID:-}" = debian ] && echo "${VERSION_ID:-}") || true
+    (. /etc/os-release 2>/dev/null && echo "${ID:-} ${VERSION_ID:-}") || true
+}
+
+# The distribution's command that installs packages, for a person to run.
+install_command() {
+    if has apt-get; then
+        echo "apt-get install --no-install-recommends"
+    elif has dnf; then
+        echo "dnf install"
+    elif has pacman; then
+        echo "pacman -S"
+    elif has zypper; then
+        echo "zypper install"
+    fi
+}
+
+# Packages by Debian's names, as the distribution of a command to install has them.
+named_for() {
+    case $1 in
+    dnf*) names='s/^libc6-dev$/glibc-devel/; s/^(lib.*)-dev$/\1-devel/; s/^g[+][+]$/gcc-c++/
+        s/^qemu-system-x86$/qemu-system-x86-core/; s/^qemu-system-arm$/qemu-system-aarch64-core/
+        s/^xz-utils$/xz/; s/^rust-clippy$/clippy/' ;;
+    zypper*) names='s/^libc6-dev$/glibc-devel/; s/^(lib.*)-dev$/\1-devel/; s/^g[+][+]$/gcc-c++/
+        s/^qemu-system-/qemu-/; s/^xz-utils$/xz/; s/^(rust-clippy|rustfmt)$/rust/' ;;
+    pacman*) names='s/^libc6-dev$/glibc/; s/^(lib.*)-dev$/\1/; s/^g[+][+]$/gcc/
+        s/^qemu-system-arm$/qemu-system-aarch64/; s/^xz-utils$/xz/
+        s/^(cargo|rust-clippy|rustfmt)$/rust/' ;;
+    *) names= ;;
+    esac
+    shift
+    printf '%s\n' "$@" | sed -E "$names" | tr '\n' ' '
 }
 
 install_missing() {
     [ -n "$missing" ] || return 0
-    by_hand() { echo "as root run: apt-get update && apt-get install --no-install-recommends$missing"; }
-    [ -n "$(debian_version)" ] ||
-        die "this is not Debian: install what Debian has in these packages, then try again:$missing"
+    command=$(install_command)
+    # shellcheck disable=SC2086 # a list of words
+    by_hand="as root run: $command $(named_for "$command" $missing)"
+    case $command in
+    apt-get*) ;;
+    '') die "there is no apt-get here: install what Debian has in these packages, then try again:$missing" ;;
+    *) die "some packages are missing; $by_hand" ;;
+    esac
+    by_hand="as root run: apt-get update && ${by_hand#as root run: }"
     as_root=
     if [ "$(id -u)" != 0 ]; then
-        has sudo || die "root is needed; $(by_hand)"
+        has sudo || die "root is needed to install packages and there is no sudo; $by_hand"
         as_root=sudo
         # Without a terminal nobody can type a password.
         [ -t 0 ] || as_root="sudo -n"
@@ -95,10 +161,11 @@ install_missing() {
             say "installing$missing" &&
             $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y \
                 --no-install-recommends --no-remove $missing
-    } >&2 || die "could not install them; $(by_hand)"
+    } >&2 || die "could not install them: see above, or $by_hand"
 }
 
-# RUSTUP_AUTO_INSTALL=0 may be set, and rustup then ignores rust-toolchain.toml's lists.
+# RUSTUP_AUTO_INSTALL=0 may be set, and rustup then ignores rust-toolchain.toml's lists. Ubuntu
+# 24.04's rustup fails when it would update itself.
 install_toolchain() {
     has rustup || return 0
     list() { sed -n "s/^$1 = //p" rust-toolchain.toml | tr -d '[]",'; }
@@ -119,7 +186,7 @@ install_toolchain() {
     set --
     for component in $(list components); do set -- "$@" --component "$component"; done
     for target in $(list targets); do set -- "$@" --target "$target"; done
-    rustup toolchain install "$channel" --profile minimal "$@" >&2 ||
+    rustup toolchain install "$channel" --no-self-update --profile minimal "$@" >&2 ||
         die "rustup could not install Rust $channel: see above, then try again"
 }
 
@@ -149,7 +216,7 @@ install_nightly() {
     components=
     for component in "$@"; do components="$components --component $component"; done
     # shellcheck disable=SC2086 # a list of words
-    rustup toolchain install nightly --profile minimal $components >&2 ||
+    rustup toolchain install nightly --no-self-update --profile minimal $components >&2 ||
         die "rustup could not install nightly Rust${1:+ with $*}: see above, then try again;" \
             "'make test' runs the committed cases without it"
 }

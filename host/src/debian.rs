@@ -41,6 +41,7 @@ impl Packages {
         if root.is_dir() {
             return Ok(());
         }
+        check_tools()?;
         let cache = root.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(cache)
             .with_context(|| format!("cannot make the directory {}", cache.display()))?;
@@ -68,6 +69,26 @@ impl Packages {
             }
         }
     }
+}
+
+/// Whether Debian packages can be had here.
+///
+/// # Errors
+/// The machine has none of Debian's tools: which one, and what to do instead.
+pub fn check_tools() -> Result<()> {
+    for program in ["apt-get", "dpkg-deb"] {
+        let found = Command::new(program)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .output();
+        found.with_context(|| {
+            format!(
+                "cannot run {program}, which brings the demo's kernel from Debian: boot a directory \
+                 that has a kernel, e.g. `bootshare-host boot /boot` (`make run SHARE=/boot`)"
+            )
+        })?;
+    }
+    Ok(())
 }
 
 /// A private apt under one directory.
@@ -143,12 +164,7 @@ Dir::Cache "{dir_text}/cache";
             .stdout(Stdio::piped())
             // A file, not a pipe that could fill while the other is read.
             .stderr(fs::File::create(self.dir.join("stderr"))?);
-        let mut process = Process::spawn(&mut command, None).with_context(|| {
-            format!(
-                "cannot run {program}: the demo and the tests take Debian packages; on another \
-                 system boot a directory of your own"
-            )
-        })?;
+        let mut process = Process::spawn(&mut command, None)?;
         let stdout = process.child.stdout.take();
         let stdout = self.read(stdout.context("apt has no output")?)?;
         Ok(Output {

@@ -5,9 +5,11 @@
 //! shell script of the share), `demo.shell` (give a shell on the console).
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use object::{Object, ObjectSection};
@@ -198,22 +200,27 @@ fn module_name(path: &Path) -> String {
     name.split('.').next().unwrap_or_default().replace('-', "_")
 }
 
-/// A module's ELF file, which newer Debians compress.
+/// A module's ELF file, which Debian compresses since 13, and Ubuntu.
 fn module_bytes(path: &Path) -> Result<Vec<u8>> {
-    if path.extension().is_some_and(|extension| extension == "xz") {
-        let output = std::process::Command::new("xz")
-            .arg("-dc")
-            .arg(path)
-            .output()
-            .context("cannot run xz, which unpacks kernel modules: install xz-utils")?;
-        ensure!(
-            output.status.success(),
-            "xz cannot unpack {}",
-            path.display()
-        );
-        return Ok(output.stdout);
-    }
-    read(path)
+    let extension = path.extension().and_then(OsStr::to_str);
+    let (program, package) = match extension {
+        Some("xz") => ("xz", "xz-utils"),
+        Some("zst") => ("zstd", "zstd"),
+        _ => return read(path),
+    };
+    let output = Command::new(program)
+        .arg("-dc")
+        .arg(path)
+        .output()
+        .with_context(|| {
+            format!("cannot run {program}, which unpacks kernel modules: install {package}")
+        })?;
+    ensure!(
+        output.status.success(),
+        "{program} cannot unpack {}",
+        path.display()
+    );
+    Ok(output.stdout)
 }
 
 fn dependencies(path: &Path) -> Result<Vec<String>> {

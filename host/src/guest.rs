@@ -27,9 +27,15 @@ impl Parts {
             arch,
             what: "cloud kernel and busybox",
             choose: |apt| {
+                // Debian's packages for guests, or else Ubuntu's, where the modules are apart.
                 let meta = format!("linux-image-cloud-{}", apt.arch.debian());
-                let kernel = apt.dependency(&meta, "linux-image-")?;
-                Ok(vec![kernel, "busybox-static".to_owned()])
+                let kernel = apt.dependency(&meta, "linux-image-").or_else(|error| {
+                    apt.dependency("linux-image-virtual", "linux-image-")
+                        .map_err(|_| error)
+                })?;
+                let modules = apt.dependency(&kernel, "linux-modules-").ok();
+                let busybox = "busybox-static".to_owned();
+                Ok(modules.into_iter().chain([kernel, busybox]).collect())
             },
         };
         packages.fetch(&root)?;

@@ -20,6 +20,7 @@ use rustix::process::{
 };
 
 use crate::fd::{read_some, ready};
+use crate::syscall::PIDFD_OPEN;
 
 /// How much of a child's error output is kept.
 const TAIL: usize = 4096;
@@ -109,6 +110,9 @@ impl Process {
     /// The kernel ties the child to the calling *thread*: it must live as long as the child should.
     pub(crate) fn spawn(command: &mut Command, inherit: Option<BorrowedFd<'_>>) -> Result<Self> {
         let program = command.get_program().to_string_lossy().into_owned();
+        PIDFD_OPEN
+            .check()
+            .with_context(|| format!("cannot watch {program}"))?;
         let parent = rustix::process::getpid();
         let inherit = inherit.map(|fd| std::os::fd::AsRawFd::as_raw_fd(&fd));
         command.process_group(0);
@@ -134,7 +138,7 @@ impl Process {
             .with_context(|| format!("cannot start {program}"))?;
         let pid = Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty())
-            .with_context(|| format!("cannot watch {program} (Linux 5.3 or newer is needed)"))?;
+            .with_context(|| format!("cannot watch {program}"))?;
         Ok(Self { child, pidfd })
     }
 

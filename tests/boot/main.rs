@@ -9,6 +9,7 @@ mod examples;
 mod exits;
 mod failures;
 mod faults;
+mod handoff;
 mod images;
 mod kernels;
 mod lab;
@@ -168,7 +169,15 @@ cells! {
     images_a_tree_from_elsewhere_gets_this_machines_memory_and_seeds: images::tree_from_elsewhere(Aarch64Virt);
 }
 
+// What a payload finds.
 cells! {
+    microvm_hands_a_payload_no_interrupt_by_pvh: handoff::by_pvh(X86_64Microvm);
+    microvm_hands_a_payload_no_interrupt_as_linux: handoff::as_linux(X86_64Microvm);
+    microvm_hands_a_payload_no_interrupt_from_rom: handoff::as_linux(X86_64MicrovmRom);
+    q35_hands_a_payload_no_interrupt_by_pvh: handoff::by_pvh(X86_64Q35);
+    q35_hands_a_payload_no_interrupt_as_linux: handoff::as_linux(X86_64Q35);
+    q35_hands_a_payload_no_interrupt_from_rom: handoff::by_pvh(X86_64Q35Rom);
+    pc_hands_a_payload_no_interrupt_as_linux: handoff::as_linux(X86_64Pc);
     virt_is_left_to_its_payload_as_it_was: machines_arm::leaves_the_state_as_it_was(Aarch64Virt);
 }
 

@@ -5,17 +5,22 @@
 use std::fmt::Display;
 use std::fs;
 use std::io::{IsTerminal, Write};
-use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use clap::builder::styling::{AnsiColor, Style};
+use kvm_ioctls::Kvm;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create, statvfs};
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-use bootshare_host::{Accel, Arch, Board, Console, Machine, Outcome, Share, demo, run};
+use bootshare_host::{
+    Accel, Arch, Board, Console, Machine, Outcome, Share, debian, demo, run, syscall,
+};
 
 use super::firmware::Image;
 use super::{ERROR, print_by};
@@ -23,8 +28,11 @@ use super::{ERROR, print_by};
 const GOOD: Style = AnsiColor::Green.on_default();
 const WARNING: Style = AnsiColor::Yellow.on_default().bold();
 
-/// The oldest QEMU that Bootshare is tested with.
-const TESTED: (u32, u32) = (7, 2);
+/// The QEMUs that Bootshare is tested with, in order.
+const TESTED: [(u32, u32); 3] = [(7, 2), (10, 0), (11, 1)];
+
+/// KVM's interface has not changed its version since Linux 2.6.22 (KVM_GET_API_VERSION).
+const KVM_VERSION: i32 = 12;
 
 /// How long the trial guest may take, by QEMU's translator and by KVM: it needs a fraction of a
 /// second.
@@ -46,24 +54,25 @@ const FILES_WANTED: u64 = 1024;
 pub(super) fn run() -> Result<u8> {
     let mut report = Report::default();
     let own = Board::of_this_machine();
+    for call in syscall::CALLS {
+        let found = call.check().map(|()| "allowed");
+        report.line(true, &format!("system call {}", call.name), found);
+    }
     report.line(true, "memory", memory());
-    report.line(
-        true,
-        "directory for sockets",
-        run::socket_dir().map(|dir| {
-            format!(
-                "{} can be written",
-                dir.path().parent().unwrap_or(Path::new("/")).display()
-            )
-        }),
-    );
+    report.line(false, "memory of the control group", memory_of_group());
+    report.line(true, "directory for sockets", sockets());
     report.line(false, "open files", open_files());
     for arch in Arch::ALL {
         let needed = arch == own.arch();
         let board = if needed { own } else { first_board(arch) };
         let qemu = qemu(arch);
-        let runs = qemu.is_ok();
-        report.line(needed, &format!("QEMU for {}", arch.name()), qemu);
+        let version = qemu.as_ref().ok().cloned();
+        let what = format!("QEMU for {}", arch.name());
+        let found = qemu.map(|version| format!("{version}, with all boards and devices"));
+        report.line(needed, &what, found);
+        if let Some(version) = &version {
+            report.line(false, &format!("version of {what}"), is_tested(version));
+        }
         let image = Image::find(None, board);
         let path = image.as_ref().ok().map(|image| image.path.clone());
         let told = image.as_ref().map(Image::to_string);
@@ -72,7 +81,7 @@ pub(super) fn run() -> Result<u8> {
             &format!("firmware for {}", arch.name()),
             told.map_err(|error| anyhow::anyhow!("{error:#}")),
         );
-        let Some(path) = path.filter(|_| runs) else {
+        let Some(path) = path.filter(|_| version.is_some()) else {
             continue;
         };
         let name = format!("a guest on {}", board_name(board));
@@ -130,8 +139,8 @@ fn board_name(board: Board) -> String {
 
 /// Guest memory is a memfd: neither /dev/shm nor locked memory counts.
 fn memory() -> Result<String> {
-    let fd: OwnedFd = rustix::fs::memfd_create("bootshare-doctor", rustix::fs::MemfdFlags::CLOEXEC)
-        .context("this kernel makes no memfd, which guest memory has to be")?;
+    let fd = memfd_create("bootshare-doctor", MemfdFlags::CLOEXEC)
+        .context("cannot make a memfd, which guest memory has to be")?;
     let bytes = DEFAULT_MIB << 20;
     for (name, resource) in [("-v", Resource::As), ("-f", Resource::Fsize)] {
         if let Some(limit) = getrlimit(resource).current {
@@ -142,8 +151,7 @@ fn memory() -> Result<String> {
             );
         }
     }
-    rustix::fs::ftruncate(&fd, bytes)
-        .with_context(|| format!("cannot make a memfd of {DEFAULT_MIB} MiB"))?;
+    ftruncate(&fd, bytes).with_context(|| format!("cannot make a memfd of {DEFAULT_MIB} MiB"))?;
     let info = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
     let free_mib = info
         .lines()
@@ -162,6 +170,40 @@ fn memory() -> Result<String> {
         "{free_mib} MiB are free, and a guest has {DEFAULT_MIB} MiB: end something, or use --memory"
     );
     Ok(format!("{free_mib} MiB are free to share with guests"))
+}
+
+/// What a container may take is less than what the machine has (cgroups(7), version 2).
+fn memory_of_group() -> Result<String> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    let dir = Path::new("/sys/fs/cgroup").join(path.unwrap_or_default());
+    // Each group above may have a limit of its own.
+    let least = dir
+        .ancestors()
+        .filter_map(|dir| fs::read_to_string(dir.join("memory.max")).ok())
+        .filter_map(|text| text.trim().parse::<u64>().ok())
+        .min();
+    let Some(least) = least else {
+        return Ok("without limit".into());
+    };
+    let mib = least >> 20;
+    ensure!(
+        mib > DEFAULT_MIB,
+        "at most {mib} MiB, and a guest has {DEFAULT_MIB} MiB: raise it (docker run --memory), or use --memory"
+    );
+    Ok(format!("up to {mib} MiB"))
+}
+
+/// A directory on a disk that is full, or on another system's share, may take none.
+fn sockets() -> Result<String> {
+    let dir = run::socket_dir()?;
+    let name = dir.path().parent().unwrap_or(Path::new("/")).display();
+    let socket = run::socket(dir.path(), "qmp")?;
+    UnixListener::bind(&socket)
+        .with_context(|| format!("no socket can be made in {name}: point TMPDIR elsewhere"))?;
+    let disk = statvfs(dir.path()).context("cannot ask for free space")?;
+    let free_mib = disk.f_bavail.saturating_mul(disk.f_frsize) >> 20;
+    Ok(format!("{name} takes them, {free_mib} MiB are free there"))
 }
 
 fn open_files() -> Result<String> {
@@ -218,13 +260,27 @@ fn qemu(arch: Arch) -> Result<String> {
             "{program} {version} was built without {device}: install a complete QEMU"
         );
     }
-    let numbers: Vec<u32> = version.split('.').map_while(|n| n.parse().ok()).collect();
-    let (major, minor) = TESTED;
-    ensure!(
-        numbers.as_slice() >= &[major, minor][..],
-        "{program} {version} is older than {major}.{minor}, with which Bootshare is tested"
+    Ok(version.to_owned())
+}
+
+/// Another version may do as well: the trial guest tells.
+fn is_tested(version: &str) -> Result<String> {
+    let mut numbers = version.split('.').map_while(|number| number.parse().ok());
+    let version = (
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
     );
-    Ok(format!("{version}, with all boards and devices"))
+    let tested = TESTED.map(|(major, minor)| format!("{major}.{minor}"));
+    let tested = tested.join(", ");
+    ensure!(
+        version >= TESTED[0],
+        "it is older than those that Bootshare is tested with, {tested}: should the guest below \
+         fail, install a newer QEMU"
+    );
+    Ok(match TESTED.contains(&version) {
+        true => "Bootshare is tested with it".into(),
+        false => format!("Bootshare is tested with {tested}"),
+    })
 }
 
 /// The version in "QEMU emulator version 7.2.22 (Debian ...)".
@@ -261,16 +317,40 @@ fn trial(board: Board, firmware: &Path, accel: Accel) -> Result<String> {
     ))
 }
 
-/// /dev/kvm may be there and still run no guest.
+/// /dev/kvm may be there and still run no guest: a virtual machine with a processor is made first,
+/// since QEMU's words for what fails then name no remedy.
 fn kvm(board: Board, firmware: &Path) -> Result<String> {
-    let device = "/dev/kvm";
-    fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(device)
-        .with_context(|| format!("cannot open {device}; guests run without it, by --accel tcg"))?;
+    const INSTEAD: &str = "guests run without it, by --accel tcg";
+    let kvm = Kvm::new().map_err(|error| anyhow!("{}; {INSTEAD}", kvm_remedy(error.errno())))?;
+    ensure!(
+        kvm.get_api_version() == KVM_VERSION,
+        "it speaks version {} of its interface, not {KVM_VERSION}; {INSTEAD}",
+        kvm.get_api_version()
+    );
+    let made = kvm.create_vm().and_then(|vm| vm.create_vcpu(0));
+    made.map_err(|error| {
+        anyhow!(
+            "/dev/kvm makes no virtual machine ({error}): does another hypervisor use the \
+             processor, or is this a virtual machine without nested virtualisation?; {INSTEAD}"
+        )
+    })?;
     trial(board, firmware, Accel::Kvm)
-        .with_context(|| format!("{device} is there, but runs no guest: leave --accel at tcg"))
+        .with_context(|| format!("/dev/kvm is there, but runs no guest; {INSTEAD}"))
+}
+
+/// What to do when /dev/kvm cannot be opened.
+fn kvm_remedy(errno: i32) -> String {
+    let error = std::io::Error::from_raw_os_error(errno);
+    let remedy = match Errno::from_raw_os_error(errno) {
+        Errno::NOENT | Errno::NXIO | Errno::NODEV => {
+            "enable virtualisation in the machine's own firmware, `modprobe kvm_intel` or kvm_amd; \
+             in a container, pass it with --device /dev/kvm"
+        }
+        Errno::ACCESS => "join its group, `sudo usermod -aG kvm $USER`, and log in again",
+        Errno::PERM => "a container has to be started with --device /dev/kvm",
+        _ => "see the kernel's log",
+    };
+    format!("cannot open /dev/kvm ({error}): {remedy}")
 }
 
 fn demo_parts(arch: Arch) -> Result<String> {
@@ -278,25 +358,14 @@ fn demo_parts(arch: Arch) -> Result<String> {
     if dir.is_dir() {
         return Ok(format!("its kernel and busybox are in {}", dir.display()));
     }
-    for program in ["apt-get", "dpkg-deb", "xz"] {
-        let found = Command::new(program)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .output();
-        found.with_context(|| {
-            format!(
-                "cannot run {program}, which fetches Debian's kernel for the demo; boot a \
-                 directory of your own"
-            )
-        })?;
-    }
+    debian::check_tools()?;
     Ok("its kernel and busybox will be downloaded by apt".into())
 }
 
 fn terminal() -> Result<String> {
     ensure!(
         std::io::stdin().is_terminal(),
-        "standard input is none: a guest gets what is in it, and QEMU's keys have no effect"
+        "standard input is no terminal: the guest gets what is in it, and Ctrl-A x has no effect"
     );
     Ok("keys go to the guest; Ctrl-A x ends QEMU".into())
 }
@@ -310,5 +379,22 @@ mod tests {
         let text = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright (c)";
         assert_eq!(version(text), Some("7.2.22"));
         assert_eq!(version("qemu"), None);
+    }
+
+    #[test]
+    fn only_an_older_qemu_than_the_tested_ones_is_warned_of() {
+        let tested = "Bootshare is tested with it";
+        assert_eq!(is_tested("7.2.22").unwrap(), tested);
+        assert_eq!(is_tested("10.0.13").unwrap(), tested);
+        for newer in ["8.2.2", "12.0.50", "11.1-rc1"] {
+            assert!(
+                is_tested(newer).unwrap().contains("7.2, 10.0, 11.1"),
+                "{newer}"
+            );
+        }
+        for older in ["7.1.99", "6.2.0"] {
+            let error = is_tested(older).unwrap_err().to_string();
+            assert!(error.contains("install a newer QEMU"), "{error}");
+        }
     }
 }

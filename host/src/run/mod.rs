@@ -139,7 +139,10 @@ pub fn socket_dir() -> Result<TempDir> {
 }
 
 /// Where a socket is in that directory.
-fn socket(dir: &Path, name: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// The path is too long for a socket.
+pub fn socket(dir: &Path, name: &str) -> Result<PathBuf> {
     let path = dir.join(name);
     // unix(7): sun_path holds 107 bytes and a NUL.
     ensure!(
@@ -441,8 +444,14 @@ fn spawn(
         command.stdout(OwnedFd::from(qemus));
         ours = Some(OwnedFd::from(end));
     }
-    let mut qemu = Process::spawn(&mut command, None)
-        .context("is QEMU installed? On Debian: apt-get install qemu-system-x86 qemu-system-arm")?;
+    let mut qemu = Process::spawn(&mut command, None).map_err(|error| {
+        match error.root_cause().downcast_ref::<io::Error>() {
+            Some(cause) if cause.kind() == io::ErrorKind::NotFound => error.context(
+                "is QEMU installed? On Debian: apt-get install qemu-system-x86 qemu-system-arm",
+            ),
+            _ => error,
+        }
+    })?;
     let stdout = ours.or(qemu.child.stdout.take().map(OwnedFd::from));
     Ok((qemu, stdout.map(File::from)))
 }

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use fuse_backend_rs::abi::fuse_abi::{ROOT_ID, stat64, statvfs64};
 use fuse_backend_rs::api::filesystem::{
     Context, DirEntry, Entry, FileSystem, FsOptions, OpenOptions, ZeroCopyWriter,
@@ -39,6 +39,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::lock;
+use crate::syscall::OPENAT2;
 
 /// How long the guest may rely on names and attributes, as virtiofsd's `--cache=auto`.
 const VALID: Duration = Duration::from_secs(1);
@@ -161,13 +162,11 @@ impl Layers {
             listed: Arc::default(),
             devices: Mutex::default(),
         };
+        OPENAT2.check()?;
         for (index, dir) in dirs.iter().enumerate() {
-            let opened = layers.open(index, Path::new(""), OFlags::RDONLY | OFlags::DIRECTORY);
-            ensure!(
-                !matches!(opened, Err(Errno::NOSYS)),
-                "the system has no openat2(2): Linux 5.6 or newer is needed"
-            );
-            opened.with_context(|| format!("cannot read {}", dir.display()))?;
+            layers
+                .open(index, Path::new(""), OFlags::RDONLY | OFlags::DIRECTORY)
+                .with_context(|| format!("cannot read {}", dir.display()))?;
         }
         layers.forget_all();
         Ok(layers)

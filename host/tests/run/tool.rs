@@ -6,12 +6,14 @@ use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bootshare_host::{Arch, Board, demo};
 use rustix::process::{Pid, Signal, kill_process};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use tempfile::TempDir;
 
 use crate::parts::{C_SERVER, LIMIT, demo_share, install, rust_server, target};
@@ -670,6 +672,96 @@ fn doctor_finds_this_machine_fit_and_says_what_is_missing() {
         ran.console.contains("apt-get install qemu-system-x86"),
         "{ran:?}"
     );
+    assert!(
+        ran.console.contains("warn  demo: cannot run apt-get"),
+        "{ran:?}"
+    );
+    let ran = tool.run(
+        tool.command(&[], &["demo", "out"])
+            .env("PATH", "/nonexistent"),
+    );
+    ran.expect(123, &["cannot run apt-get", "`bootshare-host boot /boot`"]);
+    assert_eq!(ran.errors.lines().count(), 1, "{ran:?}");
+}
+
+#[test]
+fn doctor_knows_the_version_of_qemu_and_warns_of_an_old_one() {
+    let tool = Tool::new(&[]);
+    let bin = tool.dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let doctor = |version: &str, rest: &str| {
+        let stub = format!(
+            "#!/bin/sh\ncase $1 in --version) echo 'QEMU emulator version {version} (Stub)' ;; \
+             *) {rest} ;; esac\n"
+        );
+        fs::write(tool.dir.path().join("stub"), stub).unwrap();
+        install(
+            &tool.dir.path().join("stub"),
+            &bin.join("qemu-system-x86_64"),
+        );
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        tool.run(tool.command(&[], &["doctor"]).env("PATH", path))
+    };
+    let real = "PATH=${PATH#*:}; exec qemu-system-x86_64 \"$@\"";
+    let ran = doctor("6.2.0", real);
+    for line in [
+        "ok    QEMU for x86_64: 6.2.0, with all boards",
+        "warn  version of QEMU for x86_64: it is older than those that Bootshare is tested with",
+    ] {
+        assert!(ran.console.contains(line), "{ran:?}");
+    }
+    let ran = doctor("4.1.0", "echo none");
+    assert_eq!(ran.status, Some(1), "{ran:?}");
+    let line =
+        "fail  QEMU for x86_64: qemu-system-x86_64 4.1.0 was built without the machine microvm";
+    assert!(ran.console.contains(line), "{ran:?}");
+}
+
+/// Has the kernel answer a system call of the program's with an error, as the seccomp filter of a
+/// container does that does not know the call.
+fn refuse(command: &mut Command, call: i64, errno: i32) -> &mut Command {
+    let filter = SeccompFilter::new(
+        [(call, vec![])].into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno.cast_unsigned()),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    // SAFETY: the closure makes two system calls and allocates nothing, as is required between
+    // fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            seccompiler::apply_filter(&program).map_err(|_| std::io::Error::last_os_error())
+        })
+    }
+}
+
+#[test]
+fn a_system_call_that_a_seccomp_filter_refuses_is_named_with_the_remedy() {
+    let tool = Tool::new(&[]);
+    let image = target().join("firmware").join(BOARD.firmware_name());
+    let boot = ["boot", "share", "--firmware", image.to_str().unwrap()];
+    let serve = ["serve", "share", "--socket", "tmp/socket"];
+    for (call, name, errno, said) in [
+        (libc::SYS_openat2, "openat2", libc::EPERM, "EPERM"),
+        (libc::SYS_openat2, "openat2", libc::ENOSYS, "ENOSYS"),
+        (libc::SYS_pidfd_open, "pidfd_open", libc::EPERM, "EPERM"),
+    ] {
+        let refused = format!("{name}(2) is refused with {said}, as by a container's seccomp");
+        let parts = [&*refused, "--security-opt seccomp=unconfined"];
+        let ran = tool.run(refuse(&mut tool.command(&[], &boot), call, errno));
+        ran.expect(123, &parts);
+        assert_eq!(ran.errors.lines().count(), 1, "{ran:?}");
+        assert!(!ran.errors.contains("is QEMU installed"), "{ran:?}");
+        if name == "openat2" {
+            let ran = tool.run(refuse(&mut tool.command(&[], &serve), call, errno));
+            ran.expect(123, &parts);
+        }
+        let ran = tool.run(refuse(&mut tool.command(&[], &["doctor"]), call, errno));
+        assert_eq!(ran.status, Some(1), "{ran:?}");
+        let line = format!("fail  system call {name}: {refused}");
+        assert!(ran.console.contains(&line), "{ran:?}");
+    }
 }
 
 /// A terminal: what its user sees, and what programs see as theirs.

@@ -1,0 +1,141 @@
+//! What `host/setup.sh` says on machines that it cannot, or may not, install on: each has the
+//! programs that a test gives it, and no other but those that the script itself runs.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+/// What the script runs to find out what is missing.
+const TOOLS: [&str; 10] = [
+    "cut", "dirname", "grep", "id", "printf", "sed", "sh", "sort", "tr", "uname",
+];
+
+struct Host {
+    dir: TempDir,
+}
+
+impl Host {
+    /// A machine with `stubs`: programs by their names, and what each does.
+    fn new(stubs: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bin = dir.path().join("bin");
+        fs::create_dir(&bin).unwrap();
+        for (name, script) in stubs {
+            let path = bin.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        for name in TOOLS {
+            let real = ["/usr/bin", "/bin"].map(|dir| Path::new(dir).join(name));
+            let real = real.iter().find(|path| path.exists()).unwrap();
+            // A stub may have taken its place.
+            if !bin.join(name).exists() {
+                symlink(real, bin.join(name)).unwrap();
+            }
+        }
+        Self { dir }
+    }
+
+    /// Asserts that the set-up for `purpose` fails with one line that has all of `parts`.
+    fn refuses(&self, purpose: &str, parts: &[&str]) {
+        let output = Command::new("/bin/sh")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("setup.sh"))
+            .arg(purpose)
+            .env_clear()
+            .env("PATH", self.dir.path().join("bin"))
+            .env("HOME", self.dir.path())
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        assert_eq!(errors.lines().count(), 1, "{errors}");
+        for part in parts {
+            assert!(errors.contains(part), "no {part:?} in {errors}");
+        }
+    }
+}
+
+const USER: (&str, &str) = ("id", "echo 1000");
+const CC: (&str, &str) = ("cc", "");
+const CARGO: (&str, &str) = ("cargo", "");
+
+#[test]
+fn without_apt_it_names_the_packages_as_the_distribution_does() {
+    for (manager, line, libraries) in [
+        (
+            "dnf",
+            "dnf install gcc glibc-devel rustup qemu-system-x86-core qemu-system-aarch64-core xz \
+             zstd lz4",
+            ["libcap-ng-devel", "libseccomp-devel"],
+        ),
+        (
+            "pacman",
+            "pacman -S gcc glibc rustup qemu-system-x86 qemu-system-aarch64 xz zstd lz4",
+            ["libcap-ng", "libseccomp"],
+        ),
+        (
+            "zypper",
+            "zypper install gcc glibc-devel rustup qemu-x86 qemu-arm xz zstd lz4",
+            ["libcap-ng-devel", "libseccomp-devel"],
+        ),
+    ] {
+        // Where these tests run as all others do, their headers are there.
+        let headers = ["/usr/include/cap-ng.h", "/usr/include/seccomp.h"];
+        let libraries = headers.into_iter().zip(libraries);
+        let missing = libraries.filter(|(header, _)| !Path::new(header).exists());
+        let parts = ["as root run: ", line].into_iter();
+        let parts: Vec<_> = parts.chain(missing.map(|(_, library)| library)).collect();
+        Host::new(&[(manager, "exit 9")]).refuses("test", &parts);
+    }
+    let parts = ["there is no apt-get here", " qemu-system-x86 ", " xz-utils"];
+    Host::new(&[]).refuses("run", &parts);
+}
+
+#[test]
+fn without_root_and_sudo_it_says_what_to_run_as_root() {
+    let apt = ("apt-get", "exit 9");
+    let line = "as root run: apt-get update && apt-get install --no-install-recommends gcc";
+    Host::new(&[USER, apt]).refuses("build", &["there is no sudo; ", line]);
+    // Nobody is there to type a password.
+    let sudo = ("sudo", "[ \"$1\" = -n ] && exit 1; exit 9");
+    Host::new(&[USER, apt, sudo]).refuses("build", &["could not install them", line]);
+}
+
+#[test]
+fn an_old_rust_is_named_with_what_is_needed() {
+    let oldest = env!("CARGO_PKG_RUST_VERSION");
+    let rustc = ("rustc", "echo 'rustc 1.63.0 (4b91a6ea7 2022-08-08)'");
+    let apt = ("apt-get", "exit 9");
+    Host::new(&[CC, CARGO, rustc, apt]).refuses(
+        "build",
+        &[
+            "this rustc is 1.63.0",
+            &format!("Rust {oldest} or newer is needed"),
+            "(apt-get install --no-install-recommends rust",
+        ],
+    );
+    // One that is recent enough lacks the rest.
+    let version =
+        format!("case $1 in --version) echo 'rustc {oldest}.0' ;; *) echo /nowhere ;; esac");
+    let host = Host::new(&[CC, ("rustc", &version), ("dnf", "exit 9")]);
+    host.refuses("build", &["dnf install rust-src cargo lld"]);
+}
+
+#[test]
+fn a_rustup_that_is_not_ready_is_named() {
+    let host = Host::new(&[CC, ("../.cargo/bin/rustup", "")]);
+    let home = host.dir.path().display();
+    host.refuses(
+        "build",
+        &[
+            &format!("{home}/.cargo/bin/rustup is not in PATH"),
+            &format!("run . {home}/.cargo/env"),
+        ],
+    );
+    let host = Host::new(&[CC, ("rustup-init", "")]);
+    host.refuses("build", &["run rustup-init"]);
+}
