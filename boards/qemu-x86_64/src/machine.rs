@@ -12,10 +12,7 @@ use bootshare::{
     boot::memory::{MemoryMap, Range},
     hal::IdentityHal,
     loader::{Architecture, Board, ExitStatus, HandOff, Protocol},
-    transport::{
-        Address, Device, DeviceList, FsTransport, mmio,
-        pci::{BarRules, scan},
-    },
+    transport::{Address, Device, DeviceList, FsTransport, mmio, pci::scan},
 };
 use core::{arch::asm, cell::RefCell, ptr, time::Duration};
 use heapless::Vec;
@@ -33,8 +30,6 @@ static START_INFO: Once<StartInfo> = Once::new();
 /// One of QEMU's `microvm`, `q35` and `pc`.
 pub struct Machine {
     info: &'static StartInfo,
-    /// It started as a ROM, and nothing else was there before.
-    is_rom: bool,
     /// The clock's count at the first instruction.
     entered: u64,
     clock: Clock,
@@ -72,7 +67,6 @@ pub extern "sysv64" fn main(start_info: u32, entered: u64) -> ! {
     paging.protect(&[entry::STACK.guard(), exceptions::STACK.guard()]);
     let machine = Machine {
         info,
-        is_rom,
         entered,
         clock,
         paging,
@@ -164,29 +158,20 @@ impl Board for Machine {
             log::warn!("the devices were given away by the first search");
             return found;
         }
-        let Some(ports) = pci::Ports::find() else {
+        let Some(mut ports) = pci::Ports::find() else {
             self.probe_slots(&mut found);
             return found;
         };
-        let Self {
-            info,
-            is_rom,
-            paging,
-            ..
-        } = self;
+        let Self { info, paging, .. } = self;
         let paging = RefCell::new(paging);
-        let rules = BarRules {
-            accept: &|address, size| {
-                let bar = Range::with_size(address, size);
-                placement::is_device_memory(&info.memory_map, bar)
-                    && paging.borrow_mut().map_device(bar)
-            },
-            // SeaBIOS has placed all BARs, and knows the chipset's windows, unless we are it.
-            unassigned: is_rom.then(|| placement::pci_window(&info.memory_map)),
+        let accept = |address, size| {
+            let bar = Range::with_size(address, size);
+            placement::is_device_memory(&info.memory_map, bar)
+                && paging.borrow_mut().map_device(bar)
         };
         // SAFETY: nothing else uses PCI, and this line runs once. What the rules accept is mapped,
         // outside of everything that the platform's memory map or the chipset claims.
-        unsafe { scan::<IdentityHal, _>(ports, rules, &mut found) };
+        unsafe { scan::<IdentityHal, _>(&mut ports, &accept, &mut found) };
         found
     }
 

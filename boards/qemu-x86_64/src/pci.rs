@@ -48,8 +48,8 @@ impl ConfigurationAccess for Ports {
     }
 
     fn write_word(&mut self, device_function: DeviceFunction, register_offset: u8, data: u32) {
-        // SAFETY: the caller has the device for itself; where it may answer in memory is checked
-        // by the rules given to `pci::scan`.
+        // SAFETY: the caller has the device for itself; where it may answer in memory is what
+        // `pci::set_up` was given, or checked by what `pci::scan` was.
         unsafe { Self::select(device_function, register_offset).write(data) };
     }
 
