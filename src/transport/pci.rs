@@ -1,5 +1,6 @@
 //! Virtio over PCI, modern devices (virtio 1.2, section 4.1).
 
+mod ecam;
 mod set_up;
 
 use super::{
@@ -9,6 +10,7 @@ use super::{
 };
 use crate::hal::Hal;
 use core::{iter, mem::size_of, ptr::NonNull};
+pub use ecam::Ecam;
 use safe_mmio::{
     UniqueMmioPointer, field, field_shared,
     fields::{ReadOnly, ReadPure, ReadPureWrite, WriteOnly},

@@ -2,9 +2,7 @@
 
 use crate::{
     clock::Clock,
-    console, cpu,
-    ecam::Ecam,
-    exit, fw_cfg,
+    console, cpu, exit, fw_cfg,
     mapping::{self, Image, MAPPED_END, RAM_START, Table},
     rest,
     tree::{ECAM_BUS_SIZE, PciHost, Tree},
@@ -13,7 +11,10 @@ use bootshare::{
     boot::memory::{MemoryMap, Range},
     hal::IdentityHal,
     loader::{Architecture, Board, ExitStatus, HandOff},
-    transport::{Address, Device, DeviceList, FsTransport, mmio, pci},
+    transport::{
+        Address, Device, DeviceList, FsTransport, mmio,
+        pci::{self, Ecam},
+    },
 };
 use core::{
     ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut},

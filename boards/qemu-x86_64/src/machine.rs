@@ -4,7 +4,8 @@ use crate::{
     clock::Clock,
     console, cpuid, entry, exceptions, exit,
     paging::{self, Paging},
-    pci, placement, pvh, rom,
+    pci::{self, Configuration},
+    placement, pvh, rom,
     start_info::{self, StartInfo},
     words,
 };
@@ -12,7 +13,10 @@ use bootshare::{
     boot::memory::{MemoryMap, Range},
     hal::IdentityHal,
     loader::{Architecture, Board, ExitStatus, HandOff, Protocol},
-    transport::{Address, Device, DeviceList, FsTransport, mmio, pci::scan},
+    transport::{
+        Address, Device, DeviceList, FsTransport, mmio,
+        pci::{scan, set_up},
+    },
 };
 use core::{arch::asm, cell::RefCell, ptr, time::Duration};
 use heapless::Vec;
@@ -158,9 +162,18 @@ impl Board for Machine {
             log::warn!("the devices were given away by the first search");
             return found;
         }
-        let Some(mut ports) = pci::Ports::find() else {
+        let mut configuration = if let Some(ports) = pci::Ports::find() {
+            // SeaBIOS has set it up, or our ROM.
+            Configuration::Ports(ports)
+        } else {
             self.probe_slots(&mut found);
-            return found;
+            // SAFETY: without ports this is `microvm`; the first 4 GiB are mapped, and this line
+            // runs once.
+            let Some(mut express) = (unsafe { Configuration::find_express() }) else {
+                return found;
+            };
+            set_up(&mut express, pci::EXPRESS_WINDOW, u8::MAX);
+            express
         };
         let Self { info, paging, .. } = self;
         let paging = RefCell::new(paging);
@@ -171,7 +184,7 @@ impl Board for Machine {
         };
         // SAFETY: nothing else uses PCI, and this line runs once. What the rules accept is mapped,
         // outside of everything that the platform's memory map or the chipset claims.
-        unsafe { scan::<IdentityHal, _>(&mut ports, &accept, &mut found) };
+        unsafe { scan::<IdentityHal, _>(&mut configuration, &accept, &mut found) };
         found
     }
 

@@ -7,7 +7,9 @@ use crate::{
     e820::{self, Entry},
     fw_cfg::{self, Ports},
     machine::{FIRST_SLOT, SLOT_SIZE},
-    paging, pci, placement,
+    paging,
+    pci::{self, Configuration},
+    placement,
     start_info::{MAX_COMMAND_LINE, StartInfo},
     table_loader::{self, Files},
 };
@@ -81,7 +83,8 @@ pub unsafe fn read(clock: Clock) -> Result<StartInfo, Error> {
     let has_pci = pci.is_some();
     if let Some(mut pci) = pci {
         e820::reserve(&mut memory_map, chipset::set_up(&mut pci)?)?;
-        set_up(&mut pci, placement::pci_window(&memory_map), u8::MAX);
+        let window = placement::pci_window(&memory_map);
+        set_up(&mut Configuration::Ports(pci), window, u8::MAX);
     }
     // SAFETY: the map is QEMU's, and only the image uses memory, as the caller says.
     let rsdp = unsafe { load_tables(&mut device, &mut memory_map) }?;
