@@ -126,7 +126,10 @@ pub struct Machine {
     pub without_status: bool,
     /// Start aarch64 at EL2.
     pub el2: bool,
-    /// More QEMU arguments, passed as they are.
+    /// Devices of the first shares, by their driver and properties, in place of the board's own:
+    /// `vhost-user-fs-pci,bus=port1` behind a bridge that `qemu_args` add.
+    pub devices: Vec<String>,
+    /// More QEMU arguments, passed as they are, before those for the shares' devices.
     pub qemu_args: Vec<OsString>,
 }
 
@@ -162,6 +165,7 @@ impl Machine {
             legacy_mmio: false,
             without_status: false,
             el2: false,
+            devices: Vec::new(),
             qemu_args: Vec::new(),
         }
     }
@@ -239,8 +243,8 @@ impl Machine {
         }
 
         console(&mut qemu, wiring);
-        self.devices(&mut qemu, &wiring.sockets);
         qemu.args.extend(self.qemu_args.iter().cloned());
+        self.devices(&mut qemu, &wiring.sockets);
         qemu
     }
 
@@ -292,6 +296,7 @@ impl Machine {
                 join(&format!("socket,id=fs{index},path="), socket),
             );
             let queues = self.request_queues;
+            let device = self.devices.get(index).map_or(device, String::as_str);
             let device = format!("{device},chardev=fs{index},num-request-queues={queues},tag=");
             qemu.option("-device", join(&device, OsStr::new(&share.tag)));
         }
