@@ -16,6 +16,7 @@ use object::{Object, ObjectSection};
 
 use crate::board::Arch;
 use crate::guest::Parts;
+use crate::output;
 
 /// The tag that the demo's init mounts unless told another.
 pub const TAG: &str = "bootshare";
@@ -29,10 +30,32 @@ pub const PARTS: &str = "target/guest";
 /// What the share's greeting says.
 pub const GREETING: &str = "Hello from a directory on the host, read over virtio-fs.\n";
 
+/// The files of the demo, besides the kernel.
+const INITRD_FILE: &str = "initrd.img";
+const CMDLINE_FILE: &str = "cmdline";
+const GREETING_FILE: &str = "greeting.txt";
+
 /// The modules that mount a share on any board; a kernel may have some of them built in.
 const MODULES: [&str; 3] = ["virtio_mmio", "virtio_pci", "virtiofs"];
 
 const INIT: &str = include_str!("demo-init.sh");
+
+/// Checks that `out` has no files that [`make`] would replace, other than those of an earlier demo.
+///
+/// # Errors
+/// There is such a file.
+pub fn check(arch: Arch, out: &Path) -> Result<()> {
+    let is_demo = fs::read(out.join(GREETING_FILE)).is_ok_and(|text| text == GREETING.as_bytes());
+    let names = [arch.kernel_name(), INITRD_FILE, CMDLINE_FILE, GREETING_FILE];
+    let mut paths = names.iter().map(|name| out.join(name));
+    match paths.find(|path| !is_demo && fs::symlink_metadata(path).is_ok()) {
+        Some(path) => bail!(
+            "{} is there, and not from a demo: name an empty directory, or use --force",
+            path.display()
+        ),
+        None => Ok(()),
+    }
+}
 
 /// Makes the demo share in `out`.
 ///
@@ -41,10 +64,7 @@ const INIT: &str = include_str!("demo-init.sh");
 pub fn make(parts: &Parts, out: &Path) -> Result<()> {
     let arch = parts.arch;
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    let write = |name: &str, bytes: &[u8]| {
-        let path = out.join(name);
-        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
-    };
+    let write = |name: &str, bytes: &[u8]| output::replace(&out.join(name), bytes);
     let path = parts.kernel()?;
     let kernel = read(&path)?;
     let kernel = match arch {
@@ -52,7 +72,7 @@ pub fn make(parts: &Parts, out: &Path) -> Result<()> {
         Arch::Aarch64 => raw_arm64_image(kernel).with_context(|| path.display().to_string())?,
     };
     write(arch.kernel_name(), &kernel)?;
-    write("initrd.img", &initramfs(parts)?)?;
+    write(INITRD_FILE, &initramfs(parts)?)?;
     let reset = match arch {
         // microvm has none of the hardware that Linux resets a PC with, and its search for it
         // hangs now and then: reset by a triple fault.
@@ -60,8 +80,8 @@ pub fn make(parts: &Parts, out: &Path) -> Result<()> {
         Arch::Aarch64 => "",
     };
     let cmdline = format!("console={} panic=-1{reset} loglevel=3\n", arch.serial());
-    write("cmdline", cmdline.as_bytes())?;
-    write("greeting.txt", GREETING.as_bytes())
+    write(CMDLINE_FILE, cmdline.as_bytes())?;
+    write(GREETING_FILE, GREETING.as_bytes())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -1,7 +1,7 @@
 //! The commands of a machine, for a person to run: a shell script that starts the servers, then QEMU,
 //! and leaves nothing behind.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -9,17 +9,28 @@ use crate::process::{Invocation, quote};
 use crate::qemu::{Machine, Share, Wiring};
 use crate::virtiofsd::{Endpoint, Virtiofsd};
 
+/// What stands for the script's own directory until its text is whole: no shell quotes it.
+const DIR: &str = "/directory-of-the-script";
+
 impl Machine {
-    /// The server and QEMU commands of this machine for a person to run, sockets under `dir`.
+    /// The server and QEMU commands of this machine, as a script that a person can run. It makes a
+    /// directory of its own for the sockets, runs `prepare`, which may use it as `"$dir"`, and leaves
+    /// nothing behind.
     ///
     /// # Errors
     /// The machine's description is wrong, or its server is no virtiofsd.
-    pub fn dry_run(&self, dir: &Path) -> Result<String> {
+    pub fn dry_run(&self, prepare: &str) -> Result<String> {
         self.check()?;
         let sockets: Vec<_> = (0..self.shares.len())
-            .map(|n| dir.join(format!("bootshare-fs{n}.sock")))
+            .map(|n| Path::new(DIR).join(format!("fs{n}.sock")))
             .collect();
-        let mut text = String::new();
+        // In a shell of its own, whose end takes everything along. Our own server would wait for the
+        // next QEMU; another may be gone.
+        let mut text = format!(
+            "(\ndir=$(mktemp -d) || exit\n\
+             trap 'kill $servers 2>/dev/null; rm -rf \"$dir\"' EXIT\n\
+             trap 'exit 130' INT TERM\n{prepare}"
+        );
         let external = self.server.as_deref().map(Virtiofsd::ask).transpose()?;
         for (number, (share, socket)) in self.shares.iter().zip(&sockets).enumerate() {
             let command = match &external {
@@ -29,11 +40,10 @@ impl Machine {
                 }
                 None => self.serve_invocation(share, socket, number)?,
             };
-            // A server listens a moment after its start, and QEMU does not wait for it; the C
-            // server leaves its socket behind.
+            // A server listens a moment after its start, and QEMU does not wait for it.
             let socket = quote(socket.as_os_str());
             text.push_str(&format!(
-                "rm -f {socket}\n{} &\n\
+                "{} &\n\
                  servers=\"$servers $!\"\n\
                  while [ ! -S {socket} ] && kill -0 $!; do sleep 0.1; done\n",
                 command.shell()
@@ -45,18 +55,8 @@ impl Machine {
             interactive: true,
         };
         text.push_str(&self.invocation(&wiring).shell());
-        text.push('\n');
-        if !wiring.sockets.is_empty() {
-            // Ours would wait for the next QEMU.
-            let end = if external.is_none() {
-                "kill $servers\n"
-            } else {
-                ""
-            };
-            let remove = remove(&wiring.sockets).shell();
-            text.push_str(&format!("status=$?\n{end}{remove}\n(exit $status)\n"));
-        }
-        Ok(text)
+        text.push_str("\n)\n");
+        Ok(text.replace(DIR, "\"$dir\""))
     }
 
     /// The command that serves a share as the embedded server would.
@@ -87,17 +87,6 @@ impl Machine {
     }
 }
 
-/// Removes the sockets.
-fn remove(sockets: &[PathBuf]) -> Invocation {
-    let mut remove = Invocation::new("rm");
-    remove.arg("-f");
-    for socket in sockets {
-        // The Rust virtiofsd leaves a file with its process number, too.
-        remove.arg(socket).arg(socket.with_extension("sock.pid"));
-    }
-    remove
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,7 +97,7 @@ mod tests {
         let mut machine = Machine::new(Board::X86_64Pc, std::env::current_exe().unwrap());
         machine.shares = vec![Share::new("a", "/"), Share::new("b", "/")];
         machine.trace = Some("/t/trace".into());
-        let text = machine.dry_run(Path::new("/tmp")).unwrap();
+        let text = machine.dry_run("").unwrap();
         for option in ["--trace /t/trace ", "--trace /t/trace.1 "] {
             assert_eq!(text.matches(option).count(), 1, "{text}");
         }

@@ -268,6 +268,11 @@ impl Machine {
         }
     }
 
+    /// Whether someone asked for a machine that does not run, for example to attach a debugger.
+    pub(crate) fn stays_paused(&self) -> bool {
+        self.qemu_args.iter().any(|arg| arg == "-S")
+    }
+
     /// How the firmware ends QEMU with a status of its own, or with 1.
     fn status(&self, qemu: &mut Invocation) {
         match (self.board.arch(), self.accel) {
@@ -326,7 +331,8 @@ fn console(qemu: &mut Invocation, wiring: &Wiring) {
     if let Some(path) = &wiring.qmp {
         qemu.option("-chardev", join("socket,id=qmp,path=", path));
         qemu.option("-mon", "chardev=qmp,mode=control");
-        // The machine starts when we say so: nobody is told how one ended that was faster.
+        // The machine starts when the monitor says so: one that ends before the monitor listens could
+        // not tell how.
         qemu.arg("-S");
     }
 }

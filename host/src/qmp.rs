@@ -41,6 +41,7 @@ enum Message {
 
 /// Where QEMU is asked, and tells how the guest ended.
 pub(crate) struct Monitor {
+    starts_machine: bool,
     listener: Option<UnixListener>,
     stream: Option<UnixStream>,
     /// The start of a line.
@@ -59,8 +60,9 @@ enum Question {
 
 impl Monitor {
     /// Listens for QEMU at `path`.
-    pub(crate) fn listen(path: &Path) -> Result<Self> {
+    pub(crate) fn listen(path: &Path, starts_machine: bool) -> Result<Self> {
         Ok(Self {
+            starts_machine,
             listener: Some(UnixListener::bind(path).context("cannot listen for QEMU")?),
             stream: None,
             partial: Vec::new(),
@@ -81,7 +83,9 @@ impl Monitor {
             let (mut stream, _) = listener.accept().context("cannot talk to QEMU")?;
             // It answers once the machine is built.
             send(&mut stream, "qmp_capabilities")?;
-            send(&mut stream, "cont")?;
+            if self.starts_machine {
+                send(&mut stream, "cont")?;
+            }
             self.stream = Some(stream);
             return Ok(());
         }

@@ -136,8 +136,7 @@ impl Boot {
         let dry_run = self.dry_run;
         let machine = self.machine(board, &image)?;
         if dry_run {
-            let commands = machine.dry_run(&std::env::temp_dir())?;
-            print(image.outlive(commands)?.as_bytes())?;
+            print(image.dry_run(&machine)?.as_bytes())?;
             return Ok(0);
         }
         let watched = machine.watch.expect.is_some() || machine.watch.fail.is_some();

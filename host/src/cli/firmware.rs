@@ -8,8 +8,8 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use bootshare_host::Board;
 use bootshare_host::process::Invocation;
+use bootshare_host::{Board, Machine, output};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 /// Where `make firmware` leaves the images.
@@ -90,21 +90,16 @@ impl Image {
         })
     }
 
-    /// `commands`, which name our image, for a person to run when we are gone.
-    pub(super) fn outlive(&self, commands: String) -> Result<String> {
+    /// A script of the machine's commands that works when this process is gone.
+    pub(super) fn dry_run(&self, machine: &Machine) -> Result<String> {
         let Some(name) = self.carried else {
-            return Ok(commands);
+            return machine.dry_run("");
         };
-        let dir = std::env::temp_dir();
-        let ours = self.path.display().to_string();
-        let theirs = Invocation::new(dir.join(name)).shell();
         let mut write = Invocation::new(program()?);
-        write.arg("firmware").arg(dir);
-        Ok(format!(
-            "{}\n{}",
-            write.shell(),
-            commands.replace(&ours, &theirs)
-        ))
+        let write = write.arg("firmware").shell();
+        let script = machine.dry_run(&format!("{write} \"$dir\" || exit\n"))?;
+        let ours = self.path.display().to_string();
+        Ok(script.replace(&ours, &format!("\"$dir\"/{name}")))
     }
 }
 
@@ -140,8 +135,7 @@ pub(super) fn write(dir: &Path) -> Result<()> {
     );
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     for (name, bytes) in CARRIED {
-        let path = dir.join(name);
-        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        output::replace(&dir.join(name), bytes)?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::builder::styling::{AnsiColor, Style, Styles};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint, value_parser};
 
@@ -19,7 +19,7 @@ use bootshare_host::guest::Parts;
 use bootshare_host::serve::{
     self, DEFAULT_THREADS, Fault, MAX_REQUEST_QUEUES, Options, RULES, Trace,
 };
-use bootshare_host::{Board, demo, rom, size};
+use bootshare_host::{Board, demo, output, rom, size};
 
 /// Exit status when nothing could be started: bad usage, something missing.
 const NOT_STARTED: u8 = 123;
@@ -147,6 +147,9 @@ struct Demo {
     /// Where Debian's packages are kept once downloaded
     #[arg(long, default_value = demo::PARTS, value_name = "DIR", value_hint = ValueHint::DirPath)]
     parts: PathBuf,
+    /// Replace files of the demo's names that are not the demo's
+    #[arg(long)]
+    force: bool,
 }
 
 /// Runs the command that the arguments name.
@@ -216,6 +219,9 @@ impl Sub {
             Self::Doctor => return doctor::run(),
             Self::Demo(demo) => {
                 let board = demo.board.unwrap_or_else(Board::of_this_machine);
+                if !demo.force {
+                    demo::check(board.arch(), &demo.out)?;
+                }
                 let parts = Parts::fetch(board.arch(), &demo.parts)?;
                 demo::make(&parts, &demo.out)?;
             }
@@ -227,10 +233,16 @@ impl Sub {
             }
             Self::Rom { image, rom } => {
                 let bytes = rom::make(&image)?;
+                let is_image = fs::canonicalize(&rom)
+                    .is_ok_and(|rom| fs::canonicalize(&image).is_ok_and(|image| image == rom));
+                ensure!(
+                    !is_image,
+                    "{} would replace the image it is made from: name another file",
+                    rom.display()
+                );
                 // What is the same keeps its time: `make host` builds from it.
                 if fs::read(&rom).ok().as_ref() != Some(&bytes) {
-                    fs::write(&rom, bytes)
-                        .with_context(|| format!("cannot write {}", rom.display()))?;
+                    output::replace(&rom, &bytes)?;
                 }
             }
             Self::Completions { shell } => {
@@ -239,9 +251,17 @@ impl Sub {
                 print(&text)?;
             }
             Self::Man { dir } => {
-                fs::create_dir_all(&dir)
-                    .and_then(|()| clap_mangen::generate_to(Cli::command(), &dir))
-                    .with_context(|| format!("cannot write to {}", dir.display()))?;
+                let write = || -> Result<()> {
+                    let pages = tempfile::tempdir()?;
+                    clap_mangen::generate_to(Cli::command(), &pages)?;
+                    fs::create_dir_all(&dir)?;
+                    for page in fs::read_dir(&pages)? {
+                        let page = page?;
+                        output::replace(&dir.join(page.file_name()), &fs::read(page.path())?)?;
+                    }
+                    Ok(())
+                };
+                write().with_context(|| format!("cannot write to {}", dir.display()))?;
             }
         }
         Ok(0)

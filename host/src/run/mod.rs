@@ -170,7 +170,7 @@ impl<'a, 's> Run<'a, 's> {
             take_step(&mut steps, &mut servers, None);
         }
         let qmp = socket(sockets.path(), "qmp")?;
-        let monitor = Monitor::listen(&qmp)?;
+        let monitor = Monitor::listen(&qmp, !machine.stays_paused())?;
         let interactive = console.is_interactive();
         let wiring = Wiring {
             sockets: paths,

@@ -18,6 +18,7 @@ mod trace;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -188,7 +189,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub fn run(options: &Options, path: &Path) -> Result<()> {
     let interrupt = crate::interrupt::interrupted().context("cannot watch for signals")?;
     let listener = bind(path)?;
-    let _socket = Socket(path);
+    let _socket = Socket::new(path)?;
     let server = Server::start(options, listener)?;
     either(interrupt, server.failed()).context("cannot wait for QEMU")?;
     match server.failure() {
@@ -197,13 +198,23 @@ pub fn run(options: &Options, path: &Path) -> Result<()> {
     }
 }
 
-/// A socket at `path`, also where a server that was killed left its own.
+/// A socket at `path`, also where a server that was killed left its own. Nothing else is replaced.
 fn bind(path: &Path) -> Result<UnixListener> {
     let listen = || UnixListener::bind(path);
     let listener = match listen() {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            let found = fs::symlink_metadata(path);
+            ensure!(
+                found.is_ok_and(|found| found.file_type().is_socket()),
+                "cannot listen on {}: there is a file that is no socket: choose another path",
+                path.display()
+            );
             let lives = std::os::unix::net::UnixStream::connect(path).is_ok();
-            ensure!(!lives, "a server listens on {} already", path.display());
+            ensure!(
+                !lives,
+                "a server listens on {} already: choose another path, or end it",
+                path.display()
+            );
             fs::remove_file(path).and_then(|()| listen())
         }
         other => other,
@@ -211,12 +222,31 @@ fn bind(path: &Path) -> Result<UnixListener> {
     listener.with_context(|| format!("cannot listen on {}", path.display()))
 }
 
-/// A socket's name, gone with this.
-struct Socket<'a>(&'a Path);
+/// A socket that was bound; its name is gone with this, unless it has become another file's.
+struct Socket<'a> {
+    path: &'a Path,
+    /// Device and inode number.
+    identity: (u64, u64),
+}
+
+impl<'a> Socket<'a> {
+    fn new(path: &'a Path) -> Result<Self> {
+        let identity = identity(path);
+        let identity = identity.with_context(|| format!("cannot look at {}", path.display()))?;
+        Ok(Self { path, identity })
+    }
+}
 
 impl Drop for Socket<'_> {
     fn drop(&mut self) {
-        // Somebody may have removed it before us.
-        let _ = fs::remove_file(self.0);
+        if identity(self.path).is_ok_and(|found| found == self.identity) {
+            // Somebody may have removed it before us.
+            let _ = fs::remove_file(self.path);
+        }
     }
+}
+
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    let found = fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
 }

@@ -17,18 +17,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
+use tempfile::NamedTempFile;
 
 use super::fault::Verdict;
 use super::lock;
 use super::opcode::{self, word};
+use crate::output;
 
 /// How much of a request is kept: its header, and of its body what names need.
 pub(super) const REQUEST_HEAD: usize = 40 + 512;
@@ -56,8 +58,34 @@ pub(super) fn reply_head(opcode: u32) -> usize {
 pub struct Trace {
     path: PathBuf,
     start: Instant,
-    file: Mutex<Option<File>>,
+    file: Mutex<Destination>,
 }
+
+/// Where the lines go.
+#[derive(Debug)]
+enum Destination {
+    /// Into a file that gets its name with the first line, when all that can fail before has not.
+    Beside(NamedTempFile),
+    Open(File),
+    /// Nowhere: it could not be written.
+    Ended,
+}
+
+impl Destination {
+    fn write(&mut self, path: &Path, line: &[u8]) -> Result<()> {
+        let mut file = match std::mem::replace(self, Self::Ended) {
+            Self::Beside(file) => output::put(file, path)?,
+            Self::Open(file) => file,
+            Self::Ended => return Ok(()),
+        };
+        file.write_all(line)?;
+        *self = Self::Open(file);
+        Ok(())
+    }
+}
+
+/// The first line of each trace.
+const HEADER: &[u8] = b"{\"bootshare-trace\":1}\n";
 
 /// A request and what became of it.
 pub(super) struct Exchange<'a> {
@@ -73,21 +101,18 @@ pub(super) struct Exchange<'a> {
 }
 
 impl Trace {
-    /// Makes the file, or empties it.
+    /// A trace that is made, or replaces an earlier one, with the first request. A device or a pipe
+    /// is written to as it is.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// It cannot be written, or there is a file that is no trace.
     pub fn create(path: &Path) -> Result<Self> {
-        let write = || -> std::io::Result<File> {
-            let mut file = File::create(path)?;
-            file.write_all(b"{\"bootshare-trace\":1}\n")?;
-            Ok(file)
-        };
-        let file = write().with_context(|| format!("cannot write the trace {}", path.display()))?;
+        let file = destination(path)
+            .with_context(|| format!("cannot write the trace {}", path.display()))?;
         Ok(Self {
             path: path.to_owned(),
             start: Instant::now(),
-            file: Mutex::new(Some(file)),
+            file: Mutex::new(file),
         })
     }
 
@@ -95,16 +120,35 @@ impl Trace {
         let end = Instant::now();
         let mut line = exchange.describe(self.start, end).to_string();
         line.push('\n');
-        let mut file = lock(&self.file);
-        if let Some(open) = file.as_mut()
-            && let Err(error) = open.write_all(line.as_bytes())
-        {
+        if let Err(error) = lock(&self.file).write(&self.path, line.as_bytes()) {
             // The guest goes on; what is in the file so far is good.
             let path = self.path.display();
-            eprintln!("bootshare-host: warning: the trace {path} ends here: {error}");
-            *file = None;
+            eprintln!("bootshare-host: warning: the trace {path} ends here: {error:#}");
         }
     }
+}
+
+fn destination(path: &Path) -> Result<Destination> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() => {
+            let mut head = Vec::new();
+            let file = File::open(path)?;
+            file.take(HEADER.len() as u64).read_to_end(&mut head)?;
+            ensure!(
+                head.is_empty() || head == HEADER,
+                "there is a file that is no trace: choose another name, or remove it"
+            );
+        }
+        Ok(found) if !found.is_symlink() => {
+            let mut file = File::options().write(true).open(path)?;
+            file.write_all(HEADER)?;
+            return Ok(Destination::Open(file));
+        }
+        _ => {}
+    }
+    let mut file = output::beside(path)?;
+    file.write_all(HEADER)?;
+    Ok(Destination::Beside(file))
 }
 
 fn micros(time: Duration) -> u64 {
@@ -440,6 +484,38 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_takes_no_file_that_is_something_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trace");
+        let record = |trace: Trace| {
+            trace.record(&Exchange {
+                tag: "t",
+                start: Instant::now(),
+                request: &request(1, 1, b"x\0"),
+                request_len: 42,
+                reply: None,
+                verdict: Verdict::default(),
+            });
+        };
+        fs::write(&path, "a kernel").unwrap();
+        let error = format!("{:#}", Trace::create(&path).unwrap_err());
+        assert!(error.contains("no trace: choose another name"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"a kernel");
+        // A link is replaced by the first request, and not before.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        drop(Trace::create(&link).unwrap());
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        record(Trace::create(&link).unwrap());
+        assert_eq!(fs::read(&path).unwrap(), b"a kernel");
+        assert!(fs::read(&link).unwrap().starts_with(HEADER));
+        // An earlier trace is replaced.
+        record(Trace::create(&link).unwrap());
+        assert_eq!(fs::read_to_string(&link).unwrap().lines().count(), 2);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
     fn a_trace_reads_as_a_table_with_paths_and_totals() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace");
@@ -496,10 +572,10 @@ mod tests {
     fn another_file_is_refused_and_half_a_line_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        std::fs::write(&path, "hello\n").unwrap();
+        fs::write(&path, "hello\n").unwrap();
         let error = print(&path, &mut Vec::new()).unwrap_err().to_string();
         assert!(error.contains("is no trace"), "{error}");
-        std::fs::write(&path, "{\"bootshare-trace\":1}\n{\"at\":").unwrap();
+        fs::write(&path, "{\"bootshare-trace\":1}\n{\"at\":").unwrap();
         let mut text = Vec::new();
         print(&path, &mut text).unwrap();
         assert!(

@@ -1,0 +1,74 @@
+//! Files that the tool writes for its user. Each is written beside its place and renamed into it:
+//! nobody sees half of one, and a link is replaced, never followed.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use tempfile::NamedTempFile;
+
+/// An empty file beside `path`, gone unless it is [put](put) there.
+///
+/// # Errors
+/// The directory cannot be written to.
+pub(crate) fn beside(path: &Path) -> Result<NamedTempFile> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    tempfile::Builder::new()
+        .prefix(".bootshare-")
+        // As for any new file: the umask takes from these.
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(dir)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Gives the file its name; what had the name before is replaced.
+///
+/// # Errors
+/// The file system refuses it, for example because the name is a directory's.
+pub(crate) fn put(file: NamedTempFile, path: &Path) -> Result<fs::File> {
+    let put = file.persist(path).map_err(|error| error.error);
+    put.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Replaces the file at `path` by one with these bytes.
+///
+/// # Errors
+/// It cannot be written.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = beside(path)?;
+    file.write_all(bytes)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    put(file, path).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_replaced_and_what_it_leads_to_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&file, "theirs").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        replace(&link, b"ours").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"theirs");
+        assert!(!fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read(&link).unwrap(), b"ours");
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("directory");
+        fs::create_dir(&path).unwrap();
+        let error = replace(&path, b"ours").unwrap_err().to_string();
+        assert!(error.contains("directory"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
