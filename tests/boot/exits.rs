@@ -1,6 +1,6 @@
 //! The firmware's end, whatever the machine has to end QEMU with: a failure is never a success.
 
-use bootshare_host::{Board, Machine, Outcome};
+use bootshare_host::{Board, Outcome};
 
 use crate::lab::{Run, Server, demo_share, machine, run};
 
@@ -55,15 +55,4 @@ pub(crate) fn by_a_panic(board: Board) {
     assert_eq!(end(board, SUCCEEDS, &ours).outcome, Outcome::PowerOff);
     assert_eq!(end(board, FAILS, &ours).outcome, Outcome::Panic);
     expect_halt(&end(board, FAILS, &["-device", "pvpanic-pci"]));
-}
-
-/// Where it can go on no further before it knows the machine.
-pub(crate) fn at_el3(board: Board) {
-    let mut machine: Machine = machine(board, Server::Embedded, demo_share(board.arch()), "");
-    machine.without_status = true;
-    machine.qemu_args = ["-machine", "secure=on"].map(Into::into).into();
-    machine.time_limit = Some(std::time::Duration::from_secs(2));
-    let run = run(&machine);
-    assert_eq!(run.outcome, Outcome::TimedOut);
-    assert_eq!(run.lines.len(), 1, "{:?}", run.lines);
 }
