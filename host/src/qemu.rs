@@ -126,7 +126,10 @@ pub struct Machine {
     pub without_status: bool,
     /// Start aarch64 at EL2.
     pub el2: bool,
-    /// More QEMU arguments, passed as they are.
+    /// Devices of the first shares, by their driver and properties, in place of the board's own:
+    /// `vhost-user-fs-pci,bus=port1` behind a bridge that `qemu_args` add.
+    pub devices: Vec<String>,
+    /// More QEMU arguments, passed as they are, before those for the shares' devices.
     pub qemu_args: Vec<OsString>,
 }
 
@@ -162,6 +165,7 @@ impl Machine {
             legacy_mmio: false,
             without_status: false,
             el2: false,
+            devices: Vec::new(),
             qemu_args: Vec::new(),
         }
     }
@@ -239,13 +243,17 @@ impl Machine {
         }
 
         console(&mut qemu, wiring);
-        self.devices(&mut qemu, &wiring.sockets);
         qemu.args.extend(self.qemu_args.iter().cloned());
+        self.devices(&mut qemu, &wiring.sockets);
         qemu
     }
 
     fn processor(&self, qemu: &mut Invocation) {
-        let mut machine = format!("{},memory-backend=ram", self.board.machine());
+        let mut machine = self.board.machine().to_owned();
+        // Of NUMA nodes each says whose memory it has: `memdev=ram`, or another object that is shared.
+        if !self.qemu_args.iter().any(|arg| arg == "-numa") {
+            machine.push_str(",memory-backend=ram");
+        }
         if self.el2 {
             machine.push_str(",virtualization=on");
         }
@@ -288,6 +296,7 @@ impl Machine {
                 join(&format!("socket,id=fs{index},path="), socket),
             );
             let queues = self.request_queues;
+            let device = self.devices.get(index).map_or(device, String::as_str);
             let device = format!("{device},chardev=fs{index},num-request-queues={queues},tag=");
             qemu.option("-device", join(&device, OsStr::new(&share.tag)));
         }
@@ -446,6 +455,15 @@ mod tests {
             assert!(text.contains("share=on"), "{text}");
             assert!(text.contains("-no-reboot"), "{text}");
         }
+    }
+
+    #[test]
+    fn numa_nodes_say_themselves_whose_memory_they_have() {
+        let mut machine = machine(Board::Aarch64Virt);
+        machine.qemu_args = ["-numa", "node,memdev=ram"].map(Into::into).into();
+        let text = text(&machine);
+        assert!(!text.contains("memory-backend="), "{text}");
+        assert!(text.contains("id=ram,size=512M,share=on"), "{text}");
     }
 
     #[test]

@@ -75,8 +75,6 @@ pub enum TransportError {
         /// Its address; 0 if it has none.
         address: u64,
     },
-    /// There was no room in the PCI window for a BAR of that many bytes.
-    WindowFull(u64),
 }
 
 impl fmt::Display for TransportError {
@@ -95,15 +93,15 @@ impl fmt::Display for TransportError {
                 "its PCI capability for the {name} is missing or malformed; \
                  a modern virtio device is needed (QEMU: disable-modern=off)"
             ),
+            Self::Bar { bar, address: 0 } => write!(
+                f,
+                "its BAR {bar} has no address in memory, or is not there; let the platform's \
+                 firmware place it, and use fewer PCI devices if there is no room"
+            ),
             Self::Bar { bar, address } => write!(
                 f,
                 "its BAR {bar} at {address:#x} is not usable device memory; \
                  let the platform's firmware place it below 4 GiB"
-            ),
-            Self::WindowFull(size) => write!(
-                f,
-                "the PCI memory window has no room for its BAR of {size} bytes; \
-                 use fewer PCI devices"
             ),
         }
     }

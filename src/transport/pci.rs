@@ -1,22 +1,26 @@
 //! Virtio over PCI, modern devices (virtio 1.2, section 4.1).
 
+mod ecam;
+mod set_up;
+
 use super::{
     Address, DEVICE_TYPE, Device, DeviceFunction, DeviceList, DeviceStatus, DeviceType,
     FILE_SYSTEM_DEVICE_ID, FsTransport, InterruptStatus, PhysAddr, Transport, TransportError,
     VirtioError, config::ConfigSpace,
 };
 use crate::hal::Hal;
-use core::{fmt, mem::size_of, ptr::NonNull};
-use heapless::Vec;
+use core::{iter, mem::size_of, ptr::NonNull};
+pub use ecam::Ecam;
 use safe_mmio::{
     UniqueMmioPointer, field, field_shared,
     fields::{ReadOnly, ReadPure, ReadPureWrite, WriteOnly},
 };
+pub use set_up::set_up;
 pub use virtio_drivers::transport::pci::bus::{Cam, ConfigurationAccess, MmioCam};
 use virtio_drivers::transport::pci::{
     VIRTIO_PCI_CAP_COMMON_CFG, VIRTIO_PCI_CAP_DEVICE_CFG, VIRTIO_PCI_CAP_ISR_CFG,
     VIRTIO_PCI_CAP_NOTIFY_CFG, VIRTIO_VENDOR_ID,
-    bus::{BarInfo, Command, PCI_CAP_ID_VNDR, PciRoot},
+    bus::{Command, PCI_CAP_ID_VNDR, Status},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -27,14 +31,24 @@ const FILE_SYSTEM_DEVICE: u32 =
     ((MODERN_DEVICE_ID_BASE + FILE_SYSTEM_DEVICE_ID) as u32) << 16 | VIRTIO_VENDOR_ID as u32;
 /// What the vendor and device ID of nothing read as.
 const ABSENT: u32 = u32::MAX;
-/// Offset of the word with the header type in its third byte (PCI 3.0, 6.1), whose uppermost bit
-/// says that there is more than one function.
+
+// Offsets of words in the configuration header (PCI 3.0, 6.1; PCI-to-PCI bridge 1.2, 3.2).
+
+/// The command, with the status above it.
+const COMMAND: u8 = 0x04;
+/// The class and subclass are the upper half.
+const CLASS: u8 = 0x08;
+const HOST_BRIDGE: u32 = 0x0600;
+/// The header type is the third byte; its uppermost bit says that there is more than one function.
 const HEADER_TYPE: u8 = 0x0c;
 const MULTI_FUNCTION: u8 = 1 << 7;
 /// The header type of a bridge.
 const BRIDGE: u8 = 1;
-/// Offset of the bus numbers in a bridge's configuration header (PCI-to-PCI bridge 1.2, 3.2.5).
-const BRIDGE_BUS_NUMBERS: u8 = 0x18;
+const FIRST_BAR: u8 = 0x10;
+/// A bridge's own bus, the one behind it and the last one behind it, a byte each.
+const BUS_NUMBERS: u8 = 0x18;
+const CAPABILITIES: u8 = 0x34;
+
 /// The most capabilities that fit into 256 bytes of configuration space behind its 64-byte header;
 /// a longer list runs in a circle.
 const MAX_CAPABILITIES: usize = 48;
@@ -67,303 +81,378 @@ struct CommonConfig {
 
 const _: () = assert!(core::mem::offset_of!(CommonConfig, queue_desc) == 0x20);
 
-/// Where a platform lets a device's memory be.
-pub struct BarRules<'a> {
-    /// Whether device memory of that address and size, in bytes, is mapped and is neither RAM nor
-    /// another device. A device on a hostile host may claim to be anywhere.
-    pub accept: &'a dyn Fn(u64, u64) -> bool,
-    /// Bytes of 32-bit PCI memory space that BARs without an address are placed in, on platforms
-    /// whose firmware places none; what was used is taken off its start.
-    pub unassigned: Option<core::ops::Range<u64>>,
-}
-
-impl fmt::Debug for BarRules<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BarRules")
-            .field("unassigned", &self.unassigned)
-            .finish_non_exhaustive()
-    }
-}
+/// Whether device memory of that address and size, in bytes, is mapped and is neither RAM nor
+/// another device. A device on a hostile host may claim to be anywhere.
+pub type Accept<'a> = &'a dyn Fn(u64, u64) -> bool;
 
 /// Looks for file system devices on bus 0 and every bus behind a bridge that has its bus numbers.
+/// Where bus 0 has a second host bridge, the other root buses are looked for, too.
 ///
-/// Those found are appended to `found` until it is full. BARs are placed and address decoding and
-/// bus mastering turned on for file system devices only.
+/// Those found are appended to `found` until it is full, in the order of their bus, device and
+/// function numbers. Each is what [`probe`] makes of it; nothing is written to other functions. On
+/// a machine whose firmware has neither numbered buses nor placed BARs, call [`set_up`] before.
 ///
 /// # Safety
 ///
 /// * `configuration` must reach the configuration space of a PCI bus that nothing else uses
 ///   meanwhile.
-/// * Memory that `rules.accept` says yes to must be mapped as device memory for the rest of the
-///   program, at the address that `H::mmio_phys_to_virt` gives, and used by nothing else.
+/// * Memory that `accept` says yes to must be mapped as device memory for the rest of the program,
+///   at the address that `H::mmio_phys_to_virt` gives, and used by nothing else.
 pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
-    configuration: C,
-    mut rules: BarRules<'_>,
+    configuration: &mut C,
+    accept: Accept<'_>,
     found: &mut DeviceList,
 ) {
-    // SAFETY: the clone only reads identity, capability and bus number fields, which nobody
-    // writes.
-    let reader = unsafe { configuration.unsafe_clone() };
-    let mut root = PciRoot::new(configuration);
-    let mut seen = [false; 256];
-    let mut buses: Vec<u8, 32> = Vec::new();
-    _ = buses.push(0);
-    while let Some(bus) = buses.pop() {
-        match seen.get_mut(usize::from(bus)) {
-            Some(seen) if !*seen => *seen = true,
-            _ => continue,
+    // A bus behind a bridge has a greater number than the one before it: once through is enough,
+    // and nothing runs in a circle.
+    let mut reached = [false; 256];
+    for bus in 0..=u8::MAX {
+        if bus != 0
+            && !reached
+                .get(usize::from(bus))
+                .is_some_and(|reached| *reached)
+        {
+            continue;
         }
-        for function in functions(&reader, bus) {
-            if header_type(&reader, function) & !MULTI_FUNCTION == BRIDGE {
-                let secondary = (reader.read_word(function, BRIDGE_BUS_NUMBERS) >> 8) as u8;
-                if buses.push(secondary).is_err() {
-                    log::warn!("too many PCI bridges: bus {secondary:#04x} is not looked at");
+        let mut functions = Functions::on(bus);
+        while let Some(at) = functions.next(configuration) {
+            if is_bridge(configuration, at) {
+                let behind = (configuration.read_word(at, BUS_NUMBERS) >> 8) as u8;
+                match reached.get_mut(usize::from(behind)) {
+                    Some(reached) if behind > bus => *reached = true,
+                    _ => log::warn!(
+                        "nothing is looked for behind the PCI bridge at {at}: its bus has the \
+                         number {behind:#04x}"
+                    ),
                 }
+            } else if has_more_roots(configuration, at) {
+                reached.fill(true);
             }
-            if reader.read_word(function, 0) != FILE_SYSTEM_DEVICE {
+            // SAFETY: the caller promises the same, and each function comes up once.
+            let Some(transport) = (unsafe { probe::<H, C>(configuration, at, accept) }) else {
                 continue;
-            }
-            let transport = open::<H, C>(&mut root, &reader, function, &mut rules);
+            };
             let device = Device {
-                address: Address::Pci(function),
+                address: Address::Pci(at),
                 transport: transport.map(FsTransport::Pci),
             };
             if found.push(device).is_err() {
-                log::warn!("too many file system devices: the one at {function} is not used");
+                log::warn!("too many file system devices: the one at {at} is not used");
                 return;
             }
         }
     }
 }
 
-/// The functions of a bus. A device without a first function has none, and most have no other
-/// (PCI 3.0, 3.2.2.3.4): each look at one that is not there leaves the guest, too.
-fn functions<C: ConfigurationAccess>(reader: &C, bus: u8) -> impl Iterator<Item = DeviceFunction> {
-    let is_there = |function: &DeviceFunction| reader.read_word(*function, 0) != ABSENT;
-    let all = (0..32).flat_map(move |device| {
-        let numbered = move |function| DeviceFunction {
-            bus,
-            device,
-            function,
-        };
-        let first = numbered(0);
-        let count = if !is_there(&first) {
-            0
-        } else if header_type(reader, first) & MULTI_FUNCTION == 0 {
-            1
-        } else {
-            8
-        };
-        (0..count).map(numbered)
-    });
-    all.filter(is_there)
+/// Looks whether a file system device is at `function`, for platforms that know where it is.
+///
+/// `None` means that there is none: nothing, or another device. Of a device that can be used,
+/// address decoding and bus mastering are turned on, and its interrupt pin off.
+///
+/// # Errors
+///
+/// A file system device that can't be used: [`TransportError::Capability`] or
+/// [`TransportError::Bar`].
+///
+/// # Safety
+///
+/// As for [`scan`]; and there must be no other transport to this function.
+pub unsafe fn probe<H: Hal, C: ConfigurationAccess>(
+    configuration: &mut C,
+    function: DeviceFunction,
+    accept: Accept<'_>,
+) -> Option<Result<PciTransport, TransportError>> {
+    if configuration.read_word(function, 0) != FILE_SYSTEM_DEVICE {
+        return None;
+    }
+    let before = command(configuration, function);
+    set_command(configuration, function, before & !Command::MEMORY_SPACE);
+    let bars = Bars::read(configuration, function);
+    let places = Places::find(configuration, function, &bars, accept);
+    let enabled = Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE;
+    let after = match places {
+        Ok(_) => before | enabled,
+        Err(_) => before,
+    };
+    set_command(configuration, function, after);
+    // SAFETY: `Places` are in device memory that the caller promised to be mapped and ours, and
+    // answer from here on.
+    Some(places.and_then(|places| unsafe { PciTransport::new::<H>(places) }))
 }
 
-fn header_type<C: ConfigurationAccess>(reader: &C, function: DeviceFunction) -> u8 {
-    (reader.read_word(function, HEADER_TYPE) >> 16) as u8
+/// The functions of a bus.
+struct Functions {
+    bus: u8,
+    /// Device and function to look at next: three bits for the latter.
+    next: u16,
 }
 
-/// A structure of the device inside a BAR (`virtio_pci_cap`, section 4.1.4).
-#[derive(Clone, Copy)]
-struct Structure {
-    bar: u8,
-    offset: u32,
-    length: u32,
-}
+impl Functions {
+    fn on(bus: u8) -> Self {
+        Self { bus, next: 0 }
+    }
 
-/// The structures that a modern device must have.
-#[derive(Default)]
-struct Structures {
-    common: Option<Structure>,
-    notify: Option<(Structure, u32)>,
-    isr: Option<Structure>,
-    device: Option<Structure>,
-}
-
-impl Structures {
-    /// Collects the first capability of each kind; a driver must ignore the others (section
-    /// 4.1.4.1).
-    fn read<C: ConfigurationAccess>(
-        root: &PciRoot<C>,
-        reader: &C,
-        function: DeviceFunction,
-    ) -> Self {
-        /// Offsets inside a virtio capability, from its start.
-        const BAR: u8 = 4;
-        const OFFSET: u8 = 8;
-        const LENGTH: u8 = 12;
-        const NOTIFY_MULTIPLIER: u8 = 16;
-
-        let mut all = Self::default();
-        for capability in root.capabilities(function).take(MAX_CAPABILITIES) {
-            let [length, kind] = capability.private_header.to_le_bytes();
-            // The capability must lie inside the 256 bytes of configuration space.
-            let inside = |size: u8| length >= size && capability.offset.checked_add(size).is_some();
-            if capability.id != PCI_CAP_ID_VNDR || !inside(16) {
-                continue;
-            }
-            let word = |at: u8| reader.read_word(function, capability.offset.wrapping_add(at));
-            let structure = Structure {
-                bar: word(BAR) as u8,
-                offset: word(OFFSET),
-                length: word(LENGTH),
+    /// A device without a first function has none, and most have no other (PCI 3.0, 3.2.2.3.4):
+    /// each look at one that is not there leaves the guest, too.
+    fn next<C: ConfigurationAccess>(&mut self, configuration: &C) -> Option<DeviceFunction> {
+        while self.next < 32 << 3 {
+            let at = DeviceFunction {
+                bus: self.bus,
+                device: (self.next >> 3) as u8,
+                function: (self.next & 0b111) as u8,
             };
-            match kind {
-                VIRTIO_PCI_CAP_COMMON_CFG => _ = all.common.get_or_insert(structure),
-                VIRTIO_PCI_CAP_NOTIFY_CFG if inside(20) => {
-                    _ = all
-                        .notify
-                        .get_or_insert((structure, word(NOTIFY_MULTIPLIER)));
-                }
-                VIRTIO_PCI_CAP_ISR_CFG => _ = all.isr.get_or_insert(structure),
-                VIRTIO_PCI_CAP_DEVICE_CFG => _ = all.device.get_or_insert(structure),
-                _ => {}
+            let is_there = configuration.read_word(at, 0) != ABSENT;
+            let has_others = || header_type(configuration, at) & MULTI_FUNCTION != 0;
+            let is_only = at.function == 0 && !(is_there && has_others());
+            self.next = self.next.saturating_add(if is_only { 8 } else { 1 });
+            if is_there {
+                return Some(at);
             }
         }
-        all
+        None
     }
 }
 
-/// Addresses and sizes of a function's memory BARs, all placed.
-struct Bars([Option<(u64, u64)>; 6]);
+fn header_type<C: ConfigurationAccess>(configuration: &C, at: DeviceFunction) -> u8 {
+    (configuration.read_word(at, HEADER_TYPE) >> 16) as u8
+}
+
+fn is_bridge<C: ConfigurationAccess>(configuration: &C, at: DeviceFunction) -> bool {
+    header_type(configuration, at) & !MULTI_FUNCTION == BRIDGE
+}
+
+/// Whether this function says that bus 0 is not the only root bus: a host bridge beside the first.
+/// QEMU's `pxb` and `pxb-pcie` are such.
+fn has_more_roots<C: ConfigurationAccess>(configuration: &C, at: DeviceFunction) -> bool {
+    at.bus == 0 && at.device != 0 && configuration.read_word(at, CLASS) >> 16 == HOST_BRIDGE
+}
+
+fn command<C: ConfigurationAccess>(configuration: &C, at: DeviceFunction) -> Command {
+    Command::from_bits_retain(configuration.read_word(at, COMMAND) as u16)
+}
+
+/// Writes the command, and no status: its bits are cleared by ones.
+fn set_command<C: ConfigurationAccess>(
+    configuration: &mut C,
+    at: DeviceFunction,
+    command: Command,
+) {
+    configuration.write_word(at, COMMAND, command.bits().into());
+}
+
+/// Offsets and first words of the function's capabilities (PCI 3.0, 6.7).
+fn capabilities<C: ConfigurationAccess>(
+    configuration: &C,
+    at: DeviceFunction,
+) -> impl Iterator<Item = (u8, u32)> {
+    let status = Status::from_bits_retain((configuration.read_word(at, COMMAND) >> 16) as u16);
+    let word = move |pointer: u32| {
+        let offset = pointer as u8 & !0b11;
+        (offset >= 0x40).then(|| (offset, configuration.read_word(at, offset)))
+    };
+    let first = status
+        .contains(Status::CAPABILITIES_LIST)
+        .then(|| configuration.read_word(at, CAPABILITIES))
+        .and_then(word);
+    iter::successors(first, move |(_, header)| word(header >> 8)).take(MAX_CAPABILITIES)
+}
+
+/// A memory BAR, as it is.
+#[derive(Clone, Copy)]
+struct Bar {
+    address: u64,
+    /// Bytes; not 0.
+    size: u64,
+    is_64_bit: bool,
+}
+
+impl Bar {
+    fn register(index: u8) -> u8 {
+        FIRST_BAR.saturating_add(index.saturating_mul(4))
+    }
+
+    /// Reads a BAR, whose function must not decode addresses meanwhile (PCI 3.0, 6.2.5.1). `None`
+    /// if it is unused or for ports.
+    fn read<C: ConfigurationAccess>(
+        configuration: &mut C,
+        at: DeviceFunction,
+        index: u8,
+    ) -> Option<Self> {
+        const PORTS: u32 = 1;
+        const WIDTH: u32 = 0b110;
+        const WIDTH_64: u32 = 0b100;
+        /// What is not address.
+        const FLAGS: u64 = 0b1111;
+
+        let register = Self::register(index);
+        let low = configuration.read_word(at, register);
+        if low & PORTS != 0 {
+            return None;
+        }
+        // Ones stay where a bit can be written: where an address has its bits.
+        let mut ask = |register| {
+            let value = configuration.read_word(at, register);
+            configuration.write_word(at, register, u32::MAX);
+            let mask = configuration.read_word(at, register);
+            configuration.write_word(at, register, value);
+            (value, mask)
+        };
+        let (_, low_mask) = ask(register);
+        if low_mask == 0 {
+            return None;
+        }
+        let is_64_bit = low & WIDTH == WIDTH_64;
+        let (high, high_mask) = match is_64_bit {
+            true => ask(register.saturating_add(4)),
+            false => (0, u32::MAX),
+        };
+        let join = |high: u32, low: u32| (u64::from(high) << 32 | u64::from(low)) & !FLAGS;
+        let size = join(high_mask, low_mask).wrapping_neg();
+        (size != 0).then_some(Self {
+            address: join(high, low),
+            size,
+            is_64_bit,
+        })
+    }
+
+    fn write<C: ConfigurationAccess>(self, configuration: &mut C, at: DeviceFunction, index: u8) {
+        let register = Self::register(index);
+        configuration.write_word(at, register, self.address as u32);
+        if self.is_64_bit {
+            let high = (self.address >> 32) as u32;
+            configuration.write_word(at, register.saturating_add(4), high);
+        }
+    }
+}
+
+/// A function's memory BARs.
+struct Bars([Option<Bar>; 6]);
 
 impl Bars {
-    /// Reads the BARs, and places those that have no address yet.
-    fn place<C: ConfigurationAccess>(
-        root: &mut PciRoot<C>,
-        function: DeviceFunction,
-        rules: &mut BarRules<'_>,
-    ) -> Result<Self, TransportError> {
-        let bars = root
-            .bars(function)
-            .map_err(|_| TransportError::Capability("BARs"))?;
-        let mut placed = [None; 6];
-        for ((bar, place), index) in bars.into_iter().zip(&mut placed).zip(0u8..) {
-            let Some(bar) = bar else { continue };
-            let Some((mut address, size)) = bar.memory_address_size() else {
-                continue;
-            };
-            if let (0, Some(window)) = (address, &mut rules.unassigned) {
-                address = carve(window, size).ok_or(TransportError::WindowFull(size))?;
-                match bar {
-                    BarInfo::Memory { .. } if bar.takes_two_entries() => {
-                        root.set_bar_64(function, index, address);
-                    }
-                    _ => root.set_bar_32(function, index, address as u32),
-                }
+    fn read<C: ConfigurationAccess>(configuration: &mut C, at: DeviceFunction) -> Self {
+        let count = match header_type(configuration, at) & !MULTI_FUNCTION {
+            0 => 6,
+            BRIDGE => 2,
+            _ => 0,
+        };
+        let mut bars = [None; 6];
+        let mut numbered = bars.iter_mut().zip(0u8..count);
+        while let Some((bar, index)) = numbered.next() {
+            *bar = Bar::read(configuration, at, index);
+            if bar.is_some_and(|bar| bar.is_64_bit) && numbered.next().is_none() {
+                // It would reach out of the BARs.
+                *bar = None;
             }
-            *place = Some((address, size));
         }
-        Ok(Self(placed))
+        Self(bars)
     }
 
-    /// The physical address of `structure`, if all of its at least `minimum` bytes are inside a
-    /// BAR that the platform accepts, aligned for 32-bit registers.
+    /// Where a structure is that has `length` bytes, at least `minimum` of them, at `offset` in the
+    /// BAR of that number: inside it, where the platform accepts it, aligned for 32-bit registers.
     fn locate(
         &self,
-        structure: Structure,
+        bar: u8,
+        offset: u32,
+        length: u32,
         minimum: usize,
-        rules: &BarRules<'_>,
+        accept: Accept<'_>,
     ) -> Result<u64, TransportError> {
-        let bar = structure.bar;
-        let (address, size) = self
-            .0
-            .get(usize::from(bar))
-            .copied()
-            .flatten()
-            .ok_or(TransportError::Bar { bar, address: 0 })?;
-        let end = u64::from(structure.offset).saturating_add(structure.length.into());
+        let (address, size) = match self.0.get(usize::from(bar)) {
+            Some(Some(bar)) => (bar.address, bar.size),
+            _ => (0, 0),
+        };
         let usable = address != 0
             && address.checked_add(size).is_some()
-            && end <= size
-            && structure.length as usize >= minimum
-            && structure.offset.is_multiple_of(4)
-            && (rules.accept)(address, size);
+            && u64::from(offset).saturating_add(length.into()) <= size
+            && length as usize >= minimum
+            && offset.is_multiple_of(4)
+            && accept(address, size);
         if usable {
-            Ok(address.saturating_add(structure.offset.into()))
+            Ok(address.saturating_add(offset.into()))
         } else {
             Err(TransportError::Bar { bar, address })
         }
     }
 }
 
-/// Takes `size` bytes, aligned to their size as a BAR must be, from the start of `window`.
-fn carve(window: &mut core::ops::Range<u64>, size: u64) -> Option<u64> {
-    if !size.is_power_of_two() {
-        return None;
-    }
-    let address = window.start.checked_next_multiple_of(size)?;
-    let end = address.checked_add(size)?;
-    if end > window.end {
-        return None;
-    }
-    window.start = end;
-    Some(address)
+/// A structure of the device in memory (`virtio_pci_cap`, section 4.1.4).
+struct Place {
+    address: u64,
+    /// Bytes.
+    length: u32,
+    /// What a queue's offset among the notifications is multiplied by.
+    multiplier: u32,
 }
 
 /// Where a device's structures are in memory: aligned, large enough and where the platform lets
 /// them be.
 struct Places {
-    common: u64,
-    isr: u64,
-    /// With its size in bytes, and what a queue's offset is multiplied by.
-    notify: (u64, u32),
-    multiplier: u32,
-    /// With its size in bytes.
-    device: (u64, u32),
+    common: Place,
+    notify: Place,
+    isr: Place,
+    device: Place,
 }
 
 impl Places {
+    /// Takes the first capability of each kind that can be used, as a driver must (section
+    /// 4.1.4.1): QEMU's `modern-pio-notify=on` puts notifications by port first.
     fn find<C: ConfigurationAccess>(
-        root: &mut PciRoot<C>,
+        configuration: &C,
         function: DeviceFunction,
-        structures: Structures,
-        rules: &mut BarRules<'_>,
+        bars: &Bars,
+        accept: Accept<'_>,
     ) -> Result<Self, TransportError> {
-        let missing = TransportError::Capability;
-        let common = structures.common.ok_or(missing("common configuration"))?;
-        let (notify, multiplier) = structures.notify.ok_or(missing("notifications"))?;
-        let isr = structures.isr.ok_or(missing("ISR status"))?;
-        let device = structures.device.ok_or(missing("device configuration"))?;
-        if !multiplier.is_multiple_of(2) {
-            return Err(missing("notifications"));
+        /// Offsets inside a virtio capability, from its start.
+        const BAR: u8 = 4;
+        const OFFSET: u8 = 8;
+        const LENGTH: u8 = 12;
+        const NOTIFY_MULTIPLIER: u8 = 16;
+
+        let missing = |name| Err(TransportError::Capability(name));
+        let mut common = missing("common configuration");
+        let mut notify = missing("notifications");
+        let mut isr = missing("ISR status");
+        let mut device = missing("device configuration");
+        for (offset, header) in capabilities(configuration, function) {
+            let [id, _next, size, kind] = header.to_le_bytes();
+            let (place, size_needed, minimum) = match kind {
+                VIRTIO_PCI_CAP_COMMON_CFG => (&mut common, 16, size_of::<CommonConfig>()),
+                VIRTIO_PCI_CAP_NOTIFY_CFG => (&mut notify, 20, size_of::<u16>()),
+                VIRTIO_PCI_CAP_ISR_CFG => (&mut isr, 16, 1),
+                VIRTIO_PCI_CAP_DEVICE_CFG => (&mut device, 16, 1),
+                _ => continue,
+            };
+            // The capability must lie inside the 256 bytes of configuration space.
+            let inside = size >= size_needed && offset.checked_add(size_needed).is_some();
+            if place.is_ok() || id != PCI_CAP_ID_VNDR || !inside {
+                continue;
+            }
+            let word = |at: u8| configuration.read_word(function, offset.wrapping_add(at));
+            let (bar, length) = (word(BAR) as u8, word(LENGTH));
+            let multiplier = match kind {
+                VIRTIO_PCI_CAP_NOTIFY_CFG => word(NOTIFY_MULTIPLIER),
+                _ => 0,
+            };
+            if !multiplier.is_multiple_of(2) {
+                continue;
+            }
+            let located = bars.locate(bar, word(OFFSET), length, minimum, accept);
+            // Of several that can't be used, the first tells why.
+            if located.is_ok() || matches!(place, Err(TransportError::Capability(_))) {
+                *place = located.map(|address| Place {
+                    address,
+                    length,
+                    multiplier,
+                });
+            }
         }
-        let bars = Bars::place(root, function, rules)?;
-        let locate = |structure, minimum| bars.locate(structure, minimum, rules);
         Ok(Self {
-            common: locate(common, size_of::<CommonConfig>())?,
-            isr: locate(isr, 1)?,
-            notify: (locate(notify, size_of::<u16>())?, notify.length),
-            multiplier,
-            device: (locate(device, 1)?, device.length),
+            common: common?,
+            notify: notify?,
+            isr: isr?,
+            device: device?,
         })
     }
-}
-
-fn open<H: Hal, C: ConfigurationAccess>(
-    root: &mut PciRoot<C>,
-    reader: &C,
-    function: DeviceFunction,
-    rules: &mut BarRules<'_>,
-) -> Result<PciTransport, TransportError> {
-    let structures = Structures::read(root, reader, function);
-    // Once, or the BARs' sizes would have it turned off and on for each: QEMU then lays its memory
-    // out anew.
-    let (_, command) = root.get_status_command(function);
-    root.set_command(
-        function,
-        command & !(Command::IO_SPACE | Command::MEMORY_SPACE),
-    );
-    let places = Places::find(root, function, structures, rules);
-    let enabled = Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE;
-    let command = match places {
-        Ok(_) => command | enabled,
-        Err(_) => command,
-    };
-    root.set_command(function, command);
-    // SAFETY: `Places` are in device memory that the caller of `scan` promised to be mapped and
-    // ours, and answer from here on.
-    unsafe { PciTransport::new::<H>(places?) }
 }
 
 /// A pointer to the device memory at `address`.
@@ -410,25 +499,24 @@ impl PciTransport {
     /// They must be mapped as device memory for ever, at the addresses that `H` gives, with no
     /// other user.
     unsafe fn new<H: Hal>(places: Places) -> Result<Self, TransportError> {
-        let (notify, notify_size) = places.notify;
-        let notify_slots = (notify_size / 2) as usize;
-        let (device, device_size) = places.device;
+        let notify_slots = (places.notify.length / 2) as usize;
+        let device_size = places.device.length as usize;
         let mut transport = Self {
             // SAFETY: promised by the caller; `Places` are aligned and large enough.
-            common: unsafe { region::<H, _>(places.common) },
+            common: unsafe { region::<H, _>(places.common.address) },
             // SAFETY: as above.
-            isr: unsafe { region::<H, _>(places.isr) },
+            isr: unsafe { region::<H, _>(places.isr.address) },
             // SAFETY: as above, for its size.
-            notify: unsafe { slice::<H, _>(notify, notify_slots) },
+            notify: unsafe { slice::<H, _>(places.notify.address, notify_slots) },
             notify_index: [0; QUEUES],
             // SAFETY: as above, for its size.
-            config: ConfigSpace::new(unsafe { slice::<H, _>(device, device_size as usize) }),
+            config: ConfigSpace::new(unsafe { slice::<H, _>(places.device.address, device_size) }),
         };
         let queues = field_shared!(transport.common, num_queues).read();
         for (queue, index) in (0..queues).zip(&mut transport.notify_index) {
             field!(transport.common, queue_select).write(queue);
             let offset = u64::from(field_shared!(transport.common, queue_notify_off).read())
-                .saturating_mul(places.multiplier.into());
+                .saturating_mul(places.notify.multiplier.into());
             // Even, because the multiplier is.
             *index = usize::try_from(offset / 2).unwrap_or(usize::MAX);
             if *index >= notify_slots {

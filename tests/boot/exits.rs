@@ -29,6 +29,13 @@ pub(crate) fn without_a_status(board: Board) {
     expect_halt(&end(board, FAILS, &[]));
 }
 
+/// At EL2 PSCI is called by another instruction.
+pub(crate) fn at_el2(board: Board) {
+    let el2 = ["-machine", "virtualization=on"];
+    assert_eq!(end(board, SUCCEEDS, &el2).outcome, Outcome::PowerOff);
+    expect_halt(&end(board, FAILS, &el2));
+}
+
 fn expect_halt(run: &Run) {
     assert!(
         matches!(run.outcome, Outcome::FailureShown { .. }),

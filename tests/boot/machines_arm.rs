@@ -5,9 +5,58 @@ use std::fs;
 use bootshare_host::{Board, Machine, Outcome};
 
 use crate::kernels::{Found, arm64_state};
-use crate::lab::{Run, Server, empty_dir, machine, run};
+use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
 
 use Found::{General, System, Word};
+
+/// A test for each machine: its board, QEMU's options, processors, MiB of memory, and something that
+/// Linux says on such a machine alone.
+macro_rules! machines {
+    ($($name:ident: $board:ident, [$($option:literal),*], $smp:literal, $memory:literal, $said:literal;)*) => {$(
+        #[test]
+        fn $name() {
+            boots(Board::$board, &[$($option),*], $smp, $memory, $said);
+        }
+    )*};
+}
+
+machines! {
+    gicv3_and_8_processors_on_pci: Aarch64VirtPci, ["-machine", "gic-version=3"],
+        8, 512, "smp: Brought up 1 node, 8 CPUs";
+    gicv3_without_its_on_pci: Aarch64VirtPci, ["-machine", "gic-version=3,its=off"],
+        1, 512, "GICv3: CPU0: found redistributor 0 region 0:0x00000000080a0000";
+    gicv3_from_rom_with_8_gib: Aarch64VirtRom, ["-machine", "gic-version=3"],
+        1, 8192, "K/8388608K available";
+    no_high_memory_on_pci: Aarch64VirtPci, ["-machine", "highmem=off"],
+        1, 512, "3f000000.pcie: ECAM at [mem 0x3f000000-0x3fffffff]";
+    memory_tags_and_all_features: Aarch64Virt,
+        ["-machine", "gic-version=3,mte=on", "-cpu", "max,pauth-impdef=on"],
+        1, 512, "CPU features: detected: Memory Tagging Extension";
+    no_acpi_and_64_mib: Aarch64Virt, ["-machine", "acpi=off"],
+        1, 64, "K/65536K available";
+    one_numa_node: Aarch64Virt, ["-numa", "node,memdev=ram"],
+        1, 512, "NUMA: NODE_DATA";
+    two_numa_nodes: Aarch64VirtPci,
+        [
+            "-object", "memory-backend-memfd,id=a,size=256M,share=on",
+            "-object", "memory-backend-memfd,id=b,size=256M,share=on",
+            "-numa", "node,memdev=a,cpus=0", "-numa", "node,memdev=b,cpus=1"
+        ],
+        2, 512, "smp: Brought up 2 nodes, 2 CPUs";
+}
+
+fn boots(board: Board, options: &[&str], smp: u32, memory_mib: u32, said: &str) {
+    let share = demo_share(board.arch());
+    let append = "bootshare.log=trace -- loglevel=7";
+    let mut machine = machine(board, Server::Embedded, share, append);
+    machine.qemu_args = options.iter().map(Into::into).collect();
+    (machine.smp, machine.memory_mib) = (smp, memory_mib);
+    let run = run(&machine);
+    assert_eq!(run.outcome, Outcome::PowerOff);
+    run.line(&["bootshare: trace: rested ", " times"]);
+    run.line(&[said]);
+    run.line(&["demo: Linux ", "mounted the share"]);
+}
 
 /// What is compared, and in which bits.
 type Row = (&'static str, Found, u64);

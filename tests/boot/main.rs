@@ -80,6 +80,7 @@ cells! {
     without_a_status_a_failure_halts_a_microvm_rom: exits::without_a_status(X86_64MicrovmRom);
     without_a_status_a_failure_halts_a_q35_rom: exits::without_a_status(X86_64Q35Rom);
     without_a_status_a_failure_halts_virt: exits::without_a_status(Aarch64Virt);
+    without_a_status_a_failure_halts_virt_at_el2: exits::at_el2(Aarch64Virt);
     a_failure_is_a_panic_on_virt: exits::by_a_panic(Aarch64Virt);
     a_failure_is_a_panic_on_virt_with_pci: exits::by_a_panic(Aarch64VirtPci);
     a_failure_at_el3_halts: exits::at_el3(Aarch64VirtRom);

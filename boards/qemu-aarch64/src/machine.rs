@@ -2,12 +2,10 @@
 
 use crate::{
     clock::Clock,
-    console, cpu,
-    ecam::Ecam,
-    exit, fw_cfg,
+    console, cpu, exit, fw_cfg,
     mapping::{self, Image, MAPPED_END, RAM_START, Table},
     pvpanic, rest,
-    tree::{PciHost, Tree},
+    tree::{ECAM_BUS_SIZE, PciHost, Tree},
 };
 use bootshare::{
     boot::memory::{MemoryMap, Range},
@@ -15,7 +13,7 @@ use bootshare::{
     loader::{Architecture, Board, ExitStatus, HandOff},
     transport::{
         Address, Device, DeviceList, FsTransport, mmio,
-        pci::{self, BarRules},
+        pci::{self, Ecam},
     },
 };
 use core::{
@@ -203,18 +201,17 @@ impl Virt {
         }
         // SAFETY: mapped as device memory for ever; the device tree says that it is configuration
         // space. `find_devices` comes here once, so this is its only user.
-        let configuration = unsafe { Ecam::new(device_pointer(ecam), ecam.size() as usize) };
+        let mut configuration = unsafe { Ecam::new(device_pointer(ecam), ecam.size() as usize) };
         let accept = |address: u64, size: u64| {
             let bar = Range::with_size(address, size);
             bar.start >= window.start && bar.end <= window.end && !bar.overlaps(&ecam)
         };
-        let rules = BarRules {
-            accept: &accept,
-            unassigned: Some(window.start..window.end),
-        };
+        let last_bus = (ecam.size() / ECAM_BUS_SIZE).saturating_sub(1);
+        let last_bus = u8::try_from(last_bus).unwrap_or(u8::MAX);
+        pci::set_up(&mut configuration, window.start..window.end, last_bus);
         // SAFETY: nothing else uses the bus; the window is mapped as device memory for ever, at
         // the addresses that `IdentityHal` gives.
-        unsafe { pci::scan::<IdentityHal, _>(configuration, rules, found) };
+        unsafe { pci::scan::<IdentityHal, _>(&mut configuration, &accept, found) };
     }
 }
 

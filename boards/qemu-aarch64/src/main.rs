@@ -16,7 +16,6 @@
 //! | `rest` | sleep while the host reads | interrupt controller and timer |
 //! | `fw_cfg` | the options of a machine without `-append` | its registers |
 //! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | what the device tree names |
-//! | `ecam` | PCI configuration space | what it is given |
 //! | `mapping` | what is mapped where | the tables that it is given |
 //! | `tree` | what the device tree says | nothing |
 //!
@@ -25,7 +24,6 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(any(target_os = "none", test))]
-mod ecam;
 #[cfg(any(target_os = "none", test))]
 mod mapping;
 #[cfg(any(target_os = "none", test))]

@@ -4,10 +4,13 @@
 //! was not. A guest can't see which, so the device counts only with `events=1`, which nobody sets
 //! without having read of it here.
 
-use crate::{ecam::Ecam, tree::PciHost};
+use crate::tree::PciHost;
 use bootshare::{
     boot::memory::Range,
-    transport::{DeviceFunction, pci::ConfigurationAccess},
+    transport::{
+        DeviceFunction,
+        pci::{ConfigurationAccess, Ecam},
+    },
 };
 use core::ptr::{NonNull, with_exposed_provenance_mut};
 use safe_mmio::{UniqueMmioPointer, fields::ReadPureWrite};
@@ -23,8 +26,8 @@ const BAR_0: u8 = 0x10;
 /// Bit 0 of the one register (QEMU, docs/specs/pvpanic.rst): reading tells which events are known,
 /// writing tells of one.
 const PANICKED: u8 = 1 << 0;
-/// What the register is given of the window: more than it has, so that nothing shares its page.
-const PAGE: u64 = 4096;
+/// The address in it, besides the bits that tell of what kind it is.
+const BAR_ADDRESS: u64 = !0xf;
 
 static BUS: Once<PciHost> = Once::new();
 
@@ -58,9 +61,12 @@ pub fn report() -> bool {
         return false;
     };
     drop(found);
-    // Devices that are in use have their place at the other end.
-    let address = window.end.saturating_sub(1) & !(PAGE - 1);
-    if !window.contains(&Range::with_size(address, PAGE)) {
+    // The register has its place, unless the devices were not looked for before this failure.
+    let address = match u64::from(bus.read_word(function, BAR_0)) & BAR_ADDRESS {
+        0 => window.start,
+        assigned => assigned,
+    };
+    if !window.contains(&Range::with_size(address, 1)) {
         return false;
     }
     bus.write_word(function, BAR_0, address as u32);

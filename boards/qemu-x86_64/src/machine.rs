@@ -5,7 +5,8 @@ use crate::{
     clock::Clock,
     console, cpuid, entry, exceptions, exit,
     paging::{self, Paging},
-    pci, pic, placement, pvh, rom,
+    pci::{self, Configuration},
+    pic, placement, pvh, rom,
     start_info::{self, StartInfo},
     words,
 };
@@ -15,7 +16,7 @@ use bootshare::{
     loader::{Architecture, Board, ExitStatus, HandOff, Protocol},
     transport::{
         Address, Device, DeviceList, FsTransport, mmio,
-        pci::{BarRules, scan},
+        pci::{scan, set_up},
     },
 };
 use core::{arch::asm, cell::RefCell, ptr, time::Duration};
@@ -37,8 +38,6 @@ static START_INFO: Once<StartInfo> = Once::new();
 /// One of QEMU's `microvm`, `q35` and `pc`.
 pub struct Machine {
     info: &'static StartInfo,
-    /// It started as a ROM, and nothing else was there before.
-    is_rom: bool,
     /// The clock's count at the first instruction.
     entered: u64,
     clock: Clock,
@@ -77,7 +76,6 @@ pub extern "sysv64" fn main(start_info: u32, entered: u64) -> ! {
     paging.protect(&[entry::STACK.guard(), exceptions::STACK.guard()]);
     let machine = Machine {
         info,
-        is_rom,
         entered,
         clock,
         paging,
@@ -181,29 +179,29 @@ impl Board for Machine {
             log::warn!("the devices were given away by the first search");
             return found;
         }
-        let Some(ports) = pci::Ports::find() else {
+        let mut configuration = if let Some(ports) = pci::Ports::find() {
+            // SeaBIOS has set it up, or our ROM.
+            Configuration::Ports(ports)
+        } else {
             self.probe_slots(&mut found);
-            return found;
+            // SAFETY: without ports this is `microvm`; the first 4 GiB are mapped, and this line
+            // runs once.
+            let Some(mut express) = (unsafe { Configuration::find_express() }) else {
+                return found;
+            };
+            set_up(&mut express, pci::EXPRESS_WINDOW, u8::MAX);
+            express
         };
-        let Self {
-            info,
-            is_rom,
-            paging,
-            ..
-        } = self;
+        let Self { info, paging, .. } = self;
         let paging = RefCell::new(paging);
-        let rules = BarRules {
-            accept: &|address, size| {
-                let bar = Range::with_size(address, size);
-                placement::is_device_memory(&info.memory_map, bar)
-                    && paging.borrow_mut().map_device(bar)
-            },
-            // SeaBIOS has placed all BARs, and knows the chipset's windows, unless we are it.
-            unassigned: is_rom.then(|| placement::pci_window(&info.memory_map)),
+        let accept = |address, size| {
+            let bar = Range::with_size(address, size);
+            placement::is_device_memory(&info.memory_map, bar)
+                && paging.borrow_mut().map_device(bar)
         };
         // SAFETY: nothing else uses PCI, and this line runs once. What the rules accept is mapped,
         // outside of everything that the platform's memory map or the chipset claims.
-        unsafe { scan::<IdentityHal, _>(ports, rules, &mut found) };
+        unsafe { scan::<IdentityHal, _>(&mut configuration, &accept, &mut found) };
         found
     }
 

@@ -1,7 +1,14 @@
-//! PCI configuration space by configuration mechanism 1 (PCI 3.0, 3.2.2.3.2): what `q35` and `pc`
-//! have, and `microvm` lacks.
+//! PCI configuration space: by configuration mechanism 1 (PCI 3.0, 3.2.2.3.2) on `q35` and `pc`,
+//! in memory on `microvm` with `pcie=on`.
 
-use bootshare::transport::{DeviceFunction, pci::ConfigurationAccess};
+use bootshare::{
+    boot::memory::Range,
+    transport::{
+        DeviceFunction,
+        pci::{ConfigurationAccess, Ecam},
+    },
+};
+use core::ptr::{NonNull, with_exposed_provenance_mut};
 use x86_64::instructions::port::Port;
 
 /// CONFIG_ADDRESS.
@@ -11,6 +18,67 @@ const DATA: u16 = 0xcfc;
 /// Class code of a host bridge, with its subclass.
 const HOST_BRIDGE: u32 = 0x0600;
 
+/// Where `microvm` has configuration space, and room for BARs (QEMU's include/hw/i386/microvm.h).
+const EXPRESS: Range = Range::with_size(0xe000_0000, 256 << 20);
+pub const EXPRESS_WINDOW: core::ops::Range<u64> = 0xc000_0000..0xe000_0000;
+
+/// Whether a host bridge answers at 00:00.0. Nothing there reads as all ones or zeros, neither of
+/// which is its class code.
+fn has_host_bridge(configuration: &impl ConfigurationAccess) -> bool {
+    let host_bridge = DeviceFunction {
+        bus: 0,
+        device: 0,
+        function: 0,
+    };
+    configuration.read_word(host_bridge, 0x08) >> 16 == HOST_BRIDGE
+}
+
+/// Access to configuration space by whichever way there is.
+pub enum Configuration {
+    Ports(Ports),
+    Express(Ecam),
+}
+
+impl Configuration {
+    /// The configuration space of `microvm`, if there is one.
+    ///
+    /// # Safety
+    ///
+    /// To be called once, on `microvm`, with the first 4 GiB mapped.
+    pub unsafe fn find_express() -> Option<Self> {
+        let base = NonNull::new(with_exposed_provenance_mut(EXPRESS.start as usize))?;
+        // SAFETY: on `microvm` this, or nothing, is there; mapped for ever; nothing else uses it.
+        let express = unsafe { Ecam::new(base, EXPRESS.size() as usize) };
+        has_host_bridge(&express).then_some(Self::Express(express))
+    }
+}
+
+impl ConfigurationAccess for Configuration {
+    fn read_word(&self, function: DeviceFunction, offset: u8) -> u32 {
+        match self {
+            Self::Ports(ports) => ports.read_word(function, offset),
+            Self::Express(express) => express.read_word(function, offset),
+        }
+    }
+
+    fn write_word(&mut self, function: DeviceFunction, offset: u8, data: u32) {
+        match self {
+            Self::Ports(ports) => ports.write_word(function, offset, data),
+            Self::Express(express) => express.write_word(function, offset, data),
+        }
+    }
+
+    unsafe fn unsafe_clone(&self) -> Self {
+        // SAFETY: the caller promises what each asks for.
+        unsafe {
+            match self {
+                Self::Ports(ports) => Self::Ports(ports.unsafe_clone()),
+                Self::Express(express) => Self::Express(express.unsafe_clone()),
+            }
+        }
+    }
+}
+
 /// Access to configuration space.
 pub struct Ports(());
 
@@ -18,13 +86,7 @@ impl Ports {
     /// Access, if a host bridge answers at 00:00.0.
     pub fn find() -> Option<Self> {
         let ports = Self(());
-        let host_bridge = DeviceFunction {
-            bus: 0,
-            device: 0,
-            function: 0,
-        };
-        // Nothing there reads as all ones, which is no class code.
-        (ports.read_word(host_bridge, 0x08) >> 16 == HOST_BRIDGE).then_some(ports)
+        has_host_bridge(&ports).then_some(ports)
     }
 
     /// Selects a register; its data port follows.
@@ -48,8 +110,8 @@ impl ConfigurationAccess for Ports {
     }
 
     fn write_word(&mut self, device_function: DeviceFunction, register_offset: u8, data: u32) {
-        // SAFETY: the caller has the device for itself; where it may answer in memory is checked
-        // by the rules given to `pci::scan`.
+        // SAFETY: the caller has the device for itself; where it may answer in memory is what
+        // `pci::set_up` was given, or checked by what `pci::scan` was.
         unsafe { Self::select(device_function, register_offset).write(data) };
     }
 

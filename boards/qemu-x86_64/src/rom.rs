@@ -7,11 +7,16 @@ use crate::{
     e820::{self, EBDA, Entry},
     fw_cfg::{self, Ports},
     machine::{FIRST_SLOT, SLOT_SIZE},
-    paging, pci,
+    paging,
+    pci::{self, Configuration},
+    placement,
     start_info::{MAX_COMMAND_LINE, StartInfo},
     table_loader::{self, Files},
 };
-use bootshare::boot::memory::{MAX_REGIONS, MemoryMap, Range};
+use bootshare::{
+    boot::memory::{MAX_REGIONS, MemoryMap, Range},
+    transport::pci::set_up,
+};
 use bootshare_qemu_fw_cfg::FwCfg;
 use core::{
     fmt::{self, Write},
@@ -78,6 +83,8 @@ pub unsafe fn read(clock: Clock) -> Result<StartInfo, Error> {
     let has_pci = pci.is_some();
     if let Some(mut pci) = pci {
         e820::reserve(&mut memory_map, chipset::set_up(&mut pci)?)?;
+        let window = placement::pci_window(&memory_map);
+        set_up(&mut Configuration::Ports(pci), window, u8::MAX);
     }
     // SAFETY: the map is QEMU's, and only the image uses memory, as the caller says.
     let rsdp = unsafe { load_tables(&mut device, &mut memory_map) }?;

@@ -5,7 +5,7 @@
 //! table (Intel SDM volume 3, 4.8): between two of our own writes the tables are constant.
 #![forbid(unsafe_code)]
 
-use bootshare::boot::memory::Range;
+use bootshare::{boot::memory::Range, transport::MAX_DEVICES};
 use x86_64::{
     PhysAddr,
     structures::paging::{PageTable, PageTableFlags as Flags, page_table::PageTableEntry},
@@ -31,8 +31,10 @@ const DIRECTORY_COUNT: usize = 4;
 const LOW: usize = DIRECTORIES + DIRECTORY_COUNT;
 /// Index of the first spare table.
 const SPARE: usize = LOW + 1;
-/// Spare tables, for devices outside the mapped range: one of level 3 and three directories.
-const SPARE_COUNT: usize = 4;
+/// Spare tables, for devices outside the mapped range: of level 3 for two places, where bridges are
+/// and where they are not; and a directory for each device. SeaBIOS spreads bridges' windows over
+/// gigabytes.
+const SPARE_COUNT: usize = 2 + MAX_DEVICES;
 const COUNT: usize = SPARE + SPARE_COUNT;
 
 /// The most device memory that one call maps. Virtio-fs has 16 KiB of registers.
@@ -340,6 +342,18 @@ mod tests {
                     assert_eq!(maps_to(&tables, address + 0x3fff), Some(address + 0x3fff));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn as_many_devices_are_mapped_as_there_may_be() {
+        let mut memory = memory();
+        let mut tables = Tables::new(&mut memory, SMALL_CPU);
+        tables.map_memory();
+        // As SeaBIOS places them behind bridges, with more than 4 GiB of memory.
+        for device in 0..MAX_DEVICES as u64 {
+            let device = Range::with_size(0xc0_0000_0000 - (device << 30), 0x4000);
+            assert!(tables.map_device(device), "{device:?}");
         }
     }
 

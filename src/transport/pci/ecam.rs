@@ -1,15 +1,12 @@
-//! PCI configuration space, as large as it is.
-//!
-//! `virtio-drivers`' own access takes 256 MiB for granted; `virt` with `highmem=off` has 16 MiB.
+//! PCI configuration space in memory, as large as it is.
 
-use bootshare::transport::{DeviceFunction, pci::ConfigurationAccess};
+use super::{ABSENT, ConfigurationAccess, DeviceFunction};
 use core::ptr::NonNull;
 use safe_mmio::{UniqueMmioPointer, fields::ReadPureWrite};
 
-/// What a read of an absent function returns.
-const ABSENT: u32 = u32::MAX;
-
-/// Enhanced configuration access (PCI Express 5.0, section 7.2.2).
+/// Enhanced configuration access (PCI Express 5.0, section 7.2.2), to as many buses as there is
+/// memory for, 1 MiB each. `virtio-drivers`' own takes 256 MiB for granted.
+#[derive(Debug)]
 pub struct Ecam {
     words: UniqueMmioPointer<'static, [ReadPureWrite<u32>]>,
 }
@@ -52,10 +49,12 @@ impl ConfigurationAccess for Ecam {
     }
 
     unsafe fn unsafe_clone(&self) -> Self {
-        let words = NonNull::new(self.words.ptr().cast_mut()).expect("it came from a NonNull");
+        let words = NonNull::new(self.words.ptr().cast_mut());
+        let none = NonNull::slice_from_raw_parts(NonNull::dangling(), 0);
+        let words = words.unwrap_or(none);
         Self {
-            // SAFETY: the same registers for ever, as for `self`; the caller promises that the
-            // clone only reads what nobody writes.
+            // SAFETY: the same registers for ever, as for `self`, or none; the caller promises that
+            // the clone only reads what nobody writes.
             words: unsafe { UniqueMmioPointer::new(words) },
         }
     }
@@ -64,6 +63,7 @@ impl ConfigurationAccess for Ecam {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec;
 
     #[test]
     fn a_function_beyond_the_last_bus_is_absent() {
