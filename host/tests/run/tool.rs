@@ -744,14 +744,14 @@ fn doctor_finds_this_machine_fit_and_says_what_is_missing() {
         "{ran:?}"
     );
     assert!(
-        ran.console.contains("warn  demo: cannot run apt-get"),
+        ran.console.contains("warn  demo: there is no apt-get"),
         "{ran:?}"
     );
     let ran = tool.run(
         tool.command(&[], &["demo", "out"])
             .env("PATH", "/nonexistent"),
     );
-    ran.expect(123, &["cannot run apt-get", "`bootshare-host boot /boot`"]);
+    ran.expect(123, &["there is no apt-get", "`bootshare-host boot /boot`"]);
     assert_eq!(ran.errors.lines().count(), 1, "{ran:?}");
 }
 
