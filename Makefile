@@ -43,6 +43,7 @@ help:
 	@echo '                 SHARE=    the directory to boot'
 	@echo '                 APPEND=   firmware options; words after -- go to the kernel'
 	@echo '                 MEMORY=   MiB (default $(MEMORY)); TIMEOUT= seconds'
+	@echo '                 QEMU=     of which Debian release: bookworm, trixie, sid (default: what is installed)'
 	@echo '                 SERVER=   a virtiofsd to use instead of our own; ACCEL= tcg (default), kvm'
 	@echo 'make host      the host tool that carries the firmware, to copy anywhere:'
 	@echo '                 $(TARGET)/release/bootshare-host'
@@ -69,7 +70,7 @@ ifeq ($(SHARE),)
 	$(TOOL) demo --board $(BOARD) target/demo/$(ARCH)
 endif
 	$(TOOL) boot $(if $(SHARE),"$$SHARE",--demo target/demo/$(ARCH)) --board $(BOARD) \
-		--append "$$APPEND" --memory $(MEMORY) --accel $(ACCEL) \
+		$(if $(QEMU),--qemu "$$($(TOOL) qemu $(QEMU))") --append "$$APPEND" --memory $(MEMORY) --accel $(ACCEL) \
 		$(if $(SERVER),--server "$(SERVER)") $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 # For the work on this tree: it finds the firmware in target/firmware.

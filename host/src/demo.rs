@@ -74,7 +74,7 @@ fn initramfs(parts: &Parts) -> Result<Vec<u8>> {
     }
     archive.character_device("dev/console", 5, 1)?;
     archive.file("init", 0o755, INIT.as_bytes())?;
-    archive.file("bin/busybox", 0o755, &read(&parts.busybox()?)?)?;
+    archive.file("bin/busybox", 0o755, &read(&parts.busybox())?)?;
     let mut order = String::new();
     for (name, path) in load_order(&parts.modules()?)? {
         archive.file(&format!("modules/{name}.ko"), 0o644, &module_bytes(&path)?)?;

@@ -20,6 +20,7 @@ pub mod rom;
 pub mod run;
 pub mod serve;
 pub mod size;
+pub mod unpacked;
 mod virtiofsd;
 pub mod watch;
 

@@ -181,8 +181,8 @@ pub(crate) fn demo_share(arch: Arch) -> &'static Path {
     static SHARES: [OnceLock<PathBuf>; 2] = [OnceLock::new(), OnceLock::new()];
     SHARES[usize::from(arch == Arch::Aarch64)].get_or_init(|| {
         let dir = empty_dir(&format!("demo-{}", arch.name()));
-        let parts =
-            Parts::fetch(arch, &target().join("guest")).unwrap_or_else(|error| panic!("{error:#}"));
+        let parts = Parts::fetch(arch, None, &target().join("guest"))
+            .unwrap_or_else(|error| panic!("{error:#}"));
         demo::make(&parts, &dir).unwrap_or_else(|error| panic!("{error:#}"));
         fs::write(dir.join("random.bin"), random(RANDOM_BYTES)).unwrap();
         dir

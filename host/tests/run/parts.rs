@@ -32,7 +32,7 @@ pub(crate) fn demo_share(arch: Arch) -> PathBuf {
     static MADE: [OnceLock<PathBuf>; 2] = [OnceLock::new(), OnceLock::new()];
     MADE[usize::from(arch == Arch::Aarch64)]
         .get_or_init(|| {
-            let parts = Parts::fetch(arch, &target().join("guest")).unwrap();
+            let parts = Parts::fetch(arch, None, &target().join("guest")).unwrap();
             let dir = target().join("host-tests").join(arch.name());
             demo::make(&parts, &dir).unwrap();
             dir
