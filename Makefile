@@ -25,8 +25,11 @@ BARE_CARGO = RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOW
 BARE_FLAGS = -Zbuild-std=core,compiler_builtins
 endif
 
-# What builds for this machine: not the minimal examples.
-HOSTED := $(ARCHES:%=--exclude minimal-%)
+# What builds for this machine: not the minimal examples and the boot tests' payload.
+HOSTED := $(ARCHES:%=--exclude minimal-%) --exclude bootshare-test-payload
+
+# The boot tests' payload, of one architecture.
+PAYLOAD_x86_64 := -p bootshare-test-payload
 
 # Each feature of the library alone; none is written as a comma.
 FEATURES := , embedded-io mmio pci boot loader
@@ -103,10 +106,16 @@ $(ARCHES:%=examples-%): examples-%: setup-build
 	@mkdir -p target/examples
 	@cp $(TARGET)/$*-unknown-none/firmware/minimal-$* target/examples/minimal-$*.elf
 
+# What the boot tests start to see what a payload finds.
+.PHONY: payload
+payload: setup-build
+	$(BARE_CARGO) build --profile firmware -p bootshare-test-payload --target x86_64-unknown-none $(BARE_FLAGS)
+	@install -CD $(TARGET)/x86_64-unknown-none/firmware/bootshare-test-payload target/payload/x86_64.elf
+
 TESTED = --workspace $(HOSTED) --features bootshare/loader,bootshare-host/embed-firmware
 
 .PHONY: test
-test: setup-test lint package firmware examples
+test: setup-test lint package firmware examples payload
 	cargo test $(TESTED) --no-fail-fast
 	[ "$$(id -u)" != 0 ] || cargo test $(TESTED) --test embedded -- --ignored
 
@@ -128,7 +137,7 @@ package: setup-build
 
 .PHONY: $(ARCHES:%=lint-%)
 $(ARCHES:%=lint-%): lint-%: setup-test
-	$(BARE_CARGO) clippy -p bootshare-qemu-$* -p minimal-$* -p bootshare --features bootshare/loader --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
+	$(BARE_CARGO) clippy -p bootshare-qemu-$* -p minimal-$* $(PAYLOAD_$*) -p bootshare --features bootshare/loader --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
 
 .PHONY: fuzz
 fuzz: setup-fuzz

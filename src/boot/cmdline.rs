@@ -45,11 +45,13 @@ impl core::error::Error for CommandLineError {}
 /// Puts a payload's command line together in `buffer`.
 ///
 /// In this order, one space between them:
-/// 1. those of `board_words` whose key is in neither of the other two. They come first, as boot.rst
-///    ("Special Command Line Options") advises: after a `--` in the text they would be init's.
+/// 1. `board_words`;
 /// 2. `text`, as a file or an entry has it: line ends and tabs become spaces, white space at both
 ///    ends goes;
 /// 3. `extra`, the words after `--` of the firmware's own command line, cleaned the same way.
+///
+/// A word `--` in `text` or `extra` ends what the kernel reads: the words behind it are init's
+/// (the kernel's `Documentation/admin-guide/kernel-parameters.rst`). They come last, behind one `--`.
 ///
 /// `limit` is the most bytes that the kernel takes, without the NUL; `buffer` needs one more.
 ///
@@ -71,14 +73,18 @@ pub fn build<'b, W: AsRef<[u8]>>(
     let limit = limit.min(buffer.len().saturating_sub(1));
     let mut line = Line { buffer, len: 0 };
     for word in board_words {
-        let word = word.as_ref();
-        let (key, _) = key_and_value(word);
-        if !has_key(text, key) && !has_key(extra, key) {
-            line.push_part(word);
-        }
+        line.push_part(word.as_ref());
     }
-    line.push_part(text);
-    line.push_part(extra);
+    let parts = [text, extra].map(split_at_init);
+    for (kernel, _) in parts {
+        line.push_part(kernel);
+    }
+    if parts.iter().any(|(_, init)| init.is_some()) {
+        line.push_part(END_OF_KERNEL_WORDS);
+    }
+    for (_, init) in parts {
+        line.push_part(init.unwrap_or_default());
+    }
 
     let bytes = line.len;
     line.push(0);
@@ -119,15 +125,34 @@ impl Line<'_> {
     }
 }
 
+/// The word behind which words are init's.
+const END_OF_KERNEL_WORDS: &[u8] = b"--";
+
+/// The kernel's part of a command line, and init's if there is a `--` between them.
+fn split_at_init(line: &[u8]) -> (&[u8], Option<&[u8]>) {
+    let mut words = words(line);
+    while let Some(word) = words.next() {
+        if word == END_OF_KERNEL_WORDS {
+            let init = words.rest();
+            let kernel = line.strip_suffix(init).and_then(|l| l.strip_suffix(word));
+            return (kernel.unwrap_or_default(), Some(init));
+        }
+    }
+    (line, None)
+}
+
 /// White space between words, as the kernel sees it in ASCII.
 fn is_space(byte: u8) -> bool {
     byte.is_ascii_whitespace() || byte == 0x0b
 }
 
-/// Whether a word of `line` has this key. `-` and `_` are the same in a key, as in the kernel.
-fn has_key(line: &[u8], key: &[u8]) -> bool {
+/// Whether the kernel finds a word in `line` that has the same key as `word`. `-` and `_` are the same
+/// in a key, as in the kernel.
+#[must_use]
+pub fn has_key_of(line: &[u8], word: &[u8]) -> bool {
     let same = |a: &u8, b: &u8| a == b || (matches!(a, b'-' | b'_') && matches!(b, b'-' | b'_'));
-    words(line).any(|word| {
+    let (key, _) = key_and_value(word);
+    words(split_at_init(line).0).any(|word| {
         let (other, _) = key_and_value(word);
         other.len() == key.len() && other.iter().zip(key).all(|(a, b)| same(a, b))
     })
@@ -237,24 +262,38 @@ mod tests {
     }
 
     #[test]
-    fn a_board_word_gives_way_to_one_with_its_key() {
-        let board = [
-            "tsc_early_khz=2000000",
-            "virtio_mmio.device=1",
-            "virtio_mmio.device=2",
-        ];
+    fn words_for_init_come_last_behind_one_separator() {
         assert_eq!(
-            built(&board, "tsc-early-khz=1", ""),
-            b"virtio_mmio.device=1 virtio_mmio.device=2 tsc-early-khz=1"
+            built(&["a=1"], "quiet -- single\n", "debug"),
+            b"a=1 quiet debug -- single"
         );
-        assert_eq!(
-            built(&board, "\"virtio_mmio.device=a b\"", "tsc_early_khz"),
-            b"\"virtio_mmio.device=a b\" tsc_early_khz"
-        );
-        assert_eq!(
-            built(&board[..1], "x=\"tsc_early_khz=1 tsc_early_khz=2\"", ""),
-            b"tsc_early_khz=2000000 x=\"tsc_early_khz=1 tsc_early_khz=2\""
-        );
+        assert_eq!(built(&[], "quiet --", "x -- y"), b"quiet x -- y");
+        assert_eq!(built(&[], "-- a", "-- b -- c"), b"-- a b -- c");
+        assert_eq!(built(&["a=1"], "", "--"), b"a=1 --");
+        assert_eq!(built(&[], "x=\"a -- b\" --c", "d"), b"x=\"a -- b\" --c d");
+    }
+
+    #[test]
+    fn a_key_is_found_in_the_kernels_part_of_a_line() {
+        for (line, word, found) in [
+            ("tsc-early-khz=1", "tsc_early_khz=2000000", true),
+            ("a tsc_early_khz", "tsc_early_khz=2000000", true),
+            ("\"virtio_mmio.device=a b\"", "virtio_mmio.device=1", true),
+            (
+                "x=\"tsc_early_khz=1 tsc_early_khz=2\"",
+                "tsc_early_khz=1",
+                false,
+            ),
+            ("quiet -- no_timer_check", "no_timer_check", false),
+            ("no_timer_check -- quiet", "no_timer_check", true),
+            ("", "no_timer_check", false),
+        ] {
+            assert_eq!(
+                has_key_of(line.as_bytes(), word.as_bytes()),
+                found,
+                "{line}"
+            );
+        }
     }
 
     #[test]
@@ -337,6 +376,8 @@ mod tests {
             for word in words(&line) {
                 assert!(!word.is_empty());
                 assert!(key_and_value(word).0.len() <= word.len());
+                let is_kernels = words(split_at_init(&line).0).any(|other| other == word);
+                assert!(has_key_of(&line, word) || !is_kernels);
             }
             let mut buffer = [0; 40];
             let end = random.below(41) as usize;

@@ -8,7 +8,7 @@ use super::{
     shares::{BoardFile, Mount},
 };
 use crate::boot::{
-    cmdline,
+    cmdline::{self, has_key_of},
     device_tree::{self, Chosen, Machine, Seeds},
     entry::{CommandLine, Entry, MAX_INITRDS},
     image::{self, Kind},
@@ -473,29 +473,30 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(bytes)
     }
 
-    /// The kernel's command line, and where it lies.
+    /// The kernel's command line, and where it lies: somewhere `within`.
     pub fn command_line(
         &mut self,
         payload: &Payload<'_, 'm, B>,
         limit: usize,
-        max: u64,
+        within: Range,
     ) -> Result<(&'m CStr, Range), Failed> {
         let kernel = &payload.path;
         // A kernel may claim to take any length.
         let limit = limit.min(MAX_CMDLINE as usize);
         let request = Request {
             align: PAGE,
-            max,
+            min: within.start,
+            max: within.end,
             ..Request::new("command line", limit as u64 + 1)
         };
         let block = self.place(kernel, &request)?;
-        let words = self.board.payload_words();
+        let mut words = self.board.payload_words();
+        let given = [payload.text, payload.more];
+        words.retain(|word| !given.iter().any(|line| has_key_of(line, word.as_bytes())));
         let line = cmdline::build(block.bytes, limit, &words, payload.text, payload.more)
             .map_err(|e| self.failed(kernel, e))?;
         for word in &words {
-            if contains_word(line.to_bytes(), word.as_bytes()) {
-                log::info!("added {word} to the command line");
-            }
+            log::info!("added {word} to the command line");
         }
         log::debug!("command line: {}", Text(line.to_bytes()));
         Ok((line, block.range))
@@ -578,10 +579,6 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         _ = self.loaded.push(block.range);
         Ok(block.range.start)
     }
-}
-
-fn contains_word(line: &[u8], word: &[u8]) -> bool {
-    cmdline::words(line).any(|other| other == word)
 }
 
 #[cfg(test)]

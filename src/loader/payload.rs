@@ -15,7 +15,7 @@ use crate::{
         elf::{self, Elf, ElfError, Segment, Segments},
         gzip::{GzipError, HEADER_BYTES, Unpacker},
         image::{HEAD_BYTES, Kind},
-        memory::{ClaimError, MemoryKind, Obstacle, Range, Request, Side},
+        memory::{ClaimError, MIB, MemoryKind, Obstacle, Range, Request, Side},
         pvh::{self, StartInfo},
         zboot::Zboot,
         zero_page::{self, Parameters, ZERO_PAGE_BYTES},
@@ -89,7 +89,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         self.add_loaded(load_address, image.payload_bytes);
         let initrd = self.place_initrds(payload, 0, image.initrd_limit())?;
         let limit = image.cmdline_size as usize;
-        let (_, line) = self.command_line(payload, limit, image.limit())?;
+        let within = above_low_memory(image.limit());
+        let (_, line) = self.command_line(payload, limit, within)?;
         let argument = self.zero_page(
             payload,
             &image,
@@ -229,7 +230,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     ) -> Result<u64, Failed> {
         let window = Arm64Image::initrd_window(&kernel);
         let initrd = self.place_initrds(payload, window.start, window.end)?;
-        let (line, _) = self.command_line(payload, ARM64_LIMIT, u64::MAX)?;
+        let within = above_low_memory(u64::MAX);
+        let (line, _) = self.command_line(payload, ARM64_LIMIT, within)?;
         self.device_tree(payload, line, initrd)
     }
 
@@ -258,7 +260,12 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         });
         self.place_segments(payload, &segments, staged)?;
         let initrd = self.place_initrds(payload, 0, pvh::LIMIT)?;
-        let (_, line) = self.command_line(payload, pvh::CMDLINE_LIMIT, pvh::LIMIT)?;
+        // Not behind the last segment: a program may use memory there before it looks at the map.
+        let low = Range {
+            start: PAGE,
+            end: pvh::LIMIT,
+        };
+        let (_, line) = self.command_line(payload, pvh::CMDLINE_LIMIT, low)?;
         let path = &payload.path;
         let info = StartInfo {
             command_line: line.start,
@@ -266,16 +273,19 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             memory_map: self.board.memory_map(),
             acpi_rsdp: self.board.acpi_rsdp(),
         };
-        let low = |what, size| Request {
+        let request = |what, size| Request {
             align: PAGE,
-            min: PAGE,
-            max: pvh::LIMIT,
+            min: low.start,
+            max: low.end,
             ..Request::new(what, size)
         };
-        let block = self.place(path, &low("start info", info.bytes() as u64))?;
+        let block = self.place(path, &request("start info", info.bytes() as u64))?;
         let written = info.write(block.range.start, block.bytes);
         written.ok_or_else(|| self.failed(path, Error::BufferTooSmall))?;
-        let trampoline = self.place(path, &low("hand-off code", PAGE))?.range.start;
+        let trampoline = self
+            .place(path, &request("hand-off code", PAGE))?
+            .range
+            .start;
         self.fetch(payload, None)?;
         let protocol = Protocol::Pvh { trampoline, moved };
         Ok(self.hand_off(address, block.range.start, protocol))
@@ -426,6 +436,11 @@ fn want_segment<'m, B: Board>(
         let offset = payload.kernel.start + segment.file.start + start;
         want(&mut payload.wanted, KERNEL, offset, content);
     }
+}
+
+/// From the first MiB to `end`.
+fn above_low_memory(end: u64) -> Range {
+    Range { start: MIB, end }
 }
 
 /// The parts of `range` before and after `window`.

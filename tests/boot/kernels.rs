@@ -123,6 +123,35 @@ fn pvh_note(entry: u32) -> Vec<u8> {
     note
 }
 
+/// A bzImage of an ELF program with one segment whose start is at its lowest address: it cannot be
+/// moved, and its 64-bit entry is 0x200 bytes behind its start (the kernel's
+/// `Documentation/arch/x86/boot.rst`).
+pub(crate) fn bzimage_of(elf: &[u8]) -> Vec<u8> {
+    let field = |at: usize| u64::from_le_bytes(elf[at..at + 8].try_into().unwrap());
+    // The first program header: p_offset, p_paddr and p_filesz.
+    let header = usize::try_from(field(32)).unwrap();
+    let [start, address, size] = [8, 24, 32].map(|at| field(header + at));
+    let start = usize::try_from(start).unwrap();
+    let mut content = elf[start..start + usize::try_from(size).unwrap()].to_vec();
+    content.resize(content.len().next_multiple_of(16), 0);
+    let number = |number: usize| u32::try_from(number).unwrap().to_le_bytes();
+    let mut file = vec![0; 1024];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1f1, &[1]); // setup_sects
+    put(0x1f4, &number(content.len() / 16)); // syssize
+    put(0x1fe, &[0x55, 0xaa, 0xeb, 0x66]); // boot_flag, jump
+    put(0x202, b"HdrS\x0f\x02"); // version 2.15
+    put(0x211, &[1]); // loadflags: LOADED_HIGH
+    put(0x22c, &number(0x7fff_ffff)); // initrd_addr_max
+    put(0x230, &number(0x20_0000)); // kernel_alignment
+    put(0x236, &[1, 0]); // xloadflags: XLF_KERNEL_64
+    put(0x238, &number(2047)); // cmdline_size
+    put(0x258, &address.to_le_bytes()); // pref_address
+    put(0x260, &number(content.len())); // init_size
+    file.extend(content);
+    file
+}
+
 const EM_X86_64: u16 = 62;
 const EM_AARCH64: u16 = 183;
 

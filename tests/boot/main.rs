@@ -8,6 +8,7 @@ mod entries;
 mod examples;
 mod failures;
 mod faults;
+mod handoff;
 mod images;
 mod kernels;
 mod lab;
@@ -151,6 +152,17 @@ cells! {
     images_x86_64_names_what_is_wrong_and_goes_on: images::wrong_on_x86_64(X86_64Microvm);
     images_arm64_names_what_is_wrong_and_goes_on: images::wrong_on_arm64(Aarch64Virt);
     images_a_tree_from_elsewhere_gets_this_machines_memory_and_seeds: images::tree_from_elsewhere(Aarch64Virt);
+}
+
+// What a payload finds.
+cells! {
+    microvm_hands_a_payload_no_interrupt_by_pvh: handoff::by_pvh(X86_64Microvm);
+    microvm_hands_a_payload_no_interrupt_as_linux: handoff::as_linux(X86_64Microvm);
+    microvm_hands_a_payload_no_interrupt_from_rom: handoff::as_linux(X86_64MicrovmRom);
+    q35_hands_a_payload_no_interrupt_by_pvh: handoff::by_pvh(X86_64Q35);
+    q35_hands_a_payload_no_interrupt_as_linux: handoff::as_linux(X86_64Q35);
+    q35_hands_a_payload_no_interrupt_from_rom: handoff::by_pvh(X86_64Q35Rom);
+    pc_hands_a_payload_no_interrupt_as_linux: handoff::as_linux(X86_64Pc);
 }
 
 // What a failing host makes of a boot.

@@ -79,7 +79,7 @@ impl Clock {
         Some(hz / 1000)
     }
 
-    /// Leaves the PIT and the local APIC as they were.
+    /// Leaves the PIT's channel 2 and the local APIC as they were.
     pub fn let_go(&self) {
         if let Some(alarm) = self.alarm {
             alarm.let_go();

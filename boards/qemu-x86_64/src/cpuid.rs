@@ -28,12 +28,12 @@ pub fn abilities() -> Abilities {
     }
 }
 
-/// The hypervisor's signature, if the CPU says that there is one.
 /// Whether there is a local APIC.
 pub fn has_apic() -> bool {
     leaf(1).is_some_and(|leaf| leaf.edx & 1 << 9 != 0)
 }
 
+/// The hypervisor's signature, if the CPU says that there is one.
 fn hypervisor() -> Option<[u8; 12]> {
     if __cpuid(1).ecx & 1 << 31 == 0 {
         return None;

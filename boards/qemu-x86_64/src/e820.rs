@@ -9,9 +9,16 @@ use zerocopy::{
     little_endian::{U32, U64},
 };
 
-/// From the end of conventional memory to 1 MiB: VGA, option ROMs, and the BIOS, which we are not.
+/// The extended BIOS data area, which a firmware has at the end of conventional memory. An operating
+/// system searches its first KiB for ACPI's root pointer (ACPI 6.5, section 5.2.5.1).
+pub const EBDA: Range = Range {
+    start: 0x9_fc00,
+    end: 0xa_0000,
+};
+
+/// The [`EBDA`], and from there to 1 MiB: VGA, option ROMs, and the BIOS, which we are not.
 const UPPER_MEMORY: Range = Range {
-    start: 0xa_0000,
+    start: EBDA.start,
     end: 1 << 20,
 };
 
@@ -133,14 +140,14 @@ mod tests {
         assert_eq!(
             of_kind(&map, MemoryKind::Usable),
             [
-                (0, 0xa_0000),
+                (0, 0x9_fc00),
                 (1 << 20, 0x8000_0000),
                 (1 << 32, 0x1_8000_0000)
             ]
         );
         assert_eq!(
             of_kind(&map, MemoryKind::Reserved),
-            [(0xa_0000, 1 << 20), (0xfeff_c000, 0xff00_0000)]
+            [(0x9_fc00, 1 << 20), (0xfeff_c000, 0xff00_0000)]
         );
     }
 
@@ -159,7 +166,7 @@ mod tests {
         assert_eq!(
             of_kind(&map, MemoryKind::Usable),
             [
-                (0, 0xa_0000),
+                (0, 0x9_fc00),
                 (2 << 20, 0x1000_0000),
                 (0x1000_1000, 0x7fff_0000)
             ]

@@ -4,7 +4,7 @@ use crate::{
     clock::Clock,
     console, cpuid, entry, exceptions, exit,
     paging::{self, Paging},
-    pci, placement, pvh, rom,
+    pci, pic, placement, pvh, rom,
     start_info::{self, StartInfo},
     words,
 };
@@ -48,6 +48,7 @@ pub struct Machine {
 pub extern "sysv64" fn main(start_info: u32, entered: u64) -> ! {
     console::init();
     exceptions::init();
+    pic::mask_all();
     let Some(mut paging) = Paging::take() else {
         exit::fail(format_args!(
             "the firmware was entered twice; reset the machine"

@@ -17,6 +17,8 @@
 //! | `console` | COM1 | ports 0x3f8 to 0x3ff |
 //! | `exit` | how the machine ends; panics | port 0xf4 |
 //! | `cpuid` | what the CPU can do | nothing |
+//! | `pic` | masks the 8259A interrupt controllers | ports 0x20, 0x21, 0xa0 and 0xa1 |
+//! | `rest` | halts until the local APIC's timer fires | the local APIC |
 //! | `clock` | the time-stamp counter | PIT channel 2, port 0x61 |
 //! | `pci` | configuration space | ports 0xcf8 to 0xcff |
 //! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | the slots of `microvm` |
@@ -73,6 +75,8 @@ mod mtrr;
 mod paging;
 #[cfg(target_os = "none")]
 mod pci;
+#[cfg(target_os = "none")]
+mod pic;
 #[cfg(target_os = "none")]
 mod pvh;
 #[cfg(target_os = "none")]

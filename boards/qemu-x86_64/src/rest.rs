@@ -5,7 +5,7 @@
 use crate::{cpuid, exceptions::TIMER_VECTOR};
 use core::{ptr::with_exposed_provenance_mut, time::Duration};
 use x86_64::{
-    instructions::{interrupts, port::Port},
+    instructions::{interrupts, nop},
     registers::model_specific::{ApicBase, ApicBaseFlags},
 };
 
@@ -18,6 +18,7 @@ const SPURIOUS: usize = 0xf0;
 const ENABLE: u32 = 1 << 8;
 /// The timer's entry in the local vector table; unless bit 16 masks it, it fires once.
 const TIMER: usize = 0x320;
+const MASKED: u32 = 1 << 16;
 /// What the timer counts down from; 0 stops it.
 const COUNT: usize = 0x380;
 /// What the timer's clock is divided by.
@@ -27,14 +28,10 @@ const BY_ONE: u32 = 0b1011;
 /// The registers that are changed here, the enabling one last.
 const CHANGED: [usize; 4] = [PRIORITY, DIVIDE, TIMER, SPURIOUS];
 
-/// The interrupt masks of the two 8259A: what an earlier firmware let through must not wake us.
-const MASKS: [u16; 2] = [0x21, 0xa1];
-
-/// The timer, and how everything was before.
+/// The timer, and how the registers were before.
 #[derive(Clone, Copy, Debug)]
 pub struct Alarm {
     registers: [u32; CHANGED.len()],
-    masks: [u8; 2],
 }
 
 impl Alarm {
@@ -51,21 +48,13 @@ impl Alarm {
         if !is_plain {
             return None;
         }
-        let masks = MASKS.map(|port| {
-            let mut port = Port::<u8>::new(port);
-            // SAFETY: reading a mask changes nothing.
-            let mask = unsafe { port.read() };
-            // SAFETY: no interrupt of the 8259A is wanted.
-            unsafe { port.write(0xff) };
-            mask
-        });
         let registers = CHANGED.map(read);
         // A disabled APIC keeps the timer masked.
         write(SPURIOUS, ENABLE | u32::from(TIMER_VECTOR));
         write(PRIORITY, 0);
         write(DIVIDE, BY_ONE);
         write(TIMER, TIMER_VECTOR.into());
-        Some(Self { registers, masks })
+        Some(Self { registers })
     }
 
     /// Halts for about so long, 4 s at most.
@@ -79,14 +68,15 @@ impl Alarm {
         write(COUNT, 0);
     }
 
-    /// Leaves everything as it was.
+    /// Leaves the registers as they were, and no interrupt of the timer pending.
     pub fn let_go(&self) {
+        write(TIMER, MASKED);
+        // One that came since the last rest is delivered between the first two.
+        interrupts::enable();
+        nop();
+        interrupts::disable();
         for (register, value) in CHANGED.into_iter().zip(self.registers) {
             write(register, value);
-        }
-        for (port, mask) in MASKS.into_iter().zip(self.masks) {
-            // SAFETY: this is what was there before.
-            unsafe { Port::<u8>::new(port).write(mask) };
         }
     }
 }

@@ -4,7 +4,7 @@
 use crate::{
     chipset,
     clock::Clock,
-    e820::{self, Entry},
+    e820::{self, EBDA, Entry},
     fw_cfg::{self, Ports},
     machine::{FIRST_SLOT, SLOT_SIZE},
     paging, pci,
@@ -81,6 +81,10 @@ pub unsafe fn read(clock: Clock) -> Result<StartInfo, Error> {
     }
     // SAFETY: the map is QEMU's, and only the image uses memory, as the caller says.
     let rsdp = unsafe { load_tables(&mut device, &mut memory_map) }?;
+    if rsdp != 0 {
+        // SAFETY: the memory map has the EBDA reserved, and page 0 is mapped; nobody uses either.
+        unsafe { show_rsdp(rsdp) };
+    }
     let mut command_line = device.command_line()?;
     if !has_pci && rsdp == 0 {
         // SAFETY: without PCI this is `microvm`; the first 4 GiB are mapped.
@@ -163,6 +167,34 @@ unsafe fn load_tables(device: &mut Device, memory_map: &mut MemoryMap) -> Result
         }
         None => Ok(0),
     }
+}
+
+/// Copies ACPI's root pointer to where kernels before Linux 5.0 and others that are not told of it
+/// search for it: into the extended BIOS data area.
+///
+/// # Safety
+///
+/// [`EBDA`] and page 0 must be mapped RAM that nothing uses, and the root pointer must be at `rsdp`.
+unsafe fn show_rsdp(rsdp: u64) {
+    /// The words of the BIOS data area with the EBDA's segment, and with the KiB of memory below it.
+    const EBDA_SEGMENT: usize = 0x40e;
+    const BASE_MEMORY: usize = 0x413;
+    /// Of the later revisions; the first one has 20.
+    const RSDP_BYTES: usize = 36;
+    /// Where the copy is, behind the byte with the EBDA's size in KiB.
+    const COPY: usize = EBDA.start as usize + 16;
+
+    let write = |address: usize, bytes: &[u8]| {
+        let target = ptr::with_exposed_provenance_mut::<u8>(address);
+        // SAFETY: the caller promises that this RAM is mapped and unused.
+        unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    };
+    let source = ptr::with_exposed_provenance::<[u8; RSDP_BYTES]>(rsdp as usize);
+    // SAFETY: the caller promises the structure; what a short one has behind it is memory as well.
+    write(COPY, &unsafe { source.read_unaligned() });
+    write(EBDA.start as usize, &[(EBDA.size() >> 10) as u8]);
+    write(EBDA_SEGMENT, &((EBDA.start >> 4) as u16).to_le_bytes());
+    write(BASE_MEMORY, &((EBDA.start >> 10) as u16).to_le_bytes());
 }
 
 impl Files for Device {

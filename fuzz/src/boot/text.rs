@@ -156,11 +156,17 @@ pub fn command_line(mut source: Source<'_>) {
                     *byte
                 }
             };
-            let extra: Vec<u8> = extra.trim_ascii().iter().map(clean).collect();
-            assert!(line.ends_with(&extra));
-            let text: Vec<u8> = text.trim_ascii().iter().map(clean).collect();
-            let before = &line[..line.len() - extra.len()];
-            assert!(before.trim_ascii_end().ends_with(text.trim_ascii_end()));
+            // What is behind a `--` is moved to the end.
+            if ![text, extra]
+                .iter()
+                .any(|part| cmdline::words(part).any(|word| word == b"--"))
+            {
+                let extra: Vec<u8> = extra.trim_ascii().iter().map(clean).collect();
+                assert!(line.ends_with(&extra));
+                let text: Vec<u8> = text.trim_ascii().iter().map(clean).collect();
+                let before = &line[..line.len() - extra.len()];
+                assert!(before.trim_ascii_end().ends_with(text.trim_ascii_end()));
+            }
         }
         Err(error @ CommandLineError::Nul { offset }) => {
             assert!(

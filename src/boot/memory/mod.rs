@@ -14,7 +14,7 @@ use heapless::Vec;
 pub const MAX_REGIONS: usize = 128;
 
 const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Physical addresses from `start` up to, and without, `end`.
