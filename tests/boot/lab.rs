@@ -31,7 +31,7 @@ pub(crate) enum Server {
 }
 
 impl Server {
-    fn path(self) -> Option<PathBuf> {
+    pub(crate) fn path(self) -> Option<PathBuf> {
         let path = match self {
             Self::C => PathBuf::from("/usr/lib/qemu/virtiofsd"),
             Self::Rust => target().join("virtiofsd/bin/virtiofsd"),

@@ -11,6 +11,7 @@ mod faults;
 mod handoff;
 mod images;
 mod kernels;
+mod kvm;
 mod lab;
 mod linux;
 mod menu;
@@ -85,6 +86,12 @@ cells! {
     microvm_without_acpi_tells_linux_where_its_devices_are_from_rom: linux::boots_without_acpi(X86_64MicrovmRom);
     x86_64_loads_300_mib_into_1_gib_and_refuses_256_mib: linux::loads_300_mib(X86_64Q35);
     aarch64_loads_300_mib_into_1_gib_and_refuses_256_mib: linux::loads_300_mib(Aarch64Virt);
+}
+
+// KVM, in machines whose processor QEMU translates.
+cells! {
+    kvm_boots_linux_on_microvm_and_q35_and_from_rom: kvm::boots(X86_64Q35);
+    kvm_boots_linux_on_virt_over_mmio_and_pci_and_from_rom: kvm::boots(Aarch64VirtPci);
 }
 
 cells! {
