@@ -3,7 +3,7 @@
 use crate::{
     console, cpuid, exit,
     rest::Alarm,
-    tsc::{self, FINE, Measurement, ROUGH, Sample, Scale},
+    tsc::{self, FINE, Measurement, PIT_HZ, ROUGH, Sample, Scale},
 };
 use bootshare::{hal, loader::ExitStatus};
 use core::{
@@ -37,8 +37,9 @@ struct Running {
 
 impl Clock {
     /// Finds the counter's frequency: from the hypervisor or the CPU, which know it; roughly, but
-    /// in a millisecond, against the PIT; from the CPU's name plate.
+    /// in a millisecond, against the PIT; against the local APIC's timer; from the CPU's name plate.
     pub fn calibrate() -> Self {
+        let alarm = Alarm::new();
         let told = cpuid::tsc_hz();
         let measured = if told.is_none() {
             measure_roughly()
@@ -46,7 +47,10 @@ impl Clock {
             None
         };
         let (pit, measured) = measured.unzip();
-        let hz = told.or(measured).or_else(cpuid::rated_hz);
+        let hz = told
+            .or(measured)
+            .or_else(|| alarm?.while_counting(measure_against_apic))
+            .or_else(cpuid::rated_hz);
         if hz.is_none() {
             console::write(
                 b"bootshare: warning: nothing tells how fast the clock runs: \
@@ -57,7 +61,7 @@ impl Clock {
             scale: Scale::new(hz.unwrap_or(ASSUMED_HZ)),
             hz,
             pit,
-            alarm: Alarm::new(),
+            alarm,
         }
     }
 
@@ -72,7 +76,7 @@ impl Clock {
         let mut hz = self.hz?;
         if let Some(Running { start, .. }) = self.pit {
             let mut pit = Pit::new();
-            let refined = pit.sample();
+            let refined = sample(&mut || pit.look());
             let refined = refined.and_then(|end| tsc::refined(start, end, hz));
             hz = refined.or_else(|| Some(pit.measure(FINE)?.1)).unwrap_or(hz);
         }
@@ -137,6 +141,59 @@ fn measure_roughly() -> Option<(Running, u64)> {
     measured.map(|(start, hz)| (Running { start, control }, hz))
 }
 
+/// The frequency in Hz, in ten milliseconds of the local APIC's timer, which counts down in `left`.
+/// QEMU's and KVM's count nanoseconds; of others this is not known.
+fn measure_against_apic(left: &dyn Fn() -> u32) -> Option<u64> {
+    const APIC_TIMER_HZ: u64 = 1_000_000_000;
+
+    if !cpuid::is_tcg() && !cpuid::is_kvm() {
+        return None;
+    }
+    let look = || {
+        let before = timestamp();
+        let left = left();
+        let after = timestamp();
+        Sample {
+            before,
+            left,
+            after,
+        }
+    };
+    Some(measure(look, APIC_TIMER_HZ, FINE)?.1)
+}
+
+/// The best of a few looks: the one that took the shortest time.
+fn sample(look: &mut impl FnMut() -> Sample) -> Option<Sample> {
+    (0..8).map(|_| look()).min_by_key(Sample::width)
+}
+
+/// Measures the time-stamp counter against the counter of `reference_hz` that `look` looks at: where
+/// it started, and the frequency in Hz.
+fn measure(
+    mut look: impl FnMut() -> Sample,
+    reference_hz: u64,
+    how: Measurement,
+) -> Option<(Sample, u64)> {
+    /// Time-stamp counts before giving up on a counter that does not move: more than 10 ms of
+    /// any CPU.
+    const PATIENCE: u64 = 200_000_000;
+
+    let start = sample(&mut look)?;
+    loop {
+        let now = look();
+        let ticks = start.left.saturating_sub(now.left);
+        if u64::from(ticks) >= reference_hz / how.per_second {
+            break;
+        }
+        if now.after.saturating_sub(start.after) > PATIENCE {
+            return None;
+        }
+    }
+    let end = sample(&mut look)?;
+    let hz = tsc::frequency(start, end, reference_hz, how.parts)?;
+    Some((start, hz))
+}
+
 /// Channel 2 of the PIT, which no operating system and no firmware keeps: the loudspeaker's.
 struct Pit {
     /// Its counter.
@@ -194,21 +251,16 @@ impl Pit {
         let before = timestamp();
         self.command(0b1000_0000); // latch channel 2
         let after = timestamp();
-        let pit = u16::from_le_bytes([self.fetch(), self.fetch()]);
-        Sample { before, pit, after }
-    }
-
-    /// The best of a few looks: the one that took the shortest time.
-    fn sample(&mut self) -> Option<Sample> {
-        (0..8).map(|_| self.look()).min_by_key(Sample::width)
+        let left = u16::from_le_bytes([self.fetch(), self.fetch()]);
+        Sample {
+            before,
+            left: left.into(),
+            after,
+        }
     }
 
     /// Where it started to count, and the time-stamp counter's frequency in Hz.
-    fn measure(&mut self, measurement: Measurement) -> Option<(Sample, u64)> {
-        /// Time-stamp counts before giving up on a counter that does not move: more than 10 ms of
-        /// any CPU.
-        const PATIENCE: u64 = 200_000_000;
-
+    fn measure(&mut self, how: Measurement) -> Option<(Sample, u64)> {
         self.command(0b1011_0000); // channel 2, low then high byte, mode 0: count down once
         self.load(0xff);
         self.load(0xff);
@@ -216,20 +268,7 @@ impl Pit {
             // Without a PIT, everything reads as ones.
             return None;
         }
-        let start = self.sample()?;
-        loop {
-            let now = self.look();
-            if start.pit.saturating_sub(now.pit) >= measurement.ticks {
-                break;
-            }
-            if now.after.saturating_sub(start.after) > PATIENCE {
-                return None;
-            }
-        }
-        let end = self.sample()?;
-        if self.expired() {
-            return None;
-        }
-        Some((start, tsc::frequency(start, end, measurement.parts)?))
+        let measured = measure(|| self.look(), PIT_HZ, how);
+        measured.filter(|_| !self.expired())
     }
 }

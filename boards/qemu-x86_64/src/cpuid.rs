@@ -7,8 +7,10 @@ use core::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 const HYPERVISOR: u32 = 0x4000_0000;
 /// Leaf with the time-stamp counter's frequency in kHz, by VMware's convention.
 const HYPERVISOR_TIMING: u32 = 0x4000_0010;
+/// The signature of KVM.
+const KVM: &[u8; 12] = b"KVMKVMKVM\0\0\0";
 /// Signatures of the hypervisors that keep to this convention.
-const WITH_TIMING: [&[u8; 12]; 2] = [b"KVMKVMKVM\0\0\0", b"VMwareVMware"];
+const WITH_TIMING: [&[u8; 12]; 2] = [KVM, b"VMwareVMware"];
 /// The signature of QEMU's emulator.
 const TCG: &[u8; 12] = b"TCGTCGTCGTCG";
 
@@ -49,6 +51,11 @@ fn hypervisor() -> Option<[u8; 12]> {
 /// Whether this is QEMU's emulator.
 pub fn is_tcg() -> bool {
     hypervisor().as_ref() == Some(TCG)
+}
+
+/// Whether this is KVM.
+pub fn is_kvm() -> bool {
+    hypervisor().as_ref() == Some(KVM)
 }
 
 /// The exact frequency of the time-stamp counter in Hz, from the hypervisor or the CPU.

@@ -39,8 +39,11 @@ const PAGE_FAULT: u64 = 14;
 /// The local APIC's timer, and what it may raise by mistake.
 pub const TIMER_VECTOR: u8 = VECTORS as u8;
 
-/// The local APIC's register for the end of an interrupt.
-const END_OF_INTERRUPT: u32 = 0xfee0_00b0;
+/// The local APIC's register for the end of an interrupt, in memory and in x2APIC mode.
+const END_OF_INTERRUPT: [u32; 2] = [0xfee0_00b0, 0x80b];
+/// The model-specific register that tells the mode, and its bit that does.
+const APIC_BASE: u32 = 0x1b;
+const X2APIC_ENABLE: u32 = 1 << 10;
 
 /// Bytes from one entry stub to the next.
 const STUB_SIZE: usize = 16;
@@ -82,8 +85,23 @@ global_asm!(
     ".global timer_stub",
     "timer_stub:",
     "push rax",
+    "push rcx",
+    "push rdx",
+    "mov ecx, {apic_base}",
+    "rdmsr",
+    "test eax, {x2apic_enable}",
     "mov eax, {end_of_interrupt}",
+    "jz 2f",
+    "mov ecx, {end_of_x2apic_interrupt}",
+    "xor eax, eax",
+    "xor edx, edx",
+    "wrmsr",
+    "jmp 3f",
+    "2:",
     "mov dword ptr [rax], 0",
+    "3:",
+    "pop rdx",
+    "pop rcx",
     "pop rax",
     "iretq",
     ".text",
@@ -91,7 +109,10 @@ global_asm!(
     vectors = const VECTORS,
     with_error_code = const WITH_ERROR_CODE,
     handler = sym handle,
-    end_of_interrupt = const END_OF_INTERRUPT,
+    apic_base = const APIC_BASE,
+    x2apic_enable = const X2APIC_ENABLE,
+    end_of_interrupt = const END_OF_INTERRUPT[0],
+    end_of_x2apic_interrupt = const END_OF_INTERRUPT[1],
 );
 
 unsafe extern "C" {
@@ -100,7 +121,7 @@ unsafe extern "C" {
     static STUBS: [u8; VECTORS * STUB_SIZE];
     /// As above.
     #[link_name = "timer_stub"]
-    static TIMER_STUB: [u8; STUB_SIZE];
+    static TIMER_STUB: u8;
 }
 
 extern "sysv64" fn handle(vector: u64, error_code: u64, instruction: u64) -> ! {

@@ -6,11 +6,13 @@ use crate::{cpuid, exceptions::TIMER_VECTOR};
 use core::{ptr::with_exposed_provenance_mut, time::Duration};
 use x86_64::{
     instructions::{interrupts, nop},
-    registers::model_specific::{ApicBase, ApicBaseFlags},
+    registers::model_specific::{ApicBase, ApicBaseFlags, Msr},
 };
 
 /// Where the registers are after a reset. An APIC that was moved is left alone.
 const BASE: usize = 0xfee0_0000;
+/// The first of the registers that stand for them in x2APIC mode, one for each 16 bytes.
+const FIRST_MSR: u32 = 0x800;
 /// Task priority: interrupts below it wait.
 const PRIORITY: usize = 0x80;
 /// Spurious-interrupt vector register; bit 8 enables the APIC.
@@ -21,6 +23,8 @@ const TIMER: usize = 0x320;
 const MASKED: u32 = 1 << 16;
 /// What the timer counts down from; 0 stops it.
 const COUNT: usize = 0x380;
+/// What is left of it.
+const LEFT: usize = 0x390;
 /// What the timer's clock is divided by.
 const DIVIDE: usize = 0x3e0;
 const BY_ONE: u32 = 0b1011;
@@ -31,7 +35,17 @@ const CHANGED: [usize; 4] = [PRIORITY, DIVIDE, TIMER, SPURIOUS];
 /// The timer, and how the registers were before.
 #[derive(Clone, Copy, Debug)]
 pub struct Alarm {
+    apic: LocalApic,
     registers: [u32; CHANGED.len()],
+}
+
+/// How the registers are reached.
+#[derive(Clone, Copy, Debug)]
+enum LocalApic {
+    /// In memory.
+    XApic,
+    /// As model-specific registers: SeaBIOS chooses this where there may be more than 255 processors.
+    X2Apic,
 }
 
 impl Alarm {
@@ -42,54 +56,88 @@ impl Alarm {
             return None;
         }
         let (frame, flags) = ApicBase::read();
-        let is_plain = flags.contains(ApicBaseFlags::LAPIC_ENABLE)
-            && !flags.contains(ApicBaseFlags::X2APIC_ENABLE)
-            && frame.start_address().as_u64() == BASE as u64;
-        if !is_plain {
+        if !flags.contains(ApicBaseFlags::LAPIC_ENABLE) {
             return None;
         }
-        let registers = CHANGED.map(read);
+        let apic = if flags.contains(ApicBaseFlags::X2APIC_ENABLE) {
+            LocalApic::X2Apic
+        } else if frame.start_address().as_u64() == BASE as u64 {
+            LocalApic::XApic
+        } else {
+            return None;
+        };
+        let registers = CHANGED.map(|register| apic.read(register));
         // A disabled APIC keeps the timer masked.
-        write(SPURIOUS, ENABLE | u32::from(TIMER_VECTOR));
-        write(PRIORITY, 0);
-        write(DIVIDE, BY_ONE);
-        write(TIMER, TIMER_VECTOR.into());
-        Some(Self { registers })
+        apic.write(SPURIOUS, ENABLE | u32::from(TIMER_VECTOR));
+        apic.write(PRIORITY, 0);
+        apic.write(DIVIDE, BY_ONE);
+        apic.write(TIMER, TIMER_VECTOR.into());
+        Some(Self { apic, registers })
+    }
+
+    /// Has the timer count down from its maximum while `measure` runs, which can read what is left.
+    pub fn while_counting<R>(&self, measure: impl FnOnce(&dyn Fn() -> u32) -> R) -> R {
+        self.apic.write(TIMER, MASKED | u32::from(TIMER_VECTOR));
+        self.apic.write(COUNT, u32::MAX);
+        let result = measure(&|| self.apic.read(LEFT));
+        self.apic.write(COUNT, 0);
+        self.apic.write(TIMER, TIMER_VECTOR.into());
+        result
     }
 
     /// Halts for about so long, 4 s at most.
     pub fn rest(&self, duration: Duration) {
         let count = u32::try_from(duration.as_nanos()).unwrap_or(u32::MAX);
         // A count of 0 would never end.
-        write(COUNT, count.max(1));
+        self.apic.write(COUNT, count.max(1));
         // An interrupt that comes before the halt is kept for it.
         interrupts::enable_and_hlt();
         interrupts::disable();
-        write(COUNT, 0);
+        self.apic.write(COUNT, 0);
     }
 
     /// Leaves the registers as they were, and no interrupt of the timer pending.
     pub fn let_go(&self) {
-        write(TIMER, MASKED);
+        self.apic.write(TIMER, MASKED);
         // One that came since the last rest is delivered between the first two.
         interrupts::enable();
         nop();
         interrupts::disable();
         for (register, value) in CHANGED.into_iter().zip(self.registers) {
-            write(register, value);
+            self.apic.write(register, value);
         }
     }
 }
 
-fn read(register: usize) -> u32 {
-    let register = with_exposed_provenance_mut::<u32>(BASE + register);
-    // SAFETY: the first 4 GiB are mapped, and these registers can be read without an effect.
-    unsafe { register.read_volatile() }
+impl LocalApic {
+    fn read(self, register: usize) -> u32 {
+        match self {
+            Self::XApic => {
+                let register = with_exposed_provenance_mut::<u32>(BASE + register);
+                // SAFETY: the first 4 GiB are mapped, and these registers can be read without an
+                // effect.
+                unsafe { register.read_volatile() }
+            }
+            // SAFETY: the mode has these registers; the same holds for them.
+            Self::X2Apic => unsafe { Msr::new(msr(register)).read() as u32 },
+        }
+    }
+
+    fn write(self, register: usize, value: u32) {
+        match self {
+            Self::XApic => {
+                let register = with_exposed_provenance_mut::<u32>(BASE + register);
+                // SAFETY: as above; they are this module's alone, and it enables no interrupt but
+                // the timer's, which has a handler.
+                unsafe { register.write_volatile(value) };
+            }
+            // SAFETY: as above.
+            Self::X2Apic => unsafe { Msr::new(msr(register)).write(value.into()) },
+        }
+    }
 }
 
-fn write(register: usize, value: u32) {
-    let register = with_exposed_provenance_mut::<u32>(BASE + register);
-    // SAFETY: as above; they are this module's alone, and it enables no interrupt but the timer's,
-    // which has a handler.
-    unsafe { register.write_volatile(value) };
+/// The number of the model-specific register (Intel SDM volume 3, 11.12.1.2).
+fn msr(register: usize) -> u32 {
+    FIRST_MSR + register as u32 / 16
 }

@@ -7,23 +7,23 @@ use core::time::Duration;
 /// Frequency of the PIT's counters in Hz: on every PC, a twelfth of 14.318181 MHz.
 pub const PIT_HZ: u64 = 1_193_182;
 
-/// How long and how well the time-stamp counter is measured against the PIT.
+/// How long and how well the time-stamp counter is measured against another counter.
 #[derive(Clone, Copy, Debug)]
 pub struct Measurement {
-    /// Its time, in ticks of the PIT.
-    pub ticks: u16,
+    /// How many of its kind a second has room for.
+    pub per_second: u64,
     /// The frequency is known to one part in that many.
     pub parts: u64,
 }
 
 /// A millisecond: enough for deadlines.
 pub const ROUGH: Measurement = Measurement {
-    ticks: (PIT_HZ / 1000) as u16,
+    per_second: 1000,
     parts: 128,
 };
 /// Ten milliseconds: what a kernel keeps its time by.
 pub const FINE: Measurement = Measurement {
-    ticks: (PIT_HZ / 100) as u16,
+    per_second: 100,
     parts: 512,
 };
 /// What [`refined`] is to be better than, in parts.
@@ -40,10 +40,10 @@ pub fn plausible(hz: u64) -> Option<u64> {
 /// One look at both counters.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// The time-stamp counter before the look at the PIT.
+    /// The time-stamp counter before the look at the other counter.
     pub before: u64,
-    /// The PIT's counter, counting down.
-    pub pit: u16,
+    /// The other counter, counting down.
+    pub left: u32,
     /// The time-stamp counter after it.
     pub after: u64,
 }
@@ -59,14 +59,14 @@ impl Sample {
     }
 }
 
-/// The time-stamp counter's frequency in Hz from two samples, the PIT not having reached zero
-/// between them. `None` if it did not move, or is not known to one part in `parts`.
-pub fn frequency(start: Sample, end: Sample, parts: u64) -> Option<u64> {
-    let ticks = start.pit.checked_sub(end.pit)?;
-    between(start, end, ticks.into(), parts)
+/// The time-stamp counter's frequency in Hz from two samples of a counter of `reference_hz`, which did
+/// not reach zero between them. `None` if it did not move, or is not known to one part in `parts`.
+pub fn frequency(start: Sample, end: Sample, reference_hz: u64, parts: u64) -> Option<u64> {
+    let ticks = start.left.checked_sub(end.left)?;
+    between(start, end, ticks.into(), reference_hz, parts)
 }
 
-/// The same from two samples that are further apart: the PIT counted on from zero, nobody knows how
+/// The same from two samples of the PIT that are further apart: it counted on from zero, nobody knows how
 /// often, but from what was measured [roughly](ROUGH), `hz`. `None` if that does not tell.
 pub fn refined(start: Sample, end: Sample, hz: u64) -> Option<u64> {
     /// Ticks from one zero to the next.
@@ -78,19 +78,20 @@ pub fn refined(start: Sample, end: Sample, hz: u64) -> Option<u64> {
     if about / ROUGH.parts > ROUND / 4 {
         return None;
     }
-    let last = u64::from(start.pit.wrapping_sub(end.pit));
+    let last = u64::from(start.left.wrapping_sub(end.left)) % ROUND;
     let rounds = (about + ROUND / 2).saturating_sub(last) / ROUND;
-    between(start, end, rounds * ROUND + last, REFINED_PARTS)
+    between(start, end, rounds * ROUND + last, PIT_HZ, REFINED_PARTS)
 }
 
-/// The frequency in Hz if there were that many `ticks` of the PIT between two samples.
-fn between(start: Sample, end: Sample, ticks: u64, parts: u64) -> Option<u64> {
+/// The frequency in Hz if there were that many `ticks` of a counter of `reference_hz` between two
+/// samples.
+fn between(start: Sample, end: Sample, ticks: u64, reference_hz: u64, parts: u64) -> Option<u64> {
     let counts = end.middle().checked_sub(start.middle())?;
     let uncertain = start.width().max(end.width());
     if ticks < 128 || counts / parts < uncertain {
         return None;
     }
-    plausible(counts.checked_mul(PIT_HZ)? / ticks)
+    plausible(counts.checked_mul(reference_hz)? / ticks)
 }
 
 /// Turns time-stamp counts into time without a division: nanoseconds a count, in 2^-32 ns.
@@ -118,7 +119,7 @@ mod tests {
     fn sample(at: u64, width: u64, pit: u16) -> Sample {
         Sample {
             before: at,
-            pit,
+            left: pit.into(),
             after: at + width,
         }
     }
@@ -127,7 +128,8 @@ mod tests {
     fn ten_milliseconds_of_the_pit_give_the_frequency() {
         let hz = frequency(
             sample(1_000_000, 2000, 0xfff0),
-            sample(1_000_000 + 21_000_000, 2000, 0xfff0 - FINE.ticks),
+            sample(1_000_000 + 21_000_000, 2000, 0xfff0 - 11_931),
+            PIT_HZ,
             FINE.parts,
         )
         .unwrap();
@@ -137,15 +139,15 @@ mod tests {
     #[test]
     fn a_pit_that_is_not_there_gives_none() {
         let stuck = |at| sample(at, 2000, 0xffff);
-        assert_eq!(frequency(stuck(0), stuck(50_000_000), 512), None);
+        assert_eq!(frequency(stuck(0), stuck(50_000_000), PIT_HZ, 512), None);
         let wrapped = sample(50_000_000, 2000, 0xfff0);
-        assert_eq!(frequency(sample(0, 2000, 5), wrapped, 512), None);
+        assert_eq!(frequency(sample(0, 2000, 5), wrapped, PIT_HZ, 512), None);
     }
 
     #[test]
     fn a_sample_that_took_too_long_gives_none() {
         let end = sample(21_000_000, 2_000_000, 0xfff0 - 11_932);
-        assert_eq!(frequency(sample(0, 2000, 0xfff0), end, 512), None);
+        assert_eq!(frequency(sample(0, 2000, 0xfff0), end, PIT_HZ, 512), None);
     }
 
     #[test]
@@ -178,7 +180,7 @@ mod tests {
         assert_eq!(plausible(u64::MAX), None);
         assert_eq!(plausible(2_000_000_000), Some(2_000_000_000));
         let slow = sample(1_000_000, 1, 0xfff0 - 20_000);
-        assert_eq!(frequency(sample(0, 1, 0xfff0), slow, 512), None);
+        assert_eq!(frequency(sample(0, 1, 0xfff0), slow, PIT_HZ, 512), None);
     }
 
     #[test]
