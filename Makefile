@@ -51,6 +51,8 @@ help:
 	@echo 'make host      the host tool that carries the firmware, to copy anywhere:'
 	@echo '                 $(TARGET)/release/bootshare-host'
 	@echo 'make test      everything CI runs'
+	@echo 'make test-qemus  all boards on QEMU 7.2, 10.0 and 11.1 with Linux 6.1, 6.12 and 7.2'
+	@echo 'make test-kvm  of these tests those of KVM, which need none here'
 	@echo 'make firmware  the images, in target/firmware'
 	@echo 'make examples  the minimal firmware of examples/, in target/examples'
 	@echo 'make fuzz      hostile input for each fuzz target'
@@ -118,6 +120,15 @@ TESTED = --workspace $(HOSTED) --features bootshare/loader,bootshare-host/embed-
 test: setup-test lint package firmware examples payload
 	cargo test $(TESTED) --no-fail-fast
 	[ "$$(id -u)" != 0 ] || cargo test $(TESTED) --test embedded -- --ignored
+
+# Each board on the QEMUs of three Debian releases with the kernels of all of them: some ten minutes.
+.PHONY: test-qemus
+test-qemus: setup-test firmware
+	cargo test -p bootshare --features loader --test boot qemus:: -- --ignored
+
+.PHONY: test-kvm
+test-kvm: setup-test firmware
+	cargo test -p bootshare --features loader --test boot kvm_ -- --nocapture
 
 .PHONY: lint
 lint: setup-test $(ARCHES:%=lint-%)

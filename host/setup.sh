@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")/.."
 purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri|licences|callgrind"}
 
-# The version the boot tests run, beside QEMU's own server.
+# The version the boot tests run, beside QEMU 7.2's server.
 virtiofsd_version=1.14.0
 cargo_fuzz_version=0.13.2
 cargo_deny_version=0.20.2
@@ -48,7 +48,6 @@ needs_to_run() {
 }
 
 needs_to_test() {
-    [ -e /usr/lib/qemu/virtiofsd ] || need qemu-system-common
     has lz4 || need lz4
     [ -e /usr/include/cap-ng.h ] || need libcap-ng-dev
     [ -e /usr/include/seccomp.h ] || need libseccomp-dev

@@ -39,6 +39,18 @@ pub fn fetch(release: Release, cache: &Path) -> Result<PathBuf> {
     fs::canonicalize(&tree).with_context(|| format!("cannot find {}", tree.display()))
 }
 
+/// QEMU's C virtiofsd, which went with QEMU 8.0: the machine's own, or Debian 12's.
+///
+/// # Errors
+/// As [`fetch`].
+pub fn c_virtiofsd(cache: &Path) -> Result<PathBuf> {
+    let own = Path::new("/usr/lib/qemu/virtiofsd");
+    if own.is_file() {
+        return Ok(own.to_owned());
+    }
+    Ok(fetch(Release::Bookworm, cache)?.join("virtiofsd"))
+}
+
 /// Puts the program that starts `name` into `tree`, unless it is there.
 fn start(tree: &Path, name: &str) -> Result<()> {
     let path = tree.join(name);

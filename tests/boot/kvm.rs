@@ -9,7 +9,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use bootshare_host::debian::{Packages, Release};
-use bootshare_host::guest::Parts;
 use bootshare_host::{Accel, Arch, Board, Machine, Outcome, Share, demo};
 
 use crate::lab::{self, Server, empty_dir, machine, target};
@@ -51,8 +50,7 @@ pub(crate) fn boots(outer: Board) {
 
     let dir = empty_dir(&format!("kvm-{}", arch.name()));
     let kernel = dir.join("kernel");
-    let parts = Parts::fetch(arch, Some(RELEASE), &target().join("guest"));
-    let parts = parts.unwrap_or_else(|error| panic!("{error:#}"));
+    let parts = lab::parts(arch, Some(RELEASE));
     demo::make(&parts, &kernel).unwrap_or_else(|error| panic!("{error:#}"));
     for name in ["boards", "modules", "dev", "proc", "tmp"] {
         fs::create_dir(dir.join(name)).unwrap();
@@ -70,7 +68,7 @@ pub(crate) fn boots(outer: Board) {
     }
     let mut order = String::new();
     for board in &boards {
-        let name = format!("{board:?}");
+        let name = board.name();
         fs::write(dir.join("boards").join(&name), commands(*board, &dir)).unwrap();
         order.push_str(&name);
         order.push('\n');
@@ -108,7 +106,7 @@ pub(crate) fn boots(outer: Board) {
     let run = lab::run(&machine);
     assert_eq!(run.outcome, Outcome::PowerOff);
     for board in boards {
-        let name = format!("kvm: {board:?} ");
+        let name = format!("kvm: {} ", board.name());
         let start = run.lines.iter().position(|line| line.starts_with(&name));
         let lines = &run.lines[start.expect("it was not started") + 1..];
         let end = lines.iter().position(|line| line.starts_with(&name));
@@ -117,7 +115,7 @@ pub(crate) fn boots(outer: Board) {
         assert!(end[0].starts_with(&ended), "{}", end[0]);
         let said = |part: &str| {
             let found = inner.iter().any(|line| line.contains(part));
-            assert!(found, "{board:?} did not say {part:?}");
+            assert!(found, "{} did not say {part:?}", board.name());
         };
         said("bootshare: starting /");
         said(&format!("mounted the share {}", demo::TAG));
