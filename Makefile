@@ -52,7 +52,7 @@ help:
 	@echo '                 $(TARGET)/release/bootshare-host'
 	@echo 'make test      everything CI runs'
 	@echo 'make test-qemus  all boards on QEMU 7.2, 10.0 and 11.1 with Linux 6.1, 6.12 and 7.2'
-	@echo 'make test-kvm  of these tests those of KVM, which need none here'
+	@echo 'make test-kvm  all boards by KVM of Debian 13 and sid; needs no KVM here'
 	@echo 'make firmware  the images, in target/firmware'
 	@echo 'make examples  the minimal firmware of examples/, in target/examples'
 	@echo 'make fuzz      hostile input for each fuzz target'
@@ -128,7 +128,7 @@ test-qemus: setup-test firmware
 
 .PHONY: test-kvm
 test-kvm: setup-test firmware
-	cargo test -p bootshare --features loader --test boot kvm_ -- --nocapture
+	cargo test -p bootshare --features loader --test boot kvm_ -- --include-ignored --nocapture
 
 .PHONY: lint
 lint: setup-test $(ARCHES:%=lint-%)

@@ -312,11 +312,11 @@ fn console(qemu: &mut Invocation, wiring: &Wiring) {
     qemu.option("-chardev", format!("stdio,id=console,signal=off{mux}"));
     qemu.option("-serial", "chardev:console");
     if wiring.interactive {
-        qemu.option("-mon", "chardev=console,mode=readline");
+        qemu.option("-monitor", "chardev:console");
     }
     if let Some(path) = &wiring.qmp {
         qemu.option("-chardev", join("socket,id=qmp,path=", path));
-        qemu.option("-mon", "chardev=qmp,mode=control");
+        qemu.option("-qmp", "chardev:qmp");
     }
 }
 

@@ -130,12 +130,6 @@ cells! {
     aarch64_loads_300_mib_into_1_gib_and_refuses_256_mib: linux::loads_300_mib(Aarch64Virt);
 }
 
-// KVM, in machines whose processor QEMU translates.
-cells! {
-    kvm_boots_linux_on_microvm_and_q35_and_from_rom: kvm::boots(X86_64Q35);
-    kvm_boots_linux_on_virt_over_mmio_and_pci_and_from_rom: kvm::boots(Aarch64VirtPci);
-}
-
 cells! {
     x86_64_walks_an_odd_tree_like_its_host: commands::walk(X86_64Microvm, Rust);
     aarch64_walks_an_odd_tree_like_its_host: commands::walk(Aarch64VirtPci, C);

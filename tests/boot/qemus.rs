@@ -23,7 +23,8 @@ pub(crate) fn newest(board: Board, server: Server, linux: Release) {
     linux::boots_on(board, server, &qemu(Release::Sid), linux);
 }
 
-fn qemu(release: Release) -> PathBuf {
+/// The directory of QEMU's programs of a release.
+pub(crate) fn qemu(release: Release) -> PathBuf {
     let dir = unpacked::fetch(release, &target().join("qemu"));
     dir.unwrap_or_else(|error| panic!("{error:#}"))
 }
