@@ -45,10 +45,13 @@ help:
 	@echo '                 SHARE=    the directory to boot'
 	@echo '                 APPEND=   firmware options; words after -- go to the kernel'
 	@echo '                 MEMORY=   MiB (default $(MEMORY)); TIMEOUT= seconds'
+	@echo '                 QEMU=     of which Debian release: bookworm, trixie, sid (default: what is installed)'
 	@echo '                 SERVER=   a virtiofsd to use instead of our own; ACCEL= tcg (default), kvm'
 	@echo 'make host      the host tool that carries the firmware, to copy anywhere:'
 	@echo '                 $(TARGET)/release/bootshare-host'
 	@echo 'make test      everything CI runs'
+	@echo 'make test-qemus  all boards on QEMU 7.2, 10.0 and 11.1 with Linux 6.1, 6.12 and 7.2'
+	@echo 'make test-kvm  all boards by KVM of Debian 13 and sid; needs no KVM here'
 	@echo 'make firmware  the images, in target/firmware'
 	@echo 'make examples  the minimal firmware of examples/, in target/examples'
 	@echo 'make fuzz      hostile input for each fuzz target'
@@ -71,7 +74,7 @@ ifeq ($(SHARE),)
 	$(TOOL) demo --board $(BOARD) target/demo/$(ARCH)
 endif
 	$(TOOL) boot $(if $(SHARE),"$$SHARE",--demo target/demo/$(ARCH)) --board $(BOARD) \
-		--append "$$APPEND" --memory $(MEMORY) --accel $(ACCEL) \
+		$(if $(QEMU),--qemu "$$($(TOOL) qemu $(QEMU))") --append "$$APPEND" --memory $(MEMORY) --accel $(ACCEL) \
 		$(if $(SERVER),--server "$(SERVER)") $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 # For the work on this tree: it finds the firmware in target/firmware.
@@ -116,6 +119,15 @@ TESTED = --workspace $(HOSTED) --features bootshare/loader,bootshare-host/embed-
 test: setup-test lint package firmware examples payload
 	cargo test $(TESTED) --no-fail-fast
 	[ "$$(id -u)" != 0 ] || cargo test $(TESTED) --test embedded -- --ignored
+
+# Each board on the QEMUs of three Debian releases with the kernels of all of them: some ten minutes.
+.PHONY: test-qemus
+test-qemus: setup-test firmware
+	cargo test -p bootshare --features loader --test boot qemus:: -- --ignored
+
+.PHONY: test-kvm
+test-kvm: setup-test firmware
+	cargo test -p bootshare --features loader --test boot kvm_ -- --include-ignored --nocapture
 
 .PHONY: lint
 lint: setup-test $(ARCHES:%=lint-%)

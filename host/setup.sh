@@ -10,7 +10,7 @@ export LC_ALL=C
 cd "$(dirname "$0")/.."
 purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri|licences|callgrind"}
 
-# The version the boot tests run, beside QEMU's own server.
+# The version the boot tests run, beside QEMU 7.2's server.
 virtiofsd_version=1.14.0
 cargo_fuzz_version=0.13.2
 cargo_deny_version=0.20.2

@@ -7,7 +7,6 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use bootshare_host::{Arch, Board, Machine};
-use clap::ValueEnum;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -78,7 +77,7 @@ pub fn run(shares: &Shares, id: &str, rounds: usize) -> Result<Results> {
 fn cases() -> Vec<(Case, Board, Loader)> {
     let mut cases = Vec::new();
     for board in Board::ALL {
-        let name = board_name(board);
+        let name = board.name();
         if board.is_rom() {
             // Beside the same machine that starts our ELF file.
             let group = name.trim_end_matches("-rom");
@@ -94,16 +93,9 @@ fn cases() -> Vec<(Case, Board, Loader)> {
             cases.push((Case::new(&name, disk::NAME), board, Loader::Disk));
         }
     }
-    let order: Vec<String> = Board::ALL.into_iter().map(board_name).collect();
+    let order: Vec<String> = Board::ALL.into_iter().map(Board::name).collect();
     cases.sort_by_key(|(case, ..)| order.iter().position(|name| *name == case.group));
     cases
-}
-
-/// As on the command line.
-pub fn board_name(board: Board) -> String {
-    board
-        .to_possible_value()
-        .map_or_else(String::new, |value| value.get_name().into())
 }
 
 fn machine(shares: &Shares, board: Board, loader: Loader, id: &str) -> Result<Machine> {

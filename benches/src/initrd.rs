@@ -46,7 +46,7 @@ pub fn run(shares: &Shares, rounds: usize) -> Result<Results> {
 }
 
 fn case(board: Board, who: &str, span: &str) -> Case {
-    Case::new(format!("{}, {span}", boots::board_name(board)), who)
+    Case::new(format!("{}, {span}", board.name()), who)
 }
 
 /// The times of one boot, in ms.

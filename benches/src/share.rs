@@ -35,7 +35,7 @@ impl Shares {
             if dir.join("done").exists() {
                 continue;
             }
-            let parts = Parts::fetch(arch, Path::new(demo::PARTS))?;
+            let parts = Parts::fetch(arch, None, Path::new(demo::PARTS))?;
             demo::make(&parts, &dir)?;
             let mut archive = Archive::default();
             archive.file("init", 0o755, READING_INIT.as_bytes())?;

@@ -111,6 +111,12 @@ impl Board {
         }
     }
 
+    /// The name that options and tables have it by.
+    pub fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
     /// The board's architecture.
     pub const fn arch(self) -> Arch {
         match self {

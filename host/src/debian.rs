@@ -1,16 +1,20 @@
 //! Debian packages, downloaded once and unpacked into a directory.
 //!
 //! They come through the machine's own apt sources, but with a private apt state: neither the
-//! machine's package lists nor its dpkg architectures change, and root is not needed.
+//! machine's package lists nor its dpkg architectures change, and root is not needed. Packages of
+//! another release come from where the machine gets its own, signed by the keys that it knows.
 
 use std::fmt;
 use std::fs;
+use std::io::Write;
 use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use indicatif::ProgressBar;
 
 use crate::board::Arch;
@@ -20,6 +24,67 @@ use crate::process::Process;
 
 /// How often a download is tried.
 const ATTEMPTS: u32 = 3;
+
+/// Debian's keys, in the two names that its package has had for them.
+const KEYRINGS: [&str; 2] = [
+    "/usr/share/keyrings/debian-archive-keyring.pgp",
+    "/usr/share/keyrings/debian-archive-keyring.gpg",
+];
+
+/// The directories that Debian 12 and later have in /usr only, with links from the root.
+const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
+
+/// A release of Debian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
+pub enum Release {
+    /// Debian 12.
+    Bookworm,
+    /// Debian 13.
+    Trixie,
+    /// Where the next release is made.
+    Sid,
+}
+
+impl Release {
+    /// All of them, the oldest first.
+    pub const ALL: [Self; 3] = [Self::Bookworm, Self::Trixie, Self::Sid];
+
+    /// Its name in apt's sources.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+            Self::Sid => "sid",
+        }
+    }
+
+    /// The one that this machine runs, if it is one of them.
+    pub fn of_this_machine() -> Option<Self> {
+        let text = fs::read_to_string("/etc/os-release").ok()?;
+        let mut lines = text.lines();
+        let name = lines.find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
+        Self::ALL.into_iter().find(|release| release.name() == name)
+    }
+
+    /// A source of it at each of `archives`.
+    fn source(self, archives: &[String]) -> Result<String> {
+        let keyring = KEYRINGS.into_iter().find(|path| Path::new(path).is_file());
+        let keyring = keyring.with_context(|| {
+            format!(
+                "cannot check Debian's signatures, there is no {}: install debian-archive-keyring",
+                KEYRINGS[1]
+            )
+        })?;
+        // A mirror's copy of sid can be older than the week for which its list is good.
+        let dated = if self == Self::Sid { "no" } else { "yes" };
+        Ok(format!(
+            "Types: deb\nURIs: {}\nSuites: {}\nComponents: main\nSigned-By: {keyring}\n\
+             Check-Valid-Until: {dated}\n",
+            archives.join(" "),
+            self.name()
+        ))
+    }
+}
 
 /// Packages that are unpacked together.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +103,14 @@ impl Packages {
     /// # Errors
     /// The machine has no apt, or the download failed.
     pub fn fetch(&self, root: &Path) -> Result<()> {
+        self.fetch_of(None, root)
+    }
+
+    /// The same of the release that is named, rather than of the machine's own sources.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch), or no source of the machine's is Debian's.
+    pub fn fetch_of(&self, release: Option<Release>, root: &Path) -> Result<()> {
         if root.is_dir() {
             return Ok(());
         }
@@ -46,7 +119,8 @@ impl Packages {
         fs::create_dir_all(cache)
             .with_context(|| format!("cannot make the directory {}", cache.display()))?;
         eprintln!(
-            "bootshare-host: fetching Debian's {} {} into {}",
+            "bootshare-host: fetching Debian{}'s {} {} into {}",
+            release.map_or(String::new(), |release| format!(" {}", release.name())),
             self.arch.debian(),
             self.what,
             root.display()
@@ -59,7 +133,11 @@ impl Packages {
             .prefix(self.arch.debian())
             .tempdir_in(cache)
             .with_context(|| format!("cannot write to {}", cache.display()))?;
-        let tree = Apt::new(self.arch, work.path(), &progress)?.fetch(self.choose)?;
+        let mut apt = Apt::new(self.arch, work.path(), &progress)?;
+        if let Some(release) = release {
+            apt.take_from(release)?;
+        }
+        let tree = apt.fetch(self.choose)?;
         progress.finish_and_clear();
         match fs::rename(&tree, root) {
             // Another process was faster.
@@ -117,8 +195,12 @@ impl<'a> Apt<'a> {
             "apt cannot use a directory with a quotation mark in its name: {dir_text}"
         );
         let debian = arch.debian();
-        for sub in ["state/lists/partial", "cache/archives/partial", "tree"] {
+        for sub in ["state/lists/partial", "cache/archives/partial", "sources"] {
             fs::create_dir_all(dir.join(sub))?;
+        }
+        for name in MERGED {
+            fs::create_dir_all(dir.join("tree/usr").join(name))?;
+            symlink(Path::new("usr").join(name), dir.join("tree").join(name))?;
         }
         fs::write(dir.join("status"), "")?;
         // The machine's hooks act on its own lists, as root. As root apt would download as the
@@ -130,6 +212,7 @@ APT::Architecture "{debian}";
 APT::Architectures {{ "{debian}"; }};
 APT::Sandbox::User "root";
 Acquire::Languages "none";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 Acquire::Retries "3";
 Dir::State "{dir_text}/state";
 Dir::State::status "{dir_text}/status";
@@ -144,6 +227,34 @@ Dir::Cache "{dir_text}/cache";
             config: path,
             progress,
         })
+    }
+
+    /// From now on takes packages of `release`, from where the machine gets its own.
+    fn take_from(&mut self, release: Release) -> Result<()> {
+        // It knows all forms that sources are written in.
+        let uris = self.run("apt-get", &["update", "--print-uris"])?;
+        let archives = archives(&String::from_utf8_lossy(&uris.stdout));
+        ensure!(
+            !archives.is_empty(),
+            "no source of apt's is Debian's, to take {} from: {}",
+            release.name(),
+            complaints(&uris)
+        );
+        let sources = fs::canonicalize(self.dir.join("sources"))?;
+        fs::write(sources.join("release.sources"), release.source(&archives)?)?;
+        // The machine's preferences are for its own release.
+        let config = format!(
+            r#"Dir::Etc::SourceList "/dev/null";
+Dir::Etc::SourceParts "{}";
+Dir::Etc::Preferences "/dev/null";
+Dir::Etc::PreferencesParts "/dev/null";
+#clear APT::Default-Release;
+"#,
+            sources.display()
+        );
+        let mut file = fs::OpenOptions::new().append(true).open(&self.config)?;
+        file.write_all(config.as_bytes())?;
+        Ok(())
     }
 
     fn run(&self, program: &str, args: &[&str]) -> Result<Output> {
@@ -245,6 +356,22 @@ Dir::Cache "{dir_text}/cache";
             .with_context(|| format!("apt knows no {package}"))
     }
 
+    /// These packages and all that they depend on.
+    ///
+    /// # Errors
+    /// apt does not know all of them.
+    pub fn closure(&self, packages: &[&str]) -> Result<Vec<String>> {
+        let mut args = vec!["install", "--simulate", "--no-install-recommends"];
+        args.extend(packages);
+        let plan = self.run("apt-get", &args)?;
+        ensure!(plan.status.success(), "{}", complaints(&plan));
+        let text = String::from_utf8_lossy(&plan.stdout);
+        let names = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
+        Ok(names.map(str::to_owned).collect())
+    }
+
     fn unpack(&self) -> Result<PathBuf> {
         self.progress.set_message("unpacking");
         let tree = self.dir.join("tree");
@@ -253,21 +380,46 @@ Dir::Cache "{dir_text}/cache";
             if deb.extension().is_none_or(|extension| extension != "deb") {
                 continue;
             }
-            let output = Command::new("dpkg-deb")
-                .arg("-x")
+            let mut packed = Command::new("dpkg-deb")
+                .arg("--fsys-tarfile")
                 .arg(&deb)
+                .stdout(Stdio::piped())
+                .spawn()
+                .context("cannot run dpkg-deb")?;
+            // `dpkg-deb --extract` would put a directory in the place of a link to one.
+            let output = Command::new("tar")
+                .args(["--extract", "--keep-directory-symlink", "--directory"])
                 .arg(&tree)
+                .stdin(packed.stdout.take().context("dpkg-deb has no output")?)
                 .output()
-                .context("dpkg-deb")?;
+                .context("cannot run tar")?;
             ensure!(
-                output.status.success(),
-                "cannot unpack: {}",
+                packed.wait()?.success() && output.status.success(),
+                "cannot unpack {}: {}",
+                deb.display(),
                 complaints(&output)
             );
             fs::remove_file(&deb)?;
         }
         Ok(tree)
     }
+}
+
+/// The archives that apt gets whole releases from, of what `apt-get update --print-uris` prints:
+/// `'ARCHIVE/dists/SUITE/InRelease' FILE SIZE`. What is beside a release, its security and its
+/// updates, has a hyphen or a slash in its name. One of someone else's has nothing that Debian signed.
+fn archives(uris: &str) -> Vec<String> {
+    let mut archives: Vec<_> = uris
+        .lines()
+        .filter_map(|line| {
+            let uri = line.strip_prefix('\'')?.split('\'').next()?;
+            let (archive, suite) = uri.strip_suffix("/InRelease")?.split_once("/dists/")?;
+            (!suite.contains(['-', '/'])).then(|| archive.to_owned())
+        })
+        .collect();
+    archives.sort();
+    archives.dedup();
+    archives
 }
 
 /// How far a download is, in a line of apt's `Status-Fd`: "dlstatus:FILE:PERCENT:TEXT".
@@ -294,6 +446,24 @@ fn complaints(output: &Output) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn archives_are_told_from_what_is_beside_them() {
+        let uris = "'http://one.example/debian/dists/trixie/InRelease' one_InRelease 0 \n\
+                    'http://one.example/debian/dists/trixie-updates/InRelease' two_InRelease 0 \n\
+                    'http://two.example/debian-security/dists/trixie-security/InRelease' three 0 \n\
+                    'http://one.example/debian/dists/trixie/main/binary-amd64/Packages.xz' four 0 \n";
+        assert_eq!(archives(uris), ["http://one.example/debian"]);
+    }
+
+    #[test]
+    fn only_the_list_of_sid_may_be_past_its_date() {
+        for release in Release::ALL {
+            let source = release.source(&["http://one.example/debian".to_owned()]);
+            let may = source.unwrap().contains("Check-Valid-Until: no");
+            assert_eq!(may, release == Release::Sid);
+        }
+    }
 
     #[test]
     fn progress_is_told_from_what_apt_says_otherwise() {

@@ -96,10 +96,10 @@ fn initramfs(parts: &Parts) -> Result<Vec<u8>> {
     }
     archive.character_device("dev/console", 5, 1)?;
     archive.file("init", 0o755, INIT.as_bytes())?;
-    archive.file("bin/busybox", 0o755, &read(&parts.busybox()?)?)?;
+    archive.file("bin/busybox", 0o755, &read(&parts.busybox())?)?;
     let mut order = String::new();
-    for (name, path) in load_order(&parts.modules()?)? {
-        archive.file(&format!("modules/{name}.ko"), 0o644, &module_bytes(&path)?)?;
+    for (name, bytes) in modules(parts, &MODULES)? {
+        archive.file(&format!("modules/{name}.ko"), 0o644, &bytes)?;
         order.push_str(&name);
         order.push('\n');
     }
@@ -160,11 +160,20 @@ impl Archive {
     }
 }
 
-/// The modules to load, in an order that has each after those it depends on.
+/// These modules of a kernel and those that they depend on, by name, in an order in which they can
+/// be loaded; without those that the kernel has built in.
 ///
+/// # Errors
+/// The kernel has no such module, or a module cannot be read.
+pub fn modules(parts: &Parts, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+    let order = load_order(&parts.modules()?, names)?;
+    let bytes = |(name, path): (_, PathBuf)| Ok((name, module_bytes(&path)?));
+    order.into_iter().map(bytes).collect()
+}
+
 /// Debian's packages carry no modules.dep (depmod makes it at installation), so the dependencies
 /// are read from the modules themselves.
-fn load_order(modules: &Path) -> Result<Vec<(String, PathBuf)>> {
+fn load_order(modules: &Path, names: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let builtin = fs::read_to_string(modules.join("modules.builtin"))
         .with_context(|| format!("cannot read modules.builtin in {}", modules.display()))?;
     let builtin: BTreeSet<_> = builtin
@@ -175,7 +184,7 @@ fn load_order(modules: &Path) -> Result<Vec<(String, PathBuf)>> {
     find_modules(&modules.join("kernel"), &mut found)?;
 
     let mut order: Vec<(String, PathBuf)> = Vec::new();
-    let mut waiting: Vec<String> = MODULES.iter().rev().map(|&name| name.to_owned()).collect();
+    let mut waiting: Vec<String> = names.iter().rev().map(|&name| name.to_owned()).collect();
     while let Some(name) = waiting.last().cloned() {
         if builtin.contains(&name) || order.iter().any(|(done, _)| *done == name) {
             waiting.pop();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::board::Arch;
-use crate::debian::Packages;
+use crate::debian::{Packages, Release};
 
 /// Where the parts of one architecture lie.
 #[derive(Clone, Debug)]
@@ -17,12 +17,17 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// The parts under `cache`, downloaded now when they are not there yet.
+    /// The parts under `cache`, downloaded now when they are not there yet; of the machine's own
+    /// release unless another is named.
     ///
     /// # Errors
     /// The machine has no apt, or the download failed.
-    pub fn fetch(arch: Arch, cache: &Path) -> Result<Self> {
-        let root = cache.join(arch.debian());
+    pub fn fetch(arch: Arch, release: Option<Release>, cache: &Path) -> Result<Self> {
+        let release = release.filter(|_| release != Release::of_this_machine());
+        let root = cache.join(match release {
+            None => arch.debian().to_owned(),
+            Some(release) => format!("{}-{}", arch.debian(), release.name()),
+        });
         let packages = Packages {
             arch,
             what: "cloud kernel and busybox",
@@ -33,12 +38,18 @@ impl Parts {
                     apt.dependency("linux-image-virtual", "linux-image-")
                         .map_err(|_| error)
                 })?;
-                let modules = apt.dependency(&kernel, "linux-modules-").ok();
+                // From Debian 14 on a package without files stands for these.
+                let parts = ["linux-base-", "linux-binary-", "linux-modules-"]
+                    .map(|part| apt.dependency(&kernel, part).ok());
                 let busybox = "busybox-static".to_owned();
-                Ok(modules.into_iter().chain([kernel, busybox]).collect())
+                Ok(parts
+                    .into_iter()
+                    .flatten()
+                    .chain([kernel, busybox])
+                    .collect())
             },
         };
-        packages.fetch(&root)?;
+        packages.fetch_of(release, &root)?;
         Ok(Self { arch, root })
     }
 
@@ -47,6 +58,11 @@ impl Parts {
     /// # Errors
     /// The package holds none.
     pub fn kernel(&self) -> Result<PathBuf> {
+        let with_modules = self.modules()?.join("vmlinuz");
+        if with_modules.is_file() {
+            return Ok(with_modules);
+        }
+        // Until Debian 13.
         only_entry(&self.root.join("boot"), "vmlinuz-")
     }
 
@@ -55,25 +71,12 @@ impl Parts {
     /// # Errors
     /// The package holds none.
     pub fn modules(&self) -> Result<PathBuf> {
-        // Debian 13 has them under /usr.
-        ["lib/modules", "usr/lib/modules"]
-            .iter()
-            .map(|dir| self.root.join(dir))
-            .find(|dir| dir.is_dir())
-            .with_context(|| format!("no kernel modules in {}: remove it", self.root.display()))
-            .and_then(|dir| only_entry(&dir, ""))
+        only_entry(&self.root.join("lib/modules"), "")
     }
 
     /// The static busybox.
-    ///
-    /// # Errors
-    /// The package holds none.
-    pub fn busybox(&self) -> Result<PathBuf> {
-        ["bin/busybox", "usr/bin/busybox"]
-            .iter()
-            .map(|path| self.root.join(path))
-            .find(|path| path.is_file())
-            .with_context(|| format!("no busybox in {}: remove it", self.root.display()))
+    pub fn busybox(&self) -> PathBuf {
+        self.root.join("bin/busybox")
     }
 }
 

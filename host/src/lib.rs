@@ -22,6 +22,7 @@ pub mod run;
 pub mod serve;
 pub mod size;
 pub mod syscall;
+pub mod unpacked;
 mod virtiofsd;
 pub mod watch;
 

@@ -92,6 +92,8 @@ impl fmt::Display for Share {
 pub struct Machine {
     /// The board.
     pub board: Board,
+    /// The directory of QEMU's programs; `None` takes those in `PATH`.
+    pub qemu: Option<PathBuf>,
     /// The firmware image: what the board takes, for `-kernel` or `-bios`.
     pub firmware: PathBuf,
     /// Whether it is for `-bios`; another's firmware, as EFI, is so on any board.
@@ -148,6 +150,7 @@ impl Machine {
     pub fn new(board: Board, firmware: impl Into<PathBuf>) -> Self {
         Self {
             board,
+            qemu: None,
             firmware: firmware.into(),
             is_rom: board.is_rom(),
             append: String::new(),
@@ -205,6 +208,14 @@ impl Machine {
                 server.display()
             );
         }
+        if let Some(dir) = &self.qemu {
+            let program = format!("qemu-system-{}", self.board.arch().name());
+            ensure!(
+                dir.join(&program).is_file(),
+                "there is no {program} in {}: name the directory of QEMU's programs",
+                dir.display()
+            );
+        }
         ensure!(
             !self.el2 || self.board.arch() == Arch::Aarch64,
             "only the aarch64 boards have an EL2"
@@ -214,7 +225,11 @@ impl Machine {
 
     pub(crate) fn invocation(&self, wiring: &Wiring) -> Invocation {
         let arch = self.board.arch();
-        let mut qemu = Invocation::new(format!("qemu-system-{}", arch.name()));
+        let program = format!("qemu-system-{}", arch.name());
+        let mut qemu = Invocation::new(match &self.qemu {
+            Some(dir) => dir.join(program),
+            None => program.into(),
+        });
         qemu.arg("-nodefaults")
             .arg("-no-user-config")
             .arg("-no-reboot");
@@ -326,11 +341,11 @@ fn console(qemu: &mut Invocation, wiring: &Wiring) {
     qemu.option("-chardev", format!("stdio,id=console,signal=off{mux}"));
     qemu.option("-serial", "chardev:console");
     if wiring.interactive {
-        qemu.option("-mon", "chardev=console,mode=readline");
+        qemu.option("-monitor", "chardev:console");
     }
     if let Some(path) = &wiring.qmp {
         qemu.option("-chardev", join("socket,id=qmp,path=", path));
-        qemu.option("-mon", "chardev=qmp,mode=control");
+        qemu.option("-qmp", "chardev:qmp");
         // The machine starts when the monitor says so: one that ends before the monitor listens could
         // not tell how.
         qemu.arg("-S");

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use bootshare_host::debian::Release;
 use bootshare_host::guest::Parts;
 use bootshare_host::{
-    Act, Arch, Board, Console, Machine, Moment, Outcome, Report, Servers, Share, demo,
+    Act, Arch, Board, Console, Machine, Moment, Outcome, Report, Servers, Share, demo, unpacked,
 };
 use sha2::{Digest, Sha256};
 
@@ -22,7 +23,7 @@ const RANDOM_BYTES: usize = 20 << 20;
 /// The servers of the matrix.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Server {
-    /// The C program of Debian 12's QEMU 7.2.
+    /// The C program of QEMU 7.2, the machine's own or Debian 12's.
     C,
     /// The Rust program, built by `host/setup.sh test`.
     Rust,
@@ -31,18 +32,23 @@ pub(crate) enum Server {
 }
 
 impl Server {
-    fn path(self) -> Option<PathBuf> {
-        let path = match self {
-            Self::C => PathBuf::from("/usr/lib/qemu/virtiofsd"),
-            Self::Rust => target().join("virtiofsd/bin/virtiofsd"),
-            Self::Embedded => return None,
-        };
-        assert!(
-            path.is_file(),
-            "{} is missing: run `host/setup.sh test` (Debian 12 has QEMU's own server)",
-            path.display()
-        );
-        Some(path)
+    pub(crate) fn path(self) -> Option<PathBuf> {
+        match self {
+            Self::C => {
+                let path = unpacked::c_virtiofsd(&target().join("qemu"));
+                Some(path.unwrap_or_else(|error| panic!("{error:#}")))
+            }
+            Self::Rust => {
+                let path = target().join("virtiofsd/bin/virtiofsd");
+                let shown = path.display();
+                assert!(
+                    path.is_file(),
+                    "{shown} is missing: run `host/setup.sh test`"
+                );
+                Some(path)
+            }
+            Self::Embedded => None,
+        }
     }
 }
 
@@ -176,17 +182,28 @@ pub(crate) fn empty_dir(name: &str) -> PathBuf {
     dir
 }
 
-/// The demo share and a random file, made once: no test may write to it.
+/// The demo share with a kernel of the machine's own release, and a random file: no test may write
+/// to it.
 pub(crate) fn demo_share(arch: Arch) -> &'static Path {
-    static SHARES: [OnceLock<PathBuf>; 2] = [OnceLock::new(), OnceLock::new()];
-    SHARES[usize::from(arch == Arch::Aarch64)].get_or_init(|| {
-        let dir = empty_dir(&format!("demo-{}", arch.name()));
-        let parts =
-            Parts::fetch(arch, &target().join("guest")).unwrap_or_else(|error| panic!("{error:#}"));
-        demo::make(&parts, &dir).unwrap_or_else(|error| panic!("{error:#}"));
+    demo_share_of(arch, None)
+}
+
+/// The same with a kernel of `release`. Each is made once.
+pub(crate) fn demo_share_of(arch: Arch, release: Option<Release>) -> &'static Path {
+    static SHARES: [[OnceLock<PathBuf>; 4]; 2] = [const { [const { OnceLock::new() }; 4] }; 2];
+    let number = release.map_or(0, |release| 1 + release as usize);
+    SHARES[usize::from(arch == Arch::Aarch64)][number].get_or_init(|| {
+        let dir = empty_dir(&format!("demo-{}-{number}", arch.name()));
+        demo::make(&parts(arch, release), &dir).unwrap_or_else(|error| panic!("{error:#}"));
         fs::write(dir.join("random.bin"), random(RANDOM_BYTES)).unwrap();
         dir
     })
+}
+
+/// The kernel of `release` and what goes with it.
+pub(crate) fn parts(arch: Arch, release: Option<Release>) -> Parts {
+    let parts = Parts::fetch(arch, release, &target().join("guest"));
+    parts.unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 /// Random bytes: nothing that a repeated, skipped or swapped block could equal.

@@ -4,14 +4,25 @@ use std::fs;
 use std::path::Path;
 
 use bootshare_host::board::Transport;
+use bootshare_host::debian::Release;
 use bootshare_host::demo::{self, Archive};
 use bootshare_host::{Board, Machine, Outcome};
 
-use crate::lab::{Run, Server, demo_share, empty_dir, machine, random, run, sha256, sha256_of};
+use crate::lab::{
+    Run, Server, demo_share, demo_share_of, empty_dir, machine, random, run, sha256, sha256_of,
+};
 
 /// Trace messages carry the digests of what lies in memory; the demo's init adds Linux's own of
 /// a file that it reads through the same device afterwards.
 const OPTIONS: &str = "bootshare.log=trace -- demo.sha256=/random.bin";
+
+/// A machine with Linux of one release in its share, on QEMU of another.
+pub(crate) fn boots_on(board: Board, server: Server, qemu: &Path, linux: Release) -> Run {
+    let share = demo_share_of(board.arch(), Some(linux));
+    let mut machine = machine(board, server, share, OPTIONS);
+    machine.qemu = Some(qemu.to_owned());
+    expect_boot(&machine, share)
+}
 
 /// A cell of the matrix: the firmware, Linux and the host read the same bytes.
 pub(crate) fn boots(board: Board, server: Server) {

@@ -12,13 +12,16 @@ mod faults;
 mod handoff;
 mod images;
 mod kernels;
+mod kvm;
 mod lab;
 mod linux;
 mod machines_arm;
 mod menu;
+mod qemus;
 mod tree;
 
 use bootshare_host::Board;
+use bootshare_host::debian::Release;
 use lab::Server;
 
 /// A test for each line: what is shown, on which board, with which server if that matters.
@@ -62,6 +65,46 @@ boards! {
     x86_64_microvm_rom: X86_64MicrovmRom,
     x86_64_q35_rom: X86_64Q35Rom,
     aarch64_virt_rom: Aarch64VirtRom,
+}
+
+/// A board on the newest QEMU, with the kernels that are newer than Debian 12's.
+macro_rules! newest {
+    ($($name:ident: $board:ident, $one:ident, $other:ident;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn boots_linux_of_debian_13() {
+                qemus::newest(Board::$board, Server::$one, Release::Trixie);
+            }
+
+            #[test]
+            fn boots_linux_of_sid() {
+                qemus::newest(Board::$board, Server::$other, Release::Sid);
+            }
+        }
+    )*};
+}
+
+newest! {
+    newest_qemu_x86_64_microvm: X86_64Microvm, Embedded, C;
+    newest_qemu_x86_64_q35: X86_64Q35, C, Rust;
+    newest_qemu_x86_64_pc: X86_64Pc, Rust, Embedded;
+    newest_qemu_aarch64_virt: Aarch64Virt, Embedded, C;
+    newest_qemu_aarch64_virt_pci: Aarch64VirtPci, C, Rust;
+    newest_qemu_x86_64_microvm_rom: X86_64MicrovmRom, Rust, Embedded;
+    newest_qemu_x86_64_q35_rom: X86_64Q35Rom, Embedded, C;
+    newest_qemu_aarch64_virt_rom: Aarch64VirtRom, C, Rust;
+}
+
+#[test]
+fn newest_qemu_boots_linux_of_debian_12_on_microvm() {
+    qemus::newest(Board::X86_64Microvm, Server::Rust, Release::Bookworm);
+}
+
+#[test]
+fn newest_qemu_boots_linux_of_debian_12_on_virt() {
+    qemus::newest(Board::Aarch64Virt, Server::Rust, Release::Bookworm);
 }
 
 cells! {

@@ -66,6 +66,9 @@ pub(super) struct Boot {
     /// Number of processors
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     smp: u32,
+    /// The directory of QEMU's programs [default: those in PATH]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    qemu: Option<PathBuf>,
     /// What runs the guest
     #[arg(long, default_value = "tcg")]
     accel: Accel,
@@ -147,6 +150,7 @@ impl Boot {
     fn machine(self, board: Board, image: &Image) -> Result<Machine> {
         let mut machine = Machine::new(board, &image.path);
         machine.append = self.words()?;
+        machine.qemu = self.qemu;
         machine.shares = shares(self.dirs, self.shares)?;
         machine.memory_mib = self.memory;
         machine.smp = self.smp;

@@ -11,7 +11,6 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use clap::ValueEnum;
 use clap::builder::styling::{AnsiColor, Style};
 use kvm_ioctls::Kvm;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create, statvfs};
@@ -84,7 +83,7 @@ pub(super) fn run() -> Result<u8> {
         let Some(path) = path.filter(|_| version.is_some()) else {
             continue;
         };
-        let name = format!("a guest on {}", board_name(board));
+        let name = format!("a guest on {}", board.name());
         report.line(needed, &name, trial(board, &path, Accel::Tcg));
         if needed {
             report.line(false, "KVM", kvm(board, &path));
@@ -130,11 +129,6 @@ fn first_board(arch: Arch) -> Board {
     boards
         .find(|board| board.arch() == arch)
         .unwrap_or(Board::of_this_machine())
-}
-
-fn board_name(board: Board) -> String {
-    let value = board.to_possible_value();
-    value.map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 /// Guest memory is a memfd: neither /dev/shm nor locked memory counts.

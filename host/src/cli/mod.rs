@@ -19,7 +19,7 @@ use bootshare_host::guest::Parts;
 use bootshare_host::serve::{
     self, DEFAULT_THREADS, Fault, MAX_REQUEST_QUEUES, Options, RULES, Trace,
 };
-use bootshare_host::{Board, demo, output, rom, size};
+use bootshare_host::{Board, debian::Release, demo, output, rom, size, unpacked};
 
 /// Exit status when nothing could be started: bad usage, something missing.
 const NOT_STARTED: u8 = 123;
@@ -50,6 +50,7 @@ enum Sub {
         file: PathBuf,
     },
     Demo(Demo),
+    Qemu(Qemu),
     /// Check this machine, and say what to do about what is missing
     ///
     /// Each line starts with ok, warn (something you may not need) or fail. The exit status is 1
@@ -144,12 +145,29 @@ struct Demo {
     /// The board it is for [default: one of this machine's architecture]
     #[arg(long, hide_possible_values = true)]
     board: Option<Board>,
+    /// The Debian release of the kernel [default: this machine's]
+    #[arg(long, value_name = "RELEASE")]
+    release: Option<Release>,
     /// Where Debian's packages are kept once downloaded
     #[arg(long, default_value = demo::PARTS, value_name = "DIR", value_hint = ValueHint::DirPath)]
     parts: PathBuf,
     /// Replace files of the demo's names that are not the demo's
     #[arg(long)]
     force: bool,
+}
+
+/// Fetch the QEMU of a Debian release, and print the directory of its programs, for boot --qemu
+///
+/// They are unpacked with their own libraries and ROMs and run from there; the machine's own stay as
+/// they are.
+#[derive(Args)]
+struct Qemu {
+    /// The release
+    #[arg(value_name = "RELEASE")]
+    release: Release,
+    /// Where they are kept once downloaded
+    #[arg(long, default_value = unpacked::CACHE, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    cache: PathBuf,
 }
 
 /// Runs the command that the arguments name.
@@ -222,8 +240,12 @@ impl Sub {
                 if !demo.force {
                     demo::check(board.arch(), &demo.out)?;
                 }
-                let parts = Parts::fetch(board.arch(), &demo.parts)?;
+                let parts = Parts::fetch(board.arch(), demo.release, &demo.parts)?;
                 demo::make(&parts, &demo.out)?;
+            }
+            Self::Qemu(qemu) => {
+                let dir = unpacked::fetch(qemu.release, &qemu.cache)?;
+                print(format!("{}\n", dir.display()).as_bytes())?;
             }
             Self::Firmware { dir } => firmware::write(&dir)?,
             Self::Size { images } => {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bootshare_host::{Board, Console, Machine, Outcome, Report, Share, demo};
 
-use parts::{C_SERVER, LIMIT, demo_share, install};
+use parts::{LIMIT, c_server, demo_share, install};
 
 /// A machine whose QEMU loads the demo's kernel itself.
 fn linux(board: Board, words: &str) -> Machine {
@@ -21,7 +21,7 @@ fn linux(board: Board, words: &str) -> Machine {
     machine.append = format!("{} tsc_early_khz=2000000 {words}", cmdline.trim());
     machine.qemu_args = vec!["-initrd".into(), share.join("initrd.img").into()];
     machine.shares = vec![Share::new(demo::TAG, share)];
-    machine.server = Some(C_SERVER.into());
+    machine.server = Some(c_server().into());
     machine.time_limit = Some(LIMIT);
     machine
 }
@@ -109,11 +109,12 @@ fn what_a_server_says_when_it_cannot_start_is_passed_on() {
 fn a_server_that_dies_under_a_running_machine_ends_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let mut machine = paused();
+    let server = c_server();
     machine.server = Some(script(
         dir.path(),
         &format!(
-            "case $1 in --help) exec {C_SERVER} --help ;; esac\n\
-             {C_SERVER} \"$@\" &\nsleep 2\nkill -9 $!\necho died >&2\nexit 9\n"
+            "case $1 in --help) exec {server} --help ;; esac\n\
+             {server} \"$@\" &\nsleep 2\nkill -9 $!\necho died >&2\nexit 9\n"
         ),
     ));
     let outcome = run(&machine).outcome;

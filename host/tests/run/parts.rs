@@ -6,12 +6,18 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bootshare_host::guest::Parts;
-use bootshare_host::{Arch, demo};
+use bootshare_host::{Arch, demo, unpacked};
 
 /// Long enough for a loaded machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
-pub(crate) const C_SERVER: &str = "/usr/lib/qemu/virtiofsd";
+pub(crate) fn c_server() -> &'static str {
+    static PATH: OnceLock<String> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let path = unpacked::c_virtiofsd(&target().join("qemu")).unwrap();
+        path.into_os_string().into_string().unwrap()
+    })
+}
 
 pub(crate) fn target() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target")
@@ -32,7 +38,7 @@ pub(crate) fn demo_share(arch: Arch) -> PathBuf {
     static MADE: [OnceLock<PathBuf>; 2] = [OnceLock::new(), OnceLock::new()];
     MADE[usize::from(arch == Arch::Aarch64)]
         .get_or_init(|| {
-            let parts = Parts::fetch(arch, &target().join("guest")).unwrap();
+            let parts = Parts::fetch(arch, None, &target().join("guest")).unwrap();
             let dir = target().join("host-tests").join(arch.name());
             demo::make(&parts, &dir).unwrap();
             dir

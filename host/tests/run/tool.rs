@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use tempfile::TempDir;
 
-use crate::parts::{C_SERVER, LIMIT, demo_share, install, rust_server, target};
+use crate::parts::{LIMIT, c_server, demo_share, install, rust_server, target};
 
 /// The board that the firmware runs on here; it has tests on all of them.
 const BOARD: Board = Board::X86_64Microvm;
@@ -25,7 +25,7 @@ const BOARD_NAME: &str = "x86_64-microvm";
 /// The servers: the embedded one, and the external ones.
 fn servers() -> [Option<String>; 3] {
     let rust = rust_server().display().to_string();
-    [None, Some(C_SERVER.to_owned()), Some(rust)]
+    [None, Some(c_server().to_owned()), Some(rust)]
 }
 
 /// How the program ended.
@@ -208,7 +208,7 @@ fn send(signal: Signal) -> impl FnOnce(&Tool, &Child) {
 
 #[test]
 fn signals_leave_nothing_behind() {
-    for server in [None, Some(C_SERVER)] {
+    for server in [None, Some(c_server())] {
         for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
             assert_eq!(status_after(server, send(signal)), Some(130), "{signal:?}");
         }
@@ -568,7 +568,7 @@ fn a_directory_may_have_any_name() {
         let server = servers().map(|server| server.map(|path| format!("--server={path}")));
         for server in server.iter().map(|server| server.as_ref().map(OsStr::new)) {
             let is_rust =
-                server.is_some_and(|word| !word.as_bytes().ends_with(C_SERVER.as_bytes()));
+                server.is_some_and(|word| !word.as_bytes().ends_with(c_server().as_bytes()));
             if is_rust && name.to_str().is_none() {
                 // It takes UTF-8 only.
                 continue;
@@ -673,7 +673,7 @@ fn the_commands_of_a_dry_run_boot_and_leave_nothing_behind() {
     for server in servers() {
         // The Rust virtiofsd takes UTF-8 only.
         let name: &[u8] = match &server {
-            Some(path) if path != C_SERVER => b"it's odd",
+            Some(path) if path != c_server() => b"it's odd",
             _ => b"it's \xff",
         };
         let odd = OsStr::from_bytes(name);
@@ -857,7 +857,7 @@ fn on_a_terminal_the_demo_gives_a_shell() {
     let tool = Tool::new(&[]);
     let (mut user, program) = terminal();
     let before = rustix::termios::tcgetattr(&program).unwrap();
-    let mut command = tool.linux(&[], Some(C_SERVER));
+    let mut command = tool.linux(&[], Some(c_server()));
     command
         .arg("--demo")
         .stdin(program.try_clone().unwrap())

@@ -1,0 +1,168 @@
+//! KVM without KVM: a machine whose processor QEMU translates, with its virtualization extensions, boots
+//! a tree of Debian packages, in which QEMU runs the firmware by KVM.
+//!
+//! Everything is real but the processor: the outer firmware, Linux and its KVM, the inner QEMU, server
+//! and firmware. What only a processor does, as caches that are not coherent, stays unseen.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use bootshare_host::debian::{Packages, Release};
+use bootshare_host::{Accel, Arch, Board, Machine, Outcome, Share, demo};
+
+use crate::lab::{self, Server, empty_dir, machine, target};
+use crate::qemus::qemu;
+
+/// The greatest time of all the boots in a machine, on a busy one.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// What the demo's init runs. Debian's packages are a root without a shell: busybox goes with it.
+const SCRIPT: &str = r#"
+for module in /share/modules/*.ko; do
+    [ ! -e "$module" ] || insmod "$module"
+done
+mount -t proc proc /share/proc
+mount -t devtmpfs dev /share/dev
+mount -t tmpfs tmp /share/tmp
+mkdir /share/tmp/bin
+cp /bin/busybox /share/tmp/bin
+chroot /share /tmp/bin/busybox --install -s /tmp/bin
+for board in $(cat /share/boards/order); do
+    start=$(cut -d. -f1 /proc/uptime)
+    echo "kvm: $board starts"
+    PATH=/tmp/bin:/usr/bin chroot /share sh "/boards/$board" </dev/null
+    status=$?
+    echo "kvm: $board ended with status $status after $(($(cut -d. -f1 /proc/uptime) - start)) s"
+done
+"#;
+
+#[test]
+fn kvm_boots_all_x86_64_boards() {
+    boots(Board::X86_64Q35, Release::Trixie);
+}
+
+#[test]
+fn kvm_boots_all_aarch64_boards() {
+    boots(Board::Aarch64VirtPci, Release::Trixie);
+}
+
+#[test]
+#[ignore = "takes as long as that of Debian 13: make test-kvm"]
+fn kvm_of_sid_boots_all_x86_64_boards() {
+    boots(Board::X86_64Q35, Release::Sid);
+}
+
+#[test]
+#[ignore = "takes as long as that of Debian 13: make test-kvm"]
+fn kvm_of_sid_boots_all_aarch64_boards() {
+    boots(Board::Aarch64VirtPci, Release::Sid);
+}
+
+/// Boots `outer` with QEMU and Linux of `release`, and by KVM in it all boards of its architecture.
+fn boots(outer: Board, release: Release) {
+    let arch = outer.arch();
+    let boards = Board::ALL.into_iter().filter(|board| {
+        // Of i440FX there is nothing that q35 does not show.
+        board.arch() == arch && *board != Board::X86_64Pc
+    });
+    let boards: Vec<_> = boards.collect();
+
+    let dir = empty_dir(&format!("kvm-{}-{}", arch.name(), release.name()));
+    let kernel = dir.join("kernel");
+    let parts = lab::parts(arch, Some(release));
+    demo::make(&parts, &kernel).unwrap_or_else(|error| panic!("{error:#}"));
+    for name in ["boards", "modules", "dev", "proc", "tmp"] {
+        fs::create_dir(dir.join(name)).unwrap();
+    }
+    fs::write(dir.join("kvm.sh"), SCRIPT).unwrap();
+    if arch == Arch::X86_64 {
+        // arm64's is built in.
+        for (number, (name, bytes)) in demo::modules(&parts, &["kvm_amd"])
+            .unwrap_or_else(|error| panic!("{error:#}"))
+            .into_iter()
+            .enumerate()
+        {
+            fs::write(dir.join(format!("modules/{number}-{name}.ko")), bytes).unwrap();
+        }
+    }
+    let mut order = String::new();
+    for board in &boards {
+        let name = board.name();
+        fs::write(dir.join("boards").join(&name), commands(*board, &dir)).unwrap();
+        order.push_str(&name);
+        order.push('\n');
+    }
+    fs::write(dir.join("boards/order"), order).unwrap();
+
+    let tree = target().join(format!("guest/kvm-{}-{}", arch.debian(), release.name()));
+    let packages = Packages {
+        arch,
+        what: "QEMU and virtiofsd",
+        choose: |apt| {
+            let qemu = match apt.arch {
+                Arch::X86_64 => "qemu-system-x86",
+                Arch::Aarch64 => "qemu-system-arm",
+            };
+            apt.closure(&[qemu, "virtiofsd"])
+        },
+    };
+    packages
+        .fetch_of(Some(release), &tree)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+
+    let mut machine = machine(outer, Server::Embedded, &dir, "-- demo.run=/kvm.sh");
+    machine.shares[0].dirs.extend([kernel, tree]);
+    // On QEMU 7.2 the size of the XSAVE area does not follow an inner guest's XSETBV: Linux does
+    // without XSAVE then, and 7.2 panics of that.
+    machine.qemu = Some(qemu(Release::Sid));
+    machine.memory_mib = 2048;
+    machine.time_limit = Some(LIMIT);
+    match arch {
+        // QEMU emulates AMD's extensions.
+        Arch::X86_64 => machine.qemu_args = ["-cpu", "max"].map(Into::into).into(),
+        Arch::Aarch64 => {
+            machine.el2 = true;
+            machine.qemu_args = ["-machine", "gic-version=3"].map(Into::into).into();
+        }
+    }
+    let run = lab::run(&machine);
+    assert_eq!(run.outcome, Outcome::PowerOff);
+    for board in boards {
+        let name = format!("kvm: {} ", board.name());
+        let start = run.lines.iter().position(|line| line.starts_with(&name));
+        let lines = &run.lines[start.expect("it was not started") + 1..];
+        let end = lines.iter().position(|line| line.starts_with(&name));
+        let (inner, end) = lines.split_at(end.expect("it did not end"));
+        let ended = format!("{name}ended with status 0 after ");
+        assert!(end[0].starts_with(&ended), "{}", end[0]);
+        let said = |part: &str| {
+            let found = inner.iter().any(|line| line.contains(part));
+            assert!(found, "{} did not say {part:?}", board.name());
+        };
+        let complaint = inner.iter().find(|line| line.starts_with("qemu-system-"));
+        assert_eq!(complaint, None, "{}", board.name());
+        said("bootshare: starting /");
+        said(&format!("mounted the share {}", demo::TAG));
+        said(demo::GREETING.trim());
+    }
+}
+
+/// The commands that boot the kernel in `dir` by KVM, for a machine whose root `dir` is.
+fn commands(board: Board, dir: &Path) -> String {
+    let name = board.firmware_name();
+    let firmware = dir.join(name);
+    fs::copy(target().join("firmware").join(name), &firmware).unwrap();
+    let mut machine = Machine::new(board, firmware);
+    machine
+        .shares
+        .push(Share::new(demo::TAG, dir.join("kernel")));
+    machine.accel = Accel::Kvm;
+    // Asked for its options here, run there.
+    machine.server = Server::Rust.path();
+    let text = machine.dry_run(Path::new("/tmp"));
+    let text = text.unwrap_or_else(|error| panic!("{error:#}"));
+    let server = machine.server.unwrap().display().to_string();
+    text.replace(&server, "/usr/libexec/virtiofsd")
+        .replace(&dir.display().to_string(), "")
+}
