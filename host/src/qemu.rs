@@ -100,6 +100,8 @@ pub struct Machine {
     pub append: String,
     /// Guest memory, in MiB.
     pub memory_mib: u32,
+    /// NUMA nodes that the memory is divided among; 0 is a machine without NUMA.
+    pub numa_nodes: u32,
     /// Number of processors.
     pub smp: u32,
     /// What runs the guest.
@@ -150,6 +152,7 @@ impl Machine {
             is_rom: board.is_rom(),
             append: String::new(),
             memory_mib: 512,
+            numa_nodes: 0,
             smp: 1,
             accel: Accel::default(),
             shares: Vec::new(),
@@ -203,6 +206,12 @@ impl Machine {
             );
         }
         ensure!(
+            self.memory_mib.is_multiple_of(self.numa_nodes.max(1)),
+            "{} MiB cannot be divided among {} NUMA nodes: choose a multiple",
+            self.memory_mib,
+            self.numa_nodes
+        );
+        ensure!(
             !self.el2 || self.board.arch() == Arch::Aarch64,
             "only the aarch64 boards have an EL2"
         );
@@ -219,13 +228,17 @@ impl Machine {
 
         self.processor(&mut qemu);
         qemu.option("-smp", self.smp.to_string());
-        let size = format!("{}M", self.memory_mib);
-        // The server writes into guest memory: it has to be shareable.
-        qemu.option(
-            "-object",
-            format!("memory-backend-memfd,id=ram,size={size},share=on"),
-        );
-        qemu.option("-m", size);
+        let nodes = self.numa_nodes.max(1);
+        for node in 0..nodes {
+            let size = self.memory_mib / nodes;
+            // The server writes into guest memory: it has to be shareable.
+            let memory = format!("memory-backend-memfd,id=ram{node},size={size}M,share=on");
+            qemu.option("-object", memory);
+            if self.numa_nodes > 0 {
+                qemu.option("-numa", format!("node,memdev=ram{node}"));
+            }
+        }
+        qemu.option("-m", format!("{}M", self.memory_mib));
 
         let rom = self.is_rom;
         qemu.option(if rom { "-bios" } else { "-kernel" }, &self.firmware);
@@ -247,7 +260,10 @@ impl Machine {
     }
 
     fn processor(&self, qemu: &mut Invocation) {
-        let mut machine = format!("{},memory-backend=ram", self.board.machine());
+        let mut machine = self.board.machine().to_owned();
+        if self.numa_nodes == 0 {
+            machine.push_str(",memory-backend=ram0");
+        }
         if self.el2 {
             machine.push_str(",virtualization=on");
         }
@@ -374,6 +390,34 @@ mod tests {
         assert!(text(&machine).contains("virtio-mmio.force-legacy=false"));
         machine.legacy_mmio = true;
         assert!(!text(&machine).contains("force-legacy"));
+    }
+
+    #[test]
+    fn numa_nodes_divide_the_memory() {
+        let mut machine = machine(Board::X86_64Q35);
+        machine.firmware = std::env::current_exe().unwrap();
+        machine.numa_nodes = 2;
+        let text = text(&machine);
+        for node in 0..2 {
+            let memory = format!("memory-backend-memfd,id=ram{node},size=256M,share=on");
+            assert!(text.contains(&memory), "{text}");
+            assert!(text.contains(&format!("-numa node,memdev=ram{node}")));
+        }
+        assert!(!text.contains("memory-backend=ram") && text.contains("-m 512M"));
+        machine.check().unwrap();
+        machine.numa_nodes = 3;
+        let error = machine.check().unwrap_err().to_string();
+        assert!(error.contains("3 NUMA nodes"), "{error}");
+    }
+
+    #[test]
+    fn devices_of_the_callers_choice_come_behind_its_arguments() {
+        let mut machine = machine(Board::X86_64Q35);
+        machine.devices = vec!["vhost-user-fs-pci,bus=port".into()];
+        machine.qemu_args = vec!["-device".into(), "pcie-root-port,id=port".into()];
+        let text = text(&machine);
+        let (bridge, device) = (text.find("pcie-root-port"), text.find("pci,bus=port,"));
+        assert!(bridge.is_some() && bridge < device, "{text}");
     }
 
     #[test]
