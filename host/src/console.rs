@@ -46,8 +46,11 @@ impl Drop for RawMode {
 
 /// Bytes on their way from our standard input, or from a test, to QEMU's.
 pub(crate) struct Keys {
+    /// Open until QEMU has ended: one whose standard input has ended no longer waits for its standard
+    /// output when that is full, and its serial port drops bytes.
     qemu: std::process::ChildStdin,
-    scripted: bool,
+    /// Whether there may be more on our standard input.
+    reads_input: bool,
     waiting: Vec<u8>,
 }
 
@@ -57,16 +60,16 @@ impl Keys {
         rustix::io::ioctl_fionbio(&qemu, true)?;
         Ok(Self {
             qemu,
-            scripted,
+            reads_input: !scripted,
             waiting: Vec::new(),
         })
     }
 
     /// The descriptor to wait for, if any, and whether for reading or writing.
     pub(crate) fn interest(&self) -> Option<(BorrowedFd<'_>, rustix::event::PollFlags)> {
-        match (self.waiting.is_empty(), self.scripted) {
-            (true, true) => None,
-            (true, false) => Some((rustix::stdio::stdin(), rustix::event::PollFlags::IN)),
+        match (self.waiting.is_empty(), self.reads_input) {
+            (true, false) => None,
+            (true, true) => Some((rustix::stdio::stdin(), rustix::event::PollFlags::IN)),
             (false, _) => Some((self.qemu.as_fd(), rustix::event::PollFlags::OUT)),
         }
     }
@@ -76,7 +79,7 @@ impl Keys {
         self.waiting.extend_from_slice(text.as_bytes());
     }
 
-    /// Moves what can be moved; `false` when there is no more to come.
+    /// Moves what can be moved; `false` when QEMU takes no more.
     pub(crate) fn advance(&mut self) -> io::Result<bool> {
         if self.waiting.is_empty() {
             let mut buffer = [0; 512];
@@ -85,7 +88,8 @@ impl Keys {
                 rustix::io::read(rustix::stdio::stdin(), &mut buffer)
             })?;
             if count == 0 {
-                return Ok(false);
+                self.reads_input = false;
+                return Ok(true);
             }
             self.waiting.extend_from_slice(&buffer[..count]);
         }

@@ -292,6 +292,30 @@ fn a_server_keeps_nothing_of_a_connection() {
 }
 
 #[test]
+fn no_console_text_is_lost_while_nobody_reads_it() {
+    let tool = Tool::new(&[]);
+    let text: String = (0..10_000)
+        .map(|line| format!("line {line:06} of a long text on the console\n"))
+        .collect();
+    fs::write(tool.dir.path().join("share/text"), &text).unwrap();
+    let image = target().join("firmware").join(BOARD.firmware_name());
+    let board = ["--board", BOARD_NAME, "--firmware", image.to_str().unwrap()];
+    let mut command = tool.command(&[], &["boot", "share"]);
+    command
+        .args(board)
+        .arg("--append=bootshare.cmd=\"cat /text\"");
+    // As every job of a CI system has it.
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    let mut shown = String::new();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_to_string(&mut shown).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(shown.replace('\r', "").ends_with(&text), "text is missing");
+}
+
+#[test]
 fn files_that_are_not_the_tools_own_stay() {
     const THEIRS: &str = "somebody's";
     let tool = Tool::new(&[]);
