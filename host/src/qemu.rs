@@ -435,6 +435,16 @@ mod tests {
     }
 
     #[test]
+    fn devices_of_the_callers_choice_come_behind_its_arguments() {
+        let mut machine = machine(Board::X86_64Q35);
+        machine.devices = vec!["vhost-user-fs-pci,bus=port".into()];
+        machine.qemu_args = vec!["-device".into(), "pcie-root-port,id=port".into()];
+        let text = text(&machine);
+        let (bridge, device) = (text.find("pcie-root-port"), text.find("pci,bus=port,"));
+        assert!(bridge.is_some() && bridge < device, "{text}");
+    }
+
+    #[test]
     fn a_rom_gets_its_options_by_fw_cfg() {
         let mut machine = machine(Board::Aarch64VirtRom);
         assert!(!text(&machine).contains("fw_cfg"));

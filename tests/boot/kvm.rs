@@ -160,7 +160,7 @@ fn commands(board: Board, dir: &Path) -> String {
     machine.accel = Accel::Kvm;
     // Asked for its options here, run there.
     machine.server = Server::Rust.path();
-    let text = machine.dry_run(Path::new("/tmp"));
+    let text = machine.dry_run("");
     let text = text.unwrap_or_else(|error| panic!("{error:#}"));
     let server = machine.server.unwrap().display().to_string();
     text.replace(&server, "/usr/libexec/virtiofsd")
