@@ -74,6 +74,13 @@ pub enum DeviceError {
     NoDmaMemory,
     /// Its configuration space can't be read or does not settle.
     Configuration,
+    /// It does not confirm its reset (virtio 1.2, section 2.1.1). It may still write to the memory
+    /// that it had, which is not used again; nothing of a caller's is among it.
+    ResetNotConfirmed,
+    /// It says that it needs a reset (virtio 1.2, section 2.1.2), and got one.
+    NeedsReset,
+    /// [`Hal::share`](crate::hal::Hal::share) lends the device no byte of the buffer.
+    BufferRefused,
 }
 
 impl Error {
@@ -178,6 +185,15 @@ impl fmt::Display for DeviceError {
             Self::QueueInUse => f.write_str("a virtqueue is in use although the device was reset"),
             Self::NoDmaMemory => f.write_str("the DMA pool is exhausted; unmount another share"),
             Self::Configuration => f.write_str("the device's configuration can't be read"),
+            Self::ResetNotConfirmed => f.write_str(
+                "the device does not confirm its reset; restart the machine to use it again",
+            ),
+            Self::NeedsReset => {
+                f.write_str("the device has broken down and was reset; is its server alive?")
+            }
+            Self::BufferRefused => {
+                f.write_str("the platform does not lend the device the buffer to be read into")
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ pub fn wire(input: &[u8]) {
         1 => reply(source, &lookup(b"name"), |entry, _| {
             if let Some(entry) = entry {
                 assert_ne!(entry.node, NodeId::ROOT);
-                check_attr(&entry.attr);
+                _ = entry.attr.inspect(check_attr);
             }
         }),
         2 => reply(source, &GetAttr { node: NodeId::ROOT }, |attr, _| {
@@ -240,7 +240,9 @@ fn requests(mut source: Source<'_>) {
 fn request<O: Operation>(operation: &O, room: usize) -> Option<Vec<u8>> {
     const UNTOUCHED: u8 = 0xa5;
     let mut out = vec![UNTOUCHED; room + 64];
-    let size = encode(operation, Unique::FIRST, &mut out[..room]).ok()?;
+    let size = encode(operation, Unique::FIRST, &mut out[..room])
+        .ok()?
+        .len();
     assert!(size <= room);
     assert!(out[size..].iter().all(|&byte| byte == UNTOUCHED));
     out.truncate(size);

@@ -4,7 +4,7 @@ use super::{File, Metadata, Node};
 use crate::{
     error::Error,
     fuse::{self, Dirents, FileType, Handle, NAME_MAX, OpenDir, ReleaseDir, Violation},
-    hal::{Clock, Hal},
+    hal::{Clock, Hal, PAGE_SIZE},
     session::{Epoch, Priority},
 };
 use core::fmt;
@@ -12,7 +12,7 @@ use heapless::Vec;
 use virtio_drivers::transport::Transport;
 
 /// Bytes of entries asked for at a time: 14 of the longest names, some 100 of usual ones.
-const BUFFER: usize = 4096;
+const BUFFER: usize = PAGE_SIZE;
 /// A directory with more entries than this never ends.
 const MAX_ENTRIES: u32 = 1 << 24;
 
@@ -93,12 +93,12 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
             return Err(Error::InvalidName);
         }
         let share = self.node.share;
-        let entry = share.lookup(self.node.epoch, self.node.id, name)?;
+        let (id, attr) = share.lookup(self.node.epoch, self.node.id, name)?;
         Ok(Node {
             share,
             epoch: self.node.epoch,
-            id: entry.node,
-            attr: Some(entry.attr),
+            id,
+            attr: Some(attr),
         })
     }
 }
@@ -137,7 +137,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
     }
 
     fn open(node: &Node<'s, T, C, H>) -> Result<Self, Error> {
-        let handle = node.session()?.call(&OpenDir { node: node.id })?;
+        let handle = node.call(&OpenDir { node: node.id })?;
         Ok(Self {
             share: node.share,
             epoch: node.epoch,
@@ -185,8 +185,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
             offset: self.offset,
             size: BUFFER as u32,
         };
-        let mut session = self.share.session_of(self.epoch)?;
-        let size = session.call_into(&request, &mut self.buffer)?;
+        let client = &self.share.client;
+        let size = client.call_into(self.epoch, &request, &mut self.buffer)?;
         self.start = 0;
         self.end = size;
         // Where the last entry leads back to where it came from, the same ones would come again.
@@ -230,9 +230,8 @@ impl<T: Transport, C: Clock, H: Hal> Drop for ReadDir<'_, T, C, H> {
             node: self.node,
             handle: self.handle,
         };
-        if let Ok(mut session) = self.share.session_of(self.epoch) {
-            session.post(&release, Priority::Normal);
-        }
+        let client = &self.share.client;
+        client.post(self.epoch, &release, Priority::Normal);
         // The node goes after the handle.
         self.keep = None;
     }

@@ -33,7 +33,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
             // To open a FIFO could block the server for ever.
             _ => return Err(Error::NotAFile),
         };
-        let handle = node.session()?.call(&Open { node: node.id })?;
+        let handle = node.call(&Open { node: node.id })?;
         Ok(Self {
             node,
             attr,
@@ -189,9 +189,8 @@ impl<T: Transport, C: Clock, H: Hal> Drop for File<'_, T, C, H> {
             node: self.node.id,
             handle: self.handle,
         };
-        if let Ok(mut session) = self.node.session() {
-            session.post(&release, Priority::Normal);
-        }
+        let client = &self.node.share.client;
+        client.post(self.node.epoch, &release, Priority::Normal);
     }
 }
 

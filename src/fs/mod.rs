@@ -33,19 +33,18 @@ pub use metadata::Metadata;
 use crate::{
     error::Error,
     fuse::{
-        self, Attr, FileType, Forget, GetAttr, Lookup, NodeId, ReadLink, StatFs, Statistics,
-        TARGET_MAX, Violation,
+        self, Attr, FileType, Forget, GetAttr, Lookup, NodeId, Operation, ReadLink, StatFs,
+        Statistics, Violation,
     },
-    hal::{Clock, Hal, IdentityHal},
-    session::{Epoch, Options, Priority, Session, Tag},
+    hal::{Clock, Hal, IdentityHal, PAGE_SIZE},
+    session::{Client, Epoch, Options, Priority, Tag},
 };
 use core::fmt;
-use spin::{Mutex, MutexGuard};
 use virtio_drivers::transport::Transport;
 
-/// Bytes that a symbolic link's target can take, with room for one more: servers refuse a buffer
-/// that a target might not fit in.
-const TARGET_BUFFER: usize = TARGET_MAX.saturating_add(1);
+// A symbolic link's target fits, with room for one byte more: servers refuse a buffer that a target
+// might not fit in.
+const _: () = assert!(fuse::TARGET_MAX < PAGE_SIZE);
 
 /// A mounted share.
 ///
@@ -69,9 +68,8 @@ const TARGET_BUFFER: usize = TARGET_MAX.saturating_add(1);
 /// # }
 /// ```
 pub struct Share<T: Transport, C: Clock, H: Hal = IdentityHal> {
-    session: Mutex<Session<T, C, H>>,
+    client: Client<T, C, H>,
     tag: Tag,
-    minor: u32,
 }
 
 impl<T: Transport, C: Clock> Share<T, C> {
@@ -93,12 +91,9 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// As [`Share::mount`].
     pub fn mount_with(transport: T, clock: C, options: Options) -> Result<Self, Error> {
-        let session = Session::start(transport, clock, options)?;
-        Ok(Self {
-            tag: session.tag(),
-            minor: session.minor(),
-            session: Mutex::new(session),
-        })
+        let client = Client::start(transport, clock, options)?;
+        let tag = client.tag();
+        Ok(Self { client, tag })
     }
 
     /// The share's name.
@@ -108,7 +103,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
 
     /// The version of FUSE in use: 7 and a minor number.
     pub fn protocol(&self) -> (u32, u32) {
-        (7, self.minor)
+        (7, self.client.minor())
     }
 
     /// What `path` is, symbolic links followed.
@@ -207,7 +202,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         parts: &mut [Part<'_>],
         progress: &mut dyn FnMut(&[Part<'_>]),
     ) -> Result<(), Error> {
-        self.session().read(parts, progress)
+        self.client.read(parts, progress)
     }
 
     /// The entries of the directory `path`, without `.` and `..`, in the host's order.
@@ -248,7 +243,8 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// The host's, or how it broke the protocol.
     pub fn statistics(&self) -> Result<Statistics, Error> {
-        self.session().call(&StatFs { node: NodeId::ROOT })
+        let node = NodeId::ROOT;
+        self.client.call(self.client.epoch(), &StatFs { node })
     }
 
     /// Ends the session: the host drops all it holds for us, and the device is reset, so that
@@ -259,7 +255,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     /// [`Error::TimedOut`] and the like if the host no longer answers; the device is reset all the
     /// same.
     pub fn unmount(self) -> Result<(), Error> {
-        self.session.into_inner().end()
+        self.client.end()
     }
 
     /// Connects a share again that an error has disconnected; does nothing while it is connected.
@@ -271,48 +267,39 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// As [`Share::mount`]; the share stays disconnected and this can be tried again.
     pub fn resume(&self) -> Result<(), Error> {
-        self.session().resume()
+        self.client.resume()
     }
 
     /// Whether no error has disconnected the share since it was mounted or resumed.
     pub fn is_connected(&self) -> bool {
-        self.session().is_connected()
-    }
-
-    fn session(&self) -> MutexGuard<'_, Session<T, C, H>> {
-        self.session.lock()
-    }
-
-    /// The session, if it is still that of `epoch`: another one's nodes mean nothing to it.
-    fn session_of(&self, epoch: Epoch) -> Result<MutexGuard<'_, Session<T, C, H>>, Error> {
-        let session = self.session();
-        if session.epoch() == epoch {
-            Ok(session)
-        } else {
-            Err(Error::Disconnected)
-        }
+        self.client.is_connected()
     }
 
     /// Looks one name up; the node it gives must be forgotten once.
-    fn lookup(&self, epoch: Epoch, parent: NodeId, name: &[u8]) -> Result<fuse::Entry, Error> {
+    fn lookup(&self, epoch: Epoch, parent: NodeId, name: &[u8]) -> Result<(NodeId, Attr), Error> {
         if name.len() > fuse::NAME_MAX {
             return Err(Error::NameTooLong);
         }
-        let entry = self.session_of(epoch)?.call(&Lookup { parent, name })?;
-        entry.ok_or(Error::NotFound)
+        let entry = self.client.call(epoch, &Lookup { parent, name })?;
+        let entry = entry.ok_or(Error::NotFound)?;
+        match entry.attr {
+            Ok(attr) => Ok((entry.node, attr)),
+            Err(violation) => {
+                self.forget(epoch, entry.node);
+                Err(violation.into())
+            }
+        }
     }
 
     fn forget(&self, epoch: Epoch, node: NodeId) {
-        if node == NodeId::ROOT {
-            return;
-        }
-        if let Ok(mut session) = self.session_of(epoch) {
-            session.post(&Forget { node, nlookup: 1 }, Priority::High);
+        if node != NodeId::ROOT {
+            let forget = Forget { node, nlookup: 1 };
+            self.client.post(epoch, &forget, Priority::High);
         }
     }
 
     fn attr(&self, epoch: Epoch, node: NodeId) -> Result<Attr, Error> {
-        self.session_of(epoch)?.call(&GetAttr { node })
+        self.client.call(epoch, &GetAttr { node })
     }
 
     /// Reads a link's target into `buf`.
@@ -320,9 +307,9 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         &self,
         epoch: Epoch,
         node: NodeId,
-        buf: &'b mut [u8; TARGET_BUFFER],
+        buf: &'b mut [u8; PAGE_SIZE],
     ) -> Result<&'b [u8], Error> {
-        let size = self.session_of(epoch)?.call_into(&ReadLink { node }, buf)?;
+        let size = self.client.call_into(epoch, &ReadLink { node }, buf)?;
         match buf.get(..size) {
             Some(target) if !target.contains(&0) => Ok(target),
             _ => Err(Violation::LinkTarget.into()),
@@ -349,9 +336,9 @@ struct Node<'s, T: Transport, C: Clock, H: Hal> {
 }
 
 impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
-    /// The session, if it is still the one that knows this node.
-    fn session(&self) -> Result<MutexGuard<'s, Session<T, C, H>>, Error> {
-        self.share.session_of(self.epoch)
+    /// Asks the host something about this node, if the session is still the one that knows it.
+    fn call<O: Operation>(&self, operation: &O) -> Result<O::Reply, Error> {
+        self.share.client.call(self.epoch, operation)
     }
 
     fn file_type(&self) -> FileType {
@@ -370,7 +357,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
         if self.file_type() != FileType::Symlink {
             return Err(Error::NotASymlink);
         }
-        let mut target = [0; TARGET_BUFFER];
+        let mut target = [0; PAGE_SIZE];
         let target = self.share.target(self.epoch, self.id, &mut target)?;
         let buf = buf.get_mut(..target.len()).ok_or(Error::BufferTooSmall)?;
         buf.copy_from_slice(target);

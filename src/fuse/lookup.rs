@@ -15,10 +15,10 @@ pub struct Lookup<'a> {
 /// A file that was looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its node.
+    /// Its node, of which one lookup is counted whatever its attributes are.
     pub node: NodeId,
-    /// Its attributes.
-    pub attr: Attr,
+    /// Its attributes, or what is wrong with them.
+    pub attr: Result<Attr, Violation>,
 }
 
 impl Operation for Lookup<'_> {
@@ -49,7 +49,7 @@ impl Operation for Lookup<'_> {
             // The root is nobody's entry; its lookup count is not ours to give back.
             return Err(Violation::NodeId);
         }
-        let attr = Attr::try_from(reply.attr)?;
+        let attr = reply.attr.try_into();
         Ok(Some(Entry { node, attr }))
     }
 }

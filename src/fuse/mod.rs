@@ -281,16 +281,16 @@ pub fn is_valid_name(name: &[u8]) -> bool {
     !name.is_empty() && name.len() <= NAME_MAX && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
 }
 
-/// Writes the request for `operation` to the start of `out` and returns its length in bytes.
+/// Writes the request for `operation` to the start of `out`, and gives that part of it.
 ///
 /// # Errors
 ///
 /// [`EncodeError`]; `out` is undefined then.
-pub fn encode<O: Operation>(
+pub fn encode<'o, O: Operation>(
     operation: &O,
     unique: Unique,
-    out: &mut [u8],
-) -> Result<usize, EncodeError> {
+    out: &'o mut [u8],
+) -> Result<&'o [u8], EncodeError> {
     let body = operation.body();
     let name = operation.name();
     if name.is_some_and(|name| !is_valid_name(name)) {
@@ -313,7 +313,9 @@ pub fn encode<O: Operation>(
         ..fuse_in_header::default()
     };
     let space = |()| EncodeError::Space;
-    let rest = write_prefix(&header, request).ok_or(()).map_err(space)?;
+    let rest = write_prefix(&header, &mut *request)
+        .ok_or(())
+        .map_err(space)?;
     let rest = write_prefix(&body, rest).ok_or(()).map_err(space)?;
     if let Some(name) = name {
         let (text, nul) = rest
@@ -322,7 +324,7 @@ pub fn encode<O: Operation>(
         text.copy_from_slice(name);
         nul.fill(0);
     }
-    Ok(size)
+    Ok(request)
 }
 
 /// Writes `value` to the start of `out` and returns the rest.

@@ -6,7 +6,7 @@ use crate::{
     clock::VirtualClock,
     hal::TestHal,
     log::Log,
-    quirks::Quirks,
+    quirks::{Quirks, Reset},
     reply::{Reply, When},
     request::Request,
     ring::Ring,
@@ -150,6 +150,15 @@ impl Device {
             state = waited.unwrap_or_else(PoisonError::into_inner);
         }
         state
+    }
+
+    /// It confirms a reset that is under way, and each later one at once.
+    pub(crate) fn switch_off(&self) {
+        let mut state = self.lock();
+        state.quirks.reset = Reset::AtOnce;
+        if state.reset_left.is_some() {
+            state.confirm_reset();
+        }
     }
 
     /// Lets the device's time go on by one tick: replies that are due are given. A

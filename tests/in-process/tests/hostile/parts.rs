@@ -84,12 +84,21 @@ fn offsets_that_no_file_has() {
     let device = Device::new(tree());
     let share = share(&device);
     let file = share.open("file").unwrap();
-    for offset in [u64::MAX, i64::MAX as u64, i64::MAX as u64 - 3] {
+    let largest = i64::MAX as u64;
+    for offset in [u64::MAX, largest + 1] {
         let (mut first, mut second) = ([0; 4], [0; 4]);
         let mut parts = [file.part(0, &mut first), file.part(offset, &mut second)];
         let error = share.read_parts(&mut parts, &mut |_| ());
         assert_eq!(error, Err(Error::InvalidOffset));
         assert_eq!(parts[1].error(), Some(Error::InvalidOffset));
+    }
+    // Nothing is behind the largest one, and the device checks that nothing there is asked for.
+    for offset in [largest, largest - 3] {
+        let mut buf = [0; 8];
+        assert_eq!(file.read_at(offset, &mut buf), Ok(0), "{offset:#x}");
+        let mut file = share.open("file").unwrap();
+        file.set_position(offset).unwrap();
+        assert_eq!(file.read(&mut buf), Ok(0), "{offset:#x}");
     }
     // Nothing to read is read at once.
     assert_eq!(share.read_parts(&mut [], &mut |_| ()), Ok(()));

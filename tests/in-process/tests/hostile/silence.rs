@@ -2,7 +2,7 @@
 
 use crate::rig::{CHUNK, LARGE, cases, check, in_chunks, is_large, share, spoiling, ticks, tree};
 use bootshare::session::pages_per_share;
-use bootshare::{Error, Options};
+use bootshare::{DeviceError, Error, Options};
 use bootshare_test_device::{Device, Opcode, Stopped, TestHal, TestShare, raw::Reset};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -206,35 +206,59 @@ fn stops<R>(act: impl FnOnce() -> R) -> String {
     why
 }
 
+/// A device that does not confirm its next reset, nor any after that.
+fn refuse(device: &Device) {
+    device.quirk(|quirks| quirks.reset = Reset::Never);
+}
+
 #[test]
-fn a_reset_that_is_never_confirmed_does_not_return() {
-    let refuse = |device: &Device| device.quirk(|quirks| quirks.reset = Reset::Never);
-
-    // At the start, where the device may write for whoever had it before.
-    let device = Device::new(tree());
-    refuse(&device);
-    stops(|| device.mount(Options::default()));
-
-    // In the middle of a read.
+fn a_reset_that_is_never_confirmed_stops_the_machine_if_a_buffer_is_lent() {
     let device = silent(Opcode::Read);
     let share = share(&device);
     refuse(&device);
     let file = share.open("large").unwrap();
     let mut buf = vec![0; CHUNK as usize];
     stops(|| file.read_at(0, &mut buf));
+    // The panic of the test's clock went through the client, as the device is off.
+    buf.fill(0x55);
+    (0..100).for_each(|_| device.tick());
+    assert!(buf.iter().all(|&byte| byte == 0x55));
     drop(file);
-    // The clock's panic went through the client; it is not asked to stop once more.
     drop(share);
+    check(&device);
+}
+
+#[test]
+fn a_reset_that_is_never_confirmed_is_an_error_if_nothing_is_lent() {
+    let not_confirmed = Error::Device(DeviceError::ResetNotConfirmed);
+    // At the start, where the device may write for whoever had it before.
+    let device = Device::new(tree());
+    refuse(&device);
+    assert_eq!(device.mount(Options::default()).err(), Some(not_confirmed));
+    assert_eq!(TestHal::pages(), 0, "nothing was taken yet");
+
+    // After an error. It may confirm it later, and is the client's again then.
+    let device = silent(Opcode::StatFs);
+    let share = share(&device);
+    refuse(&device);
+    assert_eq!(share.statistics().err(), timed_out::<()>().err());
+    assert_eq!(share.metadata("file").err(), Some(Error::Disconnected));
+    assert_eq!(share.resume(), Err(not_confirmed));
+    device.quirk(|quirks| quirks.reset = Reset::AtOnce);
+    assert_eq!(share.resume(), Ok(()));
+    share.unmount().unwrap();
+    check(&device);
 
     // At the end of a session, with and without goodbye.
     let device = Device::new(tree());
     let share = crate::rig::share(&device);
     refuse(&device);
-    stops(|| drop(share));
+    drop(share);
+    assert_eq!(TestHal::pages(), pages_per_share(1));
     let device = Device::new(tree());
     let share = crate::rig::share(&device);
     refuse(&device);
-    stops(|| share.unmount());
+    assert_eq!(share.unmount(), Err(not_confirmed));
 
     // After a set-up that failed.
     let device = Device::new(tree());
@@ -242,11 +266,26 @@ fn a_reset_that_is_never_confirmed_does_not_return() {
         quirks.queues = vec![128, 3];
         quirks.reset = Reset::NeverAfter(1);
     });
-    stops(|| device.mount(Options::default()));
+    assert!(matches!(
+        device.mount(Options::default()).err(),
+        Some(Error::Device(DeviceError::QueueTooSmall { .. }))
+    ));
 
-    // Three sessions were set up, and of the last one a ring of two pages: memory that a device may
-    // still write to is never given back.
-    assert_eq!(TestHal::pages(), 3 * pages_per_share(1) + 2);
+    // Two sessions were set up, and of the last one the slots and a ring of two pages: memory that a
+    // device may still write to is never given back.
+    let of_the_last_one = pages_per_share(0) - 2 + 2;
+    assert_eq!(TestHal::pages(), 2 * pages_per_share(1) + of_the_last_one);
+}
+
+#[test]
+fn the_time_of_a_reset_is_not_the_deadline() {
+    for deadline in [9, 5, 1, 0] {
+        let device = Device::new(tree());
+        device.quirk(|quirks| quirks.reset = Reset::After(ticks(1) as u32));
+        let options = Options::default().with_deadline(Duration::from_millis(deadline));
+        device.mount(options).unwrap();
+        check(&device);
+    }
 }
 
 #[test]
