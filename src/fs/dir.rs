@@ -13,8 +13,6 @@ use virtio_drivers::transport::Transport;
 
 /// Bytes of entries asked for at a time: 14 of the longest names, some 100 of usual ones.
 const BUFFER: usize = PAGE_SIZE;
-/// A directory with more entries than this never ends.
-const MAX_ENTRIES: u32 = 1 << 24;
 
 /// A directory, to work in by names instead of paths. No symbolic link is followed.
 pub struct Dir<'s, T: Transport, C: Clock, H: Hal> {
@@ -125,7 +123,10 @@ pub struct ReadDir<'s, T: Transport, C: Clock, H: Hal> {
     end: usize,
     /// Where the host goes on.
     offset: u64,
-    entries_left: u32,
+    entries: u32,
+    max_entries: u32,
+    /// Nothing comes any more: it was the last one, or an error.
+    is_over: bool,
 }
 
 impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
@@ -148,7 +149,9 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
             start: 0,
             end: 0,
             offset: 0,
-            entries_left: MAX_ENTRIES,
+            entries: 0,
+            max_entries: node.share.client.options().max_entries,
+            is_over: false,
         })
     }
 
@@ -164,15 +167,21 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
             };
             self.start = self.end.saturating_sub(entries.rest().len());
             self.offset = entry.offset;
-            self.entries_left = self
-                .entries_left
-                .checked_sub(1)
-                .ok_or(Violation::EndlessDirectory)?;
+            self.entries = self.entries.saturating_add(1);
+            if self.entries > self.max_entries {
+                return Err(Violation::EndlessDirectory.into());
+            }
+            let Ok(name) = Vec::from_slice(entry.name) else {
+                log::warn!(
+                    "a name of {} bytes is left out, {NAME_MAX} are the most: {}",
+                    entry.name.len(),
+                    entry.name.escape_ascii()
+                );
+                continue;
+            };
             if !matches!(entry.name, b"." | b"..") {
-                return Ok(Some(DirEntry {
-                    name: Vec::from_slice(entry.name).map_err(|_| Violation::DirectoryEntry)?,
-                    file_type: entry.file_type,
-                }));
+                let file_type = entry.file_type;
+                return Ok(Some(DirEntry { name, file_type }));
             }
         }
     }
@@ -204,13 +213,11 @@ impl<T: Transport, C: Clock, H: Hal> Iterator for ReadDir<'_, T, C, H> {
     type Item = Result<DirEntry, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.entries_left == 0 {
+        if self.is_over {
             return None;
         }
         let entry = self.next_entry().transpose();
-        if !matches!(entry, Some(Ok(_))) {
-            self.entries_left = 0;
-        }
+        self.is_over = !matches!(entry, Some(Ok(_)));
         entry
     }
 }

@@ -69,19 +69,23 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     }
 
     /// Opens the file again after [`Share::resume`](super::Share::resume), by its `path`, if it is
-    /// still the same one: of the same type, size and time of modification.
+    /// still the same one: of the same inode number, type, size, and times of modification and
+    /// change.
     ///
     /// # Errors
     ///
     /// [`Error::Changed`] if it is not; else as [`Share::open`](super::Share::open). The file stays
     /// disconnected then.
     pub fn resume(&mut self, path: impl AsRef<[u8]>) -> Result<(), Error> {
-        let node = self.node.share.resolve(path.as_ref(), true)?;
-        if node.attr.as_ref().map(state) != Some(state(&self.attr)) {
-            return Err(Error::Changed);
-        }
-        let position = self.position;
-        *self = Self::open(node)?;
+        let old = self.attr;
+        let is_same =
+            |new: &Attr| (new.ino, new.ctime) == (old.ino, old.ctime) && state(new) == state(&old);
+        let (share, position) = (self.node.share, self.position);
+        *self = share.at(path, true, |node| {
+            let is_same = node.attr.as_ref().is_some_and(is_same);
+            is_same.then_some(()).ok_or(Error::Changed)?;
+            Self::open(node)
+        })?;
         self.position = position;
         Ok(())
     }
@@ -170,7 +174,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
 }
 
 /// What is another in a file that was changed.
-fn state(attr: &Attr) -> impl PartialEq {
+fn state(attr: &Attr) -> impl PartialEq + use<> {
     (attr.file_type, attr.size, attr.mtime, attr.mtime_nsec)
 }
 

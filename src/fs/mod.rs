@@ -33,7 +33,7 @@ pub use metadata::Metadata;
 use crate::{
     error::Error,
     fuse::{
-        self, Attr, FileType, Forget, GetAttr, Lookup, NodeId, Operation, ReadLink, StatFs,
+        self, Attr, Errno, FileType, Forget, GetAttr, Lookup, NodeId, Operation, ReadLink, StatFs,
         Statistics, Violation,
     },
     hal::{Clock, Hal, IdentityHal, PAGE_SIZE},
@@ -112,7 +112,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// [`Error::NotFound`] and the other errors of a path; [`Error::Host`] for the host's own.
     pub fn metadata(&self, path: impl AsRef<[u8]>) -> Result<Metadata, Error> {
-        Ok(Metadata(self.resolve(path.as_ref(), true)?.attr()?))
+        self.at(path, true, |node| Ok(Metadata(node.attr()?)))
     }
 
     /// What `path` is; a symbolic link at its end is not followed.
@@ -121,7 +121,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// As [`Share::metadata`].
     pub fn symlink_metadata(&self, path: impl AsRef<[u8]>) -> Result<Metadata, Error> {
-        Ok(Metadata(self.resolve(path.as_ref(), false)?.attr()?))
+        self.at(path, false, |node| Ok(Metadata(node.attr()?)))
     }
 
     /// Opens the regular file `path` for reading.
@@ -131,7 +131,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     /// [`Error::IsADirectory`] and [`Error::NotAFile`] for anything else than a regular file;
     /// else as [`Share::metadata`].
     pub fn open(&self, path: impl AsRef<[u8]>) -> Result<File<'_, T, C, H>, Error> {
-        File::open(self.resolve(path.as_ref(), true)?)
+        self.at(path, true, File::open)
     }
 
     /// Whether `path` names anything, symbolic links followed: one that dangles does not.
@@ -160,7 +160,8 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::BufferTooSmall`] if the file is larger; else as [`Share::open`].
+    /// [`Error::BufferTooSmall`] if the file is larger, also than the host said before; else as
+    /// [`Share::open`].
     pub fn read<'b>(
         &self,
         path: impl AsRef<[u8]>,
@@ -171,6 +172,13 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
             return Err(Error::BufferTooSmall);
         }
         let size = file.read_at(0, buf)?;
+        // A full buffer need not be the end of a file that is not as large as the host has said.
+        if size == buf.len()
+            && file.metadata().len() != size as u64
+            && file.read_at(size as u64, &mut [0])? != 0
+        {
+            return Err(Error::BufferTooSmall);
+        }
         buf.get_mut(..size).ok_or(Error::BufferTooSmall)
     }
 
@@ -211,7 +219,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// [`Error::NotADirectory`] if it is something else; else as [`Share::metadata`].
     pub fn read_dir(&self, path: impl AsRef<[u8]>) -> Result<ReadDir<'_, T, C, H>, Error> {
-        ReadDir::of(self.open_dir(path)?)
+        self.at(path, true, |node| ReadDir::of(Dir::open(node)?))
     }
 
     /// The directory `path` itself, to work in without resolving its path again.
@@ -220,7 +228,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// As [`Share::read_dir`].
     pub fn open_dir(&self, path: impl AsRef<[u8]>) -> Result<Dir<'_, T, C, H>, Error> {
-        Dir::open(self.resolve(path.as_ref(), true)?)
+        self.at(path, true, Dir::open)
     }
 
     /// The target of the symbolic link `path`, as it stands there. 4095 bytes always suffice.
@@ -234,7 +242,8 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         path: impl AsRef<[u8]>,
         buf: &'b mut [u8],
     ) -> Result<&'b [u8], Error> {
-        self.resolve(path.as_ref(), false)?.read_link(buf)
+        let size = self.at(path, false, |node| Ok(node.read_link(buf)?.len()))?;
+        buf.get(..size).ok_or(Error::BufferTooSmall)
     }
 
     /// Figures of the file system that the share's root is on.
@@ -273,6 +282,22 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     /// Whether no error has disconnected the share since it was mounted or resumed.
     pub fn is_connected(&self) -> bool {
         self.client.is_connected()
+    }
+
+    /// Does something with what `path` names. Where the host says that what it has found there is no
+    /// longer what it was, the path is looked up again, once.
+    fn at<'s, R>(
+        &'s self,
+        path: impl AsRef<[u8]>,
+        follow: bool,
+        mut act: impl FnMut(Node<'s, T, C, H>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let path = path.as_ref();
+        let mut attempt = || act(self.resolve(path, follow)?);
+        match attempt() {
+            Err(Error::Host(Errno::ESTALE)) => attempt(),
+            result => result,
+        }
     }
 
     /// Looks one name up; the node it gives must be forgotten once.

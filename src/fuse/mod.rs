@@ -50,6 +50,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Longest name of a directory entry, in bytes (`NAME_MAX`).
 pub const NAME_MAX: usize = 255;
+/// Longest name that a server may list (`FUSE_NAME_MAX`): some file systems of hosts have names that
+/// are longer than what can be looked up.
+pub const LISTED_NAME_MAX: usize = 1024;
 /// Longest target of a symbolic link, in bytes (`PATH_MAX` less its NUL).
 pub const TARGET_MAX: usize = 4095;
 /// Largest offset into a file, as `loff_t` has it. A READ beyond it ends some servers.
@@ -278,7 +281,12 @@ pub enum EncodeError {
 /// Whether `name` may be the name of a directory entry.
 #[must_use]
 pub fn is_valid_name(name: &[u8]) -> bool {
-    !name.is_empty() && name.len() <= NAME_MAX && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
+    name.len() <= NAME_MAX && is_component(name)
+}
+
+/// Whether `name` has a byte, and neither `/` nor NUL among them.
+fn is_component(name: &[u8]) -> bool {
+    !name.is_empty() && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
 }
 
 /// Writes the request for `operation` to the start of `out`, and gives that part of it.

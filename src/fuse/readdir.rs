@@ -1,6 +1,9 @@
 //! READDIR: entries of an open directory (`fuse_read_in`, `fuse_dirent`).
 
-use super::{FileType, Handle, NodeId, Operation, Read, Violation, fuse_opcode, is_valid_name};
+use super::{
+    FileType, Handle, LISTED_NAME_MAX, NodeId, Operation, Read, Violation, fuse_opcode,
+    is_component,
+};
 use fuse_abi::linux::{fuse_dirent, fuse_read_in};
 use zerocopy::FromBytes;
 
@@ -44,7 +47,7 @@ pub struct Dirent<'a> {
     pub offset: u64,
     /// Its kind, if the server knows.
     pub file_type: Option<FileType>,
-    /// Its name: 1 to 255 bytes without `/` and NUL.
+    /// Its name: 1 to 1024 bytes without `/` and NUL. Longer ones than 255 can't be looked up.
     pub name: &'a [u8],
 }
 
@@ -70,7 +73,10 @@ impl<'a> Dirents<'a> {
     fn take(&mut self) -> Option<Dirent<'a>> {
         let (header, rest) = fuse_dirent::read_from_prefix(self.0).ok()?;
         let length = usize::try_from(header.namelen).ok()?;
-        let name = rest.get(..length).filter(|name| is_valid_name(name))?;
+        let name = rest.get(..length).filter(|name| is_component(name))?;
+        if length > LISTED_NAME_MAX {
+            return None;
+        }
         // Entries are padded to 8 bytes (FUSE_DIRENT_ALIGN).
         self.0 = rest.get(length.checked_next_multiple_of(8)?..)?;
         Some(Dirent {

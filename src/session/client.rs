@@ -86,6 +86,11 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         self.lock().epoch()
     }
 
+    /// How the session talks to its host.
+    pub fn options(&self) -> Options {
+        self.lock().options
+    }
+
     /// Whether the session goes on.
     pub fn is_connected(&self) -> bool {
         self.lock().is_connected()

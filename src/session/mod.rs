@@ -78,8 +78,6 @@ const MAX_CHUNK: u32 = 1 << 30;
 /// Pieces that a READ's buffer is lent in at most, where the platform does not lend it in one: 64
 /// KiB, wherever in a page it starts. Three such READs fit into a queue.
 const MAX_PIECES: usize = 17;
-/// The request, the header of its reply, and the data.
-type ChainVec = Vec<Buffer, { MAX_PIECES + 2 }>;
 
 /// DMA pages that one session takes with the default [`Options`]: 14.
 pub const PAGES_PER_SHARE: usize = pages_per_share(MAX_REQUEST_QUEUES);
@@ -489,7 +487,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
             Class::Posted(Priority::High) => link.hiprio.room() >= 1,
             _ => link.room() >= 3 && (!page || link.slots.is_page_free()),
         };
-        let slot = link.slots.free(class != Class::Awaited);
+        let slot = link.slots.free(class);
         let Some(slot) = slot.filter(|_| has_room) else {
             return Ok(None);
         };
@@ -499,23 +497,22 @@ impl<T: Transport, H: Hal> Session<T, H> {
             writable: true,
             shared: None,
         });
+        let message = Message {
+            unique,
+            class,
+            request,
+            reply_size: fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE),
+            data: data.as_slice(),
+            since: None,
+        };
         // SAFETY: the page is the device's until the slot is done, as `is_page_free` sees to.
-        let ticket = unsafe {
-            link.add(
-                slot,
-                unique,
-                class,
-                request,
-                reply_size::<O>(),
-                data.as_slice(),
-            )
-        }?;
+        let ticket = unsafe { link.add(slot, &message) }?;
         self.unique = unique.next();
         Ok(Some(ticket))
     }
 
-    /// Asks for as many of the `size` bytes at `to`, one at least, as can be lent now; how many.
-    /// `read` says where they are in a file.
+    /// Asks for as many of the bytes at `to`, one at least, as can be lent now; how many. `read` says
+    /// where they are in a file, and `since` when they were asked for before.
     ///
     /// `None` if there is no room now: something must come back first.
     ///
@@ -531,19 +528,19 @@ impl<T: Transport, H: Hal> Session<T, H> {
         &mut self,
         epoch: Epoch,
         mut read: Read,
-        to: NonNull<u8>,
-        size: usize,
+        to: NonNull<[u8]>,
+        since: Option<Duration>,
     ) -> Result<Option<(Ticket, usize)>, Error> {
         self.check(epoch)?;
         let unique = self.unique;
         let link = self.link.as_mut().ok_or(Error::Disconnected)?;
         let room = link.room().saturating_sub(2).min(MAX_PIECES);
-        let slot = link.slots.free(false);
+        let slot = link.slots.free(Class::Awaited);
         let Some(slot) = slot.filter(|_| room > 0) else {
             return Ok(None);
         };
         // SAFETY: promised by the caller.
-        let pieces = unsafe { lend::<H>(to, size, room) };
+        let pieces = unsafe { lend::<H>(to, room) };
         let lent: u32 = pieces.iter().map(|piece| piece.size).sum();
         if lent == 0 {
             let is_any_lent = link.slots.lent_bytes() > 0;
@@ -553,17 +550,16 @@ impl<T: Transport, H: Hal> Session<T, H> {
         }
         read.size = lent;
         let request = fuse::encode(&read, unique, &mut self.scratch)?;
+        let message = Message {
+            unique,
+            class: Class::Awaited,
+            request,
+            reply_size: fuse::REPLY_HEADER,
+            data: &pieces,
+            since,
+        };
         // SAFETY: the caller promises to leave the bytes alone.
-        let ticket = unsafe {
-            link.add(
-                slot,
-                unique,
-                Class::Awaited,
-                request,
-                fuse::REPLY_HEADER,
-                &pieces,
-            )
-        }?;
+        let ticket = unsafe { link.add(slot, &message) }?;
         self.unique = unique.next();
         Ok(Some((ticket, lent as usize)))
     }
@@ -596,11 +592,16 @@ impl<T: Transport, H: Hal> Session<T, H> {
         // What the host may still write to is looked at in a copy.
         let reply = self
             .scratch
-            .get_mut(..reply_size::<O>())
+            .get_mut(..fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE))
             .unwrap_or_default();
         let used = link.slots.take(ticket, reply, page);
         let data_size = page.len().saturating_add(lent);
         Ok(used.map(|used| fuse::decode(operation, ticket.unique, reply, data_size, used)))
+    }
+
+    /// When a request was first seen to be under way.
+    fn since(&self, ticket: Ticket) -> Option<Duration> {
+        self.link.as_ref()?.slots.since(ticket)
     }
 
     /// Whether the device may still have what was sent with this request, or its reply was not taken.
@@ -638,15 +639,15 @@ enum Class {
     Posted(Priority),
 }
 
-/// Lends the device `size` bytes at `to`, one at least, in `room` pieces at most. What the platform
+/// Lends the device the bytes at `to`, one at least, in `room` pieces at most. What the platform
 /// refuses to lend in one piece is offered page by page, until it refuses a page.
 ///
 /// # Safety
 ///
 /// The bytes must be valid for writing.
-unsafe fn lend<H: Hal>(to: NonNull<u8>, size: usize, room: usize) -> Vec<Buffer, MAX_PIECES> {
+unsafe fn lend<H: Hal>(to: NonNull<[u8]>, room: usize) -> Vec<Buffer, MAX_PIECES> {
     let mut pieces = Vec::new();
-    let (mut start, mut left, mut piece) = (to, size, size);
+    let (mut start, mut left, mut piece) = (to.cast::<u8>(), to.len(), to.len());
     while left > 0 && pieces.len() < room {
         let buffer = NonNull::slice_from_raw_parts(start, piece);
         // SAFETY: a part of the bytes that the caller promises to be valid.
@@ -674,9 +675,17 @@ unsafe fn lend<H: Hal>(to: NonNull<u8>, size: usize, room: usize) -> Vec<Buffer,
     pieces
 }
 
-/// Bytes of the client's own memory that a reply takes.
-const fn reply_size<O: Operation>() -> usize {
-    fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE)
+/// A request on its way.
+struct Message<'m> {
+    unique: Unique,
+    class: Class,
+    request: &'m [u8],
+    /// Bytes of the client's own memory that the reply takes.
+    reply_size: usize,
+    /// What the device writes behind them.
+    data: &'m [Buffer],
+    /// When it was first seen to be under way, if it was sent before.
+    since: Option<Duration>,
 }
 
 impl<T: Transport, H: Hal> Drop for Session<T, H> {
@@ -702,51 +711,38 @@ impl<H: Hal> Link<H> {
         self.requests.iter().map(Ring::room).max().unwrap_or(0)
     }
 
-    /// Puts a request with these bytes into a ring, and what the device is to write into.
+    /// Puts a request into a ring.
     ///
     /// # Safety
     ///
-    /// As [`Ring::add`], for `data`.
-    unsafe fn add(
-        &mut self,
-        slot: Slot,
-        unique: Unique,
-        class: Class,
-        request: &[u8],
-        reply_size: usize,
-        data: &[Buffer],
-    ) -> Result<Ticket, Error> {
-        let (request_address, reply_address) = self.slots.write(slot, request);
+    /// As [`Ring::add`], for the data.
+    unsafe fn add(&mut self, slot: Slot, message: &Message<'_>) -> Result<Ticket, Error> {
+        let (request, reply) = self.slots.write(slot, message.request);
         let own = |address, size: usize, writable| Buffer {
             address,
             size: size as u32,
             writable,
             shared: None,
         };
-        let mut chain = ChainVec::new();
+        let mut chain = Vec::<_, { MAX_PIECES + 2 }>::new();
         // There is room for both, and for as many pieces as a READ has.
-        _ = chain.push(own(request_address, request.len(), false));
-        let added = if class == Class::Posted(Priority::High) {
+        _ = chain.push(own(request, message.request.len(), false));
+        let added = if message.class == Class::Posted(Priority::High) {
             // SAFETY: the request lies in its slot, which is the device's until it is done.
             unsafe { self.hiprio.add(slot, &chain) }
         } else {
-            _ = chain.push(own(reply_address, reply_size, true));
-            _ = chain.extend_from_slice(data);
+            _ = chain.push(own(reply, message.reply_size, true));
+            _ = chain.extend_from_slice(message.data);
             // The first of those with the most room: a device with a thread a queue serves them at
             // the same time.
-            let ring = self
-                .requests
-                .iter_mut()
-                .rev()
-                .max_by_key(|ring| ring.room());
-            // SAFETY: as above, and `data` is as the caller promises.
+            let rings = self.requests.iter_mut().rev();
+            let ring = rings.max_by_key(|ring| ring.room());
+            // SAFETY: as above, and the data is as the caller promises.
             ring.map_or(Err(ring::Full), |ring| unsafe { ring.add(slot, &chain) })
         };
         // Whoever calls this has asked for the room.
         added.map_err(|ring::Full| Violation::UsedId)?;
-        Ok(self
-            .slots
-            .set_in_flight(slot, unique, class != Class::Awaited, data))
+        Ok(self.slots.set_in_flight(slot, message))
     }
 
     /// Takes all completions that are there; whether there were any.

@@ -15,6 +15,9 @@ pub struct Options {
     pub depth: usize,
     /// Request queues in use, 1 to 4, if the device offers so many. Default: 4.
     pub request_queues: usize,
+    /// Entries of one directory, `.` and `..` among them, with more of which a listing is said to
+    /// never end. Default: 2^24.
+    pub max_entries: u32,
 }
 
 impl Default for Options {
@@ -24,6 +27,7 @@ impl Default for Options {
             chunk_size: 1 << 20,
             depth: 16,
             request_queues: MAX_REQUEST_QUEUES,
+            max_entries: 1 << 24,
         }
     }
 }
@@ -57,13 +61,20 @@ impl Options {
         self
     }
 
+    /// With another number of entries of one directory at most.
+    #[must_use]
+    pub const fn with_max_entries(mut self, entries: u32) -> Self {
+        self.max_entries = entries;
+        self
+    }
+
     /// With each in its bounds.
     pub(super) fn clamped(self) -> Self {
         Self {
-            deadline: self.deadline,
             chunk_size: self.chunk_size.clamp(1, MAX_CHUNK),
             depth: self.depth.clamp(1, MAX_DEPTH),
             request_queues: self.request_queues.clamp(1, MAX_REQUEST_QUEUES),
+            ..self
         }
     }
 }

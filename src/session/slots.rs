@@ -1,7 +1,7 @@
 //! Request slots: what is known of each request under way, and DMA memory for the fixed part of it
 //! and its reply. One page more takes the variable part of READDIR's and READLINK's replies.
 
-use super::{memory::Pages, ring::Buffer};
+use super::{Class, Message, Priority, memory::Pages};
 use crate::{
     error::DeviceError,
     fuse::{REPLY_HEADER, REQUEST_HEADER, Unique},
@@ -22,8 +22,10 @@ pub(super) const PAGES: usize = SLOT_PAGES + 1;
 /// Requests that can be under way at once: 21 READs of three descriptors, which a ring of 64 takes,
 /// and three for whoever else uses the share meanwhile.
 pub(super) const COUNT: usize = SLOT_PAGES * PAGE_SIZE / SLOT_BYTES;
-/// Slots that requests which nobody waits for leave to the others.
-const RESERVED: usize = 4;
+/// Slots that requests which nobody waits for leave to the others: RELEASE, which may take long, more
+/// of them than FORGET.
+const LEFT_BY_NORMAL: usize = 4;
+const LEFT_BY_HIGH: usize = 2;
 
 const _: () = assert!(REQUEST_HEADER + 256 <= REQUEST_BYTES);
 const _: () = assert!(REPLY_HEADER + 128 <= REPLY_BYTES);
@@ -89,12 +91,15 @@ impl<H: Hal> Slots<H> {
         })
     }
 
-    /// A free slot, for a request that is posted or not. It stays free until
-    /// [`set_in_flight`](Self::set_in_flight).
-    pub fn free(&self, posted: bool) -> Option<Slot> {
+    /// A free slot for a request. It stays free until [`set_in_flight`](Self::set_in_flight).
+    pub fn free(&self, class: Class) -> Option<Slot> {
         let requests = self.requests.iter().zip(0..);
         let mut free = requests.filter(|(request, _)| request.state == State::Free);
-        let left = if posted { RESERVED } else { 0 };
+        let left = match class {
+            Class::Awaited => 0,
+            Class::Posted(Priority::High) => LEFT_BY_HIGH,
+            Class::Posted(Priority::Normal) => LEFT_BY_NORMAL,
+        };
         free.nth(left).map(|(_, number)| Slot(number))
     }
 
@@ -117,20 +122,17 @@ impl<H: Hal> Slots<H> {
         self.memory.address(PAGE)
     }
 
-    pub fn set_in_flight(
-        &mut self,
-        slot: Slot,
-        unique: Unique,
-        posted: bool,
-        data: &[Buffer],
-    ) -> Ticket {
+    pub fn set_in_flight(&mut self, slot: Slot, message: &Message<'_>) -> Ticket {
+        let (unique, data) = (message.unique, message.data);
         let lent = data.iter().filter(|buffer| buffer.shared.is_some());
         *self.request(slot) = Request {
-            state: State::InFlight { posted },
+            state: State::InFlight {
+                posted: message.class != Class::Awaited,
+            },
             unique,
             lent: lent.map(|buffer| buffer.size).sum(),
             has_page: data.iter().any(|buffer| buffer.shared.is_none()),
-            since: None,
+            since: message.since,
         };
         Ticket { slot, unique }
     }
@@ -188,6 +190,11 @@ impl<H: Hal> Slots<H> {
         let under_way = under_way.filter(|request| matches!(request.state, State::InFlight { .. }));
         let times = under_way.map(|request| now.saturating_sub(*request.since.get_or_insert(now)));
         times.max().unwrap_or_default()
+    }
+
+    /// When that request was first seen to be under way.
+    pub fn since(&self, ticket: Ticket) -> Option<Duration> {
+        self.get(ticket)?.since
     }
 
     /// Copies out the fixed part of a reply, and as much of the variable one as fits into `page`,

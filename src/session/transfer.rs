@@ -13,7 +13,7 @@ use crate::{
     fuse::{Handle, NodeId, OFFSET_MAX, Read, ReplyError},
     hal::{Clock, Hal},
 };
-use core::{fmt, marker::PhantomData, ptr::NonNull};
+use core::{fmt, marker::PhantomData, ptr::NonNull, time::Duration};
 use heapless::Vec;
 use virtio_drivers::transport::Transport;
 
@@ -149,6 +149,8 @@ struct Chunk {
     end: usize,
     /// The request for it, and how many of its bytes are lent.
     asked: Option<(Ticket, usize)>,
+    /// When it was first seen to be under way: answers of a byte each must not take for ever.
+    since: Option<Duration>,
     retries: u32,
 }
 
@@ -230,6 +232,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
             else {
                 return true;
             };
+            chunk.since = session.since(ticket);
             let read = part.read();
             match session.take(&read, ticket, &mut [], lent) {
                 Ok(None) => true,
@@ -271,6 +274,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
                 position,
                 end: part.end.min(position.saturating_add(chunk_size)),
                 asked: None,
+                since: None,
                 retries: RETRIES,
             };
             if !chunk.ask(part, session, epoch)? {
@@ -330,10 +334,11 @@ impl Chunk {
             ..part.read()
         };
         let size = self.end.saturating_sub(self.position);
+        let to = NonNull::slice_from_raw_parts(to, size);
         // SAFETY: these bytes are a part of the buffer, which is borrowed for `'a`. No other chunk
         // has them, nobody looks at them before they have come, and `Transfer` does not give the
         // buffer back while the session has the ticket.
-        match unsafe { session.submit_read(epoch, read, to, size) } {
+        match unsafe { session.submit_read(epoch, read, to, self.since) } {
             Ok(asked) => {
                 self.asked = asked;
                 Ok(asked.is_some())

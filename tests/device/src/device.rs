@@ -13,7 +13,7 @@ use crate::{
     transport::TestTransport,
     tree::Tree,
 };
-use bootshare::{Error, Options, Share};
+use bootshare::{Error, Options, Share, hal::Hal};
 use std::{
     fmt,
     sync::{
@@ -112,6 +112,18 @@ impl Device {
     ///
     /// Those of [`Share::mount`].
     pub fn mount(&self, options: Options) -> Result<TestShare, Error> {
+        self.mount_with(options)
+    }
+
+    /// As [`Device::mount`], on a platform that the type names.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Share::mount`].
+    pub fn mount_with<H: Hal>(
+        &self,
+        options: Options,
+    ) -> Result<Share<TestTransport, VirtualClock, H>, Error> {
         Share::mount_with(self.transport(), VirtualClock::new(self), options)
     }
 

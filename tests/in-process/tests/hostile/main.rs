@@ -5,11 +5,15 @@
 
 mod names;
 mod parts;
+mod platforms;
 mod queues;
 mod random;
 mod reads;
 mod replies;
+mod resumed;
 mod rig;
 mod rings;
 mod setup;
 mod silence;
+mod unwinding;
+mod users;

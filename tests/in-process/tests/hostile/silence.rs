@@ -2,10 +2,13 @@
 
 use crate::rig::{CHUNK, LARGE, cases, check, in_chunks, is_large, share, spoiling, ticks, tree};
 use bootshare::session::pages_per_share;
-use bootshare::{DeviceError, Error, Options};
-use bootshare_test_device::{Device, Opcode, Stopped, TestHal, TestShare, raw::Reset};
+use bootshare::{DeviceError, Error, Options, Share, hal::Clock};
+use bootshare_test_device::{
+    Device, Opcode, Reply, Stopped, TestHal, TestShare, VirtualClock, raw::Reset,
+};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -118,6 +121,106 @@ fn progress_keeps_a_slow_host_alive() {
     assert!(is_large(&buf, 0));
     drop(file);
     share.unmount().unwrap();
+    check(&device);
+}
+
+#[test]
+fn a_request_has_a_limit_however_much_else_the_host_does() {
+    // As many may be served before it as there are slots, each just within the deadline.
+    let limit = Err(Error::TimedOut {
+        after_ms: 24 * DEADLINE.as_millis() as u32,
+    });
+    let tick = VirtualClock::TICK;
+    // Nothing of one READ, and all of the others.
+    let mut first = true;
+    let device = spoiling(Opcode::Read, move |_, good| {
+        if std::mem::take(&mut first) {
+            good.never()
+        } else {
+            good.after(DEADLINE - 200 * tick)
+        }
+    });
+    let share = device.mount(in_chunks().with_depth(2)).unwrap();
+    let file = share.open("large").unwrap();
+    let mut buf = vec![0; LARGE as usize];
+    assert_eq!(file.read_at(0, &mut buf), limit);
+    drop(file);
+    drop(share);
+    check(&device);
+    // One byte at a time.
+    let device = spoiling(Opcode::Read, move |request, good| {
+        Reply::ok(request, &good.body()[..1]).after(DEADLINE - 200 * tick)
+    });
+    let share = device.mount(in_chunks().with_depth(1)).unwrap();
+    let file = share.open("large").unwrap();
+    assert_eq!(file.read_at(0, &mut buf), limit);
+    drop(file);
+    drop(share);
+    check(&device);
+}
+
+#[test]
+fn a_device_that_needs_a_reset_is_not_waited_for() {
+    for opcode in [Opcode::StatFs, Opcode::Read] {
+        let device = silent(opcode);
+        let share = share(&device);
+        let file = share.open("large").unwrap();
+        device.quirk(|quirks| quirks.status_noise = 64);
+        let error = match opcode {
+            Opcode::StatFs => share.statistics().err(),
+            _ => file.read_at(0, &mut [0; 10]).err(),
+        };
+        assert_eq!(error, Some(Error::Device(DeviceError::NeedsReset)));
+        assert!(!device.is_live());
+        // It is as good as new then.
+        device.quirk(|quirks| quirks.status_noise = 0);
+        share.resume().unwrap();
+        share.metadata("file").unwrap();
+        drop(file);
+        share.unmount().unwrap();
+        check(&device);
+    }
+}
+
+#[test]
+fn a_rest_is_not_longer_than_the_deadline_allows() {
+    /// A platform that rests for as long as it may, and notes it.
+    struct Resting(VirtualClock, AtomicU64);
+    impl Clock for Resting {
+        fn now(&self) -> Duration {
+            self.0.now() + Duration::from_micros(self.1.load(Relaxed))
+        }
+        fn relax(&self) {
+            self.0.relax();
+        }
+        fn rest(&self, at_most: Duration) {
+            self.1.fetch_add(at_most.as_micros() as u64, Relaxed);
+            self.0.relax();
+        }
+        fn stop(&self, why: &str) -> ! {
+            self.0.stop(why)
+        }
+    }
+    let device = silent(Opcode::Read);
+    let clock = Resting(VirtualClock::new(&device), AtomicU64::new(0));
+    let deadline = Duration::from_millis(300);
+    // Half a GiB in flight, in chunks that nobody touches: a rest of 16 ms.
+    let options = Options::default()
+        .with_chunk_size(1 << 25)
+        .with_deadline(deadline);
+    let share = Share::<_, _, TestHal>::mount_with(device.transport(), &clock, options).unwrap();
+    let file = share.open("large").unwrap();
+    let mut buf = vec![0; 1 << 29];
+    let before = clock.now();
+    assert_eq!(
+        file.read_at(0, &mut buf),
+        Err(Error::TimedOut { after_ms: 300 })
+    );
+    let waited = clock.now() - before;
+    assert!(waited < deadline + Duration::from_millis(50), "{waited:?}");
+    assert!(clock.1.load(Relaxed) > 0, "it rested");
+    drop(file);
+    drop(share);
     check(&device);
 }
 
