@@ -43,6 +43,8 @@ pub struct Ring {
     pub descriptors: u64,
     pub available: u64,
     pub used: u64,
+    /// Its memory is `TestHal`'s, which knows when it is freed.
+    pub is_counted: bool,
     next_available: u16,
     next_used: u16,
 }
@@ -54,6 +56,7 @@ impl Ring {
             descriptors,
             available,
             used,
+            is_counted: false,
             next_available: 0,
             next_used: 0,
         }

@@ -4,7 +4,7 @@
 use crate::rig::{CHUNK, LARGE, check, in_chunks, is_large, spoiling, tree};
 use bootshare::{
     DeviceError, Error, Options,
-    hal::{BufferDirection, Hal, PAGE_SIZE, PhysAddr},
+    hal::{BufferDirection, Hal, IdentityHal, PAGE_SIZE, PhysAddr},
 };
 use bootshare_test_device::{
     BouncingHal, Device, IommuHal, Opcode, Reply, ScatteredHal, TestHal, VirtualClock,
@@ -54,7 +54,8 @@ fn reads_everything<H: Hal>() {
 }
 
 #[test]
-fn all_is_read_from_scattered_pages_through_copies_and_behind_an_iommu() {
+fn all_is_read_where_addresses_are_the_same_or_scattered_copied_or_mapped() {
+    reads_everything::<IdentityHal>();
     reads_everything::<ScatteredHal>();
     reads_everything::<BouncingHal>();
     reads_everything::<IommuHal>();
@@ -90,8 +91,8 @@ fn pieces<H: Hal>(start: usize, size: usize) -> Vec<Vec<u32>> {
     drop(file);
     share.unmount().unwrap();
     check(&device);
-    let pieces = pieces.lock().unwrap().clone();
-    pieces
+    let pieces = pieces.lock().unwrap();
+    pieces.clone()
 }
 
 #[cfg(not(miri))]
