@@ -3,8 +3,8 @@
 use crate::source::Source;
 use bootshare::fuse::{
     Attr, Destroy, Dirents, Entry, Forget, GetAttr, Handle, Init, Lookup, NAME_MAX, NodeId,
-    OFFSET_MAX, Open, OpenDir, Operation, REPLY_HEADER, REQUEST_HEADER, Read, ReadDir, ReadLink,
-    Release, ReleaseDir, ReplyError, StatFs, TARGET_MAX, Unique, decode, encode,
+    OFFSET_MAX, Open, Operation, REPLY_HEADER, REQUEST_HEADER, Read, ReadLink, Release, ReplyError,
+    StatFs, TARGET_MAX, Unique, decode, encode,
 };
 use std::fmt::Debug;
 
@@ -24,24 +24,18 @@ pub fn wire(input: &[u8]) {
         2 => reply(source, &GetAttr { node: NodeId::ROOT }, |attr, _| {
             check_attr(attr);
         }),
-        3 => reply(source, &Open { node: NodeId::ROOT }, |_, _| ()),
-        4 => reply(source, &OpenDir { node: NodeId::ROOT }, |_, _| ()),
+        kind @ (3 | 4) => {
+            let (node, is_dir) = (NodeId::ROOT, kind == 4);
+            reply(source, &Open { node, is_dir }, |_, _| ());
+        }
         5 => reply(source, &StatFs { node: NodeId::ROOT }, |_, _| ()),
-        6 => {
+        kind @ (6 | 7) => {
             let read = Read {
                 node: NodeId::ROOT,
                 handle: handle(7),
                 offset: 0,
                 size: 4096,
-            };
-            reply(source, &read, |&size, length| assert_eq!(size, length));
-        }
-        7 => {
-            let read = ReadDir {
-                node: NodeId::ROOT,
-                handle: handle(7),
-                offset: 0,
-                size: 4096,
+                is_dir: kind == 7,
             };
             reply(source, &read, |&size, length| assert_eq!(size, length));
         }
@@ -51,8 +45,12 @@ pub fn wire(input: &[u8]) {
         }),
         9 => {
             let (node, handle) = (NodeId::ROOT, handle(7));
-            reply(source.clone(), &Release { node, handle }, |_, _| ());
-            reply(source, &ReleaseDir { node, handle }, |_, _| ());
+            let release = Release {
+                node,
+                handle,
+                is_dir: source.clone().flag(),
+            };
+            reply(source, &release, |_, _| ());
         }
         10 => {
             let node = NodeId::ROOT;
@@ -201,31 +199,32 @@ fn requests(mut source: Source<'_>) {
         node,
         nlookup: offset,
     };
-    let read = Read {
+    let read = |is_dir| Read {
         node,
         handle,
         offset,
         size,
+        is_dir,
     };
-    let read_dir = ReadDir {
+    let release = |is_dir| Release {
         node,
         handle,
-        offset,
-        size,
+        is_dir,
     };
+    let open = |is_dir| Open { node, is_dir };
     let sizes = [
         (request(&Init, room), 64),
         (request(&GetAttr { node }, room), 16),
-        (request(&Open { node }, room), 8),
-        (request(&OpenDir { node }, room), 8),
+        (request(&open(false), room), 8),
+        (request(&open(true), room), 8),
         (request(&StatFs { node }, room), 0),
         (request(&ReadLink { node }, room), 0),
-        (request(&Release { node, handle }, room), 24),
-        (request(&ReleaseDir { node, handle }, room), 24),
+        (request(&release(false), room), 24),
+        (request(&release(true), room), 24),
         (request(&forget, room), 8),
         (request(&Destroy, room), 0),
-        (request(&read, room), 40),
-        (request(&read_dir, room), 40),
+        (request(&read(false), room), 40),
+        (request(&read(true), room), 40),
     ];
     for (sent, body) in sizes {
         let size = REQUEST_HEADER + body;
@@ -247,7 +246,7 @@ fn request<O: Operation>(operation: &O, room: usize) -> Option<Vec<u8>> {
     assert!(out[size..].iter().all(|&byte| byte == UNTOUCHED));
     out.truncate(size);
     assert_eq!(u32_at(&out, 0) as usize, size);
-    assert_eq!(u32_at(&out, 4), O::OPCODE as u32);
+    assert_eq!(u32_at(&out, 4), operation.opcode() as u32);
     assert_eq!(u64_at(&out, 8), 2);
     assert_ne!(u64_at(&out, 16), 0);
     Some(out)
@@ -268,7 +267,8 @@ fn handle(number: u64) -> Handle {
     let mut body = [0; 16];
     body[..8].copy_from_slice(&number.to_le_bytes());
     let reply = good_reply(&body);
-    let open = Open { node: NodeId::ROOT };
+    let (node, is_dir) = (NodeId::ROOT, false);
+    let open = Open { node, is_dir };
     let handle = decode(&open, Unique::FIRST, &reply, 0, reply.len() as u32);
     handle.expect("a good reply")
 }

@@ -3,7 +3,7 @@
 use super::{File, Metadata, Node};
 use crate::{
     error::Error,
-    fuse::{self, Dirents, FileType, Handle, NAME_MAX, OpenDir, ReleaseDir, Violation},
+    fuse::{Dirents, FileType, Handle, NAME_MAX, NodeId, Open, Read, Release, Violation},
     hal::{Clock, Hal, PAGE_SIZE},
     session::{Epoch, Priority},
 };
@@ -113,7 +113,7 @@ impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Dir<'_, T, C, H> {
 pub struct ReadDir<'s, T: Transport, C: Clock, H: Hal> {
     share: &'s super::Share<T, C, H>,
     epoch: Epoch,
-    node: fuse::NodeId,
+    node: NodeId,
     handle: Handle,
     /// Keeps the node, where no [`Dir`] does.
     keep: Option<Node<'s, T, C, H>>,
@@ -138,7 +138,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
     }
 
     fn open(node: &Node<'s, T, C, H>) -> Result<Self, Error> {
-        let handle = node.call(&OpenDir { node: node.id })?;
+        let (id, is_dir) = (node.id, true);
+        let handle = node.call(&Open { node: id, is_dir })?;
         Ok(Self {
             share: node.share,
             epoch: node.epoch,
@@ -188,11 +189,12 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
 
     /// Asks for more entries; `false` at the end.
     fn fill(&mut self) -> Result<bool, Error> {
-        let request = fuse::ReadDir {
+        let request = Read {
             node: self.node,
             handle: self.handle,
             offset: self.offset,
             size: BUFFER as u32,
+            is_dir: true,
         };
         let client = &self.share.client;
         let size = client.call_into(self.epoch, &request, &mut self.buffer)?;
@@ -233,9 +235,10 @@ impl<T: Transport, C: Clock, H: Hal> fmt::Debug for ReadDir<'_, T, C, H> {
 
 impl<T: Transport, C: Clock, H: Hal> Drop for ReadDir<'_, T, C, H> {
     fn drop(&mut self) {
-        let release = ReleaseDir {
+        let release = Release {
             node: self.node,
             handle: self.handle,
+            is_dir: true,
         };
         let client = &self.share.client;
         client.post(self.epoch, &release, Priority::Normal);

@@ -33,7 +33,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
             // To open a FIFO could block the server for ever.
             _ => return Err(Error::NotAFile),
         };
-        let handle = node.call(&Open { node: node.id })?;
+        let (id, is_dir) = (node.id, false);
+        let handle = node.call(&Open { node: id, is_dir })?;
         Ok(Self {
             node,
             attr,
@@ -192,6 +193,7 @@ impl<T: Transport, C: Clock, H: Hal> Drop for File<'_, T, C, H> {
         let release = Release {
             node: self.node.id,
             handle: self.handle,
+            is_dir: false,
         };
         let client = &self.node.share.client;
         client.post(self.node.epoch, &release, Priority::Normal);

@@ -22,11 +22,14 @@ pub struct Entry {
 }
 
 impl Operation for Lookup<'_> {
-    const OPCODE: fuse_opcode = fuse_opcode::FUSE_LOOKUP;
     type Body = [u8; 0];
     /// `None` where the server answers node 0: there is no such name, and that may be remembered.
     type Reply = Option<Entry>;
     const REPLY_SIZE: usize = size_of::<fuse_entry_out>();
+
+    fn opcode(&self) -> fuse_opcode {
+        fuse_opcode::FUSE_LOOKUP
+    }
 
     fn node(&self) -> NodeId {
         self.parent

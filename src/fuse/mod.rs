@@ -2,7 +2,8 @@
 //! checked.
 //!
 //! Floor 2. No I/O, no `unsafe`, and nothing of the transport: an [`Operation`] says what its
-//! request looks like and what a reply to it may look like. One file an operation. The structures
+//! request looks like and what a reply to it may look like. One file an operation, of a file and of a
+//! directory alike. The structures
 //! are `fuse-abi`'s, read and written through `zerocopy`; numbers are in the machine's own byte
 //! order, which virtio fixes to little endian.
 #![forbid(unsafe_code)]
@@ -36,11 +37,11 @@ pub use forget::Forget;
 pub use getattr::GetAttr;
 pub use init::{Init, Negotiated};
 pub use lookup::{Entry, Lookup};
-pub use open::{Open, OpenDir};
+pub use open::Open;
 pub use read::Read;
-pub use readdir::{Dirent, Dirents, ReadDir};
+pub use readdir::{Dirent, Dirents};
 pub use readlink::ReadLink;
-pub use release::{Release, ReleaseDir};
+pub use release::Release;
 pub use statfs::{StatFs, Statistics};
 
 use core::{fmt, num::NonZeroU64};
@@ -236,9 +237,6 @@ impl From<Violation> for ReplyError {
 
 /// One kind of request, with what it takes and gives.
 pub trait Operation {
-    /// Its number.
-    const OPCODE: fuse_opcode;
-
     /// The fixed structure behind the request header; `()`-like operations use `[u8; 0]`.
     type Body: IntoBytes + Immutable;
 
@@ -246,11 +244,16 @@ pub trait Operation {
     type Reply;
 
     /// Bytes behind the reply header that come into the client's own memory. An operation whose
-    /// reply goes to a caller's buffer says 0 here and gets it as data.
-    const REPLY_SIZE: usize;
+    /// reply goes to another buffer says 0 here and gets it as data.
+    const REPLY_SIZE: usize = 0;
 
-    /// The node it is about.
-    fn node(&self) -> NodeId;
+    /// Its number.
+    fn opcode(&self) -> fuse_opcode;
+
+    /// The node it is about; the root, where it is about all of the share.
+    fn node(&self) -> NodeId {
+        NodeId::ROOT
+    }
 
     /// The fixed structure.
     fn body(&self) -> Self::Body;
@@ -311,7 +314,7 @@ pub fn encode<'o, O: Operation>(
     let request = out.get_mut(..size).ok_or(EncodeError::Space)?;
     let header = fuse_in_header {
         len: u32::try_from(size).map_err(|_| EncodeError::Space)?,
-        opcode: O::OPCODE as u32,
+        opcode: operation.opcode() as u32,
         unique: unique.0,
         nodeid: operation.node().get(),
         // Root, as firmware is: a server that maps IDs decides what that is worth.

@@ -1,44 +1,8 @@
-//! READDIR: entries of an open directory (`fuse_read_in`, `fuse_dirent`).
+//! Entries of a directory, as READDIR gives them (`fuse_dirent`).
 
-use super::{
-    FileType, Handle, LISTED_NAME_MAX, NodeId, Operation, Read, Violation, fuse_opcode,
-    is_component,
-};
-use fuse_abi::linux::{fuse_dirent, fuse_read_in};
+use super::{FileType, LISTED_NAME_MAX, Violation, is_component};
+use fuse_abi::linux::fuse_dirent;
 use zerocopy::FromBytes;
-
-/// Reads entries from `offset` on into a caller's buffer of exactly `size` bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct ReadDir {
-    /// The directory.
-    pub node: NodeId,
-    /// Its handle.
-    pub handle: Handle,
-    /// 0, or the offset of the last entry seen. A number of the server's, with no order.
-    pub offset: u64,
-    /// Size of the buffer in bytes.
-    pub size: u32,
-}
-
-impl Operation for ReadDir {
-    const OPCODE: fuse_opcode = fuse_opcode::FUSE_READDIR;
-    type Body = fuse_read_in;
-    /// Bytes of entries, for [`Dirents`]; 0 at the end.
-    type Reply = usize;
-    const REPLY_SIZE: usize = 0;
-
-    fn node(&self) -> NodeId {
-        self.node
-    }
-
-    fn body(&self) -> fuse_read_in {
-        Read::wire(self.handle, self.offset, self.size)
-    }
-
-    fn decode(&self, _fixed: &[u8], data: usize) -> Result<usize, Violation> {
-        Ok(data)
-    }
-}
 
 /// A directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

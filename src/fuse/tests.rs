@@ -177,6 +177,7 @@ fn a_read_never_gives_more_than_its_buffer() {
         handle: Handle(3),
         offset: 0,
         size: 100,
+        is_dir: false,
     };
     let header = |data: u32| {
         fuse_out_header {

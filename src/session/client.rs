@@ -172,7 +172,10 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
             Ok(ticket.is_some())
         });
         if let Err(error) = sent {
-            log::debug!("request {} was not sent: {error}", O::OPCODE as u32);
+            log::debug!(
+                "request {} was not sent: {error}",
+                operation.opcode() as u32
+            );
         }
     }
 

@@ -94,6 +94,7 @@ impl<'a> Part<'a> {
             handle: self.handle,
             offset: self.offset,
             size: 0,
+            is_dir: false,
         }
     }
 
