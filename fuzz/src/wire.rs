@@ -170,7 +170,7 @@ fn listing(bytes: &[u8]) {
 }
 
 fn is_name(name: &[u8]) -> bool {
-    (1..=NAME_MAX).contains(&name.len()) && !name.contains(&0) && !name.contains(&b'/')
+    (1..=LISTED_NAME_MAX).contains(&name.len()) && !name.contains(&0) && !name.contains(&b'/')
 }
 
 /// A LOOKUP of any name.

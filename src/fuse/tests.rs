@@ -263,7 +263,7 @@ fn malformed_directory_entries_end_the_listing() {
         dirent(b"", 0),
         dirent(b"a/b", 3),
         dirent(b"a\0b", 3),
-        dirent(&[b'n'; 256], 256),
+        dirent(&[b'n'; 1025], 1025),
         dirent(b"abc", 9),
         dirent(b"abc", u32::MAX),
         dirent(b"abc", 3)[..27].to_vec(),
