@@ -3,12 +3,10 @@
 //! The session is locked for one look at the device at a time, and never while it is waited for: who
 //! reads much does not keep others out.
 
-use super::{
-    Class, Epoch, Options, Part, Priority, Session, Tag, slots::Ticket, transfer::Transfer,
-};
+use super::{Epoch, Options, Part, Priority, Session, Tag, Ticket, transfer::Transfer};
 use crate::{
     error::{DeviceError, Error},
-    fuse::{Destroy, Errno, Operation, ReplyError, Violation},
+    fuse::{Destroy, Errno, Operation, Violation},
     hal::{Clock, Hal, PAGE_SIZE},
 };
 use core::{fmt, time::Duration};
@@ -140,25 +138,30 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
             client: self,
             ticket: None,
         };
-        let (mut retries, mut reply) = (RETRIES, Err(Error::Disconnected));
+        let (mut retries, mut reply) = (RETRIES, None);
         self.wait(&mut |session| {
             let Some(ticket) = pending.ticket else {
-                let has_page = !page.is_empty();
-                pending.ticket = session.submit(epoch, operation, Class::Awaited, has_page)?;
+                pending.ticket = if page.is_empty() {
+                    session.submit(epoch, operation)
+                } else {
+                    session.submit_into(epoch, operation)
+                }?;
                 return Ok(false);
             };
-            let Some(answer) = session.take(operation, ticket, page, 0)? else {
+            let answer = session.take_into(operation, ticket, page);
+            if let Ok(None) = answer {
                 return Ok(false);
-            };
+            }
             pending.ticket = None;
             if is_again(&answer) && retries > 0 {
                 retries = retries.saturating_sub(1);
                 return Ok(false);
             }
-            reply = answer.map_err(Error::from);
+            reply = answer?;
             Ok(true)
         })?;
-        reply
+        // It is ready with a reply only.
+        reply.ok_or(Error::Disconnected)
     }
 
     /// Sends `operation` and does not wait: its reply is thrown away when it comes.
@@ -166,11 +169,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
     /// For requests whose failure nobody can do anything about. On a session that is no longer that
     /// of `epoch` it does nothing.
     pub fn post<O: Operation>(&self, epoch: Epoch, operation: &O, priority: Priority) {
-        let class = Class::Posted(priority);
-        let sent = self.wait(&mut |session| {
-            let ticket = session.submit(epoch, operation, class, false)?;
-            Ok(ticket.is_some())
-        });
+        let sent = self.wait(&mut |session| session.post(epoch, operation, priority));
         if let Err(error) = sent {
             log::debug!(
                 "request {} was not sent: {error}",
@@ -298,11 +297,8 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
 }
 
 /// Whether a server says that it was not able to serve a request just now.
-pub(super) fn is_again<R>(answer: &Result<R, ReplyError>) -> bool {
-    matches!(
-        answer,
-        Err(ReplyError::Server(Errno::EINTR | Errno::EAGAIN))
-    )
+pub(super) fn is_again<R>(answer: &Result<R, Error>) -> bool {
+    matches!(answer, Err(Error::Host(Errno::EINTR | Errno::EAGAIN)))
 }
 
 impl<T: Transport, C: Clock, H: Hal> Drop for Client<T, C, H> {

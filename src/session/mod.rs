@@ -33,6 +33,7 @@ mod transfer;
 
 pub use client::Client;
 pub use options::Options;
+pub use slots::Ticket;
 pub use tag::{DeviceConfig, Tag};
 pub use transfer::Part;
 
@@ -50,8 +51,8 @@ use core::{
 use heapless::Vec;
 use memory::or_abort;
 use ring::{Buffer, Ring};
-use slots::{Slot, Slots, Ticket};
-use virtio_drivers::transport::{DeviceStatus, Transport};
+use slots::{Slot, Slots};
+use virtio_drivers::transport::{DeviceStatus, InterruptStatus, Transport};
 
 /// `VIRTIO_F_VERSION_1`: the device is a modern one (virtio 1.2, section 6).
 const VERSION_1: u64 = 1 << 32;
@@ -105,6 +106,44 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 /// A request is submitted, the device is [kicked](Session::kick), and [`Session::poll`] takes what
 /// has come. [`Session::tick`] gives up a host that is silent for too long. An error that leaves the
 /// host in doubt resets the device: nothing is given back to its owner before that is confirmed.
+/// The requests are those of [`fuse`](crate::fuse). Each node that a LOOKUP gave is to be forgotten, each
+/// handle released.
+///
+/// ```no_run
+/// use bootshare::{Error, Options, hal::Hal, session::Session, transport::Transport};
+/// use bootshare::fuse::{GetAttr, NodeId};
+/// # use core::time::Duration;
+///
+/// /// What a kernel does between other things: one look at the device.
+/// fn look<T: Transport, H: Hal>(session: &mut Session<T, H>, now: Duration) {
+///     while session.poll() {}
+///     session.tick(now);
+/// }
+///
+/// fn example<T: Transport, H: Hal>(
+///     transport: T,
+///     now: impl Fn() -> Duration,
+/// ) -> Result<(), Error> {
+///     let mut session = Session::<T, H>::start(transport, Options::default())?;
+///     while session.is_changing() {
+///         look(&mut session, now());
+///     }
+///     if !session.is_connected() {
+///         return Err(session.failure());
+///     }
+///     let operation = GetAttr { node: NodeId::ROOT };
+///     // `None` would say that there is no room now; at first there is.
+///     let ticket = session.submit(session.epoch(), &operation)?.ok_or(Error::Disconnected)?;
+///     session.kick();
+///     loop {
+///         look(&mut session, now());
+///         if let Some(attr) = session.take(&operation, ticket)? {
+///             log::info!("the root has {} links", attr.nlink);
+///             return Ok(());
+///         }
+///     }
+/// }
+/// ```
 pub struct Session<T: Transport, H: Hal> {
     transport: T,
     options: Options,
@@ -124,6 +163,7 @@ pub struct Session<T: Transport, H: Hal> {
     epoch: Epoch,
     /// When requests were seen to be under way with nothing coming back.
     silent_since: Option<Duration>,
+    interrupts: bool,
     reset_since: Option<Duration>,
     status_seen: Duration,
 }
@@ -205,6 +245,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
             minor: 0,
             epoch: Epoch::next(),
             silent_since: None,
+            interrupts: false,
             reset_since: None,
             status_seen: Duration::ZERO,
         };
@@ -325,6 +366,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
         transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
         self.epoch = Epoch::next();
         self.silent_since = None;
+        self.set_interrupts(self.interrupts);
         let ticket = self.send(&Init, Class::Awaited, false)?;
         // All slots are free.
         self.phase = Phase::Greeting(ticket.ok_or(Error::Disconnected)?);
@@ -334,16 +376,36 @@ impl<T: Transport, H: Hal> Session<T, H> {
 
     /// Takes the answer to INIT.
     fn greet(&mut self, ticket: Ticket) {
-        match self.take(&Init, ticket, &mut [], 0) {
+        match self.take(&Init, ticket) {
             Ok(None) => {}
-            Ok(Some(Ok(negotiated))) => {
+            Ok(Some(negotiated)) => {
                 self.minor = negotiated.minor;
                 self.phase = Phase::Up;
             }
             // A server that refuses INIT has no session with us.
-            Ok(Some(Err(error))) => self.fail(error.into()),
             Err(error) => self.fail(error),
         }
+    }
+
+    /// Says whether the device is to interrupt when something has come (virtio 1.2, section 2.7.7).
+    /// At first it is not. [Poll](Session::poll) once more before you sleep: what had come before is
+    /// not told.
+    ///
+    /// In the handler, [`Session::acknowledge`] the interrupt and wake who polls; nothing else needs to
+    /// be done there. Let a timer wake it too, after what [`Session::tick`] has returned.
+    pub fn set_interrupts(&mut self, wanted: bool) {
+        self.interrupts = wanted;
+        if let Some(link) = &mut self.link {
+            for ring in &mut link.requests {
+                ring.set_interrupts(wanted);
+            }
+            link.hiprio.set_interrupts(wanted);
+        }
+    }
+
+    /// Acknowledges the device's interrupt, so that it can raise another one; what it was for.
+    pub fn acknowledge(&mut self) -> InterruptStatus {
+        self.transport.ack_interrupt()
     }
 
     /// Looks at the device, and takes all that has come; whether anything has.
@@ -455,17 +517,52 @@ impl<T: Transport, H: Hal> Session<T, H> {
         Ok(left)
     }
 
-    /// Sends `operation`. With `page`, the variable part of the reply goes to the page that there is
-    /// for one. `None` if there is no room now: something must come back first.
-    fn submit<O: Operation>(
+    /// Sends `operation`, in the session `epoch`. `None` if there is no room now: something must come
+    /// back first. The device is told by [`Session::kick`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Disconnected`] if that session is over, [`Error::InvalidName`] for a name that none
+    /// is.
+    pub fn submit<O: Operation>(
         &mut self,
         epoch: Epoch,
         operation: &O,
-        class: Class,
-        page: bool,
     ) -> Result<Option<Ticket>, Error> {
         self.check(epoch)?;
-        self.send(operation, class, page)
+        self.send(operation, Class::Awaited, false)
+    }
+
+    /// As [`Session::submit`], for a reply with a variable part of up to a page: of a directory's
+    /// entries, or a link's target. There is room for one such request at a time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::submit`].
+    pub fn submit_into<O: Operation>(
+        &mut self,
+        epoch: Epoch,
+        operation: &O,
+    ) -> Result<Option<Ticket>, Error> {
+        self.check(epoch)?;
+        self.send(operation, Class::Awaited, true)
+    }
+
+    /// As [`Session::submit`], for a request whose reply nobody waits for: RELEASE, FORGET. Whether
+    /// there was room.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::submit`].
+    pub fn post<O: Operation>(
+        &mut self,
+        epoch: Epoch,
+        operation: &O,
+        priority: Priority,
+    ) -> Result<bool, Error> {
+        self.check(epoch)?;
+        let sent = self.send(operation, Class::Posted(priority), false)?;
+        Ok(sent.is_some())
     }
 
     /// Whether requests of `epoch` can be sent.
@@ -503,7 +600,6 @@ impl<T: Transport, H: Hal> Session<T, H> {
             request,
             reply_size: fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE),
             data: data.as_slice(),
-            since: None,
         };
         // SAFETY: the page is the device's until the slot is done, as `is_page_free` sees to.
         let ticket = unsafe { link.add(slot, &message) }?;
@@ -511,26 +607,27 @@ impl<T: Transport, H: Hal> Session<T, H> {
         Ok(Some(ticket))
     }
 
-    /// Asks for as many of the bytes at `to`, one at least, as can be lent now; how many. `read` says
-    /// where they are in a file, and `since` when they were asked for before.
+    /// Asks for as many of the bytes at `to`, one at least, as can be lent to the device now:
+    /// [`Ticket::lent`] of them. `read` says where they are in a file.
     ///
     /// `None` if there is no room now: something must come back first.
     ///
     /// # Errors
     ///
-    /// [`DeviceError::BufferRefused`] if nothing is lent and nevertheless not one byte can be.
+    /// As [`Session::submit`], and [`DeviceError::BufferRefused`] if nothing is lent and
+    /// nevertheless not one byte can be.
     ///
     /// # Safety
     ///
-    /// The bytes must be valid for writing and left alone until the session no longer
-    /// [`has`](Self::has) the ticket.
-    unsafe fn submit_read(
+    /// The bytes must be valid for writing and left alone for as long as the session
+    /// [has](Session::has) the ticket; for ever, if the session is dropped before that and the device
+    /// does not confirm its reset.
+    pub unsafe fn submit_read(
         &mut self,
         epoch: Epoch,
         mut read: Read,
         to: NonNull<[u8]>,
-        since: Option<Duration>,
-    ) -> Result<Option<(Ticket, usize)>, Error> {
+    ) -> Result<Option<Ticket>, Error> {
         self.check(epoch)?;
         let unique = self.unique;
         let link = self.link.as_mut().ok_or(Error::Disconnected)?;
@@ -556,12 +653,11 @@ impl<T: Transport, H: Hal> Session<T, H> {
             request,
             reply_size: fuse::REPLY_HEADER,
             data: &pieces,
-            since,
         };
         // SAFETY: the caller promises to leave the bytes alone.
         let ticket = unsafe { link.add(slot, &message) }?;
         self.unique = unique.next();
-        Ok(Some((ticket, lent as usize)))
+        Ok(Some(ticket))
     }
 
     /// Tells the device about all that was sent.
@@ -574,29 +670,42 @@ impl<T: Transport, H: Hal> Session<T, H> {
         }
     }
 
-    /// Takes the reply to a request, if it has come. The variable part of it is copied to `page`, or
-    /// `lent` says how much of a caller's buffer was sent for it.
+    /// Takes the reply to a request, if it has come. `operation` is what was sent.
     ///
     /// # Errors
     ///
-    /// Why the session ended in which it was sent.
-    fn take<O: Operation>(
+    /// The host's, how it broke the protocol, or why the session ended in which it was sent.
+    pub fn take<O: Operation>(
+        &mut self,
+        operation: &O,
+        ticket: Ticket,
+    ) -> Result<Option<O::Reply>, Error> {
+        self.take_into(operation, ticket, &mut [])
+    }
+
+    /// As [`Session::take`], and copies the variable part of the reply to `page`, of the size that
+    /// was asked for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::take`].
+    pub fn take_into<O: Operation>(
         &mut self,
         operation: &O,
         ticket: Ticket,
         page: &mut [u8],
-        lent: usize,
-    ) -> Result<Option<Result<O::Reply, ReplyError>>, Error> {
+    ) -> Result<Option<O::Reply>, Error> {
         let alive = matches!(self.phase, Phase::Up | Phase::Greeting(_)) && self.has(ticket);
         let link = self.link.as_mut().filter(|_| alive).ok_or(self.failure)?;
         // What the host may still write to is looked at in a copy.
-        let reply = self
-            .scratch
-            .get_mut(..fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE))
-            .unwrap_or_default();
-        let used = link.slots.take(ticket, reply, page);
-        let data_size = page.len().saturating_add(lent);
-        Ok(used.map(|used| fuse::decode(operation, ticket.unique, reply, data_size, used)))
+        let size = fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE);
+        let reply = self.scratch.get_mut(..size).unwrap_or_default();
+        let Some(used) = link.slots.take(ticket, reply, page) else {
+            return Ok(None);
+        };
+        let data_size = page.len().saturating_add(ticket.lent());
+        let reply = fuse::decode(operation, ticket.unique, reply, data_size, used);
+        Ok(Some(reply?))
     }
 
     /// When a request was first seen to be under way.
@@ -604,15 +713,22 @@ impl<T: Transport, H: Hal> Session<T, H> {
         self.link.as_ref()?.slots.since(ticket)
     }
 
+    /// Counts the time of a request from then on.
+    fn set_since(&mut self, ticket: Ticket, since: Option<Duration>) {
+        if let Some(link) = &mut self.link {
+            link.slots.set_since(ticket, since);
+        }
+    }
+
     /// Whether the device may still have what was sent with this request, or its reply was not taken.
-    fn has(&self, ticket: Ticket) -> bool {
+    pub fn has(&self, ticket: Ticket) -> bool {
         self.link
             .as_ref()
             .is_some_and(|link| link.slots.knows(ticket))
     }
 
-    /// Nobody waits for this request any more.
-    fn abandon(&mut self, ticket: Ticket) {
+    /// Nobody waits for this request any more. The device has it nevertheless, until it is done.
+    pub fn abandon(&mut self, ticket: Ticket) {
         if let Some(link) = &mut self.link {
             link.slots.abandon(ticket);
         }
@@ -684,8 +800,6 @@ struct Message<'m> {
     reply_size: usize,
     /// What the device writes behind them.
     data: &'m [Buffer],
-    /// When it was first seen to be under way, if it was sent before.
-    since: Option<Duration>,
 }
 
 impl<T: Transport, H: Hal> Drop for Session<T, H> {

@@ -135,8 +135,7 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
             used: 0,
             unannounced: false,
         };
-        // The client polls.
-        ring.driver.write(Self::AVAILABLE, NO_NOTIFICATION);
+        ring.set_interrupts(false);
         let driver = &ring.driver;
         transport.queue_set(
             index,
@@ -146,6 +145,14 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
             ring.device.address(0),
         );
         Ok(ring)
+    }
+
+    /// Says whether the device is to interrupt when it has used something (section 2.7.7).
+    pub fn set_interrupts(&mut self, wanted: bool) {
+        let flags = self.driver.atomic(Self::AVAILABLE);
+        flags.store(if wanted { 0 } else { NO_NOTIFICATION }, Ordering::Relaxed);
+        // What the device has used before it saw that is seen by the next look (section 2.7.7.2).
+        fence(Ordering::SeqCst);
     }
 
     /// Descriptors that are free.

@@ -55,9 +55,18 @@ enum State {
 
 /// A request under way, by its slot and number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ticket {
+pub struct Ticket {
     slot: Slot,
-    pub unique: Unique,
+    pub(super) unique: Unique,
+    lent: u32,
+}
+
+impl Ticket {
+    /// Bytes of the caller's buffer that the device was lent for it.
+    #[must_use]
+    pub fn lent(self) -> usize {
+        self.lent as usize
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -125,16 +134,17 @@ impl<H: Hal> Slots<H> {
     pub fn set_in_flight(&mut self, slot: Slot, message: &Message<'_>) -> Ticket {
         let (unique, data) = (message.unique, message.data);
         let lent = data.iter().filter(|buffer| buffer.shared.is_some());
+        let lent = lent.map(|buffer| buffer.size).sum();
         *self.request(slot) = Request {
             state: State::InFlight {
                 posted: message.class != Class::Awaited,
             },
             unique,
-            lent: lent.map(|buffer| buffer.size).sum(),
+            lent,
             has_page: data.iter().any(|buffer| buffer.shared.is_none()),
-            since: message.since,
+            since: None,
         };
-        Ticket { slot, unique }
+        Ticket { slot, unique, lent }
     }
 
     #[expect(
@@ -195,6 +205,11 @@ impl<H: Hal> Slots<H> {
     /// When that request was first seen to be under way.
     pub fn since(&self, ticket: Ticket) -> Option<Duration> {
         self.get(ticket)?.since
+    }
+
+    /// Counts the time of a request from then on.
+    pub fn set_since(&mut self, ticket: Ticket, since: Option<Duration>) {
+        self.request(ticket.slot).since = since;
     }
 
     /// Copies out the fixed part of a reply, and as much of the variable one as fits into `page`,

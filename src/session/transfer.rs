@@ -3,14 +3,13 @@
 //! A room of this floor that holds `unsafe`: where a caller's buffer is cut up for the device.
 
 use super::{
-    Client, Epoch, MAX_DEPTH, Session,
+    Client, Epoch, MAX_DEPTH, Session, Ticket,
     client::{RETRIES, is_again},
     memory::or_abort,
-    slots::Ticket,
 };
 use crate::{
     error::Error,
-    fuse::{Handle, NodeId, OFFSET_MAX, Read, ReplyError},
+    fuse::{Handle, NodeId, OFFSET_MAX, Read},
     hal::{Clock, Hal},
 };
 use core::{fmt, marker::PhantomData, ptr::NonNull, time::Duration};
@@ -148,8 +147,8 @@ struct Chunk {
     /// Where in its buffer.
     position: usize,
     end: usize,
-    /// The request for it, and how many of its bytes are lent.
-    asked: Option<(Ticket, usize)>,
+    /// The request for it, or the start of it.
+    asked: Option<Ticket>,
     /// When it was first seen to be under way: answers of a byte each must not take for ever.
     since: Option<Duration>,
     retries: u32,
@@ -202,7 +201,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
 
     /// Takes the chunks that have come, and asks for as many as there may be.
     fn step(&mut self, session: &mut Session<T, H>, epoch: Epoch) -> Result<Step, Error> {
-        let progress = self.take(session)?;
+        let progress = self.take(session, epoch)?;
         let failed = self.parts.iter().find_map(Part::error);
         if failed.is_some() {
             // What is in flight must come back before the buffers do.
@@ -224,31 +223,25 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
     }
 
     /// Takes the chunks that have come; whether there were any.
-    fn take(&mut self, session: &mut Session<T, H>) -> Result<bool, Error> {
+    fn take(&mut self, session: &mut Session<T, H>, epoch: Epoch) -> Result<bool, Error> {
+        if !self.chunks.is_empty() && session.check(epoch).is_err() {
+            return Err(session.failure());
+        }
         let mut progress = false;
-        let mut lost = None;
         let parts = &mut *self.parts;
         self.chunks.retain_mut(|chunk| {
-            let (Some((ticket, lent)), Some(part)) = (chunk.asked, parts.get_mut(chunk.part))
-            else {
+            let (Some(ticket), Some(part)) = (chunk.asked, parts.get_mut(chunk.part)) else {
                 return true;
             };
             chunk.since = session.since(ticket);
-            let read = part.read();
-            match session.take(&read, ticket, &mut [], lent) {
-                Ok(None) => true,
-                Ok(Some(answer)) => {
-                    chunk.asked = None;
-                    progress = true;
-                    chunk.goes_on(part, answer, lent)
-                }
-                Err(error) => {
-                    lost = Some(error);
-                    true
-                }
-            }
+            let answer = session.take(&part.read(), ticket).transpose();
+            answer.is_none_or(|answer| {
+                chunk.asked = None;
+                progress = true;
+                chunk.goes_on(part, answer, ticket.lent())
+            })
         });
-        lost.map_or(Ok(progress), Err)
+        Ok(progress)
     }
 
     /// Puts as many chunks in flight as there may be.
@@ -291,10 +284,8 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
     /// Has the device reset if it has anything of the buffers.
     fn take_back(&self) {
         self.client.recall(|session| {
-            let tickets = self.chunks.iter().filter_map(|chunk| chunk.asked);
-            !tickets
-                .map(|(ticket, _)| ticket)
-                .any(|ticket| session.has(ticket))
+            let mut tickets = self.chunks.iter().filter_map(|chunk| chunk.asked);
+            !tickets.any(|ticket| session.has(ticket))
         });
     }
 
@@ -339,9 +330,12 @@ impl Chunk {
         // SAFETY: these bytes are a part of the buffer, which is borrowed for `'a`. No other chunk
         // has them, nobody looks at them before they have come, and `Transfer` does not give the
         // buffer back while the session has the ticket.
-        match unsafe { session.submit_read(epoch, read, to, self.since) } {
+        match unsafe { session.submit_read(epoch, read, to) } {
             Ok(asked) => {
                 self.asked = asked;
+                if let Some(ticket) = asked {
+                    session.set_since(ticket, self.since);
+                }
                 Ok(asked.is_some())
             }
             Err(error) => {
@@ -352,12 +346,7 @@ impl Chunk {
     }
 
     /// Takes an answer for `lent` bytes; whether there is still something to be asked for.
-    fn goes_on(
-        &mut self,
-        part: &mut Part<'_>,
-        answer: Result<usize, ReplyError>,
-        lent: usize,
-    ) -> bool {
+    fn goes_on(&mut self, part: &mut Part<'_>, answer: Result<usize, Error>, lent: usize) -> bool {
         if is_again(&answer) && self.retries > 0 {
             self.retries = self.retries.saturating_sub(1);
             return true;
@@ -374,7 +363,7 @@ impl Chunk {
                 self.position < self.end.min(part.end)
             }
             Err(error) => {
-                part.fail(error.into(), self.position);
+                part.fail(error, self.position);
                 false
             }
         }

@@ -51,6 +51,7 @@ pub(crate) struct State {
     /// Chains that a worker has.
     pub busy: usize,
     notifications: u64,
+    interrupts: u64,
     /// Ticks and notifications so far.
     events: u64,
     /// It does not look at its queues before the next reset: it wrote nonsense to them.
@@ -243,6 +244,12 @@ impl Device {
         self.lock().epoch
     }
 
+    /// For how many answers the driver wanted an interrupt.
+    #[must_use]
+    pub fn interrupts(&self) -> u64 {
+        self.lock().interrupts
+    }
+
     /// How many notifications the device got.
     #[must_use]
     pub fn notifications(&self) -> u64 {
@@ -393,6 +400,7 @@ impl State {
         let Some(Some(ring)) = self.rings.get_mut(usize::from(chain.queue)) else {
             return;
         };
+        self.interrupts += u64::from(ring.wants_interrupt());
         for _ in 0..reply.times {
             ring.push(reply.id.unwrap_or(chain.head.into()), reply.used);
         }

@@ -120,6 +120,12 @@ impl Ring {
         Err("a chain that never ends".into())
     }
 
+    /// Whether the driver wants an interrupt for what it is given back.
+    pub fn wants_interrupt(&self) -> bool {
+        // SAFETY: the driver keeps its rings shared until it resets the device.
+        unsafe { memory::load_index(self.available) & 1 == 0 }
+    }
+
     /// Gives a chain back.
     pub fn push(&mut self, id: u32, length: u32) {
         let slot = u64::from(self.next_used % self.size);

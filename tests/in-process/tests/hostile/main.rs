@@ -6,6 +6,7 @@
 mod names;
 mod parts;
 mod platforms;
+mod polled;
 mod queues;
 mod random;
 mod reads;
