@@ -51,6 +51,8 @@ pub enum Error {
     Disconnected,
     /// The file is not the one that was open before the share was resumed.
     Changed,
+    /// The caller's own function has ended the read.
+    Cancelled,
 }
 
 /// Why a device can't be set up (virtio 1.2, section 3.1).
@@ -104,6 +106,7 @@ impl Error {
             Self::Device(_) => Errno::ENODEV,
             Self::Disconnected => Errno::ENOTCONN,
             Self::Changed => Errno::ESTALE,
+            Self::Cancelled => Errno::ECANCELED,
             Self::UnexpectedEof => return None,
         })
     }
@@ -168,6 +171,7 @@ impl fmt::Display for Error {
             Self::Device(error) => return error.fmt(f),
             Self::Disconnected => "the share was disconnected by an earlier error",
             Self::Changed => "it changed on the host while it was read",
+            Self::Cancelled => "the read was cancelled",
         })
     }
 }

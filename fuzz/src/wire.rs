@@ -2,9 +2,9 @@
 
 use crate::source::Source;
 use bootshare::fuse::{
-    Attr, Destroy, Dirents, Entry, Forget, GetAttr, Handle, Init, Lookup, NAME_MAX, NodeId,
-    OFFSET_MAX, Open, Operation, REPLY_HEADER, REQUEST_HEADER, Read, ReadLink, Release, ReplyError,
-    StatFs, TARGET_MAX, Unique, decode, encode,
+    Attr, Destroy, Dirents, Entry, Forget, GetAttr, Handle, Init, LISTED_NAME_MAX, Lookup,
+    NAME_MAX, NodeId, OFFSET_MAX, Open, Operation, REPLY_HEADER, REQUEST_HEADER, Read, ReadLink,
+    Release, ReplyError, StatFs, TARGET_MAX, Unique, decode, encode,
 };
 use std::fmt::Debug;
 
@@ -159,7 +159,7 @@ fn listing(bytes: &[u8]) {
             assert!(entries.next().is_none());
             return;
         };
-        assert!(is_name(entry.name));
+        assert!(is_name(entry.name, LISTED_NAME_MAX));
         assert_eq!(entry.offset, u64_at(bytes, at + 8));
         assert_eq!(entry.name.len(), u32_at(bytes, at + 16) as usize);
         assert_eq!(entry.name, &bytes[at + 24..][..entry.name.len()]);
@@ -169,8 +169,8 @@ fn listing(bytes: &[u8]) {
     assert_eq!(at, bytes.len());
 }
 
-fn is_name(name: &[u8]) -> bool {
-    (1..=LISTED_NAME_MAX).contains(&name.len()) && !name.contains(&0) && !name.contains(&b'/')
+fn is_name(name: &[u8], most: usize) -> bool {
+    (1..=most).contains(&name.len()) && !name.contains(&0) && !name.contains(&b'/')
 }
 
 /// A LOOKUP of any name.
@@ -180,10 +180,10 @@ fn lookup_request(mut source: Source<'_>) {
     let sent = request(&lookup(name), room);
     match sent {
         Some(bytes) => {
-            assert!(is_name(name));
+            assert!(is_name(name, NAME_MAX));
             assert_eq!(bytes[REQUEST_HEADER..].split_last(), Some((&0, name)));
         }
-        None => assert!(!is_name(name) || room < REQUEST_HEADER + name.len() + 1),
+        None => assert!(!is_name(name, NAME_MAX) || room < REQUEST_HEADER + name.len() + 1),
     }
 }
 

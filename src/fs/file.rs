@@ -7,7 +7,7 @@ use crate::{
     hal::{Clock, Hal},
     session::Priority,
 };
-use core::fmt;
+use core::{fmt, ops::ControlFlow};
 #[cfg(feature = "embedded-io")]
 use embedded_io::{ErrorType, SeekFrom};
 use virtio_drivers::transport::Transport;
@@ -99,25 +99,26 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     ///
     /// The host's, [`Error::InvalidOffset`] beyond 2^63 - 1. What `buf` holds is undefined then.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, Error> {
-        self.read_at_with(offset, buf, &mut |_| ())
+        self.read_at_with(offset, buf, &mut |_| ControlFlow::Continue(()))
     }
 
     /// As [`File::read_at`], and tells `progress` from time to time, and before it returns, how
-    /// many bytes at the start of `buf` have come. `progress` must not use the share.
+    /// many bytes at the start of `buf` have come. If it breaks, nothing more is asked for, and the
+    /// read ends when what is in flight has come back.
     ///
     /// # Errors
     ///
-    /// As [`File::read_at`], but the bytes that have come stay: after [`File::resume`], the read
+    /// [`Error::Cancelled`] if `progress` has broken; else as [`File::read_at`], but the bytes that have come stay: after [`File::resume`], the read
     /// can go on behind them.
     pub fn read_at_with(
         &self,
         offset: u64,
         buf: &mut [u8],
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<usize, Error> {
         let mut part = [self.part(offset, buf)];
         self.node.share.read_parts(&mut part, &mut |part| {
-            progress(part.first().map_or(0, Part::come) as u64);
+            progress(part.first().map_or(0, Part::come) as u64)
         })?;
         Ok(part.first().map_or(0, Part::come))
     }

@@ -39,7 +39,7 @@ use crate::{
     hal::{Clock, Hal, IdentityHal, PAGE_SIZE},
     session::{Client, Epoch, Options, Priority, Tag},
 };
-use core::fmt;
+use core::{fmt, ops::ControlFlow};
 use virtio_drivers::transport::Transport;
 
 // A symbolic link's target fits, with room for one byte more: servers refuse a buffer that a target
@@ -186,16 +186,17 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     /// buffer is full or its file ends. They are asked for in their order, and chunks of the next
     /// one are in flight before the one before it is complete.
     ///
-    /// `progress` is called from time to time, and before the return, with what has come. It must
-    /// not use the share.
+    /// `progress` is called from time to time, and before the return, with what has come. If it breaks,
+    /// nothing more is asked for, and the read ends when what is in flight has come back.
     ///
     /// ```no_run
     /// # use bootshare::{Share, Error, hal::Clock, transport::Transport};
+    /// use core::ops::ControlFlow::Continue;
     /// # fn example(share: &Share<impl Transport, impl Clock>) -> Result<(), Error> {
     /// let (kernel, initrd) = (share.open("/vmlinuz")?, share.open("/initrd.img")?);
     /// let (mut first, mut second) = ([0; 4096], [0; 4096]);
     /// let mut parts = [kernel.part(0, &mut first), initrd.part(0, &mut second)];
-    /// share.read_parts(&mut parts, &mut |_| ())?;
+    /// share.read_parts(&mut parts, &mut |_| Continue(()))?;
     /// let head: &[u8] = parts[0].bytes();
     /// # Ok(())
     /// # }
@@ -203,12 +204,13 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// As [`File::read_at`]; [`Error::Disconnected`] for a file of another share as well.
+    /// As [`File::read_at`]; [`Error::Disconnected`] for a file of another share as well,
+    /// [`Error::Cancelled`] if `progress` has broken.
     /// [`Part::error`] tells whose it is. Parts keep what has come: read again, they go on there.
     pub fn read_parts(
         &self,
         parts: &mut [Part<'_>],
-        progress: &mut dyn FnMut(&[Part<'_>]),
+        progress: &mut dyn FnMut(&[Part<'_>]) -> ControlFlow<()>,
     ) -> Result<(), Error> {
         self.client.read(parts, progress)
     }

@@ -9,7 +9,7 @@ use crate::{
     fuse::{Destroy, Errno, Operation, Violation},
     hal::{Clock, Hal, PAGE_SIZE},
 };
-use core::{fmt, time::Duration};
+use core::{fmt, ops::ControlFlow, time::Duration};
 use spin::{Mutex, MutexGuard};
 use virtio_drivers::transport::Transport;
 
@@ -254,16 +254,17 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
     /// Reads all of `parts`, straight into their buffers, in chunks kept in flight: what comes
     /// first is asked for first, and the next part's chunks follow without a gap.
     ///
-    /// `progress` is called from time to time, and before the return, with what has come.
+    /// `progress` is called from time to time, and before the return, with what has come. If it breaks,
+    /// nothing more is asked for, and the read ends when what is in flight has come back.
     ///
     /// # Errors
     ///
     /// That of the first part that failed; nothing more is asked for then. [`Error::Disconnected`]
-    /// for a part of another session. What has come, [`Part::come`] tells.
+    /// for a part of another session, [`Error::Cancelled`] if `progress` has broken. What has come, [`Part::come`] tells.
     pub fn read(
         &self,
         parts: &mut [Part<'_>],
-        progress: &mut dyn FnMut(&[Part<'_>]),
+        progress: &mut dyn FnMut(&[Part<'_>]) -> ControlFlow<()>,
     ) -> Result<(), Error> {
         Transfer::new(self, parts).run(progress)
     }

@@ -12,7 +12,7 @@ use crate::{
     fuse::{Handle, NodeId, OFFSET_MAX, Read},
     hal::{Clock, Hal},
 };
-use core::{fmt, marker::PhantomData, ptr::NonNull, time::Duration};
+use core::{fmt, marker::PhantomData, ops::ControlFlow, ptr::NonNull, time::Duration};
 use heapless::Vec;
 use virtio_drivers::transport::Transport;
 
@@ -138,6 +138,8 @@ pub(super) struct Transfer<'t, 'a, T: Transport, C: Clock, H: Hal> {
     /// Those before it were asked for to their ends.
     current: usize,
     chunks: Vec<Chunk, MAX_DEPTH>,
+    /// Nothing more is to be asked for.
+    is_cancelled: bool,
 }
 
 /// What is missing of a part, and is asked for or about to be.
@@ -169,11 +171,15 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
             parts,
             current: 0,
             chunks: Vec::new(),
+            is_cancelled: false,
         }
     }
 
     /// Runs until nothing is in flight any more.
-    pub fn run(mut self, progress: &mut dyn FnMut(&[Part<'_>])) -> Result<(), Error> {
+    pub fn run(
+        mut self,
+        progress: &mut dyn FnMut(&[Part<'_>]) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
         let epoch = self.client.epoch();
         for part in &mut *self.parts {
             part.start(epoch);
@@ -187,7 +193,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
                 Ok(Step::Finished(result)) => break result,
                 Ok(Step::Progress) => {
                     self.note_come();
-                    progress(self.parts);
+                    self.is_cancelled |= progress(self.parts).is_break();
                 }
                 Ok(Step::Nothing) => self.client.pause(&mut looks),
                 Err(error) => break Err(error),
@@ -195,7 +201,8 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
         };
         self.take_back();
         self.note_come();
-        progress(self.parts);
+        // There is nothing left to be cancelled.
+        _ = progress(self.parts);
         result
     }
 
@@ -203,6 +210,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
     fn step(&mut self, session: &mut Session<T, H>, epoch: Epoch) -> Result<Step, Error> {
         let progress = self.take(session, epoch)?;
         let failed = self.parts.iter().find_map(Part::error);
+        let failed = failed.or(self.is_cancelled.then_some(Error::Cancelled));
         if failed.is_some() {
             // What is in flight must come back before the buffers do.
             self.chunks.retain(|chunk| chunk.asked.is_some());

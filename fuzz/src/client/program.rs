@@ -7,6 +7,7 @@ use bootshare::{
 };
 use bootshare_test_device::{TestHal, TestShare, TestTransport, Tree, VirtualClock};
 use embedded_io::{Seek, SeekFrom};
+use std::ops::ControlFlow;
 
 const PATHS: [&[u8]; 21] = [
     b"file",
@@ -203,6 +204,7 @@ impl<'s> Runner<'s> {
         let mut tell = |now| {
             assert!(now >= come, "what has come does not go");
             come = now;
+            ControlFlow::Continue(())
         };
         let buf = &mut room[MARGIN..MARGIN + size];
         let result = if size % 2 == 0 {
@@ -398,7 +400,7 @@ fn in_parts(
     file: &TestFile<'_>,
     offset: u64,
     buf: &mut [u8],
-    tell: &mut dyn FnMut(u64),
+    tell: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<usize, Error> {
     let cut = buf.len() / 3;
     let (front, back) = buf.split_at_mut(cut);

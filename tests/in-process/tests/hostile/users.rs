@@ -108,6 +108,7 @@ fn progress_may_use_the_share_itself() {
     let read = file.read_at_with(0, &mut buf, &mut |_| {
         looks += 1;
         share.metadata("file").unwrap();
+        std::ops::ControlFlow::Continue(())
     });
     assert_eq!(read, Ok(LARGE as usize));
     assert!(looks > 0 && is_large(&buf, 0));
