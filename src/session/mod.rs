@@ -106,7 +106,7 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 /// A request is submitted, the device is [kicked](Session::kick), and [`Session::poll`] takes what
 /// has come. [`Session::tick`] gives up a host that is silent for too long. An error that leaves the
 /// host in doubt resets the device: nothing is given back to its owner before that is confirmed.
-/// The requests are those of [`fuse`](crate::fuse). Each node that a LOOKUP gave is to be forgotten, each
+/// The requests are those of [`fuse`]. Each node that a LOOKUP gave is to be forgotten, each
 /// handle released.
 ///
 /// ```no_run
