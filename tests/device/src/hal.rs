@@ -8,14 +8,14 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     ptr::NonNull,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread::{ThreadId, current},
 };
 
 thread_local! {
     /// How many pages there are at each address that was handed out.
     static HELD: RefCell<BTreeMap<PhysAddr, usize>> = const { RefCell::new(BTreeMap::new()) };
     static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
-    /// What this thread has shared and did not unshare.
-    static SHARED: RefCell<Vec<Sharing>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A buffer that is shared.
@@ -25,6 +25,24 @@ struct Sharing {
     direction: BufferDirection,
     /// What the device has in its place.
     bounce: Option<Box<[u8]>>,
+    owner: ThreadId,
+}
+
+// SAFETY: whoever unshares a buffer has it, on whichever thread.
+unsafe impl Send for Sharing {}
+
+/// What was shared and not unshared.
+static SHARED: Mutex<Vec<Sharing>> = Mutex::new(Vec::new());
+
+fn all_shared() -> MutexGuard<'static, Vec<Sharing>> {
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Bytes of each buffer that this thread has shared, and nobody unshared.
+fn shared_here() -> Vec<usize> {
+    let shared = all_shared();
+    let here = shared.iter().filter(|held| held.owner == current().id());
+    here.map(|held| held.buffer.len()).collect()
 }
 
 /// Notes a buffer that the device has under `address`.
@@ -34,25 +52,23 @@ fn shared(
     direction: BufferDirection,
     bounce: Option<Box<[u8]>>,
 ) -> PhysAddr {
-    let sharing = Sharing {
+    all_shared().push(Sharing {
         address,
         buffer,
         direction,
         bounce,
-    };
-    SHARED.with_borrow_mut(|shared| shared.push(sharing));
+        owner: current().id(),
+    });
     address
 }
 
 /// The note of a buffer that the device has no longer.
 fn unshared(address: PhysAddr, buffer: NonNull<[u8]>, direction: BufferDirection) -> Sharing {
-    SHARED.with_borrow_mut(|shared| {
-        let mut held = shared.iter();
-        let index = held.position(|sharing| {
-            (sharing.address, sharing.buffer, sharing.direction) == (address, buffer, direction)
-        });
-        shared.swap_remove(index.expect("what is unshared was shared, just so"))
-    })
+    let mut shared = all_shared();
+    let index = shared.iter().position(|held| {
+        (held.address, held.buffer, held.direction) == (address, buffer, direction)
+    });
+    shared.swap_remove(index.expect("what is unshared was shared, just so"))
 }
 
 /// A [`Hal`] of identity addresses, with as many pages as the system has.
@@ -78,7 +94,7 @@ impl TestHal {
     /// while nothing is read.
     #[must_use]
     pub fn shared() -> usize {
-        SHARED.with_borrow(Vec::len)
+        shared_here().len()
     }
 
     /// Lets this thread have no more than `pages` at a time.
@@ -187,7 +203,7 @@ platform! {
     /// [`BouncingHal::ROOM`] bytes, and no more is shared at a time.
     BouncingHal,
     |buffer: NonNull<[u8]>, direction| {
-        let used = SHARED.with_borrow(|shared| shared.iter().map(|held| held.buffer.len()).sum());
+        let used = shared_here().iter().sum();
         if buffer.len() > BouncingHal::ROOM.saturating_sub(used) {
             return 0;
         }

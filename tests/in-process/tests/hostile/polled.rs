@@ -203,6 +203,33 @@ fn entries_and_targets_come_one_page_at_a_time() {
 }
 
 #[test]
+fn requests_that_nobody_waits_for_leave_room_for_others() {
+    let device = Device::with_script(tree(), |request, good| match request.opcode() {
+        Opcode::Release | Opcode::Forget => good.never(),
+        _ => good,
+    });
+    let mut rig = Rig::new(device);
+    let Read { node, handle, .. } = rig.open(b"file");
+    let release = Release {
+        node,
+        handle,
+        is_dir: false,
+    };
+    let forget = Forget { node, nlookup: 1 };
+    let epoch = rig.session.epoch();
+    let session = &mut rig.session;
+    let mut posted = 0;
+    while session.post(epoch, &release, Priority::Normal).unwrap() {
+        posted += 1;
+    }
+    while session.post(epoch, &forget, Priority::High).unwrap() {
+        posted += 1;
+    }
+    assert_eq!(posted, 20 + 2);
+    rig.lookup(b"dir").unwrap();
+}
+
+#[test]
 fn a_silent_host_is_given_up_by_the_callers_own_time() {
     let device = spoiling(Opcode::Read, |_, good| good.never());
     let mut rig = Rig::new(device.clone());
