@@ -15,6 +15,7 @@
     )
 )]
 
+mod by_ref;
 #[cfg(any(feature = "mmio", feature = "pci"))]
 mod config;
 #[cfg(any(feature = "mmio", feature = "pci"))]
@@ -24,6 +25,7 @@ pub mod mmio;
 #[cfg(feature = "pci")]
 pub mod pci;
 
+pub use by_ref::ByRef;
 #[cfg(any(feature = "mmio", feature = "pci"))]
 pub use device::{Address, Device, DeviceList, FsTransport, MAX_DEVICES, TransportError};
 #[cfg(feature = "mmio")]
