@@ -51,6 +51,8 @@ pub enum Error {
     Disconnected,
     /// The file is not the one that was open before the share was resumed.
     Changed,
+    /// The caller's own function has ended the read.
+    Cancelled,
 }
 
 /// Why a device can't be set up (virtio 1.2, section 3.1).
@@ -74,6 +76,13 @@ pub enum DeviceError {
     NoDmaMemory,
     /// Its configuration space can't be read or does not settle.
     Configuration,
+    /// It does not confirm its reset (virtio 1.2, section 2.1.1). It may still write to the memory
+    /// that it had, which is not used again; nothing of a caller's is among it.
+    ResetNotConfirmed,
+    /// It says that it needs a reset (virtio 1.2, section 2.1.2), and got one.
+    NeedsReset,
+    /// [`Hal::share`](crate::hal::Hal::share) lends the device no byte of the buffer.
+    BufferRefused,
 }
 
 impl Error {
@@ -97,6 +106,7 @@ impl Error {
             Self::Device(_) => Errno::ENODEV,
             Self::Disconnected => Errno::ENOTCONN,
             Self::Changed => Errno::ESTALE,
+            Self::Cancelled => Errno::ECANCELED,
             Self::UnexpectedEof => return None,
         })
     }
@@ -161,6 +171,7 @@ impl fmt::Display for Error {
             Self::Device(error) => return error.fmt(f),
             Self::Disconnected => "the share was disconnected by an earlier error",
             Self::Changed => "it changed on the host while it was read",
+            Self::Cancelled => "the read was cancelled",
         })
     }
 }
@@ -178,6 +189,15 @@ impl fmt::Display for DeviceError {
             Self::QueueInUse => f.write_str("a virtqueue is in use although the device was reset"),
             Self::NoDmaMemory => f.write_str("the DMA pool is exhausted; unmount another share"),
             Self::Configuration => f.write_str("the device's configuration can't be read"),
+            Self::ResetNotConfirmed => f.write_str(
+                "the device does not confirm its reset; restart the machine to use it again",
+            ),
+            Self::NeedsReset => {
+                f.write_str("the device has broken down and was reset; is its server alive?")
+            }
+            Self::BufferRefused => {
+                f.write_str("the platform does not lend the device the buffer to be read into")
+            }
         }
     }
 }

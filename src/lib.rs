@@ -19,6 +19,10 @@
 //! }
 //! ```
 //!
+//! Those calls wait, as long as [`Options::deadline`] says. What must not wait, in a kernel or a
+//! hypervisor, drives a [`session::Session`] itself: requests are submitted and polled for, with time
+//! and interrupts as the platform has them.
+//!
 //! # The floors
 //!
 //! A floor names only those below it; `ARCHITECTURE.md` has the picture and the way of one read.
@@ -28,7 +32,7 @@
 //! 6  loader   (feature `loader`)       the boot flow, over the trait Board
 //! 5  boot     (feature `boot`)         parsers and planners, pure
 //! 4  fs       Share, File, Dir         the read-only file system
-//! 3  session                           one FUSE session over the virtqueues
+//! 3  session                           one FUSE session: submit, poll; or wait for it
 //! 2  fuse                              the wire: encode and checked decode, no I/O
 //! 1  transport (`mmio`, `pci`), hal    registers; DMA memory and clock
 //! ```

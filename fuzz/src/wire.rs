@@ -2,9 +2,9 @@
 
 use crate::source::Source;
 use bootshare::fuse::{
-    Attr, Destroy, Dirents, Entry, Forget, GetAttr, Handle, Init, Lookup, NAME_MAX, NodeId,
-    OFFSET_MAX, Open, OpenDir, Operation, REPLY_HEADER, REQUEST_HEADER, Read, ReadDir, ReadLink,
-    Release, ReleaseDir, ReplyError, StatFs, TARGET_MAX, Unique, decode, encode,
+    Attr, Destroy, Dirents, Entry, Forget, GetAttr, Handle, Init, LISTED_NAME_MAX, Lookup,
+    NAME_MAX, NodeId, OFFSET_MAX, Open, Operation, REPLY_HEADER, REQUEST_HEADER, Read, ReadLink,
+    Release, ReplyError, StatFs, TARGET_MAX, Unique, decode, encode,
 };
 use std::fmt::Debug;
 
@@ -18,30 +18,24 @@ pub fn wire(input: &[u8]) {
         1 => reply(source, &lookup(b"name"), |entry, _| {
             if let Some(entry) = entry {
                 assert_ne!(entry.node, NodeId::ROOT);
-                check_attr(&entry.attr);
+                _ = entry.attr.inspect(check_attr);
             }
         }),
         2 => reply(source, &GetAttr { node: NodeId::ROOT }, |attr, _| {
             check_attr(attr);
         }),
-        3 => reply(source, &Open { node: NodeId::ROOT }, |_, _| ()),
-        4 => reply(source, &OpenDir { node: NodeId::ROOT }, |_, _| ()),
+        kind @ (3 | 4) => {
+            let (node, is_dir) = (NodeId::ROOT, kind == 4);
+            reply(source, &Open { node, is_dir }, |_, _| ());
+        }
         5 => reply(source, &StatFs { node: NodeId::ROOT }, |_, _| ()),
-        6 => {
+        kind @ (6 | 7) => {
             let read = Read {
                 node: NodeId::ROOT,
                 handle: handle(7),
                 offset: 0,
                 size: 4096,
-            };
-            reply(source, &read, |&size, length| assert_eq!(size, length));
-        }
-        7 => {
-            let read = ReadDir {
-                node: NodeId::ROOT,
-                handle: handle(7),
-                offset: 0,
-                size: 4096,
+                is_dir: kind == 7,
             };
             reply(source, &read, |&size, length| assert_eq!(size, length));
         }
@@ -51,8 +45,12 @@ pub fn wire(input: &[u8]) {
         }),
         9 => {
             let (node, handle) = (NodeId::ROOT, handle(7));
-            reply(source.clone(), &Release { node, handle }, |_, _| ());
-            reply(source, &ReleaseDir { node, handle }, |_, _| ());
+            let release = Release {
+                node,
+                handle,
+                is_dir: source.clone().flag(),
+            };
+            reply(source, &release, |_, _| ());
         }
         10 => {
             let node = NodeId::ROOT;
@@ -161,7 +159,7 @@ fn listing(bytes: &[u8]) {
             assert!(entries.next().is_none());
             return;
         };
-        assert!(is_name(entry.name));
+        assert!(is_name(entry.name, LISTED_NAME_MAX));
         assert_eq!(entry.offset, u64_at(bytes, at + 8));
         assert_eq!(entry.name.len(), u32_at(bytes, at + 16) as usize);
         assert_eq!(entry.name, &bytes[at + 24..][..entry.name.len()]);
@@ -171,8 +169,8 @@ fn listing(bytes: &[u8]) {
     assert_eq!(at, bytes.len());
 }
 
-fn is_name(name: &[u8]) -> bool {
-    (1..=NAME_MAX).contains(&name.len()) && !name.contains(&0) && !name.contains(&b'/')
+fn is_name(name: &[u8], most: usize) -> bool {
+    (1..=most).contains(&name.len()) && !name.contains(&0) && !name.contains(&b'/')
 }
 
 /// A LOOKUP of any name.
@@ -182,10 +180,10 @@ fn lookup_request(mut source: Source<'_>) {
     let sent = request(&lookup(name), room);
     match sent {
         Some(bytes) => {
-            assert!(is_name(name));
+            assert!(is_name(name, NAME_MAX));
             assert_eq!(bytes[REQUEST_HEADER..].split_last(), Some((&0, name)));
         }
-        None => assert!(!is_name(name) || room < REQUEST_HEADER + name.len() + 1),
+        None => assert!(!is_name(name, NAME_MAX) || room < REQUEST_HEADER + name.len() + 1),
     }
 }
 
@@ -201,31 +199,32 @@ fn requests(mut source: Source<'_>) {
         node,
         nlookup: offset,
     };
-    let read = Read {
+    let read = |is_dir| Read {
         node,
         handle,
         offset,
         size,
+        is_dir,
     };
-    let read_dir = ReadDir {
+    let release = |is_dir| Release {
         node,
         handle,
-        offset,
-        size,
+        is_dir,
     };
+    let open = |is_dir| Open { node, is_dir };
     let sizes = [
         (request(&Init, room), 64),
         (request(&GetAttr { node }, room), 16),
-        (request(&Open { node }, room), 8),
-        (request(&OpenDir { node }, room), 8),
+        (request(&open(false), room), 8),
+        (request(&open(true), room), 8),
         (request(&StatFs { node }, room), 0),
         (request(&ReadLink { node }, room), 0),
-        (request(&Release { node, handle }, room), 24),
-        (request(&ReleaseDir { node, handle }, room), 24),
+        (request(&release(false), room), 24),
+        (request(&release(true), room), 24),
         (request(&forget, room), 8),
         (request(&Destroy, room), 0),
-        (request(&read, room), 40),
-        (request(&read_dir, room), 40),
+        (request(&read(false), room), 40),
+        (request(&read(true), room), 40),
     ];
     for (sent, body) in sizes {
         let size = REQUEST_HEADER + body;
@@ -240,12 +239,14 @@ fn requests(mut source: Source<'_>) {
 fn request<O: Operation>(operation: &O, room: usize) -> Option<Vec<u8>> {
     const UNTOUCHED: u8 = 0xa5;
     let mut out = vec![UNTOUCHED; room + 64];
-    let size = encode(operation, Unique::FIRST, &mut out[..room]).ok()?;
+    let size = encode(operation, Unique::FIRST, &mut out[..room])
+        .ok()?
+        .len();
     assert!(size <= room);
     assert!(out[size..].iter().all(|&byte| byte == UNTOUCHED));
     out.truncate(size);
     assert_eq!(u32_at(&out, 0) as usize, size);
-    assert_eq!(u32_at(&out, 4), O::OPCODE as u32);
+    assert_eq!(u32_at(&out, 4), operation.opcode() as u32);
     assert_eq!(u64_at(&out, 8), 2);
     assert_ne!(u64_at(&out, 16), 0);
     Some(out)
@@ -266,7 +267,8 @@ fn handle(number: u64) -> Handle {
     let mut body = [0; 16];
     body[..8].copy_from_slice(&number.to_le_bytes());
     let reply = good_reply(&body);
-    let open = Open { node: NodeId::ROOT };
+    let (node, is_dir) = (NodeId::ROOT, false);
+    let open = Open { node, is_dir };
     let handle = decode(&open, Unique::FIRST, &reply, 0, reply.len() as u32);
     handle.expect("a good reply")
 }

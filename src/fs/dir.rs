@@ -3,8 +3,8 @@
 use super::{File, Metadata, Node};
 use crate::{
     error::Error,
-    fuse::{self, Dirents, FileType, Handle, NAME_MAX, OpenDir, ReleaseDir, Violation},
-    hal::{Clock, Hal},
+    fuse::{Dirents, FileType, Handle, NAME_MAX, NodeId, Open, Read, Release, Violation},
+    hal::{Clock, Hal, PAGE_SIZE},
     session::{Epoch, Priority},
 };
 use core::fmt;
@@ -12,9 +12,7 @@ use heapless::Vec;
 use virtio_drivers::transport::Transport;
 
 /// Bytes of entries asked for at a time: 14 of the longest names, some 100 of usual ones.
-const BUFFER: usize = 4096;
-/// A directory with more entries than this never ends.
-const MAX_ENTRIES: u32 = 1 << 24;
+const BUFFER: usize = PAGE_SIZE;
 
 /// A directory, to work in by names instead of paths. No symbolic link is followed.
 pub struct Dir<'s, T: Transport, C: Clock, H: Hal> {
@@ -93,12 +91,12 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
             return Err(Error::InvalidName);
         }
         let share = self.node.share;
-        let entry = share.lookup(self.node.epoch, self.node.id, name)?;
+        let (id, attr) = share.lookup(self.node.epoch, self.node.id, name)?;
         Ok(Node {
             share,
             epoch: self.node.epoch,
-            id: entry.node,
-            attr: Some(entry.attr),
+            id,
+            attr: Some(attr),
         })
     }
 }
@@ -115,7 +113,7 @@ impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Dir<'_, T, C, H> {
 pub struct ReadDir<'s, T: Transport, C: Clock, H: Hal> {
     share: &'s super::Share<T, C, H>,
     epoch: Epoch,
-    node: fuse::NodeId,
+    node: NodeId,
     handle: Handle,
     /// Keeps the node, where no [`Dir`] does.
     keep: Option<Node<'s, T, C, H>>,
@@ -125,7 +123,10 @@ pub struct ReadDir<'s, T: Transport, C: Clock, H: Hal> {
     end: usize,
     /// Where the host goes on.
     offset: u64,
-    entries_left: u32,
+    entries: u32,
+    max_entries: u32,
+    /// Nothing comes any more: it was the last one, or an error.
+    is_over: bool,
 }
 
 impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
@@ -137,7 +138,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
     }
 
     fn open(node: &Node<'s, T, C, H>) -> Result<Self, Error> {
-        let handle = node.session()?.call(&OpenDir { node: node.id })?;
+        let (id, is_dir) = (node.id, true);
+        let handle = node.call(&Open { node: id, is_dir })?;
         Ok(Self {
             share: node.share,
             epoch: node.epoch,
@@ -148,7 +150,9 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
             start: 0,
             end: 0,
             offset: 0,
-            entries_left: MAX_ENTRIES,
+            entries: 0,
+            max_entries: node.share.client.options().max_entries,
+            is_over: false,
         })
     }
 
@@ -164,29 +168,36 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
             };
             self.start = self.end.saturating_sub(entries.rest().len());
             self.offset = entry.offset;
-            self.entries_left = self
-                .entries_left
-                .checked_sub(1)
-                .ok_or(Violation::EndlessDirectory)?;
+            self.entries = self.entries.saturating_add(1);
+            if self.entries > self.max_entries {
+                return Err(Violation::EndlessDirectory.into());
+            }
+            let Ok(name) = Vec::from_slice(entry.name) else {
+                log::warn!(
+                    "a name of {} bytes is left out, {NAME_MAX} are the most: {}",
+                    entry.name.len(),
+                    entry.name.escape_ascii()
+                );
+                continue;
+            };
             if !matches!(entry.name, b"." | b"..") {
-                return Ok(Some(DirEntry {
-                    name: Vec::from_slice(entry.name).map_err(|_| Violation::DirectoryEntry)?,
-                    file_type: entry.file_type,
-                }));
+                let file_type = entry.file_type;
+                return Ok(Some(DirEntry { name, file_type }));
             }
         }
     }
 
     /// Asks for more entries; `false` at the end.
     fn fill(&mut self) -> Result<bool, Error> {
-        let request = fuse::ReadDir {
+        let request = Read {
             node: self.node,
             handle: self.handle,
             offset: self.offset,
             size: BUFFER as u32,
+            is_dir: true,
         };
-        let mut session = self.share.session_of(self.epoch)?;
-        let size = session.call_into(&request, &mut self.buffer)?;
+        let client = &self.share.client;
+        let size = client.call_into(self.epoch, &request, &mut self.buffer)?;
         self.start = 0;
         self.end = size;
         // Where the last entry leads back to where it came from, the same ones would come again.
@@ -204,13 +215,11 @@ impl<T: Transport, C: Clock, H: Hal> Iterator for ReadDir<'_, T, C, H> {
     type Item = Result<DirEntry, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.entries_left == 0 {
+        if self.is_over {
             return None;
         }
         let entry = self.next_entry().transpose();
-        if !matches!(entry, Some(Ok(_))) {
-            self.entries_left = 0;
-        }
+        self.is_over = !matches!(entry, Some(Ok(_)));
         entry
     }
 }
@@ -226,13 +235,13 @@ impl<T: Transport, C: Clock, H: Hal> fmt::Debug for ReadDir<'_, T, C, H> {
 
 impl<T: Transport, C: Clock, H: Hal> Drop for ReadDir<'_, T, C, H> {
     fn drop(&mut self) {
-        let release = ReleaseDir {
+        let release = Release {
             node: self.node,
             handle: self.handle,
+            is_dir: true,
         };
-        if let Ok(mut session) = self.share.session_of(self.epoch) {
-            session.post(&release, Priority::Normal);
-        }
+        let client = &self.share.client;
+        client.post(self.epoch, &release, Priority::Normal);
         // The node goes after the handle.
         self.keep = None;
     }

@@ -7,7 +7,7 @@ use crate::{
     hal::{Clock, Hal},
     session::Priority,
 };
-use core::fmt;
+use core::{fmt, ops::ControlFlow};
 #[cfg(feature = "embedded-io")]
 use embedded_io::{ErrorType, SeekFrom};
 use virtio_drivers::transport::Transport;
@@ -33,7 +33,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
             // To open a FIFO could block the server for ever.
             _ => return Err(Error::NotAFile),
         };
-        let handle = node.session()?.call(&Open { node: node.id })?;
+        let (id, is_dir) = (node.id, false);
+        let handle = node.call(&Open { node: id, is_dir })?;
         Ok(Self {
             node,
             attr,
@@ -69,19 +70,23 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     }
 
     /// Opens the file again after [`Share::resume`](super::Share::resume), by its `path`, if it is
-    /// still the same one: of the same type, size and time of modification.
+    /// still the same one: of the same inode number, type, size, and times of modification and
+    /// change.
     ///
     /// # Errors
     ///
     /// [`Error::Changed`] if it is not; else as [`Share::open`](super::Share::open). The file stays
     /// disconnected then.
     pub fn resume(&mut self, path: impl AsRef<[u8]>) -> Result<(), Error> {
-        let node = self.node.share.resolve(path.as_ref(), true)?;
-        if node.attr.as_ref().map(state) != Some(state(&self.attr)) {
-            return Err(Error::Changed);
-        }
-        let position = self.position;
-        *self = Self::open(node)?;
+        let old = self.attr;
+        let is_same =
+            |new: &Attr| (new.ino, new.ctime) == (old.ino, old.ctime) && state(new) == state(&old);
+        let (share, position) = (self.node.share, self.position);
+        *self = share.at(path, true, |node| {
+            let is_same = node.attr.as_ref().is_some_and(is_same);
+            is_same.then_some(()).ok_or(Error::Changed)?;
+            Self::open(node)
+        })?;
         self.position = position;
         Ok(())
     }
@@ -94,25 +99,26 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     ///
     /// The host's, [`Error::InvalidOffset`] beyond 2^63 - 1. What `buf` holds is undefined then.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, Error> {
-        self.read_at_with(offset, buf, &mut |_| ())
+        self.read_at_with(offset, buf, &mut |_| ControlFlow::Continue(()))
     }
 
     /// As [`File::read_at`], and tells `progress` from time to time, and before it returns, how
-    /// many bytes at the start of `buf` have come. `progress` must not use the share.
+    /// many bytes at the start of `buf` have come. If it breaks, nothing more is asked for, and the
+    /// read ends when what is in flight has come back.
     ///
     /// # Errors
     ///
-    /// As [`File::read_at`], but the bytes that have come stay: after [`File::resume`], the read
+    /// [`Error::Cancelled`] if `progress` has broken; else as [`File::read_at`], but the bytes that have come stay: after [`File::resume`], the read
     /// can go on behind them.
     pub fn read_at_with(
         &self,
         offset: u64,
         buf: &mut [u8],
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<usize, Error> {
         let mut part = [self.part(offset, buf)];
         self.node.share.read_parts(&mut part, &mut |part| {
-            progress(part.first().map_or(0, Part::come) as u64);
+            progress(part.first().map_or(0, Part::come) as u64)
         })?;
         Ok(part.first().map_or(0, Part::come))
     }
@@ -170,7 +176,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
 }
 
 /// What is another in a file that was changed.
-fn state(attr: &Attr) -> impl PartialEq {
+fn state(attr: &Attr) -> impl PartialEq + use<> {
     (attr.file_type, attr.size, attr.mtime, attr.mtime_nsec)
 }
 
@@ -188,10 +194,10 @@ impl<T: Transport, C: Clock, H: Hal> Drop for File<'_, T, C, H> {
         let release = Release {
             node: self.node.id,
             handle: self.handle,
+            is_dir: false,
         };
-        if let Ok(mut session) = self.node.session() {
-            session.post(&release, Priority::Normal);
-        }
+        let client = &self.node.share.client;
+        client.post(self.node.epoch, &release, Priority::Normal);
     }
 }
 

@@ -33,19 +33,18 @@ pub use metadata::Metadata;
 use crate::{
     error::Error,
     fuse::{
-        self, Attr, FileType, Forget, GetAttr, Lookup, NodeId, ReadLink, StatFs, Statistics,
-        TARGET_MAX, Violation,
+        self, Attr, Errno, FileType, Forget, GetAttr, Lookup, NodeId, Operation, ReadLink, StatFs,
+        Statistics, Violation,
     },
-    hal::{Clock, Hal, IdentityHal},
-    session::{Epoch, Options, Priority, Session, Tag},
+    hal::{Clock, Hal, IdentityHal, PAGE_SIZE},
+    session::{Client, Epoch, Options, Priority, Tag},
 };
-use core::fmt;
-use spin::{Mutex, MutexGuard};
+use core::{fmt, ops::ControlFlow};
 use virtio_drivers::transport::Transport;
 
-/// Bytes that a symbolic link's target can take, with room for one more: servers refuse a buffer
-/// that a target might not fit in.
-const TARGET_BUFFER: usize = TARGET_MAX.saturating_add(1);
+// A symbolic link's target fits, with room for one byte more: servers refuse a buffer that a target
+// might not fit in.
+const _: () = assert!(fuse::TARGET_MAX < PAGE_SIZE);
 
 /// A mounted share.
 ///
@@ -69,9 +68,8 @@ const TARGET_BUFFER: usize = TARGET_MAX.saturating_add(1);
 /// # }
 /// ```
 pub struct Share<T: Transport, C: Clock, H: Hal = IdentityHal> {
-    session: Mutex<Session<T, C, H>>,
+    client: Client<T, C, H>,
     tag: Tag,
-    minor: u32,
 }
 
 impl<T: Transport, C: Clock> Share<T, C> {
@@ -93,12 +91,9 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// As [`Share::mount`].
     pub fn mount_with(transport: T, clock: C, options: Options) -> Result<Self, Error> {
-        let session = Session::start(transport, clock, options)?;
-        Ok(Self {
-            tag: session.tag(),
-            minor: session.minor(),
-            session: Mutex::new(session),
-        })
+        let client = Client::start(transport, clock, options)?;
+        let tag = client.tag();
+        Ok(Self { client, tag })
     }
 
     /// The share's name.
@@ -108,7 +103,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
 
     /// The version of FUSE in use: 7 and a minor number.
     pub fn protocol(&self) -> (u32, u32) {
-        (7, self.minor)
+        (7, self.client.minor())
     }
 
     /// What `path` is, symbolic links followed.
@@ -117,7 +112,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// [`Error::NotFound`] and the other errors of a path; [`Error::Host`] for the host's own.
     pub fn metadata(&self, path: impl AsRef<[u8]>) -> Result<Metadata, Error> {
-        Ok(Metadata(self.resolve(path.as_ref(), true)?.attr()?))
+        self.at(path, true, |node| Ok(Metadata(node.attr()?)))
     }
 
     /// What `path` is; a symbolic link at its end is not followed.
@@ -126,7 +121,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// As [`Share::metadata`].
     pub fn symlink_metadata(&self, path: impl AsRef<[u8]>) -> Result<Metadata, Error> {
-        Ok(Metadata(self.resolve(path.as_ref(), false)?.attr()?))
+        self.at(path, false, |node| Ok(Metadata(node.attr()?)))
     }
 
     /// Opens the regular file `path` for reading.
@@ -136,7 +131,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     /// [`Error::IsADirectory`] and [`Error::NotAFile`] for anything else than a regular file;
     /// else as [`Share::metadata`].
     pub fn open(&self, path: impl AsRef<[u8]>) -> Result<File<'_, T, C, H>, Error> {
-        File::open(self.resolve(path.as_ref(), true)?)
+        self.at(path, true, File::open)
     }
 
     /// Whether `path` names anything, symbolic links followed: one that dangles does not.
@@ -165,7 +160,8 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::BufferTooSmall`] if the file is larger; else as [`Share::open`].
+    /// [`Error::BufferTooSmall`] if the file is larger, also than the host said before; else as
+    /// [`Share::open`].
     pub fn read<'b>(
         &self,
         path: impl AsRef<[u8]>,
@@ -176,6 +172,13 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
             return Err(Error::BufferTooSmall);
         }
         let size = file.read_at(0, buf)?;
+        // A full buffer need not be the end of a file that is not as large as the host has said.
+        if size == buf.len()
+            && file.metadata().len() != size as u64
+            && file.read_at(size as u64, &mut [0])? != 0
+        {
+            return Err(Error::BufferTooSmall);
+        }
         buf.get_mut(..size).ok_or(Error::BufferTooSmall)
     }
 
@@ -183,16 +186,17 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     /// buffer is full or its file ends. They are asked for in their order, and chunks of the next
     /// one are in flight before the one before it is complete.
     ///
-    /// `progress` is called from time to time, and before the return, with what has come. It must
-    /// not use the share.
+    /// `progress` is called from time to time, and before the return, with what has come. If it breaks,
+    /// nothing more is asked for, and the read ends when what is in flight has come back.
     ///
     /// ```no_run
     /// # use bootshare::{Share, Error, hal::Clock, transport::Transport};
+    /// use core::ops::ControlFlow::Continue;
     /// # fn example(share: &Share<impl Transport, impl Clock>) -> Result<(), Error> {
     /// let (kernel, initrd) = (share.open("/vmlinuz")?, share.open("/initrd.img")?);
     /// let (mut first, mut second) = ([0; 4096], [0; 4096]);
     /// let mut parts = [kernel.part(0, &mut first), initrd.part(0, &mut second)];
-    /// share.read_parts(&mut parts, &mut |_| ())?;
+    /// share.read_parts(&mut parts, &mut |_| Continue(()))?;
     /// let head: &[u8] = parts[0].bytes();
     /// # Ok(())
     /// # }
@@ -200,14 +204,15 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// As [`File::read_at`]; [`Error::Disconnected`] for a file of another share as well.
+    /// As [`File::read_at`]; [`Error::Disconnected`] for a file of another share as well,
+    /// [`Error::Cancelled`] if `progress` has broken.
     /// [`Part::error`] tells whose it is. Parts keep what has come: read again, they go on there.
     pub fn read_parts(
         &self,
         parts: &mut [Part<'_>],
-        progress: &mut dyn FnMut(&[Part<'_>]),
+        progress: &mut dyn FnMut(&[Part<'_>]) -> ControlFlow<()>,
     ) -> Result<(), Error> {
-        self.session().read(parts, progress)
+        self.client.read(parts, progress)
     }
 
     /// The entries of the directory `path`, without `.` and `..`, in the host's order.
@@ -216,7 +221,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// [`Error::NotADirectory`] if it is something else; else as [`Share::metadata`].
     pub fn read_dir(&self, path: impl AsRef<[u8]>) -> Result<ReadDir<'_, T, C, H>, Error> {
-        ReadDir::of(self.open_dir(path)?)
+        self.at(path, true, |node| ReadDir::of(Dir::open(node)?))
     }
 
     /// The directory `path` itself, to work in without resolving its path again.
@@ -225,7 +230,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// As [`Share::read_dir`].
     pub fn open_dir(&self, path: impl AsRef<[u8]>) -> Result<Dir<'_, T, C, H>, Error> {
-        Dir::open(self.resolve(path.as_ref(), true)?)
+        self.at(path, true, Dir::open)
     }
 
     /// The target of the symbolic link `path`, as it stands there. 4095 bytes always suffice.
@@ -239,7 +244,8 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         path: impl AsRef<[u8]>,
         buf: &'b mut [u8],
     ) -> Result<&'b [u8], Error> {
-        self.resolve(path.as_ref(), false)?.read_link(buf)
+        let size = self.at(path, false, |node| Ok(node.read_link(buf)?.len()))?;
+        buf.get(..size).ok_or(Error::BufferTooSmall)
     }
 
     /// Figures of the file system that the share's root is on.
@@ -248,7 +254,8 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// The host's, or how it broke the protocol.
     pub fn statistics(&self) -> Result<Statistics, Error> {
-        self.session().call(&StatFs { node: NodeId::ROOT })
+        let node = NodeId::ROOT;
+        self.client.call(self.client.epoch(), &StatFs { node })
     }
 
     /// Ends the session: the host drops all it holds for us, and the device is reset, so that
@@ -259,7 +266,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     /// [`Error::TimedOut`] and the like if the host no longer answers; the device is reset all the
     /// same.
     pub fn unmount(self) -> Result<(), Error> {
-        self.session.into_inner().end()
+        self.client.end()
     }
 
     /// Connects a share again that an error has disconnected; does nothing while it is connected.
@@ -271,48 +278,55 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// As [`Share::mount`]; the share stays disconnected and this can be tried again.
     pub fn resume(&self) -> Result<(), Error> {
-        self.session().resume()
+        self.client.resume()
     }
 
     /// Whether no error has disconnected the share since it was mounted or resumed.
     pub fn is_connected(&self) -> bool {
-        self.session().is_connected()
+        self.client.is_connected()
     }
 
-    fn session(&self) -> MutexGuard<'_, Session<T, C, H>> {
-        self.session.lock()
-    }
-
-    /// The session, if it is still that of `epoch`: another one's nodes mean nothing to it.
-    fn session_of(&self, epoch: Epoch) -> Result<MutexGuard<'_, Session<T, C, H>>, Error> {
-        let session = self.session();
-        if session.epoch() == epoch {
-            Ok(session)
-        } else {
-            Err(Error::Disconnected)
+    /// Does something with what `path` names. Where the host says that what it has found there is no
+    /// longer what it was, the path is looked up again, once.
+    fn at<'s, R>(
+        &'s self,
+        path: impl AsRef<[u8]>,
+        follow: bool,
+        mut act: impl FnMut(Node<'s, T, C, H>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let path = path.as_ref();
+        let mut attempt = || act(self.resolve(path, follow)?);
+        match attempt() {
+            Err(Error::Host(Errno::ESTALE)) => attempt(),
+            result => result,
         }
     }
 
     /// Looks one name up; the node it gives must be forgotten once.
-    fn lookup(&self, epoch: Epoch, parent: NodeId, name: &[u8]) -> Result<fuse::Entry, Error> {
+    fn lookup(&self, epoch: Epoch, parent: NodeId, name: &[u8]) -> Result<(NodeId, Attr), Error> {
         if name.len() > fuse::NAME_MAX {
             return Err(Error::NameTooLong);
         }
-        let entry = self.session_of(epoch)?.call(&Lookup { parent, name })?;
-        entry.ok_or(Error::NotFound)
+        let entry = self.client.call(epoch, &Lookup { parent, name })?;
+        let entry = entry.ok_or(Error::NotFound)?;
+        match entry.attr {
+            Ok(attr) => Ok((entry.node, attr)),
+            Err(violation) => {
+                self.forget(epoch, entry.node);
+                Err(violation.into())
+            }
+        }
     }
 
     fn forget(&self, epoch: Epoch, node: NodeId) {
-        if node == NodeId::ROOT {
-            return;
-        }
-        if let Ok(mut session) = self.session_of(epoch) {
-            session.post(&Forget { node, nlookup: 1 }, Priority::High);
+        if node != NodeId::ROOT {
+            let forget = Forget { node, nlookup: 1 };
+            self.client.post(epoch, &forget, Priority::High);
         }
     }
 
     fn attr(&self, epoch: Epoch, node: NodeId) -> Result<Attr, Error> {
-        self.session_of(epoch)?.call(&GetAttr { node })
+        self.client.call(epoch, &GetAttr { node })
     }
 
     /// Reads a link's target into `buf`.
@@ -320,9 +334,9 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         &self,
         epoch: Epoch,
         node: NodeId,
-        buf: &'b mut [u8; TARGET_BUFFER],
+        buf: &'b mut [u8; PAGE_SIZE],
     ) -> Result<&'b [u8], Error> {
-        let size = self.session_of(epoch)?.call_into(&ReadLink { node }, buf)?;
+        let size = self.client.call_into(epoch, &ReadLink { node }, buf)?;
         match buf.get(..size) {
             Some(target) if !target.contains(&0) => Ok(target),
             _ => Err(Violation::LinkTarget.into()),
@@ -349,9 +363,9 @@ struct Node<'s, T: Transport, C: Clock, H: Hal> {
 }
 
 impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
-    /// The session, if it is still the one that knows this node.
-    fn session(&self) -> Result<MutexGuard<'s, Session<T, C, H>>, Error> {
-        self.share.session_of(self.epoch)
+    /// Asks the host something about this node, if the session is still the one that knows it.
+    fn call<O: Operation>(&self, operation: &O) -> Result<O::Reply, Error> {
+        self.share.client.call(self.epoch, operation)
     }
 
     fn file_type(&self) -> FileType {
@@ -370,7 +384,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
         if self.file_type() != FileType::Symlink {
             return Err(Error::NotASymlink);
         }
-        let mut target = [0; TARGET_BUFFER];
+        let mut target = [0; PAGE_SIZE];
         let target = self.share.target(self.epoch, self.id, &mut target)?;
         let buf = buf.get_mut(..target.len()).ok_or(Error::BufferTooSmall)?;
         buf.copy_from_slice(target);

@@ -1,10 +1,10 @@
 //! From a path to a node, one component at a time (path_resolution(7), inside the share).
 
-use super::{Node, Share, TARGET_BUFFER};
+use super::{Node, Share};
 use crate::{
     error::Error,
     fuse::{Attr, FileType, NodeId},
-    hal::{Clock, Hal},
+    hal::{Clock, Hal, PAGE_SIZE},
     session::Epoch,
 };
 use heapless::Vec;
@@ -30,7 +30,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         }
         let mut place = Place {
             share: self,
-            epoch: self.session().epoch(),
+            epoch: self.client.epoch(),
             below_root: Vec::new(),
             attr: None,
         };
@@ -53,7 +53,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
                 if links > MAX_LINKS {
                     return Err(Error::TooManyLinks);
                 }
-                let mut target = [0; TARGET_BUFFER];
+                let mut target = [0; PAGE_SIZE];
                 let target = self.target(place.epoch, place.id(), &mut target)?;
                 if target.first() == Some(&b'/') {
                     place.leave_all();
@@ -169,12 +169,10 @@ impl<'s, T: Transport, C: Clock, H: Hal> Place<'s, T, C, H> {
         if self.below_root.is_full() {
             return Err(Error::PathTooLong);
         }
-        let entry = self.share.lookup(self.epoch, self.id(), name)?;
-        if self.below_root.push(entry.node).is_err() {
-            self.share.forget(self.epoch, entry.node);
-            return Err(Error::PathTooLong);
-        }
-        self.attr = Some(entry.attr);
+        let (node, attr) = self.share.lookup(self.epoch, self.id(), name)?;
+        // There is room, as was just seen.
+        _ = self.below_root.push(node);
+        self.attr = Some(attr);
         Ok(())
     }
 

@@ -59,6 +59,8 @@ pub struct Attr {
     pub mtime: i64,
     /// Nanoseconds behind `mtime`, below 10^9.
     pub mtime_nsec: u32,
+    /// Seconds and nanoseconds of the last change of its content or attributes, as the host says.
+    pub ctime: (i64, u32),
 }
 
 impl TryFrom<fuse_attr> for Attr {
@@ -80,6 +82,7 @@ impl TryFrom<fuse_attr> for Attr {
             gid: raw.gid,
             mtime: raw.mtime.cast_signed(),
             mtime_nsec: raw.mtimensec,
+            ctime: (raw.ctime.cast_signed(), raw.ctimensec),
         })
     }
 }

@@ -13,10 +13,12 @@ pub struct Forget {
 }
 
 impl Operation for Forget {
-    const OPCODE: fuse_opcode = fuse_opcode::FUSE_FORGET;
     type Body = fuse_forget_in;
     type Reply = ();
-    const REPLY_SIZE: usize = 0;
+
+    fn opcode(&self) -> fuse_opcode {
+        fuse_opcode::FUSE_FORGET
+    }
 
     fn node(&self) -> NodeId {
         self.node

@@ -11,10 +11,13 @@ pub struct GetAttr {
 }
 
 impl Operation for GetAttr {
-    const OPCODE: fuse_opcode = fuse_opcode::FUSE_GETATTR;
     type Body = fuse_getattr_in;
     type Reply = Attr;
     const REPLY_SIZE: usize = size_of::<fuse_attr_out>();
+
+    fn opcode(&self) -> fuse_opcode {
+        fuse_opcode::FUSE_GETATTR
+    }
 
     fn node(&self) -> NodeId {
         self.node

@@ -1,6 +1,6 @@
 //! INIT: the first request, which agrees on a version (`fuse_init_in`, `fuse_init_out`).
 
-use super::{NodeId, Operation, Violation, fuse_opcode, structure};
+use super::{Operation, Violation, fuse_opcode, structure};
 use fuse_abi::linux::{
     FUSE_KERNEL_MINOR_VERSION, FUSE_KERNEL_VERSION, fuse_init_in, fuse_init_out,
 };
@@ -20,13 +20,12 @@ pub struct Negotiated {
 }
 
 impl Operation for Init {
-    const OPCODE: fuse_opcode = fuse_opcode::FUSE_INIT;
     type Body = fuse_init_in;
     type Reply = Negotiated;
     const REPLY_SIZE: usize = size_of::<fuse_init_out>();
 
-    fn node(&self) -> NodeId {
-        NodeId::ROOT
+    fn opcode(&self) -> fuse_opcode {
+        fuse_opcode::FUSE_INIT
     }
 
     fn body(&self) -> fuse_init_in {

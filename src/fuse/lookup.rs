@@ -15,18 +15,21 @@ pub struct Lookup<'a> {
 /// A file that was looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its node.
+    /// Its node, of which one lookup is counted whatever its attributes are.
     pub node: NodeId,
-    /// Its attributes.
-    pub attr: Attr,
+    /// Its attributes, or what is wrong with them.
+    pub attr: Result<Attr, Violation>,
 }
 
 impl Operation for Lookup<'_> {
-    const OPCODE: fuse_opcode = fuse_opcode::FUSE_LOOKUP;
     type Body = [u8; 0];
     /// `None` where the server answers node 0: there is no such name, and that may be remembered.
     type Reply = Option<Entry>;
     const REPLY_SIZE: usize = size_of::<fuse_entry_out>();
+
+    fn opcode(&self) -> fuse_opcode {
+        fuse_opcode::FUSE_LOOKUP
+    }
 
     fn node(&self) -> NodeId {
         self.parent
@@ -49,7 +52,7 @@ impl Operation for Lookup<'_> {
             // The root is nobody's entry; its lookup count is not ours to give back.
             return Err(Violation::NodeId);
         }
-        let attr = Attr::try_from(reply.attr)?;
+        let attr = reply.attr.try_into();
         Ok(Some(Entry { node, attr }))
     }
 }

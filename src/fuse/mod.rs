@@ -2,7 +2,8 @@
 //! checked.
 //!
 //! Floor 2. No I/O, no `unsafe`, and nothing of the transport: an [`Operation`] says what its
-//! request looks like and what a reply to it may look like. One file an operation. The structures
+//! request looks like and what a reply to it may look like. One file an operation, of a file and of a
+//! directory alike. The structures
 //! are `fuse-abi`'s, read and written through `zerocopy`; numbers are in the machine's own byte
 //! order, which virtio fixes to little endian.
 #![forbid(unsafe_code)]
@@ -36,11 +37,11 @@ pub use forget::Forget;
 pub use getattr::GetAttr;
 pub use init::{Init, Negotiated};
 pub use lookup::{Entry, Lookup};
-pub use open::{Open, OpenDir};
+pub use open::Open;
 pub use read::Read;
-pub use readdir::{Dirent, Dirents, ReadDir};
+pub use readdir::{Dirent, Dirents};
 pub use readlink::ReadLink;
-pub use release::{Release, ReleaseDir};
+pub use release::Release;
 pub use statfs::{StatFs, Statistics};
 
 use core::{fmt, num::NonZeroU64};
@@ -50,6 +51,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Longest name of a directory entry, in bytes (`NAME_MAX`).
 pub const NAME_MAX: usize = 255;
+/// Longest name that a server may list (`FUSE_NAME_MAX`): some file systems of hosts have names that
+/// are longer than what can be looked up.
+pub const LISTED_NAME_MAX: usize = 1024;
 /// Longest target of a symbolic link, in bytes (`PATH_MAX` less its NUL).
 pub const TARGET_MAX: usize = 4095;
 /// Largest offset into a file, as `loff_t` has it. A READ beyond it ends some servers.
@@ -143,7 +147,7 @@ errnos! {
     EPERM = 1, ENOENT = 2, EINTR = 4, EIO = 5, ENXIO = 6, EBADF = 9, EAGAIN = 11, ENOMEM = 12,
     EACCES = 13, EBUSY = 16, ENODEV = 19, ENOTDIR = 20, EISDIR = 21, EINVAL = 22, ENFILE = 23,
     EMFILE = 24, EFBIG = 27, EROFS = 30, ERANGE = 34, ENAMETOOLONG = 36, ENOSYS = 38, ELOOP = 40,
-    EPROTO = 71, EOVERFLOW = 75, EOPNOTSUPP = 95, ENOTCONN = 107, ETIMEDOUT = 110, ESTALE = 116,
+    EPROTO = 71, EOVERFLOW = 75, EOPNOTSUPP = 95, ENOTCONN = 107, ETIMEDOUT = 110, ESTALE = 116, ECANCELED = 125,
 }
 
 impl fmt::Display for Errno {
@@ -233,9 +237,6 @@ impl From<Violation> for ReplyError {
 
 /// One kind of request, with what it takes and gives.
 pub trait Operation {
-    /// Its number.
-    const OPCODE: fuse_opcode;
-
     /// The fixed structure behind the request header; `()`-like operations use `[u8; 0]`.
     type Body: IntoBytes + Immutable;
 
@@ -243,11 +244,16 @@ pub trait Operation {
     type Reply;
 
     /// Bytes behind the reply header that come into the client's own memory. An operation whose
-    /// reply goes to a caller's buffer says 0 here and gets it as data.
-    const REPLY_SIZE: usize;
+    /// reply goes to another buffer says 0 here and gets it as data.
+    const REPLY_SIZE: usize = 0;
 
-    /// The node it is about.
-    fn node(&self) -> NodeId;
+    /// Its number.
+    fn opcode(&self) -> fuse_opcode;
+
+    /// The node it is about; the root, where it is about all of the share.
+    fn node(&self) -> NodeId {
+        NodeId::ROOT
+    }
 
     /// The fixed structure.
     fn body(&self) -> Self::Body;
@@ -278,19 +284,24 @@ pub enum EncodeError {
 /// Whether `name` may be the name of a directory entry.
 #[must_use]
 pub fn is_valid_name(name: &[u8]) -> bool {
-    !name.is_empty() && name.len() <= NAME_MAX && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
+    name.len() <= NAME_MAX && is_component(name)
 }
 
-/// Writes the request for `operation` to the start of `out` and returns its length in bytes.
+/// Whether `name` has a byte, and neither `/` nor NUL among them.
+fn is_component(name: &[u8]) -> bool {
+    !name.is_empty() && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
+}
+
+/// Writes the request for `operation` to the start of `out`, and gives that part of it.
 ///
 /// # Errors
 ///
 /// [`EncodeError`]; `out` is undefined then.
-pub fn encode<O: Operation>(
+pub fn encode<'o, O: Operation>(
     operation: &O,
     unique: Unique,
-    out: &mut [u8],
-) -> Result<usize, EncodeError> {
+    out: &'o mut [u8],
+) -> Result<&'o [u8], EncodeError> {
     let body = operation.body();
     let name = operation.name();
     if name.is_some_and(|name| !is_valid_name(name)) {
@@ -303,7 +314,7 @@ pub fn encode<O: Operation>(
     let request = out.get_mut(..size).ok_or(EncodeError::Space)?;
     let header = fuse_in_header {
         len: u32::try_from(size).map_err(|_| EncodeError::Space)?,
-        opcode: O::OPCODE as u32,
+        opcode: operation.opcode() as u32,
         unique: unique.0,
         nodeid: operation.node().get(),
         // Root, as firmware is: a server that maps IDs decides what that is worth.
@@ -313,7 +324,9 @@ pub fn encode<O: Operation>(
         ..fuse_in_header::default()
     };
     let space = |()| EncodeError::Space;
-    let rest = write_prefix(&header, request).ok_or(()).map_err(space)?;
+    let rest = write_prefix(&header, &mut *request)
+        .ok_or(())
+        .map_err(space)?;
     let rest = write_prefix(&body, rest).ok_or(()).map_err(space)?;
     if let Some(name) = name {
         let (text, nul) = rest
@@ -322,7 +335,7 @@ pub fn encode<O: Operation>(
         text.copy_from_slice(name);
         nul.fill(0);
     }
-    Ok(size)
+    Ok(request)
 }
 
 /// Writes `value` to the start of `out` and returns the rest.

@@ -1,46 +1,50 @@
-//! READ: bytes of an open file (`fuse_read_in`).
+//! READ and READDIR: bytes of an open file, entries of an open directory (`fuse_read_in`).
 
 use super::{Handle, NodeId, Operation, Violation, fuse_opcode};
 use fuse_abi::linux::fuse_read_in;
 
-/// Reads `size` bytes at `offset` into a caller's buffer of exactly that size.
+/// Reads from `offset` on into a buffer of exactly `size` bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Read {
     /// The file.
     pub node: NodeId,
     /// Its handle.
     pub handle: Handle,
-    /// Where to start, in bytes; the end must not pass 2^63 - 1.
+    /// Where to start, in bytes; the end must not pass 2^63 - 1. In a directory 0, or the offset of
+    /// the last entry seen: a number of the server's, with no order.
     pub offset: u64,
     /// How much, in bytes, and the size of the buffer: servers differ in what they make of a
     /// difference.
     pub size: u32,
-}
-
-impl Read {
-    pub(super) fn wire(handle: Handle, offset: u64, size: u32) -> fuse_read_in {
-        fuse_read_in {
-            fh: handle.0,
-            offset,
-            size,
-            ..fuse_read_in::default()
-        }
-    }
+    /// Whether it is a directory.
+    pub is_dir: bool,
 }
 
 impl Operation for Read {
-    const OPCODE: fuse_opcode = fuse_opcode::FUSE_READ;
     type Body = fuse_read_in;
-    /// Bytes read; fewer than asked at the end of the file only.
+    /// Bytes read; of a file, fewer than asked at its end only. Those of a directory are for
+    /// [`Dirents`](super::Dirents), and none at its end.
     type Reply = usize;
-    const REPLY_SIZE: usize = 0;
+
+    fn opcode(&self) -> fuse_opcode {
+        if self.is_dir {
+            fuse_opcode::FUSE_READDIR
+        } else {
+            fuse_opcode::FUSE_READ
+        }
+    }
 
     fn node(&self) -> NodeId {
         self.node
     }
 
     fn body(&self) -> fuse_read_in {
-        Self::wire(self.handle, self.offset, self.size)
+        fuse_read_in {
+            fh: self.handle.0,
+            offset: self.offset,
+            size: self.size,
+            ..fuse_read_in::default()
+        }
     }
 
     fn decode(&self, _fixed: &[u8], data: usize) -> Result<usize, Violation> {

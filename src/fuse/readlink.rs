@@ -10,11 +10,13 @@ pub struct ReadLink {
 }
 
 impl Operation for ReadLink {
-    const OPCODE: fuse_opcode = fuse_opcode::FUSE_READLINK;
     type Body = [u8; 0];
     /// Length of the target in bytes, 1 to 4095. Its bytes are the caller's to check.
     type Reply = usize;
-    const REPLY_SIZE: usize = 0;
+
+    fn opcode(&self) -> fuse_opcode {
+        fuse_opcode::FUSE_READLINK
+    }
 
     fn node(&self) -> NodeId {
         self.node

@@ -24,10 +24,13 @@ pub struct Statistics {
 }
 
 impl Operation for StatFs {
-    const OPCODE: fuse_opcode = fuse_opcode::FUSE_STATFS;
     type Body = [u8; 0];
     type Reply = Statistics;
     const REPLY_SIZE: usize = size_of::<fuse_statfs_out>();
+
+    fn opcode(&self) -> fuse_opcode {
+        fuse_opcode::FUSE_STATFS
+    }
 
     fn node(&self) -> NodeId {
         self.node

@@ -24,7 +24,8 @@ pub trait Clock {
     ///
     /// The client calls this in one case only: the device holds descriptors of a borrowed buffer
     /// and does not confirm its reset, so it may write to that buffer at any time. `why` is a
-    /// sentence for the person at the console.
+    /// sentence for the person at the console. It must not unwind either: the program is aborted
+    /// then, unless the device has confirmed its reset meanwhile.
     fn stop(&self, why: &str) -> ! {
         log::error!("{why}");
         loop {

@@ -5,7 +5,8 @@
 //!
 //! The memory interface is `virtio-drivers`' own [`Hal`]. Firmware whose virtual addresses are
 //! its physical ones uses [`IdentityHal`]; any other platform implements [`Hal`] itself and can
-//! take its pages from a [`DmaPool`] of its own.
+//! take its pages from a [`DmaPool`] of its own. [`Hal::share`] may give 0: not all of the buffer can
+//! be lent now.
 #![cfg_attr(
     not(test),
     deny(

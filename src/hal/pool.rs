@@ -113,7 +113,7 @@ impl<const PAGES: usize> DmaPool<PAGES> {
 }
 
 /// Pages of the crate's own pool: four shares' worth, with all the queues that a session uses.
-pub(crate) const SHARED_POOL_PAGES: usize = 52;
+pub(crate) const SHARED_POOL_PAGES: usize = 56;
 
 static SHARED_POOL: DmaPool<SHARED_POOL_PAGES> = DmaPool::new();
 
@@ -129,7 +129,8 @@ pub struct IdentityHal;
 unsafe impl Hal for IdentityHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         match SHARED_POOL.alloc(pages) {
-            Some(pages) => (pages.addr().get() as PhysAddr, pages),
+            // Whoever is given an address may make a pointer of it.
+            Some(pages) => (pages.as_ptr().expose_provenance() as PhysAddr, pages),
             // Address 0 is how the trait says "no memory".
             None => (0, NonNull::dangling()),
         }
@@ -148,7 +149,7 @@ unsafe impl Hal for IdentityHal {
     }
 
     unsafe fn share(buffer: NonNull<[u8]>, _direction: BufferDirection) -> PhysAddr {
-        buffer.cast::<u8>().addr().get() as PhysAddr
+        buffer.cast::<u8>().as_ptr().expose_provenance() as PhysAddr
     }
 
     unsafe fn unshare(_paddr: PhysAddr, _buffer: NonNull<[u8]>, _direction: BufferDirection) {}

@@ -16,7 +16,7 @@ use crate::{
     },
     hal::Clock,
 };
-use core::{fmt, time::Duration};
+use core::{fmt, ops::ControlFlow, time::Duration};
 use heapless::Vec;
 
 /// The segments of an ELF program, two of which may be cut by where the firmware is, the initrds,
@@ -154,6 +154,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
                 (row.before, parts[0].bytes())
             });
             self.report(files, arrival, unpacking.as_deref());
+            ControlFlow::Continue(())
         });
         let failed = parts.iter().position(|part| part.error().is_some());
         drop(parts);

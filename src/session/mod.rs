@@ -1,14 +1,17 @@
-//! One FUSE session over a file system device's virtqueues: submit, poll, complete, and a deadline
-//! on progress (virtio 1.2, section 5.11).
+//! One FUSE session over a file system device's virtqueues: submit, poll, complete, deadlines,
+//! reset (virtio 1.2, section 5.11).
 //!
-//! Floor 3. It knows devices and the wire, and nothing of paths or files. `unsafe` lives in three
-//! rooms, `ring`, `slots` and `transfer`, and here where chains are put into rings.
+//! Floor 3. It knows devices and the wire, and nothing of paths or files. A [`Session`] is a state
+//! machine that never waits and has no clock; a [`Client`] waits for it, with the platform's
+//! [`Clock`](crate::hal::Clock). `unsafe` lives in three rooms, `memory`, `ring` and `transfer`, and
+//! here where chains are put into rings.
 //!
 //! # Borrowed buffers
 //!
 //! File data is written by the host straight into the caller's buffer. A function that lends one
 //! returns, or unwinds, only when the device has given every descriptor back or has confirmed its
-//! reset. A device that does neither makes the client call [`Clock::stop`].
+//! reset. A device that does neither makes the client call
+//! [`Clock::stop`](crate::hal::Clock::stop).
 #![cfg_attr(
     not(test),
     deny(
@@ -20,31 +23,36 @@
     )
 )]
 
+mod client;
+mod memory;
+mod options;
 mod ring;
 mod slots;
 mod tag;
 mod transfer;
 
+pub use client::Client;
+pub use options::Options;
+pub use slots::Ticket;
 pub use tag::{DeviceConfig, Tag};
 pub use transfer::Part;
 
 use crate::{
     error::{DeviceError, Error},
-    fuse::{self, Destroy, Init, Operation, ReplyError, Unique, Violation},
-    hal::{Clock, Hal, SHARED_POOL_PAGES},
+    fuse::{self, EncodeError, Init, Operation, Read, ReplyError, Unique, Violation},
+    hal::{BufferDirection, Hal, PAGE_SIZE, SHARED_POOL_PAGES},
 };
 use core::{
-    fmt,
-    mem::ManuallyDrop,
+    fmt, mem,
     ptr::NonNull,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 use heapless::Vec;
-use ring::{Chain, Full, Ring};
-use slots::{Slot, SlotSet, Slots};
-use transfer::Transfer;
-use virtio_drivers::transport::{DeviceStatus, Transport};
+use memory::or_abort;
+use ring::{Buffer, Ring};
+use slots::{Slot, Slots};
+use virtio_drivers::transport::{DeviceStatus, InterruptStatus, Transport};
 
 /// `VIRTIO_F_VERSION_1`: the device is a modern one (virtio 1.2, section 6).
 const VERSION_1: u64 = 1 << 32;
@@ -57,6 +65,7 @@ const HIPRIO_QUEUE: u16 = 0;
 const REQUEST_QUEUE: u16 = 1;
 /// Request queues in use at most: each takes memory, and the slots do not fill more.
 const MAX_REQUEST_QUEUES: usize = 4;
+/// Descriptors of the hiprio queue: one a FORGET, as many as a directory's depth is as a rule.
 const HIPRIO_ENTRIES: usize = 8;
 /// Descriptors of a request queue: 21 READs of three, more than it takes to keep a host busy.
 const REQUEST_ENTRIES: usize = 64;
@@ -67,7 +76,11 @@ const MAX_DEPTH: usize = REQUEST_ENTRIES / 3;
 /// (virtio 1.2, section 2.7.5), and a reply says its length in 32 bits.
 const MAX_CHUNK: u32 = 1 << 30;
 
-/// DMA pages that one session takes with the default [`Options`]: 13.
+/// Pieces that a READ's buffer is lent in at most, where the platform does not lend it in one: 64
+/// KiB, wherever in a page it starts. Three such READs fit into a queue.
+const MAX_PIECES: usize = 17;
+
+/// DMA pages that one session takes with the default [`Options`]: 14.
 pub const PAGES_PER_SHARE: usize = pages_per_share(MAX_REQUEST_QUEUES);
 
 const _: () = assert!(SHARED_POOL_PAGES == 4 * PAGES_PER_SHARE);
@@ -81,110 +94,107 @@ pub const fn pages_per_share(request_queues: usize) -> usize {
     slots::PAGES.saturating_add(rings.saturating_mul(2))
 }
 
-/// Looks at the ring between two looks at the clock.
-const POLLS_PER_TICK: u32 = 64;
+/// How long a device may take to confirm a reset (virtio 1.2, section 2.1.1). It has to give up what
+/// it has in flight, so this is no matter of the share's own deadline.
+const RESET_DEADLINE: Duration = Duration::from_secs(10);
+/// Between two looks at the device's status, which take an exit to the hypervisor each.
+const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Bytes of data in flight for which a platform may rest a microsecond: 32 GiB/s, which no host
-/// reads a file at, so that it has work until the end of the rest.
-const REST_PER_MICROSECOND: u64 = 32 << 10;
-/// Shorter rests, in microseconds, are not worth their while.
-const MIN_REST: u64 = 50;
-
-/// How a session talks to its host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Options {
-    /// Longest wait for any progress of the host. Default: 10 s.
-    pub deadline: Duration,
-    /// Bytes that one READ asks for at most, 1 to 2^30. Default: 1 MiB.
-    pub chunk_size: u32,
-    /// READs in flight, 1 to 21. Default: 16.
-    pub depth: usize,
-    /// Request queues in use, 1 to 4, if the device offers so many. Default: 4.
-    pub request_queues: usize,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            deadline: Duration::from_secs(10),
-            chunk_size: 1 << 20,
-            depth: 16,
-            request_queues: MAX_REQUEST_QUEUES,
-        }
-    }
-}
-
-impl Options {
-    /// With another deadline.
-    #[must_use]
-    pub const fn with_deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
-        self
-    }
-
-    /// With another chunk size in bytes; 0 is taken as 1, and 2^30 is the most.
-    #[must_use]
-    pub const fn with_chunk_size(mut self, bytes: u32) -> Self {
-        self.chunk_size = bytes;
-        self
-    }
-
-    /// With another number of READs in flight.
-    #[must_use]
-    pub const fn with_depth(mut self, depth: usize) -> Self {
-        self.depth = depth;
-        self
-    }
-
-    /// With another number of request queues at most: see [`pages_per_share`] for what they take.
-    #[must_use]
-    pub const fn with_request_queues(mut self, queues: usize) -> Self {
-        self.request_queues = queues;
-        self
-    }
-
-    /// With each in its bounds.
-    fn clamped(self) -> Self {
-        Self {
-            deadline: self.deadline,
-            chunk_size: self.chunk_size.clamp(1, MAX_CHUNK),
-            depth: self.depth.clamp(1, MAX_DEPTH),
-            request_queues: self.request_queues.clamp(1, MAX_REQUEST_QUEUES),
-        }
-    }
-}
-
-/// A session: the device set up, INIT exchanged.
+/// A session with the device, as a state machine: it never waits, and whoever calls it brings the
+/// time.
 ///
-/// Dropping it resets the device; [`Session::end`] says goodbye first. After an error that ended
-/// the session, [`Session::resume`] starts another one on the same device.
-pub struct Session<T: Transport, C: Clock, H: Hal> {
+/// A request is submitted, the device is [kicked](Session::kick), and [`Session::poll`] takes what
+/// has come. [`Session::tick`] gives up a host that is silent for too long. An error that leaves the
+/// host in doubt resets the device: nothing is given back to its owner before that is confirmed.
+/// The requests are those of [`fuse`]. Each node that a LOOKUP gave is to be forgotten, each
+/// handle released.
+///
+/// ```no_run
+/// use bootshare::{Error, Options, hal::Hal, session::Session, transport::Transport};
+/// use bootshare::fuse::{GetAttr, NodeId};
+/// # use core::time::Duration;
+///
+/// /// What a kernel does between other things: one look at the device.
+/// fn look<T: Transport, H: Hal>(session: &mut Session<T, H>, now: Duration) {
+///     while session.poll() {}
+///     session.tick(now);
+/// }
+///
+/// fn example<T: Transport, H: Hal>(
+///     transport: T,
+///     now: impl Fn() -> Duration,
+/// ) -> Result<(), Error> {
+///     let mut session = Session::<T, H>::start(transport, Options::default())?;
+///     while session.is_changing() {
+///         look(&mut session, now());
+///     }
+///     if !session.is_connected() {
+///         return Err(session.failure());
+///     }
+///     let operation = GetAttr { node: NodeId::ROOT };
+///     // `None` would say that there is no room now; at first there is.
+///     let ticket = session.submit(session.epoch(), &operation)?.ok_or(Error::Disconnected)?;
+///     session.kick();
+///     loop {
+///         look(&mut session, now());
+///         if let Some(attr) = session.take(&operation, ticket)? {
+///             log::info!("the root has {} links", attr.nlink);
+///             return Ok(());
+///         }
+///     }
+/// }
+/// ```
+pub struct Session<T: Transport, H: Hal> {
     transport: T,
-    clock: C,
     options: Options,
     /// Request queues that the device says it has.
     offered_queues: u32,
-    /// The way to the device, while it runs. It goes only after the device was reset.
+    phase: Phase,
+    /// The way to the device. While it is here, the device may have what is in it; it goes only
+    /// after a reset was confirmed.
     link: Option<Link<H>>,
+    /// Why the last session ended.
+    failure: Error,
+    /// Where requests are made and replies looked at, away from the device.
+    scratch: [u8; slots::REQUEST_BYTES],
     unique: Unique,
     tag: Tag,
     minor: u32,
     epoch: Epoch,
+    /// When requests were seen to be under way with nothing coming back.
+    silent_since: Option<Duration>,
+    interrupts: bool,
+    reset_since: Option<Duration>,
+    status_seen: Duration,
 }
 
-impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Session<T, C, H> {
+/// What the device is up to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It was told to reset and has not confirmed it. Then it is set up again, or not.
+    Resetting { connect: bool },
+    /// It has not confirmed a reset for too long, but may still.
+    Stuck,
+    /// INIT is under way.
+    Greeting(Ticket),
+    /// Requests can be sent.
+    Up,
+    /// It is reset.
+    Down,
+}
+
+impl<T: Transport, H: Hal> fmt::Debug for Session<T, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
             .field("tag", &self.tag)
             .field("epoch", &self.epoch)
-            .field("connected", &self.is_connected())
+            .field("phase", &self.phase)
             .finish_non_exhaustive()
     }
 }
 
 /// Which session a node or handle is of, of all that there were: to the host of another one, or
-/// after [`Session::resume`], they mean nothing or something else.
+/// after a resume, they mean nothing or something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Epoch(usize);
 
@@ -198,174 +208,97 @@ impl Epoch {
 /// The rings, and the memory of what is in them.
 struct Link<H: Hal> {
     hiprio: Ring<H, HIPRIO_ENTRIES>,
-    /// One at least.
+    /// One at least, once the device is set up.
     requests: Vec<Ring<H, REQUEST_ENTRIES>, MAX_REQUEST_QUEUES>,
     slots: Slots<H>,
 }
 
-/// What [`Session::wait`] waits for.
-#[derive(Clone, Copy)]
-enum Until {
-    /// A slot is free.
-    SlotFree,
-    /// A request queue has room.
-    RequestRoom,
-    /// The hiprio queue has room.
-    HiprioRoom,
-    /// One of these slots is done.
-    Done(SlotSet),
-    /// No posted request is under way.
-    NonePosted,
+/// Which queue a posted request takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// A request queue.
+    Normal,
+    /// The hiprio queue, for FORGET alone: there is no reply.
+    High,
 }
 
-/// A request under way that somebody waits for.
-#[derive(Clone, Copy)]
-struct Ticket {
-    slot: Slot,
-    unique: Unique,
-    data_size: usize,
-}
-
-impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
-    /// Resets the device, sets it up (virtio 1.2, section 3.1.1) and exchanges INIT.
+impl<T: Transport, H: Hal> Session<T, H> {
+    /// Tells the device to reset. Polled on, it is set up (virtio 1.2, section 3.1.1), INIT is
+    /// exchanged, and the session is [connected](Session::is_connected) or has
+    /// [failed](Session::failure).
     ///
     /// # Errors
     ///
-    /// [`Error::Device`] if the device can't be set up, [`Error::TimedOut`] if the host does not
-    /// answer, [`Error::Protocol`] if it does not speak a version this client knows.
-    pub fn start(transport: T, clock: C, options: Options) -> Result<Self, Error> {
+    /// [`DeviceError::Configuration`] if its configuration can't be read.
+    pub fn start(transport: T, options: Options) -> Result<Self, DeviceError> {
         let config = DeviceConfig::read(&transport)?;
         let mut session = Self {
             transport,
-            clock,
             options: options.clamped(),
             offered_queues: config.request_queues,
+            phase: Phase::Down,
             link: None,
+            failure: Error::Disconnected,
+            scratch: [0; slots::REQUEST_BYTES],
             unique: Unique::FIRST,
             tag: config.tag,
             minor: 0,
             epoch: Epoch::next(),
+            silent_since: None,
+            interrupts: false,
+            reset_since: None,
+            status_seen: Duration::ZERO,
         };
-        session.connect()?;
+        session.reset(true);
         Ok(session)
     }
 
     /// Starts another session on the same device, after an error that ended this one; does nothing
     /// while it goes on. Nodes and handles of before are void.
-    ///
-    /// # Errors
-    ///
-    /// As [`Session::start`]; it can be tried again.
-    pub fn resume(&mut self) -> Result<(), Error> {
-        if self.link.is_some() {
-            return Ok(());
+    pub fn resume(&mut self) {
+        if matches!(
+            self.phase,
+            Phase::Down | Phase::Stuck | Phase::Resetting { connect: false }
+        ) {
+            self.reset(true);
         }
-        self.connect()
     }
 
-    fn connect(&mut self) -> Result<(), Error> {
-        self.reset();
-        match self.set_up() {
-            Ok(link) => self.link = Some(link),
-            Err(error) => {
-                self.reset();
-                return Err(error.into());
-            }
+    /// Ends the session: the device is reset. Requests that are under way fail.
+    pub fn disconnect(&mut self) {
+        if matches!(self.phase, Phase::Up | Phase::Greeting(_)) {
+            self.failure = Error::Disconnected;
+            self.reset(false);
         }
-        self.epoch = Epoch::next();
-        // A server that refuses INIT has no session with us.
-        match self.call(&Init) {
-            Ok(negotiated) => self.minor = negotiated.minor,
-            Err(error) => return Err(self.disconnect(error)),
-        }
-        Ok(())
     }
 
-    /// Sets the device up, after its reset (virtio 1.2, section 3.1.1).
-    fn set_up(&mut self) -> Result<Link<H>, DeviceError> {
-        let transport = &mut self.transport;
-        let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
-        transport.set_status(DeviceStatus::ACKNOWLEDGE);
-        transport.set_status(known);
-        let offered = transport.read_device_features();
-        if offered & VERSION_1 == 0 {
-            return Err(DeviceError::NotModern);
-        }
-        transport.write_driver_features(VERSION_1 | offered & ACCESS_PLATFORM);
-        transport.set_status(known | DeviceStatus::FEATURES_OK);
-        if !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
-            return Err(DeviceError::FeaturesRefused);
-        }
-        let slots = Slots::new()?;
-        let hiprio = Ring::new(transport, HIPRIO_QUEUE)?;
-        let mut requests = Vec::new();
-        let wanted = self
-            .options
-            .request_queues
-            .min(self.offered_queues as usize);
-        for queue in (REQUEST_QUEUE..).take(wanted.max(1)) {
-            match Ring::new(transport, queue) {
-                // There is room, as the options were clamped.
-                Ok(ring) => _ = requests.push(ring),
-                Err(error) if requests.is_empty() => {
-                    // The device knows the other ring already.
-                    self.reset_before_freeing(hiprio);
-                    return Err(error);
-                }
-                // One is all that it takes.
-                Err(error) => {
-                    log::debug!("share {}: queue {queue} is not used: {error}", self.tag);
-                    break;
-                }
-            }
-        }
-        transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
-        Ok(Link {
-            hiprio,
-            requests,
-            slots,
-        })
+    /// Whether requests can be sent.
+    pub fn is_connected(&self) -> bool {
+        self.phase == Phase::Up
     }
 
-    /// Resets the device, and frees the link.
-    fn reset(&mut self) {
-        let link = self.link.take();
-        self.reset_before_freeing(link);
+    /// Whether it is to be polled on until it is connected or not, or reset.
+    pub fn is_changing(&self) -> bool {
+        matches!(self.phase, Phase::Resetting { .. } | Phase::Greeting(_))
     }
 
-    /// Resets the device and waits until it confirms (virtio 1.2, section 2.1.1): from then on it
-    /// writes to no memory of ours, and `memory` is freed. Does not return otherwise.
-    fn reset_before_freeing<M>(&mut self, memory: M) {
-        // Should `stop` unwind, as in a test, the memory stays allocated: the device may still
-        // write to it.
-        let memory = ManuallyDrop::new(memory);
-        let (transport, clock) = (&mut self.transport, &self.clock);
-        transport.set_status(DeviceStatus::empty());
-        let start = clock.now();
-        while !transport.get_status().is_empty() {
-            if clock.now().saturating_sub(start) >= self.options.deadline {
-                clock.stop(
-                    "a virtio-fs device does not confirm its reset and may write to memory at any \
-                     time: the machine is stopped; restart it",
-                );
-            }
-            clock.relax();
-        }
-        drop(ManuallyDrop::into_inner(memory));
+    fn is_resetting(&self) -> bool {
+        matches!(self.phase, Phase::Resetting { .. })
     }
 
-    /// Which session this is, of those on this device.
+    /// Whether the device has nothing of ours.
+    pub fn is_reset(&self) -> bool {
+        self.phase == Phase::Down
+    }
+
+    /// Why the last session ended, or could not be started.
+    pub fn failure(&self) -> Error {
+        self.failure
+    }
+
+    /// Which session this is, of all that there were.
     pub fn epoch(&self) -> Epoch {
         self.epoch
-    }
-
-    /// Whether the session goes on.
-    pub fn is_connected(&self) -> bool {
-        self.link.is_some()
-    }
-
-    fn link(&mut self) -> Result<&mut Link<H>, Error> {
-        self.link.as_mut().ok_or(Error::Disconnected)
     }
 
     /// The share's name.
@@ -378,170 +311,357 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         self.minor
     }
 
-    /// Sends `operation` and waits for its reply.
-    ///
-    /// # Errors
-    ///
-    /// The host's error, or how it broke the protocol; [`Error::TimedOut`] after the deadline.
-    pub fn call<O: Operation>(&mut self, operation: &O) -> Result<O::Reply, Error> {
-        self.exchange(operation, None)
+    /// Tells the device to reset (virtio 1.2, section 2.1.1). Until it has confirmed that, what it
+    /// had stays with it.
+    fn reset(&mut self, connect: bool) {
+        self.phase = Phase::Resetting { connect };
+        self.reset_since = None;
+        self.transport.set_status(DeviceStatus::empty());
     }
 
-    /// Sends `operation` and waits for its reply, whose variable part the host writes into `data`.
-    ///
-    /// # Errors
-    ///
-    /// As [`Session::call`].
-    pub fn call_into<O: Operation>(
-        &mut self,
-        operation: &O,
-        data: &mut [u8],
-    ) -> Result<O::Reply, Error> {
-        let lent = Lent { session: self };
-        let data = NonNull::from(data);
-        lent.session.exchange(operation, Some(data))
+    /// Ends the session because of `error`.
+    fn fail(&mut self, error: Error) {
+        // Said before the reset, which QEMU itself may not survive when its server is stopped. A
+        // logger that panics here leaves all as it was: who has lent a buffer still waits for it.
+        log::warn!("share {}: {error}; resetting the device", self.tag);
+        self.failure = error;
+        self.reset(false);
     }
 
-    /// Sends and waits. If `data` is given, a [`Lent`] of the caller's watches over it.
-    fn exchange<O: Operation>(
-        &mut self,
-        operation: &O,
-        data: Option<NonNull<[u8]>>,
-    ) -> Result<O::Reply, Error> {
-        let ticket = self.submit(operation, data)?;
-        self.wait(Until::Done(ticket.slot.into()))?;
-        Ok(self.finish(operation, ticket)?)
-    }
-
-    /// Sends `operation` and does not wait: its reply is thrown away when it comes.
-    ///
-    /// For requests whose failure nobody can do anything about. On a session that is no longer
-    /// connected it does nothing.
-    pub fn post<O: Operation>(&mut self, operation: &O, priority: Priority) {
-        if let Err(error) = self.try_post(operation, priority) {
-            log::debug!("request {} was not sent: {error}", O::OPCODE as u32);
+    /// Sets the device up, after its reset (virtio 1.2, section 3.1.1), and says INIT.
+    fn connect(&mut self) -> Result<(), Error> {
+        let transport = &mut self.transport;
+        let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
+        transport.set_status(DeviceStatus::ACKNOWLEDGE);
+        transport.set_status(known);
+        let offered = transport.read_device_features();
+        if offered & VERSION_1 == 0 {
+            return Err(DeviceError::NotModern.into());
         }
-    }
-
-    fn try_post<O: Operation>(&mut self, operation: &O, priority: Priority) -> Result<(), Error> {
-        let (slot, size, _) = self.encode(operation)?;
-        match priority {
-            Priority::High => self.send_hiprio(slot, size),
-            Priority::Normal => {
-                self.send(slot, size, reply_size::<O>(), None, true)?;
-                self.kick();
-                Ok(())
-            }
+        transport.write_driver_features(VERSION_1 | offered & ACCESS_PLATFORM);
+        transport.set_status(known | DeviceStatus::FEATURES_OK);
+        if !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
+            return Err(DeviceError::FeaturesRefused.into());
         }
-    }
-
-    /// Takes a slot and writes the request for `operation` into it. Gives its size too.
-    fn encode<O: Operation>(&mut self, operation: &O) -> Result<(Slot, usize, Unique), Error> {
-        let (slot, unique) = self.take_slot()?;
-        let slots = &mut self.link()?.slots;
-        match fuse::encode(operation, unique, slots.request_mut(slot)) {
-            Ok(size) => Ok((slot, size, unique)),
-            Err(_) => {
-                slots.free(slot);
-                Err(Error::InvalidName)
-            }
-        }
-    }
-
-    fn take_slot(&mut self) -> Result<(Slot, Unique), Error> {
-        self.wait(Until::SlotFree)?;
-        let slot = self.link()?.slots.take().ok_or(Error::Disconnected)?;
-        let unique = self.unique;
-        self.unique = unique.next();
-        Ok((slot, unique))
-    }
-
-    /// Puts a request into the ring, without a kick.
-    ///
-    /// `data`, if any, must stay valid and untouched until the slot is done or the device reset:
-    /// whoever passes it holds a [`Lent`].
-    fn submit<O: Operation>(
-        &mut self,
-        operation: &O,
-        data: Option<NonNull<[u8]>>,
-    ) -> Result<Ticket, Error> {
-        let data_size = data.map_or(0, |data| data.len());
-        let (slot, size, unique) = self.encode(operation)?;
-        self.send(slot, size, reply_size::<O>(), data, false)?;
-        Ok(Ticket {
-            slot,
-            unique,
-            data_size,
-        })
-    }
-
-    /// Hands the request in `slot`, of `size` bytes, to the request queue.
-    fn send(
-        &mut self,
-        slot: Slot,
-        size: usize,
-        reply_size: usize,
-        data: Option<NonNull<[u8]>>,
-        posted: bool,
-    ) -> Result<(), Error> {
-        self.wait(Until::RequestRoom)?;
-        let link = self.link()?;
-        let chain = Chain {
-            request: link.slots.request(slot, size),
-            reply: Some(link.slots.reply(slot, reply_size)),
-            // A descriptor must not be empty; a reply that does not fit is then one without data.
-            data: data.filter(|data| !data.is_empty()),
-        };
-        // The first of those with the most room: a device with a thread a queue serves them at the
-        // same time.
-        let ring = link
-            .requests
-            .iter_mut()
-            .rev()
-            .max_by_key(|ring| ring.room());
-        let added = ring.map_or(Err(Full), |ring| {
-            // SAFETY: request and reply lie in their slot, which is the device's until it is done;
-            // the data buffer is watched over by the caller's `Lent`.
-            unsafe { ring.add(slot, &chain) }
+        // From its first ring on, the device has memory of ours: `link` keeps it until the reset.
+        let link = self.link.insert(Link {
+            slots: Slots::new()?,
+            hiprio: Ring::new(transport, HIPRIO_QUEUE)?,
+            requests: Vec::new(),
         });
-        self.sent(slot, chain, added, posted)
-    }
-
-    /// Hands the request in `slot`, of `size` bytes, to the hiprio queue. There is no reply.
-    fn send_hiprio(&mut self, slot: Slot, size: usize) -> Result<(), Error> {
-        self.wait(Until::HiprioRoom)?;
-        let link = self.link()?;
-        let chain = Chain {
-            request: link.slots.request(slot, size),
-            reply: None,
-            data: None,
-        };
-        // SAFETY: the request lies in its slot, as above.
-        let added = unsafe { link.hiprio.add(slot, &chain) };
-        self.sent(slot, chain, added, true)?;
+        let offered = self.offered_queues as usize;
+        let wanted = self.options.request_queues.min(offered).max(1);
+        for queue in (REQUEST_QUEUE..).take(wanted) {
+            match Ring::new(transport, queue) {
+                // There is room, as the options were clamped.
+                Ok(ring) => _ = link.requests.push(ring),
+                Err(error) if link.requests.is_empty() => return Err(error.into()),
+                // One is all that it takes.
+                Err(error) => {
+                    log::debug!("share {}: queue {queue} is not used: {error}", self.tag);
+                    break;
+                }
+            }
+        }
+        transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
+        self.epoch = Epoch::next();
+        self.silent_since = None;
+        self.set_interrupts(self.interrupts);
+        let ticket = self.send(&Init, Class::Awaited, false)?;
+        // All slots are free.
+        self.phase = Phase::Greeting(ticket.ok_or(Error::Disconnected)?);
         self.kick();
         Ok(())
     }
 
-    fn sent(
-        &mut self,
-        slot: Slot,
-        chain: Chain,
-        added: Result<(), Full>,
-        posted: bool,
-    ) -> Result<(), Error> {
-        match added {
-            Ok(()) => {
-                self.link()?.slots.set_in_flight(slot, chain, posted);
-                Ok(())
+    /// Takes the answer to INIT.
+    fn greet(&mut self, ticket: Ticket) {
+        match self.take(&Init, ticket) {
+            Ok(None) => {}
+            Ok(Some(negotiated)) => {
+                self.minor = negotiated.minor;
+                self.phase = Phase::Up;
             }
-            // There was room a moment ago.
-            Err(Full) => Err(self.disconnect(Violation::UsedId.into())),
+            // A server that refuses INIT has no session with us.
+            Err(error) => self.fail(error),
         }
     }
 
+    /// Says whether the device is to interrupt when something has come (virtio 1.2, section 2.7.7).
+    /// At first it is not. [Poll](Session::poll) once more before you sleep: what had come before is
+    /// not told.
+    ///
+    /// In the handler, [`Session::acknowledge`] the interrupt and wake who polls; nothing else needs to
+    /// be done there. Let a timer wake it too, after what [`Session::tick`] has returned.
+    pub fn set_interrupts(&mut self, wanted: bool) {
+        self.interrupts = wanted;
+        if let Some(link) = &mut self.link {
+            for ring in &mut link.requests {
+                ring.set_interrupts(wanted);
+            }
+            link.hiprio.set_interrupts(wanted);
+        }
+    }
+
+    /// Acknowledges the device's interrupt, so that it can raise another one; what it was for.
+    pub fn acknowledge(&mut self) -> InterruptStatus {
+        self.transport.ack_interrupt()
+    }
+
+    /// Looks at the device, and takes all that has come; whether anything has.
+    ///
+    /// It takes no longer for whatever the device does: no more comes than was sent.
+    pub fn poll(&mut self) -> bool {
+        match self.phase {
+            Phase::Down => false,
+            Phase::Resetting { .. } | Phase::Stuck => self.poll_reset(),
+            Phase::Up => self.reap(),
+            Phase::Greeting(ticket) => {
+                let progress = self.reap();
+                if progress && self.phase == Phase::Greeting(ticket) {
+                    self.greet(ticket);
+                }
+                progress
+            }
+        }
+    }
+
+    fn poll_reset(&mut self) -> bool {
+        if !self.transport.get_status().is_empty() {
+            return false;
+        }
+        // From now on the device has nothing of ours.
+        self.link = None;
+        let connect = self.phase == Phase::Resetting { connect: true };
+        self.phase = Phase::Down;
+        if connect && let Err(error) = self.connect() {
+            self.failure = error;
+            self.reset(false);
+        }
+        true
+    }
+
+    fn reap(&mut self) -> bool {
+        match self.link.as_mut().map(Link::reap) {
+            Some(Ok(false)) | None => false,
+            Some(Ok(true)) => {
+                self.silent_since = None;
+                true
+            }
+            Some(Err(violation)) => {
+                self.fail(violation.into());
+                true
+            }
+        }
+    }
+
+    /// Gives the device up if it was silent for too long, or says that it needs a reset (virtio 1.2,
+    /// section 2.1.2). Returns how long it has at most until then.
+    ///
+    /// `now` is the time since some fixed moment. The time of a request starts with the first tick
+    /// after it was sent.
+    pub fn tick(&mut self, now: Duration) -> Duration {
+        match self.phase {
+            Phase::Down | Phase::Stuck => Duration::MAX,
+            Phase::Resetting { connect } => {
+                let since = *self.reset_since.get_or_insert(now);
+                let left = RESET_DEADLINE.saturating_sub(now.saturating_sub(since));
+                if left.is_zero() {
+                    if connect {
+                        self.failure = DeviceError::ResetNotConfirmed.into();
+                    }
+                    self.phase = Phase::Stuck;
+                }
+                left
+            }
+            Phase::Greeting(_) | Phase::Up => {
+                let left = self.time_left(now);
+                match left {
+                    Ok(left) => left,
+                    Err(error) => {
+                        self.fail(error);
+                        Duration::ZERO
+                    }
+                }
+            }
+        }
+    }
+
+    fn time_left(&mut self, now: Duration) -> Result<Duration, Error> {
+        let deadline = self.options.deadline;
+        let Some(link) = self.link.as_mut().filter(|link| link.slots.any_in_flight()) else {
+            self.silent_since = None;
+            return Ok(deadline);
+        };
+        let since = *self.silent_since.get_or_insert(now);
+        // As many may be served before a request as there are slots, each within the deadline.
+        let longest = deadline.saturating_mul(slots::COUNT as u32);
+        let mut left = Duration::MAX;
+        for (limit, waited) in [
+            (deadline, now.saturating_sub(since)),
+            (longest, link.slots.oldest(now)),
+        ] {
+            if waited >= limit {
+                let after_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+                return Err(Error::TimedOut { after_ms });
+            }
+            left = left.min(limit.saturating_sub(waited));
+        }
+        if now.saturating_sub(self.status_seen) >= STATUS_INTERVAL {
+            self.status_seen = now;
+            let status = self.transport.get_status();
+            if status.contains(DeviceStatus::DEVICE_NEEDS_RESET) {
+                return Err(DeviceError::NeedsReset.into());
+            }
+        }
+        Ok(left)
+    }
+
+    /// Sends `operation`, in the session `epoch`. `None` if there is no room now: something must come
+    /// back first. The device is told by [`Session::kick`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Disconnected`] if that session is over, [`Error::InvalidName`] for a name that none
+    /// is.
+    pub fn submit<O: Operation>(
+        &mut self,
+        epoch: Epoch,
+        operation: &O,
+    ) -> Result<Option<Ticket>, Error> {
+        self.check(epoch)?;
+        self.send(operation, Class::Awaited, false)
+    }
+
+    /// As [`Session::submit`], for a reply with a variable part of up to a page: of a directory's
+    /// entries, or a link's target. There is room for one such request at a time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::submit`].
+    pub fn submit_into<O: Operation>(
+        &mut self,
+        epoch: Epoch,
+        operation: &O,
+    ) -> Result<Option<Ticket>, Error> {
+        self.check(epoch)?;
+        self.send(operation, Class::Awaited, true)
+    }
+
+    /// As [`Session::submit`], for a request whose reply nobody waits for: RELEASE, FORGET. Whether
+    /// there was room.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::submit`].
+    pub fn post<O: Operation>(
+        &mut self,
+        epoch: Epoch,
+        operation: &O,
+        priority: Priority,
+    ) -> Result<bool, Error> {
+        self.check(epoch)?;
+        let sent = self.send(operation, Class::Posted(priority), false)?;
+        Ok(sent.is_some())
+    }
+
+    /// Whether requests of `epoch` can be sent.
+    fn check(&self, epoch: Epoch) -> Result<(), Error> {
+        let good = self.is_connected() && self.epoch == epoch;
+        good.then_some(()).ok_or(Error::Disconnected)
+    }
+
+    fn send<O: Operation>(
+        &mut self,
+        operation: &O,
+        class: Class,
+        page: bool,
+    ) -> Result<Option<Ticket>, Error> {
+        let unique = self.unique;
+        let request = fuse::encode(operation, unique, &mut self.scratch)?;
+        let link = self.link.as_mut().ok_or(Error::Disconnected)?;
+        let has_room = match class {
+            Class::Posted(Priority::High) => link.hiprio.room() >= 1,
+            _ => link.room() >= 3 && (!page || link.slots.is_page_free()),
+        };
+        let slot = link.slots.free(class);
+        let Some(slot) = slot.filter(|_| has_room) else {
+            return Ok(None);
+        };
+        let data = page.then(|| Buffer {
+            address: link.slots.page(),
+            size: PAGE_SIZE as u32,
+            writable: true,
+            shared: None,
+        });
+        let message = Message {
+            unique,
+            class,
+            request,
+            reply_size: fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE),
+            data: data.as_slice(),
+        };
+        // SAFETY: the page is the device's until the slot is done, as `is_page_free` sees to.
+        let ticket = unsafe { link.add(slot, &message) }?;
+        self.unique = unique.next();
+        Ok(Some(ticket))
+    }
+
+    /// Asks for as many of the bytes at `to`, one at least, as can be lent to the device now:
+    /// [`Ticket::lent`] of them. `read` says where they are in a file.
+    ///
+    /// `None` if there is no room now: something must come back first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::submit`], and [`DeviceError::BufferRefused`] if nothing is lent and
+    /// nevertheless not one byte can be.
+    ///
+    /// # Safety
+    ///
+    /// The bytes must be valid for writing and left alone for as long as the session
+    /// [has](Session::has) the ticket; for ever, if the session is dropped before that and the device
+    /// does not confirm its reset.
+    pub unsafe fn submit_read(
+        &mut self,
+        epoch: Epoch,
+        mut read: Read,
+        to: NonNull<[u8]>,
+    ) -> Result<Option<Ticket>, Error> {
+        self.check(epoch)?;
+        let unique = self.unique;
+        let link = self.link.as_mut().ok_or(Error::Disconnected)?;
+        let room = link.room().saturating_sub(2).min(MAX_PIECES);
+        let slot = link.slots.free(Class::Awaited);
+        let Some(slot) = slot.filter(|_| room > 0) else {
+            return Ok(None);
+        };
+        // SAFETY: promised by the caller.
+        let pieces = unsafe { lend::<H>(to, room) };
+        let lent: u32 = pieces.iter().map(|piece| piece.size).sum();
+        if lent == 0 {
+            let is_any_lent = link.slots.lent_bytes() > 0;
+            return is_any_lent
+                .then_some(None)
+                .ok_or(DeviceError::BufferRefused.into());
+        }
+        read.size = lent;
+        let request = fuse::encode(&read, unique, &mut self.scratch)?;
+        let message = Message {
+            unique,
+            class: Class::Awaited,
+            request,
+            reply_size: fuse::REPLY_HEADER,
+            data: &pieces,
+        };
+        // SAFETY: the caller promises to leave the bytes alone.
+        let ticket = unsafe { link.add(slot, &message) }?;
+        self.unique = unique.next();
+        Ok(Some(ticket))
+    }
+
     /// Tells the device about all that was sent.
-    fn kick(&mut self) {
+    pub fn kick(&mut self) {
         if let Some(link) = &mut self.link {
             for ring in &mut link.requests {
                 ring.kick(&mut self.transport);
@@ -550,178 +670,209 @@ impl<T: Transport, C: Clock, H: Hal> Session<T, C, H> {
         }
     }
 
-    /// Reads the reply of a request that is done and frees its slot.
-    fn finish<O: Operation>(
+    /// Takes the reply to a request, if it has come. `operation` is what was sent.
+    ///
+    /// # Errors
+    ///
+    /// The host's, how it broke the protocol, or why the session ended in which it was sent.
+    pub fn take<O: Operation>(
         &mut self,
         operation: &O,
         ticket: Ticket,
-    ) -> Result<O::Reply, ReplyError> {
-        let not_done = || ReplyError::Malformed(Violation::UsedId);
-        let slots = &mut self.link.as_mut().ok_or_else(not_done)?.slots;
-        let (reply, used) = slots.done(ticket.slot).ok_or_else(not_done)?;
-        let Ticket {
-            unique, data_size, ..
-        } = ticket;
-        let result = fuse::decode(operation, unique, reply, data_size, used);
-        slots.free(ticket.slot);
-        result
+    ) -> Result<Option<O::Reply>, Error> {
+        self.take_into(operation, ticket, &mut [])
     }
 
-    /// Takes all completions that are there. Bounded by the number of slots, since no chain
-    /// completes twice.
-    fn poll(&mut self) -> Result<bool, Error> {
-        match self.link()?.reap_all() {
-            Ok(progress) => Ok(progress),
-            Err(violation) => Err(self.disconnect(violation.into())),
-        }
-    }
-
-    /// Kicks, then polls until it is so, as long as the host makes progress.
-    fn wait(&mut self, until: Until) -> Result<(), Error> {
-        if self.link()?.is_so(until) {
-            return Ok(());
-        }
-        self.kick();
-        let mut last_progress = self.clock.now();
-        loop {
-            for _ in 0..POLLS_PER_TICK {
-                let progress = self.poll()?;
-                if self.link()?.is_so(until) {
-                    return Ok(());
-                }
-                if progress {
-                    last_progress = self.clock.now();
-                    continue;
-                }
-                match self.link()?.slots.lent_bytes() / REST_PER_MICROSECOND {
-                    micros @ MIN_REST.. => self.clock.rest(Duration::from_micros(micros)),
-                    _ => self.clock.relax(),
-                }
-            }
-            if self.clock.now().saturating_sub(last_progress) >= self.options.deadline {
-                let after_ms = self.options.deadline.as_millis().try_into();
-                return Err(self.disconnect(Error::TimedOut {
-                    after_ms: after_ms.unwrap_or(u32::MAX),
-                }));
-            }
-        }
-    }
-
-    /// Ends the session after `error`: the device is reset before anything else happens.
-    fn disconnect(&mut self, error: Error) -> Error {
-        if self.link.is_some() {
-            // Said before the reset, which QEMU itself may not survive when its server is stopped.
-            log::warn!("share {}: {error}; resetting the device", self.tag);
-            self.reset();
-        }
-        error
-    }
-
-    /// Reads all of `parts`, straight into their buffers, in chunks kept in flight: what comes
-    /// first is asked for first, and the next part's chunks follow without a gap.
-    ///
-    /// `progress` is called from time to time, and before the return, with what has come.
+    /// As [`Session::take`], and copies the variable part of the reply to `page`, of the size that
+    /// was asked for.
     ///
     /// # Errors
     ///
-    /// That of the first part that failed; nothing more is asked for then. [`Error::Disconnected`]
-    /// for a part of another session. What has come, [`Part::come`] tells.
-    pub fn read(
+    /// As [`Session::take`].
+    pub fn take_into<O: Operation>(
         &mut self,
-        parts: &mut [Part<'_>],
-        progress: &mut dyn FnMut(&[Part<'_>]),
-    ) -> Result<(), Error> {
-        let lent = Lent { session: self };
-        Transfer::new(parts).run(lent.session, progress)
+        operation: &O,
+        ticket: Ticket,
+        page: &mut [u8],
+    ) -> Result<Option<O::Reply>, Error> {
+        let alive = matches!(self.phase, Phase::Up | Phase::Greeting(_)) && self.has(ticket);
+        let link = self.link.as_mut().filter(|_| alive).ok_or(self.failure)?;
+        // What the host may still write to is looked at in a copy.
+        let size = fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE);
+        let reply = self.scratch.get_mut(..size).unwrap_or_default();
+        let Some(used) = link.slots.take(ticket, reply, page) else {
+            return Ok(None);
+        };
+        let data_size = page.len().saturating_add(ticket.lent());
+        let reply = fuse::decode(operation, ticket.unique, reply, data_size, used);
+        Ok(Some(reply?))
     }
 
-    /// Says DESTROY after every posted request was answered, and resets the device, so that the
-    /// next driver finds it as new.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TimedOut`] or [`Error::Protocol`]; the device is reset all the same.
-    pub fn end(mut self) -> Result<(), Error> {
-        self.wait(Until::NonePosted)?;
-        match self.call(&Destroy) {
-            // virtiofsd gives the buffers back without a reply.
-            Err(Error::Protocol(Violation::ReplyLength)) | Ok(()) => Ok(()),
-            // A server need not know DESTROY.
-            Err(Error::Host(_)) => Ok(()),
-            Err(error) => Err(error),
+    /// When a request was first seen to be under way.
+    fn since(&self, ticket: Ticket) -> Option<Duration> {
+        self.link.as_ref()?.slots.since(ticket)
+    }
+
+    /// Counts the time of a request from then on.
+    fn set_since(&mut self, ticket: Ticket, since: Option<Duration>) {
+        if let Some(link) = &mut self.link {
+            link.slots.set_since(ticket, since);
         }
     }
+
+    /// Whether the device may still have what was sent with this request, or its reply was not taken.
+    pub fn has(&self, ticket: Ticket) -> bool {
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.slots.knows(ticket))
+    }
+
+    /// Nobody waits for this request any more. The device has it nevertheless, until it is done.
+    pub fn abandon(&mut self, ticket: Ticket) {
+        if let Some(link) = &mut self.link {
+            link.slots.abandon(ticket);
+        }
+    }
+
+    fn any_posted(&self) -> bool {
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.slots.any_posted())
+    }
+
+    /// Bytes of callers' buffers that are with the device.
+    pub fn lent_bytes(&self) -> u64 {
+        self.link.as_ref().map_or(0, |link| link.slots.lent_bytes())
+    }
 }
 
-/// Bytes of the client's own memory that a reply takes.
-const fn reply_size<O: Operation>() -> usize {
-    fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE)
-}
-
-/// Which queue a posted request takes.
+/// What becomes of the reply to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Priority {
-    /// A request queue.
-    Normal,
-    /// The hiprio queue, for FORGET alone: there is no reply.
-    High,
+enum Class {
+    /// Somebody waits for it.
+    Awaited,
+    /// It is thrown away.
+    Posted(Priority),
 }
 
-impl<T: Transport, C: Clock, H: Hal> Drop for Session<T, C, H> {
+/// Lends the device the bytes at `to`, one at least, in `room` pieces at most. What the platform
+/// refuses to lend in one piece is offered page by page, until it refuses a page.
+///
+/// # Safety
+///
+/// The bytes must be valid for writing.
+unsafe fn lend<H: Hal>(to: NonNull<[u8]>, room: usize) -> Vec<Buffer, MAX_PIECES> {
+    let mut pieces = Vec::new();
+    let (mut start, mut left, mut piece) = (to.cast::<u8>(), to.len(), to.len());
+    while left > 0 && pieces.len() < room {
+        let buffer = NonNull::slice_from_raw_parts(start, piece);
+        // SAFETY: a part of the bytes that the caller promises to be valid.
+        let address = or_abort(|| unsafe { H::share(buffer, BufferDirection::DeviceToDriver) });
+        let to_page_end = PAGE_SIZE.saturating_sub(start.addr().get() % PAGE_SIZE);
+        if address == 0 {
+            if piece <= to_page_end {
+                break;
+            }
+            piece = to_page_end;
+            continue;
+        }
+        // There is room, as `room` is `MAX_PIECES` at most.
+        _ = pieces.push(Buffer {
+            address,
+            size: piece as u32,
+            writable: true,
+            shared: Some(start),
+        });
+        // SAFETY: the piece is a part of what is left.
+        start = unsafe { start.add(piece) };
+        left = left.saturating_sub(piece);
+        piece = left.min(PAGE_SIZE);
+    }
+    pieces
+}
+
+/// A request on its way.
+struct Message<'m> {
+    unique: Unique,
+    class: Class,
+    request: &'m [u8],
+    /// Bytes of the client's own memory that the reply takes.
+    reply_size: usize,
+    /// What the device writes behind them.
+    data: &'m [Buffer],
+}
+
+impl<T: Transport, H: Hal> Drop for Session<T, H> {
     fn drop(&mut self) {
         if self.link.is_some() {
-            self.reset();
+            self.disconnect();
+            self.poll_reset();
+        }
+        if self.link.is_some() {
+            log::error!(
+                "share {}: {}; its memory is lost",
+                self.tag,
+                DeviceError::ResetNotConfirmed
+            );
+            mem::forget(self.link.take());
         }
     }
 }
 
 impl<H: Hal> Link<H> {
-    fn is_so(&self, until: Until) -> bool {
-        match until {
-            Until::SlotFree => self.slots.any_free(),
-            Until::RequestRoom => self.requests.iter().any(Ring::has_room),
-            Until::HiprioRoom => self.hiprio.has_room(),
-            Until::Done(set) => self.slots.any_done(set),
-            Until::NonePosted => !self.slots.any_posted(),
-        }
+    /// Descriptors that are free in the request queue with the most.
+    fn room(&self) -> usize {
+        self.requests.iter().map(Ring::room).max().unwrap_or(0)
+    }
+
+    /// Puts a request into a ring.
+    ///
+    /// # Safety
+    ///
+    /// As [`Ring::add`], for the data.
+    unsafe fn add(&mut self, slot: Slot, message: &Message<'_>) -> Result<Ticket, Error> {
+        let (request, reply) = self.slots.write(slot, message.request);
+        let own = |address, size: usize, writable| Buffer {
+            address,
+            size: size as u32,
+            writable,
+            shared: None,
+        };
+        let mut chain = Vec::<_, { MAX_PIECES + 2 }>::new();
+        // There is room for both, and for as many pieces as a READ has.
+        _ = chain.push(own(request, message.request.len(), false));
+        let added = if message.class == Class::Posted(Priority::High) {
+            // SAFETY: the request lies in its slot, which is the device's until it is done.
+            unsafe { self.hiprio.add(slot, &chain) }
+        } else {
+            _ = chain.push(own(reply, message.reply_size, true));
+            _ = chain.extend_from_slice(message.data);
+            // The first of those with the most room: a device with a thread a queue serves them at
+            // the same time.
+            let rings = self.requests.iter_mut().rev();
+            let ring = rings.max_by_key(|ring| ring.room());
+            // SAFETY: as above, and the data is as the caller promises.
+            ring.map_or(Err(ring::Full), |ring| unsafe { ring.add(slot, &chain) })
+        };
+        // Whoever calls this has asked for the room.
+        added.map_err(|ring::Full| Violation::UsedId)?;
+        Ok(self.slots.set_in_flight(slot, message))
     }
 
     /// Takes all completions that are there; whether there were any.
-    fn reap_all(&mut self) -> Result<bool, Violation> {
-        let mut progress = reap(&mut self.hiprio, &mut self.slots)?;
+    fn reap(&mut self) -> Result<bool, Violation> {
+        let mut progress = false;
+        while let Some((slot, used)) = self.hiprio.pop()? {
+            self.slots.complete(slot, used);
+            progress = true;
+        }
         for ring in &mut self.requests {
-            progress |= reap(ring, &mut self.slots)?;
+            while let Some((slot, used)) = ring.pop()? {
+                self.slots.complete(slot, used);
+                progress = true;
+            }
         }
         Ok(progress)
-    }
-}
-
-/// Takes all completions that are in `ring`; whether there were any.
-fn reap<H: Hal, const SIZE: usize>(
-    ring: &mut Ring<H, SIZE>,
-    slots: &mut Slots<H>,
-) -> Result<bool, Violation> {
-    let mut progress = false;
-    // SAFETY: the slots keep what was added for them while it is in flight.
-    while let Some((slot, used)) = unsafe { ring.reap(|slot| slots.chain(slot)) }? {
-        slots.complete(slot, used);
-        progress = true;
-    }
-    Ok(progress)
-}
-
-/// A caller's buffer is lent to the device while this lives. Dropped early, by an error or a
-/// panic, it resets the device, so that the buffer is the caller's again.
-struct Lent<'a, T: Transport, C: Clock, H: Hal> {
-    session: &'a mut Session<T, C, H>,
-}
-
-impl<T: Transport, C: Clock, H: Hal> Drop for Lent<'_, T, C, H> {
-    fn drop(&mut self) {
-        let link = self.session.link.as_ref();
-        if link.is_some_and(|link| link.slots.lent_bytes() > 0) {
-            self.session.disconnect(Error::Disconnected);
-        }
     }
 }
 
@@ -731,5 +882,11 @@ impl From<ReplyError> for Error {
             ReplyError::Server(errno) => errno.into(),
             ReplyError::Malformed(violation) => violation.into(),
         }
+    }
+}
+
+impl From<EncodeError> for Error {
+    fn from(_: EncodeError) -> Self {
+        Self::InvalidName
     }
 }

@@ -1,68 +1,163 @@
-//! A virtqueue whose completions are checked against what is in flight.
+//! The driver's side of a split virtqueue (virtio 1.2, section 2.7), whose completions are checked
+//! against what is in flight.
 //!
-//! A room of this floor that holds `unsafe`.
+//! A room of this floor that holds `unsafe`: here buffers of callers are given back to them.
+//!
+//! The device may write to the descriptor table and both rings whenever it likes, so nothing that
+//! was written there is read again: what the driver must know of a chain it keeps for itself. What
+//! the device says is a number of a chain, which is looked up there, and a length.
 
-use super::slots::Slot;
-use crate::{error::DeviceError, fuse::Violation, hal::Hal};
+use super::{
+    memory::{Pages, or_abort},
+    slots::Slot,
+};
+use crate::{
+    error::DeviceError,
+    fuse::Violation,
+    hal::{BufferDirection, Hal, PAGE_SIZE, PhysAddr},
+};
 use core::{
     ptr::NonNull,
     sync::atomic::{Ordering, fence},
 };
-use virtio_drivers::{Error as VirtioError, queue::VirtQueue, transport::Transport};
+use virtio_drivers::transport::Transport;
 
-/// The buffers of one request, in the order of its descriptors.
+/// Flags of a descriptor: it has a successor; the device writes to it (section 2.7.5).
+const NEXT: u64 = 1;
+const WRITE: u64 = 2;
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT` and `VIRTQ_USED_F_NO_NOTIFY` (sections 2.7.6, 2.7.8).
+const NO_NOTIFICATION: u16 = 1;
+const DESCRIPTOR_BYTES: usize = 16;
+
+/// A buffer of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Chain {
-    pub request: NonNull<[u8]>,
-    pub reply: Option<NonNull<[u8]>>,
-    pub data: Option<NonNull<[u8]>>,
+pub(super) struct Buffer {
+    /// The device's address of it.
+    pub address: PhysAddr,
+    pub size: u32,
+    pub writable: bool,
+    /// Of a buffer that [`Hal::share`] gave that address for: where it is for us.
+    pub shared: Option<NonNull<u8>>,
 }
 
+/// What the driver knows of a descriptor.
+#[derive(Clone, Copy)]
+struct Descriptor {
+    address: PhysAddr,
+    shared: Option<NonNull<u8>>,
+    size: u32,
+    /// The next one of the chain, or of those that are free; `END` if there is none.
+    next: u16,
+    /// Whose chain starts here, while it is in flight.
+    head_of: Option<Slot>,
+}
+
+const END: u16 = u16::MAX;
+
+/// `SIZE`, a power of two, is the number of descriptors.
 pub(super) struct Ring<H: Hal, const SIZE: usize> {
-    queue: VirtQueue<H, SIZE>,
+    /// Descriptor table and available ring, which the device reads.
+    driver: Pages<H, 1>,
+    /// The used ring, which the device writes.
+    device: Pages<H, 1>,
     index: u16,
-    /// Whose chain is in flight, by its first descriptor. The device names chains by that number;
-    /// it is looked up here before anything is made of it.
-    in_flight: [Option<Slot>; SIZE],
+    descriptors: [Descriptor; SIZE],
+    free: u16,
+    room: usize,
+    /// Chains made available and taken back so far, modulo 2^16.
+    available: u16,
+    used: u16,
     /// Something was added since the last kick.
     unannounced: bool,
 }
 
-// SAFETY: the ring and the buffers that it points to belong to this value alone, whichever thread
-// has it.
+// SAFETY: the buffers that it points to are with the device, or given back by whichever thread takes
+// their chain back; their owner waits for that.
 unsafe impl<H: Hal, const SIZE: usize> Send for Ring<H, SIZE> {}
 
 impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
+    /// Where the available ring starts: flags, index, and the chains' heads.
+    const AVAILABLE: usize = DESCRIPTOR_BYTES * SIZE;
+    const AVAILABLE_INDEX: usize = Self::AVAILABLE + 2;
+    const AVAILABLE_ENTRIES: usize = Self::AVAILABLE + 4;
+    const MASK: usize = SIZE - 1;
+    const FITS: () = assert!(
+        SIZE.is_power_of_two()
+            && Self::AVAILABLE + 6 + 2 * SIZE <= PAGE_SIZE
+            && 6 + 8 * SIZE <= PAGE_SIZE
+    );
+
+    /// Where a descriptor is in the table.
+    fn descriptor(index: u16) -> usize {
+        (usize::from(index) & Self::MASK).saturating_mul(DESCRIPTOR_BYTES)
+    }
+
+    /// Where the available ring's entry for the chain of that number is.
+    fn available_entry(number: u16) -> usize {
+        let entry = (usize::from(number) & Self::MASK).saturating_mul(2);
+        entry.saturating_add(Self::AVAILABLE_ENTRIES)
+    }
+
+    /// Where the used ring's entry for the chain of that number is.
+    fn used_entry(number: u16) -> usize {
+        let entry = (usize::from(number) & Self::MASK).saturating_mul(8);
+        entry.saturating_add(4)
+    }
+
     /// Sets queue `index` of the device up, before `DRIVER_OK`.
     pub fn new(transport: &mut impl Transport, index: u16) -> Result<Self, DeviceError> {
+        let () = Self::FITS;
+        if transport.queue_used(index) {
+            return Err(DeviceError::QueueInUse);
+        }
         let entries = transport.max_queue_size(index);
-        let mut queue =
-            VirtQueue::new(transport, index, false, false).map_err(|error| match error {
-                VirtioError::InvalidParam => DeviceError::QueueTooSmall {
-                    entries,
-                    needed: SIZE as u16,
-                },
-                VirtioError::AlreadyUsed => DeviceError::QueueInUse,
-                _ => DeviceError::NoDmaMemory,
-            })?;
-        // The client polls.
-        queue.set_dev_notify(false);
-        Ok(Self {
-            queue,
+        if entries < SIZE as u32 {
+            return Err(DeviceError::QueueTooSmall {
+                entries,
+                needed: SIZE as u16,
+            });
+        }
+        let mut ring = Self {
+            driver: Pages::new(BufferDirection::DriverToDevice)?,
+            device: Pages::new(BufferDirection::DeviceToDriver)?,
             index,
-            in_flight: [const { None }; SIZE],
+            descriptors: core::array::from_fn(|index| Descriptor {
+                address: 0,
+                shared: None,
+                size: 0,
+                // The last one's is no descriptor's.
+                next: (index as u16).saturating_add(1),
+                head_of: None,
+            }),
+            free: 0,
+            room: SIZE,
+            available: 0,
+            used: 0,
             unannounced: false,
-        })
+        };
+        ring.set_interrupts(false);
+        let driver = &ring.driver;
+        transport.queue_set(
+            index,
+            SIZE as u32,
+            driver.address(0),
+            driver.address(Self::AVAILABLE),
+            ring.device.address(0),
+        );
+        Ok(ring)
+    }
+
+    /// Says whether the device is to interrupt when it has used something (section 2.7.7).
+    pub fn set_interrupts(&mut self, wanted: bool) {
+        let flags = self.driver.atomic(Self::AVAILABLE);
+        flags.store(if wanted { 0 } else { NO_NOTIFICATION }, Ordering::Relaxed);
+        // What the device has used before it saw that is seen by the next look (section 2.7.7.2).
+        fence(Ordering::SeqCst);
     }
 
     /// Descriptors that are free.
     pub fn room(&self) -> usize {
-        self.queue.available_desc()
-    }
-
-    /// Whether a request of three descriptors fits.
-    pub fn has_room(&self) -> bool {
-        self.room() >= 3
+        self.room
     }
 
     /// Makes the chain of `slot` available to the device; [`kick`](Self::kick) tells it.
@@ -73,104 +168,110 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
     ///
     /// # Safety
     ///
-    /// The buffers must be valid, `reply` and `data` for writing, and left alone until
-    /// [`reap`](Self::reap) gives the slot back or the device was reset.
-    pub unsafe fn add(&mut self, slot: Slot, chain: &Chain) -> Result<(), Full> {
-        if !self.has_room() {
-            return Err(Full);
+    /// The buffers must be valid, those that are writable for writing, and left alone until
+    /// [`pop`](Self::pop) gives the slot back or the ring was dropped, after a reset. `shared` must
+    /// be what `address` was got for from [`Hal::share`].
+    pub unsafe fn add(&mut self, slot: Slot, chain: &[Buffer]) -> Result<(), Full> {
+        let room = self.room.checked_sub(chain.len()).ok_or(Full)?;
+        let head = self.free;
+        let mut last = END;
+        for (buffer, left) in chain.iter().zip((0..chain.len()).rev()) {
+            last = self.free;
+            let descriptor = self.descriptors.get_mut(usize::from(last)).ok_or(Full)?;
+            descriptor.address = buffer.address;
+            descriptor.shared = buffer.shared;
+            descriptor.size = buffer.size;
+            self.free = descriptor.next;
+            let flags = if left > 0 { NEXT } else { 0 } | if buffer.writable { WRITE } else { 0 };
+            let at = Self::descriptor(last);
+            self.driver.write(at, buffer.address);
+            let rest = u64::from(buffer.size) | flags << 32 | u64::from(descriptor.next) << 48;
+            self.driver.write(at.saturating_add(8), rest);
         }
-        let queue = &mut self.queue;
-        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one inside the other")]
-        // SAFETY: the caller promises valid buffers that nobody else touches.
-        let token = unsafe {
-            with_buffers(chain, |inputs, outputs| {
-                // SAFETY: the caller promises to leave the buffers alone until they come back.
-                queue.add(inputs, outputs)
-            })
-        };
-        let token = token.map_err(|_| Full)?;
-        if let Some(place) = self.in_flight.get_mut(usize::from(token)) {
-            *place = Some(slot);
-        }
+        let last = self.descriptors.get_mut(usize::from(last)).ok_or(Full)?;
+        last.next = END;
+        let first = self.descriptors.get_mut(usize::from(head)).ok_or(Full)?;
+        first.head_of = Some(slot);
+        self.room = room;
+        let entry = Self::available_entry(self.available);
+        self.driver.write(entry, head);
+        self.available = self.available.wrapping_add(1);
+        // The chain is written before the index that publishes it (section 2.7.13.3).
+        let index = self.driver.atomic(Self::AVAILABLE_INDEX);
+        index.store(self.available, Ordering::Release);
         self.unannounced = true;
         Ok(())
     }
 
-    /// Tells the device about all that was added, unless it said it looks by itself.
+    /// Tells the device about all that was added, unless it said that it looks by itself.
     pub fn kick(&mut self, transport: &mut impl Transport) {
         if !core::mem::take(&mut self.unannounced) {
             return;
         }
         // The store of the available index must be seen before the device's wish is read, or both
-        // sides may wait for each other (virtio 1.2, section 2.7.13.4.1). `add` has its fence
-        // before that store.
+        // sides may wait for each other (section 2.7.13.4.1).
         fence(Ordering::SeqCst);
-        if self.queue.should_notify() {
+        if self.device.atomic(0).load(Ordering::Relaxed) & NO_NOTIFICATION == 0 {
             transport.notify(self.index);
         }
     }
 
-    /// Takes the next completion: the slot and the bytes that the device reports. `chain_of` gives
-    /// the chain that was added for a slot.
+    /// Takes the next completion: the slot, and the bytes that the device reports.
     ///
     /// # Errors
     ///
     /// [`Violation::UsedId`]: the device names a chain that is not in flight. The ring is in
     /// disorder then and the device must be reset.
-    ///
-    /// # Safety
-    ///
-    /// What `chain_of` gives for a slot must be what was added for it.
-    pub unsafe fn reap(
-        &mut self,
-        chain_of: impl Fn(Slot) -> Option<Chain>,
-    ) -> Result<Option<(Slot, u32)>, Violation> {
-        let Some(token) = self.queue.peek_used() else {
+    pub fn pop(&mut self) -> Result<Option<(Slot, u32)>, Violation> {
+        // What the device wrote before its index is read after it.
+        if self.device.atomic(2).load(Ordering::Acquire) == self.used {
             return Ok(None);
-        };
-        let place = self.in_flight.get_mut(usize::from(token));
-        let place = place.ok_or(Violation::UsedId)?;
-        let slot = place.ok_or(Violation::UsedId)?;
-        let chain = chain_of(slot).ok_or(Violation::UsedId)?;
-        let queue = &mut self.queue;
-        #[expect(clippy::multiple_unsafe_ops_per_block, reason = "one inside the other")]
-        // SAFETY: the caller promises that these are the buffers that were promised to `add` to be
-        // valid until now, and the device is done with them.
-        let used = unsafe {
-            with_buffers(&chain, |inputs, outputs| {
-                // SAFETY: these are the buffers that were added when this token was given.
-                queue.pop_used(token, inputs, outputs)
-            })
-        };
-        // The device may have changed the ring between the two looks at it.
-        let used = used.map_err(|_| Violation::UsedId)?;
-        *place = None;
-        Ok(Some((slot, used)))
+        }
+        let at = Self::used_entry(self.used);
+        let id: u32 = self.device.read(at);
+        let size = self.device.read(at.saturating_add(4));
+        let head = usize::try_from(id).ok();
+        let descriptor = head.and_then(|head| self.descriptors.get_mut(head));
+        let slot = descriptor.and_then(|descriptor| descriptor.head_of.take());
+        let slot = slot.ok_or(Violation::UsedId)?;
+        self.used = self.used.wrapping_add(1);
+        self.recycle(id as u16);
+        Ok(Some((slot, size)))
+    }
+
+    /// Frees the chain that starts with `head`, and gives its buffers back to their owners.
+    fn recycle(&mut self, head: u16) {
+        let mut next = head;
+        while let Some(descriptor) = self.descriptors.get_mut(usize::from(next)) {
+            give_back::<H>(descriptor);
+            self.room = self.room.saturating_add(1);
+            next = descriptor.next;
+            if next == END {
+                descriptor.next = self.free;
+            }
+        }
+        self.free = head;
+    }
+}
+
+impl<H: Hal, const SIZE: usize> Drop for Ring<H, SIZE> {
+    /// After the device's reset: it has no chain any more.
+    fn drop(&mut self) {
+        self.descriptors.iter_mut().for_each(give_back::<H>);
+    }
+}
+
+fn give_back<H: Hal>(descriptor: &mut Descriptor) {
+    if let Some(start) = descriptor.shared.take() {
+        let buffer = NonNull::slice_from_raw_parts(start, descriptor.size as usize);
+        // SAFETY: `address` is what `share` gave for this buffer, as `add` was promised. The device
+        // has given the chain back or was reset.
+        or_abort(|| unsafe {
+            H::unshare(descriptor.address, buffer, BufferDirection::DeviceToDriver);
+        });
     }
 }
 
 /// There is no room in the ring.
 #[derive(Debug)]
 pub(super) struct Full;
-
-/// Calls `f` with the chain's buffers as `VirtQueue` wants them.
-///
-/// # Safety
-///
-/// The chain's buffers must be valid, and nobody else may use them meanwhile.
-unsafe fn with_buffers<R>(
-    chain: &Chain,
-    f: impl for<'a> FnOnce(&'a [&'a [u8]], &'a mut [&'a mut [u8]]) -> R,
-) -> R {
-    // SAFETY: promised by the caller.
-    let request = unsafe { chain.request.as_ref() };
-    // SAFETY: promised by the caller; reply and data are different buffers.
-    let reply = chain.reply.map(|mut reply| unsafe { reply.as_mut() });
-    // SAFETY: as above.
-    let data = chain.data.map(|mut data| unsafe { data.as_mut() });
-    match (reply, data) {
-        (None, None) => f(&[request], &mut []),
-        (Some(only), None) | (None, Some(only)) => f(&[request], &mut [only]),
-        (Some(reply), Some(data)) => f(&[request], &mut [reply, data]),
-    }
-}

@@ -1,66 +1,49 @@
-//! Request slots: DMA memory for the fixed part of each request and its reply.
-//!
-//! A room of this floor that holds `unsafe`. A slot's memory is the driver's while
-//! the slot is taken and not in flight, and the device's while it is.
+//! Request slots: what is known of each request under way, and DMA memory for the fixed part of it
+//! and its reply. One page more takes the variable part of READDIR's and READLINK's replies.
 
-use super::ring::Chain;
+use super::{Class, Message, Priority, memory::Pages};
 use crate::{
     error::DeviceError,
-    fuse::{Errno, REPLY_HEADER, REQUEST_HEADER},
+    fuse::{REPLY_HEADER, REQUEST_HEADER, Unique},
     hal::{BufferDirection, Hal, PAGE_SIZE, PhysAddr},
 };
-use core::{marker::PhantomData, ptr::NonNull};
+use core::time::Duration;
 
 /// Bytes for a request: the longest is a LOOKUP of a name of 255 bytes and its NUL.
-const REQUEST_BYTES: usize = 320;
+pub(super) const REQUEST_BYTES: usize = 320;
 /// Bytes for a reply: the longest fixed part is LOOKUP's, 128 bytes behind the header.
 const REPLY_BYTES: usize = 192;
 const SLOT_BYTES: usize = REQUEST_BYTES + REPLY_BYTES;
+const SLOT_PAGES: usize = 3;
+/// Where the page is.
+const PAGE: usize = SLOT_PAGES * PAGE_SIZE;
 /// Pages that the slots take.
-pub(super) const PAGES: usize = 3;
-/// Requests that can be under way at once. A ring of 64 descriptors takes 21 READs of three; the
-/// others are for requests without a data part, and for other rings.
-pub(super) const COUNT: usize = PAGES * PAGE_SIZE / SLOT_BYTES;
+pub(super) const PAGES: usize = SLOT_PAGES + 1;
+/// Requests that can be under way at once: 21 READs of three descriptors, which a ring of 64 takes,
+/// and three for whoever else uses the share meanwhile.
+pub(super) const COUNT: usize = SLOT_PAGES * PAGE_SIZE / SLOT_BYTES;
+/// Slots that requests which nobody waits for leave to the others: RELEASE, which may take long, more
+/// of them than FORGET.
+const LEFT_BY_NORMAL: usize = 4;
+const LEFT_BY_HIGH: usize = 2;
 
 const _: () = assert!(REQUEST_HEADER + 256 <= REQUEST_BYTES);
 const _: () = assert!(REPLY_HEADER + 128 <= REPLY_BYTES);
 const _: () = assert!(COUNT == 24);
-// Every Linux error number fits an `Errno`.
-const _: () = assert!(size_of::<Errno>() == 2);
 
 /// A slot, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slot(u8);
 
 impl Slot {
-    pub fn index(self) -> usize {
+    fn index(self) -> usize {
         usize::from(self.0)
-    }
-}
-
-/// Several slots: bit `n` stands for slot `n`.
-#[derive(Clone, Copy)]
-pub(super) struct SlotSet(u32);
-
-const _: () = assert!(COUNT <= u32::BITS as usize);
-
-impl From<Slot> for SlotSet {
-    fn from(slot: Slot) -> Self {
-        Self(1 << slot.0)
-    }
-}
-
-impl FromIterator<Slot> for SlotSet {
-    fn from_iter<I: IntoIterator<Item = Slot>>(slots: I) -> Self {
-        Self(slots.into_iter().fold(0, |set, slot| set | 1 << slot.0))
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Free,
-    /// Taken by the driver, with no request under way.
-    Taken,
     /// The device has it.
     InFlight {
         /// Nobody waits: the slot is free when the device gives it back.
@@ -70,161 +53,200 @@ enum State {
     Done(u32),
 }
 
-pub(super) struct Slots<H: Hal> {
-    base: NonNull<u8>,
-    paddr: PhysAddr,
-    states: [State; COUNT],
-    /// What the device has of each slot that is in flight.
-    chains: [Option<Chain>; COUNT],
-    hal: PhantomData<H>,
+/// A request under way, by its slot and number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    slot: Slot,
+    pub(super) unique: Unique,
+    lent: u32,
 }
 
-// SAFETY: the memory belongs to this value alone, whichever thread has it.
-unsafe impl<H: Hal> Send for Slots<H> {}
+impl Ticket {
+    /// Bytes of the caller's buffer that the device was lent for it.
+    #[must_use]
+    pub fn lent(self) -> usize {
+        self.lent as usize
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Request {
+    state: State,
+    unique: Unique,
+    /// Bytes of the caller's buffer that are with the device.
+    lent: u32,
+    /// Its reply goes to the page.
+    has_page: bool,
+    /// When it was first seen to be under way.
+    since: Option<Duration>,
+}
+
+pub(super) struct Slots<H: Hal> {
+    memory: Pages<H, PAGES>,
+    requests: [Request; COUNT],
+}
 
 impl<H: Hal> Slots<H> {
     pub fn new() -> Result<Self, DeviceError> {
-        let (paddr, base) = H::dma_alloc(PAGES, BufferDirection::Both);
-        if paddr == 0 {
-            return Err(DeviceError::NoDmaMemory);
-        }
         Ok(Self {
-            base,
-            paddr,
-            states: [State::Free; COUNT],
-            chains: [None; COUNT],
-            hal: PhantomData,
+            memory: Pages::new(BufferDirection::Both)?,
+            requests: [Request {
+                state: State::Free,
+                unique: Unique::FIRST,
+                lent: 0,
+                has_page: false,
+                since: None,
+            }; COUNT],
         })
     }
 
-    fn part(&self, slot: Slot, offset: usize, size: usize) -> NonNull<[u8]> {
-        let start = slot
-            .index()
-            .saturating_mul(SLOT_BYTES)
-            .saturating_add(offset);
-        debug_assert!(start.saturating_add(size) <= PAGES * PAGE_SIZE);
-        // SAFETY: slot numbers are below `COUNT` (`take` makes them all), so that the part is
-        // inside the `PAGES` pages at `base`.
-        let start = unsafe { self.base.add(start) };
-        NonNull::slice_from_raw_parts(start, size)
+    /// A free slot for a request. It stays free until [`set_in_flight`](Self::set_in_flight).
+    pub fn free(&self, class: Class) -> Option<Slot> {
+        let requests = self.requests.iter().zip(0..);
+        let mut free = requests.filter(|(request, _)| request.state == State::Free);
+        let left = match class {
+            Class::Awaited => 0,
+            Class::Posted(Priority::High) => LEFT_BY_HIGH,
+            Class::Posted(Priority::Normal) => LEFT_BY_NORMAL,
+        };
+        free.nth(left).map(|(_, number)| Slot(number))
     }
 
-    fn state(&self, slot: Slot) -> State {
-        // `take` makes all slot numbers.
-        self.states
-            .get(slot.index())
-            .copied()
-            .unwrap_or(State::Free)
+    pub fn is_page_free(&self) -> bool {
+        !self.requests.iter().any(|request| request.has_page)
     }
 
-    fn set_state(&mut self, slot: Slot, state: State) {
-        if let Some(place) = self.states.get_mut(slot.index()) {
-            *place = state;
-        }
+    /// Writes a request into a free slot, and clears the header of its reply: what is read there
+    /// afterwards was written by the device for this request. The device's addresses of both.
+    pub fn write(&mut self, slot: Slot, request: &[u8]) -> (PhysAddr, PhysAddr) {
+        let start = slot.index().saturating_mul(SLOT_BYTES);
+        let reply = start.saturating_add(REQUEST_BYTES);
+        self.memory.copy_in(start, request);
+        self.memory.write(reply, [0u64; REPLY_HEADER / 8]);
+        (self.memory.address(start), self.memory.address(reply))
     }
 
-    /// Takes a free slot.
-    pub fn take(&mut self) -> Option<Slot> {
-        let mut states = self.states.iter_mut().zip(0..);
-        let (state, number) = states.find(|(state, _)| **state == State::Free)?;
-        *state = State::Taken;
-        Some(Slot(number))
+    /// The device's address of the page.
+    pub fn page(&self) -> PhysAddr {
+        self.memory.address(PAGE)
     }
 
-    pub fn any_free(&self) -> bool {
-        self.states.contains(&State::Free)
+    pub fn set_in_flight(&mut self, slot: Slot, message: &Message<'_>) -> Ticket {
+        let (unique, data) = (message.unique, message.data);
+        let lent = data.iter().filter(|buffer| buffer.shared.is_some());
+        let lent = lent.map(|buffer| buffer.size).sum();
+        *self.request(slot) = Request {
+            state: State::InFlight {
+                posted: message.class != Class::Awaited,
+            },
+            unique,
+            lent,
+            has_page: data.iter().any(|buffer| buffer.shared.is_none()),
+            since: None,
+        };
+        Ticket { slot, unique, lent }
     }
 
-    /// Whether the device gave one of these back.
-    pub fn any_done(&self, set: SlotSet) -> bool {
-        let mut states = self.states.iter().enumerate();
-        states.any(|(index, state)| set.0 & 1 << index != 0 && matches!(state, State::Done(_)))
-    }
-
-    /// Whether a posted request is still under way.
-    pub fn any_posted(&self) -> bool {
-        self.states.contains(&State::InFlight { posted: true })
-    }
-
-    /// Bytes of callers' buffers that are with the device.
-    pub fn lent_bytes(&self) -> u64 {
-        let data = self.chains.iter().flatten().filter_map(|chain| chain.data);
-        data.fold(0, |sum, data| sum.saturating_add(data.len() as u64))
-    }
-
-    /// What the device has of a slot in flight.
-    pub fn chain(&self, slot: Slot) -> Option<Chain> {
-        self.chains.get(slot.index()).copied().flatten()
-    }
-
-    fn set_chain(&mut self, slot: Slot, chain: Option<Chain>) {
-        if let Some(place) = self.chains.get_mut(slot.index()) {
-            *place = chain;
-        }
-    }
-
-    /// Where the request is written.
-    pub fn request_mut(&mut self, slot: Slot) -> &mut [u8] {
-        assert!(matches!(self.state(slot), State::Taken));
-        let mut part = self.part(slot, 0, REQUEST_BYTES);
-        // SAFETY: the part is ours alone: the slot is taken, so the device does not have it, and
-        // `&mut self` keeps other borrows of it away.
-        unsafe { part.as_mut() }
-    }
-
-    /// The first `size` bytes of the request, for a descriptor.
-    pub fn request(&self, slot: Slot, size: usize) -> NonNull<[u8]> {
-        self.part(slot, 0, size.min(REQUEST_BYTES))
-    }
-
-    /// The first `size` bytes of the reply, for a descriptor, with its header cleared: what is
-    /// read there afterwards was written by the device for this request.
-    pub fn reply(&mut self, slot: Slot, size: usize) -> NonNull<[u8]> {
-        assert!(matches!(self.state(slot), State::Taken));
-        let mut header = self.part(slot, REQUEST_BYTES, REPLY_HEADER);
-        // SAFETY: as in `request_mut`.
-        unsafe { header.as_mut() }.fill(0);
-        self.part(slot, REQUEST_BYTES, size.min(REPLY_BYTES))
-    }
-
-    pub fn set_in_flight(&mut self, slot: Slot, chain: Chain, posted: bool) {
-        self.set_chain(slot, Some(chain));
-        self.set_state(slot, State::InFlight { posted });
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "`free` makes slots, of numbers below `COUNT`"
+    )]
+    fn request(&mut self, slot: Slot) -> &mut Request {
+        &mut self.requests[slot.index() % COUNT]
     }
 
     /// The device gave the slot back.
     pub fn complete(&mut self, slot: Slot, used: u32) {
-        self.set_chain(slot, None);
-        let state = match self.state(slot) {
-            State::InFlight { posted: false } => State::Done(used),
-            _ => State::Free,
-        };
-        self.set_state(slot, state);
+        let request = self.request(slot);
+        match request.state {
+            State::InFlight { posted: false } => request.state = State::Done(used),
+            _ => request.free(),
+        }
+        request.lent = 0;
     }
 
-    /// The whole reply part and the length reported, once the device gave the slot back.
-    pub fn done(&self, slot: Slot) -> Option<(&[u8], u32)> {
-        let State::Done(used) = self.state(slot) else {
+    fn get(&self, ticket: Ticket) -> Option<&Request> {
+        let request = self.requests.get(ticket.slot.index())?;
+        (request.unique == ticket.unique && request.state != State::Free).then_some(request)
+    }
+
+    /// Whether that request is under way, or done and its reply not taken.
+    pub fn knows(&self, ticket: Ticket) -> bool {
+        self.get(ticket).is_some()
+    }
+
+    /// Whether a posted request is under way.
+    pub fn any_posted(&self) -> bool {
+        let posted = State::InFlight { posted: true };
+        self.requests.iter().any(|request| request.state == posted)
+    }
+
+    pub fn any_in_flight(&self) -> bool {
+        let mut requests = self.requests.iter();
+        requests.any(|request| matches!(request.state, State::InFlight { .. }))
+    }
+
+    /// Bytes of callers' buffers that are with the device.
+    pub fn lent_bytes(&self) -> u64 {
+        self.requests
+            .iter()
+            .map(|request| u64::from(request.lent))
+            .sum()
+    }
+
+    /// Notes that requests are under way at `now`; for how long the oldest one has been.
+    pub fn oldest(&mut self, now: Duration) -> Duration {
+        let under_way = self.requests.iter_mut();
+        let under_way = under_way.filter(|request| matches!(request.state, State::InFlight { .. }));
+        let times = under_way.map(|request| now.saturating_sub(*request.since.get_or_insert(now)));
+        times.max().unwrap_or_default()
+    }
+
+    /// When that request was first seen to be under way.
+    pub fn since(&self, ticket: Ticket) -> Option<Duration> {
+        self.get(ticket)?.since
+    }
+
+    /// Counts the time of a request from then on.
+    pub fn set_since(&mut self, ticket: Ticket, since: Option<Duration>) {
+        self.request(ticket.slot).since = since;
+    }
+
+    /// Copies out the fixed part of a reply, and as much of the variable one as fits into `page`,
+    /// and frees the slot. The length reported; `None` if the reply has not come.
+    pub fn take(&mut self, ticket: Ticket, reply: &mut [u8], page: &mut [u8]) -> Option<u32> {
+        let State::Done(used) = self.get(ticket)?.state else {
             return None;
         };
-        let part = self.part(slot, REQUEST_BYTES, REPLY_BYTES);
-        // SAFETY: the device gave the slot back and it was not sent again, so nobody writes to it
-        // while `&self` is borrowed.
-        Some((unsafe { part.as_ref() }, used))
+        let start = ticket.slot.index().saturating_mul(SLOT_BYTES);
+        self.memory
+            .copy_out(start.saturating_add(REQUEST_BYTES), reply);
+        // The device may leave its length out: see `fuse::decode`.
+        let size = match used as usize {
+            0 => page.len(),
+            used => used.saturating_sub(REPLY_HEADER).min(page.len()),
+        };
+        self.memory
+            .copy_out(PAGE, page.get_mut(..size).unwrap_or_default());
+        self.abandon(ticket);
+        Some(used)
     }
 
-    /// Gives a slot back that is not in flight.
-    pub fn free(&mut self, slot: Slot) {
-        debug_assert!(!matches!(self.state(slot), State::InFlight { .. }));
-        self.set_state(slot, State::Free);
+    /// Nobody waits any more: the slot is free at once, or when the device gives it back.
+    pub fn abandon(&mut self, ticket: Ticket) {
+        if self.knows(ticket) {
+            let request = self.request(ticket.slot);
+            match request.state {
+                State::InFlight { .. } => request.state = State::InFlight { posted: true },
+                _ => request.free(),
+            }
+        }
     }
 }
 
-impl<H: Hal> Drop for Slots<H> {
-    fn drop(&mut self) {
-        // SAFETY: `base` and `paddr` came from `dma_alloc` of `PAGES` pages, in `new`. The session
-        // resets the device before it drops its slots.
-        let result = unsafe { H::dma_dealloc(self.paddr, self.base, PAGES) };
-        debug_assert_eq!(result, 0);
+impl Request {
+    fn free(&mut self) {
+        self.state = State::Free;
+        self.has_page = false;
     }
 }

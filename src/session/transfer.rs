@@ -2,13 +2,18 @@
 //!
 //! A room of this floor that holds `unsafe`: where a caller's buffer is cut up for the device.
 
-use super::{Epoch, Session, Ticket, Until, slots};
+use super::{
+    Client, Epoch, MAX_DEPTH, Session, Ticket,
+    client::{RETRIES, is_again},
+    memory::or_abort,
+};
 use crate::{
     error::Error,
-    fuse::{Handle, NodeId, OFFSET_MAX, Read, ReplyError},
+    fuse::{Handle, NodeId, OFFSET_MAX, Read},
     hal::{Clock, Hal},
 };
-use core::{fmt, marker::PhantomData, ptr::NonNull};
+use core::{fmt, marker::PhantomData, ops::ControlFlow, ptr::NonNull, time::Duration};
+use heapless::Vec;
 use virtio_drivers::transport::Transport;
 
 /// A part of an open file, and the buffer that it is to be read into: see
@@ -82,16 +87,28 @@ impl<'a> Part<'a> {
         self.failed.map(|(error, _)| error)
     }
 
+    fn read(&self) -> Read {
+        Read {
+            node: self.node,
+            handle: self.handle,
+            offset: self.offset,
+            size: 0,
+            is_dir: false,
+        }
+    }
+
     /// Readies it for a read in the session `epoch`, from where an earlier one has stopped.
     fn start(&mut self, epoch: Epoch) {
         self.next = self.come;
-        let last = self.offset.checked_add(self.end as u64);
-        let error = if self.epoch != epoch {
-            Some(Error::Disconnected)
-        } else if last.is_none_or(|last| last > OFFSET_MAX) {
-            Some(Error::InvalidOffset)
-        } else {
-            None
+        // Behind the largest offset there is nothing.
+        let most = OFFSET_MAX.checked_sub(self.offset);
+        let error = match most {
+            _ if self.epoch != epoch => Some(Error::Disconnected),
+            None => Some(Error::InvalidOffset),
+            Some(most) => {
+                self.end = usize::try_from(most).map_or(self.end, |most| self.end.min(most));
+                None
+            }
         };
         self.failed = error.map(|error| (error, self.come));
     }
@@ -99,19 +116,6 @@ impl<'a> Part<'a> {
     fn fail(&mut self, error: Error, position: usize) {
         let (error, first) = self.failed.unwrap_or((error, position));
         self.failed = Some((error, first.min(position)));
-    }
-
-    /// Takes an answer of `size` bytes to `chunk`. What is still missing of it, to be asked for.
-    fn complete(&mut self, chunk: &Chunk, size: usize) -> Option<(usize, usize)> {
-        let end = chunk.position.saturating_add(chunk.read.size as usize);
-        let come = chunk.position.saturating_add(size);
-        let is_end = self.offset.saturating_add(come as u64) == self.size;
-        if size == 0 || (come < end && is_end) {
-            self.end = self.end.min(come);
-            return None;
-        }
-        // A server may give less than asked before the end of the file.
-        (come < end && come < self.end).then_some((come, end))
     }
 }
 
@@ -126,70 +130,140 @@ impl fmt::Debug for Part<'_> {
     }
 }
 
-/// Parts on their way.
-pub(super) struct Transfer<'t, 'a> {
+/// Parts on their way. Dropped early, by an error or a panic, it has the device reset, so that the
+/// buffers are their owner's again.
+pub(super) struct Transfer<'t, 'a, T: Transport, C: Clock, H: Hal> {
+    client: &'t Client<T, C, H>,
     parts: &'t mut [Part<'a>],
     /// Those before it were asked for to their ends.
     current: usize,
-    /// Chunks in flight, by slot.
-    chunks: [Option<Chunk>; slots::COUNT],
+    chunks: Vec<Chunk, MAX_DEPTH>,
+    /// Nothing more is to be asked for.
+    is_cancelled: bool,
 }
 
-#[derive(Clone, Copy)]
+/// What is missing of a part, and is asked for or about to be.
 struct Chunk {
     /// Of which part.
     part: usize,
     /// Where in its buffer.
     position: usize,
-    read: Read,
-    ticket: Ticket,
+    end: usize,
+    /// The request for it, or the start of it.
+    asked: Option<Ticket>,
+    /// When it was first seen to be under way: answers of a byte each must not take for ever.
+    since: Option<Duration>,
+    retries: u32,
 }
 
-impl<'t, 'a> Transfer<'t, 'a> {
-    pub fn new(parts: &'t mut [Part<'a>]) -> Self {
+/// What one look at the device has brought.
+enum Step {
+    /// Nothing is under way any more.
+    Finished(Result<(), Error>),
+    Progress,
+    Nothing,
+}
+
+impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
+    pub fn new(client: &'t Client<T, C, H>, parts: &'t mut [Part<'a>]) -> Self {
         Self {
+            client,
             parts,
             current: 0,
-            chunks: [const { None }; slots::COUNT],
+            chunks: Vec::new(),
+            is_cancelled: false,
         }
     }
 
-    /// Runs until nothing is in flight any more. The caller's `Lent` watches over the buffers.
-    pub fn run<T: Transport, C: Clock, H: Hal>(
+    /// Runs until nothing is in flight any more.
+    pub fn run(
         mut self,
-        session: &mut Session<T, C, H>,
-        progress: &mut dyn FnMut(&[Part<'_>]),
+        progress: &mut dyn FnMut(&[Part<'_>]) -> ControlFlow<()>,
     ) -> Result<(), Error> {
+        let epoch = self.client.epoch();
         for part in &mut *self.parts {
-            part.start(session.epoch);
+            part.start(epoch);
         }
+        let mut looks = 0;
         let result = loop {
-            let failed = self.parts.iter().find_map(Part::error);
-            // What is in flight must come back before the buffers do.
-            let filled = failed.map_or_else(|| self.fill(session), |_| Ok(()));
-            if self.chunks.iter().flatten().next().is_none() {
-                break filled.and(failed.map_or(Ok(()), Err));
+            let mut session = self.client.lock();
+            let step = self.step(&mut session, epoch);
+            drop(session);
+            match step {
+                Ok(Step::Finished(result)) => break result,
+                Ok(Step::Progress) => {
+                    self.note_come();
+                    self.is_cancelled |= progress(self.parts).is_break();
+                }
+                Ok(Step::Nothing) => self.client.pause(&mut looks),
+                Err(error) => break Err(error),
             }
-            if let Err(error) = filled.and_then(|()| self.wait(session)) {
-                break Err(error);
-            }
-            self.note_come();
-            progress(self.parts);
         };
+        self.take_back();
         self.note_come();
-        progress(self.parts);
+        // There is nothing left to be cancelled.
+        _ = progress(self.parts);
         result
     }
 
+    /// Takes the chunks that have come, and asks for as many as there may be.
+    fn step(&mut self, session: &mut Session<T, H>, epoch: Epoch) -> Result<Step, Error> {
+        let progress = self.take(session, epoch)?;
+        let failed = self.parts.iter().find_map(Part::error);
+        let failed = failed.or(self.is_cancelled.then_some(Error::Cancelled));
+        if failed.is_some() {
+            // What is in flight must come back before the buffers do.
+            self.chunks.retain(|chunk| chunk.asked.is_some());
+        } else {
+            self.fill(session, epoch)?;
+        }
+        // Another user of the share may have all the room there is.
+        let is_all_asked = failed.is_some() || self.current >= self.parts.len();
+        if self.chunks.is_empty() && is_all_asked {
+            return Ok(Step::Finished(failed.map_or(Ok(()), Err)));
+        }
+        session.kick();
+        Ok(if session.poll() || progress {
+            Step::Progress
+        } else {
+            Step::Nothing
+        })
+    }
+
+    /// Takes the chunks that have come; whether there were any.
+    fn take(&mut self, session: &mut Session<T, H>, epoch: Epoch) -> Result<bool, Error> {
+        if !self.chunks.is_empty() && session.check(epoch).is_err() {
+            return Err(session.failure());
+        }
+        let mut progress = false;
+        let parts = &mut *self.parts;
+        self.chunks.retain_mut(|chunk| {
+            let (Some(ticket), Some(part)) = (chunk.asked, parts.get_mut(chunk.part)) else {
+                return true;
+            };
+            chunk.since = session.since(ticket);
+            let answer = session.take(&part.read(), ticket).transpose();
+            answer.is_none_or(|answer| {
+                chunk.asked = None;
+                progress = true;
+                chunk.goes_on(part, answer, ticket.lent())
+            })
+        });
+        Ok(progress)
+    }
+
     /// Puts as many chunks in flight as there may be.
-    fn fill<T: Transport, C: Clock, H: Hal>(
-        &mut self,
-        session: &mut Session<T, C, H>,
-    ) -> Result<(), Error> {
+    fn fill(&mut self, session: &mut Session<T, H>, epoch: Epoch) -> Result<(), Error> {
+        for chunk in &mut self.chunks {
+            if chunk.asked.is_none()
+                && let Some(part) = self.parts.get_mut(chunk.part)
+                && !chunk.ask(part, session, epoch)?
+            {
+                return Ok(());
+            }
+        }
         let chunk_size = session.options.chunk_size as usize;
-        let in_flight = self.chunks.iter().flatten().count();
-        let mut room = session.options.depth.saturating_sub(in_flight);
-        while room > 0
+        while self.chunks.len() < session.options.depth
             && let Some(part) = self.parts.get_mut(self.current)
         {
             let position = part.next;
@@ -197,90 +271,30 @@ impl<'t, 'a> Transfer<'t, 'a> {
                 self.current = self.current.saturating_add(1);
                 continue;
             }
-            part.next = part.end.min(position.saturating_add(chunk_size));
-            let end = part.next;
-            self.submit(session, self.current, position, end)?;
-            room = room.saturating_sub(1);
-        }
-        Ok(())
-    }
-
-    /// Asks for `position..end` of a part.
-    fn submit<T: Transport, C: Clock, H: Hal>(
-        &mut self,
-        session: &mut Session<T, C, H>,
-        index: usize,
-        position: usize,
-        end: usize,
-    ) -> Result<(), Error> {
-        let Some(part) = self.parts.get_mut(index) else {
-            return Ok(());
-        };
-        let size = end.saturating_sub(position);
-        let read = Read {
-            node: part.node,
-            handle: part.handle,
-            // Below 2^63, as `Part::start` checked.
-            offset: part.offset.saturating_add(position as u64),
-            size: size as u32,
-        };
-        // SAFETY: `position` is inside the buffer that `data` points to.
-        let start = unsafe { part.data.add(position) };
-        let data = NonNull::slice_from_raw_parts(start, size);
-        let ticket = match session.submit(&read, Some(data)) {
-            Ok(ticket) => ticket,
-            Err(error) => {
-                part.fail(error, position);
-                return Err(error);
-            }
-        };
-        // As many places as slots.
-        if let Some(place) = self.chunks.get_mut(ticket.slot.index()) {
-            *place = Some(Chunk {
-                part: index,
+            let mut chunk = Chunk {
+                part: self.current,
                 position,
-                read,
-                ticket,
-            });
+                end: part.end.min(position.saturating_add(chunk_size)),
+                asked: None,
+                since: None,
+                retries: RETRIES,
+            };
+            if !chunk.ask(part, session, epoch)? {
+                return Ok(());
+            }
+            part.next = chunk.end;
+            // There is room, as the depth is `MAX_DEPTH` at most.
+            _ = self.chunks.push(chunk);
         }
         Ok(())
     }
 
-    /// Waits for a chunk, and takes all that are there.
-    fn wait<T: Transport, C: Clock, H: Hal>(
-        &mut self,
-        session: &mut Session<T, C, H>,
-    ) -> Result<(), Error> {
-        let tickets = self.chunks.iter().flatten().map(|chunk| chunk.ticket.slot);
-        session.wait(Until::Done(tickets.collect()))?;
-        for index in 0..self.chunks.len() {
-            let Some(chunk) = self.chunks.get(index).copied().flatten() else {
-                continue;
-            };
-            if session.link()?.slots.done(chunk.ticket.slot).is_none() {
-                continue;
-            }
-            let answer = session.finish(&chunk.read, chunk.ticket);
-            if let Err(ReplyError::Malformed(violation)) = answer {
-                // A host that lies about one is not waited for: `Lent` resets the device.
-                return Err(violation.into());
-            }
-            if let Some(place) = self.chunks.get_mut(index) {
-                *place = None;
-            }
-            let Some(part) = self.parts.get_mut(chunk.part) else {
-                continue;
-            };
-            match answer {
-                Ok(size) => {
-                    if let Some((position, end)) = part.complete(&chunk, size) {
-                        self.submit(session, chunk.part, position, end)?;
-                    }
-                }
-                Err(error) => part.fail(error.into(), chunk.position),
-            }
-        }
-        Ok(())
+    /// Has the device reset if it has anything of the buffers.
+    fn take_back(&self) {
+        self.client.recall(|session| {
+            let mut tickets = self.chunks.iter().filter_map(|chunk| chunk.asked);
+            !tickets.any(|ticket| session.has(ticket))
+        });
     }
 
     /// Notes for each part how far it has come.
@@ -289,9 +303,76 @@ impl<'t, 'a> Transfer<'t, 'a> {
             let failed = part.failed.map_or(usize::MAX, |(_, position)| position);
             part.come = part.next.min(part.end).min(failed);
         }
-        for chunk in self.chunks.iter().flatten() {
+        for chunk in &self.chunks {
             if let Some(part) = self.parts.get_mut(chunk.part) {
                 part.come = part.come.min(chunk.position);
+            }
+        }
+    }
+}
+
+impl<T: Transport, C: Clock, H: Hal> Drop for Transfer<'_, '_, T, C, H> {
+    fn drop(&mut self) {
+        // Whatever unwinds here, the borrow of the buffers would end with it.
+        or_abort(|| self.take_back());
+    }
+}
+
+impl Chunk {
+    /// Asks for it, or the start of it. `false` if there is no room now.
+    fn ask<T: Transport, H: Hal>(
+        &mut self,
+        part: &mut Part<'_>,
+        session: &mut Session<T, H>,
+        epoch: Epoch,
+    ) -> Result<bool, Error> {
+        // SAFETY: `position` is inside the buffer that `data` points to.
+        let to = unsafe { part.data.add(self.position) };
+        let read = Read {
+            // Below 2^63, as `Part::start` checked.
+            offset: part.offset.saturating_add(self.position as u64),
+            ..part.read()
+        };
+        let size = self.end.saturating_sub(self.position);
+        let to = NonNull::slice_from_raw_parts(to, size);
+        // SAFETY: these bytes are a part of the buffer, which is borrowed for `'a`. No other chunk
+        // has them, nobody looks at them before they have come, and `Transfer` does not give the
+        // buffer back while the session has the ticket.
+        match unsafe { session.submit_read(epoch, read, to) } {
+            Ok(asked) => {
+                self.asked = asked;
+                if let Some(ticket) = asked {
+                    session.set_since(ticket, self.since);
+                }
+                Ok(asked.is_some())
+            }
+            Err(error) => {
+                part.fail(error, self.position);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes an answer for `lent` bytes; whether there is still something to be asked for.
+    fn goes_on(&mut self, part: &mut Part<'_>, answer: Result<usize, Error>, lent: usize) -> bool {
+        if is_again(&answer) && self.retries > 0 {
+            self.retries = self.retries.saturating_sub(1);
+            return true;
+        }
+        match answer {
+            Ok(size) => {
+                let end = self.position.saturating_add(lent);
+                self.position = self.position.saturating_add(size);
+                let is_end = part.offset.saturating_add(self.position as u64) == part.size;
+                if size == 0 || (self.position < end && is_end) {
+                    part.end = part.end.min(self.position);
+                }
+                // A server may give less than asked before the end of the file.
+                self.position < self.end.min(part.end)
+            }
+            Err(error) => {
+                part.fail(error, self.position);
+                false
             }
         }
     }

@@ -1,8 +1,7 @@
 //! Virtio transports for device ID 26, the file system device (virtio 1.2, section 5.11).
 //!
 //! Floor 1, beside [`hal`](crate::hal). The transports implement `virtio-drivers`' own
-//! [`Transport`], so its `VirtQueue` drives them; `virtio-drivers`' transports themselves refuse
-//! this device. A transport is made by probing an address (`mmio::probe`, feature `mmio`) or a bus
+//! [`Transport`]; `virtio-drivers`' transports themselves refuse this device. A transport is made by probing an address (`mmio::probe`, feature `mmio`) or a bus
 //! (`pci::scan`, feature `pci`); what was found there is a `Device`, usable or not. A platform with
 //! another way to its devices implements [`Transport`] itself.
 #![cfg_attr(
@@ -16,6 +15,7 @@
     )
 )]
 
+mod by_ref;
 #[cfg(any(feature = "mmio", feature = "pci"))]
 mod config;
 #[cfg(any(feature = "mmio", feature = "pci"))]
@@ -25,6 +25,7 @@ pub mod mmio;
 #[cfg(feature = "pci")]
 pub mod pci;
 
+pub use by_ref::ByRef;
 #[cfg(any(feature = "mmio", feature = "pci"))]
 pub use device::{Address, Device, DeviceList, FsTransport, MAX_DEVICES, TransportError};
 #[cfg(feature = "mmio")]

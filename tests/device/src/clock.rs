@@ -3,12 +3,14 @@
 use crate::Device;
 use bootshare::hal::Clock;
 use std::{
-    cell::Cell,
     panic::panic_any,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
-/// What a test clock panics with when the client asks it to stop the machine.
+/// What a test clock panics with when the client asks it to stop the machine. The client lets no panic
+/// through while the device may still write to a caller's buffer: [`VirtualClock`] switches the
+/// device off first, and with another clock the test's process aborts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stopped(pub String);
 
@@ -42,7 +44,7 @@ impl Clock for RealClock {
 /// With each look the device moves on by one tick.
 #[derive(Debug)]
 pub struct VirtualClock {
-    now: Cell<Duration>,
+    ticks: AtomicU32,
     device: Device,
 }
 
@@ -54,7 +56,7 @@ impl VirtualClock {
     #[must_use]
     pub fn new(device: &Device) -> Self {
         Self {
-            now: Cell::new(Duration::ZERO),
+            ticks: AtomicU32::new(0),
             device: device.clone(),
         }
     }
@@ -65,15 +67,15 @@ impl VirtualClock {
         (time.as_millis() / Self::TICK.as_millis()) as u64
     }
 
-    fn pass(&self) {
-        self.now.set(self.now.get() + Self::TICK);
+    /// Another tick is over; the time.
+    fn pass(&self) -> Duration {
+        Self::TICK * (self.ticks.fetch_add(1, Ordering::Relaxed) + 1)
     }
 }
 
 impl Clock for VirtualClock {
     fn now(&self) -> Duration {
-        self.pass();
-        self.now.get()
+        self.pass()
     }
 
     fn relax(&self) {
@@ -81,7 +83,9 @@ impl Clock for VirtualClock {
         self.device.tick();
     }
 
+    /// The machine is off, and the device with it: what it had of memory it no longer touches.
     fn stop(&self, why: &str) -> ! {
+        self.device.switch_off();
         panic_any(Stopped(why.to_owned()));
     }
 }

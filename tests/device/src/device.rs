@@ -6,14 +6,14 @@ use crate::{
     clock::VirtualClock,
     hal::TestHal,
     log::Log,
-    quirks::Quirks,
+    quirks::{Quirks, Reset},
     reply::{Reply, When},
     request::Request,
     ring::Ring,
     transport::TestTransport,
     tree::Tree,
 };
-use bootshare::{Error, Options, Share};
+use bootshare::{Error, Options, Share, hal::Hal};
 use std::{
     fmt,
     sync::{
@@ -51,6 +51,7 @@ pub(crate) struct State {
     /// Chains that a worker has.
     pub busy: usize,
     notifications: u64,
+    interrupts: u64,
     /// Ticks and notifications so far.
     events: u64,
     /// It does not look at its queues before the next reset: it wrote nonsense to them.
@@ -112,6 +113,18 @@ impl Device {
     ///
     /// Those of [`Share::mount`].
     pub fn mount(&self, options: Options) -> Result<TestShare, Error> {
+        self.mount_with(options)
+    }
+
+    /// As [`Device::mount`], on a platform that the type names.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Share::mount`].
+    pub fn mount_with<H: Hal>(
+        &self,
+        options: Options,
+    ) -> Result<Share<TestTransport, VirtualClock, H>, Error> {
         Share::mount_with(self.transport(), VirtualClock::new(self), options)
     }
 
@@ -150,6 +163,15 @@ impl Device {
             state = waited.unwrap_or_else(PoisonError::into_inner);
         }
         state
+    }
+
+    /// It confirms a reset that is under way, and each later one at once.
+    pub(crate) fn switch_off(&self) {
+        let mut state = self.lock();
+        state.quirks.reset = Reset::AtOnce;
+        if state.reset_left.is_some() {
+            state.confirm_reset();
+        }
     }
 
     /// Lets the device's time go on by one tick: replies that are due are given. A
@@ -220,6 +242,12 @@ impl Device {
     #[must_use]
     pub fn resets(&self) -> u64 {
         self.lock().epoch
+    }
+
+    /// For how many answers the driver wanted an interrupt.
+    #[must_use]
+    pub fn interrupts(&self) -> u64 {
+        self.lock().interrupts
     }
 
     /// How many notifications the device got.
@@ -372,6 +400,7 @@ impl State {
         let Some(Some(ring)) = self.rings.get_mut(usize::from(chain.queue)) else {
             return;
         };
+        self.interrupts += u64::from(ring.wants_interrupt());
         for _ in 0..reply.times {
             ring.push(reply.id.unwrap_or(chain.head.into()), reply.used);
         }

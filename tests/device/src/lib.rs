@@ -21,7 +21,7 @@ mod tree;
 
 pub use clock::{Stopped, VirtualClock};
 pub use device::{Device, TestShare};
-pub use hal::TestHal;
+pub use hal::{BouncingHal, IommuHal, ScatteredHal, TestHal};
 pub use reply::Reply;
 pub use request::{Opcode, Request};
 pub use transport::TestTransport;

@@ -43,6 +43,8 @@ pub struct Ring {
     pub descriptors: u64,
     pub available: u64,
     pub used: u64,
+    /// Its memory is `TestHal`'s, which knows when it is freed.
+    pub is_counted: bool,
     next_available: u16,
     next_used: u16,
 }
@@ -54,6 +56,7 @@ impl Ring {
             descriptors,
             available,
             used,
+            is_counted: false,
             next_available: 0,
             next_used: 0,
         }
@@ -115,6 +118,12 @@ impl Ring {
             index = u16::from_le_bytes(raw[14..].try_into().unwrap());
         }
         Err("a chain that never ends".into())
+    }
+
+    /// Whether the driver wants an interrupt for what it is given back.
+    pub fn wants_interrupt(&self) -> bool {
+        // SAFETY: the driver keeps its rings shared until it resets the device.
+        unsafe { memory::load_index(self.available) & 1 == 0 }
     }
 
     /// Gives a chain back.

@@ -3,7 +3,7 @@
 
 use bootshare::{Options, Share, hal::Clock};
 use bootshare_test_device::{Device, Opcode, TestHal, TestShare, Tree, VirtualClock};
-use std::{sync::Mutex, time::Duration};
+use std::{ops::ControlFlow::Continue, sync::Mutex, time::Duration};
 
 /// A MiB, or what an interpreter takes for one.
 const MIB: usize = if cfg!(miri) { 1 << 12 } else { 1 << 20 };
@@ -178,7 +178,7 @@ fn the_next_file_is_asked_for_before_the_last_one_is_there() {
     let before = device.notifications();
     let (mut large, mut small) = (vec![0; MIB], vec![0; 5]);
     let mut parts = [kernel.part(0, &mut large), cmdline.part(0, &mut small)];
-    share.read_parts(&mut parts, &mut |_| ()).unwrap();
+    share.read_parts(&mut parts, &mut |_| Continue(())).unwrap();
     assert_eq!(parts.map(|part| part.come()), [MIB, 5]);
     assert_eq!(device.notifications() - before, 1);
     drop((kernel, cmdline));

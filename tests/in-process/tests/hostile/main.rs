@@ -5,11 +5,16 @@
 
 mod names;
 mod parts;
+mod platforms;
+mod polled;
 mod queues;
 mod random;
 mod reads;
 mod replies;
+mod resumed;
 mod rig;
 mod rings;
 mod setup;
 mod silence;
+mod unwinding;
+mod users;

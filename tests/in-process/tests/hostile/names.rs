@@ -1,7 +1,10 @@
 //! Directory entries and link targets that no server should give.
 
 use crate::rig::{broken, cases, check, share, spoiling, tree};
-use bootshare::{Error, fuse::Violation};
+use bootshare::{
+    Error, Options,
+    fuse::{Errno, Violation},
+};
 use bootshare_test_device::{Device, Opcode, Reply, Request, Tree, raw::dirent};
 
 /// What a device that answers READDIR like this gives: names, and the error at the end.
@@ -49,7 +52,7 @@ fn directory_entries() {
         dirent(7, 2, 8, b"a/b"),
         dirent(7, 2, 8, b"../../etc/passwd"),
         dirent(7, 2, 8, b"a\0"),
-        dirent(7, 2, 8, &[b'n'; 256]),
+        dirent(7, 2, 8, &[b'n'; 1025]),
         dirent(7, 2, 8, &[b'n'; 2000]),
         with_length(9),
         with_length(4096),
@@ -80,6 +83,177 @@ fn directory_entries() {
     let (names, error) = listing_of(dots.concat());
     assert_eq!(names, [&[b'n'; 255][..], b"strange type"]);
     assert_eq!(error, None);
+}
+
+#[test]
+fn names_that_are_too_long_to_be_looked_up_are_left_out() {
+    // Of 256 to 1024 bytes, as host file systems have them that count characters.
+    for name in cases([
+        vec![b'n'; 256],
+        "\u{6f22}".repeat(100).into(),
+        vec![b'n'; 1024],
+    ]) {
+        let entries = [
+            dirent(7, 1, 8, b"before"),
+            dirent(8, 2, 8, &name),
+            dirent(9, 3, 8, b"behind"),
+        ];
+        let (names, error) = listing_of(entries.concat());
+        assert_eq!(names, [b"before", b"behind"]);
+        assert_eq!(error, None);
+        // All of a reply is of that kind, and there is another one.
+        let (names, error) = listing(move |request, _| {
+            let entry = match request.offset() {
+                0 => dirent(7, 1, 8, &name),
+                1 => dirent(8, 2, 8, b"behind"),
+                _ => Vec::new(),
+            };
+            Reply::ok(request, &entry)
+        });
+        assert_eq!(names, [b"behind"]);
+        assert_eq!(error, None);
+    }
+}
+
+#[test]
+fn a_directory_of_more_entries_than_any_may_have_is_refused() {
+    // Without an end: each entry leads to one more.
+    let entries = |request: &Request| {
+        let from = request.offset();
+        let entries = (from + 1..from + 11).map(|next| dirent(7, next, 8, b"name"));
+        entries.collect::<Vec<_>>().concat()
+    };
+    let device = spoiling(Opcode::ReadDir, move |request, _| {
+        Reply::ok(request, &entries(request))
+    });
+    let share = device
+        .mount(Options::default().with_max_entries(25))
+        .unwrap();
+    let mut listing = share.read_dir("dir").unwrap();
+    assert_eq!(listing.by_ref().take(25).filter(Result::is_ok).count(), 25);
+    let endless = broken(Violation::EndlessDirectory);
+    assert_eq!(listing.next().map(|entry| entry.map(drop)), Some(endless));
+    assert!(listing.next().is_none());
+    drop(listing);
+    share.unmount().unwrap();
+    check(&device);
+}
+
+/// Writes `/` and `a` in turn over the first name of a listing that it has given back.
+#[cfg(not(miri))]
+mod racing {
+    use super::*;
+    use bootshare_test_device::raw::{Backend, Chain};
+    use std::{
+        sync::{
+            Arc, Mutex,
+            atomic::{AtomicBool, AtomicU8, Ordering},
+        },
+        thread::{JoinHandle, spawn},
+    };
+
+    #[derive(Clone, Default)]
+    struct Racer {
+        goes_on: Arc<AtomicBool>,
+        thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    }
+
+    impl Backend for Racer {
+        fn answer(&self, chain: &Chain, request: &Request) -> Reply {
+            let byte = match request.opcode() {
+                Opcode::ReadDir if request.offset() == 0 => 24,
+                Opcode::ReadLink => 4,
+                _ => return tree().good_reply(request),
+            };
+            let at = chain.writable()[1].address as usize + byte;
+            let goes_on = Arc::clone(&self.goes_on);
+            goes_on.store(true, Ordering::SeqCst);
+            *self.thread.lock().unwrap() = Some(spawn(move || {
+                // A host has all memory of its guest; this page lives until the share is dropped.
+                // SAFETY: the page is the client's, which reads it as memory that the device writes.
+                let byte = unsafe { &*std::ptr::with_exposed_provenance::<AtomicU8>(at) };
+                while goes_on.load(Ordering::Relaxed) {
+                    byte.store(b'/', Ordering::Relaxed);
+                    byte.store(0, Ordering::Relaxed);
+                    byte.store(b'a', Ordering::Relaxed);
+                }
+            }));
+            match request.opcode() {
+                Opcode::ReadLink => Reply::ok(request, &[b'a'; 200]),
+                _ => Reply::ok(request, &dirent(7, 1, 8, &[b'a'; 255])),
+            }
+        }
+    }
+
+    #[test]
+    fn a_host_that_changes_a_name_while_it_is_read_is_seen_or_too_late() {
+        let racer = Racer::default();
+        let device = Device::with_backend(racer.clone());
+        device.quirk(|quirks| quirks.records = false);
+        let share = share(&device);
+        for _ in 0..2000 {
+            // It shows `/` in about every third one that is taken.
+            let entry = share.read_dir("dir").unwrap().next().unwrap();
+            if let Ok(entry) = entry {
+                let name = entry.file_name();
+                assert!(!name.iter().any(|byte| matches!(byte, 0 | b'/')));
+            }
+            racer.stop();
+            let mut buf = [0; 4096];
+            if let Ok(target) = share.read_link("link", &mut buf) {
+                assert!(!target.contains(&0));
+            }
+            racer.stop();
+        }
+        share.unmount().unwrap();
+        check(&device);
+    }
+
+    impl Racer {
+        fn stop(&self) {
+            self.goes_on.store(false, Ordering::SeqCst);
+            if let Some(thread) = self.thread.lock().unwrap().take() {
+                thread.join().unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_path_that_is_stale_is_looked_up_again_once() {
+    for opcode in [
+        Opcode::Lookup,
+        Opcode::Open,
+        Opcode::OpenDir,
+        Opcode::ReadLink,
+    ] {
+        for stale in [1, 2] {
+            let mut left = stale;
+            let device = spoiling(opcode, move |request, good| {
+                if left > 0 {
+                    left -= 1;
+                    Reply::error(request, Errno::ESTALE)
+                } else {
+                    good
+                }
+            });
+            let share = share(&device);
+            let result = match opcode {
+                Opcode::Open => share.open("dir/one").map(drop),
+                Opcode::OpenDir => share.read_dir("dir").map(drop),
+                Opcode::ReadLink => share.read_link("link", &mut [0; 9]).map(drop),
+                _ => share.metadata("dir/one").map(drop),
+            };
+            let expected = match stale {
+                1 => Ok(()),
+                _ => Err(Error::Host(Errno::ESTALE)),
+            };
+            assert_eq!(result, expected, "{opcode:?}");
+            share.unmount().unwrap();
+            device.log(|log| assert_eq!(log.at_destroy, [Default::default()]));
+            check(&device);
+        }
+    }
 }
 
 #[test]

@@ -2,7 +2,11 @@
 
 use crate::rig::{CHUNK, CONTENT, LARGE, check, in_chunks, is_large, share, spoiling, tree};
 use bootshare::{Error, Part, fuse::Errno};
-use bootshare_test_device::{Device, Opcode, Reply, raw::Log};
+use bootshare_test_device::{Device, Opcode, Reply, TestHal, raw::Log};
+use std::{
+    ops::ControlFlow::{Break, Continue},
+    time::Duration,
+};
 
 /// What each has come to.
 fn come(parts: &[Part<'_>]) -> Vec<usize> {
@@ -26,7 +30,10 @@ fn one_that_fails_is_named_and_the_others_keep_what_has_come() {
     let (mut first, mut second) = (vec![0; CONTENT.len()], vec![0; LARGE as usize - 7]);
     let mut parts = [file.part(0, &mut first), large.part(7, &mut second)];
     let mut told = Vec::new();
-    let error = share.read_parts(&mut parts, &mut |parts| told = come(parts));
+    let error = share.read_parts(&mut parts, &mut |parts| {
+        told = come(parts);
+        Continue(())
+    });
     assert_eq!(error.unwrap_err().errno(), Some(Errno::EIO));
     assert_eq!(parts[0].error(), None);
     assert_eq!(parts[1].error(), error.err());
@@ -36,7 +43,7 @@ fn one_that_fails_is_named_and_the_others_keep_what_has_come() {
 
     // Another try goes on where this one stopped.
     device.forget_requests();
-    share.read_parts(&mut parts, &mut |_| ()).unwrap();
+    share.read_parts(&mut parts, &mut |_| Continue(())).unwrap();
     assert_eq!(parts[0].bytes(), CONTENT);
     assert!(is_large(parts[1].bytes(), 7));
     assert_eq!(parts[1].come() as u64, LARGE - 7);
@@ -61,7 +68,7 @@ fn of_another_share_or_an_earlier_session() {
     let (mut first, mut second) = ([0; 4], [0; 4]);
     let mut parts = [here.part(0, &mut first), there.part(0, &mut second)];
     one.forget_requests();
-    let error = share_one.read_parts(&mut parts, &mut |_| ());
+    let error = share_one.read_parts(&mut parts, &mut |_| Continue(()));
     assert_eq!(error, Err(Error::Disconnected));
     assert_eq!(parts[0].error(), None);
     assert_eq!(parts[1].error(), Some(Error::Disconnected));
@@ -69,7 +76,7 @@ fn of_another_share_or_an_earlier_session() {
     one.log(|log| assert!(log.requests.is_empty(), "nothing was asked"));
     // The one whose it is reads it.
     share_other
-        .read_parts(&mut parts[1..], &mut |_| ())
+        .read_parts(&mut parts[1..], &mut |_| Continue(()))
         .unwrap();
     assert_eq!(parts[1].bytes(), &CONTENT[..4]);
     drop((here, there));
@@ -84,17 +91,26 @@ fn offsets_that_no_file_has() {
     let device = Device::new(tree());
     let share = share(&device);
     let file = share.open("file").unwrap();
-    for offset in [u64::MAX, i64::MAX as u64, i64::MAX as u64 - 3] {
+    let largest = i64::MAX as u64;
+    for offset in [u64::MAX, largest + 1] {
         let (mut first, mut second) = ([0; 4], [0; 4]);
         let mut parts = [file.part(0, &mut first), file.part(offset, &mut second)];
-        let error = share.read_parts(&mut parts, &mut |_| ());
+        let error = share.read_parts(&mut parts, &mut |_| Continue(()));
         assert_eq!(error, Err(Error::InvalidOffset));
         assert_eq!(parts[1].error(), Some(Error::InvalidOffset));
     }
+    // Nothing is behind the largest one, and the device checks that nothing there is asked for.
+    for offset in [largest, largest - 3] {
+        let mut buf = [0; 8];
+        assert_eq!(file.read_at(offset, &mut buf), Ok(0), "{offset:#x}");
+        let mut file = share.open("file").unwrap();
+        file.set_position(offset).unwrap();
+        assert_eq!(file.read(&mut buf), Ok(0), "{offset:#x}");
+    }
     // Nothing to read is read at once.
-    assert_eq!(share.read_parts(&mut [], &mut |_| ()), Ok(()));
+    assert_eq!(share.read_parts(&mut [], &mut |_| Continue(())), Ok(()));
     assert_eq!(
-        share.read_parts(&mut [file.part(0, &mut [])], &mut |_| ()),
+        share.read_parts(&mut [file.part(0, &mut [])], &mut |_| Continue(())),
         Ok(())
     );
     drop(file);
@@ -115,12 +131,48 @@ fn a_host_that_falls_silent_takes_none_of_what_has_come() {
     let (file, large) = (share.open("file").unwrap(), share.open("large").unwrap());
     let (mut first, mut second) = (vec![0; LARGE as usize], vec![0; CONTENT.len()]);
     let mut parts = [large.part(0, &mut first), file.part(0, &mut second)];
-    let error = share.read_parts(&mut parts, &mut |_| ());
+    let error = share.read_parts(&mut parts, &mut |_| Continue(()));
     assert!(matches!(error, Err(Error::TimedOut { .. })), "{error:?}");
     assert_eq!(parts[0].come() as u64, 3 * CHUNK);
     assert!(is_large(parts[0].bytes(), 0));
     assert!(!device.is_live(), "the buffers are the caller's again");
     drop((file, large));
     drop(share);
+    check(&device);
+}
+
+#[test]
+fn a_read_that_is_cancelled_keeps_what_has_come() {
+    let device = spoiling(Opcode::Read, |_, good| good.after(Duration::from_secs(1)));
+    let share = device.mount(in_chunks().with_depth(4)).unwrap();
+    let large = share.open("large").unwrap();
+    let mut buf = vec![0; LARGE as usize];
+    let mut part = [large.part(0, &mut buf)];
+    let cancelled = share.read_parts(&mut part, &mut |parts| match parts[0].come() as u64 {
+        0..CHUNK => Continue(()),
+        _ => Break(()),
+    });
+    assert_eq!(cancelled, Err(Error::Cancelled));
+    // What was in flight has come back, without a reset; nothing was asked for behind it.
+    assert!(share.is_connected());
+    assert_eq!(TestHal::shared(), 0);
+    let come = part[0].come() as u64;
+    assert!((CHUNK..=8 * CHUNK).contains(&come), "{come}");
+    assert!(is_large(part[0].bytes(), 0));
+    // It can be gone on with.
+    share.read_parts(&mut part, &mut |_| Continue(())).unwrap();
+    assert!(is_large(part[0].bytes(), 0));
+    assert_eq!(part[0].come() as u64, LARGE);
+    let whole = large.read_at_with(0, &mut buf, &mut |come| {
+        // Too late.
+        if come == LARGE {
+            Break(())
+        } else {
+            Continue(())
+        }
+    });
+    assert_eq!(whole, Ok(LARGE as usize));
+    drop(large);
+    share.unmount().unwrap();
     check(&device);
 }

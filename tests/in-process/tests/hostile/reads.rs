@@ -1,11 +1,11 @@
 //! File data cut, late, in another order, too much, or too large for a ring.
 
-use crate::rig::{CHUNK, LARGE, broken, cases, check, in_chunks, is_large, spoiling};
+use crate::rig::{CHUNK, LARGE, broken, cases, check, in_chunks, is_large, spoiling, tree};
 use bootshare::{
     Error,
     fuse::{Errno, Violation},
 };
-use bootshare_test_device::{Opcode, Reply, Request, VirtualClock, raw::Order};
+use bootshare_test_device::{Device, Opcode, Reply, Request, VirtualClock, raw::Order};
 
 /// Reads `large` whole, chunk by chunk, from a device that answers READ like this.
 fn reading(
@@ -111,6 +111,34 @@ fn a_file_that_grows_behind_its_end() {
 }
 
 #[test]
+fn a_whole_file_is_whole_whatever_size_was_said_before() {
+    // LOOKUP says so many bytes, as for files of `/proc` or ones that grow, and there are 100.
+    for said in [0, 19, 50, 99, 100, 101, 5000] {
+        let device = Device::with_script(tree(), move |request, good| match request.opcode() {
+            Opcode::Lookup => good.patch(16 + 40 + 8, &u64::to_le_bytes(said)),
+            Opcode::Read => Reply::content(request, &[b'x'; 100]),
+            _ => good,
+        });
+        let share = crate::rig::share(&device);
+        for room in [0, 50, 99, 100, 101, 1000] {
+            let mut buf = vec![0; room];
+            let read = share.read("file", &mut buf).map(|bytes| bytes.len());
+            // Where the size fits the buffer, it is believed: a file may grow at any time.
+            let believed = said == room as u64;
+            let fits = room >= 100 && said <= room as u64;
+            let expected = match (fits, believed) {
+                (true, _) => Ok(100),
+                (_, true) => Ok(room),
+                _ => Err(Error::BufferTooSmall),
+            };
+            assert_eq!(read, expected, "{said} said, room for {room}");
+        }
+        share.unmount().unwrap();
+        check(&device);
+    }
+}
+
+#[test]
 fn more_data_than_was_asked_for() {
     for extra in [1, 100, LARGE as usize] {
         let (read, _) = reading(Order::Asked, move |request, good| {
@@ -169,12 +197,12 @@ fn one_bad_chunk_among_good_ones() {
 #[cfg(not(miri))]
 #[test]
 fn the_largest_chunks_fit_a_descriptor_chain() {
-    use crate::rig::{CONTENT, tree};
+    use crate::rig::CONTENT;
 
     // The buffers of one chain may have 2^32 bytes in all, headers included (virtio 1.2, section
     // 2.7.5). Nobody touches this memory, so it takes none.
     let mut buf = vec![0; (1 << 32) + 4096];
-    let device = bootshare_test_device::Device::new(tree());
+    let device = Device::new(tree());
     let options = bootshare::Options::default().with_chunk_size(u32::MAX);
     let share = device.mount(options).unwrap();
     let file = share.open("file").unwrap();

@@ -124,6 +124,60 @@ fn nodes_and_attributes_that_can_not_be() {
 }
 
 #[test]
+fn what_was_looked_up_is_forgotten_whatever_its_attributes_are() {
+    let device = spoiling(Opcode::Lookup, |request, good| match request.name() {
+        b"one" => good.patch(16 + 40 + 52, &u32::MAX.to_le_bytes()),
+        _ => good,
+    });
+    let share = share(&device);
+    let dir = share.open_dir("dir").unwrap();
+    for _ in 0..OFTEN {
+        let wrong = Some(Error::Protocol(Violation::Attributes));
+        assert_eq!(share.metadata("dir/one").err(), wrong);
+        assert_eq!(dir.symlink_metadata("one").err(), wrong);
+    }
+    drop(dir);
+    share.unmount().unwrap();
+    device.log(|log| assert_eq!(log.at_destroy, [Default::default()]));
+    check(&device);
+}
+
+#[test]
+fn a_request_that_could_not_be_served_is_sent_again_a_few_times() {
+    for errno in [Errno::EINTR, Errno::EAGAIN] {
+        for (opcode, times) in cases([
+            (Opcode::Read, 16),
+            (Opcode::Lookup, 16),
+            (Opcode::Read, u32::MAX),
+            (Opcode::ReadDir, 16),
+            (Opcode::Lookup, u32::MAX),
+        ]) {
+            let mut left = times;
+            let device = spoiling(opcode, move |request, good| {
+                left -= u32::from(left > 0);
+                if left > 0 {
+                    Reply::error(request, errno)
+                } else {
+                    good
+                }
+            });
+            let share = share(&device);
+            let read = share
+                .open("file")
+                .and_then(|file| file.read_at(0, &mut [0; 4]));
+            let listed = share
+                .read_dir("dir")
+                .and_then(|mut dir| dir.next().unwrap());
+            let error = read.err().or(listed.err());
+            let expected = (times > 16).then_some(Error::Host(errno));
+            assert_eq!(error, expected, "{opcode:?}");
+            share.unmount().unwrap();
+            check(&device);
+        }
+    }
+}
+
+#[test]
 fn every_error_number_of_every_request() {
     // All of them, or the ones next to the ends for an interpreter.
     let step = if cfg!(miri) { 2047 } else { 1 };
@@ -144,7 +198,13 @@ fn every_error_number_of_every_request() {
             Reply::error_number(request, now)
         });
         let share = share(&device);
-        for errno in (1..=4095).step_by(step as usize) {
+        // A request that was interrupted, or came when it could not be served, is sent again, and a
+        // stale path is looked up again.
+        let of_a_path = ![Opcode::Read, Opcode::ReadDir, Opcode::StatFs].contains(&opcode);
+        let final_ones = |&errno: &i32| {
+            !(matches!(errno, libc::EINTR | libc::EAGAIN) || of_a_path && errno == libc::ESTALE)
+        };
+        for errno in (1..=4095).step_by(step as usize).filter(final_ones) {
             let error = match opcode {
                 Opcode::Lookup => share.metadata("file").err(),
                 Opcode::GetAttr => share.metadata("/").err(),

@@ -70,6 +70,7 @@ pub fn broken<T>(violation: Violation) -> Result<T, Error> {
 pub fn check(device: &Device) {
     assert!(!device.is_live(), "the device is reset");
     assert_eq!(TestHal::pages(), 0, "all DMA pages are free");
+    assert_eq!(TestHal::shared(), 0, "no buffer is shared");
     device.log(|log| assert_eq!(log.faults, Vec::<String>::new()));
 }
 

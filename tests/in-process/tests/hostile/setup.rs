@@ -1,9 +1,9 @@
 //! Devices that can't be set up, or only just.
 
 use crate::rig::{cases, check, ticks, tree};
-use bootshare::{DeviceError, Error, Options, session::pages_per_share};
+use bootshare::{DeviceError, Error, Options, Share, session::pages_per_share, transport::ByRef};
 use bootshare_test_device::{
-    Device, TestHal,
+    Device, TestHal, VirtualClock,
     raw::{Quirks, Reset},
 };
 
@@ -115,4 +115,24 @@ fn resets_that_take_their_time() {
         let slow = mounting(|quirks| quirks.reset = Reset::After(reads));
         assert_eq!(slow, Ok(()));
     }
+}
+
+#[test]
+fn a_transport_that_is_lent_can_be_used_again() {
+    let device = Device::new(tree());
+    device.quirk(|quirks| quirks.accepts_features = false);
+    let mut transport = device.transport();
+    let clock = VirtualClock::new(&device);
+    let mut mount = || {
+        let transport = ByRef(&mut transport);
+        let share = Share::<_, _, TestHal>::mount_with(transport, &clock, Options::default())?;
+        share.metadata("file")?;
+        share.unmount()
+    };
+    let refused = Err(Error::Device(DeviceError::FeaturesRefused));
+    assert_eq!(mount(), refused);
+    device.quirk(|quirks| quirks.accepts_features = true);
+    assert_eq!(mount(), Ok(()));
+    assert_eq!(mount(), Ok(()));
+    check(&device);
 }

@@ -2,10 +2,13 @@
 
 use crate::rig::{CHUNK, LARGE, cases, check, in_chunks, is_large, share, spoiling, ticks, tree};
 use bootshare::session::pages_per_share;
-use bootshare::{Error, Options};
-use bootshare_test_device::{Device, Opcode, Stopped, TestHal, TestShare, raw::Reset};
+use bootshare::{DeviceError, Error, Options, Share, hal::Clock};
+use bootshare_test_device::{
+    Device, Opcode, Reply, Stopped, TestHal, TestShare, VirtualClock, raw::Reset,
+};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -122,6 +125,106 @@ fn progress_keeps_a_slow_host_alive() {
 }
 
 #[test]
+fn a_request_has_a_limit_however_much_else_the_host_does() {
+    // As many may be served before it as there are slots, each just within the deadline.
+    let limit = Err(Error::TimedOut {
+        after_ms: 24 * DEADLINE.as_millis() as u32,
+    });
+    let tick = VirtualClock::TICK;
+    // Nothing of one READ, and all of the others.
+    let mut first = true;
+    let device = spoiling(Opcode::Read, move |_, good| {
+        if std::mem::take(&mut first) {
+            good.never()
+        } else {
+            good.after(DEADLINE - 200 * tick)
+        }
+    });
+    let share = device.mount(in_chunks().with_depth(2)).unwrap();
+    let file = share.open("large").unwrap();
+    let mut buf = vec![0; LARGE as usize];
+    assert_eq!(file.read_at(0, &mut buf), limit);
+    drop(file);
+    drop(share);
+    check(&device);
+    // One byte at a time.
+    let device = spoiling(Opcode::Read, move |request, good| {
+        Reply::ok(request, &good.body()[..1]).after(DEADLINE - 200 * tick)
+    });
+    let share = device.mount(in_chunks().with_depth(1)).unwrap();
+    let file = share.open("large").unwrap();
+    assert_eq!(file.read_at(0, &mut buf), limit);
+    drop(file);
+    drop(share);
+    check(&device);
+}
+
+#[test]
+fn a_device_that_needs_a_reset_is_not_waited_for() {
+    for opcode in [Opcode::StatFs, Opcode::Read] {
+        let device = silent(opcode);
+        let share = share(&device);
+        let file = share.open("large").unwrap();
+        device.quirk(|quirks| quirks.status_noise = 64);
+        let error = match opcode {
+            Opcode::StatFs => share.statistics().err(),
+            _ => file.read_at(0, &mut [0; 10]).err(),
+        };
+        assert_eq!(error, Some(Error::Device(DeviceError::NeedsReset)));
+        assert!(!device.is_live());
+        // It is as good as new then.
+        device.quirk(|quirks| quirks.status_noise = 0);
+        share.resume().unwrap();
+        share.metadata("file").unwrap();
+        drop(file);
+        share.unmount().unwrap();
+        check(&device);
+    }
+}
+
+#[test]
+fn a_rest_is_not_longer_than_the_deadline_allows() {
+    /// A platform that rests for as long as it may, and notes it.
+    struct Resting(VirtualClock, AtomicU64);
+    impl Clock for Resting {
+        fn now(&self) -> Duration {
+            self.0.now() + Duration::from_micros(self.1.load(Relaxed))
+        }
+        fn relax(&self) {
+            self.0.relax();
+        }
+        fn rest(&self, at_most: Duration) {
+            self.1.fetch_add(at_most.as_micros() as u64, Relaxed);
+            self.0.relax();
+        }
+        fn stop(&self, why: &str) -> ! {
+            self.0.stop(why)
+        }
+    }
+    let device = silent(Opcode::Read);
+    let clock = Resting(VirtualClock::new(&device), AtomicU64::new(0));
+    let deadline = Duration::from_millis(300);
+    // Half a GiB in flight, in chunks that nobody touches: a rest of 16 ms.
+    let options = Options::default()
+        .with_chunk_size(1 << 25)
+        .with_deadline(deadline);
+    let share = Share::<_, _, TestHal>::mount_with(device.transport(), &clock, options).unwrap();
+    let file = share.open("large").unwrap();
+    let mut buf = vec![0; 1 << 29];
+    let before = clock.now();
+    assert_eq!(
+        file.read_at(0, &mut buf),
+        Err(Error::TimedOut { after_ms: 300 })
+    );
+    let waited = clock.now() - before;
+    assert!(waited < deadline + Duration::from_millis(50), "{waited:?}");
+    assert!(clock.1.load(Relaxed) > 0, "it rested");
+    drop(file);
+    drop(share);
+    check(&device);
+}
+
+#[test]
 fn a_deadline_is_what_was_asked_for() {
     for deadline in [0, 1, 500, 60_000].map(Duration::from_millis) {
         let mut first = true;
@@ -206,35 +309,59 @@ fn stops<R>(act: impl FnOnce() -> R) -> String {
     why
 }
 
+/// A device that does not confirm its next reset, nor any after that.
+fn refuse(device: &Device) {
+    device.quirk(|quirks| quirks.reset = Reset::Never);
+}
+
 #[test]
-fn a_reset_that_is_never_confirmed_does_not_return() {
-    let refuse = |device: &Device| device.quirk(|quirks| quirks.reset = Reset::Never);
-
-    // At the start, where the device may write for whoever had it before.
-    let device = Device::new(tree());
-    refuse(&device);
-    stops(|| device.mount(Options::default()));
-
-    // In the middle of a read.
+fn a_reset_that_is_never_confirmed_stops_the_machine_if_a_buffer_is_lent() {
     let device = silent(Opcode::Read);
     let share = share(&device);
     refuse(&device);
     let file = share.open("large").unwrap();
     let mut buf = vec![0; CHUNK as usize];
     stops(|| file.read_at(0, &mut buf));
+    // The panic of the test's clock went through the client, as the device is off.
+    buf.fill(0x55);
+    (0..100).for_each(|_| device.tick());
+    assert!(buf.iter().all(|&byte| byte == 0x55));
     drop(file);
-    // The clock's panic went through the client; it is not asked to stop once more.
     drop(share);
+    check(&device);
+}
+
+#[test]
+fn a_reset_that_is_never_confirmed_is_an_error_if_nothing_is_lent() {
+    let not_confirmed = Error::Device(DeviceError::ResetNotConfirmed);
+    // At the start, where the device may write for whoever had it before.
+    let device = Device::new(tree());
+    refuse(&device);
+    assert_eq!(device.mount(Options::default()).err(), Some(not_confirmed));
+    assert_eq!(TestHal::pages(), 0, "nothing was taken yet");
+
+    // After an error. It may confirm it later, and is the client's again then.
+    let device = silent(Opcode::StatFs);
+    let share = share(&device);
+    refuse(&device);
+    assert_eq!(share.statistics().err(), timed_out::<()>().err());
+    assert_eq!(share.metadata("file").err(), Some(Error::Disconnected));
+    assert_eq!(share.resume(), Err(not_confirmed));
+    device.quirk(|quirks| quirks.reset = Reset::AtOnce);
+    assert_eq!(share.resume(), Ok(()));
+    share.unmount().unwrap();
+    check(&device);
 
     // At the end of a session, with and without goodbye.
     let device = Device::new(tree());
     let share = crate::rig::share(&device);
     refuse(&device);
-    stops(|| drop(share));
+    drop(share);
+    assert_eq!(TestHal::pages(), pages_per_share(1));
     let device = Device::new(tree());
     let share = crate::rig::share(&device);
     refuse(&device);
-    stops(|| share.unmount());
+    assert_eq!(share.unmount(), Err(not_confirmed));
 
     // After a set-up that failed.
     let device = Device::new(tree());
@@ -242,11 +369,26 @@ fn a_reset_that_is_never_confirmed_does_not_return() {
         quirks.queues = vec![128, 3];
         quirks.reset = Reset::NeverAfter(1);
     });
-    stops(|| device.mount(Options::default()));
+    assert!(matches!(
+        device.mount(Options::default()).err(),
+        Some(Error::Device(DeviceError::QueueTooSmall { .. }))
+    ));
 
-    // Three sessions were set up, and of the last one a ring of two pages: memory that a device may
-    // still write to is never given back.
-    assert_eq!(TestHal::pages(), 3 * pages_per_share(1) + 2);
+    // Two sessions were set up, and of the last one the slots and a ring of two pages: memory that a
+    // device may still write to is never given back.
+    let of_the_last_one = pages_per_share(0) - 2 + 2;
+    assert_eq!(TestHal::pages(), 2 * pages_per_share(1) + of_the_last_one);
+}
+
+#[test]
+fn the_time_of_a_reset_is_not_the_deadline() {
+    for deadline in [9, 5, 1, 0] {
+        let device = Device::new(tree());
+        device.quirk(|quirks| quirks.reset = Reset::After(ticks(1) as u32));
+        let options = Options::default().with_deadline(Duration::from_millis(deadline));
+        device.mount(options).unwrap();
+        check(&device);
+    }
 }
 
 #[test]

@@ -1,0 +1,120 @@
+//! DMA pages, and the only code that touches their bytes.
+//!
+//! A room of this floor that holds `unsafe`. The device may write to these pages at any time, so no
+//! reference to their bytes is ever made: they are read by volatile loads, into memory of our own,
+//! before anything is made of them.
+
+use crate::{
+    error::DeviceError,
+    hal::{BufferDirection, Hal, PAGE_SIZE, PhysAddr},
+};
+use core::{marker::PhantomData, mem, ptr::NonNull, sync::atomic::AtomicU16};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// `COUNT` contiguous DMA pages, freed when this is dropped. Whoever drops it has had the device
+/// reset.
+pub(super) struct Pages<H: Hal, const COUNT: usize> {
+    base: NonNull<u8>,
+    paddr: PhysAddr,
+    hal: PhantomData<H>,
+}
+
+// SAFETY: the memory belongs to this value alone, whichever thread has it.
+unsafe impl<H: Hal, const COUNT: usize> Send for Pages<H, COUNT> {}
+
+impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
+    const BYTES: usize = COUNT * PAGE_SIZE;
+
+    pub fn new(direction: BufferDirection) -> Result<Self, DeviceError> {
+        let (paddr, base) = H::dma_alloc(COUNT, direction);
+        if paddr == 0 {
+            return Err(DeviceError::NoDmaMemory);
+        }
+        let hal = PhantomData;
+        Ok(Self { base, paddr, hal })
+    }
+
+    /// The device's address of what is at `offset`.
+    pub fn address(&self, offset: usize) -> PhysAddr {
+        self.paddr.saturating_add(offset as PhysAddr)
+    }
+
+    /// A pointer to a `T` at `offset`, which is inside the pages and aligned.
+    fn at<T>(&self, offset: usize) -> NonNull<T> {
+        let fits = offset <= Self::BYTES.saturating_sub(size_of::<T>());
+        assert!(fits && offset.is_multiple_of(align_of::<T>()));
+        // SAFETY: the offset is inside the `COUNT` pages at `base`, as was just checked.
+        unsafe { self.base.add(offset) }.cast()
+    }
+
+    pub fn read<T: FromBytes>(&self, offset: usize) -> T {
+        // SAFETY: `at` gives an aligned pointer into pages that were zeroed, of which any bytes are
+        // a `T`. The load is volatile: the device may write there meanwhile.
+        unsafe { self.at::<T>(offset).read_volatile() }
+    }
+
+    pub fn write<T: IntoBytes>(&mut self, offset: usize, value: T) {
+        // SAFETY: as in `read`; `&mut self` keeps our own other accesses away.
+        unsafe { self.at(offset).write_volatile(value) };
+    }
+
+    /// The 16 bits at `offset`, to be read or published in order with what lies around them.
+    pub fn atomic(&self, offset: usize) -> &AtomicU16 {
+        // SAFETY: `at` gives an aligned pointer into pages that live as long as `self`. Of an atomic
+        // a reference may exist while somebody else writes to it.
+        unsafe { self.at::<AtomicU16>(offset).as_ref() }
+    }
+
+    /// Copies bytes out, by eight at a time; `offset` is a multiple of that.
+    pub fn copy_out(&self, offset: usize, out: &mut [u8]) {
+        assert!(offset.saturating_add(out.len()) <= Self::BYTES && offset.is_multiple_of(8));
+        let (words, rest) = out.as_chunks_mut::<8>();
+        let start = offset.saturating_add(words.as_flattened().len());
+        // SAFETY: as many bytes as `out` has are there, by the above.
+        let mut from = unsafe { self.base.add(offset) }.cast::<u64>();
+        for word in words {
+            // SAFETY: as in `read`: eight of these bytes, aligned.
+            *word = unsafe { from.read_volatile() }.to_ne_bytes();
+            // SAFETY: at most the end of these bytes.
+            from = unsafe { from.add(1) };
+        }
+        for (byte, at) in rest.iter_mut().zip(start..) {
+            *byte = self.read(at);
+        }
+    }
+
+    /// Copies bytes in, where the device has no descriptor for them.
+    pub fn copy_in(&mut self, offset: usize, bytes: &[u8]) {
+        let end = offset.saturating_add(bytes.len());
+        assert!(end <= Self::BYTES);
+        // SAFETY: `offset` is inside the pages, by the above.
+        let to = unsafe { self.base.add(offset) };
+        // SAFETY: as many bytes as `bytes` has are there. They are no Rust object's but ours, so
+        // that `bytes` does not overlap them.
+        unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+    }
+}
+
+impl<H: Hal, const COUNT: usize> Drop for Pages<H, COUNT> {
+    fn drop(&mut self) {
+        // SAFETY: `base` and `paddr` came from `dma_alloc` of as many pages, in `new`.
+        let result = unsafe { H::dma_dealloc(self.paddr, self.base, COUNT) };
+        debug_assert_eq!(result, 0);
+    }
+}
+
+/// Runs what must not unwind, since a caller's buffer or a mapping of it would be left with the
+/// device: a panic in it ends the program, as a second panic does.
+pub(super) fn or_abort<R>(act: impl FnOnce() -> R) -> R {
+    struct Bomb;
+    impl Drop for Bomb {
+        #[expect(clippy::panic, reason = "the way to abort that `core` has")]
+        fn drop(&mut self) {
+            panic!("the platform's code panicked while the device had a buffer of the caller's");
+        }
+    }
+    let bomb = Bomb;
+    let result = act();
+    mem::forget(bomb);
+    result
+}

@@ -1,0 +1,205 @@
+//! Platforms that lend a device memory in other ways than by its address: scattered pages, copies in
+//! a small part of memory, an IOMMU. Each verifies what is shared and unshared.
+
+use crate::rig::{CHUNK, LARGE, check, in_chunks, is_large, spoiling, tree};
+use bootshare::{
+    DeviceError, Error, Options,
+    hal::{BufferDirection, Hal, IdentityHal, PAGE_SIZE, PhysAddr},
+};
+use bootshare_test_device::{
+    BouncingHal, Device, IommuHal, Opcode, Reply, ScatteredHal, TestHal, VirtualClock,
+    raw::{Backend, Chain},
+};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    ptr::NonNull,
+    sync::{Arc, Mutex},
+};
+
+/// Everything that is read, from buffers that start anywhere in a page, in chunks of any size.
+fn reads_everything<H: Hal>() {
+    let chunks = [
+        CHUNK as u32,
+        PAGE_SIZE as u32,
+        3 * PAGE_SIZE as u32,
+        1 << 20,
+    ];
+    for chunk in crate::rig::cases(chunks) {
+        let device = Device::new(tree());
+        let options = Options::default().with_chunk_size(chunk);
+        let share = device.mount_with::<H>(options).unwrap();
+        let mut room = vec![0x55; LARGE as usize + 2 * PAGE_SIZE];
+        let page = room.as_ptr().align_offset(PAGE_SIZE);
+        let large = share.open("large").unwrap();
+        for start in [0, 1, 0x10, PAGE_SIZE - 1] {
+            let start = page + start;
+            let end = start + LARGE as usize;
+            large.read_exact_at(0, &mut room[start..end]).unwrap();
+            assert!(is_large(&room[start..end], 0));
+            assert!(room[..start].iter().all(|&byte| byte == 0x55));
+            assert!(room[end..].iter().all(|&byte| byte == 0x55));
+            room.fill(0x55);
+        }
+        assert_eq!(TestHal::shared(), 0, "all of it was given back");
+        let names = share.read_dir("dir").unwrap().map(|entry| entry.unwrap());
+        let names: Vec<_> = names.map(|entry| entry.file_name().to_vec()).collect();
+        assert_eq!(names, [b"one", b"two"]);
+        assert_eq!(share.read_link("link", &mut [0; 9]).unwrap(), b"file");
+        let mut buf = [0; 100];
+        assert_eq!(share.read("link", &mut buf).unwrap(), crate::rig::CONTENT);
+        drop(large);
+        share.unmount().unwrap();
+        check(&device);
+    }
+}
+
+#[test]
+fn all_is_read_where_addresses_are_the_same_or_scattered_copied_or_mapped() {
+    reads_everything::<IdentityHal>();
+    reads_everything::<ScatteredHal>();
+    reads_everything::<BouncingHal>();
+    reads_everything::<IommuHal>();
+}
+
+/// A tree, and the sizes of the buffers that each READ had for its data.
+struct Noting {
+    pieces: Arc<Mutex<Vec<Vec<u32>>>>,
+}
+
+impl Backend for Noting {
+    fn answer(&self, chain: &Chain, request: &bootshare_test_device::Request) -> Reply {
+        if request.opcode() == Opcode::Read {
+            let data = chain.writable()[1..].iter().map(|buffer| buffer.length);
+            self.pieces.lock().unwrap().push(data.collect());
+        }
+        tree().good_reply(request)
+    }
+}
+
+/// The sizes of the pieces of each READ of `size` bytes at `start` of a page.
+fn pieces<H: Hal>(start: usize, size: usize) -> Vec<Vec<u32>> {
+    let pieces = Arc::default();
+    let device = Device::with_backend(Noting {
+        pieces: Arc::clone(&pieces),
+    });
+    let share = device.mount_with::<H>(Options::default()).unwrap();
+    let file = share.open("large").unwrap();
+    let mut room = vec![0; size + 2 * PAGE_SIZE];
+    let start = room.as_ptr().align_offset(PAGE_SIZE) + start;
+    file.read_exact_at(0, &mut room[start..start + size])
+        .unwrap();
+    drop(file);
+    share.unmount().unwrap();
+    check(&device);
+    let pieces = pieces.lock().unwrap();
+    pieces.clone()
+}
+
+#[cfg(not(miri))]
+#[test]
+fn a_read_is_lent_in_as_few_pieces_as_the_platform_allows() {
+    const SIZE: usize = 80_000;
+    assert_eq!(pieces::<IommuHal>(0x10, SIZE), [[SIZE as u32]]);
+    // 17 of them at most; what does not fit is another READ's.
+    let scattered = pieces::<ScatteredHal>(0x10, SIZE);
+    let mut first = vec![4096; 17];
+    first[0] = 4080;
+    let rest = SIZE as u32 - first.iter().sum::<u32>();
+    assert_eq!(scattered, [first, vec![4096, 4096, rest - 8192]]);
+    // What there is no room for waits until something has come back.
+    let bounced = pieces::<BouncingHal>(0x10, SIZE);
+    let most = BouncingHal::ROOM as u32;
+    assert!(bounced.len() >= SIZE / BouncingHal::ROOM, "{bounced:?}");
+    assert!(bounced.iter().all(|read| read.iter().sum::<u32>() <= most));
+}
+
+/// What is shared while a device is silent, lies, or the caller panics is unshared before the
+/// buffer is the caller's again.
+fn gives_back_after_a_reset<H: Hal>() {
+    type Spoil = fn(Reply) -> Reply;
+    let spoils: [Spoil; 3] = [
+        |good| good.never(),
+        |good| good.id(63),
+        |good| good.times(2),
+    ];
+    for spoil in spoils {
+        let mut count = 0;
+        let device = spoiling(Opcode::Read, move |_, good| {
+            count += 1;
+            if count == 3 {
+                spoil(good)
+            } else {
+                good.after(VirtualClock::TICK)
+            }
+        });
+        let share = device.mount_with::<H>(in_chunks()).unwrap();
+        let file = share.open("large").unwrap();
+        let mut buf = vec![0; LARGE as usize];
+        file.read_at(0, &mut buf).unwrap_err();
+        assert_eq!(TestHal::shared(), 0);
+        drop(file);
+        share.resume().unwrap();
+        let file = share.open("large").unwrap();
+        let read = catch_unwind(AssertUnwindSafe(|| {
+            file.read_at_with(0, &mut buf, &mut |_| panic!("in the caller's own code"))
+        }));
+        assert!(read.is_err());
+        assert_eq!(TestHal::shared(), 0);
+        drop(file);
+        drop(share);
+        check(&device);
+    }
+}
+
+#[test]
+fn what_is_shared_is_unshared_after_a_reset() {
+    gives_back_after_a_reset::<TestHal>();
+    gives_back_after_a_reset::<ScatteredHal>();
+    gives_back_after_a_reset::<BouncingHal>();
+    gives_back_after_a_reset::<IommuHal>();
+}
+
+/// A platform that lends its device nothing.
+struct RefusingHal;
+
+// SAFETY: as `TestHal`, which does all of it but lend.
+unsafe impl Hal for RefusingHal {
+    fn dma_alloc(pages: usize, direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
+        TestHal::dma_alloc(pages, direction)
+    }
+
+    unsafe fn dma_dealloc(paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) -> i32 {
+        // SAFETY: promised by the caller.
+        unsafe { TestHal::dma_dealloc(paddr, vaddr, pages) }
+    }
+
+    unsafe fn mmio_phys_to_virt(_paddr: PhysAddr, _size: usize) -> NonNull<u8> {
+        unreachable!("the test transport has no registers")
+    }
+
+    unsafe fn share(_buffer: NonNull<[u8]>, _direction: BufferDirection) -> PhysAddr {
+        0
+    }
+
+    unsafe fn unshare(_paddr: PhysAddr, _buffer: NonNull<[u8]>, _direction: BufferDirection) {
+        unreachable!("nothing is shared")
+    }
+}
+
+#[test]
+fn a_platform_that_lends_nothing_reads_names_but_no_data() {
+    let device = Device::new(tree());
+    let share = device
+        .mount_with::<RefusingHal>(Options::default())
+        .unwrap();
+    assert_eq!(share.read_link("link", &mut [0; 9]).unwrap(), b"file");
+    assert_eq!(share.read_dir("dir").unwrap().count(), 2);
+    let file = share.open("file").unwrap();
+    let refused = Err(Error::Device(DeviceError::BufferRefused));
+    assert_eq!(file.read_at(0, &mut [0; 4]), refused);
+    assert_eq!(file.read_at(0, &mut []), Ok(0));
+    assert!(share.is_connected());
+    drop(file);
+    share.unmount().unwrap();
+    check(&device);
+}

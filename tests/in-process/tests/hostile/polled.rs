@@ -1,0 +1,293 @@
+//! A session that is polled, without a clock and without a wait: as a kernel uses it.
+
+use crate::rig::{CHUNK, CONTENT, LARGE, check, is_large, spoiling, tree};
+use bootshare::{
+    Error, Options,
+    fuse::{Forget, Lookup, NodeId, Open, Operation, Read, Release},
+    hal::PAGE_SIZE,
+    session::{Priority, Session, Ticket},
+};
+use bootshare_test_device::{Device, IommuHal, Opcode, TestHal, TestTransport, VirtualClock};
+use std::{ptr::NonNull, time::Duration};
+
+type TestSession = Session<TestTransport, IommuHal>;
+
+/// The time between two looks.
+const STEP: Duration = Duration::from_millis(100);
+
+/// A session, the device behind it, and the time.
+struct Rig {
+    session: TestSession,
+    device: Device,
+    now: Duration,
+}
+
+impl Rig {
+    fn new(device: Device) -> Self {
+        let session = Session::start(device.transport(), Options::default()).unwrap();
+        let now = Duration::ZERO;
+        let mut rig = Self {
+            session,
+            device,
+            now,
+        };
+        while rig.session.is_changing() {
+            rig.look();
+        }
+        rig
+    }
+
+    /// One look, and the time that passes until the next one.
+    fn look(&mut self) {
+        self.session.kick();
+        while self.session.poll() {}
+        self.session.tick(self.now);
+        self.now += STEP;
+        (0..VirtualClock::ticks(STEP)).for_each(|_| self.device.tick());
+    }
+
+    fn call<O: Operation>(&mut self, operation: &O) -> Result<O::Reply, Error> {
+        let epoch = self.session.epoch();
+        let ticket = self
+            .session
+            .submit(epoch, operation)?
+            .expect("there is room");
+        loop {
+            self.look();
+            if let Some(reply) = self.session.take(operation, ticket)? {
+                return Ok(reply);
+            }
+        }
+    }
+
+    fn lookup(&mut self, name: &[u8]) -> Result<NodeId, Error> {
+        let parent = NodeId::ROOT;
+        let entry = self.call(&Lookup { parent, name })?;
+        entry.map(|entry| entry.node).ok_or(Error::NotFound)
+    }
+
+    /// Asks for the bytes at `offset` of a file.
+    fn read(&mut self, read: Read, offset: u64, to: &mut [u8]) -> Option<Ticket> {
+        let epoch = self.session.epoch();
+        let read = Read { offset, ..read };
+        // SAFETY: the tests look at the buffer, and end its life, when the session no longer has
+        // the ticket.
+        unsafe { self.session.submit_read(epoch, read, NonNull::from(to)) }.unwrap()
+    }
+
+    fn open(&mut self, name: &[u8]) -> Read {
+        let node = self.lookup(name).unwrap();
+        let handle = self
+            .call(&Open {
+                node,
+                is_dir: false,
+            })
+            .unwrap();
+        Read {
+            node,
+            handle,
+            offset: 0,
+            size: 0,
+            is_dir: false,
+        }
+    }
+}
+
+#[test]
+fn a_file_is_looked_up_opened_read_and_closed() {
+    let device = spoiling(Opcode::Read, |_, good| good.after(STEP));
+    let mut rig = Rig::new(device.clone());
+    assert!(rig.session.is_connected());
+    assert_eq!(rig.lookup(b"missing"), Err(Error::NotFound));
+    assert_eq!(rig.lookup(b"a/b"), Err(Error::InvalidName));
+    let read = rig.open(b"large");
+    // As many at once as there is room for.
+    let mut buf = vec![0; LARGE as usize];
+    let mut chunks: Vec<_> = buf
+        .chunks_mut(CHUNK as usize)
+        .zip((0..).step_by(CHUNK as usize))
+        .collect();
+    let mut under_way = Vec::new();
+    let mut most = 0;
+    while !chunks.is_empty() || !under_way.is_empty() {
+        while let Some((chunk, offset)) = chunks.pop() {
+            let Some(ticket) = rig.read(read, offset, chunk) else {
+                chunks.push((chunk, offset));
+                break;
+            };
+            assert_eq!(ticket.lent(), chunk.len());
+            under_way.push((ticket, chunk));
+        }
+        most = most.max(under_way.len());
+        assert_eq!(TestHal::shared(), under_way.len());
+        rig.look();
+        let session = &mut rig.session;
+        under_way.retain(
+            |(ticket, chunk)| match session.take(&read, *ticket).unwrap() {
+                None => true,
+                Some(size) => {
+                    assert_eq!(size, chunk.len());
+                    false
+                }
+            },
+        );
+    }
+    assert_eq!(most, 21, "what a queue takes");
+    assert!(is_large(&buf, 0));
+    // Closed, and forgotten.
+    let epoch = rig.session.epoch();
+    let Read { node, handle, .. } = read;
+    let release = Release {
+        node,
+        handle,
+        is_dir: false,
+    };
+    let session = &mut rig.session;
+    assert_eq!(session.post(epoch, &release, Priority::Normal), Ok(true));
+    let forget = Forget { node, nlookup: 1 };
+    assert_eq!(session.post(epoch, &forget, Priority::High), Ok(true));
+    rig.look();
+    device.log(|log| {
+        assert_eq!(log.balance(), Default::default());
+        assert_eq!(log.problems(), Vec::<String>::new());
+    });
+    drop(rig);
+    check(&device);
+}
+
+#[test]
+fn entries_and_targets_come_one_page_at_a_time() {
+    let mut rig = Rig::new(Device::new(tree()));
+    let node = rig.lookup(b"dir").unwrap();
+    let handle = rig.call(&Open { node, is_dir: true }).unwrap();
+    let list = Read {
+        node,
+        handle,
+        offset: 0,
+        size: PAGE_SIZE as u32,
+        is_dir: true,
+    };
+    let session = &mut rig.session;
+    let epoch = session.epoch();
+    let ticket = session
+        .submit_into(epoch, &list)
+        .unwrap()
+        .expect("there is room");
+    assert_eq!(
+        session.submit_into(epoch, &list),
+        Ok(None),
+        "the page is taken"
+    );
+    rig.look();
+    let mut page = [0; PAGE_SIZE];
+    let session = &mut rig.session;
+    let size = session
+        .take_into(&list, ticket, &mut page)
+        .unwrap()
+        .expect("it has come");
+    let entries = bootshare::fuse::Dirents::new(&page[..size]);
+    assert!(
+        entries
+            .map(Result::unwrap)
+            .any(|entry| entry.name == b"one")
+    );
+    let again = session
+        .submit_into(epoch, &list)
+        .unwrap()
+        .expect("it is free");
+    // Nobody waits for it: it is free when it has come.
+    session.abandon(again);
+    assert_eq!(session.submit_into(epoch, &list), Ok(None));
+    rig.look();
+    assert!(rig.session.submit_into(epoch, &list).unwrap().is_some());
+}
+
+#[test]
+fn requests_that_nobody_waits_for_leave_room_for_others() {
+    let device = Device::with_script(tree(), |request, good| match request.opcode() {
+        Opcode::Release | Opcode::Forget => good.never(),
+        _ => good,
+    });
+    let mut rig = Rig::new(device);
+    let Read { node, handle, .. } = rig.open(b"file");
+    let release = Release {
+        node,
+        handle,
+        is_dir: false,
+    };
+    let forget = Forget { node, nlookup: 1 };
+    let epoch = rig.session.epoch();
+    let session = &mut rig.session;
+    let mut posted = 0;
+    while session.post(epoch, &release, Priority::Normal).unwrap() {
+        posted += 1;
+    }
+    while session.post(epoch, &forget, Priority::High).unwrap() {
+        posted += 1;
+    }
+    assert_eq!(posted, 20 + 2);
+    rig.lookup(b"dir").unwrap();
+}
+
+#[test]
+fn a_silent_host_is_given_up_by_the_callers_own_time() {
+    let device = spoiling(Opcode::Read, |_, good| good.never());
+    let mut rig = Rig::new(device.clone());
+    let read = rig.open(b"file");
+    let mut buf = vec![0; CONTENT.len()];
+    let ticket = rig.read(read, 0, &mut buf).unwrap();
+    let start = rig.now;
+    while rig.session.take(&read, ticket) == Ok(None) {
+        rig.look();
+    }
+    let waited = rig.now - start;
+    assert!((10..12).contains(&waited.as_secs()), "{waited:?}");
+    let timed_out = Err(Error::TimedOut { after_ms: 10_000 });
+    assert_eq!(rig.session.take(&read, ticket), timed_out);
+    // It has the buffer until the reset is confirmed.
+    while rig.session.is_changing() {
+        assert!(rig.session.has(ticket));
+        rig.look();
+    }
+    assert!(!rig.session.has(ticket) && rig.session.is_reset());
+    assert_eq!(TestHal::shared(), 0);
+    let epoch = rig.session.epoch();
+    let node = NodeId::ROOT;
+    let open = Open { node, is_dir: true };
+    assert_eq!(rig.session.submit(epoch, &open), Err(Error::Disconnected));
+    // Another session, to which tickets and nodes of the first one mean nothing.
+    rig.session.resume();
+    while rig.session.is_changing() {
+        rig.look();
+    }
+    assert!(rig.session.is_connected());
+    assert_eq!(rig.session.submit(epoch, &open), Err(Error::Disconnected));
+    assert_eq!(rig.session.take(&read, ticket), timed_out);
+    rig.call(&open).unwrap();
+    drop(rig);
+    check(&device);
+}
+
+#[test]
+fn interrupts_are_for_who_asks_for_them() {
+    let device = Device::new(tree());
+    let mut rig = Rig::new(device.clone());
+    rig.lookup(b"file").unwrap();
+    assert_eq!(device.interrupts(), 0);
+    rig.session.set_interrupts(true);
+    rig.lookup(b"file").unwrap();
+    assert_eq!(device.interrupts(), 1);
+    assert!(rig.session.acknowledge().is_empty());
+    // In the next session too.
+    rig.session.disconnect();
+    rig.session.resume();
+    while rig.session.is_changing() {
+        rig.look();
+    }
+    assert_eq!(device.interrupts(), 2, "for INIT");
+    rig.session.set_interrupts(false);
+    rig.lookup(b"file").unwrap();
+    assert_eq!(device.interrupts(), 2);
+    drop(rig);
+    check(&device);
+}

@@ -1,0 +1,118 @@
+//! Several users of one share: none keeps the others from what the host has for them.
+
+use crate::rig::{CHUNK, LARGE, check, in_chunks, is_large, spoiling, tree};
+use bootshare::{Error, Options, fuse::Violation};
+use bootshare_test_device::{Device, Opcode};
+use std::{sync::mpsc::channel, thread, time::Duration};
+
+#[test]
+fn a_malformed_answer_takes_no_room_from_those_that_come_with_it() {
+    // More often than there are slots, or they would not all be gone.
+    for position in [0, 7, 15] {
+        let mut left = 10;
+        let device = spoiling(Opcode::Read, move |request, good| {
+            if request.offset() == position * CHUNK && left > 0 {
+                left -= 1;
+                good.patch(8, &[0xff; 8])
+            } else {
+                good
+            }
+        });
+        let share = device.mount(in_chunks()).unwrap();
+        let file = share.open("large").unwrap();
+        let mut buf = vec![0; LARGE as usize];
+        for _ in 0..10 {
+            let malformed = Err(Error::Protocol(Violation::ReplyUnique));
+            assert_eq!(file.read_at(0, &mut buf), malformed);
+            assert!(share.is_connected());
+        }
+        file.read_exact_at(0, &mut buf).unwrap();
+        assert!(is_large(&buf, 0));
+        drop(file);
+        share.unmount().unwrap();
+        check(&device);
+    }
+}
+
+#[test]
+fn reads_go_on_while_files_are_closed_slowly() {
+    let device = spoiling(Opcode::Release, |_, good| {
+        good.after(Duration::from_secs(15))
+    });
+    let share = device.mount(in_chunks()).unwrap();
+    let large = share.open("large").unwrap();
+    let mut buf = vec![0; LARGE as usize];
+    // As many as may wait for an answer that nobody waits for; each takes longer than the deadline.
+    for _ in 0..20 {
+        drop(share.open("file").unwrap());
+    }
+    large.read_exact_at(0, &mut buf).unwrap();
+    assert!(is_large(&buf, 0));
+    share.metadata("dir/one").unwrap();
+    drop(large);
+    drop(share);
+    check(&device);
+}
+
+#[test]
+fn a_second_user_does_not_wait_for_the_first_ones_read() {
+    // READs come when the device is told to, and nobody tells it before the second user is done.
+    let device = spoiling(Opcode::Read, |_, good| good.after(Duration::from_secs(1)));
+    let clock = bootshare_test_device::raw::RealClock::default();
+    let share = bootshare::Share::<_, _, bootshare_test_device::TestHal>::mount_with(
+        device.transport(),
+        clock,
+        Options::default(),
+    );
+    let share = &share.unwrap();
+    let (asked, is_asked) = channel();
+    let (finish, is_finished) = channel();
+    let reader = &device;
+    thread::scope(|scope| {
+        let file = share.open("large").unwrap();
+        scope.spawn(move || {
+            let mut buf = vec![0; LARGE as usize];
+            let before = reader.notifications();
+            let ticker = thread::spawn({
+                let device = reader.clone();
+                move || {
+                    while device.notifications() == before {
+                        thread::yield_now();
+                    }
+                    asked.send(()).unwrap();
+                    is_finished.recv().unwrap();
+                    (0..crate::rig::ticks(1)).for_each(|_| device.tick());
+                }
+            });
+            file.read_exact_at(0, &mut buf).unwrap();
+            assert!(is_large(&buf, 0));
+            ticker.join().unwrap();
+        });
+        is_asked.recv().unwrap();
+        for _ in 0..crate::rig::OFTEN {
+            share.metadata("dir/one").unwrap();
+            assert_eq!(share.read_dir("dir").unwrap().count(), 2);
+        }
+        finish.send(()).unwrap();
+    });
+    assert!(share.is_connected());
+}
+
+#[test]
+fn progress_may_use_the_share_itself() {
+    let device = Device::new(tree());
+    let share = device.mount(in_chunks()).unwrap();
+    let file = share.open("large").unwrap();
+    let mut buf = vec![0; LARGE as usize];
+    let mut looks = 0;
+    let read = file.read_at_with(0, &mut buf, &mut |_| {
+        looks += 1;
+        share.metadata("file").unwrap();
+        std::ops::ControlFlow::Continue(())
+    });
+    assert_eq!(read, Ok(LARGE as usize));
+    assert!(looks > 0 && is_large(&buf, 0));
+    drop(file);
+    share.unmount().unwrap();
+    check(&device);
+}
