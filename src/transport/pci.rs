@@ -1,6 +1,8 @@
 //! Virtio over PCI, modern devices (virtio 1.2, section 4.1).
 
 mod ecam;
+#[cfg(test)]
+mod fake;
 mod set_up;
 
 use super::{
@@ -637,55 +639,214 @@ impl Transport for PciTransport {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use core::cell::RefCell;
+    use super::{
+        fake::{Bus, Function, Machine},
+        *,
+    };
     use std::vec::Vec;
 
-    /// A bus with functions of these header types, and which words of it were read.
-    struct Bus {
-        functions: &'static [(u8, u8, u8)],
-        read: RefCell<Vec<(u8, u8)>>,
-    }
-
-    impl ConfigurationAccess for Bus {
-        fn read_word(&self, at: DeviceFunction, register: u8) -> u32 {
-            self.read.borrow_mut().push((at.device, at.function));
-            let mut functions = self.functions.iter();
-            let found = functions.find(|found| (found.0, found.1) == (at.device, at.function));
-            match (found, register) {
-                (None, _) => ABSENT,
-                (Some(_), 0) => FILE_SYSTEM_DEVICE,
-                (Some(found), HEADER_TYPE) => u32::from(found.2) << 16,
-                (Some(_), _) => panic!("nothing else is of interest"),
-            }
-        }
-
-        fn write_word(&mut self, _: DeviceFunction, _: u8, _: u32) {
-            panic!("a look changes nothing");
-        }
-
-        unsafe fn unsafe_clone(&self) -> Self {
-            panic!("nobody needs another");
+    fn at(bus: u8, device: u8, function: u8) -> DeviceFunction {
+        DeviceFunction {
+            bus,
+            device,
+            function,
         }
     }
 
     #[test]
     fn functions_are_looked_for_where_there_can_be_some() {
-        let bus = Bus {
-            functions: &[
-                (0, 0, 0),
-                (0, 1, 0), // not where there is one function
-                (2, 3, 0), // not where there is no first one
-                (31, 0, BRIDGE | MULTI_FUNCTION),
-                (31, 2, 0),
-                (31, 7, 0),
-            ],
-            read: RefCell::default(),
+        let mut machine = Machine::default();
+        for (device, function, what) in [
+            (0, 0, Function::device()),
+            (0, 1, Function::device()), // not where there is one function
+            (2, 3, Function::device()), // not where there is no first one
+            (31, 0, Function::bridge().with_others()),
+            (31, 2, Function::device()),
+            (31, 7, Function::device()),
+        ] {
+            machine.add(Bus::Root(0), device, function, what);
+        }
+        let mut functions = Functions::on(0);
+        let found: Vec<_> = iter::from_fn(|| functions.next(&machine)).collect();
+        assert_eq!(
+            found,
+            [at(0, 0, 0), at(0, 31, 0), at(0, 31, 2), at(0, 31, 7)]
+        );
+        let read = machine.read.borrow();
+        assert!(read.iter().all(|at| at.function == 0 || at.device == 31));
+    }
+
+    /// Finds and refuses all file system devices: nothing is accepted.
+    fn scan_all(machine: &mut Machine) -> Vec<DeviceFunction> {
+        let mut found = DeviceList::new();
+        // SAFETY: the machine is this test's alone, and no memory is accepted.
+        unsafe { scan::<crate::hal::IdentityHal, _>(machine, &|_, _| false, &mut found) };
+        let address = |device: &Device| match device.address {
+            Address::Pci(at) => at,
+            other => panic!("{other}"),
         };
-        let found = functions(&bus, 0).map(|at| (at.device, at.function));
-        let found: Vec<_> = found.collect();
-        assert_eq!(found, [(0, 0), (31, 0), (31, 2), (31, 7)]);
-        let read = bus.read.borrow();
-        assert!(read.iter().all(|at| at.1 == 0 || at.0 == 31));
+        found.iter().map(address).collect()
+    }
+
+    fn number(machine: &mut Machine, bridge: usize, numbers: [u8; 3]) {
+        let [own, behind, last] = numbers;
+        let numbers = u32::from_le_bytes([own, behind, last, 0]);
+        machine.functions[bridge].words.insert(BUS_NUMBERS, numbers);
+    }
+
+    #[test]
+    fn numbered_buses_are_searched_and_nothing_is_written_but_to_the_devices() {
+        let mut machine = Machine::default();
+        let bridge = machine.add(Bus::Root(0), 1, 0, Function::bridge());
+        let inner = machine.add(Bus::Behind(bridge), 0, 0, Function::bridge());
+        machine.add(
+            Bus::Behind(inner),
+            5,
+            0,
+            Function::device().with_bar(4, 0x4000, 0b1100),
+        );
+        machine.add(Bus::Root(0), 9, 0, Function::device());
+        number(&mut machine, bridge, [0, 4, 7]);
+        number(&mut machine, inner, [4, 6, 6]);
+        let before = machine.functions.clone();
+        assert_eq!(scan_all(&mut machine), [at(0, 9, 0), at(6, 5, 0)]);
+        // Two of them have no address, so what was tried was undone.
+        for (after, before) in machine.functions.iter().zip(&before) {
+            for (register, word) in &after.words {
+                assert_eq!(*word, before.word(*register));
+            }
+        }
+    }
+
+    #[test]
+    fn bridges_that_lead_back_or_nowhere_are_passed_over() {
+        for behind in [0, 1, 2] {
+            let mut machine = Machine::default();
+            let first = machine.add(Bus::Root(0), 1, 0, Function::bridge());
+            let second = machine.add(Bus::Behind(first), 1, 0, Function::bridge());
+            let third = machine.add(Bus::Behind(second), 1, 0, Function::bridge());
+            machine.add(Bus::Behind(third), 1, 0, Function::device());
+            number(&mut machine, first, [0, 1, 255]);
+            number(&mut machine, second, [1, 2, 255]);
+            number(&mut machine, third, [2, behind, 255]);
+            assert_eq!(scan_all(&mut machine), []);
+            assert!(machine.read.borrow().len() < 3 * 64);
+        }
+    }
+
+    #[test]
+    fn other_root_buses_are_looked_for_where_a_second_host_bridge_says_so() {
+        let mut machine = Machine::default();
+        let host_bridge = machine.add(Bus::Root(0), 0, 0, Function::host_bridge());
+        machine.add(Bus::Root(0x40), 3, 0, Function::device());
+        assert_eq!(scan_all(&mut machine), []);
+        let second = machine.functions[host_bridge].clone();
+        machine.add(Bus::Root(0), 7, 0, second);
+        assert_eq!(scan_all(&mut machine), [at(0x40, 3, 0)]);
+    }
+
+    /// All structures in a BAR of memory.
+    fn device() -> Function {
+        Function::device()
+            .with_bar(4, 0x4000, 0b1100)
+            .with_capability(VIRTIO_PCI_CAP_COMMON_CFG, 4, [0, 0x1000, 0])
+            .with_capability(VIRTIO_PCI_CAP_ISR_CFG, 4, [0x1000, 0x1000, 0])
+            .with_capability(VIRTIO_PCI_CAP_DEVICE_CFG, 4, [0x2000, 0x1000, 0])
+            .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x3000, 0x1000, 4])
+    }
+
+    /// Where the structures are of a device whose BAR 4 is at 4 GiB.
+    fn places(mut device: Function) -> Result<Places, TransportError> {
+        device.words.insert(Bar::register(5), 1);
+        let mut machine = Machine::default();
+        machine.add(Bus::Root(0), 1, 0, device);
+        let bars = Bars::read(&mut machine, at(0, 1, 0));
+        Places::find(&machine, at(0, 1, 0), &bars, &|address, size| {
+            (address, size) == (1 << 32, 0x4000)
+        })
+    }
+
+    #[test]
+    fn the_first_capability_of_a_kind_that_can_be_used_counts() {
+        let place = places(device()).unwrap().notify;
+        assert_eq!(
+            (place.address, place.length, place.multiplier),
+            ((1 << 32) + 0x3000, 0x1000, 4)
+        );
+        // In front of it: notifications by port, in a BAR that is none, outside the BAR, too few,
+        // odd ones.
+        let device = device()
+            .with_bar(2, 0x20, 1)
+            .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 2, [0, 4, 0])
+            .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 6, [0, 0x1000, 4])
+            .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x3000, 0x1001, 4])
+            .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0, 1, 4])
+            .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0, 0x1000, 3]);
+        assert_eq!(places(device).unwrap().notify.address, (1 << 32) + 0x3000);
+        // In front of all, a good one.
+        let better =
+            self::device().with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x800, 0x100, 8]);
+        let place = places(better).unwrap().notify;
+        assert_eq!((place.address, place.multiplier), ((1 << 32) + 0x800, 8));
+    }
+
+    #[test]
+    fn a_device_without_a_usable_structure_is_told_by_its_first_fault() {
+        let none = Function::device().with_bar(4, 0x4000, 0b1100);
+        let fault = places(none.clone()).err();
+        assert_eq!(
+            fault,
+            Some(TransportError::Capability("common configuration"))
+        );
+        let wrong = none
+            .with_capability(VIRTIO_PCI_CAP_COMMON_CFG, 1, [0, 0x1000, 0])
+            .with_capability(VIRTIO_PCI_CAP_COMMON_CFG, 4, [0x3001, 0x800, 0]);
+        let address = 1 << 32;
+        assert_eq!(
+            places(wrong).err(),
+            Some(TransportError::Bar { bar: 4, address })
+        );
+    }
+
+    #[test]
+    fn capabilities_that_run_in_a_circle_end() {
+        let mut device = device();
+        let first = device.word(CAPABILITIES);
+        device.words.insert(0x40, 0x09 | first << 8);
+        let mut machine = Machine::default();
+        machine.add(Bus::Root(0), 1, 0, device);
+        assert_eq!(
+            capabilities(&machine, at(0, 1, 0)).count(),
+            MAX_CAPABILITIES
+        );
+    }
+
+    #[test]
+    fn bars_are_read_as_they_are_and_stay_so() {
+        let device = Function::device()
+            .with_bar(0, 0x1000, 0)
+            .with_bar(1, 0x20, 1)
+            .with_bar(2, 1 << 33, 0b1100)
+            .with_bar(5, 0x1000, 0b100); // its upper half would be beyond the last one
+        let mut machine = Machine::default();
+        let index = machine.add(Bus::Root(0), 1, 0, device);
+        machine.functions[index].words.insert(Bar::register(3), 6);
+        let before = machine.functions[index].clone();
+        let Bars(bars) = Bars::read(&mut machine, at(0, 1, 0));
+        let bars = bars.map(|bar| bar.map(|bar| (bar.address, bar.size)));
+        assert_eq!(
+            bars,
+            [
+                Some((0, 0x1000)),
+                None,
+                Some((6 << 32, 1 << 33)),
+                None,
+                None,
+                None
+            ]
+        );
+        for (register, word) in &machine.functions[index].words {
+            assert_eq!(*word, before.word(*register), "{register:#x}");
+        }
     }
 }

@@ -19,7 +19,7 @@ impl Ecam {
     /// `base` must point to that much configuration space, 4-byte aligned and mapped as device
     /// memory for ever; nothing else may use it while this lives.
     pub unsafe fn new(base: NonNull<u8>, size: usize) -> Self {
-        let words = NonNull::slice_from_raw_parts(base.cast(), size >> 2);
+        let words = NonNull::slice_from_raw_parts(base.cast(), size / 4);
         Self {
             // SAFETY: the caller promises it.
             words: unsafe { UniqueMmioPointer::new(words) },
@@ -33,7 +33,7 @@ fn word(function: DeviceFunction, register_offset: u8) -> usize {
         | usize::from(function.device & 0x1f) << 15
         | usize::from(function.function & 0b111) << 12
         | usize::from(register_offset);
-    byte >> 2
+    byte / 4
 }
 
 impl ConfigurationAccess for Ecam {

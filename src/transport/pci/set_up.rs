@@ -166,3 +166,238 @@ impl<C: ConfigurationAccess> SetUp<'_, C> {
         self.window.start = aligned.unwrap_or(self.window.end).min(self.window.end);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        CAPABILITIES, COMMAND, HEADER_TYPE,
+        fake::{Bus, Function, Machine},
+    };
+    use super::*;
+    use core::cell::Cell;
+    use std::vec::Vec;
+
+    const WINDOW: Range<u64> = 0x1000_0000..0x3eff_0000;
+
+    fn fs() -> Function {
+        Function::device()
+            .with_bar(0, 0x20, 1)
+            .with_bar(1, 0x1000, 0)
+            .with_bar(4, 0x4000, 0b1100)
+    }
+
+    fn numbers(machine: &Machine, bridge: usize) -> [u8; 3] {
+        let [own, behind, last, _] = machine.functions[bridge].word(BUS_NUMBERS).to_le_bytes();
+        [own, behind, last]
+    }
+
+    /// Addresses and sizes of a function's placed memory BARs.
+    fn bars(machine: &Machine, index: usize) -> Vec<Range<u64>> {
+        let mut one = Machine::default();
+        one.add(Bus::Root(0), 0, 0, machine.functions[index].clone());
+        let at = DeviceFunction {
+            bus: 0,
+            device: 0,
+            function: 0,
+        };
+        let Bars(bars) = Bars::read(&mut one, at);
+        let placed = bars.into_iter().flatten().filter(|bar| bar.address != 0);
+        placed
+            .map(|bar| bar.address..bar.address + bar.size)
+            .collect()
+    }
+
+    /// A switch, a bridge with a BAR behind a bridge, devices of more than one function.
+    fn tree() -> (Machine, Vec<usize>) {
+        let mut machine = Machine::default();
+        let port = machine.add(Bus::Root(0), 1, 0, Function::bridge().with_others());
+        let empty = machine.add(Bus::Root(0), 1, 3, Function::bridge());
+        let other = machine.add(Bus::Root(0), 2, 0, Function::bridge());
+        machine.add(Bus::Root(0), 3, 0, fs());
+        let up = machine.add(Bus::Behind(port), 0, 0, Function::bridge());
+        let down = machine.add(Bus::Behind(up), 4, 0, Function::bridge());
+        machine.add(Bus::Behind(down), 0, 0, fs());
+        let pci = Function::bridge().with_bar(0, 0x100, 0b100);
+        let pci = machine.add(Bus::Behind(other), 0, 0, pci);
+        machine.add(Bus::Behind(pci), 5, 0, fs().with_others());
+        machine.add(Bus::Behind(pci), 5, 1, fs().with_bar(2, 64 << 20, 0b1000));
+        (machine, [port, up, down, empty, other, pci].into())
+    }
+
+    #[test]
+    fn buses_are_numbered_depth_first() {
+        let (mut machine, bridges) = tree();
+        set_up(&mut machine, WINDOW, 255);
+        let all: Vec<_> = bridges.iter().map(|at| numbers(&machine, *at)).collect();
+        let expected = [
+            [0, 1, 3],
+            [1, 2, 3],
+            [2, 3, 3],
+            [0, 4, 4],
+            [0, 5, 6],
+            [5, 6, 6],
+        ];
+        assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn memory_is_placed_once_and_inside_the_windows_of_all_bridges_before_it() {
+        let (mut machine, bridges) = tree();
+        set_up(&mut machine, WINDOW, 255);
+        let mut placed = Vec::new();
+        for index in 0..machine.functions.len() {
+            for bar in bars(&machine, index) {
+                assert_eq!(bar.start % (bar.end - bar.start), 0);
+                assert!(
+                    WINDOW.start <= bar.start && bar.end <= WINDOW.end,
+                    "{bar:?}"
+                );
+                for bridge in machine.bridges_before(index) {
+                    let window = machine.window(bridge).unwrap();
+                    assert!(window.start <= bar.start && bar.end <= window.end);
+                }
+                placed.push(bar);
+            }
+        }
+        assert_eq!(placed.len(), 4 * 2 + 1 + 1);
+        placed.sort_by_key(|bar| bar.start);
+        assert!(placed.is_sorted_by(|first, second| first.end <= second.start));
+        // No two bridges of a bus pass the same on, and one with nothing behind it passes nothing.
+        let [port, _, _, empty, other, _] = bridges[..] else {
+            panic!()
+        };
+        assert!(machine.window(port).unwrap().end <= machine.window(other).unwrap().start);
+        assert_eq!(machine.window(empty), None);
+        for bridge in bridges {
+            assert_eq!(machine.functions[bridge].word(COMMAND) & 0b110, 0b110);
+            assert_eq!(machine.functions[bridge].word(PREFETCHABLE_WINDOW), CLOSED);
+        }
+    }
+
+    #[test]
+    fn what_was_set_up_is_set_up_anew_in_the_same_way() {
+        let (mut machine, bridges) = tree();
+        set_up(&mut machine, WINDOW, 255);
+        let first = machine.functions.clone();
+        set_up(&mut machine, WINDOW, 255);
+        assert!(first == machine.functions);
+        // Numbers that lead in circles are no obstacle.
+        for bridge in bridges {
+            let words = &mut machine.functions[bridge].words;
+            words.insert(BUS_NUMBERS, 0x00ff_0100);
+        }
+        set_up(&mut machine, WINDOW, 255);
+        assert!(first == machine.functions);
+    }
+
+    #[test]
+    fn what_finds_no_room_stays_without_an_address() {
+        let mut machine = Machine::default();
+        let large = Function::device()
+            .with_bar(0, 1 << 30, 0)
+            .with_bar(2, 1 << 40, 0b1100);
+        let large = machine.add(Bus::Root(0), 1, 0, large);
+        let small = machine.add(Bus::Root(0), 2, 0, fs());
+        // Not all of its last MiB is there, so a bridge can't pass it on.
+        let bridge = machine.add(Bus::Root(0), 3, 0, Function::bridge());
+        let behind = machine.add(Bus::Behind(bridge), 0, 0, fs());
+        set_up(&mut machine, 0x1000_0000..0x100f_0000, 255);
+        assert_eq!(bars(&machine, large), []);
+        assert_eq!(bars(&machine, small), []);
+        set_up(&mut machine, 0x1000_0000..0x101f_0000, 255);
+        assert_eq!(bars(&machine, large), []);
+        assert_eq!(bars(&machine, small).len(), 2);
+        assert_eq!(bars(&machine, behind), []);
+        assert_eq!(machine.window(bridge), None);
+    }
+
+    #[test]
+    fn other_root_buses_have_the_numbers_up_to_the_next() {
+        let mut machine = Machine::default();
+        machine.add(Bus::Root(0), 0, 0, Function::host_bridge());
+        machine.add(Bus::Root(0), 1, 0, Function::host_bridge());
+        for root in [0, 2, 0x40] {
+            for device in [3, 4] {
+                machine.add(Bus::Root(root), device, 0, Function::bridge());
+            }
+        }
+        set_up(&mut machine, WINDOW, 255);
+        let all = (2..8).map(|bridge| numbers(&machine, bridge));
+        let none = [0, 0, 0];
+        let expected = [
+            [0, 1, 1],
+            none,
+            [2, 3, 3],
+            [2, 4, 4],
+            [0x40, 0x41, 0x41],
+            [0x40, 0x42, 0x42],
+        ];
+        assert_eq!(all.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn numbers_end_with_the_last_bus_and_depth_somewhere() {
+        let mut machine = Machine::default();
+        for device in 0..32 {
+            for function in 0..8 {
+                let bridge = Function::bridge().with_others();
+                machine.add(Bus::Root(0), device, function, bridge);
+            }
+        }
+        for last_bus in [0, 15, 255] {
+            set_up(&mut machine, WINDOW, last_bus);
+            let last = (0..256).map(|bridge| numbers(&machine, bridge)[1]).max();
+            assert_eq!(last, Some(last_bus));
+        }
+        let mut machine = Machine::default();
+        machine.add_chain(200);
+        set_up(&mut machine, WINDOW, 255);
+        let depth = (0..200).filter(|bridge| numbers(&machine, *bridge)[1] != 0);
+        assert_eq!(depth.count(), MAX_DEPTH.into());
+    }
+
+    /// Whatever is read is a bridge, or whatever a hostile host can think of.
+    struct Liar {
+        state: Cell<u64>,
+        accesses: Cell<usize>,
+    }
+
+    impl ConfigurationAccess for Liar {
+        fn read_word(&self, _: DeviceFunction, register: u8) -> u32 {
+            self.accesses.set(self.accesses.get() + 1);
+            let next = self.state.get().wrapping_mul(0x5851_f42d_4c95_7f2d) | 1;
+            self.state.set(next.rotate_left(23).wrapping_add(1));
+            let random = (next >> 32) as u32;
+            match register {
+                // Of any kind, most of them with more than one function.
+                HEADER_TYPE => random & 0x0081_0000 | 0x0080_0000,
+                CAPABILITIES => 0x40,
+                _ => random,
+            }
+        }
+
+        fn write_word(&mut self, _: DeviceFunction, _: u8, _: u32) {
+            self.accesses.set(self.accesses.get() + 1);
+        }
+
+        unsafe fn unsafe_clone(&self) -> Self {
+            panic!("nobody needs another");
+        }
+    }
+
+    #[test]
+    fn a_host_that_lies_about_everything_gets_a_bounded_number_of_questions() {
+        let last_bus = if cfg!(miri) { 3 } else { 255 };
+        for seed in 1..4 {
+            let mut liar = Liar {
+                state: Cell::new(seed),
+                accesses: Cell::new(0),
+            };
+            set_up(&mut liar, WINDOW, last_bus);
+            // 256 functions of each bus, each looked at twice, with six BARs.
+            let functions = (usize::from(last_bus) + 1) * 256;
+            assert!(liar.accesses.get() < functions * 2 * 50);
+            assert!(liar.accesses.get() > functions, "it was believed");
+        }
+    }
+}
