@@ -2,6 +2,7 @@
 //!
 //! What a cell needs is made or downloaded by `make test`; nothing is skipped when it is missing.
 
+mod bridges;
 mod commands;
 mod embedded;
 mod entries;
@@ -15,6 +16,7 @@ mod kernels;
 mod kvm;
 mod lab;
 mod linux;
+mod machines;
 mod machines_arm;
 mod menu;
 mod qemus;
@@ -142,6 +144,20 @@ cells! {
     microvm_without_acpi_tells_linux_where_its_devices_are_from_rom: linux::boots_without_acpi(X86_64MicrovmRom);
     x86_64_loads_300_mib_into_1_gib_and_refuses_256_mib: linux::loads_300_mib(X86_64Q35);
     aarch64_loads_300_mib_into_1_gib_and_refuses_256_mib: linux::loads_300_mib(Aarch64Virt);
+}
+
+cells! {
+    bridges_of_q35: bridges::found(X86_64Q35);
+    bridges_of_q35_from_rom: bridges::found(X86_64Q35Rom);
+    bridges_of_pc: bridges::found(X86_64Pc);
+    bridges_of_virt: bridges::found(Aarch64VirtPci);
+    bridges_of_virt_from_rom: bridges::found(Aarch64VirtRom);
+    bridges_are_linux_own_afterwards_on_q35: bridges::boots_linux(X86_64Q35);
+    bridges_are_linux_own_afterwards_on_q35_from_rom: bridges::boots_linux(X86_64Q35Rom);
+    bridges_are_linux_own_afterwards_on_pc: bridges::boots_linux(X86_64Pc);
+    bridges_are_linux_own_afterwards_on_virt: bridges::boots_linux(Aarch64VirtPci);
+    bridges_of_a_second_root_on_q35: bridges::second_root(X86_64Q35);
+    bridges_of_a_second_root_on_q35_from_rom: bridges::second_root(X86_64Q35Rom);
 }
 
 cells! {

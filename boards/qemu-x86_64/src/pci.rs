@@ -69,12 +69,11 @@ impl ConfigurationAccess for Configuration {
     }
 
     unsafe fn unsafe_clone(&self) -> Self {
-        // SAFETY: the caller promises what each asks for.
-        unsafe {
-            match self {
-                Self::Ports(ports) => Self::Ports(ports.unsafe_clone()),
-                Self::Express(express) => Self::Express(express.unsafe_clone()),
-            }
+        match self {
+            // SAFETY: the caller promises what it asks for.
+            Self::Ports(ports) => Self::Ports(unsafe { ports.unsafe_clone() }),
+            // SAFETY: as above.
+            Self::Express(express) => Self::Express(unsafe { express.unsafe_clone() }),
         }
     }
 }
