@@ -636,8 +636,9 @@ impl<T: Transport, H: Hal> Session<T, H> {
         let Some(slot) = slot.filter(|_| room > 0) else {
             return Ok(None);
         };
+        let mut pieces = Vec::new();
         // SAFETY: promised by the caller.
-        let pieces = unsafe { lend::<H>(to, room) };
+        unsafe { lend::<H>(to, room, &mut pieces) };
         let lent: u32 = pieces.iter().map(|piece| piece.size).sum();
         if lent == 0 {
             let is_any_lent = link.slots.lent_bytes() > 0;
@@ -755,14 +756,13 @@ enum Class {
     Posted(Priority),
 }
 
-/// Lends the device the bytes at `to`, one at least, in `room` pieces at most. What the platform
-/// refuses to lend in one piece is offered page by page, until it refuses a page.
+/// Lends the device the bytes at `to`, one at least, in `room` pieces at most, which it adds to
+/// `pieces`: to return them would copy them. What the platform refuses to lend in one piece is offered page by page, until it refuses a page.
 ///
 /// # Safety
 ///
 /// The bytes must be valid for writing.
-unsafe fn lend<H: Hal>(to: NonNull<[u8]>, room: usize) -> Vec<Buffer, MAX_PIECES> {
-    let mut pieces = Vec::new();
+unsafe fn lend<H: Hal>(to: NonNull<[u8]>, room: usize, pieces: &mut Vec<Buffer, MAX_PIECES>) {
     let (mut start, mut left, mut piece) = (to.cast::<u8>(), to.len(), to.len());
     while left > 0 && pieces.len() < room {
         let buffer = NonNull::slice_from_raw_parts(start, piece);
@@ -788,7 +788,6 @@ unsafe fn lend<H: Hal>(to: NonNull<[u8]>, room: usize) -> Vec<Buffer, MAX_PIECES
         left = left.saturating_sub(piece);
         piece = left.min(PAGE_SIZE);
     }
-    pieces
 }
 
 /// A request on its way.

@@ -34,25 +34,26 @@ unsafe impl Send for Sharing {}
 /// What was shared and not unshared.
 static SHARED: Mutex<Vec<Sharing>> = Mutex::new(Vec::new());
 
-fn all_shared() -> MutexGuard<'static, Vec<Sharing>> {
+fn notes() -> MutexGuard<'static, Vec<Sharing>> {
     SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes of each buffer that this thread has shared, and nobody unshared.
 fn shared_here() -> Vec<usize> {
-    let shared = all_shared();
+    let shared = notes();
     let here = shared.iter().filter(|held| held.owner == current().id());
     here.map(|held| held.buffer.len()).collect()
 }
 
 /// Notes a buffer that the device has under `address`.
+#[inline(never)] // Benchmarks leave it out by its name, and `unshared`.
 fn shared(
     address: PhysAddr,
     buffer: NonNull<[u8]>,
     direction: BufferDirection,
     bounce: Option<Box<[u8]>>,
 ) -> PhysAddr {
-    all_shared().push(Sharing {
+    notes().push(Sharing {
         address,
         buffer,
         direction,
@@ -63,8 +64,9 @@ fn shared(
 }
 
 /// The note of a buffer that the device has no longer.
+#[inline(never)] // As above.
 fn unshared(address: PhysAddr, buffer: NonNull<[u8]>, direction: BufferDirection) -> Sharing {
-    let mut shared = all_shared();
+    let mut shared = notes();
     let index = shared.iter().position(|held| {
         (held.address, held.buffer, held.direction) == (address, buffer, direction)
     });

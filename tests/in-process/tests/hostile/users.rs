@@ -1,9 +1,9 @@
 //! Several users of one share: none keeps the others from what the host has for them.
 
-use crate::rig::{CHUNK, LARGE, check, in_chunks, is_large, spoiling, tree};
+use crate::rig::{CHUNK, LARGE, check, in_chunks, is_large, spoiling};
 use bootshare::{Error, Options, fuse::Violation};
-use bootshare_test_device::{Device, Opcode};
-use std::{sync::mpsc::channel, thread, time::Duration};
+use bootshare_test_device::Opcode;
+use std::{ops::ControlFlow, sync::mpsc::channel, thread, time::Duration};
 
 #[test]
 fn a_malformed_answer_takes_no_room_from_those_that_come_with_it() {
@@ -99,19 +99,29 @@ fn a_second_user_does_not_wait_for_the_first_ones_read() {
 }
 
 #[test]
-fn progress_may_use_the_share_itself() {
-    let device = Device::new(tree());
-    let share = device.mount(in_chunks()).unwrap();
+fn progress_may_use_the_share_itself_also_without_room() {
+    // The first READ comes at once; then a queue of 64 descriptors is full.
+    let device = spoiling(Opcode::Read, |request, good| {
+        if request.offset() == 0 {
+            good
+        } else {
+            good.after(Duration::from_secs(1))
+        }
+    });
+    let share = device.mount(in_chunks().with_depth(21)).unwrap();
     let file = share.open("large").unwrap();
     let mut buf = vec![0; LARGE as usize];
     let mut looks = 0;
     let read = file.read_at_with(0, &mut buf, &mut |_| {
         looks += 1;
-        share.metadata("file").unwrap();
-        std::ops::ControlFlow::Continue(())
+        if looks < 5 {
+            assert_eq!(file.read_at(7, &mut [0; 9]), Ok(9));
+            share.metadata("file").unwrap();
+        }
+        ControlFlow::Continue(())
     });
     assert_eq!(read, Ok(LARGE as usize));
-    assert!(looks > 0 && is_large(&buf, 0));
+    assert!(looks > 5 && is_large(&buf, 0));
     drop(file);
     share.unmount().unwrap();
     check(&device);
