@@ -54,7 +54,8 @@ impl Options {
         self
     }
 
-    /// With another number of request queues at most: see [`pages_per_share`] for what they take.
+    /// With another number of request queues at most: see
+    /// [`pages_per_share`](super::pages_per_share) for what they take.
     #[must_use]
     pub const fn with_request_queues(mut self, queues: usize) -> Self {
         self.request_queues = queues;
