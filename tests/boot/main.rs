@@ -236,6 +236,8 @@ cells! {
     q35_hands_a_payload_no_interrupt_as_linux: handoff::as_linux(X86_64Q35);
     q35_hands_a_payload_no_interrupt_from_rom: handoff::by_pvh(X86_64Q35Rom);
     pc_hands_a_payload_no_interrupt_as_linux: handoff::as_linux(X86_64Pc);
+    q35_hands_a_payload_no_interrupt_in_x2apic_mode: handoff::in_x2apic_mode(X86_64Q35);
+    microvm_hands_linux_no_tick_of_the_pit: handoff::ticks_before_linux_is_ready(X86_64Microvm);
     virt_is_left_to_its_payload_as_it_was: machines_arm::leaves_the_state_as_it_was(Aarch64Virt);
 }
 
