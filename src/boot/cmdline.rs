@@ -127,7 +127,9 @@ fn is_space(byte: u8) -> bool {
 /// Whether a word of `line` has this key. `-` and `_` are the same in a key, as in the kernel.
 fn has_key(line: &[u8], key: &[u8]) -> bool {
     let same = |a: &u8, b: &u8| a == b || (matches!(a, b'-' | b'_') && matches!(b, b'-' | b'_'));
-    words(line).any(|word| {
+    // What stands behind `--` is for init.
+    let mut words = words(line).take_while(|word| *word != b"--");
+    words.any(|word| {
         let (other, _) = key_and_value(word);
         other.len() == key.len() && other.iter().zip(key).all(|(a, b)| same(a, b))
     })

@@ -20,7 +20,8 @@ use core::{cell::Cell, fmt, ops::Deref};
 use heapless::Vec;
 
 /// A share as the boot flow mounts it.
-pub(super) type BoardShare<B> = Share<<B as Board>::Transport, <B as Board>::Clock, <B as Board>::Hal>;
+pub(super) type BoardShare<B> =
+    Share<<B as Board>::Transport, <B as Board>::Clock, <B as Board>::Hal>;
 
 /// A file of it.
 pub(super) type BoardFile<'s, B> =

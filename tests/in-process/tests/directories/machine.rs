@@ -282,7 +282,9 @@ fn chosen(blob: &[u8]) -> End {
     let told = value("bootargs").unwrap();
     let told = told.strip_suffix(b"\0").unwrap().to_vec();
     let (start, end) = (number("linux,initrd-start"), number("linux,initrd-end"));
-    let initrd = start.zip(end).map(|(start, end)| bytes(Range { start, end }));
+    let initrd = start
+        .zip(end)
+        .map(|(start, end)| bytes(Range { start, end }));
     End::Started {
         told: String::from_utf8(told).unwrap(),
         initrd: initrd.unwrap_or_default().to_vec(),
@@ -357,4 +359,34 @@ pub fn kernel(architecture: Architecture) -> Vec<u8> {
         }
     }
     kernel
+}
+
+/// An EFI program with these sections (PE/COFF, "Section Table").
+pub fn uki(architecture: Architecture, sections: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let machine: u16 = match architecture {
+        Architecture::X86_64 => 0x8664,
+        Architecture::Aarch64 => 0xaa64,
+    };
+    let mut image = vec![0; 0x400];
+    let mut place = image.len();
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"MZ");
+    put(0x3c, &0x80_u32.to_le_bytes());
+    put(0x80, b"PE\0\0");
+    put(0x84, &machine.to_le_bytes());
+    put(0x86, &(sections.len() as u16).to_le_bytes());
+    put(0x94, &0xf0_u16.to_le_bytes());
+    put(0x98, &0x20b_u16.to_le_bytes());
+    for (index, (name, content)) in sections.iter().enumerate() {
+        let at = 0x188 + 40 * index;
+        let size = (content.len() as u32).to_le_bytes();
+        put(at, name.as_bytes());
+        put(at + 8, &size);
+        put(at + 16, &size);
+        put(at + 20, &(place as u32).to_le_bytes());
+        place += content.len();
+    }
+    let contents = sections.iter().flat_map(|(_, content)| content);
+    image.extend(contents);
+    image
 }
