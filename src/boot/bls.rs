@@ -13,18 +13,25 @@
 //! | `devicetree` | the path of a device tree that replaces the machine's |
 //! | `devicetree-overlay` | refused: see [`entry`](crate::boot::entry) |
 //! | `architecture` | hides the entry from other machines |
-//! | `uki`, `efi` | the path of an EFI program with a [kernel in it](crate::boot::uki) |
+//! | `uki` | the path of an EFI program with a [kernel in it](crate::boot::uki) |
+//! | `efi` | the same, of any EFI program: such an entry is hidden unless it is asked for |
 //! | `uki-url` | hides it from this loader, which has no network |
+//! | `profile`, `extra` | refused: see [`entry`](crate::boot::entry) |
 //!
 //! Other keys are ignored. Of a key that may stand there once, the last line counts. All paths
-//! start at the share's root, with a `/` or without.
+//! start at the root of the file system that the entry is on, with a `/` or without. Quotation marks
+//! around a whole value go, as with systemd-boot. Several paths may stand in a line `initrd`, as with
+//! GRUB, which also has [variables](crate::boot::grub) in `linux`, `initrd`, `options` and
+//! `devicetree`: [`expand`].
 
 use crate::boot::{
+    glob,
+    grub::{Environment, has_variables},
     image::Architecture,
-    text::{Lines, lines, number},
+    text::{Lines, lines, number, unquoted},
     version,
 };
-use core::cmp::Ordering;
+use core::cmp::{Ordering, Reverse};
 
 /// The name of an entry's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +40,8 @@ pub struct FileName<'a> {
     pub id: &'a [u8],
     /// Boot counters, if the name has some.
     pub tries: Option<Tries>,
-    /// The name without its ending.
-    stem: &'a [u8],
+    /// All of it.
+    pub name: &'a [u8],
 }
 
 /// The boot counters of an entry ("Boot counting"). They are read, never written.
@@ -51,9 +58,7 @@ impl<'a> FileName<'a> {
     /// it is no entry's.
     #[must_use]
     pub fn parse(name: &'a [u8]) -> Option<Self> {
-        let stem = name
-            .strip_suffix(b".conf")
-            .or_else(|| name.strip_suffix(b".efi"))?;
+        let stem = stem(name)?;
         // `*.conf` matches no hidden files.
         if stem.is_empty() || stem.starts_with(b".") {
             return None;
@@ -62,7 +67,7 @@ impl<'a> FileName<'a> {
             Some((id, tries)) => (id, Some(tries)),
             None => (stem, None),
         };
-        Some(Self { id, tries, stem })
+        Some(Self { id, tries, name })
     }
 
     /// Whether all tries are used up.
@@ -70,6 +75,50 @@ impl<'a> FileName<'a> {
     pub fn is_bad(&self) -> bool {
         self.tries.is_some_and(|tries| tries.left == 0)
     }
+}
+
+/// How well a name fits a pattern: the less, the better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fit {
+    /// It matches.
+    Exact,
+    /// It does if letters of either case count as the same, as with systemd-boot.
+    AnyCase,
+    /// It is for another one.
+    None,
+}
+
+impl Fit {
+    /// Of the entry with this id, from a file of this name: `pattern` may be for the id, with an ending
+    /// or without, or for the name.
+    #[must_use]
+    pub fn of(pattern: &[u8], id: &[u8], name: &[u8]) -> Self {
+        let fits = |matches: fn(&[u8], &[u8]) -> bool| {
+            matches(stem(pattern).unwrap_or(pattern), id) || matches(pattern, name)
+        };
+        match () {
+            () if fits(glob::matches) => Self::Exact,
+            () if fits(glob::matches_any_case) => Self::AnyCase,
+            () => Self::None,
+        }
+    }
+}
+
+/// A name without the ending of an entry's file.
+fn stem(name: &[u8]) -> Option<&[u8]> {
+    before(name, b".conf").or_else(|| before(name, b".efi"))
+}
+
+/// Whether it is the name of a unified kernel image, which is an entry of type 2.
+#[must_use]
+pub fn is_image(name: &[u8]) -> bool {
+    before(name, b".efi").is_some()
+}
+
+/// A name without this ending, which may be in any case, as on FAT.
+fn before<'a>(name: &'a [u8], ending: &[u8]) -> Option<&'a [u8]> {
+    let (stem, end) = name.split_at_checked(name.len().checked_sub(ending.len())?)?;
+    end.eq_ignore_ascii_case(ending).then_some(stem)
 }
 
 /// An id and the counters behind it: `ID+LEFT` or `ID+LEFT-DONE`.
@@ -101,8 +150,14 @@ pub struct Entry<'a> {
     pub devicetree_overlay: &'a [u8],
     /// What it is for, in the words of the EFI specification.
     pub architecture: &'a [u8],
-    /// The path of a unified kernel image: `uki`, or `efi`.
+    /// The path of a unified kernel image.
     pub uki: &'a [u8],
+    /// The path of an EFI program.
+    pub efi: &'a [u8],
+    /// Which profile of a unified kernel image it starts.
+    pub profile: &'a [u8],
+    /// The path of a file to be handed to a unified kernel image.
+    pub extra: &'a [u8],
     /// Where an image is to be fetched from.
     pub uki_url: &'a [u8],
     text: &'a [u8],
@@ -126,19 +181,21 @@ impl<'a> Entry<'a> {
                 b"devicetree" => &mut entry.devicetree,
                 b"devicetree-overlay" => &mut entry.devicetree_overlay,
                 b"architecture" => &mut entry.architecture,
-                b"uki" | b"efi" => &mut entry.uki,
+                b"uki" => &mut entry.uki,
+                b"efi" => &mut entry.efi,
+                b"profile" => &mut entry.profile,
+                b"extra" => &mut entry.extra,
                 b"uki-url" => &mut entry.uki_url,
                 _ => continue,
             };
-            *field = value;
+            *field = unquoted(value);
         }
         entry
     }
 
     /// The paths of the initrds, in their order.
-    #[must_use]
-    pub fn initrds(&self) -> Values<'a> {
-        self.values(b"initrd")
+    pub fn initrds(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.values(b"initrd").flat_map(Paths)
     }
 
     /// The lines of words for the kernel's command line, to be joined in their order.
@@ -179,9 +236,64 @@ impl<'a> Iterator for Values<'a> {
 
     fn next(&mut self) -> Option<&'a [u8]> {
         let key = self.key;
-        let mut matching = self.lines.by_ref().filter(|(other, _)| *other == key);
-        matching.find_map(|(_, value)| (!value.is_empty()).then_some(value))
+        let matching = self.lines.by_ref().filter(|(other, _)| *other == key);
+        let mut values = matching.map(|(_, value)| unquoted(value));
+        values.find(|value| !value.is_empty())
     }
+}
+
+/// The paths in a line: each starts with a `/` behind white space, which may itself be in a path.
+struct Paths<'a>(&'a [u8]);
+
+impl<'a> Iterator for Paths<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let mut pairs = self.0.windows(2);
+        let end = pairs.position(|pair| matches!(pair, [b' ' | b'\t', b'/']));
+        let (path, rest) = self.0.split_at_checked(end.unwrap_or(self.0.len()))?;
+        self.0 = rest.trim_ascii();
+        let path = path.trim_ascii();
+        (!path.is_empty()).then_some(path)
+    }
+}
+
+/// The keys whose values GRUB expands.
+fn is_expanded(key: &[u8]) -> bool {
+    matches!(key, b"linux" | b"initrd" | b"options" | b"devicetree")
+}
+
+/// Whether [`expand`] has something to do.
+#[must_use]
+pub fn wants_expansion(text: &[u8]) -> bool {
+    lines(text).any(|(key, value)| is_expanded(key) && has_variables(value))
+}
+
+/// Writes an entry's file anew to the start of `out`, with the values in place of GRUB's variables;
+/// its size in bytes, which may be more than `out` has.
+pub fn expand(text: &[u8], environment: &Environment<'_>, out: &mut [u8]) -> usize {
+    let mut size = 0_usize;
+    for (key, value) in lines(text) {
+        let parts: [(&[u8], bool); 4] = [
+            (key, false),
+            (b" ", false),
+            (value, is_expanded(key)),
+            (b"\n", false),
+        ];
+        for (part, expanded) in parts {
+            let out = out.get_mut(size..).unwrap_or_default();
+            let part_size = if expanded {
+                environment.expand(part, out)
+            } else {
+                if let Some(out) = out.get_mut(..part.len()) {
+                    out.copy_from_slice(part);
+                }
+                part.len()
+            };
+            size = size.saturating_add(part_size);
+        }
+    }
+    size
 }
 
 /// The order of a menu ("Sorting"): what is less comes first.
@@ -202,9 +314,14 @@ pub fn compare(a: (&FileName<'_>, &Entry<'_>), b: (&FileName<'_>, &Entry<'_>)) -
             .then_with(|| version::compare(b.version, a.version)),
     })
     // 4. The file's name, the newest version first.
-    .then_with(|| version::compare(name_b.stem, name_a.stem))
+    .then_with(|| version::compare(name_b.id, name_a.id))
+    // As systemd-boot: the one with more tries left, then the one that failed less often.
+    .then_with(|| {
+        let key = |name: &FileName<'_>| name.tries.map(|tries| (Reverse(tries.left), tries.done));
+        key(name_a).cmp(&key(name_b))
+    })
     // Not to depend on the order of the directory.
-    .then_with(|| name_b.stem.cmp(name_a.stem))
+    .then_with(|| name_b.name.cmp(name_a.name))
 }
 
 /// What `/loader/loader.conf` says.
@@ -250,6 +367,7 @@ impl<'a> LoaderConf<'a> {
     pub fn parse(text: &'a [u8]) -> Self {
         let mut conf = Self::default();
         for (key, value) in lines(text) {
+            let value = unquoted(value);
             match (key, value) {
                 (_, b"") => {}
                 (b"default", _) => conf.default = Some(value),
@@ -298,15 +416,64 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
         // "Type #1": "Lines beginning with # are used for comments", "the first word of a line is
         // used as key and is separated by one or more spaces from its value". Keys that are not
         // known are ignored. initrd and options "may appear more than once".
-        let text = b"\tlinux\t  /a path/with spaces \r\n#linux /no\nLinux /no\nlinuxx /no\n\
-            initrd 1\noptions  a  b\ninitrd\ninitrd 2\n options c\r\ntitle one\ntitle two";
+        let text =
+            b"\xef\xbb\xbf\tlinux\t  /a path/with spaces \r\n#linux /no\nLinux /no\nlinuxx /no\n\
+            initrd 1\noptions  a  b\ninitrd\ninitrd 2\n options \"c d\"\r\ntitle one\ntitle 'two'";
         let entry = Entry::parse(text);
         assert_eq!(entry.linux, b"/a path/with spaces");
         assert_eq!(entry.title, b"two");
         let initrds: Vec<_> = entry.initrds().collect();
         assert_eq!(initrds, [b"1", b"2"]);
         let options: Vec<_> = entry.options().collect();
-        assert_eq!(options, [&b"a  b"[..], b"c"]);
+        assert_eq!(options, [&b"a  b"[..], b"c d"]);
+    }
+
+    #[test]
+    fn a_line_may_have_several_initrds() {
+        // GRUB's blscfg; a path itself may have spaces in it.
+        let text = b"initrd  /a.img /b c.img\t/d\ninitrd e f\ninitrd /";
+        let initrds: Vec<_> = Entry::parse(text).initrds().collect();
+        assert_eq!(initrds, [&b"/a.img"[..], b"/b c.img", b"/d", b"e f", b"/"]);
+    }
+
+    #[test]
+    fn grubs_variables_are_expanded_where_grub_does() {
+        let text = b"title $x\nversion 1\nlinux /vmlinuz-$v\ninitrd /i $none\noptions a $x\n\
+            grub_users $none\noptions $none";
+        assert!(wants_expansion(text));
+        assert!(!wants_expansion(
+            b"title $x\noptions memmap=1G$4G\nversion $v"
+        ));
+        let mut out = [0; 256];
+        let size = expand(text, &Environment::parse(b"x=b c\nv=6.1\n"), &mut out);
+        let entry = Entry::parse(&out[..size]);
+        assert_eq!((entry.title, entry.version), (&b"$x"[..], &b"1"[..]));
+        assert_eq!(entry.linux, b"/vmlinuz-6.1");
+        assert!(entry.initrds().eq([b"/i"]));
+        assert!(entry.options().eq([b"a b c"]));
+        assert_eq!(
+            expand(text, &Environment::parse(b"x=b c\nv=6.1\n"), &mut []),
+            size
+        );
+    }
+
+    #[test]
+    fn a_pattern_is_for_the_id_or_the_files_name() {
+        let name = FileName::parse(b"Arch-LTS+2-1.conf").unwrap();
+        let fit = |pattern: &str| Fit::of(pattern.as_bytes(), name.id, name.name);
+        for pattern in [
+            "Arch-LTS",
+            "Arch-LTS.conf",
+            "A*",
+            "Arch-LTS+2-1.conf",
+            "Arch-LTS.EFI",
+        ] {
+            assert_eq!(fit(pattern), Fit::Exact, "{pattern}");
+        }
+        for pattern in ["arch-lts", "arch-LTS.CONF", "ARCH*"] {
+            assert_eq!(fit(pattern), Fit::AnyCase, "{pattern}");
+        }
+        assert_eq!(fit("arch"), Fit::None);
     }
 
     #[test]
@@ -333,7 +500,7 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
     fn file_names_have_ids_and_counters() {
         // "Boot counting": the pattern of the name.
         type Parsed = Option<(&'static [u8], Option<(u32, u32)>)>;
-        let cases: [(&[u8], Parsed); 16] = [
+        let cases: [(&[u8], Parsed); 17] = [
             (b"a.conf", Some((b"a", None))),
             (b"a+3.conf", Some((b"a", Some((3, 0))))),
             (b"a+0-7.conf", Some((b"a", Some((0, 7))))),
@@ -349,7 +516,8 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
             (b".conf", None),
             (b".hidden.conf", None),
             (b"a.conf~", None),
-            (b"a.CONF", None),
+            (b"a.CONF", Some((b"a", None))),
+            (b"A+2.Efi", Some((b"A", Some((2, 0))))),
         ];
         for (name, expected) in cases {
             let parsed = FileName::parse(name);
@@ -375,7 +543,7 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
     #[test]
     fn entries_are_sorted_as_the_specification_says() {
         // "Sorting"; each list is in the order expected.
-        let lists: [&[(&str, &str)]; 8] = [
+        let lists: [&[(&str, &str)]; 11] = [
             // 1. Bad entries last, whatever else they say; indeterminate ones are as good.
             &[
                 ("b+1-2.conf", ""),
@@ -414,6 +582,17 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
                 ("b.conf", "sort-key a\nversion 1"),
                 ("a.conf", "sort-key a\nversion 1"),
             ],
+            // Counters are no part of the name that is compared.
+            &[("arch-6.10.1.conf", ""), ("arch-6.10+3.conf", "")],
+            &[("arch-6.10.1+1-2.conf", ""), ("arch-6.10+3.conf", "")],
+            // Then tries count.
+            &[
+                ("a.conf", ""),
+                ("a+10.conf", ""),
+                ("a+9.conf", ""),
+                ("a+1-1.conf", ""),
+                ("a+1-2.conf", ""),
+            ],
             // Names that are equal as versions.
             &[("a_.conf", ""), ("a.conf", "")],
         ];
@@ -433,7 +612,9 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
     fn loader_conf_is_read_as_systemd_boot_does() {
         // loader.conf(5), "default" and "timeout".
         let parse = |text: &'static str| LoaderConf::parse(text.as_bytes());
-        let conf = parse("#timeout 9\ntimeout 3\r\nconsole-mode max\ndefault debian-*.conf \n");
+        let conf = parse(
+            "\u{feff}timeout 9\ntimeout \"3\"\r\nconsole-mode max\ndefault 'debian-*.conf' \n",
+        );
         assert_eq!(conf.default, Some(&b"debian-*.conf"[..]));
         assert_eq!(conf.timeout, Some(Timeout::Seconds(3)));
         for (value, timeout) in [
@@ -461,7 +642,8 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
             let mut text = FEDORA.to_vec();
             Random::new(seed).damage(&mut text);
             let entry = Entry::parse(&text);
-            assert!(entry.initrds().count() <= 1 && entry.options().count() <= 1);
+            assert!(entry.initrds().all(|path| !path.is_empty()));
+            assert!(entry.options().count() <= 1);
             _ = LoaderConf::parse(&text);
             if let Some(name) = FileName::parse(&text) {
                 assert!(compare((&name, &entry), (&name, &entry)).is_eq());

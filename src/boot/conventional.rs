@@ -3,17 +3,20 @@
 //!
 //! | file | names, the first that is there |
 //! |---|---|
-//! | kernel | `vmlinuz`; `Image`; the newest `vmlinuz-VERSION` |
-//! | initrd of `vmlinuz-VERSION` | `initrd.img-VERSION` (Debian), `initramfs-VERSION.img` (Fedora, Arch), `initrd-VERSION` (SUSE), `initramfs-VERSION` (Alpine); else `initrd.img`, `initrd`, `initramfs` with no version |
-//! | initrd of another kernel | `initrd.img`; `initrd`; the newest `initramfs*` |
-//! | command line | `cmdline`; `cmdline.txt` |
+//! | kernel | `vmlinuz`; `Image`; the newest `vmlinuz-VERSION`; the newest `Image-VERSION`; the newest `vmlinux-VERSION`, `bzImage-VERSION`, `kernel-VERSION` in this order; `bzImage`; `Image.gz`; `vmlinuz.efi`; `kernel`; `vmlinux` |
+//! | initrd of a kernel with a version | `initrd.img-VERSION` (Debian), `initramfs-VERSION.img` (Fedora, Arch), `initrd-VERSION` (SUSE), `initramfs-VERSION` (Alpine), `initrd-VERSION.img` (Mageia), `uInitrd-VERSION` (Armbian); else as below, but `initramfs*` with no version |
+//! | initrd of another kernel | `initrd.img`; `initrd`; `initrd.gz`; the newest `initramfs*`; `uInitrd` |
+//! | command line | `cmdline`; `cmdline.txt`: see [`command_line`] |
 //!
 //! Newest goes by the order of [`version`]. Rescue and fallback images are
-//! taken if there is no other; names that end like a backup (`.old`, `~`) or like a signature
-//! never are.
+//! taken if there is no other; names that end like a backup (`.old`, `~`), like a signature or like
+//! a kernel for a debugger (`vmlinux-VERSION.gz`) never are.
+//!
+//! Where the packages of a system keep it, [`MODULES`]`/VERSION`, the kernel is `vmlinuz`: see
+//! [`module_initrds`].
 
-use crate::boot::version;
-use core::cmp::Ordering;
+use crate::boot::{text::without_mark, version};
+use core::cmp::{Ordering, Reverse};
 use heapless::Vec;
 
 /// The longest name in bytes that a directory entry can have.
@@ -23,12 +26,79 @@ pub const MAX_NAME_BYTES: usize = 255;
 pub type Name = Vec<u8, MAX_NAME_BYTES>;
 
 /// What goes around the version in the name of a versioned kernel's initrd, best first.
-const INITRDS: [(&[u8], &[u8]); 4] = [
+const INITRDS: [(&[u8], &[u8]); 6] = [
     (b"initrd.img-", b""),
     (b"initramfs-", b".img"),
     (b"initrd-", b""),
     (b"initramfs-", b""),
+    (b"initrd-", b".img"),
+    (b"uInitrd-", b""),
 ];
+
+/// Names of initrds without a version, best first; `initramfs*` comes before the last one.
+const PLAIN_INITRDS: [&[u8]; 4] = [b"initrd.img", b"initrd", b"initrd.gz", b"uInitrd"];
+/// How many of them come before `initramfs*`.
+const BEFORE_INITRAMFS: usize = 3;
+
+/// Names of kernels without a version, best first; those with one come in between.
+const KERNELS: [&[u8]; 7] = [
+    b"vmlinuz",
+    b"Image",
+    b"bzImage",
+    b"Image.gz",
+    b"vmlinuz.efi",
+    b"kernel",
+    b"vmlinux",
+];
+/// How many of them come before those with a version.
+const BEFORE_VERSIONS: usize = 2;
+
+/// What stands before the version in a kernel's name, best first.
+const PREFIXES: [&[u8]; 5] = [b"vmlinuz-", b"Image-", b"vmlinux-", b"bzImage-", b"kernel-"];
+
+/// Where packages keep a kernel with its modules, in a directory for each version.
+pub const MODULES: [&str; 2] = ["/usr/lib/modules", "/lib/modules"];
+
+/// The kernel's name there.
+pub const MODULES_KERNEL: &str = "vmlinuz";
+
+/// Where the initrd of a kernel in [`MODULES`] is, in two parts: a directory, `None` for the kernel's
+/// own, and a name. The best first.
+pub fn module_initrds(version: &[u8]) -> impl Iterator<Item = (Option<&'static str>, Name)> {
+    let in_boot = INITRDS.iter().filter_map(move |(prefix, suffix)| {
+        Some((Some("/boot"), joined(&[prefix, version, suffix])?))
+    });
+    let own: [&[u8]; 4] = [b"initrd.img", b"initrd", b"initramfs.img", b"initramfs"];
+    let own = own.into_iter();
+    in_boot.chain(own.filter_map(|name| Some((None, joined(&[name])?))))
+}
+
+fn joined(parts: &[&[u8]]) -> Option<Name> {
+    let mut name = Name::new();
+    let mut parts = parts.iter();
+    let all = parts.all(|part| name.extend_from_slice(part).is_ok());
+    all.then_some(name)
+}
+
+/// The command line in a file of that name, put to the start of `text`: without lines that start with
+/// `#`, which are comments as in /etc/kernel/cmdline (kernel-install(8)). Its size in bytes.
+pub fn command_line(text: &mut [u8]) -> usize {
+    let mark = text.len().saturating_sub(without_mark(text).len());
+    let (mut from, mut to) = (mark, 0_usize);
+    while let Some(rest @ [_, ..]) = text.get(from..) {
+        let end = rest.iter().position(|&byte| byte == b'\n');
+        let size = end.map_or(rest.len(), |end| end.saturating_add(1));
+        let line = rest.get(..size).unwrap_or_default();
+        let is_comment = line.trim_ascii_start().starts_with(b"#");
+        let end = from.saturating_add(size);
+        if !is_comment {
+            text.copy_within(from..end, to);
+            to = to.saturating_add(size);
+        }
+        from = end;
+    }
+    to
+}
 
 /// The choice among the names of one directory, in constant memory.
 ///
@@ -52,9 +122,9 @@ const INITRDS: [(&[u8], &[u8]); 4] = [
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Conventional {
-    vmlinuz: bool,
-    image: bool,
-    /// The newest `vmlinuz-VERSION`.
+    /// Which of [`KERNELS`] are there.
+    kernels: [bool; KERNELS.len()],
+    /// The newest kernel with a version, of the best prefix.
     versioned: Name,
     /// Which of [`INITRDS`] are there for `versioned`.
     matching: [bool; INITRDS.len()],
@@ -62,8 +132,8 @@ pub struct Conventional {
     seen_versioned_initrd: bool,
     /// and whether one was seen before the kernel that counts.
     missed_initrd: bool,
-    initrd_img: bool,
-    initrd: bool,
+    /// Which of [`PLAIN_INITRDS`] are there.
+    initrds: [bool; PLAIN_INITRDS.len()],
     /// The newest `initramfs*`.
     initramfs: Name,
     /// The newest `initramfs*` that has no version.
@@ -79,16 +149,21 @@ impl Conventional {
         if name.len() > MAX_NAME_BYTES || is_leftover(name) {
             return;
         }
+        for (known, found) in [
+            (&KERNELS[..], &mut self.kernels[..]),
+            (&PLAIN_INITRDS[..], &mut self.initrds[..]),
+        ] {
+            let mut both = known.iter().zip(found);
+            if let Some((_, found)) = both.find(|(known, _)| **known == name) {
+                *found = true;
+            }
+        }
         match name {
-            b"vmlinuz" => self.vmlinuz = true,
-            b"Image" => self.image = true,
-            b"initrd.img" => self.initrd_img = true,
-            b"initrd" => self.initrd = true,
             b"cmdline" => self.cmdline = true,
             b"cmdline.txt" => self.cmdline_txt = true,
             _ => {}
         }
-        if version_of(name).is_some() && newer(name, &self.versioned).is_gt() {
+        if version_of(name).is_some() && better_kernel(name, &self.versioned).is_gt() {
             replace(&mut self.versioned, name);
             // What was seen so far was compared with another kernel.
             self.matching = Default::default();
@@ -128,11 +203,16 @@ impl Conventional {
     /// The kernel's name.
     #[must_use]
     pub fn kernel(&self) -> Option<&[u8]> {
-        match (self.vmlinuz, self.image) {
-            (true, _) => Some(b"vmlinuz"),
-            (_, true) => Some(b"Image"),
-            _ => some(&self.versioned),
+        let mut there = self.plain_kernels();
+        match there.next() {
+            Some((index, name)) if index < BEFORE_VERSIONS => Some(name),
+            later => some(&self.versioned).or(later.map(|(_, name)| name)),
         }
+    }
+
+    fn plain_kernels(&self) -> impl Iterator<Item = (usize, &'static [u8])> {
+        let both = KERNELS.iter().zip(self.kernels).enumerate();
+        both.filter_map(|(index, (name, found))| found.then_some((index, *name)))
     }
 
     /// The initrd's name, if there is one for the kernel.
@@ -143,19 +223,20 @@ impl Conventional {
             let version = version_of(&self.versioned)?;
             let mut there = INITRDS.iter().zip(self.matching);
             if let Some(((prefix, suffix), _)) = there.find(|(_, found)| *found) {
-                let mut name = Name::from_slice(prefix).ok()?;
-                name.extend_from_slice(version).ok()?;
-                name.extend_from_slice(suffix).ok()?;
-                return Some(name);
+                return joined(&[prefix, version, suffix]);
             }
         }
-        let name = match (self.initrd_img, self.initrd) {
-            (true, _) => b"initrd.img",
-            (_, true) => &b"initrd"[..],
-            _ if versioned => some(&self.plain_initramfs)?,
-            _ => some(&self.initramfs)?,
+        let initramfs = match versioned {
+            true => &self.plain_initramfs,
+            false => &self.initramfs,
         };
-        Name::from_slice(name).ok()
+        let mut there = PLAIN_INITRDS.iter().zip(self.initrds).enumerate();
+        match there.find(|(_, (_, found))| *found) {
+            Some((index, (name, _))) if index < BEFORE_INITRAMFS => joined(&[name]),
+            later => some(initramfs)
+                .or(later.map(|(_, (name, _))| *name))
+                .and_then(|name| joined(&[name])),
+        }
     }
 
     /// The name of the file that holds the command line.
@@ -170,7 +251,9 @@ impl Conventional {
 
     /// Whether the kernel is one with a version in its name.
     fn has_versioned_kernel(&self) -> bool {
-        !self.vmlinuz && !self.image && !self.versioned.is_empty()
+        let mut plain = self.plain_kernels();
+        let before = plain.any(|(index, _)| index < BEFORE_VERSIONS);
+        !before && !self.versioned.is_empty()
     }
 }
 
@@ -186,8 +269,34 @@ fn replace(name: &mut Name, with: &[u8]) {
 
 /// The version in a kernel's name.
 fn version_of(name: &[u8]) -> Option<&[u8]> {
-    name.strip_prefix(b"vmlinuz-")
-        .filter(|version| !version.is_empty())
+    let (_, version) = kernel_parts(name)?;
+    Some(version)
+}
+
+/// How good the prefix of a kernel's name with a version is, and the version.
+fn kernel_parts(name: &[u8]) -> Option<(usize, &[u8])> {
+    let mut prefixes = PREFIXES.iter().enumerate();
+    let (index, version) =
+        prefixes.find_map(|(index, prefix)| Some((index, name.strip_prefix(*prefix)?)))?;
+    let is_packed = |version: &[u8]| {
+        let endings: [&[u8]; 5] = [b".gz", b".xz", b".bz2", b".zst", b".debug"];
+        endings.iter().any(|ending| version.ends_with(ending))
+    };
+    let is_other = version.is_empty() || name.starts_with(b"vmlinux-") && is_packed(version);
+    (!is_other).then_some((index, version))
+}
+
+/// Orders kernels with a version, the one to prefer being greater.
+fn better_kernel(a: &[u8], b: &[u8]) -> Ordering {
+    let prefix = |name: &[u8]| {
+        let parts = kernel_parts(name);
+        (
+            !name.is_empty(),
+            !is_spare(name),
+            Reverse(parts.map_or(usize::MAX, |(index, _)| index)),
+        )
+    };
+    prefix(a).cmp(&prefix(b)).then_with(|| newer(a, b))
 }
 
 /// Orders names, the one to prefer being greater. The empty name, for none, is the least.
@@ -255,9 +364,63 @@ mod tests {
 
     #[test]
     fn names_are_chosen_whatever_their_order() {
-        let cases: [(&[&str], &str); 23] = [
+        let cases: [(&[&str], &str); 35] = [
             (&[], "- - -"),
-            (&["README", "vmlinuz.efi", "vmlinuz-"], "- - -"),
+            (&["README", "linux", "vmlinuz-"], "- - -"),
+            // Void, Armbian, openSUSE, Gentoo.
+            (
+                &[
+                    "vmlinux-6.19.0-edge",
+                    "initrd.img-6.19.0-edge",
+                    "System.map-6.19.0-edge",
+                ],
+                "vmlinux-6.19.0-edge initrd.img-6.19.0-edge -",
+            ),
+            (
+                &["vmlinuz-6.1", "uInitrd-6.1", "uInitrd"],
+                "vmlinuz-6.1 uInitrd-6.1 -",
+            ),
+            (
+                &[
+                    "Image-6.4-default",
+                    "initrd-6.4-default",
+                    "vmlinux-6.4-default.gz",
+                ],
+                "Image-6.4-default initrd-6.4-default -",
+            ),
+            (
+                &[
+                    "vmlinux-6.4-default.xz",
+                    "vmlinuz-6.4-default",
+                    "initrd-6.4-default.img",
+                ],
+                "vmlinuz-6.4-default initrd-6.4-default.img -",
+            ),
+            (
+                &[
+                    "kernel-6.6-gentoo",
+                    "initramfs-6.6-gentoo.img",
+                    "vmlinuz-6.1",
+                ],
+                "vmlinuz-6.1 - -",
+            ),
+            (
+                &["kernel-6.6-gentoo", "initramfs-6.6-gentoo.img"],
+                "kernel-6.6-gentoo initramfs-6.6-gentoo.img -",
+            ),
+            // Buildroot, Yocto, NixOS' netboot, a kernel's own tree.
+            (&["bzImage", "initrd", "netboot.ipxe"], "bzImage initrd -"),
+            (
+                &["Image.gz", "initramfs.cpio.gz"],
+                "Image.gz initramfs.cpio.gz -",
+            ),
+            (&["vmlinux", "bzImage", "initrd.gz"], "bzImage initrd.gz -"),
+            (&["vmlinux", "uInitrd"], "vmlinux uInitrd -"),
+            (&["vmlinuz.efi", "kernel"], "vmlinuz.efi - -"),
+            (
+                &["kernel", "vmlinuz-1", "initramfs-1.img"],
+                "vmlinuz-1 initramfs-1.img -",
+            ),
             (
                 &["vmlinuz", "initrd.img", "cmdline"],
                 "vmlinuz initrd.img cmdline",
@@ -361,6 +524,42 @@ mod tests {
                 assert_eq!(choose(&names), expected, "{names:?}");
             }
         }
+    }
+
+    #[test]
+    fn lines_of_comment_are_no_command_line() {
+        for (text, expected) in [
+            (
+                "# old: root=/dev/sda1\nroot=/dev/vda a=#b\n  # panic=-1",
+                "root=/dev/vda a=#b\n",
+            ),
+            ("\u{feff}quiet\r\n\n#\n# \nsplash", "quiet\r\n\nsplash"),
+            ("a\n\n \n#b\n", "a\n\n \n"),
+            ("#", ""),
+            ("", ""),
+        ] {
+            let mut text = text.as_bytes().to_vec();
+            let size = command_line(&mut text);
+            assert_eq!(text[..size], *expected.as_bytes());
+        }
+    }
+
+    #[test]
+    fn the_initrd_of_a_kernel_among_its_modules_is_in_boot_or_beside_it() {
+        let names: StdVec<_> = module_initrds(b"6.1")
+            .map(|(directory, name)| {
+                let name = String::from_utf8(name.to_vec()).unwrap();
+                std::format!("{}/{name}", directory.unwrap_or("."))
+            })
+            .collect();
+        assert_eq!(names.len(), 10);
+        assert_eq!(names[0], "/boot/initrd.img-6.1");
+        assert_eq!(names[1], "/boot/initramfs-6.1.img");
+        assert_eq!(
+            names[6..],
+            ["./initrd.img", "./initrd", "./initramfs.img", "./initramfs"]
+        );
+        assert_eq!(module_initrds(&[b'9'; 255]).count(), 4);
     }
 
     #[test]

@@ -3,18 +3,20 @@
 //!
 //! | line | meaning |
 //! |---|---|
-//! | `DEFAULT NAME` | the label that comes first |
-//! | `TIMEOUT TENTHS` | how long the menu waits for a key; 0, or without it: no countdown |
+//! | `ONTIMEOUT NAME`, `DEFAULT NAME [WORDS]` | the label that comes first; words for the end of its command line |
+//! | `TIMEOUT TENTHS` | how long the menu waits for a key; 0, or without it: no countdown; below 0: not at all |
 //! | `PROMPT 0\|1` | whether there is a menu without a key being held; not without it |
-//! | `MENU TITLE` and the like | there is one, as with U-Boot, unless a `PROMPT` below says otherwise |
-//! | `UI NAME` | there is one, as with SYSLINUX |
+//! | `MENU TITLE` and the like | there is one, as with U-Boot, unless `PROMPT 0` says otherwise |
+//! | `UI NAME`, `DEFAULT NAME.c32` | there is one, as with SYSLINUX; with `MENU HIDDEN` only if a key is held |
+//! | `INCLUDE FILE`, `MENU INCLUDE FILE` | the file's lines in place of this one: see [`Include`] |
 //! | `LABEL NAME` | starts a label; the lines below belong to it |
-//! | `LINUX PATH`, `KERNEL PATH` | the kernel |
+//! | `LINUX PATH`, `KERNEL PATH` | the kernel; what follows a `#`, the part of a FIT image, is left out |
 //! | `INITRD PATH[,PATH]...` | initrds; without it, those that an `initrd=` of `APPEND` names |
 //! | `APPEND WORDS` | the kernel's command line; before the first label, that of labels without one; `-` for none |
 //! | `FDT PATH`, `DEVICETREE PATH` | a device tree that replaces the machine's |
 //! | `FDTDIR PATH`, `DEVICETREEDIR PATH` | where U-Boot looks for a board's device tree |
-//! | `FDTOVERLAYS PATHS`, `DEVICETREE-OVERLAY PATHS` | refused: see [`entry`](crate::boot::entry) |
+//! | `FDTOVERLAYS PATHS`, `DEVICETREE-OVERLAY PATHS` | left out, with a warning |
+//! | `LOCALBOOT N`, `COM32 PATH` and others that are no kernel | the label is passed over |
 //! | `MENU LABEL TEXT`, `MENU DEFAULT` | the label's title; it comes first |
 //!
 //! Keywords may be written in any case. Other lines are ignored, and so is what stands between
@@ -25,20 +27,41 @@ use crate::boot::{
     cmdline::{key_and_value, words},
     text::{Lines, lines, number},
 };
+use core::ops::Range;
+
+/// Longest file in bytes, with all that it includes.
+pub const MAX_BYTES: usize = 1 << 20;
+
+/// How deep one file may include another, as with SYSLINUX and U-Boot.
+pub const MAX_LEVELS: usize = 16;
+
+/// How many files may be included in all.
+pub const MAX_INCLUDES: usize = 256;
+
+/// Longest menu in tenths of a second (SYSLINUX, "TIMEOUT").
+const MAX_TENTHS: u32 = 35_996;
 
 /// What the file says before its first label, and where the labels are.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Config<'a> {
-    /// The label that is to come first; need not exist.
+    /// What is to come first: a label, which need not exist, maybe with words behind it.
     pub default: &'a [u8],
+    /// The label that comes first where nobody chooses one.
+    on_timeout: &'a [u8],
     /// How long the menu waits, in tenths of a second; 0 for no countdown.
     timeout_tenths: u32,
+    /// It does not wait at all.
+    at_once: bool,
     /// Whether the menu is shown without a key being held.
     prompt: Option<bool>,
+    /// There is something in it, as U-Boot sees it.
+    menu: bool,
     /// The menu is shown whatever `prompt` says.
     ui: bool,
+    /// It is shown when a key is held.
+    hidden: bool,
     /// The command line of labels without one.
-    append: &'a [u8],
+    pub append: &'a [u8],
     text: &'a [u8],
 }
 
@@ -55,23 +78,37 @@ impl<'a> Config<'a> {
             match keyword {
                 // These are global wherever they stand.
                 Keyword::Default => config.default = value,
-                Keyword::Timeout => config.timeout_tenths = number(value).unwrap_or(0),
+                Keyword::OnTimeout => config.on_timeout = value,
+                Keyword::Timeout => {
+                    let below_0 = value.strip_prefix(b"-").and_then(number);
+                    if let Some(tenths) = number(value).or(below_0) {
+                        config.timeout_tenths = tenths.min(MAX_TENTHS);
+                        config.at_once = below_0.is_some_and(|tenths| tenths > 0);
+                    }
+                }
                 Keyword::Prompt => config.prompt = number(value).map(|flag| flag != 0),
                 Keyword::Ui => config.ui = true,
-                Keyword::Menu if !in_label => config.prompt = Some(true),
+                Keyword::MenuHidden => config.hidden = true,
+                Keyword::Menu if !in_label => config.menu = true,
                 Keyword::Label => in_label = true,
                 Keyword::Append if !in_label => config.append = value,
                 _ => {}
             }
         }
+        config.ui |= is_module(config.default);
         config
     }
 
     /// What the file says about the menu.
     #[must_use]
     pub fn timeout(&self) -> Option<Timeout> {
-        let shown = if self.ui { true } else { self.prompt? };
-        match (shown, self.timeout_tenths) {
+        let shown = match self.prompt {
+            _ if self.ui => !self.hidden,
+            Some(prompt) => prompt,
+            None if self.menu => true,
+            None => return None,
+        };
+        match (shown && !self.at_once, self.timeout_tenths) {
             (false, _) => Some(Timeout::Hidden),
             (true, 0) => Some(Timeout::Force),
             (true, tenths) => Some(Timeout::Seconds(tenths.div_ceil(10))),
@@ -87,13 +124,28 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// Which of the labels comes first, if the file says so: the one that `DEFAULT` names, or else
-    /// the first with `MENU DEFAULT`.
+    /// Which of the labels comes first, if the file says so, and the words for the end of its command
+    /// line: the one that `ONTIMEOUT` or `DEFAULT` names, or else the first with `MENU DEFAULT`.
     #[must_use]
-    pub fn default_label(&self) -> Option<usize> {
-        self.labels()
-            .position(|label| !label.name.is_empty() && label.name == self.default)
-            .or_else(|| self.labels().position(|label| label.menu_default))
+    pub fn default_label(&self) -> Option<(usize, &'a [u8])> {
+        let position = |name: &[u8], any_case: bool| {
+            let mut labels = self.labels();
+            labels.position(|label| match any_case {
+                true => label.name.eq_ignore_ascii_case(name),
+                false => label.name == name,
+            })
+        };
+        for value in [self.on_timeout, self.default] {
+            let (first, more) = split_word(value);
+            for (name, more) in [(value, &b""[..]), (first, more)] {
+                let found = || position(name, false).or_else(|| position(name, true));
+                if let Some(index) = (!name.is_empty()).then(found).flatten() {
+                    return Some((index, more));
+                }
+            }
+        }
+        let index = self.labels().position(|label| label.menu_default)?;
+        Some((index, b""))
     }
 }
 
@@ -116,11 +168,70 @@ pub struct Label<'a> {
     pub fdtdir: &'a [u8],
     /// Paths of overlays.
     pub fdtoverlays: &'a [u8],
+    /// The keyword of what it starts, where that is no kernel.
+    pub other: &'a [u8],
     /// Paths, apart at commas.
     initrd: &'a [u8],
+    /// All of its lines.
+    pub text: &'a [u8],
 }
 
 impl<'a> Label<'a> {
+    /// Reads the label that `text` starts with; `append` is the command line of labels without one.
+    #[must_use]
+    pub fn parse(text: &'a [u8], append: &'a [u8]) -> Option<Self> {
+        let mut all = Keywords(lines(text));
+        let (Keyword::Label, name) = all.next()? else {
+            return None;
+        };
+        let mut label = Self {
+            name,
+            append,
+            ..Self::default()
+        };
+        loop {
+            let end = text.len().saturating_sub(all.0.rest().len());
+            label.text = text.get(..end).unwrap_or_default();
+            let Some((keyword, value)) = all.next() else {
+                label.text = text;
+                break;
+            };
+            match keyword {
+                Keyword::Label => break,
+                Keyword::Linux if is_module(value) => label.other = value,
+                Keyword::Linux => {
+                    let path = value.split(|&byte| byte == b'#').next();
+                    label.linux = path.unwrap_or_default().trim_ascii();
+                }
+                Keyword::Initrd => label.initrd = value,
+                Keyword::Append => label.append = value,
+                Keyword::Fdt => label.fdt = value,
+                Keyword::FdtDir => label.fdtdir = value,
+                Keyword::FdtOverlays => label.fdtoverlays = value,
+                Keyword::MenuLabel => label.menu_label = value,
+                Keyword::MenuDefault => label.menu_default = true,
+                Keyword::Other(name) => label.other = name,
+                Keyword::Default
+                | Keyword::OnTimeout
+                | Keyword::Timeout
+                | Keyword::Prompt
+                | Keyword::Ui
+                | Keyword::MenuHidden
+                | Keyword::Menu => {}
+            }
+        }
+        if label.append == b"-" {
+            label.append = b"";
+        }
+        if label.initrd.is_empty() {
+            let values = words(label.append).map(key_and_value);
+            for (_, value) in values.filter(|(key, _)| *key == b"initrd") {
+                label.initrd = value.unwrap_or_default();
+            }
+        }
+        Some(label)
+    }
+
     /// The paths of the initrds, in their order.
     pub fn initrds(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         self.initrd
@@ -142,57 +253,110 @@ impl<'a> Iterator for Labels<'a> {
 
     fn next(&mut self) -> Option<Label<'a>> {
         let mut all = Keywords(lines(self.rest));
-        let name = loop {
-            let (keyword, value) = all.next()?;
-            if keyword == Keyword::Label {
-                break value;
-            }
-        };
-        let mut label = Label {
-            name,
-            append: self.append,
-            ..Label::default()
-        };
         loop {
-            // Up to the next label, which is left for the next call.
-            self.rest = all.0.rest();
-            let Some((keyword, value)) = all.next() else {
+            let here = all.0.rest();
+            if let (Keyword::Label, _) = all.next()? {
+                self.rest = here;
                 break;
-            };
-            match keyword {
-                Keyword::Label => break,
-                Keyword::Linux => label.linux = value,
-                Keyword::Initrd => label.initrd = value,
-                Keyword::Append => label.append = value,
-                Keyword::Fdt => label.fdt = value,
-                Keyword::FdtDir => label.fdtdir = value,
-                Keyword::FdtOverlays => label.fdtoverlays = value,
-                Keyword::MenuLabel => label.menu_label = value,
-                Keyword::MenuDefault => label.menu_default = true,
-                Keyword::Default
-                | Keyword::Timeout
-                | Keyword::Prompt
-                | Keyword::Ui
-                | Keyword::Menu => {}
             }
         }
-        if label.append == b"-" {
-            label.append = b"";
-        }
-        if label.initrd.is_empty() {
-            let values = words(label.append).map(key_and_value);
-            for (_, value) in values.filter(|(key, _)| *key == b"initrd") {
-                label.initrd = value.unwrap_or_default();
-            }
-        }
+        let label = Label::parse(self.rest, self.append)?;
+        self.rest = self.rest.get(label.text.len()..).unwrap_or_default();
         Some(label)
     }
 }
 
+/// A line that includes another file. Its path starts where those of the main file do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Include<'a> {
+    /// Which bytes of the text the line is, with its end.
+    pub line: Range<usize>,
+    /// The file's path.
+    pub path: &'a [u8],
+}
+
+impl<'a> Include<'a> {
+    /// The first one in `text` at `from` or behind it.
+    #[must_use]
+    pub fn find(text: &'a [u8], from: usize) -> Option<Self> {
+        let mut lines = lines(text.get(from..)?);
+        let mut in_help = false;
+        loop {
+            let start = text.len().saturating_sub(lines.rest().len());
+            let (word, value) = lines.next()?;
+            if is_help(word, &mut in_help) {
+                continue;
+            }
+            let path = match () {
+                () if word.eq_ignore_ascii_case(b"include") => value,
+                () if word.eq_ignore_ascii_case(b"menu") => {
+                    let (word, value) = split_word(value);
+                    if !word.eq_ignore_ascii_case(b"include") {
+                        continue;
+                    }
+                    value
+                }
+                () => continue,
+            };
+            let end = text.len().saturating_sub(lines.rest().len());
+            let (path, _) = split_word(path);
+            return Some(Self {
+                line: start..end,
+                path,
+            });
+        }
+    }
+}
+
+/// Takes U-Boot's variables, `${NAME}`, out of a command line: there are none here, and those that
+/// are not there are empty. The size that is left, and one of their names, if there was one.
+pub fn remove_variables<'t>(line: &mut [u8], name: &'t mut [u8]) -> (usize, Option<&'t [u8]>) {
+    let (mut from, mut to) = (0_usize, 0_usize);
+    let mut named = None;
+    while let Some(rest @ [first, ..]) = line.get(from..) {
+        let variable = rest.strip_prefix(b"${").and_then(|rest| {
+            let end = rest.iter().position(|&byte| byte == b'}')?;
+            rest.get(..end)
+        });
+        if let Some(variable) = variable {
+            let size = variable.len().min(name.len());
+            if let (Some(name), Some(variable)) = (name.get_mut(..size), variable.get(..size)) {
+                name.copy_from_slice(variable);
+                named = Some(size);
+            }
+            from = from.saturating_add(variable.len()).saturating_add(3);
+            continue;
+        }
+        let first = *first;
+        if let Some(place) = line.get_mut(to) {
+            *place = first;
+        }
+        (from, to) = (from.saturating_add(1), to.saturating_add(1));
+    }
+    (to, named.and_then(|size| name.get(..size)))
+}
+
+/// A value's first word, and the rest.
+fn split_word(value: &[u8]) -> (&[u8], &[u8]) {
+    let end = value.iter().position(u8::is_ascii_whitespace);
+    let (word, rest) = value
+        .split_at_checked(end.unwrap_or(value.len()))
+        .unwrap_or_default();
+    (word, rest.trim_ascii())
+}
+
+/// Whether it is a program for SYSLINUX ("KERNEL": the type of a file by its name).
+fn is_module(value: &[u8]) -> bool {
+    let (path, _) = split_word(value);
+    let end = path.len().checked_sub(4).and_then(|at| path.get(at..));
+    end.is_some_and(|end| end.eq_ignore_ascii_case(b".c32"))
+}
+
 /// The lines that mean something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Keyword {
+enum Keyword<'a> {
     Default,
+    OnTimeout,
     Timeout,
     Prompt,
     Label,
@@ -204,13 +368,17 @@ enum Keyword {
     FdtOverlays,
     MenuLabel,
     MenuDefault,
+    MenuHidden,
     /// Something else about the menu.
     Menu,
     Ui,
+    /// It starts something that is no kernel.
+    Other(&'a [u8]),
 }
 
-const KEYWORDS: [(&[u8], Keyword); 16] = [
+const KEYWORDS: [(&[u8], Keyword<'_>); 17] = [
     (b"default", Keyword::Default),
+    (b"ontimeout", Keyword::OnTimeout),
     (b"timeout", Keyword::Timeout),
     (b"prompt", Keyword::Prompt),
     (b"ui", Keyword::Ui),
@@ -228,38 +396,63 @@ const KEYWORDS: [(&[u8], Keyword); 16] = [
     (b"fdtoverlay", Keyword::FdtOverlays),
 ];
 
+/// What SYSLINUX starts in place of a kernel ("LOCALBOOT", "KERNEL").
+const OTHERS: [&[u8]; 8] = [
+    b"localboot",
+    b"com32",
+    b"config",
+    b"boot",
+    b"bss",
+    b"pxe",
+    b"fdimage",
+    b"comboot",
+];
+
 /// The known lines of a file.
 #[derive(Clone, Copy, Debug)]
 struct Keywords<'a>(Lines<'a>);
 
 impl<'a> Iterator for Keywords<'a> {
-    type Item = (Keyword, &'a [u8]);
+    type Item = (Keyword<'a>, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let (word, value) = self.0.next()?;
+            let (word, value) = next_line(&mut self.0)?;
             let is = |name: &[u8]| word.eq_ignore_ascii_case(name);
-            if is(b"text") {
-                // Help for a menu, of any words.
-                while let Some((word, _)) = self.0.next()
-                    && !word.eq_ignore_ascii_case(b"endtext")
-                {}
-                continue;
-            }
             if is(b"menu") {
-                let (word, value) = lines(value).next().unwrap_or_default();
+                let (word, value) = split_word(value);
                 let is = |name: &[u8]| word.eq_ignore_ascii_case(name);
                 return Some(match () {
                     () if is(b"label") => (Keyword::MenuLabel, value),
                     () if is(b"default") => (Keyword::MenuDefault, value),
+                    () if is(b"hidden") => (Keyword::MenuHidden, value),
                     () => (Keyword::Menu, value),
                 });
             }
             if let Some((_, keyword)) = KEYWORDS.iter().find(|(name, _)| is(name)) {
                 return Some((*keyword, value));
             }
+            if OTHERS.iter().any(|name| is(name)) {
+                return Some((Keyword::Other(word), value));
+            }
         }
     }
+}
+
+/// The next line that is no help for a menu, of any words, between `TEXT` and `ENDTEXT`.
+fn next_line<'a>(lines: &mut Lines<'a>) -> Option<(&'a [u8], &'a [u8])> {
+    let mut in_help = false;
+    lines.find(|(word, _)| !is_help(word, &mut in_help))
+}
+
+/// Whether the line that starts with `word` is part of such help; `in_help` if the one before was.
+fn is_help(word: &[u8], in_help: &mut bool) -> bool {
+    let was_in = *in_help;
+    *in_help = match was_in {
+        true => !word.eq_ignore_ascii_case(b"endtext"),
+        false => word.eq_ignore_ascii_case(b"text"),
+    };
+    was_in || *in_help
 }
 
 #[cfg(test)]
@@ -295,7 +488,7 @@ label l0r
         assert_eq!(config.default, b"l0");
         // "menu title", then "prompt 0".
         assert_eq!(config.timeout(), Some(Timeout::Hidden));
-        assert_eq!(config.default_label(), Some(0));
+        assert_eq!(config.default_label(), Some((0, &b""[..])));
         let labels: Vec<_> = config.labels().collect();
         assert_eq!(labels.len(), 2);
         let first = labels[0];
@@ -320,7 +513,7 @@ label l0r
             label none\nENDTEXT\nfdtoverlays o";
         let config = Config::parse(text);
         // SYSLINUX, "MENU DEFAULT"; DEFAULT is not there.
-        assert_eq!(config.default_label(), Some(1));
+        assert_eq!(config.default_label(), Some((1, &b""[..])));
         let labels: Vec<_> = config.labels().collect();
         let names: Vec<_> = labels.iter().map(|label| label.name).collect();
         assert_eq!(names, [&b"One"[..], b"two", b"three"]);
@@ -351,7 +544,30 @@ label l0r
             ("PROMPT 1\nTIMEOUT 41\n", Some(Timeout::Seconds(5))),
             ("prompt 1\n", Some(Timeout::Force)),
             ("timeout 50\nmenu title A\n", Some(Timeout::Seconds(5))),
-            ("prompt 0\nmenu title A\n", Some(Timeout::Force)),
+            ("menu title A\n", Some(Timeout::Force)),
+            ("menu title A\nprompt 0\n", Some(Timeout::Hidden)),
+            ("prompt 0\nmenu title A\n", Some(Timeout::Hidden)),
+            // Alpine's.
+            (
+                "default menu.c32\nprompt 0\nmenu title A\ntimeout 10\n",
+                Some(Timeout::Seconds(1)),
+            ),
+            (
+                "default menu.c32\nprompt 0\nmenu hidden\ntimeout 10\n",
+                Some(Timeout::Hidden),
+            ),
+            // NixOS' for "at once", until 2024.
+            ("menu title A\ntimeout -10\n", Some(Timeout::Hidden)),
+            ("menu title A\ntimeout -0\n", Some(Timeout::Force)),
+            // Of an hour at most, as SYSLINUX says; what is no number does not count.
+            (
+                "prompt 1\ntimeout 99999999999\n",
+                Some(Timeout::Seconds(3600)),
+            ),
+            (
+                "prompt 1\ntimeout 20\ntimeout x\n",
+                Some(Timeout::Seconds(2)),
+            ),
             (
                 "ui menu.c32\nprompt 0\ntimeout 1\n",
                 Some(Timeout::Seconds(1)),
@@ -365,14 +581,108 @@ label l0r
 
     #[test]
     fn a_default_that_is_not_there_is_no_default() {
-        let default = |text: &[u8]| Config::parse(text).default_label();
-        assert_eq!(default(b"label a\nlabel b\ndefault b\n"), Some(1));
+        let default = |text: &'static [u8]| Config::parse(text).default_label();
+        let none = &b""[..];
+        assert_eq!(default(b"label a\nlabel b\ndefault b\n"), Some((1, none)));
+        // SYSLINUX, "ONTIMEOUT"; with DEFAULT for the menu.
+        assert_eq!(
+            default(b"default menu.c32\nontimeout b\nlabel a\nlabel b\n"),
+            Some((1, none))
+        );
+        assert_eq!(
+            default(b"default a\nontimeout x\nlabel b\nlabel a\n"),
+            Some((1, none))
+        );
+        // "DEFAULT": a label with words for its command line.
+        assert_eq!(
+            default(b"default linux quiet  splash\nlabel a\nlabel linux\n"),
+            Some((1, &b"quiet  splash"[..]))
+        );
+        assert_eq!(
+            default(b"default B\nlabel a\nlabel b\nlabel B"),
+            Some((2, none))
+        );
+        assert_eq!(default(b"default B\nlabel a\nlabel b"), Some((1, none)));
         assert_eq!(default(b"default menu.c32\nlabel a\nlabel b\n"), None);
         assert_eq!(
             default(b"default x\nlabel a\nlabel b\nmenu default"),
-            Some(1)
+            Some((1, none))
         );
         assert_eq!(default(b""), None);
+    }
+
+    #[test]
+    fn what_is_no_kernel_is_told_apart() {
+        let label = |text: &'static [u8]| Config::parse(text).labels().next().unwrap();
+        assert_eq!(label(b"label a\nlocalboot 0").other, b"localboot");
+        assert_eq!(
+            label(b"label a\nKERNEL chain.C32 hd0\nappend x").other,
+            b"chain.C32 hd0"
+        );
+        assert_eq!(label(b"label a\nCOM32 reboot.c32").other, b"COM32");
+        let linux = label(b"label a\nkernel /fitImage#conf-1\n");
+        assert_eq!((linux.linux, linux.other), (&b"/fitImage"[..], &b""[..]));
+    }
+
+    #[test]
+    fn lines_that_include_files_are_found() {
+        // SYSLINUX, "INCLUDE" and "MENU INCLUDE".
+        let text = b"# first\nDEFAULT a\nInclude one.conf\nTEXT HELP\ninclude no\nENDTEXT\n\
+            menu include /two tag\nmenu title include\nlabel a\n include three";
+        let mut found = Vec::new();
+        let mut from = 0;
+        while let Some(include) = Include::find(text, from) {
+            let line = text[include.line.clone()].trim_ascii();
+            found.push((line.to_ascii_lowercase(), include.path));
+            from = include.line.end;
+        }
+        let expected: [(&[u8], &[u8]); 3] = [
+            (b"include one.conf", b"one.conf"),
+            (b"menu include /two tag", b"/two"),
+            (b"include three", b"three"),
+        ];
+        assert!(
+            found
+                .iter()
+                .map(|(line, path)| (&line[..], *path))
+                .eq(expected)
+        );
+        assert_eq!(Include::find(b"", 0), None);
+        assert_eq!(Include::find(b"x", 2), None);
+    }
+
+    #[test]
+    fn variables_of_u_boot_are_empty() {
+        for (line, expected, name) in [
+            (
+                "root=/dev/mmcblk${devnum}p1 ${bootargs}",
+                "root=/dev/mmcblkp1 ",
+                Some("bootargs"),
+            ),
+            ("a $b ${c $d}", "a $b ", Some("c $d")),
+            ("a $b ${c", "a $b ${c", None),
+            ("", "", None),
+        ] {
+            let (mut line, mut room) = (line.as_bytes().to_vec(), [0; 64]);
+            let (size, found) = remove_variables(&mut line, &mut room);
+            assert_eq!(&line[..size], expected.as_bytes());
+            assert_eq!(found, name.map(str::as_bytes));
+        }
+    }
+
+    #[test]
+    fn a_label_is_read_again_from_its_own_lines() {
+        let config = Config::parse(DEBIAN);
+        let mut rest = DEBIAN;
+        for label in config.labels() {
+            assert_eq!(Label::parse(label.text, config.append), Some(label));
+            let at = rest
+                .windows(label.text.len())
+                .position(|part| part == label.text);
+            rest = &rest[at.unwrap() + label.text.len()..];
+        }
+        assert_eq!(rest, b"");
+        assert_eq!(Label::parse(b"timeout 1\nlabel a", b""), None);
     }
 
     #[test]

@@ -21,6 +21,17 @@ const MAX_SET: usize = 64;
 /// ```
 #[must_use]
 pub fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    is_match(pattern, name, |byte| byte)
+}
+
+/// As [`matches()`], with ASCII letters of either case taken for the same.
+#[must_use]
+pub fn matches_any_case(pattern: &[u8], name: &[u8]) -> bool {
+    is_match(pattern, name, |byte| byte.to_ascii_lowercase())
+}
+
+/// `fold` makes the same of bytes that are to count as the same.
+fn is_match(pattern: &[u8], name: &[u8], fold: fn(u8) -> u8) -> bool {
     let (mut pattern, mut name) = (pattern, name);
     // What comes after the last star, and the part of the name that it was tried on.
     let mut star = None;
@@ -31,7 +42,7 @@ pub fn matches(pattern: &[u8], name: &[u8]) -> bool {
             continue;
         }
         if let Some((&byte, rest)) = name.split_first() {
-            if let Some(after) = step(pattern, byte) {
+            if let Some(after) = step(pattern, byte, fold) {
                 (pattern, name) = (after, rest);
                 continue;
             }
@@ -49,15 +60,20 @@ pub fn matches(pattern: &[u8], name: &[u8]) -> bool {
 }
 
 /// What is left of `pattern` when its start, which is no star, matches `byte`.
-fn step(pattern: &[u8], byte: u8) -> Option<&[u8]> {
+fn step(pattern: &[u8], byte: u8, fold: fn(u8) -> u8) -> Option<&[u8]> {
+    let same = |other: u8| fold(other) == fold(byte);
     let (matched, rest) = match pattern {
         [b'?', rest @ ..] => (true, rest),
-        [b'\\', escaped, rest @ ..] => (*escaped == byte, rest),
+        [b'\\', escaped, rest @ ..] => (same(*escaped), rest),
         [b'[', rest @ ..] => match set(rest) {
-            Some((negated, members, rest)) => (is_member(members, byte) != negated, rest),
+            Some((negated, members, rest)) => {
+                let cases = [byte.to_ascii_lowercase(), byte.to_ascii_uppercase()];
+                let mut cases = cases.into_iter().filter(|&case| same(case));
+                (cases.any(|case| is_member(members, case)) != negated, rest)
+            }
             None => (byte == b'[', rest),
         },
-        [literal, rest @ ..] => (*literal == byte, rest),
+        [literal, rest @ ..] => (same(*literal), rest),
         [] => return None,
     };
     matched.then_some(rest)
@@ -142,6 +158,19 @@ mod tests {
                 "{pattern} {name}"
             );
         }
+    }
+
+    #[test]
+    fn letters_of_either_case_may_be_the_same() {
+        for (pattern, name) in [
+            ("arch-lts", "Arch-LTS"),
+            ("A*[x-z]\\Q?", "aBYq1"),
+            ("[!a]", "B"),
+        ] {
+            assert!(matches_any_case(pattern.as_bytes(), name.as_bytes()));
+        }
+        assert!(!matches_any_case(b"[!a]", b"A"));
+        assert!(!matches_any_case(b"a_", b"a-"));
     }
 
     #[test]

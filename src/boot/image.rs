@@ -1,7 +1,7 @@
 //! What a file is, by its content: a file's name says nothing about that.
 
 use crate::boot::{
-    arm64_image, bzimage, elf,
+    arm64_image, bzimage, device_tree, elf,
     pe::{MACHINE_ARM64, MACHINE_X86_64, Pe},
     zboot::Zboot,
 };
@@ -145,6 +145,8 @@ pub enum Kind {
     Compressed(Compression),
     /// A cpio archive, which is what an initramfs is.
     Cpio,
+    /// A device tree blob, as which U-Boot has kernels in FIT images.
+    Fit,
     /// None of these.
     Unknown,
 }
@@ -173,6 +175,9 @@ impl Kind {
         // "new ASCII" cpio, without and with checksums (buffer-format.rst of the kernel).
         if head.starts_with(b"070701") || head.starts_with(b"070702") {
             return Self::Cpio;
+        }
+        if device_tree::has_magic(head) {
+            return Self::Fit;
         }
         Compression::of(head).map_or(Self::Unknown, Self::Compressed)
     }
@@ -247,6 +252,10 @@ impl fmt::Display for Kind {
                 return write!(f, "compressed with {compression}");
             }
             Self::Cpio => return f.write_str("a cpio archive, as an initrd is"),
+            Self::Fit => {
+                let what = "a FIT image (device tree blob), which is not unpacked here";
+                return f.write_str(what);
+            }
             Self::Unknown => return f.write_str("no kind of kernel that is known here"),
             Self::EfiZboot {
                 architecture,
@@ -444,6 +453,11 @@ mod tests {
                 b"070701....".to_vec(),
                 Kind::Cpio,
                 "a cpio archive, as an initrd is",
+            ),
+            (
+                b"\xd0\x0d\xfe\xed....".to_vec(),
+                Kind::Fit,
+                "a FIT image (device tree blob), which is not unpacked here",
             ),
             (
                 b"MZ and no more".to_vec(),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `bootshare.tag=TAG` | which share; may be repeated, up to 4 times |
 //! | `bootshare.entry=NAME` | which boot entry, as its id or a glob |
+//! | `bootshare.fallback=yes\|no` | whether other kinds of entries than those found first are tried, too |
 //! | `bootshare.timeout=SECONDS` | how long the menu waits; 0 for no menu; or as [`Timeout`] |
 //! | `bootshare.cmd="ls /; walk /"` | shell commands to run instead of a boot |
 //! | `bootshare.on-error=shell\|exit\|halt` | what to do after the last entry failed |
@@ -44,6 +45,7 @@ const TAG: &str = "a virtio-fs tag of 1 to 36 bytes";
 const ENTRY: &str = "an entry's name";
 const COMMANDS: &str = "shell commands, as in \"ls /; walk /\"";
 const ON_ERROR: &str = "shell, exit or halt";
+const FALLBACK: &str = "yes or no";
 const LOG: &str = "error, warn, info, debug or trace";
 
 /// What happens after the last boot entry failed.
@@ -65,6 +67,9 @@ pub struct Options<'a> {
     pub tags: Vec<&'a [u8], MAX_TAGS>,
     /// Id or glob of the boot entry.
     pub entry: Option<&'a [u8]>,
+    /// Whether other kinds of boot entries than those that were found first are tried, too: kernels by
+    /// conventional names, where no entry can be loaded.
+    pub fallback: bool,
     /// Whether there is a menu, and how long it waits.
     pub timeout: Option<Timeout>,
     /// Shell commands to run: see [`commands`](crate::boot::commands).
@@ -88,6 +93,7 @@ impl Default for Options<'_> {
         Self {
             tags: Vec::new(),
             entry: None,
+            fallback: false,
             timeout: None,
             commands: None,
             on_error: OnError::default(),
@@ -138,8 +144,8 @@ impl fmt::Display for OptionError<'_> {
         match *self {
             Self::Unknown { key } => write!(
                 f,
-                "{}: there is no such option; bootshare.tag, .entry, .timeout, .cmd, .on-error, \
-                 .deadline, .chunk-size, .depth and .log are known",
+                "{}: there is no such option; bootshare.tag, .entry, .fallback, .timeout, .cmd, \
+                 .on-error, .deadline, .chunk-size, .depth and .log are known",
                 key.escape_ascii()
             ),
             Self::NoValue { key, expected } => {
@@ -224,6 +230,13 @@ impl<'a> Options<'a> {
                 full.map_err(|_| OptionError::TooManyTags)?;
             }
             b"entry" => self.entry = Some(value(ENTRY)?),
+            b"fallback" => {
+                self.fallback = match value(FALLBACK)? {
+                    b"yes" => true,
+                    b"no" => false,
+                    other => return Err(bad(other, FALLBACK)),
+                }
+            }
             b"timeout" => {
                 let text = value(TIMEOUT)?;
                 let timeout = Timeout::parse(text).filter(|timeout| match timeout {
@@ -296,13 +309,14 @@ mod tests {
     #[test]
     fn every_option_is_read() {
         let options = Options::parse(
-            b"bootshare.tag=a bootshare.tag=\xff\"b bootshare.entry=deb*\" bootshare.timeout=0 \
+            b"bootshare.tag=a bootshare.tag=\xff\"b bootshare.entry=deb*\" bootshare.fallback=yes bootshare.timeout=0 \
               bootshare.cmd=\"ls /; walk /\" bootshare.on-error=halt bootshare.deadline=3 \
               bootshare.chunk-size=65536 bootshare.depth=2 bootshare.log=trace -- quiet  root=\"a b\" ",
         );
         // The quote inside of a value belongs to it, as in the kernel.
         let options = options.unwrap();
         assert_eq!(options.tags, [&b"a"[..], b"\xff\"b bootshare.entry=deb*\""]);
+        assert!(options.fallback);
         assert_eq!(options.timeout, Some(Timeout::Seconds(0)));
         assert_eq!(options.commands, Some(&b"ls /; walk /"[..]));
         assert_eq!(options.on_error, OnError::Halt);
@@ -346,8 +360,8 @@ mod tests {
     fn what_cannot_be_followed_is_named_with_what_can() {
         assert_eq!(
             error("bootshare.tags=a"),
-            "bootshare.tags: there is no such option; bootshare.tag, .entry, .timeout, .cmd, \
-             .on-error, .deadline, .chunk-size, .depth and .log are known"
+            "bootshare.tags: there is no such option; bootshare.tag, .entry, .fallback, .timeout, \
+             .cmd, .on-error, .deadline, .chunk-size, .depth and .log are known"
         );
         assert_eq!(
             error("quiet bootshare.on-error=reboot"),

@@ -2,9 +2,24 @@
 
 /// The lines of `text` as key and value, apart at the first white space; the value is empty where
 /// there is none. White space at both ends of a line goes, the CR of a Windows line end with it;
-/// empty lines and comments (`#`) are left out.
-pub(super) fn lines(text: &[u8]) -> Lines<'_> {
+/// empty lines and comments (`#`) are left out, and so is a byte order mark before a line.
+pub(super) const fn lines(text: &[u8]) -> Lines<'_> {
     Lines { rest: text }
+}
+
+/// Without the byte order mark that some editors put before UTF-8.
+pub(super) fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
+}
+
+/// A value without the quotation marks around the whole of it.
+pub(super) fn unquoted(value: &[u8]) -> &[u8] {
+    match value {
+        [first @ (b'"' | b'\''), inside @ .., last] if first == last && !inside.contains(first) => {
+            inside
+        }
+        _ => value,
+    }
 }
 
 /// See [`lines`].
@@ -27,7 +42,7 @@ impl<'a> Iterator for Lines<'a> {
         while !self.rest.is_empty() {
             let (line, rest) = split(self.rest, |byte| byte == b'\n');
             self.rest = rest.get(1..).unwrap_or_default();
-            let line = line.trim_ascii();
+            let line = without_mark(line).trim_ascii();
             if !line.is_empty() && !line.starts_with(b"#") {
                 let (key, value) = split(line, |byte| byte.is_ascii_whitespace());
                 return Some((key, value.trim_ascii_start()));
@@ -70,6 +85,26 @@ mod tests {
         ];
         assert_eq!(all, expected);
         assert_eq!(lines(b"\r\n \n").next(), None);
+        assert_eq!(
+            lines(b"\xef\xbb\xbfa b").next(),
+            Some((&b"a"[..], &b"b"[..]))
+        );
+    }
+
+    #[test]
+    fn quotation_marks_around_a_whole_value_go() {
+        for (value, plain) in [
+            ("\"a b\"", "a b"),
+            ("'a \"b\"'", "a \"b\""),
+            ("\"\"", ""),
+            ("a=\"b c\"", "a=\"b c\""),
+            ("\"a\" \"b\"", "\"a\" \"b\""),
+            ("\"a'", "\"a'"),
+            ("\"", "\""),
+            ("", ""),
+        ] {
+            assert_eq!(unquoted(value.as_bytes()), plain.as_bytes());
+        }
     }
 
     #[test]

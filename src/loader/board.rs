@@ -5,7 +5,7 @@ pub use crate::boot::image::Architecture;
 use crate::{
     boot::memory::{MemoryMap, Range},
     hal::{Clock, Hal},
-    transport::DeviceList,
+    transport::{DeviceList, Transport},
 };
 use core::time::Duration;
 use heapless::Vec;
@@ -68,6 +68,8 @@ pub trait Board {
     type Hal: Hal;
     /// The clock.
     type Clock: Clock + Copy;
+    /// The way to its devices: [`FsTransport`](crate::transport::FsTransport), or one of its own.
+    type Transport: Transport;
 
     /// What the machine can run.
     const ARCHITECTURE: Architecture;
@@ -124,7 +126,7 @@ pub trait Board {
     }
 
     /// Looks for virtio file system devices, in a fixed order.
-    fn find_devices(&mut self) -> DeviceList;
+    fn find_devices(&mut self) -> DeviceList<Self::Transport>;
 
     /// Leaves the firmware for the payload. Interrupts are off; nothing returns here.
     ///

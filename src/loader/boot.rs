@@ -3,9 +3,9 @@
 use super::{
     Board, End, Failed, HandOff,
     arena::{Arena, is_x86},
-    choose::{self, Choices, Listed, Until},
+    choose::{self, Choices, Kind, Listed, Look},
     console,
-    entry::{Loader, Path},
+    entry::Loader,
     menu::{self, Pick},
     shares::{Mount, Shares},
     shell::{self, State, Typed},
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::boot::{
     bls::{self, Timeout},
-    entry::Entry,
+    entry::{Base, Entry},
     options::Options,
 };
 use core::fmt;
@@ -70,8 +70,9 @@ impl<B: Board> Flow<'_, B> {
         arena: &mut Arena<'m>,
     ) -> Result<Next, Failed> {
         // Most boots need no more than the first that is found.
-        let mut choices = self.choices();
-        self.more(&mut choices, Until::Found(self.options.entry), arena)?;
+        let choices = self.choices(arena)?;
+        let wanted = self.options.entry;
+        self.more(choices, wanted, false, arena)?;
         let timeout = self.options.timeout.or(choices.timeout);
         let (seconds, is_hidden) = match timeout.unwrap_or(Timeout::Hidden) {
             _ if asked => (menu::IDLE, false),
@@ -84,18 +85,18 @@ impl<B: Board> Flow<'_, B> {
             Timeout::Seconds(seconds) => (seconds, false),
         };
         if seconds > 0 {
-            self.more(&mut choices, Until::End, arena)?;
+            self.more(choices, wanted, true, arena)?;
         }
         let pick = match (seconds, choices.list.is_empty()) {
             (0, _) => Pick::First,
-            (_, false) => menu::show(self, &choices, seconds, state, arena),
+            (_, false) => menu::show(self, choices, seconds, state, arena),
             (_, true) if asked => Pick::Shell,
             (_, true) => Pick::First,
         };
         let (index, edited) = match pick {
             Pick::Shell => return Ok(Next::Shell),
             Pick::First => {
-                return match self.first(&mut choices, is_hidden, arena) {
+                return match self.first(choices, wanted, is_hidden, arena) {
                     Ok(hand_off) => Ok(Next::End(End::Start(hand_off))),
                     Err(Stop::Asked) => Ok(Next::Menu),
                     Err(Stop::Failed) => Err(Failed),
@@ -104,7 +105,7 @@ impl<B: Board> Flow<'_, B> {
             Pick::Entry(index) => (index, None),
             Pick::Edited(index) => (index, Some(state.editor.text())),
         };
-        match self.load(&choices.list[index], edited, arena) {
+        match self.load(&choices.list[index], edited, wanted.is_some(), arena) {
             Ok(hand_off) => Ok(Next::End(End::Start(hand_off))),
             // It was reported; there may be another.
             Err(Failed) => Ok(Next::Menu),
@@ -112,29 +113,38 @@ impl<B: Board> Flow<'_, B> {
     }
 
     /// The entries, or those that `bootshare.entry` names.
-    pub fn entries<'m>(&'m self, arena: &mut Arena<'m>) -> Result<Choices<'m, B>, Failed> {
-        let mut choices = self.choices();
-        self.more(&mut choices, Until::End, arena)?;
+    pub fn entries<'m>(&'m self, arena: &mut Arena<'m>) -> Result<&'m Choices<'m, B>, Failed> {
+        let choices = self.choices(arena)?;
+        self.more(choices, self.options.entry, true, arena)?;
         Ok(choices)
     }
 
-    /// None yet, of shares that are there, or there again.
-    fn choices<'m>(&'m self) -> Choices<'m, B> {
-        let choices = Choices::new();
+    /// None yet, of shares that are there, or there again. The list is too large for the stack.
+    fn choices<'m>(&'m self, arena: &mut Arena<'m>) -> Result<&'m mut Choices<'m, B>, Failed> {
         for mount in &self.shares.mounted {
             mount.renew();
         }
-        choices
+        let kept = arena.keep("list of boot entries", Choices::new());
+        kept.map_err(|error| {
+            log::error!("{error}");
+            Failed
+        })
     }
 
-    /// Adds entries that were not looked at yet.
+    /// Adds entries that were not looked at yet, up to the one that is wanted, or `all`.
     fn more<'m>(
         &'m self,
         choices: &mut Choices<'m, B>,
-        until: Until<'_>,
+        wanted: Option<&[u8]>,
+        all: bool,
         arena: &mut Arena<'m>,
     ) -> Result<(), Failed> {
-        choose::gather(self.shares, choices, until, arena)?;
+        let look = Look {
+            wanted,
+            fallback: self.options.fallback,
+            all,
+        };
+        choose::gather(self.shares, choices, look, arena);
         match self.options.entry {
             Some(wanted) if !choices.list.is_empty() => choices.keep("bootshare.entry=", wanted),
             _ => Ok(()),
@@ -145,20 +155,24 @@ impl<B: Board> Flow<'_, B> {
     #[inline(never)] // As above.
     pub fn chosen(&self, wanted: Option<&[u8]>, arena: &mut Arena<'_>) -> Result<HandOff, Failed> {
         let arena = &mut arena.rest();
-        let mut choices = self.entries(arena)?;
+        let choices = self.choices(arena)?;
+        let look = wanted.or(self.options.entry);
+        self.more(choices, look, wanted.is_some(), arena)?;
         if let Some(wanted) = wanted {
             choices.keep("boot ", wanted)?;
         }
-        self.first(&mut choices, false, arena).map_err(|_| Failed)
+        let first = self.first(choices, look, false, arena);
+        first.map_err(|_| Failed)
     }
 
     /// Loads what `linux` and `initrd` have named.
     #[inline(never)] // As above.
     pub fn typed(&self, typed: &Typed, arena: &mut Arena<'_>) -> Result<HandOff, Failed> {
-        let entry = Entry::from_bls(&bls::Entry::parse(&typed.text), B::ARCHITECTURE);
+        let entry = bls::Entry::parse(&typed.text);
+        let entry = Entry::from_bls(Base::Exact("/"), &entry, B::ARCHITECTURE, true);
         match (self.shares.mounted.get(typed.share), entry) {
             (Some(mount), Ok(entry)) if mount.renew() => {
-                self.load_files(mount, &mount.prefix(), &entry, None, arena)
+                self.load_files(mount, &mount.prefix(), &entry, None, &|| (), arena)
             }
             (_, Err(error)) => {
                 log::error!("linux: {error}");
@@ -173,6 +187,7 @@ impl<B: Board> Flow<'_, B> {
     fn first<'m>(
         &'m self,
         choices: &mut Choices<'m, B>,
+        wanted: Option<&[u8]>,
         is_hidden: bool,
         arena: &mut Arena<'m>,
     ) -> Result<HandOff, Stop> {
@@ -184,7 +199,7 @@ impl<B: Board> Flow<'_, B> {
                 if !listed.mount.is_connected() {
                     continue;
                 }
-                let loaded = self.load(listed, None, arena);
+                let loaded = self.load(listed, None, wanted.is_some(), arena);
                 if is_hidden && menu::is_asked_for::<B>() {
                     return Err(Stop::Asked);
                 }
@@ -192,7 +207,7 @@ impl<B: Board> Flow<'_, B> {
                     return Ok(hand_off);
                 }
             }
-            let more = self.more(choices, Until::Found(self.options.entry), arena);
+            let more = self.more(choices, wanted, false, arena);
             if more.is_err() || choices.list.len() == tried {
                 self.report_none(choices);
                 return Err(Stop::Failed);
@@ -201,15 +216,16 @@ impl<B: Board> Flow<'_, B> {
     }
 
     /// Loads an entry, with another command line than its own if that was edited, and says why if
-    /// it can't.
+    /// it can't. It may be hidden if it is `asked` for by its name.
     #[inline(never)] // As above.
     fn load(
         &self,
         listed: &Listed<'_, B>,
         edited: Option<&[u8]>,
+        asked: bool,
         arena: &mut Arena<'_>,
     ) -> Result<HandOff, Failed> {
-        let entry = match listed.choice.entry(B::ARCHITECTURE) {
+        let entry = match listed.choice.entry(B::ARCHITECTURE, asked) {
             Ok(entry) => entry,
             Err(error) => {
                 if error.is_hidden() {
@@ -220,23 +236,32 @@ impl<B: Board> Flow<'_, B> {
                 return Err(Failed);
             }
         };
-        let fdtdir = listed.choice.fdtdir();
-        if !fdtdir.is_empty() && entry.device_tree.is_none() && !is_x86::<B>() {
+        let label = listed.choice.label();
+        if !label.fdtdir.is_empty() && entry.device_tree.is_none() && !is_x86::<B>() {
             log::warn!(
                 "{listed}fdtdir has no effect, the machine's own device tree is used; \
                  name another one with fdt"
             );
         }
-        self.load_files(listed.mount, listed, &entry, edited, arena)
+        if !label.fdtoverlays.is_empty() {
+            log::warn!(
+                "{listed}fdtoverlays has no effect; merge them into a device tree with fdtoverlay, \
+                 and name that with fdt"
+            );
+        }
+        let origin = || log::info!("entry {}", listed.origin());
+        self.load_files(listed.mount, listed, &entry, edited, &origin, arena)
     }
 
-    /// Loads what `entry` asks for from the share `mount`; `name` stands before paths in messages.
+    /// Loads what `entry` asks for from the share `mount`; `name` stands before paths in messages,
+    /// `origin` says what it is before it is started.
     pub fn load_files(
         &self,
         mount: &Mount<B>,
         name: &dyn fmt::Display,
         entry: &Entry<'_>,
         edited: Option<&[u8]>,
+        origin: &dyn Fn(),
         arena: &mut Arena<'_>,
     ) -> Result<HandOff, Failed> {
         // What a person has edited had these words in it.
@@ -247,14 +272,14 @@ impl<B: Board> Flow<'_, B> {
         loop {
             self.time_line.reach(Stage::Chosen);
             let loader = Loader::new(self.board, mount, name, arena.rest());
-            match loader.load(entry, edited, extra) {
-                Ok(hand_off) => {
-                    self.time_line.reach(Stage::Loaded);
-                    let kernel = Path::join(entry.directory, entry.kernel);
-                    log::info!("starting {}", mount.shown(&kernel));
-                    return Ok(hand_off);
-                }
+            let loaded = loader.load(entry, edited, extra, &mut |kernel| {
+                self.time_line.reach(Stage::Loaded);
+                origin();
+                log::info!("starting {}", mount.shown(kernel));
+            });
+            match loaded {
                 Err(failed) => mount.again(failed)?,
+                loaded => return loaded,
             }
         }
     }
@@ -262,7 +287,14 @@ impl<B: Board> Flow<'_, B> {
     /// Says what to put into shares that have nothing to boot, unless something else was wrong: an
     /// error line has told of that.
     fn report_none(&self, choices: &Choices<'_, B>) {
-        if console::errors() == choices.errors
+        if choices.kind.is_some_and(|kind| kind != Kind::Conventional) {
+            if !self.options.fallback && self.options.entry.is_none() {
+                log::error!(
+                    "no boot entry can be started, and then no other kernel is; \
+                     mend one, or have others tried with bootshare.fallback=yes"
+                );
+            }
+        } else if console::errors() == choices.errors
             && let Some(first) = self.shares.mounted.first()
         {
             log::error!(

@@ -353,13 +353,14 @@ impl<B: Board> Shell<'_, B> {
 /// Prints the boot entries in their order: id, title and kernel, or why one is passed over.
 #[inline(never)] // As above.
 fn entries<B: Board>(flow: &Flow<'_, B>, arena: &mut Arena<'_>) -> bool {
-    let Ok(choices) = flow.entries(&mut arena.rest()) else {
+    let arena = &mut arena.rest();
+    let Ok(choices) = flow.entries(arena) else {
         return false;
     };
     let console = &mut Console::<B>::new();
     let mut mark = '*';
     for listed in &choices.list {
-        let mark = match listed.choice.entry(B::ARCHITECTURE) {
+        let mark = match listed.choice.entry(B::ARCHITECTURE, false) {
             Ok(_) => core::mem::replace(&mut mark, ' '),
             Err(_) => '-',
         };

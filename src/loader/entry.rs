@@ -4,16 +4,22 @@ use super::{
     Board, Failed, HandOff,
     arena::{Arena, Block, is_x86},
     console::Text,
-    fetch::{WantedList, want},
+    fetch::{Wanted, WantedList, want},
     shares::{BoardFile, Mount},
 };
-use crate::boot::{
-    cmdline::{self, has_key_of},
-    device_tree::{self, Chosen, Machine, Seeds},
-    entry::{CommandLine, Entry, MAX_INITRDS},
-    image::{self, Kind},
-    memory::{Range, Request, Side},
-    uki::Uki,
+use crate::{
+    Error,
+    boot::{
+        cmdline::{self, has_key_of},
+        conventional,
+        device_tree::{self, Chosen, Machine, Seeds},
+        entry::{Base, CommandLine, Entry, MAX_INITRDS, Place},
+        extlinux,
+        image::{self, Kind},
+        memory::{Range, Request, Side},
+        uboot_image,
+        uki::Uki,
+    },
 };
 use core::{ffi::CStr, fmt, ops::Deref};
 use heapless::Vec;
@@ -31,9 +37,18 @@ pub(super) struct Path(Vec<u8, 4096>);
 
 impl Path {
     /// `name` in `directory`, unless it starts at the root itself.
+    pub fn join(directory: &(impl AsRef<[u8]> + ?Sized), name: &[u8]) -> Self {
+        Self::of_parts(directory.as_ref(), name)
+    }
+
+    /// A place where a file may be.
+    pub fn of(place: &Place<'_>) -> Self {
+        Self::join(place.directory, place.name)
+    }
+
     #[inline(never)] // It is long, and wanted in many places.
-    pub fn join(directory: &str, name: &[u8]) -> Self {
-        let directory = directory.trim_end_matches('/').as_bytes();
+    fn of_parts(directory: &[u8], name: &[u8]) -> Self {
+        let directory = directory.strip_suffix(b"/").unwrap_or(directory);
         let before: [&[u8]; 2] = match name {
             [b'/', ..] => [b"", b""],
             _ => [directory, b"/"],
@@ -68,21 +83,29 @@ impl fmt::Display for Path {
     }
 }
 
+/// Where a file was looked for as well.
+struct Others<'a>(&'a [Place<'a>]);
+
+impl fmt::Display for Others<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, place) in self.0.iter().enumerate() {
+            f.write_str(if index == 0 { ", nor is there " } else { ", " })?;
+            Path::of(place).fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
 /// The open files of a payload: the kernel's, then those of the initrds.
 pub(super) struct Files<'s, 'm, B: Board> {
-    /// Where their paths start.
-    directory: &'m str,
-    list: Vec<(&'m [u8], BoardFile<'s, B>), { MAX_INITRDS + 1 }>,
+    /// Where each was found.
+    list: Vec<(Place<'m>, BoardFile<'s, B>), { MAX_INITRDS + 1 }>,
 }
 
 impl<'s, 'm, B: Board> Files<'s, 'm, B> {
-    pub fn join(&self, name: &[u8]) -> Path {
-        Path::join(self.directory, name)
-    }
-
     /// The path of the file with this place in the list.
     pub fn path(&self, index: usize) -> Path {
-        self.join(self.list[index].0)
+        Path::of(&self.list[index].0)
     }
 
     pub fn get(&self, index: usize) -> &BoardFile<'s, B> {
@@ -127,7 +150,7 @@ enum DeviceTree<'m> {
     /// The machine's, or none.
     Machine,
     /// The one in this file, in place of it.
-    File { name: &'m [u8], blob: &'m [u8] },
+    File { place: Place<'m>, blob: &'m [u8] },
 }
 
 /// One attempt to load an entry.
@@ -170,16 +193,19 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     }
 
     /// Loads `entry`, which is told `edited` in place of its own words, if that is there, and `more`
-    /// words as well.
+    /// words as well. `loaded` gets the kernel's path.
     #[inline(never)] // So that the large frames of the boot flow do not add up.
     pub fn load(
         mut self,
         entry: &Entry<'m>,
         edited: Option<&'m [u8]>,
         more: &'m [u8],
+        loaded: &mut dyn FnMut(&Path),
     ) -> Result<HandOff, Failed> {
         self.with_payload(entry, |loader, payload| {
-            loader.load_payload(entry, edited, more, payload)
+            let hand_off = loader.load_payload(entry, edited, more, payload)?;
+            loaded(&payload.path);
+            Ok(hand_off)
         })
     }
 
@@ -201,7 +227,9 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         };
         payload.more = more;
         payload.device_tree = self.find_device_tree(entry, uki, payload)?;
-        self.load_kernel(kind, payload)
+        let hand_off = self.load_kernel(kind, payload)?;
+        self.unwrap_initrds(payload)?;
+        Ok(hand_off)
     }
 
     /// What `entry` has its kernel told.
@@ -230,11 +258,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     #[inline(never)] // So that it is there for a moment only.
     fn payload(&mut self, entry: &Entry<'m>) -> Result<&'m mut Payload<'a, 'm, B>, Failed> {
         let payload = Payload {
-            files: Files {
-                directory: entry.directory,
-                list: Vec::new(),
-            },
-            path: Path::join(entry.directory, entry.kernel),
+            files: Files { list: Vec::new() },
+            path: Path::join("", b""),
             kernel: Range::with_size(0, 0),
             head: Vec::new(),
             initrds: Vec::new(),
@@ -255,7 +280,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         entry: &Entry<'m>,
         payload: &mut Payload<'a, 'm, B>,
     ) -> Result<(Kind, Option<Uki>), Failed> {
-        let size = self.add_file(entry.kernel, payload)?;
+        let size = self.add_file(&entry.base, entry.kernel, payload)?;
+        payload.path = payload.files.path(KERNEL);
         payload.kernel = Range::with_size(0, size);
         let mut kind = self.kind(payload)?;
         let mut uki = None;
@@ -269,20 +295,43 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok((kind, uki))
     }
 
+    /// Opens a file of an entry, where the first of its places has it.
     #[inline(never)] // As above.
-    fn open(&self, path: &[u8]) -> Result<BoardFile<'a, B>, Failed> {
-        let file = self.share.open(path).map_err(|e| self.failed(path, e))?;
-        let size = file.metadata().len();
-        log::debug!("opened {}, {size} bytes", self.share.shown(path));
-        Ok(file)
+    fn open(
+        &self,
+        base: &Base<'m>,
+        name: &'m [u8],
+    ) -> Result<(Place<'m>, BoardFile<'a, B>), Failed> {
+        let places = base.places(name);
+        for place in &places {
+            let path = Path::of(place);
+            match self.share.open(&path) {
+                Ok(file) => {
+                    let size = file.metadata().len();
+                    log::debug!("opened {}, {size} bytes", self.share.shown(&path));
+                    return Ok((*place, file));
+                }
+                Err(Error::NotFound | Error::NotADirectory) if places.len() > 1 => {}
+                Err(error) => return Err(self.failed(&path, error)),
+            }
+        }
+        let first = places.first().map(Path::of);
+        let first: &[u8] = first.as_deref().unwrap_or(name);
+        let others = Others(places.get(1..).unwrap_or_default());
+        Err(self.failed(first, format_args!("{}{others}", Error::NotFound)))
     }
 
     /// Opens another file of the payload; its size.
-    fn add_file(&self, name: &'m [u8], payload: &mut Payload<'a, 'm, B>) -> Result<u64, Failed> {
-        let file = self.open(&payload.files.join(name))?;
+    fn add_file(
+        &self,
+        base: &Base<'m>,
+        name: &'m [u8],
+        payload: &mut Payload<'a, 'm, B>,
+    ) -> Result<u64, Failed> {
+        let (place, file) = self.open(base, name)?;
         let size = file.metadata().len();
         // There is room for the kernel and as many initrds as an entry has.
-        _ = payload.files.list.push((name, file));
+        _ = payload.files.list.push((place, file));
         Ok(size)
     }
 
@@ -328,10 +377,10 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         payload.initrds = sections.collect();
         for &name in &entry.initrds {
             let file = payload.files.count();
-            let size = self.add_file(name, payload)?;
+            let size = self.add_file(&entry.base, name, payload)?;
             if size == 0 {
                 let what = "it is empty; put an initramfs there or remove it";
-                return Err(self.failed(&payload.files.join(name), what));
+                return Err(self.failed(&payload.files.path(file), what));
             }
             // An entry has `MAX_INITRDS` at most.
             _ = payload.initrds.push((file, Range::with_size(0, size)));
@@ -380,6 +429,20 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(Some(block.range))
     }
 
+    /// Takes U-Boot's header off the initrds that have one. Zeros take its place: the kernel skips them
+    /// between archives.
+    fn unwrap_initrds(&self, payload: &mut Payload<'_, 'm, B>) -> Result<(), Failed> {
+        let Payload { wanted, files, .. } = payload;
+        for Wanted { file, bytes, .. } in wanted {
+            if *file == KERNEL || !uboot_image::has_magic(bytes) {
+                continue;
+            }
+            uboot_image::initrd(bytes).map_err(|e| self.failed(&files.path(*file), e))?;
+            bytes[..uboot_image::HEADER_BYTES].fill(0);
+        }
+        Ok(())
+    }
+
     /// What the entry has the kernel told: what is in a unified kernel image, then its own.
     fn command_line_text(
         &mut self,
@@ -389,7 +452,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     ) -> Result<&'m [u8], Failed> {
         const WHAT: &str = "command line";
         let path = &payload.path;
-        let inner = match uki.and_then(|uki| uki.cmdline) {
+        let inner: &[u8] = match uki.and_then(|uki| uki.cmdline) {
             Some(part) => {
                 self.small_part(path, payload.files.get(KERNEL), part, WHAT, MAX_CMDLINE)?
             }
@@ -397,18 +460,33 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         };
         // The section may end in NULs.
         let inner = inner.split(|&byte| byte == 0).next().unwrap_or_default();
-        let own = match entry.command_line {
-            CommandLine::None => b"",
-            CommandLine::Text(text) => text,
+        let own: &[u8] = match entry.command_line {
+            CommandLine::None => &[],
             CommandLine::Lines(lines) => self.join(path, lines)?,
+            CommandLine::Label(parts) => {
+                let line = self.join(path, parts.into_iter())?;
+                let mut name = [0; 32];
+                let (size, removed) = extlinux::remove_variables(line, &mut name);
+                if let Some(removed) = removed {
+                    log::warn!(
+                        "{}its command line has ${{{}}}, a variable of U-Boot: it is empty here",
+                        self.name,
+                        Text(removed)
+                    );
+                }
+                &line[..size]
+            }
             CommandLine::File(name) => {
-                self.small_file(&payload.files.join(name), WHAT, MAX_CMDLINE)?
+                let (_, text) = self.small_file(&entry.base, name, WHAT, MAX_CMDLINE)?;
+                let size = conventional::command_line(text);
+                &text[..size]
             }
         };
         if inner.is_empty() {
             return Ok(own);
         }
-        self.join(path, [inner, own].into_iter())
+        let line = self.join(path, [inner, own].into_iter())?;
+        Ok(line)
     }
 
     /// The lines with a space behind each.
@@ -416,7 +494,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         &mut self,
         path: &[u8],
         lines: impl Iterator<Item = &'l [u8]> + Clone,
-    ) -> Result<&'m [u8], Failed> {
+    ) -> Result<&'m mut [u8], Failed> {
         let size = lines.clone().map(|line| line.len() as u64 + 1).sum();
         let request = Request {
             side: Side::High, // Out of the kernel's way.
@@ -436,13 +514,15 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     #[inline(never)] // As above.
     fn small_file(
         &mut self,
-        path: &[u8],
+        base: &Base<'m>,
+        name: &'m [u8],
         what: &'static str,
         limit: u64,
-    ) -> Result<&'m [u8], Failed> {
-        let file = self.open(path)?;
+    ) -> Result<(Place<'m>, &'m mut [u8]), Failed> {
+        let (place, file) = self.open(base, name)?;
         let all = Range::with_size(0, file.metadata().len());
-        self.small_part(path, &file, all, what, limit)
+        let bytes = self.small_part(&Path::of(&place), &file, all, what, limit)?;
+        Ok((place, bytes))
     }
 
     /// A part of a file, of at most `limit` bytes.
@@ -453,13 +533,13 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         part: Range,
         what: &'static str,
         limit: u64,
-    ) -> Result<&'m [u8], Failed> {
+    ) -> Result<&'m mut [u8], Failed> {
         let size = part.size();
         if size > limit {
             return Err(self.failed(path, format_args!("it is too large for a {what}")));
         }
         if size == 0 {
-            return Ok(b"");
+            return Ok(&mut []);
         }
         let request = Request {
             align: device_tree::ALIGNMENT,
@@ -514,25 +594,29 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             return Ok(DeviceTree::Machine);
         }
         let inner = uki.and_then(|uki| uki.device_tree);
-        let (name, blob) = match (entry.device_tree, inner) {
-            (Some(name), _) => {
-                let path = payload.files.join(name);
-                (name, self.small_file(&path, WHAT, MAX_DEVICE_TREE)?)
-            }
+        let (place, blob) = match (entry.device_tree, inner) {
+            (Some(name), _) => self.small_file(&entry.base, name, WHAT, MAX_DEVICE_TREE)?,
             (None, Some(part)) => {
-                let (path, file) = (&payload.path, payload.files.get(KERNEL));
+                let (path, (place, file)) = (&payload.path, &payload.files.list[KERNEL]);
                 let blob = self.small_part(path, file, part, WHAT, MAX_DEVICE_TREE)?;
-                (entry.kernel, blob)
+                (*place, blob)
             }
             // The board keeps free what the machine's own reserves.
             (None, None) => return Ok(DeviceTree::Machine),
         };
-        let reserved = device_tree::reservations(blob)
-            .map_err(|e| self.failed(&payload.files.join(name), e))?;
+        let blob: &'m [u8] = blob;
+        let path = Path::of(&place);
+        if let Some(own) = self.board.device_tree()
+            && let Some(other) = device_tree::Other::of(blob, own)
+        {
+            log::warn!("{}{}: {other}", self.name, Text(&path));
+            return Ok(DeviceTree::Machine);
+        }
+        let reserved = device_tree::reservations(blob).map_err(|e| self.failed(&path, e))?;
         for range in reserved {
             self.arena.occupy(range);
         }
-        Ok(DeviceTree::File { name, blob })
+        Ok(DeviceTree::File { place, blob })
     }
 
     /// A copy of the device tree, for the kernel, in that window if there is one; its address.
@@ -553,12 +637,12 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         };
         let (path, blob, machine) = match payload.device_tree {
             DeviceTree::Machine => (None, own.ok_or_else(missing)?, None),
-            DeviceTree::File { name, blob } => {
+            DeviceTree::File { place, blob } => {
                 // The board has read its own tree before: it is a well-formed one.
                 let seeds = own.and_then(|own| Seeds::of(own).ok()).unwrap_or_default();
                 let memory = self.board.memory_map();
                 (
-                    Some(payload.files.join(name)),
+                    Some(Path::of(&place)),
                     blob,
                     Some(Machine { memory, seeds }),
                 )

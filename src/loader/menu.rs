@@ -111,7 +111,7 @@ impl<'a, B: Board> Menu<'a, B> {
              c is for commands\n",
         );
         for (index, listed) in list.iter().enumerate() {
-            let entry = listed.choice.entry(B::ARCHITECTURE);
+            let entry = listed.choice.entry(B::ARCHITECTURE, false);
             if entry.is_ok_and(|_| menu.entries.push(index).is_ok()) {
                 _ = writeln!(console, "{:3} {}", menu.entries.len(), listed.described());
             }
@@ -130,7 +130,7 @@ impl<'a, B: Board> Menu<'a, B> {
             let left = self.deadline.saturating_sub(now);
             // A moment is shown as a second.
             let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
-            let id = self.list[self.entries[self.chosen]].choice.id();
+            let id = self.list[self.entries[self.chosen]].choice.id;
             _ = write!(
                 Console::<B>::new(),
                 "\r\x1b[K> {} {} (1 starts in {seconds} s) ",
@@ -176,7 +176,7 @@ fn edit<B: Board>(
     state: &mut State,
     arena: &mut Arena<'_>,
 ) -> Result<Ended, Failed> {
-    let Ok(entry) = listed.choice.entry(B::ARCHITECTURE) else {
+    let Ok(entry) = listed.choice.entry(B::ARCHITECTURE, false) else {
         return Err(Failed);
     };
     let loader = Loader::new(flow.board, listed.mount, listed, arena.rest());

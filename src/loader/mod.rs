@@ -18,6 +18,7 @@ mod menu;
 mod names;
 mod output;
 mod payload;
+mod search;
 mod shares;
 mod shell;
 mod time_line;

@@ -14,19 +14,22 @@ use crate::{
     },
     fs::{Dir, File, Share},
     session::{self, DeviceConfig, Tag},
-    transport::{Address, DeviceList, FsTransport, MAX_DEVICES},
+    transport::{Address, DeviceList, MAX_DEVICES},
 };
 use core::{cell::Cell, fmt, ops::Deref};
 use heapless::Vec;
 
 /// A share as the boot flow mounts it.
-pub(super) type BoardShare<B> = Share<FsTransport, <B as Board>::Clock, <B as Board>::Hal>;
+pub(super) type BoardShare<B> =
+    Share<<B as Board>::Transport, <B as Board>::Clock, <B as Board>::Hal>;
 
 /// A file of it.
-pub(super) type BoardFile<'s, B> = File<'s, FsTransport, <B as Board>::Clock, <B as Board>::Hal>;
+pub(super) type BoardFile<'s, B> =
+    File<'s, <B as Board>::Transport, <B as Board>::Clock, <B as Board>::Hal>;
 
 /// A directory of it.
-pub(super) type BoardDir<'s, B> = Dir<'s, FsTransport, <B as Board>::Clock, <B as Board>::Hal>;
+pub(super) type BoardDir<'s, B> =
+    Dir<'s, <B as Board>::Transport, <B as Board>::Clock, <B as Board>::Hal>;
 
 /// What is known about a device, mounted or not.
 pub(super) struct Found {
@@ -118,7 +121,7 @@ impl<B: Board> Shares<B> {
     fn mount_one(
         &mut self,
         address: Address,
-        transport: FsTransport,
+        transport: B::Transport,
         clock: B::Clock,
         options: session::Options,
     ) -> Result<(), Error> {
@@ -136,7 +139,10 @@ impl<B: Board> Shares<B> {
     }
 
     /// Notes what is known about the devices. Gives the ways to them, each where it is in `found`.
-    fn take_devices(&mut self, devices: DeviceList) -> Vec<Option<FsTransport>, MAX_DEVICES> {
+    fn take_devices(
+        &mut self,
+        devices: DeviceList<B::Transport>,
+    ) -> Vec<Option<B::Transport>, MAX_DEVICES> {
         let mut transports = Vec::new();
         for device in devices {
             let (state, transport) = match device.transport {

@@ -5,9 +5,9 @@ use super::{
     console::{Text, failure},
     names::{List, Names},
     output::Output,
-    shares::{Mount, Shown},
+    shares::{BoardDir, Mount, Shown},
 };
-use crate::{Dir, Error, FileType, Metadata};
+use crate::{Error, FileType, Metadata};
 use heapless::Vec;
 
 /// Most directories that a walk goes down; paths themselves end there.
@@ -128,7 +128,7 @@ fn directory_path(path: &[u8]) -> &[u8] {
 /// Prints the line of `name` in `directory`: `TYPE SIZE SHA256 PATH`.
 fn print<B: Board>(
     output: &mut Output<'_, B>,
-    directory: &Dir<'_, crate::transport::FsTransport, B::Clock, B::Hal>,
+    directory: &BoardDir<'_, B>,
     name: &[u8],
     path: &Shown<'_>,
 ) -> Result<Metadata, Error> {

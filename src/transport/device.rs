@@ -14,15 +14,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub const MAX_DEVICES: usize = 8;
 
 /// File system devices in the order in which they were found.
-pub type DeviceList = heapless::Vec<Device, MAX_DEVICES>;
+pub type DeviceList<T = FsTransport> = heapless::Vec<Device<T>, MAX_DEVICES>;
 
 /// A file system device that was found, and the way to it if it can be used.
 #[derive(Debug)]
-pub struct Device {
+pub struct Device<T = FsTransport> {
     /// Where it is.
     pub address: Address,
     /// The transport, or why the device can't be used.
-    pub transport: Result<FsTransport, TransportError>,
+    pub transport: Result<T, TransportError>,
 }
 
 /// Where a device was found.

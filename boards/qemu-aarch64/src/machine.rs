@@ -283,6 +283,7 @@ fn device_pointer(range: Range) -> NonNull<u8> {
 impl Board for Virt {
     type Hal = IdentityHal;
     type Clock = Clock;
+    type Transport = FsTransport;
 
     const ARCHITECTURE: Architecture = Architecture::Aarch64;
 

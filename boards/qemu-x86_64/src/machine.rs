@@ -115,6 +115,7 @@ fn read_memory(address: u64, buffer: &mut [u8], mapped_end: u64) -> bool {
 impl Board for Machine {
     type Hal = IdentityHal;
     type Clock = Clock;
+    type Transport = FsTransport;
 
     const ARCHITECTURE: Architecture = Architecture::X86_64;
 

@@ -3,11 +3,13 @@
 use super::text::{check_order, lies_in};
 use crate::source::Source;
 use bootshare::boot::{
-    bls::{self, FileName, LoaderConf},
-    entry::{Entry, EntryError, MAX_INITRDS},
-    extlinux::Config,
+    bls::{self, FileName, Fit, LoaderConf},
+    entry::{Base, Entry, EntryError, MAX_INITRDS},
+    extlinux::{Config, Include, Label, remove_variables},
     glob,
+    grub::Environment,
     image::Architecture,
+    uboot_image,
 };
 
 const MACHINES: [Architecture; 2] = [Architecture::X86_64, Architecture::Aarch64];
@@ -17,17 +19,32 @@ fn check_value(value: &[u8], text: &[u8]) {
     if !value.is_empty() {
         assert!(lies_in(value, text));
         assert!(!value.contains(&b'\n'));
-        assert_eq!(value, value.trim_ascii());
+        // White space in quotation marks stays.
+        assert!(value == value.trim_ascii() || text.contains(&b'"') || text.contains(&b'\''));
     }
 }
 
 /// The values of the lines that start with `key`, found the simplest way.
 fn values<'a>(text: &'a [u8], key: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
     text.split(|&byte| byte == b'\n').filter_map(move |line| {
+        let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
         let rest = line.trim_ascii().strip_prefix(key)?;
         let ends = rest.first().is_none_or(u8::is_ascii_whitespace);
-        ends.then(|| rest.trim_ascii())
+        ends.then(|| unquoted(rest.trim_ascii()))
     })
+}
+
+/// Without the quotation marks around the whole of it.
+fn unquoted(value: &[u8]) -> &[u8] {
+    match value {
+        [b'"' | b'\'', inside @ .., _] if value.ends_with(&value[..1]) => {
+            match inside.contains(&value[0]) {
+                true => value,
+                false => inside,
+            }
+        }
+        _ => value,
+    }
 }
 
 fn check_entry(entry: Result<Entry<'_>, EntryError<'_>>, machine: Architecture) {
@@ -36,6 +53,10 @@ fn check_entry(entry: Result<Entry<'_>, EntryError<'_>>, machine: Architecture) 
             assert!(!entry.kernel.is_empty());
             assert!(entry.initrds.len() <= MAX_INITRDS);
             assert!(entry.initrds.iter().all(|path| !path.is_empty()));
+            for path in entry.initrds.iter().chain([&entry.kernel]) {
+                let places = entry.base.places(path);
+                assert!(places.iter().all(|place| path.ends_with(place.name)));
+            }
             assert!(entry.device_tree.is_none_or(|path| !path.is_empty()));
             assert!(entry.device_tree.is_none() || machine == Architecture::Aarch64);
         }
@@ -60,12 +81,34 @@ pub fn bls(mut source: Source<'_>) {
         assert_eq!(value, values(text, key).last().unwrap_or_default());
     }
     let all = |key| values(text, key).filter(|value| !value.is_empty());
-    assert!(entry.initrds().eq(all(b"initrd")));
+    let initrds: Vec<_> = entry.initrds().collect();
+    assert!(
+        initrds.len()
+            >= all(b"initrd")
+                .filter(|value| !value.trim_ascii().is_empty())
+                .count()
+    );
+    assert!(
+        initrds
+            .iter()
+            .all(|path| !path.is_empty() && lies_in(path, text))
+    );
     assert!(entry.options().eq(all(b"options")));
     for machine in MACHINES {
         assert!(entry.is_for(machine) || !entry.architecture.is_empty());
-        check_entry(Entry::from_bls(&entry, machine), machine);
+        for asked in [false, true] {
+            let base = Base::Bls { root: "/boot" };
+            check_entry(Entry::from_bls(base, &entry, machine, asked), machine);
+        }
     }
+    let environment = Environment::parse(text);
+    let size = bls::expand(text, &environment, &mut []);
+    let mut expanded = vec![0; size];
+    assert_eq!(bls::expand(text, &environment, &mut expanded), size);
+    if !bls::wants_expansion(text) {
+        assert!(bls::Entry::parse(&expanded).options().eq(entry.options()));
+    }
+    assert!(uboot_image::initrd(text).is_err() || uboot_image::has_magic(text));
 
     let conf = LoaderConf::parse(text);
     let default = all(b"default").last();
@@ -79,6 +122,7 @@ pub fn extlinux(mut source: Source<'_>) {
     let mut count = 0;
     for label in config.labels() {
         count += 1;
+        assert_eq!(Label::parse(label.text, config.append), Some(label));
         for value in [
             label.name,
             label.menu_label,
@@ -87,6 +131,7 @@ pub fn extlinux(mut source: Source<'_>) {
             label.fdt,
             label.fdtdir,
             label.fdtoverlays,
+            label.other,
         ] {
             check_value(value, text);
         }
@@ -96,12 +141,29 @@ pub fn extlinux(mut source: Source<'_>) {
             assert!(lies_in(initrd, text));
         }
         for machine in MACHINES {
-            check_entry(Entry::from_label("/extlinux", &label, machine), machine);
+            let base = Base::extlinux("/extlinux");
+            check_entry(Entry::from_label(base, &label, b"", machine), machine);
         }
     }
     let lines = text.split(|&byte| byte == b'\n').count();
     assert!(count <= lines);
-    assert!(config.default_label().is_none_or(|index| index < count));
+    assert!(
+        config
+            .default_label()
+            .is_none_or(|(index, _)| index < count)
+    );
+    let mut from = 0;
+    while let Some(include) = Include::find(text, from) {
+        assert!(include.line.start >= from && include.line.end > include.line.start);
+        assert!(include.line.end <= text.len());
+        assert!(include.path.is_empty() || lies_in(include.path, text));
+        from = include.line.end;
+    }
+    let mut line = text.to_vec();
+    let mut name = [0; 16];
+    let (size, found) = remove_variables(&mut line, &mut name);
+    assert!(size <= text.len());
+    assert_eq!(found.is_none(), size == text.len());
 }
 
 /// Names of entry files, and the order of the menu.
@@ -118,6 +180,10 @@ pub fn order(mut source: Source<'_>) {
             return;
         };
         assert!(!file.id.is_empty() && name.starts_with(file.id));
+        assert_eq!(
+            Fit::of(&name.to_ascii_uppercase(), b"", name) == Fit::None,
+            { !glob::matches_any_case(&name.to_ascii_uppercase(), name) }
+        );
         assert_eq!(file.tries.is_none(), file.id.len() + 5 == name.len());
         assert!(!file.is_bad() || file.tries.is_some());
         entries.push((file, bls::Entry::parse(text)));

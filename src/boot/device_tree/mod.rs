@@ -26,7 +26,7 @@ use crate::boot::{
     bytes::array,
     memory::{MemoryRegion, Range},
 };
-use blob::{Cells, Event, Tree, VERSION, Walk, is_node};
+use blob::{Cells, Event, MAGIC, Tree, VERSION, Walk, is_node};
 use core::{ffi::CStr, fmt};
 use heapless::Vec;
 
@@ -101,6 +101,67 @@ impl<'a> Seeds<'a> {
         }
         Ok(seeds)
     }
+}
+
+/// Whether `head` starts as a device tree blob does.
+pub(super) fn has_magic(head: &[u8]) -> bool {
+    array(head, 0).map(u32::from_be_bytes) == Some(MAGIC)
+}
+
+/// What the machine is that a tree was made for, where it is another one than this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Other<'a> {
+    /// The `compatible` of the tree's root: names with a NUL behind each.
+    tree: &'a [u8],
+    /// That of the machine's own.
+    machine: &'a [u8],
+}
+
+impl<'a> Other<'a> {
+    /// Compares a tree with the machine's own: another machine's has no name in its `compatible` that
+    /// this one has (Devicetree Specification, 2.3.1). `None` if that can't be told.
+    #[must_use]
+    pub fn of(tree: &'a [u8], machine: &'a [u8]) -> Option<Self> {
+        let (tree, machine) = (compatible(tree)?, compatible(machine)?);
+        let is_same = names(tree).any(|name| names(machine).any(|other| other == name));
+        (!is_same).then_some(Self { tree, machine })
+    }
+}
+
+impl fmt::Display for Other<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let first = |value| names(value).next().unwrap_or_default().escape_ascii();
+        write!(
+            f,
+            "it is for {} and this machine is {}, whose own device tree is used",
+            first(self.tree),
+            first(self.machine)
+        )
+    }
+}
+
+/// The `compatible` of a tree's root, if it has one.
+fn compatible(blob: &[u8]) -> Option<&[u8]> {
+    let tree = Tree::parse(blob).ok()?;
+    let mut walk = Walk::new(&tree);
+    while let Some(event) = walk.next().ok()? {
+        match event {
+            Event::Property { name, value, .. } if walk.depth == 1 && name == b"compatible" => {
+                return (!value.is_empty()).then_some(value);
+            }
+            // The properties of a node come before its children.
+            Event::Begin(_) if walk.depth > 1 => break,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The strings in a property's value.
+fn names(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value
+        .split(|&byte| byte == 0)
+        .filter(|name| !name.is_empty())
 }
 
 /// The memory that a tree says is not for use: the entries of its reservation block, and the

@@ -1,0 +1,472 @@
+//! Entries of the Boot Loader Specification, of both types.
+
+use super::{Search, before_slash, may_be_file, warn_left_out};
+use crate::{
+    Error,
+    boot::{
+        bls::{self, FileName, Fit, LoaderConf},
+        conventional::MAX_NAME_BYTES,
+        grub::Environment,
+        image,
+        uki::{OsRelease, Uki},
+    },
+    loader::{
+        Board, Failed,
+        choose::{MAX_ENTRIES, Says},
+        console::{Text, failure},
+        entry::Path,
+        shares::{BoardDir, BoardFile},
+    },
+};
+use core::cmp::Ordering;
+use heapless::Vec;
+
+/// Longest file of an entry in bytes, and longest environment block of GRUB.
+const MAX_FILE: usize = 16 << 10;
+/// Longest entry in bytes once its variables have their values.
+const MAX_EXPANDED: usize = 4 * MAX_FILE;
+/// Longest path of an entry's file in bytes: such as `/boot/efi/loader/entries/NAME`.
+const MAX_PATH: usize = 32 + MAX_NAME_BYTES;
+/// Says which kind of entries `entries` has ("Standard-conformance Marker File").
+const MARKER: &str = "entries.srel";
+const CONF: &str = "loader.conf";
+/// Where GRUB keeps its variables, from the root of its file system.
+const ENVIRONMENTS: [&str; 2] = ["grub2/grubenv", "grub/grubenv"];
+
+/// Where entries may be.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// The root of their file system.
+    root: &'static str,
+    /// The directory with the configuration and, of type 1, the entries.
+    loader: &'static str,
+}
+
+/// The most of them in one source.
+const MAX_PLACES: usize = 5;
+
+impl Place {
+    pub const fn new(root: &'static str, loader: &'static str) -> Self {
+        Self { root, loader }
+    }
+
+    fn path(&self, name: &str) -> Path {
+        Path::join(self.root, name.as_bytes())
+    }
+}
+
+/// An entry's file while there may be better ones: its memory is used again then.
+struct Candidate<'m> {
+    /// The file's path, then its text.
+    memory: &'m mut [u8],
+    root: &'static str,
+    path: usize,
+    text: usize,
+}
+
+impl<'m> Candidate<'m> {
+    fn parts(&self) -> (&[u8], &[u8]) {
+        let (path, text) = self.memory.split_at(self.path);
+        (path, &text[..self.text])
+    }
+
+    fn parse(&self) -> Option<(FileName<'_>, bls::Entry<'_>)> {
+        let (path, text) = self.parts();
+        Some((FileName::parse(last(path))?, bls::Entry::parse(text)))
+    }
+
+    /// The order in which entries are tried.
+    fn compare(&self, other: &Self) -> Ordering {
+        match (self.parse(), other.parse()) {
+            (Some(a), Some(b)) => bls::compare((&a.0, &a.1), (&b.0, &b.1)),
+            // There is none: its name was looked at before.
+            _ => Ordering::Equal,
+        }
+    }
+
+    /// How well a pattern is for it; `None` where there is no pattern.
+    fn fit(&self, pattern: Option<&[u8]>) -> Fit {
+        let (path, _) = self.parts();
+        let name = FileName::parse(last(path)).zip(pattern);
+        name.map_or(Fit::None, |(name, pattern)| {
+            Fit::of(pattern, name.id, name.name)
+        })
+    }
+
+    fn into_parts(self) -> (&'m [u8], &'m [u8]) {
+        let (path, rest) = self.memory.split_at(self.path);
+        (path, &rest[..self.text])
+    }
+}
+
+/// A path's last component.
+fn last(path: &[u8]) -> &[u8] {
+    path.rsplit(|&byte| byte == b'/').next().unwrap_or(path)
+}
+
+/// The best entries so far, best first.
+struct Sorted<'g, 'm> {
+    list: Vec<Candidate<'m>, MAX_ENTRIES>,
+    /// How many there may be.
+    room: usize,
+    /// How many there were that are not among them.
+    left_out: usize,
+    /// Which ones are asked for: no other is better.
+    wanted: Option<&'g [u8]>,
+    /// Which one `loader.conf` puts first, and the best of these.
+    default: Option<&'m [u8]>,
+    first: Option<Candidate<'m>>,
+    /// Memory for one more.
+    free: Option<&'m mut [u8]>,
+    /// A name was seen whose ending is in lower case: FAT does not show them in upper case.
+    is_lower: bool,
+}
+
+impl<'m> Sorted<'_, 'm> {
+    fn insert(&mut self, mut candidate: Candidate<'m>) {
+        let fit = candidate.fit(self.default);
+        if fit != Fit::None {
+            match &mut self.first {
+                None => {
+                    self.first = Some(candidate);
+                    return;
+                }
+                Some(first) => {
+                    let order = fit.cmp(&first.fit(self.default));
+                    if order.then_with(|| candidate.compare(first)).is_lt() {
+                        core::mem::swap(first, &mut candidate);
+                    }
+                }
+            }
+        }
+        let wanted = self.wanted;
+        let place = self.list.partition_point(|other| {
+            let order = other.fit(wanted).cmp(&candidate.fit(wanted));
+            order.then_with(|| other.compare(&candidate)).is_lt()
+        });
+        if self.list.len() == self.room {
+            self.left_out += 1;
+            if place == self.room {
+                self.free = Some(candidate.memory);
+                return;
+            }
+            self.free = self.list.pop().map(|last| last.memory);
+        }
+        _ = self.list.insert(place, candidate);
+    }
+}
+
+impl<'m, B: Board> Search<'_, 'm, B> {
+    pub(super) fn bls(&mut self, places: &[Place]) -> Result<(), Failed> {
+        // Looked up once, for the three that are in it.
+        let mut loaders: Vec<(Place, BoardDir<'m, B>), MAX_PLACES> = Vec::new();
+        let mut default = None;
+        for place in places {
+            let path = place.path(place.loader);
+            let Some(loader) = self.open_place(place, place.loader)? else {
+                continue;
+            };
+            let conf = self.loader_conf(&path, &loader)?;
+            self.choices.timeout = self.choices.timeout.or(conf.timeout);
+            default = default.or(conf.default.map(|name| (name, place)));
+            _ = loaders.push((*place, loader)); // There is room: a source has no more.
+        }
+        let mut sorted = Sorted {
+            list: Vec::new(),
+            room: self.room(),
+            left_out: 0,
+            wanted: self.look.wanted,
+            default: default.map(|(name, _)| name),
+            first: None,
+            free: None,
+            is_lower: false,
+        };
+        for (place, loader) in &loaders {
+            self.entries(place, loader, &mut sorted)?;
+        }
+        for place in places {
+            // It is the same where only the name of the other directory is in another case.
+            if place.loader == "loader" {
+                self.images(place, &mut sorted)?;
+            }
+        }
+        drop(loaders);
+        self.list_sorted(sorted, default)
+    }
+
+    /// A directory of a place, if it is there.
+    fn open_place(&mut self, place: &Place, name: &str) -> Result<Option<BoardDir<'m, B>>, Failed> {
+        let path = place.path(name);
+        // The first source is asked for by its path.
+        if self.choices.source > 0 && !self.may_be_at(&path)? {
+            return Ok(None);
+        }
+        self.open_dir(&path)
+    }
+
+    /// What a directory's `loader.conf` says, if it has one.
+    fn loader_conf(
+        &mut self,
+        directory: &Path,
+        loader: &BoardDir<'m, B>,
+    ) -> Result<LoaderConf<'m>, Failed> {
+        let text = self.file_in(directory, loader, CONF)?;
+        Ok(LoaderConf::parse(text.unwrap_or_default()))
+    }
+
+    /// The text of a file in an open directory, which need not be there.
+    fn file_in(
+        &mut self,
+        directory: &Path,
+        dir: &BoardDir<'m, B>,
+        name: &str,
+    ) -> Result<Option<&'m [u8]>, Failed> {
+        let mut opened = dir.open_file(name);
+        let mut path = Path::join(directory, name.as_bytes());
+        if matches!(opened, Err(Error::NotFound)) && directory.ends_with(b"LOADER") {
+            let mut upper: Vec<u8, 32> = name.bytes().collect();
+            upper.make_ascii_uppercase();
+            opened = dir.open_file(&upper);
+            path = Path::join(directory, &upper);
+        }
+        self.text(&path, opened, MAX_FILE)
+    }
+
+    /// Sorts the entries of type 1 in.
+    fn entries(
+        &mut self,
+        place: &Place,
+        loader: &BoardDir<'m, B>,
+        sorted: &mut Sorted<'_, 'm>,
+    ) -> Result<(), Failed> {
+        let root = before_slash(place.root);
+        let directory = place.path(place.loader);
+        let kind = self.file_in(&directory, loader, MARKER)?;
+        if let Some(kind) = kind.map(<[u8]>::trim_ascii)
+            && kind != b"type1"
+        {
+            log::warn!(
+                "{}{root}/{}/{MARKER} says {}, not type1: its entries are left out",
+                self.mount.prefix(),
+                place.loader,
+                Text(kind)
+            );
+            return Ok(());
+        }
+        let (name, opened) = either::<B>(loader, "entries", "ENTRIES");
+        let path = Path::join(&directory, name.as_bytes());
+        let opened = match opened {
+            // It may be a link, which a directory does not follow.
+            Err(Error::NotADirectory) => self.mount.open_dir(&*path),
+            opened => opened,
+        };
+        match self.there(&path, opened)? {
+            Some(dir) => self.candidates(place.root, &path, &dir, false, sorted),
+            None => Ok(()),
+        }
+    }
+
+    /// Sorts the unified kernel images in, which are entries of their own, of type 2.
+    fn images(&mut self, place: &Place, sorted: &mut Sorted<'_, 'm>) -> Result<(), Failed> {
+        let Some(efi) = self.open_place(place, "EFI")? else {
+            return Ok(());
+        };
+        let upper = if sorted.is_lower { "Linux" } else { "LINUX" };
+        let (name, opened) = either::<B>(&efi, "Linux", upper);
+        let path = Path::join(&place.path("EFI"), name.as_bytes());
+        let opened = match opened {
+            Err(Error::NotADirectory) => self.mount.open_dir(&*path),
+            opened => opened,
+        };
+        match self.there(&path, opened)? {
+            Some(dir) => self.candidates(place.root, &path, &dir, true, sorted),
+            None => Ok(()),
+        }
+    }
+
+    /// Sorts the entries of a directory in.
+    fn candidates(
+        &mut self,
+        root: &'static str,
+        directory: &Path,
+        dir: &BoardDir<'m, B>,
+        images: bool,
+        sorted: &mut Sorted<'_, 'm>,
+    ) -> Result<(), Failed> {
+        let Some(entries) = self.there(directory, dir.read_dir())? else {
+            return Ok(());
+        };
+        for entry in entries {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    self.report(directory, error)?;
+                    break;
+                }
+            };
+            let name = entry.file_name();
+            let is_entry = FileName::parse(name).is_some() && bls::is_image(name) == images;
+            if !is_entry || !may_be_file(entry.file_type()) {
+                continue;
+            }
+            self.found = true;
+            sorted.is_lower |= name.ends_with(b".conf");
+            let memory = match sorted.free.take() {
+                Some(memory) => memory,
+                None => self.take(MAX_PATH + MAX_FILE)?,
+            };
+            let path = Path::join(directory, name);
+            let (path_memory, text_memory) = memory.split_at_mut(path.len());
+            path_memory.copy_from_slice(&path);
+            let opened = self.followed(&path, dir.open_file(name));
+            let text = match images {
+                true => self.image(&path, opened, text_memory)?,
+                false => self.read(&path, opened, text_memory)?,
+            };
+            match text {
+                Some(text) => sorted.insert(Candidate {
+                    memory,
+                    root,
+                    path: path.len(),
+                    text,
+                }),
+                None => sorted.free = Some(memory),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the entry that a unified kernel image is; its size, unless that failed.
+    #[inline(never)] // So that the large frames of the boot flow do not add up.
+    fn image(
+        &self,
+        path: &[u8],
+        opened: Result<BoardFile<'m, B>, Error>,
+        text: &mut [u8],
+    ) -> Result<Option<usize>, Failed> {
+        let mut buffer = [0; image::HEAD_BYTES];
+        let read = opened.and_then(|file| {
+            let size = file.read_at(0, &mut buffer)?;
+            Ok((Uki::parse(&buffer[..size], file.metadata().len()), file))
+        });
+        let (uki, file) = match read {
+            Ok((Ok(uki), file)) => (uki, file),
+            Ok((Err(error), _)) => {
+                failure(&self.mount.shown(path), &error);
+                return Ok(None);
+            }
+            Err(error) => return self.report(path, error).map(|()| None),
+        };
+        let release = uki.os_release.map_or(Ok(0), |part| {
+            let size = part.size().min(buffer.len() as u64) as usize;
+            file.read_at(part.start, &mut buffer[..size])
+        });
+        match release {
+            Ok(size) => {
+                let release = OsRelease::parse(&buffer[..size]);
+                Ok(release.write_entry(uki.architecture, &[path], text))
+            }
+            Err(error) => self.report(path, error).map(|()| None),
+        }
+    }
+
+    /// Lists the entries, the one first that `loader.conf` wants.
+    fn list_sorted(
+        &mut self,
+        sorted: Sorted<'_, 'm>,
+        default: Option<(&'m [u8], &Place)>,
+    ) -> Result<(), Failed> {
+        let entries = sorted.first.into_iter().chain(sorted.list);
+        let mut directory: Option<&'m [u8]> = None;
+        let mut is_default = false;
+        for candidate in entries {
+            is_default |= candidate.fit(sorted.default) != Fit::None;
+            let root = candidate.root;
+            let (path, text) = candidate.into_parts();
+            let text = self.expanded(root, path, text)?;
+            directory.get_or_insert(path);
+            let id = FileName::parse(last(path)).map_or(path, |name| name.id);
+            // The path of an image in its entry is one from the share's root.
+            let root = if bls::is_image(path) { "/" } else { root };
+            self.push(id, path, Says::Bls { root, text });
+        }
+        if sorted.left_out > 0
+            && let Some(path) = directory
+        {
+            let directory = &path[..path.len() - last(path).len() - 1];
+            warn_left_out(&self.mount.prefix(), directory, sorted.left_out);
+        }
+        if let Some((name, place)) = default
+            && !is_default
+            && self.choices.list.len() > self.first
+        {
+            let why = match name.starts_with(b"@") {
+                true => "nothing is stored between boots; name an entry",
+                false => "no entry has this name",
+            };
+            log::warn!(
+                "{}{}/{}/{CONF}: default {}: {why}",
+                self.mount.prefix(),
+                before_slash(place.root),
+                place.loader,
+                Text(name)
+            );
+        }
+        Ok(())
+    }
+
+    /// The text of an entry with GRUB's variables expanded, if it has some.
+    fn expanded(
+        &mut self,
+        root: &'static str,
+        path: &[u8],
+        text: &'m [u8],
+    ) -> Result<&'m [u8], Failed> {
+        if bls::is_image(path) || !bls::wants_expansion(text) {
+            return Ok(text);
+        }
+        let block = self.grub_environment(root)?;
+        let environment = Environment::parse(block);
+        let size = bls::expand(text, &environment, &mut []);
+        if size > MAX_EXPANDED {
+            let error = format_args!("it has {size} bytes with its variables; make it shorter");
+            failure(&self.mount.shown(path), &error);
+            return Ok(text);
+        }
+        let out = self.take(size)?;
+        bls::expand(text, &environment, out);
+        Ok(out)
+    }
+
+    /// GRUB's environment block, if there is one. It is read once for all entries of a file system.
+    fn grub_environment(&mut self, root: &'static str) -> Result<&'m [u8], Failed> {
+        if let Some((of, block)) = self.environment
+            && of == root
+        {
+            return Ok(block);
+        }
+        let mut block = None;
+        for name in ENVIRONMENTS {
+            if block.is_none() {
+                let path = Path::join(root, name.as_bytes());
+                let opened = self.mount.open(&*path);
+                block = self.text(&path, opened, MAX_FILE)?;
+            }
+        }
+        let block = block.unwrap_or_default();
+        self.environment = Some((root, block));
+        Ok(block)
+    }
+}
+
+/// A directory in another, by the first of these names that is there.
+fn either<'s, B: Board>(
+    dir: &BoardDir<'s, B>,
+    name: &'static str,
+    upper: &'static str,
+) -> (&'static str, Result<BoardDir<'s, B>, Error>) {
+    match dir.open_dir(name) {
+        Err(Error::NotFound) if name != upper => (upper, dir.open_dir(upper)),
+        opened => (name, opened),
+    }
+}

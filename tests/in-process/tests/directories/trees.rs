@@ -1,0 +1,934 @@
+//! Directories as distributions and people make them, after public reports of what did not boot.
+//!
+//! Each is a table of files. The right entry has `good` on its command line, entries that must not be
+//! started have `wrong`.
+
+use crate::machine::{Boot, End, boot, device_tree, kernel, uki};
+use bootshare::loader::Architecture::{self, Aarch64, X86_64};
+use bootshare_test_device::Tree;
+
+/// Paths and contents: `KERNEL` stands for a kernel, `-> PATH` for a link.
+pub type Files<'a> = &'a [(&'a str, &'a str)];
+
+pub fn tree(architecture: Architecture, files: Files) -> Tree {
+    files.iter().fold(Tree::new(), |tree, (path, content)| {
+        match (*content, content.strip_prefix("-> ")) {
+            (_, Some(target)) => tree.link(path, target),
+            ("KERNEL", _) => tree.file(path, kernel(architecture)),
+            (content, _) => tree.file(path, content),
+        }
+    })
+}
+
+fn run(files: Files, options: &str) -> Boot {
+    boot(Aarch64, &[tree(Aarch64, files)], options)
+}
+
+/// Boots it: what the kernel is told, and the lines about what is started.
+#[track_caller]
+fn boots(files: Files, told: &str, entry: &str, starting: &str) -> Boot {
+    let boot = run(files, "");
+    assert_eq!(boot.told(), told);
+    let lines = &boot.lines[boot.lines.len() - 2..];
+    assert_eq!(lines[0], format!("bootshare: entry {entry}"));
+    assert_eq!(lines[1], format!("bootshare: starting {starting}"));
+    boot
+}
+
+/// What `entries` prints.
+#[track_caller]
+fn list(files: Files) -> Vec<String> {
+    let boot = run(files, "bootshare.cmd=entries");
+    assert_eq!(boot.end, End::Done);
+    boot.output().into_iter().map(str::to_owned).collect()
+}
+
+const FEDORA: &str = "vmlinuz-6.11.5-300.fc41.x86_64";
+
+// Where the tree starts.
+
+#[test]
+fn entries_of_a_root_tree_whose_boot_is_a_file_system_of_its_own() {
+    let files = [
+        ("etc/os-release", "ID=fedora\n"),
+        ("boot/vmlinuz-6.11.5-300.fc41.x86_64", "KERNEL"),
+        ("boot/initramfs-6.11.5-300.fc41.x86_64.img", "initrd"),
+        ("boot/loader/entries.srel", "type1\n"),
+        (
+            "boot/loader/entries/6a98-6.11.5-300.fc41.x86_64.conf",
+            "title Fedora Linux\nversion 6.11.5-300.fc41.x86_64\n\
+             linux /vmlinuz-6.11.5-300.fc41.x86_64\ninitrd /initramfs-6.11.5-300.fc41.x86_64.img\n\
+             options root=UUID=2ab8 ro good\ngrub_users $grub_users\ngrub_arg --unrestricted\n\
+             grub_class fedora\n",
+        ),
+    ];
+    let boot = boots(
+        &files,
+        "root=UUID=2ab8 ro good",
+        "6a98-6.11.5-300.fc41.x86_64 of /boot/loader/entries/6a98-6.11.5-300.fc41.x86_64.conf",
+        &format!("/boot/{FEDORA}"),
+    );
+    assert_eq!(boot.initrd(), b"initrd");
+    assert_eq!(
+        list(&files),
+        [format!(
+            "* 6a98-6.11.5-300.fc41.x86_64: Fedora Linux (/boot/{FEDORA}) from \
+             /boot/loader/entries/6a98-6.11.5-300.fc41.x86_64.conf"
+        )]
+    );
+}
+
+#[test]
+fn entries_of_a_root_tree_whose_boot_is_part_of_it() {
+    let files = [
+        ("boot/vmlinuz-6.11.5", "KERNEL"),
+        ("boot/initramfs-6.11.5.img", "initrd"),
+        (
+            "boot/loader/entries/a.conf",
+            "linux /boot/vmlinuz-6.11.5\ninitrd /boot/initramfs-6.11.5.img\noptions good\n",
+        ),
+    ];
+    let (entry, kernel) = ("a of /boot/loader/entries/a.conf", "/boot/vmlinuz-6.11.5");
+    boots(&files, "good", entry, kernel);
+    assert_eq!(
+        list(&files),
+        ["* a: /boot/vmlinuz-6.11.5 from /boot/loader/entries/a.conf"]
+    );
+}
+
+#[test]
+fn entries_for_a_root_tree_where_the_share_is_its_boot() {
+    let entry = "linux /boot/vmlinuz-6\ninitrd /boot/initramfs-6.img\noptions good\n";
+    let files = [
+        ("vmlinuz-6", "KERNEL"),
+        ("initramfs-6.img", "initrd"),
+        ("loader/entries/fedora-6.conf", entry),
+    ];
+    let boot = boots(
+        &files,
+        "good",
+        "fedora-6 of /loader/entries/fedora-6.conf",
+        "/vmlinuz-6",
+    );
+    assert_eq!(boot.initrd(), b"initrd");
+    // Debian's u-boot-menu.
+    let conf = "default l0\nmenu title U-Boot menu\nprompt 0\ntimeout 50\n\nlabel l0\n\
+        \tmenu label Debian\n\tlinux /boot/vmlinuz-6\n\tinitrd /boot/initramfs-6.img\n\
+        \tfdtdir /usr/lib/linux-image-6/\n\tappend good\n";
+    let files = [
+        ("vmlinuz-6", "KERNEL"),
+        ("initramfs-6.img", "initrd"),
+        ("extlinux/extlinux.conf", conf),
+    ];
+    boots(
+        &files,
+        "good",
+        "l0 of /extlinux/extlinux.conf",
+        "/vmlinuz-6",
+    );
+}
+
+#[test]
+fn entries_of_both_file_systems_of_a_boot_loader() {
+    // XBOOTLDR at /boot, the ESP at /efi, which has the configuration and a unified kernel image.
+    let image = uki(
+        Aarch64,
+        &[
+            (".osrel", b"ID=x\n".to_vec()),
+            (".cmdline", b"good".to_vec()),
+            (".linux", kernel(Aarch64)),
+        ],
+    );
+    let tree = tree(
+        Aarch64,
+        &[
+            ("boot/6/linux", "KERNEL"),
+            (
+                "boot/loader/entries/a.conf",
+                "linux /6/linux\noptions wrong\n",
+            ),
+            ("efi/loader/loader.conf", "default b.efi\n"),
+        ],
+    )
+    .file("efi/EFI/Linux/b.efi", image);
+    let booted = boot(Aarch64, std::slice::from_ref(&tree), "");
+    assert_eq!(booted.told(), "good");
+    booted.line("bootshare: entry b of /efi/EFI/Linux/b.efi");
+    let listed = boot(Aarch64, &[tree], "bootshare.cmd=entries");
+    assert_eq!(
+        listed.output(),
+        [
+            "* b: x (/efi/EFI/Linux/b.efi)",
+            "  a: /boot/6/linux from /boot/loader/entries/a.conf"
+        ]
+    );
+    // Fedora's ESP.
+    let files = [
+        ("boot/efi/6/linux", "KERNEL"),
+        (
+            "boot/efi/loader/entries/a.conf",
+            "linux /6/linux\noptions good\n",
+        ),
+    ];
+    let (entry, kernel) = ("a of /boot/efi/loader/entries/a.conf", "/boot/efi/6/linux");
+    boots(&files, "good", entry, kernel);
+}
+
+#[test]
+fn an_extlinux_conf_is_found_wherever_it_is_kept() {
+    for directory in [
+        "extlinux",
+        "boot/extlinux",
+        "boot",
+        "boot/syslinux",
+        "syslinux",
+        "",
+    ] {
+        let path = format!("{directory}/extlinux.conf");
+        let files = [
+            (path.as_str(), "label a\nlinux /6/linux\nappend good\n"),
+            ("6/linux", "KERNEL"),
+            ("vmlinuz", "KERNEL"),
+            ("boot/vmlinuz", "KERNEL"),
+        ];
+        let entry = format!("a of /{}", path.trim_start_matches('/'));
+        boots(&files, "good", &entry, "/6/linux");
+    }
+    let cfg = "LABEL a\nKERNEL linux\nAPPEND good\n";
+    for (path, linux) in [
+        ("syslinux/syslinux.cfg", "syslinux/linux"),
+        ("SYSLINUX/SYSLINUX.CFG", "SYSLINUX/linux"),
+        ("syslinux.cfg", "linux"),
+    ] {
+        boots(
+            &[(path, cfg), (linux, "KERNEL")],
+            "good",
+            &format!("a of /{path}"),
+            &format!("/{linux}"),
+        );
+    }
+}
+
+#[test]
+fn alpines_extlinux_conf_in_boot() {
+    let conf = "# Generated by update-extlinux 6.04_pre1-r15\nDEFAULT menu.c32\nPROMPT 0\n\
+        MENU TITLE Alpine/Linux Boot Menu\nMENU HIDDEN\n\
+        MENU AUTOBOOT Alpine will be booted automatically in # seconds.\nTIMEOUT 10\n\
+        LABEL virt\n  MENU DEFAULT\n  MENU LABEL Linux virt\n  LINUX vmlinuz-virt\n\
+        \x20 INITRD initramfs-virt\n  APPEND root=UUID=1f3f quiet good\n\nMENU SEPARATOR\n";
+    let files = [
+        ("boot/extlinux.conf", conf),
+        ("boot/vmlinuz-virt", "KERNEL"),
+        ("boot/initramfs-virt", "initrd"),
+    ];
+    let (entry, kernel) = ("virt of /boot/extlinux.conf", "/boot/vmlinuz-virt");
+    let boot = boots(&files, "root=UUID=1f3f quiet good", entry, kernel);
+    assert_eq!(boot.initrd(), b"initrd");
+    boot.lacks("bootshare: menu: ");
+    assert_eq!(
+        list(&files),
+        ["* virt: Linux virt (/boot/vmlinuz-virt) from /boot/extlinux.conf"]
+    );
+}
+
+// GRUB's dialect.
+
+#[test]
+fn grubs_variables_that_are_not_set_are_empty() {
+    let entry = |name: &str, initrd: &str, options: &str| {
+        format!(
+            "title {name}\nversion {name}\nlinux /vmlinuz-{name}\ninitrd /initramfs-{name}.img{initrd}\n\
+             options {options}\ngrub_users $grub_users\ngrub_class fedora\n"
+        )
+    };
+    let six = entry("6", " $tuned_initrd", "ro good $tuned_params");
+    let rescue = entry("0-rescue", "", "wrong");
+    let mut files = vec![
+        ("vmlinuz-6", "KERNEL"),
+        ("vmlinuz-0-rescue", "KERNEL"),
+        ("initramfs-6.img", "one "),
+        ("initramfs-0-rescue.img", "initrd"),
+        ("tuned.img", "two"),
+        ("loader/entries/x-6.conf", six.as_str()),
+        ("loader/entries/x-0-rescue.conf", rescue.as_str()),
+    ];
+    let boot = boots(
+        &files,
+        "ro good",
+        "x-6 of /loader/entries/x-6.conf",
+        "/vmlinuz-6",
+    );
+    assert_eq!(boot.initrd(), b"one ");
+    files.push((
+        "grub2/grubenv",
+        "# GRUB Environment Block\ntuned_params=isolcpus=1\ntuned_initrd=/tuned.img\n####",
+    ));
+    let boot = boots(
+        &files,
+        "ro good isolcpus=1",
+        "x-6 of /loader/entries/x-6.conf",
+        "/vmlinuz-6",
+    );
+    assert_eq!(boot.initrd(), b"one two");
+}
+
+#[test]
+fn the_command_line_in_grubs_environment() {
+    let env = format!(
+        "# GRUB Environment Block\nsaved_entry=x\nkernelopts=root=/dev/mapper/cl-root ro good \n\
+         boot_success=0\n{}",
+        "#".repeat(900)
+    );
+    let entry = "title CentOS Linux\nversion 4.18\nlinux /vmlinuz-4.18\ninitrd /i.img\n\
+        options $kernelopts\nid centos-4.18\ngrub_arg --unrestricted\n";
+    for (root, place) in [("", "grub2"), ("", "grub"), ("boot/", "grub2")] {
+        let paths =
+            ["vmlinuz-4.18", "i.img", "loader/entries/a.conf"].map(|p| format!("{root}{p}"));
+        let env_path = format!("{root}{place}/grubenv");
+        let files = [
+            (paths[0].as_str(), "KERNEL"),
+            (&paths[1], "initrd"),
+            (&paths[2], entry),
+            (&env_path, &env),
+        ];
+        boots(
+            &files,
+            "root=/dev/mapper/cl-root ro good",
+            &format!("a of /{}", paths[2]),
+            &format!("/{}", paths[0]),
+        );
+    }
+}
+
+// extlinux.
+
+#[test]
+fn files_that_are_included() {
+    let label =
+        "LABEL ROOT-A\n  KERNEL ROOT-A/vmlinuz\n  INITRD ROOT-A/initramfs.xz\n  APPEND good\n";
+    let mut files = vec![
+        (
+            "extlinux/extlinux.conf",
+            "DEFAULT ROOT-A\n  SAY Talos\nINCLUDE ROOT-A/include.conf\n",
+        ),
+        ("extlinux/ROOT-A/include.conf", label),
+        ("extlinux/ROOT-A/vmlinuz", "KERNEL"),
+        ("extlinux/ROOT-A/initramfs.xz", "initrd"),
+    ];
+    let entry = "ROOT-A of /extlinux/extlinux.conf";
+    let boot = boots(&files, "good", entry, "/extlinux/ROOT-A/vmlinuz");
+    assert_eq!(boot.initrd(), b"initrd");
+    assert_eq!(
+        list(&files),
+        ["* ROOT-A: /extlinux/ROOT-A/vmlinuz from /extlinux/extlinux.conf"]
+    );
+
+    // In the order of the lines, from the root too, and one that is not there is passed over.
+    files[0].1 = "LABEL first\nLINUX ROOT-A/vmlinuz\nMENU INCLUDE /more.conf tag\n\
+        include missing.conf\nLABEL last\nLINUX ROOT-A/vmlinuz\n";
+    files.push((
+        "more.conf",
+        "\u{feff}LABEL second\nLINUX ROOT-A/vmlinuz\nINCLUDE third.conf",
+    ));
+    files.push(("extlinux/third.conf", "LABEL third\nLINUX ROOT-A/vmlinuz"));
+    let listed = run(&files, "bootshare.cmd=entries");
+    let ids: Vec<_> = listed.output().iter().map(|line| &line[2..8]).collect();
+    assert_eq!(ids, ["first:", "second", "third:", "last: "]);
+    listed.line("error: /extlinux/extlinux.conf: INCLUDE missing.conf: no such file");
+}
+
+#[test]
+fn files_that_include_themselves_end() {
+    let text = "LABEL a\nLINUX /linux\nAPPEND good\nINCLUDE extlinux.conf\nINCLUDE extlinux.conf\n";
+    let files = [("extlinux/extlinux.conf", text), ("linux", "KERNEL")];
+    let boot = boots(&files, "good", "a of /extlinux/extlinux.conf", "/linux");
+    boot.line("error: /extlinux/extlinux.conf: it includes too many files");
+    // As deep as SYSLINUX and U-Boot go, and no deeper.
+    for (deep, works) in [(15, true), (16, false)] {
+        let mut files = vec![("linux".to_owned(), "KERNEL".to_owned())];
+        for level in 0..=deep {
+            let path = match level {
+                0 => "extlinux/extlinux.conf".to_owned(),
+                level => format!("extlinux/{level}"),
+            };
+            let text = match level {
+                level if level == deep => "label a\nlinux /linux\nappend good\n".to_owned(),
+                level => format!("include {}\n", level + 1),
+            };
+            files.push((path, text));
+        }
+        let files: Vec<_> = files
+            .iter()
+            .map(|(p, t)| (p.as_str(), t.as_str()))
+            .collect();
+        let boot = run(&files, "");
+        assert_eq!(boot.end != End::Failed, works, "{:#?}", boot.lines);
+    }
+}
+
+#[test]
+fn nixos_wants_no_time_at_all() {
+    let conf = "DEFAULT nixos-default\n\nMENU TITLE ------\nTIMEOUT -10\n\nLABEL nixos-default\n\
+        \x20 MENU LABEL NixOS - Default\n  LINUX ../nixos/Image\n  INITRD ../nixos/initrd\n\
+        \x20 APPEND init=/nix/store/x/init good\n  FDTDIR ../nixos/dtbs\n";
+    let files = [
+        ("extlinux/extlinux.conf", conf),
+        ("nixos/Image", "KERNEL"),
+        ("nixos/initrd", "initrd"),
+    ];
+    let boot = boots(
+        &files,
+        "init=/nix/store/x/init good",
+        "nixos-default of /extlinux/extlinux.conf",
+        "/extlinux/../nixos/Image",
+    );
+    boot.lacks("bootshare: menu: ");
+    boot.line("fdtdir has no effect");
+}
+
+#[test]
+fn any_number_of_labels() {
+    let labels: String = (0..1000)
+        .map(|n| {
+            let filler = "x".repeat(800);
+            format!("LABEL n{n}\n  LINUX /linux\n  APPEND good={n} {filler}\n")
+        })
+        .collect();
+    let conf = format!("DEFAULT n777\n{labels}");
+    assert!(conf.len() > 800_000);
+    let files = [
+        ("extlinux/extlinux.conf", conf.as_str()),
+        ("linux", "KERNEL"),
+    ];
+    let default = run(&files, "");
+    assert!(default.told().starts_with("good=777 "));
+    let chosen = run(&files, "bootshare.entry=n998");
+    assert!(chosen.told().starts_with("good=998 "));
+    let listed = run(&files, "bootshare.cmd=entries");
+    let lines = listed.output();
+    assert_eq!(lines.len(), 64);
+    assert!(lines[0].starts_with("* n777: ") && lines[1].starts_with("  n0: "));
+    listed.line(
+        "warning: /extlinux/extlinux.conf has more than 64 entries: 936 of them are left out",
+    );
+
+    // There is an end.
+    let conf = conf + &"#".repeat(1 << 20);
+    let files = [
+        ("extlinux/extlinux.conf", conf.as_str()),
+        ("vmlinuz", "KERNEL"),
+    ];
+    let long = run(&files, "");
+    assert_eq!(long.end, End::Failed);
+    long.line("error: /extlinux/extlinux.conf: it has 1048577 bytes or more; make it shorter");
+}
+
+#[test]
+fn armbians_initrd_has_u_boots_header() {
+    // As mkimage makes it, -A arm64 -T ramdisk -C none, of "PLACEHOLDER INITRD\n".
+    let mut image = vec![0; 64];
+    image[..4].copy_from_slice(&[0x27, 5, 0x19, 0x56]);
+    image[4..8].copy_from_slice(&0xf885_5f8b_u32.to_be_bytes());
+    image[12..16].copy_from_slice(&19_u32.to_be_bytes());
+    image[28..32].copy_from_slice(&[5, 22, 3, 0]);
+    image[32..39].copy_from_slice(b"uInitrd");
+    let data = b"PLACEHOLDER INITRD\n";
+    image.extend(data);
+    let (header, content) = checksums(&image);
+    image[24..28].copy_from_slice(&content.to_be_bytes());
+    image[4..8].copy_from_slice(&header.to_be_bytes());
+    let tree = |image: Vec<u8>| {
+        let conf = "label Armbian\n kernel /Image\n initrd /first,/uInitrd\n append good\n";
+        tree(
+            Aarch64,
+            &[
+                ("extlinux/extlinux.conf", conf),
+                ("Image", "KERNEL"),
+                ("first", "1234"),
+            ],
+        )
+        .file("uInitrd", image)
+    };
+    let booted = boot(Aarch64, &[tree(image.clone())], "");
+    assert_eq!(booted.told(), "good");
+    // The kernel skips zeros between archives.
+    let expected = [&b"1234"[..], &[0; 64], data].concat();
+    assert_eq!(booted.initrd(), expected);
+
+    *image.last_mut().unwrap() ^= 1;
+    let damaged = boot(Aarch64, &[tree(image)], "");
+    assert_eq!(damaged.end, End::Failed);
+    damaged.line("label Armbian: /uInitrd: it is damaged: the checksum of its content is wrong");
+}
+
+/// CRC-32 of a legacy image's header, with that of its content in it, and of its content.
+fn checksums(image: &[u8]) -> (u32, u32) {
+    let crc = |bytes: &[u8]| {
+        !bytes.iter().fold(!0_u32, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+                (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+            })
+        })
+    };
+    let content = crc(&image[64..]);
+    let mut header = image[..64].to_vec();
+    header[4..8].fill(0);
+    header[24..28].copy_from_slice(&content.to_be_bytes());
+    (crc(&header), content)
+}
+
+#[test]
+fn a_device_tree_of_another_machine_is_not_used() {
+    let conf = "label a\n kernel /Image\n fdt /board.dtb\n append good\n";
+    let files = [("extlinux/extlinux.conf", conf), ("Image", "KERNEL")];
+    let with = |compatible: &[&str]| {
+        let tree = tree(Aarch64, &files).file("board.dtb", device_tree(compatible));
+        boot(Aarch64, &[tree], "")
+    };
+    let other = with(&["radxa,rock-5b", "rockchip,rk3588"]);
+    assert_eq!(other.told(), "good");
+    other.line(
+        "warning: /extlinux/extlinux.conf: label a: /board.dtb: it is for radxa,rock-5b and this \
+         machine is linux,dummy-virt, whose own device tree is used",
+    );
+    let same = with(&["our,board", "linux,dummy-virt"]);
+    assert_eq!(same.told(), "good");
+    same.lacks("warning: ");
+}
+
+#[test]
+fn what_u_boot_would_leave_out_is_left_out_with_a_warning() {
+    let conf = "default l0\nlabel l0\n linux /Image\n initrd /initrd.img\n fdtdir /dtbs\n\
+        \x20fdtoverlays /dtbo/rk3588-uart7-m2.dtbo /dtbo/x.dtbo\n append good root=${rootdev} ${x}\n";
+    let files = [
+        ("extlinux/extlinux.conf", conf),
+        ("Image", "KERNEL"),
+        ("initrd.img", "initrd"),
+    ];
+    let entry = "l0 of /extlinux/extlinux.conf";
+    let boot = boots(&files, "good root=", entry, "/Image");
+    boot.line("warning: /extlinux/extlinux.conf: label l0: fdtoverlays has no effect");
+    boot.line("label l0: its command line has ${x}, a variable of U-Boot: it is empty here");
+}
+
+#[test]
+fn labels_that_start_no_kernel_are_passed_over() {
+    let conf = "label local\n localboot 0\nlabel tool\n kernel hdt.c32\nlabel linux\n linux /linux\n\
+        append good\n";
+    let files = [("extlinux/extlinux.conf", conf), ("linux", "KERNEL")];
+    let boot = boots(&files, "good", "linux of /extlinux/extlinux.conf", "/linux");
+    boot.lacks("error: ");
+    assert_eq!(
+        list(&files),
+        [
+            "- local: passed over: it starts no Linux kernel (localboot)",
+            "- tool: passed over: it starts no Linux kernel (hdt.c32)",
+            "* linux: /linux from /extlinux/extlinux.conf",
+        ]
+    );
+}
+
+#[test]
+fn a_fit_image_is_named() {
+    let tree = tree(
+        Aarch64,
+        &[
+            (
+                "extlinux/extlinux.conf",
+                "label l0\n kernel /fitImage#conf-1\n append wrong\n",
+            ),
+            ("Image", "KERNEL"),
+        ],
+    )
+    .file("fitImage", device_tree(&["x"]));
+    let boot = boot(Aarch64, &[tree], "");
+    assert_eq!(boot.end, End::Failed);
+    boot.line("label l0: /fitImage: it is a FIT image");
+}
+
+// The Boot Loader Specification and loader.conf.
+
+#[test]
+fn an_entry_is_found_whichever_of_a_thousand_it_is() {
+    let entries: Vec<_> = (1..=1000)
+        .map(|n| {
+            (
+                format!("loader/entries/nixos-generation-{n}.conf"),
+                format!(
+                    "title NixOS\nsort-key nixos\nversion Generation {n}\nlinux /linux\noptions good={n}\n"
+                ),
+            )
+        })
+        .collect();
+    let mut files: Vec<_> = entries
+        .iter()
+        .map(|(p, t)| (p.as_str(), t.as_str()))
+        .collect();
+    files.push(("linux", "KERNEL"));
+    files.push(("loader/loader.conf", "default nixos-generation-5.conf\n"));
+    let boot = run(&files, "bootshare.log=warn");
+    assert_eq!(boot.told(), "good=5");
+    let listed = run(&files, "bootshare.cmd=entries");
+    let lines = listed.output();
+    assert!(lines[0].starts_with("* nixos-generation-5: "));
+    assert!(lines[1].starts_with("  nixos-generation-1000: "));
+    assert_eq!(lines.len(), 65);
+    listed.line("/loader/entries has more than 64 entries: 935 of them are left out");
+    let chosen = run(&files, "bootshare.entry=nixos-generation-77");
+    assert_eq!(chosen.told(), "good=77");
+    files.pop();
+    assert_eq!(run(&files, "").told(), "good=1000");
+}
+
+#[test]
+fn names_are_the_same_in_any_case_unless_there_is_one_as_written() {
+    let mut files = vec![
+        ("linux", "KERNEL"),
+        (
+            "loader/entries/Arch-LTS.conf",
+            "linux /linux\noptions good\n",
+        ),
+        ("loader/entries/arch.conf", "linux /linux\noptions wrong\n"),
+        ("loader/loader.conf", "default arch-lts.conf\ntimeout 0\n"),
+    ];
+    let entry = "Arch-LTS of /loader/entries/Arch-LTS.conf";
+    boots(&files, "good", entry, "/linux");
+    assert_eq!(run(&files, "bootshare.entry=ARCH-lts").told(), "good");
+    assert_eq!(run(&files, "bootshare.entry=arch.CONF").told(), "wrong");
+    files.push((
+        "loader/entries/arch-lts.conf",
+        "linux /linux\noptions exact\n",
+    ));
+    assert_eq!(run(&files, "").told(), "exact");
+    assert_eq!(run(&files, "bootshare.entry=arch-lts").told(), "exact");
+}
+
+#[test]
+fn names_as_fat_shows_them() {
+    let image = uki(
+        X86_64,
+        &[
+            (".osrel", b"ID=demo\n".to_vec()),
+            (".cmdline", b"good".to_vec()),
+            (".linux", kernel(X86_64)),
+        ],
+    );
+    let with = |files: Files, path: &str| tree(X86_64, files).file(path, image.clone());
+    let arch = "title Arch\nlinux /vmlinuz-linux\noptions good\n";
+    for (files, path) in [
+        (
+            &[
+                ("vmlinuz-linux", "KERNEL"),
+                ("loader/entries/ARCH.CONF", arch),
+            ],
+            "EFI/LINUX/demo.EFI",
+        ),
+        (
+            &[
+                ("vmlinuz-linux", "KERNEL"),
+                ("LOADER/ENTRIES/ARCH.CONF", arch),
+            ],
+            "efi/EFI/LINUX/DEMO.EFI",
+        ),
+    ] {
+        let tree = with(files, path);
+        let listed = boot(X86_64, std::slice::from_ref(&tree), "bootshare.cmd=entries");
+        let lines = listed.output();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        let has = |part: &str| lines.iter().any(|l| l.to_lowercase().contains(part));
+        assert!(
+            has("arch: arch (/vmlinuz-linux)") && has("demo: "),
+            "{lines:?}"
+        );
+        for name in ["arch", "demo"] {
+            let boot = boot(
+                X86_64,
+                std::slice::from_ref(&tree),
+                &format!("bootshare.entry={name}"),
+            );
+            assert_eq!(boot.told(), "good");
+        }
+    }
+    let upper = with(
+        &[
+            ("LINUX", "KERNEL"),
+            ("LOADER/ENTRIES/A.CONF", "linux /LINUX\noptions wrong\n"),
+            ("LOADER/ENTRIES/B.CONF", "linux /LINUX\noptions good\n"),
+            ("LOADER/LOADER.CONF", "default b\n"),
+        ],
+        "x",
+    );
+    assert_eq!(boot(X86_64, &[upper], "").told(), "good");
+}
+
+#[test]
+fn files_of_other_editors() {
+    let files = [
+        ("vmlinuz", "KERNEL"),
+        (
+            "loader/entries/good.conf",
+            "\u{feff}linux /vmlinuz\r\noptions good\r\n",
+        ),
+        (
+            "loader/entries/other.conf",
+            "linux /vmlinuz\noptions wrong\n",
+        ),
+        (
+            "loader/loader.conf",
+            "\u{feff}default good.conf\r\ntimeout 0\r\n",
+        ),
+    ];
+    boots(
+        &files,
+        "good",
+        "good of /loader/entries/good.conf",
+        "/vmlinuz",
+    );
+    let quoted = [
+        ("vmlinuz", "KERNEL"),
+        (
+            "loader/entries/good.conf",
+            "title \"Good\"\nlinux \"/vmlinuz\"\noptions \"console=ttyS0 good\"\n",
+        ),
+        ("loader/entries/zz.conf", "linux /vmlinuz\noptions wrong\n"),
+        (
+            "loader/loader.conf",
+            "default \"good.conf\"\ntimeout \"0\"\n",
+        ),
+    ];
+    let entry = "good of /loader/entries/good.conf";
+    boots(&quoted, "console=ttyS0 good", entry, "/vmlinuz");
+    let comments = "# the disk of the old machine: root=/dev/sda1\nconsole=ttyS0 root=/dev/vda good\n\
+        # panic=-1 init=/bin/false\n";
+    boots(
+        &[("vmlinuz", "KERNEL"), ("cmdline", comments)],
+        "console=ttyS0 root=/dev/vda good",
+        "vmlinuz, by its conventional name",
+        "/vmlinuz",
+    );
+}
+
+#[test]
+fn efi_programs_are_hidden_unless_they_are_asked_for() {
+    let memtest = uki(X86_64, &[(".text", vec![0xc3])]);
+    let image = uki(
+        X86_64,
+        &[(".cmdline", b"image".to_vec()), (".linux", kernel(X86_64))],
+    );
+    let tree = tree(
+        X86_64,
+        &[
+            ("vmlinuz-linux", "KERNEL"),
+            (
+                "loader/entries/arch.conf",
+                "title Arch\nlinux /vmlinuz-linux\noptions good\n",
+            ),
+            (
+                "loader/entries/memtest86-efi.conf",
+                "title MemTest86\nefi /EFI/memtest.efi\n",
+            ),
+            ("loader/entries/image.conf", "efi /EFI/image.efi\n"),
+        ],
+    )
+    .file("EFI/memtest.efi", memtest)
+    .file("EFI/image.efi", image);
+    let run = |options: &str| boot(X86_64, std::slice::from_ref(&tree), options);
+    let booted = run("");
+    assert_eq!(booted.told(), "good");
+    booted.lacks("error: ");
+    let listed = run("bootshare.cmd=entries");
+    let lines = listed.output();
+    assert!(lines[0].starts_with("- memtest86-efi: passed over: it is an EFI program"));
+    assert!(lines[1].starts_with("- image: passed over: "));
+    assert_eq!(
+        lines[2],
+        "* arch: Arch (/vmlinuz-linux) from /loader/entries/arch.conf"
+    );
+    assert_eq!(run("bootshare.entry=image").told(), "image");
+    let tool = run("bootshare.entry=memtest86-efi");
+    assert_eq!(tool.end, End::Failed);
+    tool.line("/EFI/memtest.efi: it is an EFI program without a kernel in it");
+}
+
+#[test]
+fn keys_that_ask_for_what_is_not_done_are_no_entry() {
+    for (line, shown) in [
+        ("profile 1", "profile 1"),
+        ("extra /x.addon.efi", "extra /x.addon.efi"),
+    ] {
+        let entry = format!("uki /EFI/a.efi\n{line}\n");
+        let image = uki(Aarch64, &[(".linux", kernel(Aarch64))]);
+        let tree = Tree::new()
+            .file("loader/entries/a.conf", entry)
+            .file("EFI/a.efi", image)
+            .file("x.addon.efi", "x");
+        let boot = boot(Aarch64, &[tree], "");
+        assert_eq!(boot.end, End::Failed);
+        boot.line(&format!(
+            "a.conf: its line `{shown}` asks for what is not done here"
+        ));
+    }
+}
+
+// Kernels by conventional names.
+
+#[test]
+fn kernels_by_the_names_that_systems_give_them() {
+    for (kernel, initrd) in [
+        ("boot/vmlinux-6.19.0-edge", "boot/initrd.img-6.19.0-edge"),
+        ("Image-6.4.0-default", "initrd-6.4.0-default"),
+        ("bzImage", "initrd"),
+        ("Image.gz", "initramfs.cpio.gz"),
+        ("vmlinux", "initrd.img"),
+        ("vmlinuz.efi", "initrd.gz"),
+        ("kernel", "uInitrd"),
+        (
+            "usr/lib/modules/6.19-1/vmlinuz",
+            "boot/initramfs-6.19-1.img",
+        ),
+        (
+            "usr/lib/modules/6.19-1/vmlinuz",
+            "usr/lib/modules/6.19-1/initramfs.img",
+        ),
+        ("lib/modules/6.19-1/vmlinuz", "boot/initrd.img-6.19-1"),
+    ] {
+        let files = [(kernel, "KERNEL"), (initrd, "initrd"), ("etc/fstab", "")];
+        let boot = run(&files, "-- good");
+        assert_eq!(boot.told(), "good");
+        assert_eq!(boot.initrd(), b"initrd", "{kernel}");
+        boot.line(&format!("bootshare: starting /{kernel}"));
+    }
+}
+
+#[test]
+fn the_newest_kernel_among_the_modules_is_taken() {
+    let files = [
+        ("usr/lib/modules/6.9.1/vmlinuz", "KERNEL"),
+        ("usr/lib/modules/6.10.2/vmlinuz", "KERNEL"),
+        // Left behind by a package that was removed.
+        ("usr/lib/modules/6.11.0/modules.dep", ""),
+        ("boot/initrd.img-6.9.1", "wrong"),
+        ("boot/initrd.img-6.10.2", "initrd"),
+        ("lib", "-> usr/lib"),
+    ];
+    let boot = run(&files, "");
+    assert_eq!(boot.initrd(), b"initrd");
+    boot.line("bootshare: entry 6.10.2, by its conventional name");
+    boot.line("bootshare: starting /usr/lib/modules/6.10.2/vmlinuz");
+    assert_eq!(list(&files), ["* 6.10.2: /usr/lib/modules/6.10.2/vmlinuz"]);
+}
+
+// Never another kernel than was asked for.
+
+#[test]
+fn no_kernel_by_its_name_where_there_are_entries() {
+    let cases: [(&str, &str, &str); 7] = [
+        (
+            "loader/entries/a.conf",
+            "linux /missing\n",
+            "error: /loader/entries/a.conf: /missing: no such file or directory, nor is there \
+             /boot/missing",
+        ),
+        (
+            "boot/loader/entries/a.conf",
+            "linux /missing\n",
+            "error: /boot/loader/entries/a.conf: /boot/missing: no such file or directory, nor is \
+             there /missing",
+        ),
+        (
+            "loader/entries/a.conf",
+            "linux /linux\narchitecture x64\n",
+            "/loader/entries/a.conf: passed over: it is for x64",
+        ),
+        (
+            "extlinux/extlinux.conf",
+            "label a\nlinux /missing\n",
+            "error: /extlinux/extlinux.conf: label a: /missing: no such file",
+        ),
+        (
+            "boot/extlinux.conf",
+            "timeout 5\n",
+            "error: /boot/extlinux.conf: it has no label",
+        ),
+        (
+            "EFI/Linux/a.efi",
+            "MZ",
+            "error: /EFI/Linux/a.efi: it is an EFI program without a kernel in it",
+        ),
+        (
+            "loader/entries/a.conf",
+            "-> /nowhere",
+            "error: /loader/entries/a.conf: no such file",
+        ),
+    ];
+    for (path, text, why) in cases {
+        let files = [
+            (path, text),
+            ("vmlinuz", "KERNEL"),
+            ("boot/vmlinuz-6.1", "KERNEL"),
+            ("usr/lib/modules/6.1/vmlinuz", "KERNEL"),
+        ];
+        let boot = run(&files, "-- wrong");
+        assert_eq!(boot.end, End::Failed, "{path} {text}");
+        boot.line(why);
+        boot.line("bootshare.fallback=yes");
+        // Unless it is wanted, or asked for by its name.
+        let boot = run(&files, "bootshare.fallback=yes -- fallback");
+        assert_eq!(boot.told(), "fallback");
+        boot.line("bootshare: starting /vmlinuz");
+        assert_eq!(run(&files, "bootshare.entry=vmlinuz -- x").told(), "x");
+        assert_eq!(run(&files, "bootshare.entry=vmlinuz-6.1 -- x").told(), "x");
+    }
+    // A directory for entries without one is none.
+    let files = [("loader/entries/README", ""), ("vmlinuz", "KERNEL")];
+    assert!(matches!(run(&files, "").end, End::Started { .. }));
+}
+
+#[test]
+fn an_entry_is_followed_by_one_of_its_own_kind() {
+    let files = [
+        ("linux", "KERNEL"),
+        ("loader/entries/b.conf", "linux /missing\n"),
+        ("loader/entries/a.conf", "linux /linux\noptions good\n"),
+        (
+            "extlinux/extlinux.conf",
+            "label x\nlinux /linux\nappend wrong\n",
+        ),
+    ];
+    boots(&files, "good", "a of /loader/entries/a.conf", "/linux");
+    let labels = [files[0], files[1], files[3]];
+    assert_eq!(run(&labels, "").end, End::Failed);
+    assert_eq!(run(&labels, "bootshare.fallback=yes").told(), "wrong");
+    assert_eq!(run(&labels, "bootshare.entry=x").told(), "wrong");
+    // Also in the next share.
+    let shares = |second: Files| {
+        let first = tree(Aarch64, &[("loader/entries/b.conf", "linux /missing\n")]);
+        boot(Aarch64, &[first, tree(Aarch64, second)], "-- more")
+    };
+    let same = shares(&[files[0], files[2]]);
+    assert_eq!(same.told(), "good more");
+    same.line("bootshare: entry a of share2:/loader/entries/a.conf");
+    assert_eq!(shares(&[("vmlinuz", "KERNEL")]).end, End::Failed);
+}
+
+#[test]
+fn a_menu_waits_as_long_as_the_file_says_that_its_entries_are_from() {
+    // A configuration without entries says nothing about those of another file.
+    let mut files = vec![
+        ("linux", "KERNEL"),
+        ("loader/loader.conf", "timeout menu-force\n"),
+        (
+            "extlinux/extlinux.conf",
+            "label x\nlinux /linux\nappend good\n",
+        ),
+    ];
+    let boot = run(&files, "");
+    assert_eq!(boot.told(), "good");
+    boot.lacks("bootshare: menu: ");
+    files.push(("loader/entries/a.conf", "linux /linux\noptions entry\n"));
+    files[1].1 = "timeout 1\n";
+    let boot = run(&files, "");
+    boot.line("bootshare: menu: ");
+    boot.line("  1 a: /linux from /loader/entries/a.conf");
+    assert_eq!(boot.told(), "entry");
+}
