@@ -116,16 +116,25 @@ pub(crate) fn of_two_shares(board: Board) {
     machine.append = format!("bootshare.cmd=entries bootshare.entry={}:b*", demo::TAG);
     assert_eq!(
         list(&machine),
-        [format!("* both: Second ({}:/linux)", demo::TAG)]
+        [format!(
+            "* both: Second ({tag}:/linux) from {tag}:/loader/entries/both.conf",
+            tag = demo::TAG
+        )]
     );
     machine.append = "bootshare.cmd=entries".into();
-    let first = "* both: First (first:/linux)".to_owned();
-    let second_both = format!("  both: Second ({}:/linux)", demo::TAG);
+    let first = "* both: First (first:/linux) from first:/loader/entries/both.conf".to_owned();
+    let second_both = format!(
+        "  both: Second ({tag}:/linux) from {tag}:/loader/entries/both.conf",
+        tag = demo::TAG
+    );
     assert_eq!(list(&machine), [first.clone(), second_both.clone()]);
     // A share's default comes before its own entries only.
     write(&second, "loader/entries/a.conf", "linux /a\n");
     write(&second, "loader/loader.conf", "default a\n");
-    let default = format!("  a: {}:/a", demo::TAG);
+    let default = format!(
+        "  a: {tag}:/a from {tag}:/loader/entries/a.conf",
+        tag = demo::TAG
+    );
     assert_eq!(list(&machine), [first, default, second_both]);
 }
 
@@ -295,22 +304,18 @@ pub(crate) fn listed(board: Board) {
         let options = format!("{options} bootshare.cmd=entries");
         list(&machine(board, Server::Rust, &share, &options))
     };
-    let broken = "broken-6.10: Broken (/6.1/linux)";
-    let good = "good-6.1: Good (/6.1/linux)";
-    let rest = [
-        "  b: Bee (/extlinux/b)",
-        "  a: /a",
-        "  vmlinuz-6.1: /vmlinuz-6.1",
-    ];
+    let broken = "broken-6.10: Broken (/6.1/linux) from /loader/entries/broken-6.10+3.conf";
+    let good = "good-6.1: Good (/6.1/linux) from /loader/entries/good-6.1.conf";
     let foreign = "- foreign: passed over: it is for aa64 and this machine is x86-64";
     let expected = [foreign, &format!("* {broken}"), &format!("  {good}")];
-    assert_eq!(list(""), [&expected[..], &rest].concat());
+    // Neither extlinux.conf nor a kernel by its name is looked for, as there are entries.
+    assert_eq!(list(""), expected);
 
     // loader.conf puts one first, bootshare.entry leaves the others out.
     write(&share, "loader/loader.conf", "timeout 3\ndefault good*\n");
     let expected = [&format!("* {good}"), foreign, &format!("  {broken}")];
-    assert_eq!(list(""), [&expected[..], &rest].concat());
-    assert_eq!(list("bootshare.entry=b"), ["* b: Bee (/extlinux/b)"]);
+    assert_eq!(list(""), expected);
+    assert_eq!(list("bootshare.entry=bro*"), [format!("* {broken}")]);
 }
 
 /// Of any number of entries the best 64 are kept, and a file that is no entry's size is named.
@@ -330,7 +335,11 @@ pub(crate) fn too_many(board: Board) {
     assert_eq!(run.outcome, Outcome::FirmwareExit(0));
     let mut expected: Vec<_> = (37..=100)
         .rev()
-        .map(|number| format!("  x-{number}: Number {number} (/{number})"))
+        .map(|number| {
+            format!(
+                "  x-{number}: Number {number} (/{number}) from /loader/entries/x-{number}.conf"
+            )
+        })
         .collect();
     expected[0].replace_range(..1, "*");
     assert_eq!(run.output(), expected);
@@ -446,10 +455,17 @@ pub(crate) fn device_tree(board: Board) {
     machine.qemu_args.clear();
     let mut bytes = fs::read(&tree).unwrap();
     let (model, other) = (b"linux,dummy-virt\0", b"linux,other-virt\0");
-    // The root's model, and its compatible.
+    // The root's model, and not its compatible: a tree of another machine is not used. A property's
+    // value comes behind the offset of its name among the strings (Devicetree Specification, 5.4).
+    let field = |at: usize, bytes: &[u8]| {
+        let field = bytes[at..at + 4].try_into().unwrap();
+        u32::from_be_bytes(field) as usize
+    };
+    let strings = field(12, &bytes);
     let mut found = 0;
-    for at in 0..bytes.len() - model.len() {
-        if bytes[at..].starts_with(model) {
+    for at in 4..bytes.len() - model.len() {
+        let is_value = bytes[at..].starts_with(model);
+        if is_value && bytes[strings + field(at - 4, &bytes)..].starts_with(b"model\0") {
             bytes[at..][..other.len()].copy_from_slice(other);
             found += 1;
         }

@@ -160,7 +160,7 @@ pub(crate) fn unified(board: Board) {
         list.output(),
         [
             "* demo-1: Demo 1 (/EFI/Linux/demo-1+3.efi)",
-            "  named: Named (/EFI/Linux/demo-1+3.efi)",
+            "  named: Named (/EFI/Linux/demo-1+3.efi) from /loader/entries/named.conf",
         ]
     );
     let kernel = "/EFI/Linux/demo-1+3.efi";
