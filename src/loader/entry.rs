@@ -303,7 +303,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         name: &'m [u8],
     ) -> Result<(Place<'m>, BoardFile<'a, B>), Failed> {
         let places = base.places(name);
-        for place in &places {
+        let mut why = Error::NotFound;
+        for (index, place) in places.iter().enumerate() {
             let path = Path::of(place);
             match self.share.open(&path) {
                 Ok(file) => {
@@ -311,14 +312,16 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
                     log::debug!("opened {}, {size} bytes", self.share.shown(&path));
                     return Ok((*place, file));
                 }
-                Err(Error::NotFound | Error::NotADirectory) if places.len() > 1 => {}
+                Err(error @ (Error::NotFound | Error::NotADirectory)) => {
+                    why = if index == 0 { error } else { why };
+                }
                 Err(error) => return Err(self.failed(&path, error)),
             }
         }
         let first = places.first().map(Path::of);
         let first: &[u8] = first.as_deref().unwrap_or(name);
         let others = Others(places.get(1..).unwrap_or_default());
-        Err(self.failed(first, format_args!("{}{others}", Error::NotFound)))
+        Err(self.failed(first, format_args!("{why}{others}")))
     }
 
     /// Opens another file of the payload; its size.

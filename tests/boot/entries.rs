@@ -117,24 +117,21 @@ pub(crate) fn of_two_shares(board: Board) {
     assert_eq!(
         list(&machine),
         [format!(
-            "* both: Second ({tag}:/linux) from {tag}:/loader/entries/both.conf",
-            tag = demo::TAG
+            "* both: Second ({0}:/linux) from {0}:/loader/entries/both.conf",
+            demo::TAG
         )]
     );
     machine.append = "bootshare.cmd=entries".into();
     let first = "* both: First (first:/linux) from first:/loader/entries/both.conf".to_owned();
     let second_both = format!(
-        "  both: Second ({tag}:/linux) from {tag}:/loader/entries/both.conf",
-        tag = demo::TAG
+        "  both: Second ({0}:/linux) from {0}:/loader/entries/both.conf",
+        demo::TAG
     );
     assert_eq!(list(&machine), [first.clone(), second_both.clone()]);
     // A share's default comes before its own entries only.
     write(&second, "loader/entries/a.conf", "linux /a\n");
     write(&second, "loader/loader.conf", "default a\n");
-    let default = format!(
-        "  a: {tag}:/a from {tag}:/loader/entries/a.conf",
-        tag = demo::TAG
-    );
+    let default = format!("  a: {0}:/a from {0}:/loader/entries/a.conf", demo::TAG);
     assert_eq!(list(&machine), [first, default, second_both]);
 }
 
@@ -274,6 +271,99 @@ pub(crate) fn wrong_ones(board: Board) {
     run.line(&["bootshare: error: /loader/entries/dangling.conf: no such file"]);
 }
 
+/// The root tree of a Fedora system with /boot as a file system of its own, and GRUB's environment; an
+/// older kernel is at hand by its conventional name.
+pub(crate) fn fedora(board: Board) {
+    let share = share("fedora", board, "boot");
+    for (from, to) in [
+        ("linux", "vmlinuz-6.11.5"),
+        ("initrd", "initramfs-6.11.5.img"),
+    ] {
+        fs::rename(share.join("boot").join(from), share.join("boot").join(to)).unwrap();
+    }
+    write(&share, "boot/vmlinuz-6.10.0", "not a kernel");
+    let entry = "title Fedora Linux\nversion 6.11.5\nlinux /vmlinuz-6.11.5\n\
+        initrd /initramfs-6.11.5.img $tuned_initrd\noptions $kernelopts $tuned_params\n\
+        grub_users $grub_users\ngrub_arg --unrestricted\ngrub_class fedora\n";
+    write(&share, "boot/loader/entries/6a98-6.11.5.conf", entry);
+    let block = format!(
+        "# GRUB Environment Block\nkernelopts={} \n{}",
+        words(board, "fedora"),
+        "#".repeat(800)
+    );
+    write(&share, "boot/grub2/grubenv", &block);
+    let options = "bootshare.log=debug";
+    let machine = machine(board, Server::Rust, &share, options);
+    let run = expect_boot(&machine, "/boot/vmlinuz-6.11.5");
+    run.line(&["bootshare: entry 6a98-6.11.5 of /boot/loader/entries/6a98-6.11.5.conf"]);
+    run.line(&["bootshare: debug: command line: ", &words(board, "fedora")]);
+}
+
+/// A board's system as Armbian makes it: U-Boot's header before the initrd, an included file, overlays
+/// and a device tree of the board.
+pub(crate) fn armbian(board: Board) {
+    let share = share("armbian", board, "boot");
+    let data = fs::read(share.join("boot/initrd")).unwrap();
+    let crc = |bytes: &[u8]| {
+        let mut crc = flate2::Crc::new();
+        crc.update(bytes);
+        crc.sum()
+    };
+    let mut header = [0x2705_1956, 0, 0, data.len() as u32, 0, 0, crc(&data)]
+        .map(u32::to_be_bytes)
+        .concat();
+    header.extend([5, 22, 3, 0]);
+    header.resize(64, 0);
+    let checksum = crc(&header).to_be_bytes();
+    header[4..8].copy_from_slice(&checksum);
+    fs::write(share.join("boot/uInitrd"), [header, data].concat()).unwrap();
+    fs::remove_file(share.join("boot/initrd")).unwrap();
+    write(
+        &share,
+        "boot/extlinux/extlinux.conf",
+        "DEFAULT Armbian\nINCLUDE /boot/labels.conf\n",
+    );
+    let label = format!(
+        "LABEL Armbian\n  LINUX /boot/linux\n  INITRD /boot/uInitrd\n  FDTDIR /boot/dtb\n  \
+         FDTOVERLAYS /boot/dtb/overlay/uart7.dtbo\n  APPEND {}${{extraargs}}\n",
+        words(board, "armbian")
+    );
+    write(&share, "boot/labels.conf", &label);
+    let options = "bootshare.log=debug";
+    let run = expect_boot(
+        &machine(board, Server::Rust, &share, options),
+        "/boot/linux",
+    );
+    run.line(&["bootshare: entry Armbian of /boot/extlinux/extlinux.conf"]);
+    run.line(&["bootshare: debug: command line: ", &words(board, "armbian")]);
+    for what in [
+        "fdtdir has no effect",
+        "fdtoverlays has no effect",
+        "${extraargs}",
+    ] {
+        run.line(&["bootshare: warning: ", what]);
+    }
+}
+
+/// Where an entry can't be loaded no other kernel is, unless that is wanted.
+pub(crate) fn never_another_kernel(board: Board) {
+    let share = share("never", board, "");
+    fs::rename(share.join("linux"), share.join("vmlinuz")).unwrap();
+    fs::rename(share.join("initrd"), share.join("initrd.img")).unwrap();
+    write(&share, "cmdline", &words(board, "never"));
+    write(&share, "boot/loader/entries/a.conf", "linux /vmlinuz-6.1\n");
+    let failed = run(&machine(board, Server::Rust, &share, ""));
+    assert!(matches!(failed.outcome, Outcome::FirmwareExit(1..)));
+    failed.line(&[
+        "bootshare: error: /boot/loader/entries/a.conf: /boot/vmlinuz-6.1: no such file or directory, \
+         nor is there /vmlinuz-6.1",
+    ]);
+    failed.line(&["bootshare: error: ", "bootshare.fallback=yes"]);
+    let options = "bootshare.fallback=yes";
+    let booted = expect_boot(&machine(board, Server::Rust, &share, options), "/vmlinuz");
+    booted.line(&["bootshare: entry vmlinuz, by its conventional name"]);
+}
+
 pub(crate) fn chosen_by_glob(board: Board) {
     let share = two_entries("glob", board);
     let with = |options: &str| machine(board, Server::C, &share, options);
@@ -306,16 +396,24 @@ pub(crate) fn listed(board: Board) {
     };
     let broken = "broken-6.10: Broken (/6.1/linux) from /loader/entries/broken-6.10+3.conf";
     let good = "good-6.1: Good (/6.1/linux) from /loader/entries/good-6.1.conf";
+    let label = "b: Bee (/extlinux/b) from /extlinux/extlinux.conf";
     let foreign = "- foreign: passed over: it is for aa64 and this machine is x86-64";
     let expected = [foreign, &format!("* {broken}"), &format!("  {good}")];
-    // Neither extlinux.conf nor a kernel by its name is looked for, as there are entries.
     assert_eq!(list(""), expected);
 
     // loader.conf puts one first, bootshare.entry leaves the others out.
     write(&share, "loader/loader.conf", "timeout 3\ndefault good*\n");
     let expected = [&format!("* {good}"), foreign, &format!("  {broken}")];
     assert_eq!(list(""), expected);
-    assert_eq!(list("bootshare.entry=bro*"), [format!("* {broken}")]);
+    assert_eq!(list("bootshare.entry=b"), [format!("* {label}")]);
+    // Other kinds are tried, and so listed, only when they are wanted.
+    let rest = [
+        &format!("  {label}"),
+        "  a: /a from /extlinux/extlinux.conf",
+        "  vmlinuz-6.1: /vmlinuz-6.1",
+    ];
+    let all = [&expected[..], &rest].concat();
+    assert_eq!(list("bootshare.fallback=yes"), all);
 }
 
 /// Of any number of entries the best 64 are kept, and a file that is no entry's size is named.
@@ -336,9 +434,8 @@ pub(crate) fn too_many(board: Board) {
     let mut expected: Vec<_> = (37..=100)
         .rev()
         .map(|number| {
-            format!(
-                "  x-{number}: Number {number} (/{number}) from /loader/entries/x-{number}.conf"
-            )
+            let file = format!("/loader/entries/x-{number}.conf");
+            format!("  x-{number}: Number {number} (/{number}) from {file}")
         })
         .collect();
     expected[0].replace_range(..1, "*");
@@ -454,23 +551,22 @@ pub(crate) fn device_tree(board: Board) {
     run(&machine);
     machine.qemu_args.clear();
     let mut bytes = fs::read(&tree).unwrap();
+    // The root's model, not its `compatible`: the tree of another machine is not used. FDT_PROP, the
+    // value's size and the place of the name (Devicetree Specification, 5.4.1).
+    let word = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
+    let names = &bytes[word(12) as usize..];
+    let name = names
+        .windows(6)
+        .position(|name| name == b"model\0")
+        .unwrap() as u32;
     let (model, other) = (b"linux,dummy-virt\0", b"linux,other-virt\0");
-    // The root's model, and not its compatible: a tree of another machine is not used. A property's
-    // value comes behind the offset of its name among the strings (Devicetree Specification, 5.4).
-    let field = |at: usize, bytes: &[u8]| {
-        let field = bytes[at..at + 4].try_into().unwrap();
-        u32::from_be_bytes(field) as usize
-    };
-    let strings = field(12, &bytes);
-    let mut found = 0;
-    for at in 4..bytes.len() - model.len() {
-        let is_value = bytes[at..].starts_with(model);
-        if is_value && bytes[strings + field(at - 4, &bytes)..].starts_with(b"model\0") {
-            bytes[at..][..other.len()].copy_from_slice(other);
-            found += 1;
-        }
-    }
-    assert!(found > 0, "the tree has another model");
+    let header = [3, model.len() as u32, name].map(u32::to_be_bytes).concat();
+    let property = [&header[..], model].concat();
+    let at = bytes
+        .windows(property.len())
+        .position(|window| window == property)
+        .expect("the tree has another model");
+    bytes[at + header.len()..][..other.len()].copy_from_slice(other);
     fs::write(&tree, bytes).unwrap();
     let entry = format!(
         "linux /boot/linux\ninitrd /boot/initrd\ndevicetree /boot/machine.dtb\noptions {}\n",

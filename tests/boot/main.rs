@@ -179,6 +179,9 @@ cells! {
     entries_beyond_64_are_left_out_with_a_warning: entries::too_many(Aarch64Virt);
     entries_boot_debians_boot_directory_on_microvm: entries::debian(X86_64Microvm);
     entries_boot_debians_boot_directory_on_virt: entries::debian(Aarch64VirtPci);
+    entries_of_fedoras_root_tree_boot: entries::fedora(X86_64Microvm);
+    entries_of_armbians_boot_directory_boot: entries::armbian(Aarch64Virt);
+    entries_that_fail_lead_to_no_other_kernel: entries::never_another_kernel(X86_64Q35);
     entries_that_are_wrong_are_named_on_q35: entries::wrong_ones(X86_64Q35);
     entries_that_are_wrong_are_named_on_virt: entries::wrong_ones(Aarch64Virt);
     entries_load_five_initrds_as_one_on_virt: entries::five_initrds(Aarch64Virt);
