@@ -83,6 +83,11 @@ impl Compression {
         }
     }
 
+    /// Whether [`packed`](crate::boot::packed) undoes it.
+    const fn is_unpacked(self) -> bool {
+        matches!(self, Self::Gzip | Self::Zstd)
+    }
+
     /// The program that undoes it.
     const fn unpacker(self) -> &'static str {
         match self {
@@ -201,11 +206,12 @@ impl Kind {
         use Architecture::{Aarch64, X86_64};
         let is_ok = match self {
             Self::BzImage => machine == X86_64,
-            Self::Arm64Image | Self::Compressed(Compression::Gzip) => machine == Aarch64,
+            Self::Arm64Image => machine == Aarch64,
+            Self::Compressed(compression) => machine == Aarch64 && compression.is_unpacked(),
             Self::EfiZboot {
                 architecture,
-                compression: Compression::Gzip,
-            } => machine == Aarch64 && architecture == Some(Aarch64),
+                compression,
+            } => machine == Aarch64 && architecture == Some(Aarch64) && compression.is_unpacked(),
             Self::Efi { architecture } | Self::Elf { architecture } => {
                 architecture == Some(machine)
             }
