@@ -11,6 +11,8 @@ pub(crate) struct Bits<'a> {
     left: isize,
     /// The next of them, from the highest bit down. Behind the last one are zeros.
     window: u64,
+    /// How many of the window's bits are ready to be taken.
+    ready: u32,
 }
 
 impl<'a> Bits<'a> {
@@ -27,6 +29,7 @@ impl<'a> Bits<'a> {
             first: number(data, data.len().min(8)).unwrap_or_default(),
             left: before.saturating_add(mark as usize).cast_signed(),
             window: 0,
+            ready: 0,
         };
         bits.refill()?;
         Ok(bits)
@@ -56,6 +59,16 @@ impl<'a> Bits<'a> {
                 .wrapping_shl(64_u32.wrapping_sub(whole))
                 .wrapping_shl(used),
         };
+        self.ready = Self::REFILL;
+        Ok(())
+    }
+
+    /// Makes `count` bits ready, [`Self::REFILL`] at most.
+    #[inline(always)]
+    pub fn ensure(&mut self, count: u32) -> Result<(), Error> {
+        if self.ready < count {
+            self.refill()?;
+        }
         Ok(())
     }
 
@@ -70,6 +83,7 @@ impl<'a> Bits<'a> {
     pub fn skip(&mut self, count: u32) {
         self.window = self.window.wrapping_shl(count);
         self.left = self.left.wrapping_sub(count as isize);
+        self.ready = self.ready.wrapping_sub(count);
     }
 
     /// Takes the next `count` bits.

@@ -222,10 +222,12 @@ impl Tables {
             let matching = self.match_lengths.state(match_state);
             let code = u32::from(offset.symbol);
             let offset_value = 1_u32.wrapping_shl(code).wrapping_add(bits.take(code));
-            let match_length = value(&MATCH_LENGTHS, matching.symbol, bits);
-            // A length of literals and three states have 42 bits at most.
-            bits.refill()?;
-            let literal_length = value(&LITERAL_LENGTHS, literal.symbol, bits);
+            let (base, more) = value(&MATCH_LENGTHS, matching.symbol);
+            let match_length = base.wrapping_add(bits.take(more)) as usize;
+            // A length of literals has 16 bits at most, the three states 26 together.
+            let (base, more) = value(&LITERAL_LENGTHS, literal.symbol);
+            bits.ensure(more.wrapping_add(26))?;
+            let literal_length = base.wrapping_add(bits.take(more)) as usize;
             if left > 0 {
                 literal_state = literal.next(bits);
                 match_state = matching.next(bits);
@@ -266,11 +268,11 @@ fn set(table: &mut Table, kind: &Kind, mode: u8, data: &[u8]) -> Result<usize, E
     }
 }
 
-/// The value of a code, with the bits that it takes.
+/// The lowest value of a code, and how many bits tell how much more it is.
 #[inline(always)]
-fn value(values: &[(u32, u8)], code: u8, bits: &mut Bits<'_>) -> usize {
+fn value(values: &[(u32, u8)], code: u8) -> (u32, u32) {
     let (base, more) = values.get(usize::from(code)).copied().unwrap_or_default();
-    bits.take(more.into()).wrapping_add(base) as usize
+    (base, more.into())
 }
 
 /// The offset that a value stands for, which may be one of those before (3.1.1.5). 0 is none.

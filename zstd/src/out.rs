@@ -2,8 +2,9 @@
 
 use crate::Error;
 
-/// As many bytes are copied at once where it does not matter what is behind the wanted ones.
-const CHUNK: usize = 16;
+/// As many bytes are copied at once where it does not matter what is behind the wanted ones: most
+/// literals and matches are not longer.
+const CHUNK: usize = 8;
 
 /// The output, as far as a block may write it.
 pub(crate) struct Out<'o> {
@@ -11,17 +12,18 @@ pub(crate) struct Out<'o> {
     /// Where the frame starts: matches are not from before.
     start: usize,
     end: usize,
-    /// What the block may grow to.
+    /// What the block may grow to, or the output, whichever is less.
     limit: usize,
 }
 
 impl<'o> Out<'o> {
     pub fn new(bytes: &'o mut [u8], start: usize, end: usize, block_bytes: usize) -> Self {
+        let limit = bytes.len().min(end.saturating_add(block_bytes));
         Self {
             bytes,
             start,
             end,
-            limit: end.saturating_add(block_bytes),
+            limit,
         }
     }
 
@@ -36,27 +38,30 @@ impl<'o> Out<'o> {
 
     /// How many of `count` more bytes there is room for.
     #[inline(always)]
-    fn fitting(&self, count: usize) -> Result<usize, Error> {
-        if count > self.limit.wrapping_sub(self.end) {
-            return Err(Error::Damaged("a block unpacks to more than a block has"));
-        }
-        Ok(count.min(self.bytes.len().wrapping_sub(self.end)))
+    fn fitting(&self, count: usize) -> usize {
+        count.min(self.limit.wrapping_sub(self.end))
     }
 
     /// After `written` of `count` bytes.
     #[inline(always)]
     fn advance(&mut self, written: usize, count: usize) -> Result<(), Error> {
         self.end = self.end.wrapping_add(written);
-        if written < count {
-            return Err(Error::TooLarge);
+        if written == count {
+            Ok(())
+        } else if self.end == self.bytes.len() {
+            Err(Error::TooLarge)
+        } else {
+            Err(Error::Damaged("a block unpacks to more than a block has"))
         }
-        Ok(())
     }
 
     /// Writes the first `count` of `literals`.
     #[inline(always)]
     pub fn literals(&mut self, literals: &[u8], count: usize) -> Result<(), Error> {
-        let fitting = self.fitting(count)?;
+        if count == 0 {
+            return Ok(());
+        }
+        let fitting = self.fitting(count);
         let room = self.bytes.get_mut(self.end..).unwrap_or_default();
         if fitting <= CHUNK
             && let (Some(from), Some(to)) = (
@@ -73,7 +78,7 @@ impl<'o> Out<'o> {
 
     /// Writes `byte` as often.
     pub fn fill(&mut self, byte: u8, count: usize) -> Result<(), Error> {
-        let fitting = self.fitting(count)?;
+        let fitting = self.fitting(count);
         let room = self.bytes.get_mut(self.end..).unwrap_or_default();
         room.get_mut(..fitting).unwrap_or_default().fill(byte);
         self.advance(fitting, count)
@@ -86,7 +91,7 @@ impl<'o> Out<'o> {
             return Err(Error::Damaged("a match is from before the frame"));
         }
         let from = self.end.wrapping_sub(offset);
-        let fitting = self.fitting(count)?;
+        let fitting = self.fitting(count);
         if fitting <= CHUNK
             && offset >= CHUNK
             && let Some((before, room)) = self.bytes.split_at_mut_checked(self.end)
