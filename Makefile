@@ -53,7 +53,7 @@ help:
 	@echo 'make firmware  the images, in target/firmware'
 	@echo 'make examples  the minimal firmware of examples/, in target/examples'
 	@echo 'make fuzz      hostile input for each fuzz target'
-	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client'
+	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client zstd'
 	@echo '                 SANITIZER= address (default) or none, five times as fast'
 	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
 	@echo 'make licences  the licences of everything that is linked'

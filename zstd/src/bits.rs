@@ -99,11 +99,11 @@ impl<'a> Bits<'a> {
         self.left >= count as isize
     }
 
-    /// All of a stream has to be read.
-    pub fn finish(&self) -> Result<(), Error> {
+    /// All of a stream has to be read, else it is `damaged` (4.1).
+    pub fn finish(&self, damaged: &'static str) -> Result<(), Error> {
         match self.left {
             0 => Ok(()),
-            _ => Err(Error::Damaged("a stream of bits is not as long as it says")),
+            _ => Err(Error::Damaged(damaged)),
         }
     }
 }

@@ -241,7 +241,7 @@ impl Tables {
             let offset = actual_offset(offset_value as usize, literal_length == 0, &mut repeated);
             out.repeat(offset, match_length)?;
         }
-        bits.finish()?;
+        bits.finish("sequences do not end where their bits do")?;
         self.repeated = repeated;
         out.literals(literals, literals.len())
     }

@@ -137,7 +137,7 @@ impl Codes {
                 bits.skip(code.bits.into());
             }
         }
-        bits.finish()
+        bits.finish("literals do not end where their bits do")
     }
 }
 
