@@ -17,7 +17,6 @@ use crate::{
         memory::{ClaimError, MIB, MemoryKind, Obstacle, Range, Request, Side},
         packed::{self, Unpacker},
         pvh::{self, StartInfo},
-        zboot::Zboot,
         zero_page::{self, Parameters, ZERO_PAGE_BYTES},
     },
 };
@@ -46,8 +45,15 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             (false, Kind::Elf { .. }) => self.arm64_elf(payload),
             (false, Kind::Arm64Image) => self.arm64_image(payload),
             (false, Kind::Compressed(compression)) => self.arm64_packed(payload, compression),
-            (false, Kind::EfiZboot { compression, .. }) => {
-                payload.kernel = self.zboot_payload(payload)?;
+            (
+                false,
+                Kind::EfiZboot {
+                    compression,
+                    payload: inner,
+                    ..
+                },
+            ) => {
+                payload.kernel = self.zboot_payload(payload, inner)?;
                 self.arm64_packed(payload, compression)
             }
             // Such as one unified kernel image in another.
@@ -55,18 +61,13 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         }
     }
 
-    /// Where the packed kernel is in the file.
-    fn zboot_payload(&self, payload: &Payload<'_, 'm, B>) -> Result<Range, Failed> {
-        let outer = payload.kernel;
-        let packed = Zboot::parse(&payload.head).map(|zboot| Range {
-            start: outer.start.saturating_add(zboot.payload.start),
-            end: outer.start.saturating_add(zboot.payload.end),
-        });
-        let inside = packed.filter(|part| outer.contains(part) && part.size() > 0);
-        inside.ok_or_else(|| {
-            let what = "it is cut off: the file ends before the kernel in it; copy it again";
-            self.failed(&payload.path, what)
-        })
+    /// The packed kernel, if all of it is in the file.
+    fn zboot_payload(&self, payload: &Payload<'_, 'm, B>, inner: Range) -> Result<Range, Failed> {
+        if payload.kernel.contains(&inner) && inner.size() > 0 {
+            return Ok(inner);
+        }
+        let what = "it is cut off: the file ends before the kernel in it; copy it again";
+        Err(self.failed(&payload.path, what))
     }
 
     fn hand_off(&self, entry: u64, argument: u64, protocol: Protocol) -> HandOff {
