@@ -55,7 +55,7 @@ help:
 	@echo 'make firmware  the images, in target/firmware'
 	@echo 'make examples  the minimal firmware of examples/, in target/examples'
 	@echo 'make fuzz      hostile input for each fuzz target'
-	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client'
+	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client zstd'
 	@echo '                 SANITIZER= address (default) or none, five times as fast'
 	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
 	@echo 'make licences  the licences of everything that is linked'
@@ -139,7 +139,7 @@ lint: setup-test $(ARCHES:%=lint-%)
 	done
 
 # What the registry would take; nothing is sent. Each is built from what was packed.
-PUBLISHED := bootshare bootshare-test-device
+PUBLISHED := bootshare-zstd bootshare bootshare-test-device
 
 .PHONY: package
 package: setup-build

@@ -10,7 +10,7 @@ set -eu
 cd "$(dirname "$0")/.."
 seconds=${1:?"usage: fuzz/run.sh SECONDS [TARGET...]"}
 shift
-[ $# -gt 0 ] || set -- wire boot client
+[ $# -gt 0 ] || set -- wire boot client zstd
 case $seconds in
 '' | *[!0-9]*)
     echo "fuzz: error: $seconds is no whole number of seconds" >&2

@@ -9,11 +9,13 @@ mod client;
 mod random;
 mod source;
 mod wire;
+mod zstd;
 
 pub use boot::boot;
 pub use client::client;
 pub use random::Random;
 pub use wire::wire;
+pub use zstd::zstd;
 
 use std::{env, fs, io};
 

@@ -1,6 +1,6 @@
 //! The committed inputs, and a fixed number of random ones, without a fuzzer.
 
-use bootshare_fuzz::{Random, boot, client, wire};
+use bootshare_fuzz::{Random, boot, client, wire, zstd};
 use std::{fs, panic, path::Path};
 
 /// Inputs in `fuzz/KIND/TARGET`, by name, so that every run takes them in the same order.
@@ -59,4 +59,9 @@ fn boot_files_of_any_bytes_are_refused_or_read_right() {
 #[test]
 fn a_client_survives_any_device() {
     replay("client", client, 20_000);
+}
+
+#[test]
+fn zstandard_frames_are_refused_or_unpacked_as_by_the_reference_library() {
+    replay("zstd", zstd, 20_000);
 }

@@ -2,6 +2,7 @@
 
 use crate::boot::{
     arm64_image, bzimage, device_tree, elf,
+    memory::Range,
     pe::{MACHINE_ARM64, MACHINE_X86_64, Pe},
     zboot::Zboot,
 };
@@ -65,6 +66,10 @@ impl Compression {
             (b"\x89LZO\0", Compression::Lzo),
             (b"\x5d\0\0", Compression::Lzma),
         ];
+        // A frame to skip, as pzstd writes one before each of its own.
+        if let [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] = head {
+            return Some(Self::Zstd);
+        }
         let found = MAGICS.iter().find(|(magic, _)| head.starts_with(magic));
         found.map(|(_, compression)| *compression)
     }
@@ -81,6 +86,11 @@ impl Compression {
             b"lzo" => Self::Lzo,
             _ => Self::Other,
         }
+    }
+
+    /// Whether [`packed`](crate::boot::packed) undoes it.
+    const fn is_unpacked(self) -> bool {
+        matches!(self, Self::Gzip | Self::Zstd)
     }
 
     /// The program that undoes it.
@@ -129,6 +139,8 @@ pub enum Kind {
         architecture: Option<Architecture>,
         /// How it is compressed.
         compression: Compression,
+        /// Where the compressed kernel is in the file.
+        payload: Range,
     },
     /// Some other EFI program; it may be a unified kernel image.
     Efi {
@@ -182,6 +194,16 @@ impl Kind {
         Compression::of(head).map_or(Self::Unknown, Self::Compressed)
     }
 
+    /// The same, `start` bytes further on in its file.
+    #[must_use]
+    pub const fn at(mut self, start: u64) -> Self {
+        if let Self::EfiZboot { payload, .. } = &mut self {
+            payload.start = payload.start.saturating_add(start);
+            payload.end = payload.end.saturating_add(start);
+        }
+        self
+    }
+
     /// What it was built for, as far as the file tells.
     #[must_use]
     pub const fn architecture(self) -> Option<Architecture> {
@@ -206,11 +228,13 @@ impl Kind {
         use Architecture::{Aarch64, X86_64};
         let is_ok = match self {
             Self::BzImage => machine == X86_64,
-            Self::Arm64Image | Self::Compressed(Compression::Gzip) => machine == Aarch64,
+            Self::Arm64Image => machine == Aarch64,
+            Self::Compressed(compression) => machine == Aarch64 && compression.is_unpacked(),
             Self::EfiZboot {
                 architecture,
-                compression: Compression::Gzip,
-            } => machine == Aarch64 && architecture == Some(Aarch64),
+                compression,
+                ..
+            } => machine == Aarch64 && architecture == Some(Aarch64) && compression.is_unpacked(),
             Self::Efi { architecture } | Self::Elf { architecture } => {
                 architecture == Some(machine)
             }
@@ -232,6 +256,7 @@ fn efi(head: &[u8]) -> Kind {
         return Kind::EfiZboot {
             architecture,
             compression: Compression::named(zboot.compression),
+            payload: zboot.payload,
         };
     }
     if machine.is_some() {
@@ -260,6 +285,7 @@ impl fmt::Display for Kind {
             Self::EfiZboot {
                 architecture,
                 compression,
+                ..
             } => {
                 article_for(f, architecture)?;
                 return write!(f, "EFI zboot kernel compressed with {compression}");
@@ -312,9 +338,23 @@ impl fmt::Display for KindError {
                 ", which is not unpacked here; unpack it with {}",
                 compression.unpacker()
             ),
-            Kind::EfiZboot { .. } => write!(
+            Kind::EfiZboot {
+                compression: Compression::Other,
+                ..
+            } => write!(
                 f,
-                ", which is not unpacked here; build it with gzip, or put {image} there"
+                ", which is not unpacked here; build it with gzip or zstd, or put {image} there"
+            ),
+            Kind::EfiZboot {
+                compression,
+                payload,
+                ..
+            } => write!(
+                f,
+                ", which is not unpacked here; unpack it with tail -c +{} FILE | head -c {} | {}",
+                payload.start.saturating_add(1),
+                payload.size(),
+                compression.unpacker()
             ),
             _ => write!(f, "; put {image} there"),
         }
@@ -333,12 +373,13 @@ mod tests {
         testing::{Random, seeds},
     };
     use Architecture::{Aarch64, X86_64};
-    use std::{string::ToString, vec, vec::Vec};
+    use std::{format, string::ToString, vec, vec::Vec};
 
     fn zboot(name: &[u8]) -> Vec<u8> {
         let mut head = vec![0; 512];
         put_pe(&mut head, 0x40, MACHINE_ARM64, &[]);
         head[4..8].copy_from_slice(b"zimg");
+        head[8..16].copy_from_slice(&[0, 16, 0, 0, 100, 0, 0, 0]);
         head[24..24 + name.len()].copy_from_slice(name);
         head
     }
@@ -358,6 +399,7 @@ mod tests {
 
     #[test]
     fn a_file_is_known_by_its_content_and_named() {
+        let payload = Range::with_size(4096, 100);
         for (head, kind, name) in [
             (vec![], Kind::Empty, "empty"),
             (bzimage_head(), Kind::BzImage, "an x86-64 kernel"),
@@ -387,6 +429,7 @@ mod tests {
                 Kind::EfiZboot {
                     architecture: Some(Aarch64),
                     compression: Compression::Gzip,
+                    payload,
                 },
                 "an arm64 EFI zboot kernel compressed with gzip",
             ),
@@ -395,6 +438,7 @@ mod tests {
                 Kind::EfiZboot {
                     architecture: Some(Aarch64),
                     compression: Compression::Zstd,
+                    payload,
                 },
                 "an arm64 EFI zboot kernel compressed with zstd",
             ),
@@ -403,6 +447,7 @@ mod tests {
                 Kind::EfiZboot {
                     architecture: Some(Aarch64),
                     compression: Compression::Other,
+                    payload,
                 },
                 "an arm64 EFI zboot kernel compressed with an unknown method",
             ),
@@ -483,9 +528,11 @@ mod tests {
             (Kind::BzImage, [true, false]),
             (Kind::Arm64Image, [false, true]),
             (Kind::Compressed(gzip), [false, true]),
-            (Kind::Compressed(Compression::Zstd), [false, false]),
+            (Kind::Compressed(Compression::Zstd), [false, true]),
+            (Kind::Compressed(Compression::Xz), [false, false]),
             (Kind::of(&zboot(b"gzip"), 512), [false, true]),
-            (Kind::of(&zboot(b"zstd"), 512), [false, false]),
+            (Kind::of(&zboot(b"zstd22"), 512), [false, true]),
+            (Kind::of(&zboot(b"xzkern"), 512), [false, false]),
             (Kind::of(&efi_program(MACHINE_X86_64), 512), [true, false]),
             (Kind::of(&elf_file(2, 183), 64), [false, true]),
             (Kind::of(&elf_file(1, 3), 64), [true, false]),
@@ -522,13 +569,16 @@ mod tests {
                 "it is compressed with gzip, which is not unpacked here; unpack it with gunzip",
             ),
             (
-                Kind::EfiZboot {
-                    architecture: Some(Aarch64),
-                    compression: Compression::Zstd,
-                },
+                Kind::of(&zboot(b"xzkern"), 5000),
                 Aarch64,
-                "it is an arm64 EFI zboot kernel compressed with zstd, \
-                 which is not unpacked here; build it with gzip, or put an arm64 Image there",
+                "it is an arm64 EFI zboot kernel compressed with xz, which is not unpacked here; \
+                 unpack it with tail -c +4097 FILE | head -c 100 | unxz",
+            ),
+            (
+                Kind::of(&zboot(b"brotli"), 5000),
+                Aarch64,
+                "it is an arm64 EFI zboot kernel compressed with an unknown method, which is not \
+                 unpacked here; build it with gzip or zstd, or put an arm64 Image there",
             ),
             (
                 Kind::Elf { architecture: None },
@@ -547,6 +597,35 @@ mod tests {
             ),
         ] {
             assert_eq!(text(kind, machine), expected);
+        }
+    }
+
+    /// The programs' own manuals name what they undo.
+    #[test]
+    fn a_refusal_names_the_command_that_unpacks_it() {
+        for (start, name, command) in [
+            (&b"\x1f\x8b"[..], &b"gzip"[..], "gunzip"),
+            (b"\x28\xb5\x2f\xfd", b"zstd22", "unzstd"),
+            (b"\x50\x2a\x4d\x18", b"zstd", "unzstd"),
+            (b"\xfd7zXZ\0", b"xzkern", "unxz"),
+            (b"\x02\x21\x4c\x18", b"lz4", "unlz4"),
+            (b"\x04\x22\x4d\x18", b"lz4", "unlz4"),
+            (b"\x5d\0\0\x80", b"lzma", "unlzma"),
+            (b"BZh9", b"bzip2", "bunzip2"),
+            (b"\x89LZO\0", b"lzo", "lzop -d"),
+        ] {
+            let text = Kind::of(start, 100).check(X86_64).unwrap_err().to_string();
+            assert!(
+                text.ends_with(&format!("; unpack it with {command}")),
+                "{text}"
+            );
+            let kind = Kind::of(&zboot(name), 5000).at(100);
+            let error = KindError {
+                kind,
+                machine: Aarch64,
+            };
+            let expected = format!("tail -c +4197 FILE | head -c 100 | {command}");
+            assert!(error.to_string().ends_with(&expected), "{error}");
         }
     }
 

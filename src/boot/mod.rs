@@ -32,6 +32,7 @@ pub mod gzip;
 pub mod image;
 pub mod memory;
 pub mod options;
+pub mod packed;
 pub mod pe;
 pub mod pvh;
 mod text;

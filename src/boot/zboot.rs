@@ -1,8 +1,8 @@
 //! EFI zboot images: a compressed kernel in an EFI program that unpacks it.
 //!
 //! Follows the kernel's `drivers/firmware/efi/libstub/zboot-header.S` and `Makefile.zboot`. Those in
-//! gzip are unpacked ([`gzip`](crate::boot::gzip)). Others are refused by name, zstd among them: its
-//! well-kept decoders need a heap.
+//! gzip and zstd are unpacked ([`packed`](crate::boot::packed)), which is all that the kernel's own
+//! makes today. Others are refused by name.
 
 use crate::boot::{bytes::u32_le, memory::Range};
 

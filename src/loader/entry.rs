@@ -347,7 +347,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         let read = file.read_at(payload.kernel.start, &mut payload.head);
         let read = read.map_err(|e| self.failed(&payload.path, e))?;
         payload.head.truncate(read);
-        let kind = Kind::of(&payload.head, size);
+        let kind = Kind::of(&payload.head, size).at(payload.kernel.start);
         let checked = kind.check(B::ARCHITECTURE);
         checked.map_err(|e| self.failed(&payload.path, e))?;
         Ok(kind)

@@ -12,7 +12,8 @@ use crate::{
     boot::{
         elf::MAX_SEGMENTS,
         entry::MAX_INITRDS,
-        gzip::{GzipError, HEADER_BYTES, Unpacker},
+        gzip,
+        packed::{UnpackError, Unpacker},
     },
     hal::Clock,
 };
@@ -25,7 +26,7 @@ const MAX_WANTED: usize = MAX_SEGMENTS + 2 + MAX_INITRDS + 2;
 
 /// Fewer bytes than this are not worth to be unpacked while more are on their way.
 const UNPACKED_AT_ONCE: usize = 64 << 10;
-const _: () = assert!(UNPACKED_AT_ONCE >= HEADER_BYTES);
+const _: () = assert!(UNPACKED_AT_ONCE >= gzip::HEADER_BYTES);
 
 /// What is to be read of which file, and where it belongs in memory.
 pub(super) struct Wanted<'m> {
@@ -50,23 +51,25 @@ pub(super) fn want<'m>(wanted: &mut WantedList<'m>, file: usize, offset: u64, by
 }
 
 /// What is unpacked while it comes: all of the first thing that is wanted.
-pub(super) struct Unpacking<'o> {
-    unpacker: Unpacker,
+pub(super) struct Unpacking<'o, 's> {
+    unpacker: &'o mut Unpacker<'s>,
     out: &'o mut [u8],
-    /// Bytes of the packed data that the unpacker had.
-    had: usize,
+    /// Bytes of the packed data that the unpacker has used.
+    used: usize,
+    /// Bytes of it that the unpacker has seen.
+    seen: usize,
     /// Set at its end, right or wrong.
-    result: Option<Result<(), GzipError>>,
+    result: Option<Result<(), UnpackError>>,
 }
 
-impl<'o> Unpacking<'o> {
+impl<'o, 's> Unpacking<'o, 's> {
     /// Unpacks to the start of `out`.
-    #[inline(never)] // So that the large frames of the boot flow do not add up.
-    pub fn new(out: &'o mut [u8]) -> Self {
+    pub fn new(unpacker: &'o mut Unpacker<'s>, out: &'o mut [u8]) -> Self {
         Self {
-            unpacker: Unpacker::new(),
+            unpacker,
             out,
-            had: 0,
+            used: 0,
+            seen: 0,
             result: None,
         }
     }
@@ -77,20 +80,22 @@ impl<'o> Unpacking<'o> {
     }
 
     /// Takes what has come of `size` bytes of packed data: `bytes` start at `position` of them.
-    #[inline(never)] // As above.
+    #[inline(never)] // So that the large frames of the boot flow do not add up.
     fn push(&mut self, position: usize, bytes: &[u8], size: usize) {
-        let from = self.had.checked_sub(position);
+        let from = self.used.checked_sub(position);
         let (Some(new), None) = (from.and_then(|from| bytes.get(from..)), &self.result) else {
             return;
         };
-        let end = self.had + new.len();
-        if end < size && new.len() < UNPACKED_AT_ONCE {
+        let end = self.used + new.len();
+        if end < size && end < self.seen + UNPACKED_AT_ONCE {
             return;
         }
-        self.had = end;
+        self.seen = end;
         match self.unpacker.push(new, self.out, end == size) {
-            Ok(true) => self.result = Some(Ok(())),
-            Ok(false) => {}
+            Ok((used, is_done)) => {
+                self.used += used;
+                self.result = is_done.then_some(Ok(()));
+            }
             Err(error) => self.result = Some(Err(error)),
         }
     }
@@ -103,7 +108,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     pub fn fetch(
         &self,
         payload: &mut Payload<'_, 'm, B>,
-        mut unpacking: Option<&mut Unpacking<'_>>,
+        mut unpacking: Option<&mut Unpacking<'_, '_>>,
     ) -> Result<(), Failed> {
         let files = &mut payload.files;
         let mut arrival = Arrival::<B>::new(self.board.clock(), &payload.wanted);
@@ -139,7 +144,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         files: &Files<'_, 'm, B>,
         wanted: &mut [Wanted<'m>],
         arrival: &mut Arrival<B>,
-        mut unpacking: Option<&mut Unpacking<'_>>,
+        mut unpacking: Option<&mut Unpacking<'_, '_>>,
     ) -> Result<(), (Error, usize)> {
         let mut parts: Vec<Part<'_>, MAX_WANTED> = Vec::new();
         for (wanted, row) in wanted.iter_mut().zip(&mut arrival.rows) {
@@ -189,7 +194,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         &self,
         files: &Files<'_, 'm, B>,
         arrival: &mut Arrival<B>,
-        unpacking: Option<&Unpacking<'_>>,
+        unpacking: Option<&Unpacking<'_, '_>>,
     ) {
         while let Some(size) = arrival.next_there() {
             let file = arrival.reported;
@@ -230,7 +235,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
 
 /// Unpacks what has come, `come` of the first row: bytes, and where in the packed data they start.
 fn feed<'b, B: Board>(
-    unpacking: &mut Option<&mut Unpacking<'_>>,
+    unpacking: &mut Option<&mut Unpacking<'_, '_>>,
     rows: &[Row],
     come: impl Fn(&Row) -> (usize, &'b [u8]),
 ) {

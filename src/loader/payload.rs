@@ -13,11 +13,10 @@ use crate::{
         bzimage::BzImage,
         cmdline::ARM64_LIMIT,
         elf::{self, Elf, ElfError, Segment, Segments},
-        gzip::{GzipError, HEADER_BYTES, Unpacker},
-        image::{HEAD_BYTES, Kind},
+        image::{Compression, HEAD_BYTES, Kind},
         memory::{ClaimError, MIB, MemoryKind, Obstacle, Range, Request, Side},
+        packed::{self, Unpacker},
         pvh::{self, StartInfo},
-        zboot::Zboot,
         zero_page::{self, Parameters, ZERO_PAGE_BYTES},
     },
 };
@@ -45,28 +44,30 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             (true, Kind::Elf { .. }) => self.pvh(payload),
             (false, Kind::Elf { .. }) => self.arm64_elf(payload),
             (false, Kind::Arm64Image) => self.arm64_image(payload),
-            (false, Kind::Compressed(_)) => self.arm64_packed(payload),
-            (false, Kind::EfiZboot { .. }) => {
-                payload.kernel = self.zboot_payload(payload)?;
-                self.arm64_packed(payload)
+            (false, Kind::Compressed(compression)) => self.arm64_packed(payload, compression),
+            (
+                false,
+                Kind::EfiZboot {
+                    compression,
+                    payload: inner,
+                    ..
+                },
+            ) => {
+                payload.kernel = self.zboot_payload(payload, inner)?;
+                self.arm64_packed(payload, compression)
             }
             // Such as one unified kernel image in another.
             (_, kind) => Err(self.failed(&payload.path, format_args!("what it holds is {kind}"))),
         }
     }
 
-    /// Where the packed kernel is in the file.
-    fn zboot_payload(&self, payload: &Payload<'_, 'm, B>) -> Result<Range, Failed> {
-        let outer = payload.kernel;
-        let packed = Zboot::parse(&payload.head).map(|zboot| Range {
-            start: outer.start.saturating_add(zboot.payload.start),
-            end: outer.start.saturating_add(zboot.payload.end),
-        });
-        let inside = packed.filter(|part| outer.contains(part) && part.size() > 0);
-        inside.ok_or_else(|| {
-            let what = "it is cut off: the file ends before the kernel in it; copy it again";
-            self.failed(&payload.path, what)
-        })
+    /// The packed kernel, if all of it is in the file.
+    fn zboot_payload(&self, payload: &Payload<'_, 'm, B>, inner: Range) -> Result<Range, Failed> {
+        if payload.kernel.contains(&inner) && inner.size() > 0 {
+            return Ok(inner);
+        }
+        let what = "it is cut off: the file ends before the kernel in it; copy it again";
+        Err(self.failed(&payload.path, what))
     }
 
     fn hand_off(&self, entry: u64, argument: u64, protocol: Protocol) -> HandOff {
@@ -175,13 +176,24 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok((kernel.range, &mut kernel.bytes[before..]))
     }
 
-    /// An Image in gzip, unpacked while it comes. Its header, which tells how much memory it needs,
-    /// is in there too, so its start is unpacked first.
+    /// A packed Image, unpacked while it comes. Its header, which tells how much memory it needs, is
+    /// in there too, so its start is unpacked first.
     #[inline(never)] // As above.
-    fn arm64_packed(&mut self, payload: &mut Payload<'_, 'm, B>) -> Result<HandOff, Failed> {
+    fn arm64_packed(
+        &mut self,
+        payload: &mut Payload<'_, 'm, B>,
+        compression: Compression,
+    ) -> Result<HandOff, Failed> {
         let path = &payload.path;
+        let (start, size) = (payload.kernel.start, payload.kernel.size());
+        let unpacker = self.unpacker(path, compression)?;
+        let request = Request {
+            side: Side::High,
+            ..Request::new("packed kernel", size)
+        };
+        let packed = self.place(path, &request)?.bytes;
         let mut head = [0; HEAD_BYTES];
-        let head_size = self.unpack_head(payload, &mut head)?;
+        let head_size = self.unpack_head(payload, unpacker, packed, &mut head)?;
         let head = &head[..head_size];
         match Kind::of(head, head_size as u64) {
             Kind::Arm64Image => {}
@@ -192,15 +204,9 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         }
         let image = Arm64Image::parse_packed(head).map_err(|e| self.failed(path, e))?;
         let (kernel, out) = self.place_image(path, &image)?;
-        let request = Request {
-            side: Side::High,
-            ..Request::new("packed kernel", payload.kernel.size())
-        };
-        let packed = self.place(path, &request)?.bytes;
-        let (start, size) = (payload.kernel.start, payload.kernel.size());
         self.want_kernel(payload, start, packed, size)?;
         let argument = self.arm64_argument(payload, kernel, image.device_tree_window(&kernel))?;
-        let mut unpacking = Unpacking::new(out);
+        let mut unpacking = Unpacking::new(unpacker, out);
         self.fetch(payload, Some(&mut unpacking))?;
         let size = unpacking.unpacked();
         trace_digest(&payload.path, &out[..size as usize], 0);
@@ -210,25 +216,50 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(self.hand_off(entry, argument, Protocol::Linux))
     }
 
-    /// The first bytes of what is packed; how many.
+    /// What unpacks the kernel, in memory of the arena, as what it works in.
     #[inline(never)] // As above.
-    fn unpack_head(&self, payload: &Payload<'_, 'm, B>, head: &mut [u8]) -> Result<usize, Failed> {
+    fn unpacker(
+        &mut self,
+        path: &[u8],
+        compression: Compression,
+    ) -> Result<&'m mut Unpacker<'m>, Failed> {
+        const WHAT: &str = "memory to unpack in";
+        let request = Request {
+            side: Side::High,
+            ..Request::new(WHAT, packed::SCRATCH_BYTES as u64)
+        };
+        let scratch = self.place(path, &request)?.bytes.first_chunk_mut();
+        let unpacker = scratch.and_then(|scratch| Unpacker::new(compression, scratch));
+        // Neither is missing: see `Kind::check`.
+        let unpacker = unpacker.ok_or_else(|| self.failed(path, Error::BufferTooSmall))?;
+        let kept = self.arena.keep(WHAT, unpacker);
+        kept.map_err(|e| self.failed(path, e))
+    }
+
+    /// The first bytes of what is packed; how many. `packed` has room for all of it.
+    #[inline(never)] // As above.
+    fn unpack_head(
+        &self,
+        payload: &Payload<'_, 'm, B>,
+        unpacker: &mut Unpacker<'_>,
+        packed: &mut [u8],
+        head: &mut [u8],
+    ) -> Result<usize, Failed> {
         let failed = |error: &dyn fmt::Display| self.failed(&payload.path, error);
-        let mut packed = [0; HEADER_BYTES];
-        let size = payload.kernel.size().min(HEADER_BYTES as u64) as usize;
-        let packed = &mut packed[..size];
-        let read = payload
-            .files
-            .get(KERNEL)
-            .read_exact_at(payload.kernel.start, packed);
+        let size = payload.kernel.size();
+        let some = size.min(unpacker.head_bytes() as u64);
+        let packed = packed.get_mut(..some as usize).unwrap_or_default();
+        let file = payload.files.get(KERNEL);
+        let read = file.read_exact_at(payload.kernel.start, packed);
         read.map_err(|e| failed(&e))?;
-        let is_last = size as u64 == payload.kernel.size();
-        let mut unpacker = Unpacker::new();
-        match unpacker.push(packed, head, is_last) {
+        match unpacker.push(packed, head, some == size) {
+            Err(error) if !error.is_too_large() => return Err(failed(&error)),
             // There is more, as there should be.
-            Ok(_) | Err(GzipError::TooLarge { .. }) => Ok(unpacker.unpacked()),
-            Err(error) => Err(failed(&error)),
+            _ => {}
         }
+        let unpacked = unpacker.unpacked();
+        unpacker.restart();
+        Ok(unpacked)
     }
 
     /// Places what goes with an arm64 kernel, its device tree in that window if there is one; what it

@@ -1,6 +1,7 @@
 //! Kernel images of each kind, and what is wrong with others.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use bootshare_host::{Board, Machine, Outcome};
@@ -75,6 +76,37 @@ pub(crate) fn zboot(board: Board) {
     let member = gzip(&["-9nc"], &raw);
     let packed = zboot_of(&member, "gzip");
     boots_packed(board, "zboot", &packed, &raw, &member);
+}
+
+/// What the program `zstd` makes of its standard input with these levels.
+fn zstd(level: i32, window_log: u32, bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), level).unwrap();
+    encoder.include_checksum(true).unwrap();
+    encoder.window_log(window_log).unwrap();
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// As the kernel packs it, whose window is 128 MiB, and whose size follows. This one says 2 GiB,
+/// four times as much as the machine has.
+pub(crate) fn zstd_zboot(board: Board) {
+    let raw = padded(image(board));
+    let mut packed = zstd(3, 27, &raw);
+    assert_eq!(packed[4..6], [4, 17 << 3], "it has another window");
+    packed[5] = 21 << 3;
+    let mut zboot = zboot_of(&packed, "zstd22");
+    zboot.extend(u32::try_from(raw.len()).unwrap().to_le_bytes());
+    boots_packed(board, "zstd-zboot", &zboot, &raw, &packed);
+}
+
+/// Frames of different levels, some to be skipped, and padding.
+pub(crate) fn zstd_frames(board: Board) {
+    let raw = image(board);
+    let (start, rest) = raw.split_at(1 << 20);
+    let skippable = b"\x50\x2a\x4d\x18\x04\0\0\0skip";
+    let (start, rest) = (zstd(22, 27, start), zstd(1, 17, rest));
+    let packed = [skippable, &start[..], skippable, &rest, &[0; 1000]].concat();
+    boots_packed(board, "zstd-frames", &packed, &raw, &packed);
 }
 
 pub(crate) fn vmlinux(board: Board) {
@@ -244,7 +276,7 @@ fn wrong_bzimages(kernel: &[u8]) -> Vec<Wrong> {
     long.more = long_line();
     let arm64 = image(Board::Aarch64Virt);
     let gzipped = gzip(&["-c"], kernel);
-    let zstd = b"\x28\xb5\x2f\xfd and more".to_vec();
+    let zstd = zstd(1, 17, kernel);
     vec![
         wrong("cut-off", cut_off, &["it is cut off: 1048576 of at least "]),
         wrong("32-bit", only_32_bit, &["no 64-bit entry", "x86-64"]),
@@ -252,7 +284,7 @@ fn wrong_bzimages(kernel: &[u8]) -> Vec<Wrong> {
         long,
         wrong("arm64", arm64, &["it is an arm64 kernel", "x86-64"]),
         wrong("gzipped", gzipped, &["compressed with gzip", "gunzip"]),
-        wrong("zstd", zstd, &["zstd", "unzstd"]),
+        wrong("zstd", zstd, &["compressed with zstd", "unzstd"]),
         wrong("text", b"#!/bin/sh\n".to_vec(), &["no kind of kernel"]),
     ]
 }
@@ -304,6 +336,7 @@ pub(crate) fn wrong_on_arm64(board: Board) {
     let raw = image(board);
     let mut all = wrong_images(&raw);
     all.extend(wrong_gzip(&gzip(&["-c"], &raw)));
+    all.extend(wrong_zstd(&raw));
     all.extend(wrong_zboots(&gzip(&["-c"], &padded(raw))));
     all.extend(wrong_arm64_programs());
     expect_lines("wrong", board, &all);
@@ -350,13 +383,45 @@ fn wrong_gzip(packed: &[u8]) -> Vec<Wrong> {
     ]
 }
 
+fn wrong_zstd(raw: &[u8]) -> Vec<Wrong> {
+    let packed = zstd(1, 17, raw);
+    let (middle, end) = (packed.len() / 2, packed.len());
+    let flipped = changed(&packed, middle, &[packed[middle] ^ 1]);
+    let checksum = changed(&packed, end - 4, &[1, 2, 3, 4]);
+    let cut_off = packed[..middle].to_vec();
+    let sized = |size: u64| zstd(1, 17, &changed(raw, 16, &size.to_le_bytes()));
+    let (too_large, no_room) = (sized(1 << 20), sized(8 << 30));
+    let dictionary = [0x28, 0xb5, 0x2f, 0xfd, 1, 0, 7].to_vec();
+    vec![
+        wrong("zstd-flipped", flipped, &["; copy it again"]),
+        wrong(
+            "zstd-checksum",
+            checksum,
+            &["XXH64", "in place of 04030201"],
+        ),
+        wrong("zstd-cut-off", cut_off, &["its zstd data ends after "]),
+        wrong(
+            "zstd-large",
+            too_large,
+            &["unpacks to more than the 1048576"],
+        ),
+        wrong(
+            "zstd-no-room",
+            no_room,
+            &["kernel of 8", "does not fit", "more memory"],
+        ),
+        wrong("zstd-dictionary", dictionary, &["the dictionary 7; pack"]),
+    ]
+}
+
 fn wrong_zboots(member: &[u8]) -> Vec<Wrong> {
     let zstd = zboot_of(member, "zstd22");
     let other = zboot_of(member, "brotli");
     let cut_off = zboot_of(member, "gzip")[..1 << 20].to_vec();
-    let of_zstd = &["zboot kernel compressed with zstd", "gzip"];
+    let xz = zboot_of(member, "xzkern");
     vec![
-        wrong("zboot-zstd", zstd, of_zstd),
+        wrong("zboot-zstd", zstd, &["it is not zstd"]),
+        wrong("zboot-xz", xz, &["compressed with xz", "| unxz"]),
         wrong("zboot-other", other, &["compressed with an unknown method"]),
         wrong("zboot-cut-off", cut_off, &["it is cut off"]),
     ]

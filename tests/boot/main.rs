@@ -219,6 +219,8 @@ cells! {
 cells! {
     images_arm64_boots_from_gzip: images::gzipped(Aarch64Virt);
     images_arm64_boots_from_zboot: images::zboot(Aarch64VirtPci);
+    images_arm64_boots_from_zboot_in_zstd: images::zstd_zboot(Aarch64Virt);
+    images_arm64_boots_from_frames_of_zstd: images::zstd_frames(Aarch64VirtPci);
     images_vmlinux_is_entered_by_pvh_on_microvm: images::vmlinux(X86_64Microvm);
     images_vmlinux_is_entered_by_pvh_on_q35: images::vmlinux(X86_64Q35);
     images_a_program_may_belong_where_the_firmware_is: images::program_at_1_mib(X86_64Q35);

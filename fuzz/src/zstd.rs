@@ -1,0 +1,188 @@
+//! Zstandard frames, held against the reference library.
+
+use crate::source::Source;
+use bootshare_zstd::{Decoder, Error, MAX_BLOCK_BYTES, MAX_UNUSED_BYTES};
+
+/// Frames of any bytes, or what a packer made, with a few bytes changed or none: they unpack to what
+/// the reference library unpacks them to, or to nothing.
+pub fn zstd(input: &[u8]) {
+    let mut source = Source::new(input);
+    let room = usize::from(source.u16()) << (4 * source.below(2));
+    let piece = usize::from(source.u8());
+    let packed = if source.flag() {
+        source.rest().to_vec()
+    } else {
+        let (mut packed, content) = reference::packed(&mut source);
+        let changes = source.below(4);
+        for _ in 0..changes {
+            let at = usize::from(source.u16()) % packed.len();
+            packed[at] ^= source.u8();
+        }
+        if changes == 0 {
+            let whole = unpack(&packed, packed.len(), content.len());
+            assert!(whole == Ok((content, packed.len())), "the content differs");
+        }
+        packed
+    };
+    let whole = unpack(&packed, packed.len(), room);
+    let pieces = unpack(&packed, piece, room);
+    assert_eq!(whole, pieces);
+    reference::compare(&packed, room, &whole);
+}
+
+/// What comes out, and how many bytes it took, if `packed` comes in pieces.
+fn unpack(packed: &[u8], piece: usize, room: usize) -> Result<(Vec<u8>, usize), Error> {
+    let mut out = vec![0xa5; room];
+    let mut literals = vec![0x5a; MAX_BLOCK_BYTES];
+    let literals: &mut [u8; MAX_BLOCK_BYTES] = literals.as_mut_slice().try_into().unwrap();
+    let mut decoder = Decoder::new();
+    let (mut start, mut end) = (0, piece.min(packed.len()));
+    loop {
+        let is_last = end == packed.len();
+        let result = decoder.decode(&packed[start..end], &mut out, literals, is_last);
+        assert!(decoder.unpacked() <= room);
+        match result {
+            Ok(used) => start += used,
+            Err(error) => {
+                assert!(!error.to_string().is_empty());
+                if let Error::Checksum { expected, found } = error {
+                    assert_ne!(expected, found);
+                }
+                return Err(error);
+            }
+        }
+        if decoder.is_done() {
+            out.truncate(decoder.unpacked());
+            return Ok((out, start));
+        }
+        assert!(!is_last, "it neither ends nor fails");
+        assert!(end - start <= MAX_UNUSED_BYTES);
+        end = (end + piece.max(1)).min(packed.len());
+    }
+}
+
+/// An interpreter runs no C.
+#[cfg(miri)]
+mod reference {
+    use super::*;
+
+    pub fn packed(source: &mut Source<'_>) -> (Vec<u8>, Vec<u8>) {
+        // A frame without a block of content.
+        (b"\x28\xb5\x2f\xfd\x20\0\x01\0\0".to_vec(), Vec::new())
+    }
+
+    pub fn compare(_: &[u8], _: usize, _: &Result<(Vec<u8>, usize), Error>) {}
+}
+
+#[cfg(not(miri))]
+mod reference {
+    use super::*;
+    use std::cell::RefCell;
+    use zstd::{
+        bulk::{Compressor, Decompressor},
+        zstd_safe::CParameter,
+    };
+
+    thread_local! {
+        static COMPRESSOR: RefCell<Compressor<'static>> = RefCell::new(Compressor::new(1).unwrap());
+        static DECOMPRESSOR: RefCell<Decompressor<'static>> =
+            RefCell::new(Decompressor::new().unwrap());
+    }
+
+    /// What a packer makes of some content, and the content.
+    pub fn packed(source: &mut Source<'_>) -> (Vec<u8>, Vec<u8>) {
+        let (mut packed, mut all) = (Vec::new(), Vec::new());
+        for _ in 0..=source.below(4) / 3 {
+            if source.below(8) == 0 {
+                packed.extend([0x50 | (source.u8() & 15), 0x2a, 0x4d, 0x18]);
+                let bytes = source.short_bytes();
+                packed.extend((bytes.len() as u32).to_le_bytes());
+                packed.extend(bytes);
+            }
+            let level = source.below(22).min(source.below(22)) as i32 + 1;
+            let parameters = [
+                CParameter::CompressionLevel(level),
+                CParameter::ChecksumFlag(source.flag()),
+                CParameter::ContentSizeFlag(source.flag()),
+                CParameter::WindowLog(10 + source.below(8) as u32),
+                CParameter::TargetCBlockSize(match source.below(4) {
+                    0 => 1340 + u32::from(source.u8()),
+                    _ => 0,
+                }),
+            ];
+            let content = content(source);
+            COMPRESSOR.with_borrow_mut(|compressor| {
+                for parameter in parameters {
+                    compressor.set_parameter(parameter).unwrap();
+                }
+                packed.extend(compressor.compress(&content).unwrap());
+            });
+            all.extend(content);
+        }
+        (packed, all)
+    }
+
+    /// Literals, runs and repetitions, as the input says.
+    fn content(source: &mut Source<'_>) -> Vec<u8> {
+        let mut content = Vec::new();
+        let limit = match source.below(16) {
+            0 => 300_000,
+            1 => 0,
+            _ => 6_000,
+        };
+        while content.len() < limit && !source.is_empty() {
+            let size = (1 + usize::from(source.u8())) << (source.below(16) / 2);
+            match source.below(4) {
+                0 => content.extend(source.bytes(size % 64)),
+                1 => content.resize(content.len() + size, source.u8()),
+                2 => {
+                    // Bytes of a few kinds, as text and code have them.
+                    let (mut state, mask) = (u32::from(source.u8()), source.u8());
+                    content.extend((0..size).map(|_| {
+                        state = state.wrapping_mul(0x19660d).wrapping_add(0x3c6ef35f);
+                        (state >> 24) as u8 & mask
+                    }));
+                }
+                _ => {
+                    let from = usize::from(source.u16()) % content.len().max(1);
+                    for at in from..from + size {
+                        let byte = content.get(at).copied();
+                        content.extend(byte);
+                    }
+                }
+            }
+        }
+        content
+    }
+
+    /// Where RFC 8878 is more strict than the reference library.
+    const STRICT: [&str; 4] = [
+        "a block is larger than the window",
+        "a block unpacks to more than a block has",
+        "a stream of bits is too short",
+        "literals do not end where their bits do",
+    ];
+
+    pub fn compare(packed: &[u8], room: usize, ours: &Result<(Vec<u8>, usize), Error>) {
+        let packed = match ours {
+            Ok((_, used)) => &packed[..*used],
+            Err(_) => packed,
+        };
+        let mut out = vec![0; room];
+        let theirs =
+            DECOMPRESSOR.with_borrow_mut(|it| it.decompress_to_buffer(packed, out.as_mut_slice()));
+        match (ours, theirs) {
+            (Ok((ours, _)), Ok(size)) => assert!(*ours == out[..size], "the content differs"),
+            (Ok(_), Err(error)) => {
+                // It takes no window of more than 2 GiB; we need no memory for one.
+                let error = error.to_string();
+                assert!(error.contains("too much memory"), "we take it: {error}");
+            }
+            (Err(Error::Damaged(why)), Ok(_)) if STRICT.contains(why) => {}
+            // No frame at all.
+            (Err(Error::Truncated), Ok(0)) if packed.is_empty() => {}
+            (Err(error), Ok(_)) => panic!("the reference library takes it: {error}"),
+            (Err(_), Err(_)) => {}
+        }
+    }
+}
