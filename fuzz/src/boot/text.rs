@@ -203,7 +203,7 @@ pub fn words_of(mut source: Source<'_>) {
 
 pub fn conventional(mut source: Source<'_>) {
     // Names often share their beginnings and versions.
-    const STARTS: [&[u8]; 12] = [
+    const STARTS: [&[u8]; 18] = [
         b"",
         b"vmlinuz-",
         b"initrd.img-",
@@ -216,6 +216,12 @@ pub fn conventional(mut source: Source<'_>) {
         b"initrd",
         b"cmdline",
         b"cmdline.txt",
+        b"Image-",
+        b"vmlinux-",
+        b"vmlinux",
+        b"bzImage",
+        b"uInitrd-",
+        b"initrd.gz",
     ];
     let mut names = Vec::new();
     while !source.is_empty() && names.len() < 24 {

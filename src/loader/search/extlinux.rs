@@ -192,7 +192,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
     ) -> Result<BoardFile<'m, B>, Error> {
         let mut opened = Err(Error::NotFound);
         for place in Base::extlinux(directory).places(path) {
-            opened = self.mount.open(&Path::of(&place));
+            opened = self.mount.open(Path::of(&place));
             if !matches!(opened, Err(Error::NotFound | Error::NotADirectory)) {
                 break;
             }
