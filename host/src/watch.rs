@@ -281,12 +281,23 @@ impl Screen {
     }
 }
 
-/// The last lines of the console.
+/// The last lines of the console, and the last one before them in which the firmware says which boot
+/// entry it starts.
 #[derive(Default)]
-struct LastLines(VecDeque<u8>);
+struct LastLines(VecDeque<u8>, String);
+
+const ENTRY: &str = "bootshare: entry ";
 
 impl LastLines {
     fn push(&mut self, byte: u8) {
+        if byte == b'\n' {
+            let line = self.0.iter().rev().take_while(|&&byte| byte != b'\n');
+            let mut line: Vec<u8> = line.copied().collect();
+            line.reverse();
+            if line.starts_with(ENTRY.as_bytes()) {
+                self.1 = String::from_utf8_lossy(&line).into_owned();
+            }
+        }
         if self.0.len() == LAST_BYTES {
             self.0.pop_front();
         }
@@ -298,7 +309,10 @@ impl LastLines {
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
         let first = lines.len().saturating_sub(LAST_LINES);
-        lines.into_iter().skip(first).map(str::to_owned).collect()
+        let lines = lines.into_iter().skip(first);
+        let is_shown = self.1.is_empty() || lines.clone().any(|line| line == self.1);
+        let entry = (!is_shown).then_some(self.1.as_str());
+        entry.into_iter().chain(lines).map(str::to_owned).collect()
     }
 }
 
@@ -444,5 +458,21 @@ mod tests {
         assert_eq!(lines[LAST_LINES - 1], "line 999");
         watcher.feed(&[b'x'; 1 << 20]).unwrap();
         assert_eq!(watcher.last_lines(), ["x".repeat(LAST_BYTES)]);
+    }
+
+    #[test]
+    fn the_boot_entry_is_shown_before_the_last_lines() {
+        let mut watcher = watch("", "");
+        let entry = "bootshare: entry a of /loader/entries/a.conf";
+        watcher
+            .feed(format!("first\r\n{entry}\r\n").as_bytes())
+            .unwrap();
+        assert_eq!(watcher.last_lines(), ["first", entry]);
+        for number in 0..LAST_LINES {
+            watcher.feed(format!("{number}\r\n").as_bytes()).unwrap();
+        }
+        let lines = watcher.last_lines();
+        assert_eq!(lines.len(), 1 + LAST_LINES);
+        assert_eq!(lines[..2], [entry, "0"]);
     }
 }

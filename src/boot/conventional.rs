@@ -282,8 +282,8 @@ fn kernel_parts(name: &[u8]) -> Option<(usize, &[u8])> {
         let endings: [&[u8]; 5] = [b".gz", b".xz", b".bz2", b".zst", b".debug"];
         endings.iter().any(|ending| version.ends_with(ending))
     };
-    let is_other = version.is_empty() || name.starts_with(b"vmlinux-") && is_packed(version);
-    (!is_other).then_some((index, version))
+    let is_debugged = name.starts_with(b"vmlinux-") && is_packed(version);
+    (!version.is_empty() && !is_debugged).then_some((index, version))
 }
 
 /// Orders kernels with a version, the one to prefer being greater.

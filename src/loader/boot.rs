@@ -288,7 +288,9 @@ impl<B: Board> Flow<'_, B> {
     /// error line has told of that.
     fn report_none(&self, choices: &Choices<'_, B>) {
         if choices.kind.is_some_and(|kind| kind != Kind::Conventional) {
-            if !self.options.fallback && self.options.entry.is_none() {
+            let mut mounted = self.shares.mounted.iter();
+            let is_connected = mounted.any(|mount| mount.is_connected());
+            if is_connected && !self.options.fallback && self.options.entry.is_none() {
                 log::error!(
                     "no boot entry can be started, and then no other kernel is; \
                      mend one, or have others tried with bootshare.fallback=yes"

@@ -128,7 +128,11 @@ mod tests {
     fn ten_milliseconds_of_the_pit_give_the_frequency() {
         let hz = frequency(
             sample(1_000_000, 2000, 0xfff0),
-            sample(1_000_000 + 21_000_000, 2000, 0xfff0 - 11_931),
+            sample(
+                1_000_000 + 21_000_000,
+                2000,
+                0xfff0 - (PIT_HZ / FINE.per_second) as u16,
+            ),
             PIT_HZ,
             FINE.parts,
         )

@@ -159,7 +159,7 @@ pub fn command_line(mut source: Source<'_>) {
             // What is behind a `--` is moved to the end.
             if ![text, extra]
                 .iter()
-                .any(|part| cmdline::words(part).any(|word| word == b"--"))
+                .any(|part| words(part).any(|word| word == b"--"))
             {
                 let extra: Vec<u8> = extra.trim_ascii().iter().map(clean).collect();
                 assert!(line.ends_with(&extra));
@@ -209,7 +209,7 @@ pub fn words_of(mut source: Source<'_>) {
 
 pub fn conventional(mut source: Source<'_>) {
     // Names often share their beginnings and versions.
-    const STARTS: [&[u8]; 12] = [
+    const STARTS: [&[u8]; 18] = [
         b"",
         b"vmlinuz-",
         b"initrd.img-",
@@ -222,6 +222,12 @@ pub fn conventional(mut source: Source<'_>) {
         b"initrd",
         b"cmdline",
         b"cmdline.txt",
+        b"Image-",
+        b"vmlinux-",
+        b"vmlinux",
+        b"bzImage",
+        b"uInitrd-",
+        b"initrd.gz",
     ];
     let mut names = Vec::new();
     while !source.is_empty() && names.len() < 24 {

@@ -511,3 +511,33 @@ fn a_damaged_tree_gives_an_error_or_a_tree() {
         }
     }
 }
+
+#[test]
+fn a_tree_of_another_machine_is_told_by_its_compatible() {
+    let tree = |compatible: &[u8]| {
+        let tree = Builder::new().begin("").prop("model", b"any\0");
+        let tree = tree.prop("compatible", compatible).begin("soc");
+        let tree = tree
+            .prop("compatible", b"of,another-node\0")
+            .token(END_NODE);
+        tree.token(END_NODE).build(0)
+    };
+    let virt = tree(b"linux,dummy-virt\0");
+    let board = tree(b"radxa,rock-5b\0rockchip,rk3588\0");
+    let other = Other::of(&board, &virt).unwrap();
+    assert_eq!(
+        other.to_string(),
+        "it is for radxa,rock-5b and this machine is linux,dummy-virt, whose own device tree is used"
+    );
+    assert_eq!(Other::of(&virt, &virt), None);
+    assert_eq!(
+        Other::of(&tree(b"our,board\0linux,dummy-virt\0"), &virt),
+        None
+    );
+    // Without one it can't be told.
+    let none = Builder::new().begin("").begin("soc");
+    let none = none.prop("compatible", b"x\0").token(END_NODE);
+    let none = none.token(END_NODE).build(0);
+    assert_eq!(Other::of(&none, &virt), None);
+    assert_eq!(Other::of(b"", &virt), None);
+}

@@ -131,9 +131,16 @@ const BOOT: usize = 1;
 pub(super) fn run<'m, B: Board>(
     mount: &'m Mount<B>,
     choices: &mut Choices<'m, B>,
-    look: Look<'_>,
+    mut look: Look<'_>,
     arena: &mut Arena<'m>,
 ) -> Result<bool, Failed> {
+    // The share's name may stand before that of the entry.
+    look.wanted = look.wanted.map(|wanted| {
+        let named = wanted.strip_prefix(mount.tag().as_bytes());
+        named
+            .and_then(|rest| rest.strip_prefix(b":"))
+            .unwrap_or(wanted)
+    });
     let mut search = Search {
         mount,
         arena,
@@ -333,7 +340,8 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         let Some(file) = self.there(path, opened)? else {
             return Ok(None);
         };
-        let size = file.metadata().len().min(limit as u64) as usize;
+        // Some file systems do not say how long their files are.
+        let size = file.metadata().len().clamp(4096, limit as u64) as usize;
         // One more, to see whether it is longer.
         let memory = self.take(size + 1)?;
         let size = self.read(path, Ok(file), memory)?;
