@@ -86,7 +86,9 @@ fn make_large(path: &Path, size: u64) {
 
 /// The machine with `share`, tagged `first`, and a second share that has the demo.
 fn two_shares(board: Board, server: Server, share: &Path, options: &str) -> Machine {
-    let mut machine = with_memory(board, server, share, options);
+    // The second share has no entries, but a kernel by its conventional name.
+    let options = format!("{options} bootshare.fallback=yes");
+    let mut machine = with_memory(board, server, share, &options);
     machine.shares[0].tag = "first".into();
     machine.shares.push(Share {
         tag: demo::TAG.into(),
