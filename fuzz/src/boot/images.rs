@@ -151,7 +151,10 @@ pub fn kind(mut source: Source<'_>) {
             Ok(()) => {
                 machines += 1;
                 // Of a file that is packed it is known when it is unpacked.
-                let packed = matches!(kind, Kind::Compressed(Compression::Gzip));
+                let packed = matches!(
+                    kind,
+                    Kind::Compressed(Compression::Gzip | Compression::Zstd)
+                );
                 assert!(packed || kind.architecture() == Some(machine));
             }
             Err(error) => assert!(!error.to_string().is_empty()),
