@@ -26,8 +26,12 @@ const MEMORY: usize = 64 << 20;
 /// How a boot ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// A kernel was started, with this command line and initrd.
-    Started { told: String, initrd: Vec<u8> },
+    /// A kernel was started, with this command line and initrd, on arm64 on what its device tree says.
+    Started {
+        told: String,
+        initrd: Vec<u8>,
+        compatible: String,
+    },
     /// Nothing was started.
     Failed,
     /// Commands were run.
@@ -68,6 +72,15 @@ impl Boot {
     pub fn told(&self) -> &str {
         match &self.end {
             End::Started { told, .. } => told,
+            end => panic!("{end:?}: {:#?}", self.lines),
+        }
+    }
+
+    /// What the root of the kernel's device tree is compatible with.
+    #[track_caller]
+    pub fn compatible(&self) -> &str {
+        match &self.end {
+            End::Started { compatible, .. } => compatible,
             end => panic!("{end:?}: {:#?}", self.lines),
         }
     }
@@ -270,6 +283,7 @@ fn zero_page(page: &[u8]) -> End {
             0 => Vec::new(),
             _ => bytes(initrd).to_vec(),
         },
+        compatible: String::new(),
     }
 }
 
@@ -288,6 +302,10 @@ fn chosen(blob: &[u8]) -> End {
     End::Started {
         told: String::from_utf8(told).unwrap(),
         initrd: initrd.unwrap_or_default().to_vec(),
+        compatible: {
+            let value = tree.root().property("compatible").unwrap();
+            String::from_utf8(value.value().to_vec()).unwrap()
+        },
     }
 }
 

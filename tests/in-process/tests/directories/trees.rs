@@ -488,12 +488,14 @@ fn a_device_tree_of_another_machine_is_not_used() {
     };
     let other = with(&["radxa,rock-5b", "rockchip,rk3588"]);
     assert_eq!(other.told(), "good");
+    assert_eq!(other.compatible(), "linux,dummy-virt\0");
     other.line(
         "warning: /extlinux/extlinux.conf: label a: /board.dtb: it is for radxa,rock-5b and this \
          machine is linux,dummy-virt, whose own device tree is used",
     );
     let same = with(&["our,board", "linux,dummy-virt"]);
     assert_eq!(same.told(), "good");
+    assert_eq!(same.compatible(), "our,board\0linux,dummy-virt\0");
     same.lacks("warning: ");
 }
 
@@ -604,6 +606,7 @@ fn names_are_the_same_in_any_case_unless_there_is_one_as_written() {
     ));
     assert_eq!(run(&files, "").told(), "exact");
     assert_eq!(run(&files, "bootshare.entry=arch-lts").told(), "exact");
+    assert_eq!(run(&files, "bootshare.entry=Arch-LTS").told(), "good");
 }
 
 #[test]
@@ -915,7 +918,7 @@ fn a_menu_waits_as_long_as_the_file_says_that_its_entries_are_from() {
     // A configuration without entries says nothing about those of another file.
     let mut files = vec![
         ("linux", "KERNEL"),
-        ("loader/loader.conf", "timeout menu-force\n"),
+        ("loader/loader.conf", "timeout 2\n"),
         (
             "extlinux/extlinux.conf",
             "label x\nlinux /linux\nappend good\n",
