@@ -740,7 +740,12 @@ mod tests {
         let host_bridge = machine.add(Bus::Root(0), 0, 0, Function::host_bridge());
         machine.add(Bus::Root(0x40), 3, 0, Function::device());
         assert_eq!(scan_all(&mut machine), []);
+        // Nor for one behind a bridge, where it is something else.
         let second = machine.functions[host_bridge].clone();
+        let bridge = machine.add(Bus::Root(0), 1, 0, Function::bridge());
+        number(&mut machine, bridge, [0, 1, 1]);
+        machine.add(Bus::Behind(bridge), 1, 0, second.clone());
+        assert_eq!(scan_all(&mut machine), []);
         machine.add(Bus::Root(0), 7, 0, second);
         assert_eq!(scan_all(&mut machine), [at(0x40, 3, 0)]);
     }
@@ -779,7 +784,7 @@ mod tests {
             .with_bar(2, 0x20, 1)
             .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 2, [0, 4, 0])
             .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 6, [0, 0x1000, 4])
-            .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x3000, 0x1001, 4])
+            .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x3004, 0x1000, 4])
             .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0, 1, 4])
             .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0, 0x1000, 3]);
         assert_eq!(places(device).unwrap().notify.address, (1 << 32) + 0x3000);
@@ -806,6 +811,14 @@ mod tests {
             places(wrong).err(),
             Some(TransportError::Bar { bar: 4, address })
         );
+    }
+
+    #[test]
+    fn memory_that_the_platform_does_not_accept_is_not_used() {
+        let device = device().with_bar(4, 0x8000, 0b1100);
+        let fault = places(device).err();
+        let address = 1 << 32;
+        assert_eq!(fault, Some(TransportError::Bar { bar: 4, address }));
     }
 
     #[test]

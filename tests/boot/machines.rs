@@ -84,7 +84,8 @@ machines! {
     pc_with_64_mib: X86_64Pc 64, "" => Files;
     microvm_without_timers: X86_64Microvm COMMON, "-machine pit=off,rtc=off,pic=off,isa-serial=on" => Linux("Command line: tsc_early_khz=");
     microvm_without_timers_from_rom: X86_64MicrovmRom COMMON, "-machine pit=off,rtc=off,pic=off,acpi=off" => Files;
-    microvm_without_option_roms: X86_64Microvm COMMON, "-machine x-option-roms=off,ioapic2=on" => Files;
+    microvm_without_option_roms: X86_64Microvm COMMON, "-machine acpi=off,x-option-roms=off" => Files;
+    microvm_with_two_io_apics: X86_64Microvm COMMON, "-machine ioapic2=on" => Files;
     microvm_with_one_io_apic_from_rom: X86_64MicrovmRom COMMON, "-machine x-option-roms=off,ioapic2=off -cpu Nehalem" => Linux("IOAPIC[0]");
     microvm_with_pci_express: X86_64Microvm COMMON, "-machine pcie=on", "vhost-user-fs-pci" => Files;
     microvm_with_pci_express_from_rom: X86_64MicrovmRom COMMON, "-machine pcie=on -device pcie-root-port,id=port1", "vhost-user-fs-pci,bus=port1" => Linux("pci 0000:01:00.0: [1af4:105a]");

@@ -84,6 +84,10 @@ impl Function {
         self
     }
 
+    fn is_bridge(&self) -> bool {
+        self.word(HEADER_TYPE) >> 16 & u32::from(BRIDGE) != 0
+    }
+
     pub fn word(&self, register: u8) -> u32 {
         self.words.get(&register).copied().unwrap_or(0)
     }
@@ -138,12 +142,13 @@ impl Machine {
         })
     }
 
-    /// The bytes that a bridge passes on, or `None`.
+    /// The bytes that a function passes on, or `None`.
     pub fn window(&self, bridge: usize) -> Option<core::ops::Range<u64>> {
         let word = self.functions[bridge].word(0x20);
         let start = u64::from(word & 0xfff0) << 16;
         let end = u64::from(word & 0xfff0_0000) + (1 << 20);
-        (start < end).then_some(start..end)
+        let is_bridge = self.functions[bridge].is_bridge();
+        (is_bridge && start < end).then_some(start..end)
     }
 
     /// The bridges before a function, the nearest first.
@@ -167,6 +172,14 @@ impl ConfigurationAccess for Machine {
     fn write_word(&mut self, at: DeviceFunction, register: u8, data: u32) {
         let Some(index) = self.find(at) else { return };
         let function = &mut self.functions[index];
+        let end = if function.is_bridge() {
+            BUS_NUMBERS
+        } else {
+            0x28
+        };
+        let bars = FIRST_BAR..end;
+        let decodes = function.word(COMMAND) & 0b10 != 0;
+        assert!(!(decodes && bars.contains(&register)), "{at} moves");
         let mask = function.writable.get(&register).copied().unwrap_or(0);
         let word = function.word(register) & !mask | data & mask;
         function.words.insert(register, word);

@@ -194,7 +194,9 @@ mod tests {
     /// Addresses and sizes of a function's placed memory BARs.
     fn bars(machine: &Machine, index: usize) -> Vec<Range<u64>> {
         let mut one = Machine::default();
-        one.add(Bus::Root(0), 0, 0, machine.functions[index].clone());
+        let mut copy = machine.functions[index].clone();
+        copy.words.remove(&COMMAND);
+        one.add(Bus::Root(0), 0, 0, copy);
         let at = DeviceFunction {
             bus: 0,
             device: 0,
@@ -205,6 +207,31 @@ mod tests {
         placed
             .map(|bar| bar.address..bar.address + bar.size)
             .collect()
+    }
+
+    /// How many BARs are placed. Each is where it may be, apart from all others, in the windows of
+    /// all bridges before it and of no other.
+    fn placed(machine: &Machine) -> usize {
+        let mut placed = Vec::new();
+        for index in 0..machine.functions.len() {
+            let before = machine.bridges_before(index);
+            for bar in bars(machine, index) {
+                assert_eq!(bar.start % (bar.end - bar.start), 0);
+                assert!(WINDOW.start <= bar.start && bar.end <= WINDOW.end);
+                for bridge in 0..machine.functions.len() {
+                    let window = machine.window(bridge).unwrap_or(0..0);
+                    if before.contains(&bridge) {
+                        assert!(window.start <= bar.start && bar.end <= window.end);
+                    } else {
+                        assert!(bar.end <= window.start || window.end <= bar.start);
+                    }
+                }
+                placed.push(bar);
+            }
+        }
+        placed.sort_by_key(|bar| bar.start);
+        assert!(placed.is_sorted_by(|first, second| first.end <= second.start));
+        placed.len()
     }
 
     /// A switch, a bridge with a BAR behind a bridge, devices of more than one function.
@@ -244,24 +271,7 @@ mod tests {
     fn memory_is_placed_once_and_inside_the_windows_of_all_bridges_before_it() {
         let (mut machine, bridges) = tree();
         set_up(&mut machine, WINDOW, 255);
-        let mut placed = Vec::new();
-        for index in 0..machine.functions.len() {
-            for bar in bars(&machine, index) {
-                assert_eq!(bar.start % (bar.end - bar.start), 0);
-                assert!(
-                    WINDOW.start <= bar.start && bar.end <= WINDOW.end,
-                    "{bar:?}"
-                );
-                for bridge in machine.bridges_before(index) {
-                    let window = machine.window(bridge).unwrap();
-                    assert!(window.start <= bar.start && bar.end <= window.end);
-                }
-                placed.push(bar);
-            }
-        }
-        assert_eq!(placed.len(), 4 * 2 + 1 + 1);
-        placed.sort_by_key(|bar| bar.start);
-        assert!(placed.is_sorted_by(|first, second| first.end <= second.start));
+        assert_eq!(placed(&machine), 4 * 2 + 1 + 1);
         // No two bridges of a bus pass the same on, and one with nothing behind it passes nothing.
         let [port, _, _, empty, other, _] = bridges[..] else {
             panic!()
@@ -291,6 +301,33 @@ mod tests {
     }
 
     #[test]
+    fn a_bridge_that_has_the_number_of_another_takes_nothing_from_it() {
+        let mut machine = Machine::default();
+        let port = machine.add(Bus::Root(0), 1, 0, Function::bridge());
+        let stale = machine.add(Bus::Behind(port), 5, 0, Function::bridge());
+        machine.add(Bus::Behind(stale), 0, 0, fs());
+        let first = machine.add(Bus::Behind(port), 4, 0, Function::bridge());
+        machine.add(Bus::Behind(first), 0, 0, fs());
+        machine.functions[stale]
+            .words
+            .insert(BUS_NUMBERS, 0x0002_0201);
+        set_up(&mut machine, WINDOW, 255);
+        assert_eq!(numbers(&machine, first), [1, 2, 2]);
+        assert_eq!(numbers(&machine, stale), [1, 3, 3]);
+        assert_eq!(placed(&machine), 2 * 2);
+    }
+
+    #[test]
+    fn what_has_no_memory_is_left_as_it_was() {
+        let mut machine = Machine::default();
+        let ports = Function::device().with_bar(0, 0x20, 1);
+        let ports = machine.add(Bus::Root(0), 1, 0, ports);
+        machine.functions[ports].words.insert(COMMAND, 0b111);
+        set_up(&mut machine, WINDOW, 255);
+        assert_eq!(machine.functions[ports].word(COMMAND), 0b111);
+    }
+
+    #[test]
     fn what_finds_no_room_stays_without_an_address() {
         let mut machine = Machine::default();
         let large = Function::device()
@@ -301,6 +338,15 @@ mod tests {
         // Not all of its last MiB is there, so a bridge can't pass it on.
         let bridge = machine.add(Bus::Root(0), 3, 0, Function::bridge());
         let behind = machine.add(Bus::Behind(bridge), 0, 0, fs());
+        let odd = machine.add(
+            Bus::Root(0),
+            4,
+            0,
+            Function::device().with_bar(0, 0x3000, 0),
+        );
+        set_up(&mut machine, WINDOW, 255);
+        assert_eq!(placed(&machine), 2 * 2);
+        assert_eq!(bars(&machine, odd), []);
         set_up(&mut machine, 0x1000_0000..0x100f_0000, 255);
         assert_eq!(bars(&machine, large), []);
         assert_eq!(bars(&machine, small), []);
@@ -321,6 +367,9 @@ mod tests {
                 machine.add(Bus::Root(root), device, 0, Function::bridge());
             }
         }
+        for bus in [Bus::Root(2), Bus::Behind(2)] {
+            machine.add(bus, 7, 0, fs());
+        }
         set_up(&mut machine, WINDOW, 255);
         let all = (2..8).map(|bridge| numbers(&machine, bridge));
         let none = [0, 0, 0];
@@ -333,6 +382,7 @@ mod tests {
             [0x40, 0x42, 0x42],
         ];
         assert_eq!(all.collect::<Vec<_>>(), expected);
+        assert_eq!(placed(&machine), 2 * 2);
     }
 
     #[test]
