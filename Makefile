@@ -133,7 +133,7 @@ test-kvm: setup-test firmware
 lint: setup-test $(ARCHES:%=lint-%)
 	cargo fmt --all --check
 	cargo clippy --workspace $(HOSTED) --all-targets --features bootshare/loader -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps -p bootshare -p bootshare-test-device --features bootshare/loader
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps -p bootshare -p bootshare-test-device -p bootshare-zstd --features bootshare/loader
 	set -e; for features in $(FEATURES); do \
 		cargo clippy --quiet -p bootshare --no-default-features --features $$features -- -D warnings; \
 	done
@@ -195,7 +195,7 @@ size: tool firmware
 
 .PHONY: doc
 doc: setup-build
-	cargo doc --no-deps -p bootshare -p bootshare-test-device -p bootshare-host --features bootshare/loader
+	cargo doc --no-deps -p bootshare -p bootshare-test-device -p bootshare-zstd -p bootshare-host --features bootshare/loader
 
 .PHONY: clean
 clean:

@@ -137,7 +137,7 @@ impl Table {
         while points > 0 {
             // A value from 0 up to points + 1; the lowest ones are a bit shorter.
             let values = points.wrapping_add(2);
-            let size = values.wrapping_sub(1).ilog2().wrapping_add(1);
+            let size = u32::BITS.wrapping_sub(values.wrapping_sub(1).leading_zeros());
             let short = 1_u32.wrapping_shl(size).wrapping_sub(values);
             let shorter = size.wrapping_sub(1);
             let mut value = bits(at, shorter);

@@ -79,7 +79,7 @@ impl Codes {
         if log > MAX_LOG || !missing.is_power_of_two() {
             return Err(DAMAGED);
         }
-        let last = missing.ilog2().wrapping_add(1) as u8;
+        let last = missing.trailing_zeros().wrapping_add(1) as u8;
         let count = counts.get_mut(usize::from(last)).ok_or(DAMAGED)?;
         *count = count.wrapping_add(1);
         // Else the code would be complete with fewer bits.
