@@ -142,6 +142,10 @@ fn boots(outer: Board, release: Release) {
         };
         let complaint = inner.iter().find(|line| line.starts_with("qemu-system-"));
         assert_eq!(complaint, None, "{}", board.name());
+        let complaint = inner
+            .iter()
+            .find(|line| line.starts_with("bootshare: warning"));
+        assert_eq!(complaint, None, "{}", board.name());
         said("bootshare: starting /");
         said(&format!("mounted the share {}", demo::TAG));
         said(demo::GREETING.trim());
