@@ -275,7 +275,7 @@ Dir::Etc::PreferencesParts "/dev/null";
         let stdout = process.child.stdout.take();
         let stdout = self.read(stdout.context("apt has no output")?)?;
         Ok(Output {
-            status: process.child.wait()?,
+            status: process.wait()?,
             stdout,
             stderr: fs::read(self.dir.join("stderr"))?,
         })

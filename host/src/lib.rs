@@ -21,6 +21,7 @@ pub mod rom;
 pub mod run;
 pub mod serve;
 pub mod size;
+mod spool;
 pub mod syscall;
 pub mod unpacked;
 mod virtiofsd;

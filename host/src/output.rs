@@ -5,9 +5,14 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tempfile::NamedTempFile;
+
+use crate::fd::write_all;
 
 /// An empty file beside `path`, gone unless it is [put](put) there.
 ///
@@ -44,6 +49,22 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     file.write_all(bytes)
         .with_context(|| format!("cannot write {}", path.display()))?;
     put(file, path).map(drop)
+}
+
+/// Prints to standard error, for `limit` at the most: it may be a pipe that nobody reads.
+pub fn say(text: Vec<u8>, limit: Option<Duration>) {
+    // There is nobody to tell when standard error is closed.
+    let write = move || drop(write_all(rustix::stdio::stderr(), &text, drop));
+    let Some(limit) = limit else {
+        return write();
+    };
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || {
+        write();
+        // Nobody may wait any more.
+        let _ = done.send(());
+    });
+    let _ = is_done.recv_timeout(limit);
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use rustix::process::{
     set_parent_process_death_signal,
 };
 
-use crate::fd::{read_some, ready};
+use crate::fd::{read_rest, read_some, ready};
 use crate::syscall::PIDFD_OPEN;
 
 /// How much of a child's error output is kept.
@@ -102,6 +102,7 @@ pub(crate) fn quote(word: &OsStr) -> String {
 pub(crate) struct Process {
     pub(crate) child: Child,
     pidfd: OwnedFd,
+    status: Option<ExitStatus>,
 }
 
 impl Process {
@@ -139,7 +140,11 @@ impl Process {
         let pid = Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty())
             .with_context(|| format!("cannot watch {program}"))?;
-        Ok(Self { child, pidfd })
+        Ok(Self {
+            child,
+            pidfd,
+            status: None,
+        })
     }
 
     /// Its standard error, if that is a pipe.
@@ -155,40 +160,57 @@ impl Process {
         self.pidfd.as_fd()
     }
 
-    /// Waits until `deadline`; `None` when the process is still running then.
+    /// Waits until `deadline`; `None` when the process is still running then. What is left of its
+    /// group is ended with it.
     pub(crate) fn wait_until(&mut self, deadline: Instant) -> io::Result<Option<ExitStatus>> {
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(Some(status));
-            }
+        while self.status.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
+            if ready(&[(self.ended(), PollFlags::IN)], Some(left))?[0] {
+                break;
+            }
             if left.is_zero() {
                 return Ok(None);
             }
-            ready(&[(self.ended(), PollFlags::IN)], Some(left))?;
+        }
+        self.end().map(Some)
+    }
+
+    /// Sends `signal` to the process and all of its group, unless it was waited for.
+    pub(crate) fn signal(&self, signal: Signal) {
+        // Once reaped, the number may belong to somebody else.
+        if self.status.is_none() {
+            // It may fail only because the process is gone already.
+            let _ = kill_process_group(Pid::from_child(&self.child), signal);
         }
     }
 
-    /// Sends `signal` to the process, which was not waited for yet, and all of its group.
-    pub(crate) fn signal(&self, signal: Signal) {
-        // It may fail only because the process is gone already.
-        let _ = kill_process_group(Pid::from_child(&self.child), signal);
+    /// Waits until the process ends by itself.
+    pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
+        while !ready(&[(self.ended(), PollFlags::IN)], None)?[0] {}
+        self.end()
     }
 
     /// Kills the process and all of its group, and waits for it.
     pub(crate) fn kill(&mut self) {
+        // It fails only when somebody else has waited: the process is gone.
+        let _ = self.end();
+    }
+
+    /// Ends all of the group, of a process that has ended or not, and tells how the process did.
+    pub(crate) fn end(&mut self) -> io::Result<ExitStatus> {
+        if let Some(status) = self.status {
+            return Ok(status);
+        }
         self.signal(Signal::KILL);
-        // As above.
-        let _ = self.child.wait();
+        let status = self.child.wait()?;
+        self.status = Some(status);
+        Ok(status)
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Once reaped, the number may belong to somebody else.
-        if !matches!(self.child.try_wait(), Ok(Some(_))) {
-            self.kill();
-        }
+        self.kill();
     }
 }
 
@@ -205,28 +227,24 @@ impl Errors {
         self.stream.as_ref().map(AsFd::as_fd)
     }
 
-    /// Reads what is there.
-    pub(crate) fn read(&mut self) -> io::Result<()> {
+    /// Reads what is there; how much that was.
+    pub(crate) fn read(&mut self) -> io::Result<usize> {
         let Some(stream) = &mut self.stream else {
-            return Ok(());
+            return Ok(0);
         };
-        match read_some(stream)? {
-            None => self.stream = None,
-            Some(bytes) => {
-                self.tail.extend(bytes);
-                let excess = self.tail.len().saturating_sub(TAIL);
-                self.tail.drain(..excess);
-            }
-        }
-        Ok(())
+        let Some(bytes) = read_some(stream)? else {
+            self.stream = None;
+            return Ok(0);
+        };
+        self.tail.extend_from_slice(&bytes);
+        let excess = self.tail.len().saturating_sub(TAIL);
+        self.tail.drain(..excess);
+        Ok(bytes.len())
     }
 
-    /// Reads to the end.
+    /// Reads what the ended process had still to say.
     pub(crate) fn drain(&mut self) -> io::Result<()> {
-        while self.stream.is_some() {
-            self.read()?;
-        }
-        Ok(())
+        read_rest(self, Self::fd, Self::read)
     }
 
     pub(crate) fn text(&self) -> String {

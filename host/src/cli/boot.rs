@@ -11,11 +11,11 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum, ValueHint, value_parser};
 
 use bootshare_host::serve::{Fault, MAX_REQUEST_QUEUES};
-use bootshare_host::watch::{Pattern, Watch};
+use bootshare_host::watch::{Expect, Pattern, Watch};
 use bootshare_host::{Accel, Board, Console, Machine, Outcome, Report, Share, demo};
 
 use super::firmware::Image;
-use super::{error_line, parsed, print, say};
+use super::{error_line, parsed, print, say_within};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -122,6 +122,9 @@ pub(super) struct Boot {
     dry_run: bool,
 }
 
+/// How long our own words may take when a limit or a signal ended the run.
+const SAY_LIMIT: Duration = Duration::from_millis(500);
+
 /// A log level of the firmware.
 #[derive(Clone, Copy, ValueEnum)]
 enum Level {
@@ -142,7 +145,7 @@ impl Boot {
             print(image.dry_run(&machine)?.as_bytes())?;
             return Ok(0);
         }
-        let watched = machine.watch.expect.is_some() || machine.watch.fail.is_some();
+        let watched = machine.watch.is_used();
         let report = machine.run(Console::Terminal)?;
         Ok(tell(&report, watched))
     }
@@ -159,8 +162,15 @@ impl Boot {
         machine.qemu_args = self.qemu_args;
         machine.time_limit = self.timeout.map(Duration::from_secs);
         machine.watch = Watch {
-            expect: self.expect,
-            fail: self.fail,
+            expect: self
+                .expect
+                .map(|pattern| Expect {
+                    pattern,
+                    answer: None,
+                })
+                .into_iter()
+                .collect(),
+            fail: self.fail.into_iter().collect(),
         };
         machine.server = self.server;
         machine.request_queues = self.request_queues;
@@ -209,7 +219,15 @@ fn tell(report: &Report, watched: bool) -> u8 {
         // What follows, a shell's prompt at least, begins a line of its own.
         text.push('\n');
     }
-    if code != 0 {
+    if report.unshown > 0 {
+        text.push_str(&error_line(format_args!(
+            "standard output did not take {} bytes of the console in time: read it, or allow more \
+             with --timeout",
+            report.unshown
+        )));
+    }
+    // Who closed standard output wants no more.
+    if code != 0 && report.outcome != Outcome::OutputClosed {
         text.push_str(&error_line(&report.outcome));
     }
     if watched && code != 0 && report.outcome != Outcome::Interrupted {
@@ -221,7 +239,9 @@ fn tell(report: &Report, watched: bool) -> u8 {
             text.push_str(&format!("    {line}\n"));
         }
     }
-    say(&text);
+    // It may be the pipe that nobody reads.
+    let is_over = code == 124 || report.outcome == Outcome::Interrupted;
+    say_within(&text, is_over.then_some(SAY_LIMIT));
     code
 }
 

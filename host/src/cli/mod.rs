@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::builder::styling::{AnsiColor, Style, Styles};
@@ -197,8 +198,15 @@ fn error_line(what: impl std::fmt::Display) -> String {
 
 /// Prints `text` to standard error, in colour on a terminal only.
 fn say(text: &str) {
-    // There is nobody to tell when standard error is closed.
-    let _ = anstream::stderr().lock().write_all(text.as_bytes());
+    say_within(text, None);
+}
+
+/// The same, but gives up when that takes longer than `limit`.
+fn say_within(text: &str, limit: Option<Duration>) {
+    let mut shown = anstream::AutoStream::new(Vec::new(), anstream::stderr().current_choice());
+    // Memory takes all.
+    let _ = shown.write_all(text.as_bytes());
+    output::say(shown.into_inner(), limit);
 }
 
 /// Prints what `write` writes to standard output.

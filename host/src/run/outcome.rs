@@ -37,6 +37,8 @@ pub enum Outcome {
     },
     /// SIGINT, SIGTERM, SIGHUP, or QEMU's own quit key.
     Interrupted,
+    /// Nobody reads our standard output any more, and nothing else was asked for.
+    OutputClosed,
     /// The console showed what was [expected](crate::watch::Watch::expect).
     Expected,
     /// The console showed [a failure](crate::watch::Watch::fail).
@@ -50,6 +52,8 @@ pub enum Outcome {
     NotShown {
         /// What was looked for.
         pattern: String,
+        /// Which of how many.
+        place: (usize, usize),
         /// How it ended.
         end: Box<Outcome>,
     },
@@ -69,6 +73,7 @@ impl Outcome {
             Self::ServerFailed { .. } => 122,
             Self::TimedOut => 124,
             Self::Interrupted => 130,
+            Self::OutputClosed => 141,
         }
     }
 }
@@ -92,8 +97,17 @@ impl fmt::Display for Outcome {
             Self::FailureShown { pattern, line } => {
                 write!(f, "the console showed --fail '{pattern}': {line}")
             }
-            Self::NotShown { pattern, end } => {
-                write!(f, "the console never showed --expect '{pattern}': {end}")
+            Self::OutputClosed => f.write_str("standard output was closed"),
+            Self::NotShown {
+                pattern,
+                place: (number, of),
+                end,
+            } => {
+                write!(f, "the console never showed --expect '{pattern}'")?;
+                if *of > 1 {
+                    write!(f, ", {number} of {of}")?;
+                }
+                write!(f, ": {end}")
             }
         }
     }
@@ -107,6 +121,8 @@ pub struct Report {
     /// All that the guest wrote to its console, with
     /// [`Console::Capture`](crate::Console::Capture).
     pub console: Vec<u8>,
+    /// How many bytes of the console our standard output did not take in time.
+    pub unshown: u64,
     /// The last lines of the console, without escape sequences.
     pub last_lines: Vec<String>,
     /// Whether the last of them has no end.
@@ -126,20 +142,21 @@ impl Report {
 
 /// What the console showed decides, once it has come to its end.
 pub(super) fn judge(watch: &Watch, watcher: &mut Watcher, end: Outcome) -> Result<Outcome> {
-    watcher.end()?;
-    let text = |pattern: &Option<Pattern>| pattern.as_ref().map(Pattern::to_string);
+    watcher.pause()?;
+    let failure = |index: usize| watch.fail.get(index).map(Pattern::to_string);
     Ok(match (watcher.found(), end) {
         (_, Outcome::Interrupted) => Outcome::Interrupted,
         (Some(Found::Expected), _) => Outcome::Expected,
-        (Some(Found::Failure), _) => Outcome::FailureShown {
-            pattern: text(&watch.fail).unwrap_or_default(),
+        (Some(Found::Failure(index)), _) => Outcome::FailureShown {
+            pattern: failure(index).unwrap_or_default(),
             line: watcher.line(),
         },
         // QEMU's and the server's own failures are not the guest's.
         (None, end @ (Outcome::QemuFailed { .. } | Outcome::ServerFailed { .. })) => end,
-        (None, end) => match text(&watch.expect) {
-            Some(pattern) => Outcome::NotShown {
-                pattern,
+        (None, end) => match watch.expect.get(watcher.shown()) {
+            Some(expect) => Outcome::NotShown {
+                pattern: expect.pattern.to_string(),
+                place: (watcher.shown() + 1, watch.expect.len()),
                 end: Box::new(end),
             },
             None => end,

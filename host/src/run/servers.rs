@@ -102,7 +102,7 @@ pub(super) fn start(machine: &Machine, dir: &Path) -> Result<(Vec<Serving>, Vec<
 }
 
 impl Serving {
-    fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&self, signal: Signal) {
         // Once reaped, the number may belong to somebody else.
         if self.ended.is_none()
             && !self.killed
