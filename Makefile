@@ -1,7 +1,7 @@
 # Everything runs through here, so that a person and CI do the same.
 
 BOARD ?= $(if $(filter aarch64,$(shell uname -m)),aarch64-virt,x86_64-microvm)
-ACCEL ?= tcg
+ACCEL ?= auto
 MEMORY ?= 512
 SECONDS ?= 60
 ROUNDS ?= 7
@@ -46,7 +46,7 @@ help:
 	@echo '                 APPEND=   firmware options; words after -- go to the kernel'
 	@echo '                 MEMORY=   MiB (default $(MEMORY)); TIMEOUT= seconds'
 	@echo '                 QEMU=     of which Debian release: bookworm, trixie, sid (default: what is installed)'
-	@echo '                 SERVER=   a virtiofsd to use instead of our own; ACCEL= tcg (default), kvm'
+	@echo '                 SERVER=   a virtiofsd to use instead of our own; ACCEL= auto (default), tcg, kvm'
 	@echo 'make host      the host tool that carries the firmware, to copy anywhere:'
 	@echo '                 $(TARGET)/release/bootshare-host'
 	@echo 'make test      everything CI runs'
@@ -71,10 +71,10 @@ help:
 .PHONY: run
 run: setup-run tool firmware-$(ARCH)
 ifeq ($(SHARE),)
-	$(TOOL) demo --board $(BOARD) target/demo/$(ARCH)
+	$(TOOL) demo --parts target/guest --board $(BOARD) target/demo/$(ARCH)
 endif
 	$(TOOL) boot $(if $(SHARE),"$$SHARE",--demo target/demo/$(ARCH)) --board $(BOARD) \
-		$(if $(QEMU),--qemu "$$($(TOOL) qemu $(QEMU))") --append "$$APPEND" --memory $(MEMORY) --accel $(ACCEL) \
+		$(if $(QEMU),--qemu "$$($(TOOL) qemu --cache target/qemu $(QEMU))") --append "$$APPEND" --memory $(MEMORY) --accel $(ACCEL) \
 		$(if $(SERVER),--server "$(SERVER)") $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 # For the work on this tree: it finds the firmware in target/firmware.

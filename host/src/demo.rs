@@ -24,7 +24,7 @@ pub const TAG: &str = "bootshare";
 /// The word that asks the demo for a shell.
 pub const SHELL_WORD: &str = "demo.shell";
 
-/// Where the downloaded parts are kept unless told otherwise.
+/// Where the downloaded parts are kept in a build of this tree.
 pub const PARTS: &str = "target/guest";
 
 /// What the share's greeting says.

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::event::PollFlags;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-pub use outcome::{Outcome, Report};
+pub use outcome::{EXIT_STATUSES, Outcome, Report};
 pub use servers::Servers;
 
 use crate::console::{Console, Keys, RawMode};
@@ -632,9 +632,10 @@ fn spawn(
     }
     let mut qemu = Process::spawn(&mut command, None).map_err(|error| {
         match error.root_cause().downcast_ref::<io::Error>() {
-            Some(cause) if cause.kind() == io::ErrorKind::NotFound => error.context(
-                "is QEMU installed? On Debian: apt-get install qemu-system-x86 qemu-system-arm",
-            ),
+            Some(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                let package = machine.board.arch().qemu_package();
+                anyhow!("{error:#}: install QEMU (Debian: apt-get install {package}), or name it with --qemu")
+            }
             _ => error,
         }
     })?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::qemu::Machine;
 use crate::watch::{Found, Pattern, Watch, Watcher};
 
 /// How a run ended.
@@ -78,6 +79,19 @@ impl Outcome {
     }
 }
 
+impl Outcome {
+    /// How the machine ended, whatever was looked for.
+    fn end(&self) -> &Self {
+        match self {
+            Self::NotShown { end, .. } => end,
+            end => end,
+        }
+    }
+}
+
+/// What the firmware says last.
+const START: &str = "bootshare: starting ";
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -133,7 +147,59 @@ pub struct Report {
     pub duration: Duration,
 }
 
+/// Each exit status of a boot, and what it means.
+pub const EXIT_STATUSES: [(&str, &str); 10] = [
+    (
+        "0",
+        "the guest powered off, the firmware succeeded, or all of --expect was shown",
+    ),
+    (
+        "1",
+        "the firmware failed, --fail was shown, --expect was not, or the guest panicked",
+    ),
+    (
+        "2 to 63",
+        "a failure to which the firmware gave this number",
+    ),
+    ("120", "the guest reset: a reboot, or a panic that reboots"),
+    ("121", "QEMU failed"),
+    ("122", "the share's server failed, or kept QEMU waiting"),
+    (
+        "123",
+        "nothing could be started: a wrong option, or something missing; or a full disk",
+    ),
+    ("124", "the time limit passed"),
+    ("130", "a signal, or Ctrl-A x at the console"),
+    (
+        "141",
+        "standard output was closed, and neither --expect nor --fail was given",
+    ),
+];
+
 impl Report {
+    /// What may be missing where the console does not tell.
+    pub fn hint(&self, machine: &Machine) -> Option<String> {
+        let is_silent = self.last_lines.is_empty();
+        let last = self.last_lines.last().map_or("", String::as_str);
+        let by_guest = matches!(self.outcome.end(), Outcome::Reset | Outcome::TimedOut);
+        match &self.outcome {
+            _ if by_guest && !machine.stays_paused() && last.starts_with(START) => Some(format!(
+                "the kernel showed nothing: name its console with --cmdline console={}, or in the \
+                 directory's own command line",
+                machine.board.arch().serial()
+            )),
+            _ if by_guest && !machine.stays_paused() && is_silent => Some(
+                "the console showed nothing, not even the firmware's first line: `bootshare-host \
+                 doctor` looks for what is missing"
+                    .to_owned(),
+            ),
+            outcome if outcome.exit_code() != 0 && machine.watch.is_used() && is_silent => {
+                Some("the console showed nothing".to_owned())
+            }
+            _ => None,
+        }
+    }
+
     /// The console as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.console).into_owned()
