@@ -1,6 +1,7 @@
 //! How runs end, and that nothing is left of them. The guests here are Debian's kernel and the
 //! demo's init, given to QEMU directly: the firmware has its own tests.
 
+mod console;
 mod parts;
 mod tool;
 
