@@ -81,6 +81,8 @@ pub(crate) struct Keys {
     qemu: std::process::ChildStdin,
     /// Whether there may be more on our standard input.
     reads_input: bool,
+    /// Whether that waits for a guest that reads: what comes before Linux opens its console is lost.
+    waits_for_prompt: bool,
     waiting: Vec<u8>,
 }
 
@@ -91,19 +93,31 @@ impl Keys {
         Ok(Self {
             qemu,
             reads_input: console == Console::Terminal,
+            waits_for_prompt: !io::stdin().is_terminal(),
             waiting: Vec::new(),
         })
     }
 
     /// The descriptor to wait for, if any, and whether for reading or writing.
     pub(crate) fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        match (self.waiting.is_empty(), self.reads_input) {
+        let reads_input = self.reads_input && !self.waits_for_prompt;
+        match (self.waiting.is_empty(), reads_input) {
             (true, true) if !io::stdin().is_terminal() || has_terminal() => {
                 Some((stdin(), PollFlags::IN))
             }
             (true, _) => None,
             (false, _) => Some((self.qemu.as_fd(), PollFlags::OUT)),
         }
+    }
+
+    /// Whether standard input waits for a prompt.
+    pub(crate) fn waits_for_prompt(&self) -> bool {
+        self.reads_input && self.waits_for_prompt
+    }
+
+    /// The guest shows a prompt, or nothing any more: it reads.
+    pub(crate) fn has_prompt(&mut self) {
+        self.waits_for_prompt = false;
     }
 
     /// Types `text` as soon as QEMU takes it.

@@ -10,6 +10,7 @@ pub mod debian;
 pub mod demo;
 mod dry_run;
 mod elf;
+pub mod explain;
 mod fd;
 pub mod guest;
 mod interrupt;

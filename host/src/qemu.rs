@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 
 use crate::board::{Arch, Board, Transport};
+use crate::explain::Explain;
 use crate::process::Invocation;
 use crate::serve::{Fault, Options, Trace};
 use crate::watch::Watch;
@@ -67,10 +68,10 @@ impl Share {
             "the share {tag} has no directory: name one"
         );
         for dir in &self.dirs {
-            fs::read_dir(dir).with_context(|| {
-                let dir = dir.display();
-                format!("cannot share {dir}, name a directory that can be read")
-            })?;
+            fs::read_dir(dir).explain(
+                format_args!("cannot share {}", dir.display()),
+                "name a directory that can be read",
+            )?;
         }
         Ok(())
     }
@@ -222,20 +223,28 @@ impl Machine {
             let program = PathBuf::from(self.program());
             ensure!(
                 program.is_file(),
-                "there is no {} for --qemu {}: name QEMU's program, or the directory of its programs",
-                program.display(),
-                path.display()
+                "--qemu {}: there is no {}: name QEMU's program, or the directory of its programs",
+                path.display(),
+                program.display()
             );
         }
+        let split = |arg: &&OsString| {
+            let bytes = arg.as_encoded_bytes();
+            bytes.starts_with(b"-") && bytes.contains(&b' ')
+        };
+        if let Some(arg) = self.qemu_args.iter().find(split) {
+            let arg = arg.display();
+            bail!("--qemu-arg='{arg}' is several words: write a --qemu-arg for each");
+        }
         for disk in &self.disks {
-            fs::File::open(disk).with_context(|| {
-                let disk = disk.display();
-                format!("cannot open the disk {disk}, make one with qemu-img or truncate")
-            })?;
+            fs::File::open(disk).explain(
+                format_args!("cannot open the disk {}", disk.display()),
+                "name a file that is there, or make one with `truncate -s 1G FILE`",
+            )?;
         }
         ensure!(
             !self.el2 || self.board.arch() == Arch::Aarch64,
-            "only the aarch64 boards have an EL2"
+            "only the aarch64 boards have an EL2: leave out --el2, or name one with --board"
         );
         Ok(())
     }
@@ -249,7 +258,10 @@ impl Machine {
             names.push("qemu-kvm".to_owned());
         }
         let dirs: Vec<_> = match &self.qemu {
-            Some(path) if !path.is_dir() => return path.into(),
+            // Without a directory it would be looked for in PATH.
+            Some(path) if !path.is_dir() => {
+                return std::path::absolute(path).unwrap_or(path.clone()).into();
+            }
             Some(dir) => vec![dir.clone()],
             None => {
                 let path = std::env::var_os("PATH").unwrap_or_default();

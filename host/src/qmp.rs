@@ -9,7 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use crate::explain::Explain;
 use crate::fd::{read_rest, read_some};
+
+/// What to do when no socket can be made.
+pub(crate) const LISTEN: &str = "point TMPDIR at a directory that takes sockets and has room";
 
 /// How long QEMU may not answer us. It waits for a server without a limit of its own.
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -63,7 +67,7 @@ impl Monitor {
     pub(crate) fn listen(path: &Path, starts_machine: bool) -> Result<Self> {
         Ok(Self {
             starts_machine,
-            listener: Some(UnixListener::bind(path).context("cannot listen for QEMU")?),
+            listener: Some(UnixListener::bind(path).explain("cannot listen for QEMU", LISTEN)?),
             stream: None,
             partial: Vec::new(),
             question: Question::NotYet,

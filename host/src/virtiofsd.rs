@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::explain::Explain;
 use crate::process::{Invocation, Process};
 use crate::qemu::Share;
 
@@ -46,7 +47,10 @@ impl Virtiofsd {
             .arg("--help")
             .stdin(Stdio::null())
             .output()
-            .with_context(|| format!("cannot run the server {}", path.display()))?;
+            .explain(
+                format_args!("cannot run the server {}", path.display()),
+                "name a virtiofsd, or leave out --server",
+            )?;
         let mut help = output.stdout;
         help.extend(output.stderr);
         let help = String::from_utf8_lossy(&help);
@@ -56,7 +60,8 @@ impl Virtiofsd {
             Kind::C
         } else {
             bail!(
-                "{} is no virtiofsd: its --help names neither --shared-dir nor -o source=",
+                "{} is no virtiofsd, its --help names neither --shared-dir nor -o source=: name one, or \
+                 leave out --server",
                 path.display()
             );
         };

@@ -60,7 +60,7 @@ impl FromStr for Pattern {
         let mut nothing = Search::new(&pattern)?;
         ensure!(
             !nothing.ends_in_match()?,
-            "it matches nothing at all, so it would match at once"
+            "it matches nothing at all, so it would match at once: write what is to be shown"
         );
         Ok(pattern)
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{ArgMatches, Args, ValueEnum, ValueHint, value_parser};
 
+use bootshare_host::explain::Explain;
 use bootshare_host::serve::{Fault, MAX_REQUEST_QUEUES};
 use bootshare_host::watch::{Expect, Pattern, Watch};
 use bootshare_host::{Accel, Board, Console, Machine, Outcome, Report, Share, demo, kvm};
@@ -475,8 +476,10 @@ fn shares(dirs: Vec<PathBuf>, more: Vec<OsString>) -> Result<Vec<Share>> {
     }
     for word in more {
         let said = word.display();
-        let share = tagged(&word)
-            .with_context(|| format!("--share {said}: write TAG=DIR, or TAG=DIR:DIR"))?;
+        let share = tagged(&word).explain(
+            format_args!("--share {said}"),
+            "write TAG=DIR, or TAG=DIR:DIR",
+        )?;
         shares.push(share);
     }
     Ok(shares)

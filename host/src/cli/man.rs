@@ -1,10 +1,9 @@
 //! Manual pages, made of what the help says: man-pages(7) has the order of their sections.
 
-use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap_mangen::Man;
 
 use bootshare_host::output;
@@ -48,7 +47,7 @@ const FILES: [(&str, &str); 3] = [
 pub(super) fn write(dir: &Path) -> Result<()> {
     let mut program = command().disable_help_subcommand(true);
     program.build();
-    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    output::directory(dir)?;
     let name = program.get_name().to_owned();
     let commands: Vec<_> = program
         .get_subcommands()

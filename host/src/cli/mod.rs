@@ -261,7 +261,8 @@ fn cache(name: &str) -> Result<PathBuf> {
     absolute("XDG_CACHE_HOME")
         .or_else(|| Some(absolute("HOME")?.join(".cache")))
         .map(|dir| dir.join("bootshare").join(name))
-        .context("no place for downloads: set HOME or XDG_CACHE_HOME, or name a directory")
+        .context("no place for downloads: neither XDG_CACHE_HOME nor HOME is an absolute path: set one, or name \
+                  a directory with --parts or --cache")
 }
 
 /// A line that says what went wrong.

@@ -20,6 +20,7 @@ pub use outcome::{EXIT_STATUSES, Outcome, Report};
 pub use servers::Servers;
 
 use crate::console::{Console, Keys, RawMode};
+use crate::explain::Explain;
 use crate::fd::{read_rest, read_some, ready};
 use crate::interrupt::{JobControl, interrupted};
 use crate::process::{Errors, Process};
@@ -44,6 +45,9 @@ const SHOW_GRACE: Duration = Duration::from_millis(500);
 
 /// How long the console is silent where a person takes the line for complete: behind a prompt.
 const SILENCE: Duration = Duration::from_millis(100);
+
+/// How long it is silent where it may wait for input without a prompt.
+const LONG_SILENCE: Duration = Duration::from_secs(5);
 
 /// How often a terminal that was another's is tried.
 const TERMINAL_RETRY: Duration = Duration::from_secs(1);
@@ -106,7 +110,9 @@ struct Run<'a, 's> {
     sockets: Option<TempDir>,
     output: Output,
     watcher: Watcher,
-    /// When the console has been silent for long enough to end a line.
+    /// When the console showed something last.
+    shown_at: Instant,
+    /// When it has been silent for long enough to end a line.
     silent_at: Option<Instant>,
     failure_shown: Option<Instant>,
     /// Those that are still to come.
@@ -179,7 +185,10 @@ pub fn socket_dir() -> Result<TempDir> {
     tempfile::Builder::new()
         .prefix("bootshare-")
         .tempdir()
-        .context("cannot make a directory for sockets: point TMPDIR at one that is writable")
+        .explain(
+            "cannot make a directory for sockets",
+            "point TMPDIR at one that is writable and has room",
+        )
 }
 
 /// Where a socket is in that directory.
@@ -246,6 +255,7 @@ impl<'a, 's> Run<'a, 's> {
             sockets: Some(sockets),
             output,
             watcher,
+            shown_at: started,
             silent_at: None,
             failure_shown: None,
             steps,
@@ -331,9 +341,10 @@ impl<'a, 's> Run<'a, 's> {
         let failure = spool.failure();
         self.output = Output::Closed;
         match failure {
-            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                Err(error).context("cannot show the console, standard output takes no more")
-            }
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).explain(
+                "cannot show the console",
+                "let standard output be a file or pipe that takes it all",
+            ),
             Some(_) if !self.machine.watch.is_used() => Ok(Some(Outcome::OutputClosed)),
             _ => Ok(None),
         }
@@ -373,6 +384,13 @@ impl<'a, 's> Run<'a, 's> {
                 let came = self.watcher.pause()?;
                 self.take_steps(came);
             }
+            let waiting = self.keys.as_mut().filter(|keys| keys.waits_for_prompt());
+            if let Some(keys) = waiting
+                && let silence = now.duration_since(self.shown_at)
+                && (silence >= LONG_SILENCE || silence >= SILENCE && self.watcher.is_cut())
+            {
+                keys.has_prompt();
+            }
             match self.watcher.found() {
                 Some(Found::Expected) => return Ok(Outcome::Expected),
                 Some(Found::Failure(_)) if self.failure_shown.is_none() => {
@@ -395,6 +413,13 @@ impl<'a, 's> Run<'a, 's> {
         let servers = self.servers.iter_mut();
         due.extend(servers.filter_map(|server| server.go_on(now)));
         due.extend(self.silent_at);
+        if self.keys.as_ref().is_some_and(Keys::waits_for_prompt) {
+            let silence = match self.watcher.is_cut() {
+                true => SILENCE,
+                false => LONG_SILENCE,
+            };
+            due.push(self.shown_at + silence);
+        }
         if let Some(terminal) = &mut self.terminal
             && !terminal.is_taken()
         {
@@ -561,8 +586,9 @@ impl<'a, 's> Run<'a, 's> {
         };
         let came = self.watcher.feed(&bytes)?;
         self.take_steps(came);
+        self.shown_at = Instant::now();
         let looks_ahead = self.watcher.looks_ahead();
-        self.silent_at = looks_ahead.then(|| Instant::now() + SILENCE);
+        self.silent_at = looks_ahead.then(|| self.shown_at + SILENCE);
         match &mut self.output {
             Output::Captured(captured) => captured.extend_from_slice(&bytes),
             Output::Shown(spool) => spool.push(&bytes),
@@ -636,7 +662,8 @@ fn spawn(
                 let package = machine.board.arch().qemu_package();
                 anyhow!("{error:#}: install QEMU (Debian: apt-get install {package}), or name it with --qemu")
             }
-            _ => error,
+            _ if machine.qemu.is_some() => anyhow!("{error:#}: name QEMU's program with --qemu"),
+            _ => anyhow!("{error:#}: `bootshare-host doctor` looks for what is missing"),
         }
     })?;
     let stdout = ours.or(qemu.child.stdout.take().map(OwnedFd::from));

@@ -218,6 +218,24 @@ fn a_script_logs_in_and_ends_the_guest() {
 }
 
 #[test]
+fn a_script_on_standard_input_waits_for_a_prompt() {
+    let tool = Tool::new(&[]);
+    // As Linux drops what came before its console is opened.
+    let drop = "timeout 1 cat >/dev/null; printf '# '; IFS= read -r line; echo \"got $line\"";
+    let silent = "timeout 1 cat >/dev/null; echo booted; IFS= read -r line; echo \"got $line\"";
+    for script in [drop, silent] {
+        let mut command = tool.fake(&[], &format!("echo booting; {script}; exit 33"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"exit\n").unwrap();
+        let output = child.wait_with_output().unwrap();
+        let shown = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{shown}");
+        assert!(shown.ends_with("got exit\n"), "{shown}");
+    }
+}
+
+#[test]
 fn a_standard_input_that_cannot_be_read_is_none() {
     let tool = Tool::new(&[]);
     let mut command = tool.fake(&[], "echo READY; sleep 1; exit 33");

@@ -4,6 +4,8 @@
 mod console;
 mod parts;
 mod tool;
+#[cfg(feature = "embed-firmware")]
+mod wrong;
 
 use std::fs;
 use std::path::{Path, PathBuf};
