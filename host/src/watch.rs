@@ -266,6 +266,12 @@ impl Watcher {
         self.last.0.back().is_some_and(|&byte| byte != b'\n')
     }
 
+    /// Whether the last line is the firmware's, which starts a kernel.
+    pub(crate) fn shows_start(&self) -> bool {
+        let lines = self.last_lines();
+        lines.last().is_some_and(|line| line.starts_with(START))
+    }
+
     /// The last lines, without escape sequences.
     pub(crate) fn last_lines(&self) -> Vec<String> {
         self.last.lines()
@@ -446,6 +452,9 @@ impl Screen {
 /// entry it starts.
 #[derive(Default)]
 struct LastLines(VecDeque<u8>, String);
+
+/// What the firmware says last.
+const START: &str = "bootshare: starting ";
 
 const ENTRY: &str = "bootshare: entry ";
 

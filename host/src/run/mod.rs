@@ -47,7 +47,7 @@ const SHOW_GRACE: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_millis(100);
 
 /// How long it is silent where it may wait for input without a prompt.
-const LONG_SILENCE: Duration = Duration::from_secs(5);
+const LONG_SILENCE: Duration = Duration::from_secs(10);
 
 /// How often a terminal that was another's is tried.
 const TERMINAL_RETRY: Duration = Duration::from_secs(1);
@@ -110,10 +110,10 @@ struct Run<'a, 's> {
     sockets: Option<TempDir>,
     output: Output,
     watcher: Watcher,
-    /// When the console showed something last.
-    shown_at: Instant,
-    /// When it has been silent for long enough to end a line.
+    /// When the console has been silent for long enough to end a line.
     silent_at: Option<Instant>,
+    /// When it has been silent for long enough to wait for input.
+    prompt_at: Option<Instant>,
     failure_shown: Option<Instant>,
     /// Those that are still to come.
     steps: std::slice::IterMut<'a, Step<'s>>,
@@ -255,8 +255,8 @@ impl<'a, 's> Run<'a, 's> {
             sockets: Some(sockets),
             output,
             watcher,
-            shown_at: started,
             silent_at: None,
+            prompt_at: Some(started + LONG_SILENCE),
             failure_shown: None,
             steps,
             started,
@@ -285,6 +285,7 @@ impl<'a, 's> Run<'a, 's> {
             outcome,
             unshown,
             last_lines: self.watcher.last_lines(),
+            is_start_last: self.watcher.shows_start(),
             is_cut: self.watcher.is_cut(),
             console: match self.output {
                 Output::Captured(bytes) => bytes,
@@ -384,12 +385,14 @@ impl<'a, 's> Run<'a, 's> {
                 let came = self.watcher.pause()?;
                 self.take_steps(came);
             }
-            let waiting = self.keys.as_mut().filter(|keys| keys.waits_for_prompt());
-            if let Some(keys) = waiting
-                && let silence = now.duration_since(self.shown_at)
-                && (silence >= LONG_SILENCE || silence >= SILENCE && self.watcher.is_cut())
-            {
-                keys.has_prompt();
+            if self.prompt_at.is_some_and(|at| at <= now) {
+                self.prompt_at = None;
+                // A kernel may boot for long without a word.
+                if let Some(keys) = &mut self.keys
+                    && !self.watcher.shows_start()
+                {
+                    keys.has_prompt();
+                }
             }
             match self.watcher.found() {
                 Some(Found::Expected) => return Ok(Outcome::Expected),
@@ -413,13 +416,7 @@ impl<'a, 's> Run<'a, 's> {
         let servers = self.servers.iter_mut();
         due.extend(servers.filter_map(|server| server.go_on(now)));
         due.extend(self.silent_at);
-        if self.keys.as_ref().is_some_and(Keys::waits_for_prompt) {
-            let silence = match self.watcher.is_cut() {
-                true => SILENCE,
-                false => LONG_SILENCE,
-            };
-            due.push(self.shown_at + silence);
-        }
+        due.extend(self.prompt_at);
         if let Some(terminal) = &mut self.terminal
             && !terminal.is_taken()
         {
@@ -586,9 +583,13 @@ impl<'a, 's> Run<'a, 's> {
         };
         let came = self.watcher.feed(&bytes)?;
         self.take_steps(came);
-        self.shown_at = Instant::now();
-        let looks_ahead = self.watcher.looks_ahead();
-        self.silent_at = looks_ahead.then(|| self.shown_at + SILENCE);
+        let now = Instant::now();
+        self.silent_at = self.watcher.looks_ahead().then(|| now + SILENCE);
+        let waits = self.keys.as_ref().is_some_and(Keys::waits_for_prompt);
+        self.prompt_at = waits.then(|| match self.watcher.is_cut() {
+            true => now + SILENCE,
+            false => now + LONG_SILENCE,
+        });
         match &mut self.output {
             Output::Captured(captured) => captured.extend_from_slice(&bytes),
             Output::Shown(spool) => spool.push(&bytes),

@@ -89,9 +89,6 @@ impl Outcome {
     }
 }
 
-/// What the firmware says last.
-const START: &str = "bootshare: starting ";
-
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -139,6 +136,8 @@ pub struct Report {
     pub unshown: u64,
     /// The last lines of the console, without escape sequences.
     pub last_lines: Vec<String>,
+    /// Whether the last of them is the firmware's, which starts a kernel.
+    pub is_start_last: bool,
     /// Whether the last of them has no end.
     pub is_cut: bool,
     /// How many steps of a test it never came to.
@@ -180,10 +179,9 @@ impl Report {
     /// What may be missing where the console does not tell.
     pub fn hint(&self, machine: &Machine) -> Option<String> {
         let is_silent = self.last_lines.is_empty();
-        let last = self.last_lines.last().map_or("", String::as_str);
         let by_guest = matches!(self.outcome.end(), Outcome::Reset | Outcome::TimedOut);
         match &self.outcome {
-            _ if by_guest && !machine.stays_paused() && last.starts_with(START) => Some(format!(
+            _ if by_guest && !machine.stays_paused() && self.is_start_last => Some(format!(
                 "the kernel showed nothing: name its console with --cmdline console={}, or in the \
                  directory's own command line",
                 machine.board.arch().serial()
