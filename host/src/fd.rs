@@ -96,3 +96,22 @@ pub(crate) fn read_some(from: &mut dyn Read) -> io::Result<Option<Vec<u8>>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_socket_whose_other_end_was_killed_has_ended() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.write_all(b"unread").unwrap();
+        theirs.write_all(b"last words").unwrap();
+        // unix(7): the error is there before the words.
+        drop(theirs);
+        while let Some(bytes) = read_some(&mut ours).unwrap() {
+            assert_eq!(bytes, b"last words");
+        }
+    }
+}

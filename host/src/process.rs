@@ -272,6 +272,19 @@ mod tests {
     }
 
     #[test]
+    fn only_the_last_of_what_a_process_complains_of_is_kept() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "yes complaint | head -c 60000 >&2; echo last >&2"]);
+        command.stderr(std::process::Stdio::piped());
+        let mut process = Process::spawn(&mut command, None).unwrap();
+        let mut errors = process.errors();
+        assert!(process.wait().unwrap().success());
+        errors.drain().unwrap();
+        assert_eq!(errors.text().len(), TAIL);
+        assert!(errors.text().ends_with("last\n"));
+    }
+
+    #[test]
     fn dropping_a_process_ends_its_whole_group() {
         let mut command = Command::new("sh");
         command

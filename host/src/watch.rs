@@ -698,6 +698,7 @@ mod tests {
         assert_eq!(lines[LAST_LINES - 1], "line 999");
         watcher.feed(&[b'x'; 1 << 20]).unwrap();
         assert_eq!(watcher.last_lines(), ["x".repeat(LAST_BYTES)]);
+        assert_eq!(watcher.line(), "x".repeat(LAST_BYTES));
     }
 
     #[test]

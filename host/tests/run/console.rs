@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, ioctl_tiocsctty, kill_process, setsid};
-use rustix::termios::{LocalModes, tcgetattr};
+use rustix::termios::{LocalModes, OutputModes, tcgetattr};
 
 use crate::parts::{LIMIT, c_server};
 use crate::tool::{Tool, terminal};
@@ -45,6 +45,7 @@ fn the_time_limit_and_signals_hold_while_nobody_reads() {
         let (reader, writer) = unread_pipe();
         let mut command = tool.fake(&[], "exec yes");
         command.args(["--timeout", if signal.is_none() { "1" } else { "1000" }]);
+        command.args(["--expect", "never"]);
         // Our own last words go there, too.
         command.stderr(writer.try_clone().unwrap()).stdout(writer);
         let mut child = command.spawn().unwrap();
@@ -343,6 +344,22 @@ fn a_stop_gives_the_terminal_back_and_stops_qemu() {
         assert!(!is_raw(&program), "{last:?}");
         tool.assert_nothing_is_left();
     }
+}
+
+#[test]
+fn the_quit_key_of_qemu_is_an_interruption() {
+    let tool = Tool::new(&[]);
+    let (mut user, program) = terminal();
+    let mut command = tool.linux(&[], None);
+    on_terminal(command.args(["--qemu-arg=-S", "-e", "never"]), &program);
+    let mut child = command.spawn().unwrap();
+    until("the terminal is not raw", || is_raw(&program));
+    // Lines of a guest that ends them with a bare newline still start at the margin.
+    let output = tcgetattr(&program).unwrap().output_modes;
+    assert!(output.contains(OutputModes::OPOST | OutputModes::ONLCR));
+    user.write_all(b"\x01x").unwrap();
+    assert_eq!(wait(&mut child), Some(130));
+    tool.assert_nothing_is_left();
 }
 
 #[test]

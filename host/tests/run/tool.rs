@@ -551,6 +551,19 @@ fn a_boot_test_ends_with_what_the_console_shows() {
     );
     ran.expect(0, &[]);
     assert_eq!(ran.errors.trim(), "");
+    // What follows begins a line of its own.
+    for (text, end) in [("READY\\n", ""), ("READY", "\n")] {
+        let mut command = tool.fake(&[], &format!("printf '{text}'; exec sleep 1000"));
+        let ran = tool.run(command.args(["--expect", "^READY$"]));
+        ran.expect(0, &[]);
+        assert_eq!(ran.errors, end);
+    }
+    // QEMU's failure is not the guest's.
+    let ran = tool.run(
+        tool.fake(&[], "echo bad luck >&2; exit 1")
+            .args(["-e", "never"]),
+    );
+    ran.expect(121, &["error: QEMU failed (exit status: 1): bad luck"]);
 
     let ran = tool.run(
         tool.linux(&[], None)

@@ -41,12 +41,13 @@ fn each_wrong_command_line_is_answered_by_one_line_with_the_remedy() {
         command.env_remove("XDG_CACHE_HOME").env("HOME", "relative");
         let ran = tool.run(command.stdin(Stdio::null()));
         let mut errors = ran.errors.replace(&dir, "$DIR");
-        if let Some(at) = errors.rfind("/bootshare-").or(errors.rfind("/.bootshare-"))
-            && errors[at..].find('"') == Some(errors[at..].find('-').unwrap() + 7)
-        {
-            // The name of a temporary file.
-            let end = at + errors[at..].find('"').unwrap();
-            errors.replace_range(end - 6..end, "XXXXXX");
+        for (at, start) in ran.errors.replace(&dir, "$DIR").match_indices("bootshare-") {
+            let name = at + start.len();
+            let rest = errors[name..].find(|c: char| !c.is_ascii_alphanumeric());
+            if rest == Some(6) {
+                // That of a temporary file.
+                errors.replace_range(name..name + 6, "XXXXXX");
+            }
         }
         assert!(ran.console.is_empty(), "{line}: {ran:?}");
         assert_eq!(errors.lines().count(), 1, "{line}: {errors}");
