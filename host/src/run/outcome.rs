@@ -95,14 +95,18 @@ impl fmt::Display for Outcome {
             Self::FirmwareExit(status) => write!(f, "the firmware ended with status {status}"),
             Self::PowerOff => f.write_str("the guest powered off"),
             Self::Reset => f.write_str(
-                "the guest reset instead of powering off: look for a panic above, or power off",
+                "the guest reset instead of powering off: look above for a panic, or power it off",
             ),
             Self::Panic => f.write_str("the firmware failed, or the guest panicked: look above"),
             Self::TimedOut => f.write_str("the time limit passed: allow more with --timeout"),
             Self::QemuFailed { status, stderr } => {
-                write!(f, "QEMU failed ({status}): {}", stderr.trim_end())
+                write!(f, "QEMU failed ({status})")?;
+                said(f, stderr)
             }
-            Self::ServerFailed { what, stderr } => write!(f, "{what}: {}", stderr.trim_end()),
+            Self::ServerFailed { what, stderr } => {
+                f.write_str(what)?;
+                said(f, stderr)
+            }
             Self::Interrupted => f.write_str("interrupted"),
             Self::Expected => f.write_str("the console showed what was expected"),
             Self::FailureShown { pattern, line } => {
@@ -121,6 +125,14 @@ impl fmt::Display for Outcome {
                 write!(f, ": {end}")
             }
         }
+    }
+}
+
+/// What was said before the end, if anything.
+fn said(f: &mut fmt::Formatter<'_>, stderr: &str) -> fmt::Result {
+    match stderr.trim_end() {
+        "" => Ok(()),
+        text => write!(f, ": {text}"),
     }
 }
 

@@ -347,6 +347,38 @@ fn a_stop_gives_the_terminal_back_and_stops_qemu() {
 }
 
 #[test]
+fn a_stop_does_not_count_for_the_time_limit() {
+    let tool = Tool::new(&[]);
+    let mut command = tool.fake(&[], "sleep 3; exit 33");
+    let mut child = command.args(["-t", "5"]).spawn().unwrap();
+    thread::sleep(Duration::from_secs(1));
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::TSTP).unwrap();
+    thread::sleep(Duration::from_secs(5));
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(wait(&mut child), Some(0));
+}
+
+#[test]
+fn a_terminal_on_one_side_stays_as_it_is() {
+    let tool = Tool::new(&[]);
+    let (mut user, program) = terminal();
+    let mut command = tool.fake(
+        &[],
+        "printf '# '; IFS= read -r line; echo \"got $line\"; exit 33",
+    );
+    on_terminal(&mut command, &program);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 2]).unwrap();
+    assert!(!is_raw(&program));
+    user.write_all(b"exit\n").unwrap();
+    let mut shown = String::new();
+    stdout.read_to_string(&mut shown).unwrap();
+    assert_eq!((wait(&mut child), &*shown), (Some(0), "got exit\n"));
+}
+
+#[test]
 fn the_quit_key_of_qemu_is_an_interruption() {
     let tool = Tool::new(&[]);
     let (mut user, program) = terminal();

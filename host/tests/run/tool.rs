@@ -267,8 +267,15 @@ fn an_embedded_server_that_hangs_up_leaves_nothing_behind() {
         &["share", "--fault=disconnect-after=3"].map(OsStr::new),
         "bootshare.deadline=1",
     );
-    assert_ne!(ran.status, Some(0), "{ran:?}");
-    assert!(ran.errors.contains("bootshare-host: error: "), "{ran:?}");
+    ran.expect(
+        1,
+        &["bootshare-host: error: the firmware ended with status 1"],
+    );
+    assert!(ran.console.contains("made no progress"), "{ran:?}");
+    // One that fails as the machine ends is no success either.
+    let args = ["share", "--fault=panic=DESTROY"].map(OsStr::new);
+    let ran = tool.firmware(&args, "bootshare.cmd=\"cat /greeting.txt\"");
+    ran.expect(122, &["failed (it panicked: as the fault asks)\n"]);
 }
 
 #[test]
