@@ -687,6 +687,33 @@ mod tests {
     }
 
     #[test]
+    fn a_look_at_the_end_disturbs_no_search() {
+        // With more states than its cache has room for.
+        let mut pattern: Pattern = "1[01]{16}$".parse().unwrap();
+        let config = DFA::config()
+            .cache_capacity(1)
+            .skip_cache_capacity_check(true);
+        let mut builder = DFA::builder();
+        builder
+            .configure(config)
+            .syntax(syntax::Config::new().multi_line(true));
+        pattern.dfa = builder.build(&pattern.text).unwrap();
+        let mut search = Search::new(&pattern).unwrap();
+        let mut number = 1_u32;
+        let mut text = Vec::new();
+        for count in 0..5_000 {
+            number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let digit = b'0' + u8::from(number >= 1 << 31);
+            text.push(digit);
+            search.step(digit).unwrap();
+            if count > 16 {
+                let is_there = text[text.len() - 17] == b'1';
+                assert_eq!(search.ends_in_match().unwrap(), is_there, "{count}");
+            }
+        }
+    }
+
+    #[test]
     fn the_last_lines_are_bounded_and_clean() {
         let mut watcher = watch("never", "");
         for line in 0..1000 {
