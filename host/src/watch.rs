@@ -263,7 +263,7 @@ impl Watcher {
 
     /// Whether the last line has no end.
     pub(crate) fn is_cut(&self) -> bool {
-        self.last.0.back().is_some_and(|&byte| byte != b'\n')
+        self.last.bytes.back().is_some_and(|&byte| byte != b'\n')
     }
 
     /// Whether the last line is the firmware's, which starts a kernel.
@@ -448,41 +448,52 @@ impl Screen {
     }
 }
 
-/// The last lines of the console, and the last one before them in which the firmware says which boot
-/// entry it starts.
+/// The last lines of the console, and of those before them what the firmware said of its way.
 #[derive(Default)]
-struct LastLines(VecDeque<u8>, String);
+struct LastLines {
+    bytes: VecDeque<u8>,
+    /// Which boot entry it starts.
+    entry: String,
+    /// What it said last.
+    firmware: String,
+}
 
-/// What the firmware says last.
-const START: &str = "bootshare: starting ";
-
+/// How the firmware's lines begin; the one that names the boot entry, and the one that starts a kernel.
+const FIRMWARE: &str = "bootshare: ";
 const ENTRY: &str = "bootshare: entry ";
+const START: &str = "bootshare: starting ";
 
 impl LastLines {
     fn push(&mut self, byte: u8) {
         if byte == b'\n' {
-            let line = self.0.iter().rev().take_while(|&&byte| byte != b'\n');
+            let line = self.bytes.iter().rev().take_while(|&&byte| byte != b'\n');
             let mut line: Vec<u8> = line.copied().collect();
             line.reverse();
-            if line.starts_with(ENTRY.as_bytes()) {
-                self.1 = String::from_utf8_lossy(&line).into_owned();
+            if line.starts_with(FIRMWARE.as_bytes()) {
+                self.firmware = String::from_utf8_lossy(&line).into_owned();
+                if self.firmware.starts_with(ENTRY) {
+                    self.entry.clone_from(&self.firmware);
+                }
             }
         }
-        if self.0.len() == LAST_BYTES {
-            self.0.pop_front();
+        if self.bytes.len() == LAST_BYTES {
+            self.bytes.pop_front();
         }
-        self.0.push_back(byte);
+        self.bytes.push_back(byte);
     }
 
     fn lines(&self) -> Vec<String> {
-        let bytes: Vec<u8> = self.0.iter().copied().collect();
+        let bytes: Vec<u8> = self.bytes.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
         let first = lines.len().saturating_sub(LAST_LINES);
         let lines = lines.into_iter().skip(first);
-        let is_shown = self.1.is_empty() || lines.clone().any(|line| line == self.1);
-        let entry = (!is_shown).then_some(self.1.as_str());
-        entry.into_iter().chain(lines).map(str::to_owned).collect()
+        let mut before = vec![self.entry.as_str()];
+        if self.firmware != self.entry {
+            before.push(&self.firmware);
+        }
+        before.retain(|said| !said.is_empty() && !lines.clone().any(|line| line == *said));
+        before.into_iter().chain(lines).map(str::to_owned).collect()
     }
 }
 
@@ -729,18 +740,23 @@ mod tests {
     }
 
     #[test]
-    fn the_boot_entry_is_shown_before_the_last_lines() {
+    fn what_the_firmware_reached_is_shown_before_the_last_lines() {
         let mut watcher = watch("", "");
         let entry = "bootshare: entry a of /loader/entries/a.conf";
+        let start = "bootshare: starting /a";
         watcher
             .feed(format!("first\r\n{entry}\r\n").as_bytes())
             .unwrap();
         assert_eq!(watcher.last_lines(), ["first", entry]);
+        watcher.feed(format!("{start}\r\n").as_bytes()).unwrap();
+        assert_eq!(watcher.last_lines(), ["first", entry, start]);
+        assert!(watcher.shows_start());
         for number in 0..LAST_LINES {
             watcher.feed(format!("{number}\r\n").as_bytes()).unwrap();
         }
         let lines = watcher.last_lines();
-        assert_eq!(lines.len(), 1 + LAST_LINES);
-        assert_eq!(lines[..2], [entry, "0"]);
+        assert_eq!(lines.len(), 2 + LAST_LINES);
+        assert_eq!(lines[..3], [entry, start, "0"]);
+        assert!(!watcher.shows_start());
     }
 }

@@ -459,6 +459,10 @@ fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
             for line in &report.last_lines {
                 text.push_str(&format!("    {line}\n"));
             }
+            text.push_str(
+                "bootshare-host: `--log debug` shows what the firmware does, `--trace FILE` what it \
+                 and the kernel ask the share for\n",
+            );
         }
     }
     // It may be the pipe that nobody reads.

@@ -581,7 +581,8 @@ fn a_boot_test_ends_with_what_the_console_shows() {
         &["error: the console showed --fail 'mounted the share': demo: Linux "],
     );
     let last = "\n    demo: Linux ";
-    ran.expect(1, &["the console's last lines:\n", last]);
+    let more = "\nbootshare-host: `--log debug` shows what the firmware does, `--trace FILE`";
+    ran.expect(1, &["the console's last lines:\n", last, more]);
 
     let ran = tool.run(tool.linux(&[], None).arg("--expect=never"));
     let said = "the console never showed --expect 'never': the guest powered off";
