@@ -1,8 +1,10 @@
 //! Each command and option as a user types it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -250,6 +252,48 @@ fn images_pages_and_completions_are_written() {
             ran.console.contains("--expect") || ran.console.contains("-l expect"),
             "{ran:?}"
         );
+    }
+}
+
+#[test]
+fn the_documentation_names_tests_that_are_there() {
+    fn sources(dir: &Path, text: &mut String) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            match path.extension().and_then(OsStr::to_str) {
+                None => sources(&path, text),
+                Some("rs") => text.push_str(&fs::read_to_string(&path).unwrap()),
+                _ => {}
+            }
+        }
+    }
+    let host = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut text = String::new();
+    sources(&host.join("src"), &mut text);
+    sources(&host.join("tests"), &mut text);
+    let page = fs::read_to_string(host.join("../docs/testing.md")).unwrap();
+    let table = page.split("| what goes wrong |").nth(1).unwrap();
+    let rows: Vec<_> = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    assert!(rows.len() > 20, "{rows:?}");
+    for row in rows {
+        let names = row
+            .split('|')
+            .nth_back(1)
+            .unwrap()
+            .split('`')
+            .skip(1)
+            .step_by(2);
+        for name in names.filter(|name| !name.contains('/')) {
+            assert!(
+                text.contains(&format!("#[test]\n    fn {name}()"))
+                    || text.contains(&format!("#[test]\nfn {name}()")),
+                "no {name}"
+            );
+        }
     }
 }
 
