@@ -1,6 +1,6 @@
 //! Errors that say what to do.
 
-use std::fmt::Display;
+use std::fmt::{Display, Formatter, Result as Written};
 
 use anyhow::{Error, Result, anyhow};
 
@@ -15,6 +15,22 @@ pub trait Explain<T> {
 
 impl<T, E: Into<Error>> Explain<T> for Result<T, E> {
     fn explain(self, what: impl Display, remedy: impl Display) -> Result<T> {
-        self.map_err(|cause| anyhow!("{what}: {:#}: {remedy}", cause.into()))
+        self.map_err(|cause| match cause.into() {
+            // That is no fault, and has no remedy.
+            cause if cause.is::<Interrupted>() => cause,
+            cause => anyhow!("{what}: {cause:#}: {remedy}"),
+        })
     }
 }
+
+/// A signal came, before there was anything whose end could be told.
+#[derive(Debug)]
+pub struct Interrupted;
+
+impl Display for Interrupted {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Written {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}

@@ -108,3 +108,48 @@ fn is_ignored(signal: i32) -> io::Result<bool> {
         .ok_or_else(|| io::Error::other("no SigIgn in /proc/self/status"))?;
     Ok(mask & (1 << (signal - 1)) != 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+
+    use rustix::process::{Pid, Signal, kill_process};
+
+    /// Set for the process that is sent the signals: this program, which runs the test again.
+    const HANGS: &str = "BOOTSHARE_TEST_HANGS";
+
+    #[test]
+    fn a_second_signal_a_second_later_ends_what_hangs() {
+        if std::env::var_os(HANGS).is_some() {
+            interrupted().unwrap();
+            println!("\nREADY");
+            thread::sleep(Duration::from_secs(1000));
+        }
+        let name = "interrupt::tests::a_second_signal_a_second_later_ends_what_hangs";
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(HANGS, "yes")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = io::BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while line != "READY\n" {
+            line.clear();
+            assert_ne!(io::BufRead::read_line(&mut lines, &mut line).unwrap(), 0);
+        }
+        let pid = Pid::from_child(&child);
+        // timeout(1) sends each twice: the first one is left to do its work.
+        for _ in 0..2 {
+            kill_process(pid, Signal::TERM).unwrap();
+            thread::sleep(GRACE / 10);
+        }
+        thread::sleep(GRACE);
+        assert_eq!(child.try_wait().unwrap(), None);
+        kill_process(pid, Signal::TERM).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(SIGTERM), "{status:?}");
+    }
+}

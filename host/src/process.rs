@@ -5,21 +5,23 @@
 //! SIGKILL leaves nothing behind.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStderr, Command, ExitStatus};
-use std::time::Instant;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::event::PollFlags;
 use rustix::process::{
     Pid, PidfdFlags, Signal, getppid, kill_process_group, pidfd_open,
     set_parent_process_death_signal,
 };
 
+use crate::explain::Interrupted;
 use crate::fd::{read_rest, read_some, ready};
+use crate::interrupt::interrupted;
 use crate::syscall::PIDFD_OPEN;
 
 /// How much of a child's error output is kept.
@@ -214,6 +216,40 @@ impl Drop for Process {
     }
 }
 
+/// How long a program may take to say what it is.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// All that a program says which is asked something, and how it ends; in time.
+///
+/// # Errors
+/// It cannot be run, takes too long, or a signal came.
+pub fn output_of(command: &mut Command) -> Result<(ExitStatus, String)> {
+    // A file, since two pipes would have to be read at the same time.
+    let mut said = tempfile::tempfile()?;
+    command.stdin(Stdio::null());
+    command.stdout(said.try_clone()?).stderr(said.try_clone()?);
+    let mut process = Process::spawn(command, None)?;
+    let interrupt = interrupted()?;
+    let deadline = Instant::now() + ANSWER_LIMIT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let fds = [process.ended(), interrupt].map(|fd| (fd, PollFlags::IN));
+        let ready = ready(&fds, Some(left))?;
+        if ready[1] {
+            return Err(Interrupted.into());
+        }
+        if ready[0] {
+            break;
+        }
+        let seconds = ANSWER_LIMIT.as_secs();
+        ensure!(!left.is_zero(), "it did not answer within {seconds} s");
+    }
+    let mut text = Vec::new();
+    said.rewind()?;
+    said.read_to_end(&mut text)?;
+    Ok((process.end()?, String::from_utf8_lossy(&text).into_owned()))
+}
+
 /// What a child says on its standard error; the last of it is kept.
 #[derive(Default)]
 pub(crate) struct Errors {
@@ -275,7 +311,7 @@ mod tests {
     fn only_the_last_of_what_a_process_complains_of_is_kept() {
         let mut command = Command::new("sh");
         command.args(["-c", "yes complaint | head -c 60000 >&2; echo last >&2"]);
-        command.stderr(std::process::Stdio::piped());
+        command.stderr(Stdio::piped());
         let mut process = Process::spawn(&mut command, None).unwrap();
         let mut errors = process.errors();
         assert!(process.wait().unwrap().success());
@@ -289,14 +325,14 @@ mod tests {
         let mut command = Command::new("sh");
         command
             .args(["-c", "sleep 1000 & echo $!; wait"])
-            .stdout(std::process::Stdio::piped());
+            .stdout(Stdio::piped());
         let mut process = Process::spawn(&mut command, None).unwrap();
         let mut line = String::new();
         let mut out = io::BufReader::new(process.child.stdout.take().unwrap());
         io::BufRead::read_line(&mut out, &mut line).unwrap();
         drop(process);
         // The grandchild held the pipe open: its end is the pipe's end.
-        assert_eq!(io::Read::read(&mut out, &mut [0; 8]).unwrap(), 0);
+        assert_eq!(Read::read(&mut out, &mut [0; 8]).unwrap(), 0);
         assert!(line.trim().parse::<u32>().is_ok());
     }
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{IsTerminal, Write};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -15,6 +15,8 @@ use clap::builder::styling::{AnsiColor, Style};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create, statvfs};
 use rustix::process::{Resource, getrlimit};
 
+use bootshare_host::explain::Explain;
+use bootshare_host::process::output_of;
 use bootshare_host::{
     Accel, Arch, Board, Console, Machine, Outcome, Share, debian, demo, kvm, run, syscall,
 };
@@ -210,17 +212,15 @@ fn open_files() -> Result<String> {
 fn qemu(arch: Arch) -> Result<String> {
     let program = format!("qemu-system-{}", arch.name());
     let ask = |args: &[&str]| -> Result<String> {
-        let output = Command::new(&program)
-            .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| {
-                let package = arch.qemu_package();
-                format!("cannot run {program}: install QEMU (Debian: apt-get install {package})")
-            })?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{program} fails: {}", said.trim());
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let (status, said) = output_of(Command::new(&program).args(args)).explain(
+            format_args!("cannot run {program}"),
+            format_args!(
+                "install QEMU (Debian: apt-get install {})",
+                arch.qemu_package()
+            ),
+        )?;
+        ensure!(status.success(), "{program} fails: {}", said.trim());
+        Ok(said)
     };
     let text = ask(&["--version"])?;
     let version = version(&text).with_context(|| format!("{program} tells no version: {text}"))?;

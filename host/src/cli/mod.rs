@@ -21,8 +21,9 @@ use clap::{
     ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint, value_parser,
 };
 
+use bootshare_host::explain::Interrupted;
 use bootshare_host::guest::Parts;
-use bootshare_host::run::EXIT_STATUSES;
+use bootshare_host::run::{EXIT_STATUSES, Outcome};
 use bootshare_host::serve::{
     self, DEFAULT_THREADS, Fault, MAX_REQUEST_QUEUES, Options, RULES, Trace,
 };
@@ -191,7 +192,9 @@ pub(crate) fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             say(&error_line(format_args!("{error:#}")));
-            ExitCode::from(NOT_STARTED)
+            let is_signal = error.is::<Interrupted>();
+            let end = is_signal.then_some(Outcome::Interrupted);
+            ExitCode::from(end.map_or(NOT_STARTED, |end| end.exit_code()))
         }
     }
 }

@@ -39,9 +39,9 @@ const END_GRACE: Duration = Duration::from_secs(2);
 /// How long a guest may go on after its console showed a failure: its next lines say more.
 const FAILURE_GRACE: Duration = Duration::from_secs(1);
 
-/// How long standard output may take for what is left to be shown when a limit or a signal ended the
-/// run.
-const SHOW_GRACE: Duration = Duration::from_millis(500);
+/// How long a server may take to end, and standard output for what is left to be shown, when a limit
+/// or a signal ended the run.
+const FORCED_GRACE: Duration = Duration::from_millis(400);
 
 /// How long the console is silent where a person takes the line for complete: behind a prompt.
 const SILENCE: Duration = Duration::from_millis(100);
@@ -273,7 +273,9 @@ impl<'a, 's> Run<'a, 's> {
         let duration = self.started.elapsed();
         self.qemu.kill();
         self.drain()?;
-        let deadline = Instant::now() + END_GRACE;
+        let is_over = matches!(outcome, Outcome::Interrupted | Outcome::TimedOut);
+        let grace = if is_over { FORCED_GRACE } else { END_GRACE };
+        let deadline = Instant::now() + grace;
         for server in &mut self.servers {
             if let Some(failure) = server.finish(deadline)? {
                 outcome = failure;
@@ -304,7 +306,7 @@ impl<'a, 's> Run<'a, 's> {
         };
         spool.close();
         let is_over = matches!(outcome, Outcome::Interrupted) || outcome.exit_code() == 124;
-        let grace = Instant::now() + SHOW_GRACE;
+        let grace = Instant::now() + FORCED_GRACE;
         let limit = match is_over {
             true => Some(grace),
             false => self.ends_at.map(|at| at.max(grace)),

@@ -426,7 +426,7 @@ fn a_download_that_is_interrupted_leaves_nothing_behind() {
     send(Signal::INT)(&tool, &child);
     let output = child.wait_with_output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(123), "{errors}");
+    assert_eq!(output.status.code(), Some(130), "{errors}");
     assert!(errors.ends_with("error: interrupted\n"), "{errors}");
     tool.assert_nothing_is_left();
     assert_eq!(fs::read_dir(parts).unwrap().count(), 0);
