@@ -81,6 +81,7 @@ needs_to_run() {
 
 needs_to_test() {
     has lz4 || need lz4
+    has shellcheck || need shellcheck
     [ -e /usr/include/cap-ng.h ] || need libcap-ng-dev
     [ -e /usr/include/seccomp.h ] || need libseccomp-dev
     case " $missing " in *" rustup "*) return ;; esac
@@ -125,9 +126,10 @@ named_for() {
     case $1 in
     dnf*) names='s/^libc6-dev$/glibc-devel/; s/^(lib.*)-dev$/\1-devel/; s/^g[+][+]$/gcc-c++/
         s/^qemu-system-x86$/qemu-system-x86-core/; s/^qemu-system-arm$/qemu-system-aarch64-core/
-        s/^xz-utils$/xz/; s/^rust-clippy$/clippy/' ;;
+        s/^xz-utils$/xz/; s/^rust-clippy$/clippy/; s/^shellcheck$/ShellCheck/' ;;
     zypper*) names='s/^libc6-dev$/glibc-devel/; s/^(lib.*)-dev$/\1-devel/; s/^g[+][+]$/gcc-c++/
-        s/^qemu-system-/qemu-/; s/^xz-utils$/xz/; s/^(rust-clippy|rustfmt)$/rust/' ;;
+        s/^qemu-system-/qemu-/; s/^xz-utils$/xz/; s/^(rust-clippy|rustfmt)$/rust/
+        s/^shellcheck$/ShellCheck/' ;;
     pacman*) names='s/^libc6-dev$/glibc/; s/^(lib.*)-dev$/\1/; s/^g[+][+]$/gcc/
         s/^qemu-system-arm$/qemu-system-aarch64/; s/^xz-utils$/xz/
         s/^(cargo|rust-clippy|rustfmt)$/rust/' ;;
@@ -168,8 +170,12 @@ install_missing() {
 # 24.04's rustup fails when it would update itself.
 install_toolchain() {
     has rustup || return 0
-    list() { sed -n "s/^$1 = //p" rust-toolchain.toml | tr -d '[]",'; }
-    channel=$(list channel)
+    channel=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+    # A list may stand on several lines.
+    list() { tr '\n' ' ' <rust-toolchain.toml | sed -n "s/.* $1 = \[\([^]]*\)\].*/\1/p" | tr -d '",'; }
+    for found in "$channel" "$(list components)" "$(list targets)"; do
+        [ -n "$found" ] || die "rust-toolchain.toml lacks channel, components or targets: see git log"
+    done
     installed=$(
         rustup component list --installed --toolchain "$channel" 2>/dev/null
         rustup target list --installed --toolchain "$channel" 2>/dev/null
@@ -221,11 +227,11 @@ install_nightly() {
             "'make test' runs the committed cases without it"
 }
 
-# A command of cargo's, unless any version of it is there: `install_cargo_command NAME VERSION`.
+# A command of cargo's, unless this version of it is there: `install_cargo_command NAME VERSION`.
 install_cargo_command() {
     root=target/cargo-$1
-    case $(cargo "$1" --version 2>/dev/null || "$root/bin/cargo-$1" --version 2>/dev/null) in
-    cargo-"$1"*) return 0 ;;
+    case $("$root/bin/cargo-$1" --version 2>/dev/null || cargo "$1" --version 2>/dev/null) in
+    cargo-"$1 $2") return 0 ;;
     esac
     say "building cargo-$1 $2 into $root"
     cargo install "cargo-$1" --version "$2" --locked --root "$root" \

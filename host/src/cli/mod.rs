@@ -3,19 +3,27 @@
 mod boot;
 mod doctor;
 mod firmware;
+mod man;
 
+use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::builder::styling::{AnsiColor, Style, Styles};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint, value_parser};
+use clap::{
+    ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint, value_parser,
+};
 
+use bootshare_host::explain::Interrupted;
 use bootshare_host::guest::Parts;
+use bootshare_host::run::{EXIT_STATUSES, Outcome};
 use bootshare_host::serve::{
     self, DEFAULT_THREADS, Fault, MAX_REQUEST_QUEUES, Options, RULES, Trace,
 };
@@ -33,7 +41,7 @@ const STYLES: Styles = Styles::styled()
 
 /// Boot QEMU machines straight from a directory
 #[derive(Parser)]
-#[command(name = "bootshare-host", version, styles = STYLES, max_term_width = 100)]
+#[command(name = "bootshare-host", bin_name = "bootshare-host", version, styles = STYLES, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Sub,
@@ -63,12 +71,14 @@ enum Sub {
         dir: PathBuf,
     },
     /// Print the size of firmware images
+    #[command(hide = true)]
     Size {
         /// The ELF images
         #[arg(required = true, value_hint = ValueHint::FilePath)]
         images: Vec<PathBuf>,
     },
     /// Make of a firmware image a ROM for QEMU's -bios
+    #[command(hide = true)]
     Rom {
         /// The ELF image
         #[arg(value_hint = ValueHint::FilePath)]
@@ -110,8 +120,9 @@ struct Serve {
         value_parser = value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)))]
     request_queues: u32,
     /// How many requests are answered at a time
-    #[arg(long, default_value_t = DEFAULT_THREADS, value_name = "N")]
-    thread_pool_size: usize,
+    #[arg(long, default_value_t = DEFAULT_THREADS as u32, value_name = "N",
+        value_parser = value_parser!(u32).range(..=boot::MAX_THREADS))]
+    thread_pool_size: u32,
     /// Do wrong on purpose
     #[arg(long, value_name = "RULES", value_parser = parsed::<Fault>)]
     fault: Option<Fault>,
@@ -124,7 +135,7 @@ impl Serve {
     fn run(self) -> Result<()> {
         let mut options = Options::new(self.tag, self.dirs);
         options.request_queues = self.request_queues;
-        options.threads = self.thread_pool_size;
+        options.threads = self.thread_pool_size as usize;
         options.fault = self.fault;
         options.trace = self
             .trace
@@ -148,9 +159,9 @@ struct Demo {
     /// The Debian release of the kernel [default: this machine's]
     #[arg(long, value_name = "RELEASE")]
     release: Option<Release>,
-    /// Where Debian's packages are kept once downloaded
-    #[arg(long, default_value = demo::PARTS, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    parts: PathBuf,
+    /// Where Debian's packages are kept once downloaded [default: bootshare/guest in the user's cache]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    parts: Option<PathBuf>,
     /// Replace files of the demo's names that are not the demo's
     #[arg(long)]
     force: bool,
@@ -165,29 +176,96 @@ struct Qemu {
     /// The release
     #[arg(value_name = "RELEASE")]
     release: Release,
-    /// Where they are kept once downloaded
-    #[arg(long, default_value = unpacked::CACHE, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    cache: PathBuf,
+    /// Where they are kept once downloaded [default: bootshare/qemu in the user's cache]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    cache: Option<PathBuf>,
 }
 
 /// Runs the command that the arguments name.
 pub(crate) fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            let code = if error.use_stderr() { NOT_STARTED } else { 0 };
-            // There is nobody to tell when standard error is closed.
-            let _ = error.print();
-            return ExitCode::from(code);
-        }
+    let matches = match command().try_get_matches_from(arguments()) {
+        Ok(matches) => matches,
+        Err(error) => return explain(&error),
     };
-    match cli.command.run() {
+    let run = || Cli::from_arg_matches(&matches)?.command.run(&matches);
+    match run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             say(&error_line(format_args!("{error:#}")));
-            ExitCode::from(NOT_STARTED)
+            let is_signal = error.is::<Interrupted>();
+            let end = is_signal.then_some(Outcome::Interrupted);
+            ExitCode::from(end.map_or(NOT_STARTED, |end| end.exit_code()))
         }
     }
+}
+
+/// The program's arguments; a directory in the place of a command is to be booted.
+fn arguments() -> Vec<OsString> {
+    let mut args: Vec<_> = env::args_os().collect();
+    if let Some(first) = args.get(1)
+        && command().find_subcommand(first).is_none()
+        && Path::new(first).is_dir()
+    {
+        args.insert(1, "boot".into());
+    }
+    args
+}
+
+/// The command line, with what is said in tables.
+fn command() -> clap::Command {
+    let mut text = "Exit status:\n".to_owned();
+    for (status, meaning) in EXIT_STATUSES {
+        text.push_str(&format!("  {status:<8} {meaning}\n"));
+    }
+    text.push_str("\nExamples:");
+    for (what, line) in boot::EXAMPLES {
+        text.push_str(&format!("\n  {what}\n    {line}"));
+    }
+    Cli::command().mut_subcommand("boot", |boot| boot.after_help(text))
+}
+
+/// Tells on one line what is wrong with the arguments, and prints help to who asks for it.
+fn explain(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    let Some(text) = text.strip_prefix("error: ") else {
+        let code = if error.use_stderr() { NOT_STARTED } else { 0 };
+        // There is nobody to tell when the stream is closed.
+        let _ = error.print();
+        return ExitCode::from(code);
+    };
+    // Behind the message stand tips, the usage, and where help is, each below an empty line.
+    let parts: Vec<_> = text
+        .split("\n\n")
+        .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    let what = parts.first().map_or("", String::as_str);
+    let tips = parts.iter().filter_map(|part| part.strip_prefix("tip: "));
+    // What clap makes of a value that begins with a hyphen would become a directory.
+    let tips: Vec<_> = tips.filter(|tip| !tip.contains("-- -")).collect();
+    let names = arguments().into_iter().skip(1);
+    let commands = command();
+    let mut commands = names.filter_map(|name| commands.find_subcommand(name));
+    let help = commands.next().map_or("", clap::Command::get_name);
+    let remedy = match tips[..] {
+        [] => format!("see `bootshare-host {help} --help`").replace("  ", " "),
+        _ => tips.join("; "),
+    };
+    say(&error_line(format_args!("{what}: {remedy}")));
+    ExitCode::from(NOT_STARTED)
+}
+
+/// A directory for what can be downloaded again.
+fn cache(name: &str) -> Result<PathBuf> {
+    let absolute = |name| {
+        env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|dir| dir.is_absolute())
+    };
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| Some(absolute("HOME")?.join(".cache")))
+        .map(|dir| dir.join("bootshare").join(name))
+        .context("no place for downloads: neither XDG_CACHE_HOME nor HOME is an absolute path: set one, or name \
+                  a directory with --parts or --cache")
 }
 
 /// A line that says what went wrong.
@@ -195,10 +273,22 @@ fn error_line(what: impl std::fmt::Display) -> String {
     format!("bootshare-host: {ERROR}error:{ERROR:#} {what}\n")
 }
 
+/// Says something that is no failure.
+fn note(what: &str) {
+    say(&format!("bootshare-host: {what}\n"));
+}
+
 /// Prints `text` to standard error, in colour on a terminal only.
 fn say(text: &str) {
-    // There is nobody to tell when standard error is closed.
-    let _ = anstream::stderr().lock().write_all(text.as_bytes());
+    say_within(text, None);
+}
+
+/// The same, but gives up when that takes longer than `limit`.
+fn say_within(text: &str, limit: Option<Duration>) {
+    let mut shown = anstream::AutoStream::new(Vec::new(), anstream::stderr().current_choice());
+    // Memory takes all.
+    let _ = shown.write_all(text.as_bytes());
+    output::say(shown.into_inner(), limit);
 }
 
 /// Prints what `write` writes to standard output.
@@ -229,9 +319,14 @@ fn parsed<T: FromStr<Err = anyhow::Error>>(text: &str) -> Result<T, String> {
 }
 
 impl Sub {
-    fn run(self) -> Result<u8> {
+    fn run(self, matches: &ArgMatches) -> Result<u8> {
         match self {
-            Self::Boot(boot) => return boot.run(),
+            Self::Boot(mut boot) => {
+                if let Some((_, matches)) = matches.subcommand() {
+                    boot.pair(matches)?;
+                }
+                return boot.run();
+            }
             Self::Serve(serve) => serve.run()?,
             Self::Trace { file } => print_by(|mut out| serve::print(&file, &mut out))?,
             Self::Doctor => return doctor::run(),
@@ -240,11 +335,18 @@ impl Sub {
                 if !demo.force {
                     demo::check(board.arch(), &demo.out)?;
                 }
-                let parts = Parts::fetch(board.arch(), demo.release, &demo.parts)?;
+                let parts = demo.parts.map_or_else(|| cache("guest"), Ok)?;
+                let parts = Parts::fetch(board.arch(), demo.release, &parts)?;
                 demo::make(&parts, &demo.out)?;
+                let out = demo.out.display();
+                note(&format!(
+                    "{out} is made: boot it with `bootshare-host boot {out} -b {}`",
+                    board.name()
+                ));
             }
             Self::Qemu(qemu) => {
-                let dir = unpacked::fetch(qemu.release, &qemu.cache)?;
+                let cache = qemu.cache.map_or_else(|| cache("qemu"), Ok)?;
+                let dir = unpacked::fetch(qemu.release, &cache)?;
                 print(format!("{}\n", dir.display()).as_bytes())?;
             }
             Self::Firmware { dir } => firmware::write(&dir)?,
@@ -269,22 +371,10 @@ impl Sub {
             }
             Self::Completions { shell } => {
                 let mut text = Vec::new();
-                clap_complete::generate(shell, &mut Cli::command(), "bootshare-host", &mut text);
+                clap_complete::generate(shell, &mut command(), "bootshare-host", &mut text);
                 print(&text)?;
             }
-            Self::Man { dir } => {
-                let write = || -> Result<()> {
-                    let pages = tempfile::tempdir()?;
-                    clap_mangen::generate_to(Cli::command(), &pages)?;
-                    fs::create_dir_all(&dir)?;
-                    for page in fs::read_dir(&pages)? {
-                        let page = page?;
-                        output::replace(&dir.join(page.file_name()), &fs::read(page.path())?)?;
-                    }
-                    Ok(())
-                };
-                write().with_context(|| format!("cannot write to {}", dir.display()))?;
-            }
+            Self::Man { dir } => man::write(&dir)?,
         }
         Ok(0)
     }
@@ -301,15 +391,16 @@ mod tests {
 
     /// An option as the table in docs/host-tool.md has it: `--name VALUE` and the help's first paragraph.
     fn row(arg: &clap::Arg) -> String {
-        let mut words: Vec<_> = arg
-            .get_long()
-            .map(|long| format!("--{long}"))
-            .into_iter()
-            .collect();
+        let short = arg.get_short().map(|short| format!("-{short},"));
+        let long = arg.get_long().map(|long| format!("--{long}"));
+        let mut words: Vec<_> = short.into_iter().chain(long).collect();
         let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
         if arg.get_action().takes_values() {
             let values = arg.get_value_names().unwrap_or_default();
-            words.extend(values.iter().map(ToString::to_string));
+            match (arg.is_require_equals_set(), words.last_mut()) {
+                (true, Some(word)) => word.push_str(&format!("[={}]", values[0])),
+                _ => words.extend(values.iter().map(ToString::to_string)),
+            }
             for default in arg
                 .get_default_values()
                 .iter()
@@ -323,7 +414,6 @@ mod tests {
 
     #[test]
     fn the_documentation_lists_the_options_of_boot_as_the_help_does() {
-        let page = include_str!("../../../docs/host-tool.md");
         let mut command = Cli::command();
         command.build();
         let boot = command.find_subcommand("boot").unwrap();
@@ -332,17 +422,32 @@ mod tests {
             .filter(|arg| !arg.is_hide_set() && arg.get_id() != "help")
             .map(row)
             .collect();
-        let table: Vec<_> = page
-            .lines()
-            .skip_while(|line| *line != "| `bootshare-host boot` | meaning |")
-            .skip(2)
-            .take_while(|line| line.starts_with('|'))
-            .collect();
-        assert_eq!(
-            table,
-            rows,
-            "docs/host-tool.md should have:\n{}",
-            rows.join("\n")
-        );
+        assert_table("| `bootshare-host boot` | meaning |", &rows);
+    }
+
+    #[test]
+    fn the_documentation_and_the_help_list_the_exit_statuses() {
+        let rows = EXIT_STATUSES.map(|(status, meaning)| format!("| {status} | {meaning} |"));
+        assert_table("| exit status | meaning |", &rows);
+        let help = command()
+            .find_subcommand_mut("boot")
+            .unwrap()
+            .render_long_help()
+            .to_string();
+        for (status, meaning) in EXIT_STATUSES {
+            assert!(
+                help.contains(&format!("  {status:<8} {meaning}\n")),
+                "{help}"
+            );
+        }
+    }
+
+    /// Asserts that the documentation has `rows` below `head`.
+    fn assert_table(head: &str, rows: &[String]) {
+        let page = include_str!("../../../docs/host-tool.md");
+        let lines = page.lines().skip_while(|line| *line != head).skip(2);
+        let table: Vec<_> = lines.take_while(|line| line.starts_with('|')).collect();
+        let rows_text = rows.join("\n");
+        assert_eq!(table, rows, "docs/host-tool.md should have:\n{rows_text}");
     }
 }

@@ -2,8 +2,10 @@
 
 use crate::rig::{Rig, Server};
 use bootshare::{Error, Metadata};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
-use rustix::io::Errno;
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags, openat2},
+    io::Errno,
+};
 use std::{fs, io, os::unix::fs::MetadataExt};
 
 pub fn slashes_and_dots(server: Server) {
@@ -99,11 +101,11 @@ pub fn lengths_and_depths(server: Server) {
 fn kernel(root: &fs::File, path: &str, follow: bool) -> io::Result<u64> {
     let mut flags = OFlags::PATH | OFlags::CLOEXEC;
     flags.set(OFlags::NOFOLLOW, !follow);
+    // openat2(2): with `..` it is EAGAIN when a rename happens anywhere on the machine.
     let found = loop {
-        let found = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
-        // openat2(2): a rename or a mount anywhere on the system has it fail where there is a `..`.
-        if found.as_ref().err() != Some(&Errno::AGAIN) {
-            break found?;
+        match openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+            Err(Errno::AGAIN) => {}
+            found => break found?,
         }
     };
     Ok(fs::File::from(found).metadata()?.ino())
