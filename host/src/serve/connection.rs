@@ -133,9 +133,9 @@ fn one(
     if !wait_for_connection(status, listener)? {
         return Ok(());
     }
-    let (service, known) = (Arc::clone(service), Arc::clone(status));
-    let (device, pool) =
-        Device::new(service, known, request_queues, threads).context("cannot start threads")?;
+    let known = Arc::clone(status);
+    let (device, pool) = Device::new(Arc::clone(service), known, request_queues, threads)
+        .context("cannot start threads")?;
     let memory = Memory::new(GuestMemoryMmap::new());
     let device = Arc::new(device);
     let mut daemon = VhostUserDaemon::new("share".into(), Arc::clone(&device), memory)
@@ -150,6 +150,7 @@ fn one(
     // Without a device the pool has nothing to do, and ends.
     drop((daemon, device));
     drop(pool);
+    service.forget_all();
     match ended {
         // QEMU's end, or ours.
         Ok(())

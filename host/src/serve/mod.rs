@@ -9,13 +9,12 @@
 mod connection;
 mod device;
 mod fault;
-mod layers;
+mod fs;
 mod opcode;
 mod ring;
 mod service;
 mod trace;
 
-use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -29,13 +28,14 @@ use anyhow::{Context, Result, bail, ensure};
 use virtio_queue::DescriptorChain;
 
 pub use fault::{Fault, RULES};
+pub use fs::Cache;
 pub use service::MemoryRef;
 pub use trace::{Trace, print};
 
 use crate::fd::either;
 use connection::Status;
 use fault::Injector;
-use layers::Layers;
+use fs::Share;
 use service::Service;
 
 /// Threads that answer requests, unless told otherwise.
@@ -58,6 +58,10 @@ pub struct Options {
     pub request_queues: u32,
     /// Threads that answer requests, of whatever queue; with 0 each queue's own thread does.
     pub threads: usize,
+    /// How long the guest may rely on what it was told.
+    pub cache: Cache,
+    /// Whether the guest sees extended attributes.
+    pub xattr: bool,
     /// What goes wrong on purpose.
     pub fault: Option<Fault>,
     /// Where requests and replies are recorded.
@@ -72,6 +76,8 @@ impl Options {
             dirs,
             request_queues: 1,
             threads: DEFAULT_THREADS,
+            cache: Cache::default(),
+            xattr: false,
             fault: None,
             trace: None,
         }
@@ -84,10 +90,10 @@ impl Options {
             "{} request queues: a share has 1 to {MAX_REQUEST_QUEUES}",
             self.request_queues
         );
-        let layers = Layers::new(&self.dirs)?;
+        let share = Share::new(&self.dirs, self.cache, self.xattr)?;
         let injector = self.fault.clone().map(Injector::new);
         let trace = self.trace.clone();
-        Ok(Service::new(self.tag.clone(), layers, injector, trace))
+        Ok(Service::new(self.tag.clone(), share, injector, trace))
     }
 }
 
@@ -203,7 +209,7 @@ fn bind(path: &Path) -> Result<UnixListener> {
     let listen = || UnixListener::bind(path);
     let listener = match listen() {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            let found = fs::symlink_metadata(path);
+            let found = std::fs::symlink_metadata(path);
             ensure!(
                 found.is_ok_and(|found| found.file_type().is_socket()),
                 "cannot listen on {}: there is a file that is no socket: choose another path",
@@ -215,7 +221,7 @@ fn bind(path: &Path) -> Result<UnixListener> {
                 "a server listens on {} already: choose another path, or end it",
                 path.display()
             );
-            fs::remove_file(path).and_then(|()| listen())
+            std::fs::remove_file(path).and_then(|()| listen())
         }
         other => other,
     };
@@ -241,12 +247,12 @@ impl Drop for Socket<'_> {
     fn drop(&mut self) {
         if identity(self.path).is_ok_and(|found| found == self.identity) {
             // Somebody may have removed it before us.
-            let _ = fs::remove_file(self.path);
+            let _ = std::fs::remove_file(self.path);
         }
     }
 }
 
 fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
-    let found = fs::symlink_metadata(path)?;
+    let found = std::fs::symlink_metadata(path)?;
     Ok((found.dev(), found.ino()))
 }

@@ -13,7 +13,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestMemoryMmap};
 
 use super::fault::{Injector, Verdict, mix};
-use super::layers::Layers;
+use super::fs::Share;
 use super::opcode;
 use super::ring::InFlight;
 use super::trace::{self, Exchange, REQUEST_HEAD, Trace};
@@ -32,7 +32,8 @@ impl<M: Deref<Target = GuestMemoryMmap> + Clone> MemoryRef for M {}
 /// Answers the requests of one share.
 pub(super) struct Service {
     tag: String,
-    server: Server<Layers>,
+    share: Arc<Share>,
+    server: Server<Arc<Share>>,
     injector: Option<Injector>,
     trace: Option<Arc<Trace>>,
 }
@@ -59,16 +60,23 @@ pub(super) struct Answer {
 impl Service {
     pub(super) fn new(
         tag: String,
-        layers: Layers,
+        share: Share,
         injector: Option<Injector>,
         trace: Option<Arc<Trace>>,
     ) -> Self {
+        let share = Arc::new(share);
         Self {
             tag,
-            server: Server::new(layers),
+            server: Server::new(Arc::clone(&share)),
+            share,
             injector,
             trace,
         }
+    }
+
+    /// Closes all that a guest had open: it is gone.
+    pub(super) fn forget_all(&self) {
+        self.share.forget_all();
     }
 
     /// Reads what a request is, and what will be done wrong with it.
@@ -147,6 +155,9 @@ impl Service {
         }
         if let Some(errno) = taken.verdict.error {
             return refuse(errno);
+        }
+        if !self.share.is_mounted() && !opcode::is_init(taken.opcode()) {
+            return refuse(libc::EIO);
         }
         let memory = chain.memory();
         let (Ok(reader), Ok(writer)) = (
