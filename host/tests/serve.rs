@@ -7,6 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::atomic::{Ordering, fence};
 use std::thread;
 use std::time::Duration;
 
@@ -251,6 +252,12 @@ impl Queue {
     /// Whether an answer comes within the limit.
     fn is_answered(&self, limit: Timespec) -> bool {
         loop {
+            // `used_event` (virtio 1.2, 2.7.7.2): tell of the next answer.
+            self.write(
+                AVAILABLE + 4 + 2 * u64::from(RING),
+                &self.seen.to_le_bytes(),
+            );
+            fence(Ordering::SeqCst);
             if self.used_index() != self.seen {
                 return true;
             }

@@ -102,7 +102,6 @@ impl Share {
     /// The directories; earlier ones cover later ones.
     pub(super) fn new(dirs: &[PathBuf], cache: Cache, xattr: bool) -> Result<Self> {
         OPENAT2.check()?;
-        raise_limit(None)?;
         let mut roots = Vec::new();
         let mut devices = Vec::new();
         for dir in dirs {
