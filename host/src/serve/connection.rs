@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
+use rustix::net::{RecvFlags, recv};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::device::{Device, Workers};
@@ -20,6 +21,12 @@ use crate::fd::{either, ready};
 
 /// How long the rest of a message may take.
 const MESSAGE_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long QEMU's end is waited for after half a message.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// The bytes of a message's header.
+const HEADER: usize = 12;
 
 /// What went wrong.
 #[derive(Clone, Debug)]
@@ -113,6 +120,8 @@ struct Connection {
     stream: UnixStream,
     /// At its end when the thread is.
     ended: PipeReader,
+    /// Whether it was told that others are turned away.
+    told: bool,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -177,11 +186,13 @@ pub(super) fn serve(
                     Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => continue,
                     Err(error) => return Err(error).context("cannot accept a connection"),
                 };
-                if connection.is_some() {
-                    eprintln!(
-                        "bootshare-host: warning: {tag}: a second QEMU connects while the share \
-                         is in use, and is turned away: start a server for each"
-                    );
+                if let Some(now) = &mut connection {
+                    if !std::mem::replace(&mut now.told, true) {
+                        eprintln!(
+                            "bootshare-host: warning: {tag}: a second QEMU connects while the \
+                             share is in use, and is turned away: start a server for each"
+                        );
+                    }
                     continue;
                 }
                 connection = Some(connect(status, &workers, stream, request_queues)?);
@@ -216,8 +227,19 @@ fn connect(
     Ok(Connection {
         stream: known,
         ended,
+        told: false,
         thread: Some(thread),
     })
+}
+
+/// Ends a connection when dropped.
+struct HangUp<'a>(&'a UnixStream);
+
+impl Drop for HangUp<'_> {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
 }
 
 /// Does what QEMU's messages say until it hangs up.
@@ -228,15 +250,27 @@ fn converse(workers: &Arc<Workers>, stream: UnixStream, request_queues: usize) -
     let lost = device.lost();
     let device = Arc::new(Mutex::new(device));
     let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
+    // Whoever connects from its end on is not one too many.
+    let _hang_up = HangUp(&peer);
     loop {
         let (_, gone) = either(peer.as_fd(), lost.as_fd())?;
         if gone {
             bail!("QEMU's memory file was cut short: its connection is ended");
         }
-        let Err(error) = handler.handle_request() else {
+        // The library waits for the rest of a header without a limit.
+        let mut header = [0; HEADER];
+        let there = recv(&peer, &mut header, RecvFlags::PEEK | RecvFlags::WAITALL);
+        let half = there.is_ok_and(|(_, there)| (1..HEADER).contains(&there));
+        let handled = if half {
+            Err(Error::PartialMessage)
+        } else {
+            handler.handle_request()
+        };
+        let Err(error) = handled else {
             continue;
         };
-        let hung_up = ready(&[(peer.as_fd(), PollFlags::RDHUP)], Some(Duration::ZERO))?;
+        // Who is killed in the middle of a message is gone soon.
+        let hung_up = ready(&[(peer.as_fd(), PollFlags::RDHUP)], Some(GRACE))?;
         return match error {
             // QEMU's end, or ours, also in the middle of a message.
             Error::Disconnected | Error::SocketBroken(_) | Error::SocketError(_) => Ok(()),

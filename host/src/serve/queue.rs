@@ -182,6 +182,10 @@ impl Queue {
     fn take_all(self: &Arc<Self>, answer: &mut dyn FnMut(Request)) -> Result<bool, Error> {
         {
             let state = &mut *self.lock();
+            // A queue that was never set up has its used ring at the guest's address 0.
+            if !state.is_running() {
+                return Ok(false);
+            }
             state.ring.disable_notification(&*state.memory)?;
         }
         while let Some(request) = self.take()? {

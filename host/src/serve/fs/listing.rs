@@ -136,6 +136,9 @@ impl Share {
             // Not by lseek(2): ext4 lists nothing after a look at the end and one back.
             let dir = self.descriptors.open(stream.dir.as_fd(), true)?;
             *stream = Stream::new(Held::new(dir, true));
+        } else if i64::try_from(offset).is_err() {
+            // No directory has such a cookie.
+            return Ok(());
         } else if offset != stream.position {
             stream.ahead.clear();
             seek(&stream.dir, SeekFrom::Start(offset))?;

@@ -1,0 +1,301 @@
+//! The embedded server as QEMU sees it, over vhost-user, without QEMU: queues in memory of this
+//! process.
+
+mod hostile;
+mod limits;
+mod rig;
+
+use std::collections::BTreeMap;
+use std::thread;
+
+use bootshare_host::serve::{MAX_REQUEST_QUEUES, Trace};
+use rustix::event::{PollFd, PollFlags, poll};
+use vhost::VhostBackend;
+
+use rig::{
+    AVAILABLE, Guest, INIT, LIMIT, LOOKUP, MEMORY, NEVER, OPEN, Queue, RING, Rig, content, words,
+};
+
+/// Reads the file again and again, 16 reads at a time.
+fn read_much(queue: &mut Queue, file: &(u64, Vec<u8>)) {
+    let content = content();
+    let mut expected = BTreeMap::new();
+    for round in 0..20_u32 {
+        for index in 0..16 {
+            let (offset, size) = (round * 1000 + index * 150_000, 1000 << (index % 10));
+            let number = queue.send_read(file, offset, size);
+            expected.insert(number % (RING / 2), (offset as usize, size as usize));
+        }
+        for _ in 0..16 {
+            let (number, reply) = queue.answer();
+            let (offset, size) = expected.remove(&number).unwrap();
+            let end = (offset + size).min(content.len());
+            assert!(reply[16..] == content[offset..end], "{offset} {size}");
+        }
+    }
+}
+
+#[test]
+fn many_reads_at_once_are_all_answered() {
+    for threads in [0, 1, 4] {
+        for queues in [1, MAX_REQUEST_QUEUES as usize] {
+            let rig = Rig::new(threads, "");
+            let mut guest = rig.guest_with_queues(queues);
+            let file = guest.open();
+            thread::scope(|scope| {
+                for queue in &mut guest.queues {
+                    scope.spawn(|| read_much(queue, &file));
+                }
+            });
+            assert_eq!(rig.server.failure(), None);
+        }
+    }
+}
+
+#[test]
+fn a_read_that_takes_long_does_not_hold_the_others_up() {
+    // The first READ takes for ever, as far as this test is concerned.
+    let rig = Rig::new(2, "delay=100000s@READ:1");
+    let mut guest = rig.guest();
+    let file = guest.open();
+    let slow = guest.send_read(&file, 0, 100);
+    for _ in 0..10 {
+        let fast = guest.send_read(&file, 0, 100);
+        assert_eq!(guest.answer().0, fast % (RING / 2));
+    }
+    assert!(!guest.is_answered(NEVER.try_into().unwrap()));
+    // It is answered when the queue is stopped, so that nothing is written afterwards.
+    guest.stop();
+    assert_eq!(guest.used_index(), guest.seen + 1);
+    assert_eq!(guest.answer().0, slow);
+}
+
+#[test]
+fn a_queue_does_not_wait_for_another() {
+    for threads in [0, 2] {
+        let rig = Rig::new(threads, "delay=100000s@LOOKUP:2");
+        let mut guest = rig.guest_with_queues(2);
+        let file = guest.open();
+        let [first, second] = &mut guest.queues[..] else {
+            unreachable!();
+        };
+        let slow = first.send(LOOKUP, 1, b"file\0", 4096);
+        for _ in 0..10 {
+            second.send_read(&file, 0, 100);
+            assert_eq!(second.answer().1[16..], content()[..100]);
+        }
+        assert!(!first.is_answered(NEVER.try_into().unwrap()));
+        // The other one stops at once, this one when it is answered.
+        guest.frontend.get_vring_base(2).unwrap();
+        assert!(!guest.is_answered(NEVER.try_into().unwrap()));
+        guest.frontend.get_vring_base(1).unwrap();
+        assert_eq!(guest.used_index(), guest.seen + 1);
+        assert_eq!(guest.answer().0, slow);
+    }
+}
+
+#[test]
+fn after_a_reset_nothing_is_written_any_more() {
+    for threads in [0, 4] {
+        let rig = Rig::new(threads, "");
+        let mut guest = rig.guest_with_queues(2);
+        for _ in 0..100 {
+            let file = guest.open();
+            let mut places = Vec::new();
+            for index in 0..16 {
+                for queue in &mut guest.queues {
+                    places.push(queue.send_read(&file, index * 1000, 1 << 20));
+                }
+            }
+            guest.reset();
+            // The memory is the guest's again.
+            let places = || places.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+            for pair in places() {
+                for (queue, number) in guest.queues.iter().zip(pair) {
+                    queue.write(Queue::place(number) + 0x1000, &[0xdd; 4096]);
+                }
+            }
+            guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+            for pair in places().skip(1) {
+                for (queue, number) in guest.queues.iter().zip(pair) {
+                    let bytes = queue.read(Queue::place(number) + 0x1000, 4096);
+                    assert!(bytes == [0xdd; 4096], "written after the reset");
+                }
+            }
+            guest.reset();
+        }
+    }
+}
+
+#[test]
+fn one_qemu_after_the_other_is_served() {
+    let rig = Rig::new(2, "");
+    for _ in 0..3 {
+        let mut guest = rig.guest();
+        let (node, handle) = guest.open();
+        guest.send_read(&(node, handle), 0, 100);
+        assert_eq!(guest.answer().1[16..], content()[..100]);
+        // Gone without a farewell; its file is closed when the next one mounts.
+    }
+    assert_eq!(rig.server.failure(), None);
+}
+
+#[test]
+fn it_ends_when_told_to_whatever_it_does() {
+    // Before anybody connects, with somebody connected, and in the middle of a request.
+    for step in 0..3 {
+        let mut rig = Rig::new(2, "delay=100000s@READ:1");
+        let guest = (step > 0).then(|| rig.guest());
+        if let (2, Some(mut guest)) = (step, guest) {
+            let file = guest.open();
+            guest.send_read(&file, 0, 100);
+            rig.server.stop();
+            assert!(
+                guest.frontend.get_features().is_err(),
+                "the connection is closed"
+            );
+        }
+        rig.server.stop();
+        assert_eq!(rig.server.failure(), None);
+    }
+}
+
+#[test]
+fn a_panic_is_an_error_and_told() {
+    let rig = Rig::new(2, "panic=LOOKUP:1");
+    let mut guest = rig.guest();
+    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    assert_eq!(guest.ask(LOOKUP, 1, b"file\0"), Err(libc::EIO));
+    let failure = rig.server.failure().expect("it is told");
+    assert!(failure.contains("as the fault asks"), "{failure}");
+    // The next one is answered.
+    assert!(guest.ask(LOOKUP, 1, b"file\0").is_ok());
+}
+
+#[test]
+fn faults_are_what_they_say() {
+    let rig = Rig::new(
+        0,
+        "error=ESTALE@LOOKUP:1,drop=LOOKUP:2,truncate=20@OPEN,corrupt=5@READ:2",
+    );
+    let mut guest = rig.guest();
+    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    assert_eq!(guest.ask(LOOKUP, 1, b"file\0"), Err(libc::ESTALE));
+    guest.send(LOOKUP, 1, b"file\0", 4096);
+    assert!(!guest.is_answered(NEVER.try_into().unwrap()));
+    let entry = guest.ask(LOOKUP, 1, b"file\0").unwrap();
+    let node = u64::from_le_bytes(entry[..8].try_into().unwrap());
+    let number = guest.send(OPEN, node, &words(&[0, 0]), 4096);
+    let (answered, reply) = guest.answer();
+    assert_eq!((answered, reply.len()), (number, 20));
+    let handle = guest.read(Queue::place(number) + 0x1010, 8);
+    let file = (node, handle);
+    let reply = |guest: &mut Guest| {
+        guest.send_read(&file, 0, 64);
+        guest.answer().1
+    };
+    let (first, second) = (reply(&mut guest), reply(&mut guest));
+    // Requests differ in their number only.
+    let differing = |skip: std::ops::Range<usize>| -> u32 {
+        let pairs = first.iter().zip(&second).enumerate();
+        pairs
+            .filter(|(index, _)| !skip.contains(index))
+            .map(|(_, (a, b))| (a ^ b).count_ones())
+            .sum()
+    };
+    let in_number = {
+        let (a, b) = (&first[8..16], &second[8..16]);
+        let (a, b): ([u8; 8], [u8; 8]) = (a.try_into().unwrap(), b.try_into().unwrap());
+        ((u64::from_le_bytes(a) + 1) ^ u64::from_le_bytes(b)).count_ones()
+    };
+    assert_eq!(differing(8..16) + in_number, 1, "one bit was flipped");
+}
+
+#[test]
+fn it_hangs_up_after_so_many_requests() {
+    let rig = Rig::new(2, "disconnect-after=1");
+    let mut guest = rig.guest();
+    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.send(LOOKUP, 1, b"file\0", 4096);
+    assert!(!guest.is_answered(NEVER.try_into().unwrap()));
+    assert!(guest.frontend.get_features().is_err());
+    assert_eq!(rig.server.failure(), None, "as it was told to");
+}
+
+#[test]
+fn queues_without_sense_harm_nobody() {
+    let rig = Rig::new(2, "");
+    let mut guest = rig.guest();
+    // Chains that lead nowhere, into themselves, out of memory; and an index that runs away.
+    for (address, length, flags, next) in [
+        (0, 0, 1, 0),
+        (0, 40, 1, 500),
+        (u64::MAX - 8, 40, 0, 0),
+        (MEMORY as u64 - 4, 4096, 2, 0),
+        (0x2000, 7, 4, 0),
+        (0x3000, u32::MAX, 3, 1),
+    ] {
+        guest.descriptor(0, address, length, flags, next);
+        guest.descriptor(1, address, length, flags | 1, next);
+        guest.write(AVAILABLE + 4, &[0; 256]);
+        guest.sent += 3;
+        guest.write(AVAILABLE + 2, &guest.sent.to_le_bytes());
+        guest.kick.write(1).unwrap();
+    }
+    guest.write(AVAILABLE + 2, &0x7000_u16.to_le_bytes());
+    guest.kick.write(1).unwrap();
+    guest.reset();
+    guest.open();
+    assert_eq!(rig.server.failure(), None);
+}
+
+#[test]
+fn a_queue_too_many_is_told_of() {
+    let rig = Rig::with(|options| options.request_queues = 1);
+    let guest = rig.guest();
+    guest.frontend.set_vring_num(2, RING).unwrap();
+    let mut fds = [PollFd::from_borrowed_fd(rig.server.failed(), PollFlags::IN)];
+    assert_eq!(poll(&mut fds, Some(&LIMIT)).unwrap(), 1);
+    let failure = rig.server.failure().unwrap();
+    assert!(failure.contains("num-request-queues may be 1"), "{failure}");
+}
+
+#[test]
+fn a_trace_has_each_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trace");
+    let rig = Rig::with(|options| {
+        options.trace = Some(Trace::create(&path).unwrap().into());
+        options.fault = Some("drop=READ:2".parse().unwrap());
+    });
+    let mut guest = rig.guest();
+    let file = guest.open();
+    guest.send_read(&file, 4096, 1000);
+    guest.answer();
+    guest.send_read(&file, 0, 1000);
+    // It has been taken when the next one is answered.
+    assert_eq!(guest.ask(LOOKUP, 1, b"nosuch\0"), Err(libc::ENOENT));
+    drop(guest);
+    drop(rig);
+    let mut table = Vec::new();
+    bootshare_host::serve::print(&path, &mut table).unwrap();
+    let table = String::from_utf8(table).unwrap();
+    for parts in [
+        &["INIT", "test:", "ok"][..],
+        &["LOOKUP", "test:/file ", "ok"],
+        &["LOOKUP", "test:/nosuch ", "No such file or directory"],
+        &["OPEN", "test:/file ", "ok"],
+        &["READ", "test:/file ", "1016", "ok, 1000 at 4096"],
+        &[
+            "READ",
+            "test:/file ",
+            "never answered, 1000 at 0 (fault: drop)",
+        ],
+        &["6 operations in "],
+    ] {
+        let found = table
+            .lines()
+            .any(|line| parts.iter().all(|part| line.contains(part)));
+        assert!(found, "no line has {parts:?}:\n{table}");
+    }
+}
