@@ -158,8 +158,10 @@ extern "C" fn on_bus_error(
     info: *mut libc::siginfo_t,
     _context: *mut libc::c_void,
 ) {
-    // SAFETY: the kernel passes a siginfo_t, of a SIGBUS, which has an address.
-    let address = unsafe { (*info).si_addr() } as usize;
+    // SAFETY: the kernel passes a siginfo_t.
+    let info = unsafe { &*info };
+    // SAFETY: it is one of a SIGBUS, which has an address.
+    let address = unsafe { info.si_addr() } as usize;
     for place in &PLACES {
         let start = place.start.load(Ordering::Acquire);
         let size = place.size.load(Ordering::Relaxed);

@@ -39,7 +39,7 @@ pub use trace::{Trace, print};
 use crate::fd::ready;
 use connection::Status;
 use fault::Injector;
-use fs::{Share, raise_limit};
+use fs::Share;
 use service::Service;
 
 /// Threads that answer requests, unless told otherwise.
@@ -105,8 +105,7 @@ impl Options {
             "{} threads: a share has at most {MAX_THREADS}",
             self.threads
         );
-        raise_limit(self.open_files)?;
-        let share = Share::new(&self.dirs, self.cache, self.xattr)?;
+        let share = Share::new(&self.dirs, self.cache, self.xattr, self.open_files)?;
         let injector = self.fault.clone().map(Injector::new);
         let trace = self.trace.clone();
         Ok(Service::new(self.tag.clone(), share, injector, trace))

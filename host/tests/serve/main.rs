@@ -299,3 +299,54 @@ fn a_trace_has_each_request() {
         assert!(found, "no line has {parts:?}:\n{table}");
     }
 }
+
+#[test]
+fn a_fault_has_its_effect_after_a_reset_too() {
+    let rig = Rig::new(2, "delay=100000s@READ:2");
+    let mut guest = rig.guest();
+    let file = guest.open();
+    guest.send_read(&file, 0, 100);
+    guest.answer();
+    guest.reset();
+    let file = guest.open();
+    guest.send_read(&file, 0, 100);
+    assert!(!guest.is_answered(NEVER.try_into().unwrap()));
+}
+
+#[test]
+fn the_used_ring_tells_of_what_was_written() {
+    let rig = Rig::new(0, "");
+    let mut guest = rig.guest();
+    guest.open();
+    for (opcode, body, room, written) in [
+        // No place for a reply's header.
+        (LOOKUP, &b"file\0"[..], 15, 0),
+        (LOOKUP, b"file\0", 16 + 127, 16),
+        (LOOKUP, b"nosuch\0", 16, 16),
+        (LOOKUP, b"file\0", 16 + 128, 16 + 128),
+        // FORGET has no reply, also one of the wrong length.
+        (2, &[0; 8], 64, 0),
+        (2, &[0; 3], 64, 0),
+        (2, &[], 64, 0),
+        // BATCH_FORGET of more than there are, and INTERRUPT.
+        (42, &[0xff; 8], 64, 0),
+        (36, &[0; 8], 64, 0),
+    ] {
+        guest.send(opcode, 1, body, room);
+        let (_, reply) = guest.answer();
+        assert_eq!(reply.len(), written, "{opcode} {body:?} {room}");
+    }
+}
+
+#[test]
+fn the_first_failure_is_the_one_that_is_told() {
+    let rig = Rig::new(0, "panic=LOOKUP:1");
+    let mut guest = rig.guest();
+    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.ask(LOOKUP, 1, b"file\0").unwrap_err();
+    // A consequence, so to speak.
+    guest.frontend.set_vring_num(77, RING).unwrap();
+    while guest.frontend.get_features().is_ok() {}
+    let failure = rig.server.failure().unwrap();
+    assert!(failure.contains("as the fault asks"), "{failure}");
+}

@@ -92,7 +92,7 @@ impl Clock {
 }
 
 /// Raises the process's limit of open files as far as it goes, or sets it to `wanted`.
-pub(in crate::serve) fn raise_limit(wanted: Option<u64>) -> Result<()> {
+pub(super) fn raise_limit(wanted: Option<u64>) -> Result<()> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let limit = wanted.or(maximum);
     if limit != current {

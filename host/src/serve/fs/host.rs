@@ -149,7 +149,7 @@ pub(super) fn open_name(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Err
 /// Whether a file is on a file system that shows the host itself.
 pub(super) fn is_pseudo(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     let found = fstatfs(fd)?;
-    Ok(PSEUDO.iter().any(|&magic| found.f_type as u32 == magic))
+    Ok(PSEUDO.contains(&(found.f_type as u32)))
 }
 
 /// The process's own descriptors, by which a file that is held is opened for reading, and named.

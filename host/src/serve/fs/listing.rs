@@ -308,3 +308,45 @@ fn dirent_type(kind: FileType) -> u32 {
 
 /// The list that all handles of a directory share.
 pub(super) type SharedNames = Weak<Names>;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use fuse_backend_rs::api::filesystem::{Context, FileSystem, FsOptions};
+
+    use super::*;
+    use crate::serve::Cache;
+
+    #[test]
+    fn lists_of_merged_directories_are_counted_and_limited() {
+        let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        for name in 0..100 {
+            fs::write(dirs[name % 2].path().join(name.to_string()), "").unwrap();
+        }
+        let paths = dirs.each_ref().map(|dir| dir.path().to_owned());
+        let share = Share::new(&paths, Cache::Auto, false, None).unwrap();
+        share.init(FsOptions::empty()).unwrap();
+        let context = Context::new();
+        let list = |handle: u64| {
+            let mut seen = 0;
+            let mut add = |_: DirEntry<'_>| {
+                seen += 1;
+                Ok(1)
+            };
+            share
+                .readdir(&context, 1, handle, 0, 0, &mut add)
+                .map(|()| seen)
+        };
+        let open = || share.opendir(&context, 1, 0).unwrap().0.unwrap();
+        let handle = open();
+        assert_eq!(list(handle).unwrap(), 102);
+        assert_eq!(LISTED.load(Ordering::Relaxed), 102);
+        share.releasedir(&context, 1, 0, handle).unwrap();
+        assert_eq!(LISTED.load(Ordering::Relaxed), 0);
+        // As if all others had left place for half of it.
+        LISTED.store(MOST_LISTED - 50, Ordering::Relaxed);
+        assert_eq!(list(open()).unwrap_err().raw_os_error(), Some(libc::ENOMEM));
+        assert_eq!(LISTED.load(Ordering::Relaxed), MOST_LISTED - 50);
+    }
+}

@@ -40,7 +40,6 @@ use rustix::io::Errno;
 use super::lock;
 use crate::syscall::OPENAT2;
 use descriptors::Held;
-pub(super) use descriptors::raise_limit;
 use host::{Descriptors, Key};
 use listing::{Item, Listing, Stream};
 use nodes::{Node, Nodes, Version};
@@ -99,9 +98,16 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// The directories; earlier ones cover later ones.
-    pub(super) fn new(dirs: &[PathBuf], cache: Cache, xattr: bool) -> Result<Self> {
+    /// The directories; earlier ones cover later ones. The process's limit of open files is raised to
+    /// `open_files`, or as far as it goes.
+    pub(super) fn new(
+        dirs: &[PathBuf],
+        cache: Cache,
+        xattr: bool,
+        open_files: Option<u64>,
+    ) -> Result<Self> {
         OPENAT2.check()?;
+        descriptors::raise_limit(open_files)?;
         let mut roots = Vec::new();
         let mut devices = Vec::new();
         for dir in dirs {

@@ -166,3 +166,69 @@ fn numbers_are_the_hosts_own() {
     // Above the share is nothing.
     assert_eq!(of(ROOT, ".."), number(""));
 }
+
+#[test]
+fn an_entry_that_did_not_fit_is_not_known() {
+    let dir = tempfile::tempdir().unwrap();
+    for number in 0..40 {
+        write(dir.path(), &format!("file-{number}"), "");
+    }
+    let server = server(&dir);
+    let (handle, _) = open(&server, OPENDIR, ROOT).unwrap();
+    // READDIRPLUS: each entry has 152 bytes before its name.
+    let (mut offset, mut known) = (0, Vec::new());
+    loop {
+        let body = crate::requests::read_in(handle, offset, 1024);
+        let bytes = ask(&server, 44, ROOT, &body).unwrap();
+        let mut rest = &bytes[..];
+        if rest.is_empty() {
+            break;
+        }
+        while !rest.is_empty() {
+            if long(rest, 0) != 0 {
+                known.push(long(rest, 0));
+            }
+            offset = long(rest, 128 + 8);
+            let name = crate::requests::word(rest, 128 + 16) as usize;
+            rest = &rest[(152 + name).next_multiple_of(8)..];
+        }
+    }
+    assert_eq!(known.len(), 40);
+    // Each was told once.
+    for node in known {
+        assert!(ask(&server, GETATTR, node, &[0; 16]).is_ok());
+        drop(server.ask(&request(2, node, &1_u64.to_le_bytes()), 16));
+        assert_eq!(ask(&server, GETATTR, node, &[0; 16]), Err(ESTALE));
+    }
+}
+
+#[test]
+fn a_rename_at_the_moment_of_a_lookup_is_no_error_of_another_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "a/file", "");
+    write(dir.path(), "b/other", "");
+    let server = server(&dir);
+    let [a, b] = ["a", "b"].map(|name| lookup(&server, ROOT, name).unwrap());
+    let ends = std::sync::atomic::AtomicBool::new(false);
+    let order = std::sync::atomic::Ordering::Relaxed;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let [from, to] = ["a/file", "b/file"].map(|name| dir.path().join(name));
+            while !ends.load(order) {
+                fs::rename(&from, &to).unwrap();
+                fs::rename(&to, &from).unwrap();
+            }
+        });
+        let mut seen = [0; 2];
+        for _ in 0..20_000 {
+            for (parent, count) in [a, b].into_iter().zip(&mut seen) {
+                match lookup(&server, parent, "file") {
+                    Ok(_) => *count += 1,
+                    Err(error) => assert_eq!(error, ENOENT),
+                }
+            }
+        }
+        ends.store(true, order);
+        assert!(seen.iter().all(|&count| count > 0), "{seen:?}");
+    });
+}
