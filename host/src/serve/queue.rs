@@ -12,7 +12,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use virtio_queue::{DescriptorChain, Error, Queue as Ring, QueueOwnedT, QueueT};
@@ -20,7 +20,6 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::lock;
 use super::memory::Memory;
-use crate::fd::ready;
 
 /// QEMU's greatest for vhost-user-fs.
 pub(super) const QUEUE_SIZE: u16 = 1024;
@@ -153,10 +152,12 @@ impl Queue {
                 }
                 state.kick.clone().filter(|_| state.is_running())
             };
-            let mut fds = vec![(self.wake.as_fd(), PollFlags::IN)];
-            fds.extend(kick.iter().map(|kick| (kick.as_fd(), PollFlags::IN)));
-            if ready(&fds, None).is_err() {
-                return;
+            let events = [Some(&self.wake), kick.as_deref()];
+            let mut fds =
+                events.map(|event| PollFd::new(event.unwrap_or(&self.wake), PollFlags::IN));
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => return,
             }
             let _ = take_event(self.wake.as_fd());
             if let Some(kick) = &kick
@@ -173,26 +174,35 @@ impl Queue {
                 }
                 continue;
             }
-            // A ring that makes no sense is left alone until the guest resets it.
-            while let Ok(true) = self.take_all(answer) {}
+            // A ring that makes no sense is left alone until the next kick: one with an error, and
+            // one that is said to have requests and has none.
+            let mut without = 0;
+            while without < 2
+                && let Ok((taken, true)) = self.take_all(answer)
+            {
+                without = if taken { 0 } else { without + 1 };
+            }
         }
     }
 
-    /// Has all that is there answered; whether there is more by then.
-    fn take_all(self: &Arc<Self>, answer: &mut dyn FnMut(Request)) -> Result<bool, Error> {
+    /// Has all that is there answered: whether there was anything, and whether there is more by then.
+    fn take_all(self: &Arc<Self>, answer: &mut dyn FnMut(Request)) -> Result<(bool, bool), Error> {
         {
             let state = &mut *self.lock();
             // A queue that was never set up has its used ring at the guest's address 0.
             if !state.is_running() {
-                return Ok(false);
+                return Ok((false, false));
             }
             state.ring.disable_notification(&*state.memory)?;
         }
+        let mut taken = false;
         while let Some(request) = self.take()? {
             answer(request);
+            taken = true;
         }
         let state = &mut *self.lock();
-        Ok(state.is_running() && state.ring.enable_notification(&*state.memory)?)
+        let more = state.is_running() && state.ring.enable_notification(&*state.memory)?;
+        Ok((taken, more))
     }
 
     fn take(self: &Arc<Self>) -> Result<Option<Request>, Error> {

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use vhost::VhostBackend;
 
-use crate::rig::{AVAILABLE, Guest, INIT, LOOKUP, OPEN, RING, words};
+use crate::rig::{AVAILABLE, Guest, INIT, LOOKUP, MEMORY, OPEN, RING, words};
 
 const FORGET: u32 = 2;
 const GETATTR: u32 = 3;
@@ -264,6 +264,33 @@ fn a_guest_that_makes_requests_without_end_costs_no_memory() {
     guest.frontend.get_vring_base(1).unwrap();
     let grown = resident().saturating_sub(before);
     assert!(grown < 4 << 20, "{grown} bytes");
+}
+
+#[test]
+fn a_ring_that_ends_outside_memory_keeps_no_processor_busy() {
+    let process = Process::listening("", &[]);
+    let mut guest = Guest::connect(&process.dir.path().join("socket"), 1);
+    guest.stop();
+    // The index says that there is a request, and its place is behind the memory's end.
+    let available = MEMORY as u64 - 4;
+    guest.write(available, &[0, 0, 1, 0]);
+    guest.configure_at(available);
+    guest.kick.write(1).unwrap();
+    guest.frontend.get_features().unwrap();
+    let ticks = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", process.child.id())).unwrap();
+        // proc_pid_stat(5): utime and stime, in hundredths of a second.
+        let fields: Vec<_> = stat.split(' ').collect();
+        [13, 14]
+            .map(|field: usize| fields[field].parse::<u64>().unwrap())
+            .iter()
+            .sum::<u64>()
+    };
+    let before = ticks();
+    thread::sleep(Duration::from_secs(1));
+    assert!(ticks() - before < 20, "of 100");
+    guest.reset();
+    assert!(guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).is_ok());
 }
 
 #[test]

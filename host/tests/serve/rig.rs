@@ -199,7 +199,12 @@ impl Guest {
 
     /// What QEMU does when a machine that was stopped goes on.
     pub fn go_on(&mut self, next: u16) {
-        self.queues[0].configure(&mut self.frontend, next);
+        self.queues[0].configure(&mut self.frontend, next, AVAILABLE);
+    }
+
+    /// Starts the first queue with its available ring elsewhere.
+    pub fn configure_at(&mut self, available: u64) {
+        self.queues[0].configure(&mut self.frontend, 0, available);
     }
 
     /// What QEMU does when the guest resets the device.
@@ -213,11 +218,11 @@ impl Queue {
     pub fn start(&mut self, frontend: &mut Frontend) {
         (self.sent, self.seen) = (0, 0);
         self.write(DESCRIPTORS, &[0; 0x3000]);
-        self.configure(frontend, 0);
+        self.configure(frontend, 0, AVAILABLE);
     }
 
     /// Tells the device where the queue is, and the next request.
-    fn configure(&self, frontend: &mut Frontend, next: u16) {
+    fn configure(&self, frontend: &mut Frontend, next: u16, available: u64) {
         let host = self.memory.get_host_address(self.at(0)).unwrap() as u64;
         let config = VringConfigData {
             queue_max_size: RING,
@@ -225,7 +230,7 @@ impl Queue {
             flags: 0,
             desc_table_addr: host + DESCRIPTORS,
             used_ring_addr: host + USED,
-            avail_ring_addr: host + AVAILABLE,
+            avail_ring_addr: host + available,
             log_addr: None,
         };
         frontend.set_vring_num(self.number, RING).unwrap();
