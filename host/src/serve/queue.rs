@@ -159,8 +159,13 @@ impl Queue {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return,
             }
-            let _ = take_event(self.wake.as_fd());
+            let [woken, kicked] = fds.map(|fd| !fd.revents().is_empty());
+            if woken {
+                // It is ours, and does not fail.
+                let _ = take_event(self.wake.as_fd());
+            }
             if let Some(kick) = &kick
+                && kicked
                 && take_event(kick.as_fd()).is_err()
             {
                 // It is no eventfd: waiting for it would have no end.

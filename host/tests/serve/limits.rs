@@ -379,9 +379,11 @@ fn the_service_manager_is_told() {
 #[test]
 fn a_running_servers_socket_is_not_taken() {
     let process = Process::listening("", &[]);
-    let mut second = Command::new(env!("CARGO_BIN_EXE_bootshare-host"));
+    // Should it run, it must not do so for ever.
+    let mut second = Command::new("timeout");
+    let program = env!("CARGO_BIN_EXE_bootshare-host");
     let second = second
-        .args(["serve", "share", "--socket", "socket"])
+        .args(["10", program, "serve", "share", "--socket", "socket"])
         .current_dir(&process.dir);
     let output = second.output().unwrap();
     assert_eq!(output.status.code(), Some(123));

@@ -47,6 +47,9 @@ use nodes::{Node, Nodes, Version};
 /// How long a node is taken to be in the share without another look, in milliseconds.
 const CHECK_PERIOD: u64 = 1000;
 
+/// Size of `fuse_direntplus` before the name.
+const DIRENTPLUS: usize = 152;
+
 /// The deepest that is looked for a directory that is held, or for one that merges.
 const MOST_DEEP: usize = 1 << 16;
 
@@ -645,17 +648,26 @@ impl FileSystem for Share {
         context: &Context,
         inode: u64,
         handle: u64,
-        _size: u32,
+        size: u32,
         offset: u64,
         add_entry: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
         let node = self.node(inode)?;
+        let mut left = size as usize;
         self.read_items(inode, handle, offset, &mut |item| {
+            // `fuse_direntplus`: nothing is looked up that does not fit.
+            let size = (DIRENTPLUS + item.name.count_bytes()).next_multiple_of(8);
+            if left < size {
+                return Ok(0);
+            }
             // Without a node (`.`, `..`, what has just gone) the guest looks it up when it wants to.
             let entry = self.enter(&node, &item.name).unwrap_or_default();
             let added = add_entry(item.entry(), entry);
-            if !matches!(added, Ok(1..)) && entry.inode != 0 {
-                self.forget(context, entry.inode, 1);
+            match added {
+                Ok(1..) => left -= size,
+                // There is no place after all.
+                _ if entry.inode != 0 => self.forget(context, entry.inode, 1),
+                _ => {}
             }
             added
         })
