@@ -13,6 +13,7 @@ mod elf;
 mod fd;
 pub mod guest;
 mod interrupt;
+pub mod modules;
 pub mod output;
 pub mod process;
 pub mod qemu;
