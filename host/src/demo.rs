@@ -143,7 +143,11 @@ impl Archive {
         )
     }
 
-    fn character_device(&mut self, name: &str, major: u32, minor: u32) -> Result<()> {
+    /// Adds a device that is read and written byte by byte.
+    ///
+    /// # Errors
+    /// None in practice: the archive is in memory.
+    pub(crate) fn character_device(&mut self, name: &str, major: u32, minor: u32) -> Result<()> {
         let builder = cpio::newc::Builder::new(name).mode(0o020_600);
         self.entry(builder.rdev_major(major).rdev_minor(minor), &[])
     }

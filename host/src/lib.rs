@@ -5,6 +5,7 @@
 //! describe a [`Machine`] and [run](Machine::run) it.
 
 pub mod board;
+pub mod command;
 pub mod console;
 pub mod debian;
 pub mod demo;

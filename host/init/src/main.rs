@@ -14,8 +14,6 @@ mod ports;
 mod relay;
 mod root;
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use rustix::system::{RebootCommand, init_module, reboot};
 
@@ -32,8 +30,8 @@ fn main() {
             ports.wait_for_bye();
         }
     }
-    // What the console was given last is still on its way.
-    std::thread::sleep(Duration::from_millis(20));
+    // The host ends the machine when it sees this.
+    eprintln!("bootshare-init: done");
     let _ = reboot(RebootCommand::PowerOff);
     let _ = reboot(RebootCommand::Restart);
 }

@@ -3,6 +3,7 @@
 mod boot;
 mod doctor;
 mod firmware;
+mod run;
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
@@ -42,6 +43,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Sub {
     Boot(Box<boot::Boot>),
+    Run(Box<run::Run>),
     Serve(Serve),
     /// Print a trace as a readable table, and what it comes to
     Trace {
@@ -232,6 +234,7 @@ impl Sub {
     fn run(self) -> Result<u8> {
         match self {
             Self::Boot(boot) => return boot.run(),
+            Self::Run(run) => return run.run(),
             Self::Serve(serve) => serve.run()?,
             Self::Trace { file } => print_by(|mut out| serve::print(&file, &mut out))?,
             Self::Doctor => return doctor::run(),
