@@ -23,8 +23,8 @@ impl Modules {
     /// The directory or its `modules.builtin` cannot be read.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("modules.builtin");
-        let builtin = fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let builtin =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let builtin = builtin.lines().map(|line| name(Path::new(line))).collect();
         let mut found = BTreeMap::new();
         // A kernel without any module has no directory for them.

@@ -59,7 +59,11 @@ pub fn run(config: &Config, ports: &mut Ports) -> Result<()> {
         .uid(user.uid)
         .gid(user.gid)
         .env_clear()
-        .envs([("PATH", PATH), ("USER", &user.name), ("LOGNAME", &user.name)])
+        .envs([
+            ("PATH", PATH),
+            ("USER", &user.name),
+            ("LOGNAME", &user.name),
+        ])
         .env("HOME", &user.home)
         .env("SHELL", &user.shell)
         .envs(config.environment.iter().map(|(name, value)| (name, value)));
@@ -103,7 +107,11 @@ pub fn run(config: &Config, ports: &mut Ports) -> Result<()> {
 
 /// A variable as the command has it.
 fn variable(config: &Config, name: &str) -> OsString {
-    let set = config.environment.iter().rev().find(|(known, _)| known == name);
+    let set = config
+        .environment
+        .iter()
+        .rev()
+        .find(|(known, _)| known == name);
     set.map_or_else(|| PATH.into(), |(_, value)| value.clone())
 }
 
@@ -115,9 +123,10 @@ fn unstarted(program: &OsStr, path: &OsStr, error: &io::Error) -> (u8, String) {
         false => std::env::split_paths(path).any(|dir| dir.join(program).exists()),
     };
     match error.raw_os_error() {
-        Some(code) if code == Errno::NOENT.raw_os_error() && exists => {
-            (127, format!("{name}: the tree lacks its interpreter or its dynamic linker"))
-        }
+        Some(code) if code == Errno::NOENT.raw_os_error() && exists => (
+            127,
+            format!("{name}: the tree lacks its interpreter or its dynamic linker"),
+        ),
         Some(code) if code == Errno::NOENT.raw_os_error() => {
             (127, format!("{name}: command not found"))
         }
@@ -191,7 +200,10 @@ fn relay(
             .map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
             .collect();
         if host_is_there {
-            fds.push(PollFd::from_borrowed_fd(ports.control.as_fd(), PollFlags::IN));
+            fds.push(PollFd::from_borrowed_fd(
+                ports.control.as_fd(),
+                PollFlags::IN,
+            ));
         }
         if ended.is_none() {
             fds.push(PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN));
@@ -230,8 +242,14 @@ fn relay(
 /// Ends every other process.
 fn kill_all() {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        if let Some(pid) = number.and_then(Pid::from_raw).filter(|pid| *pid != Pid::INIT) {
+        let number = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        if let Some(pid) = number
+            .and_then(Pid::from_raw)
+            .filter(|pid| *pid != Pid::INIT)
+        {
             // It may be gone, or be the kernel's own.
             let _ = kill_process(pid, Signal::KILL);
         }

@@ -62,7 +62,10 @@ impl Config {
                 b"user" => config.user = Some(text),
                 b"directory" => config.directory = Some(value.into()),
                 b"terminal" => config.terminal = true,
-                key => bail!("/config has an unknown key {:?}", String::from_utf8_lossy(key)),
+                key => bail!(
+                    "/config has an unknown key {:?}",
+                    String::from_utf8_lossy(key)
+                ),
             }
         }
         Ok(config)

@@ -130,6 +130,12 @@ fn wait(deadline: Instant, what: &str) -> Result<()> {
 /// What poll(2) tells of a port now.
 fn flags(port: impl AsFd) -> Result<PollFlags> {
     let mut fds = [PollFd::new(&port, PollFlags::empty())];
-    poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    poll(
+        &mut fds,
+        Some(&rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
+    )?;
     Ok(fds[0].revents())
 }

@@ -83,7 +83,13 @@ fn share(tag: &str, place: &Path) -> Result<()> {
 
 /// Lays a file system in memory over the share (Documentation/filesystems/overlayfs.rst).
 fn layer() -> Result<()> {
-    put("tmpfs", "layer", Path::new(LAYER), MountFlags::empty(), "mode=0755")?;
+    put(
+        "tmpfs",
+        "layer",
+        Path::new(LAYER),
+        MountFlags::empty(),
+        "mode=0755",
+    )?;
     let [upper, work] = ["upper", "work"].map(|name| Path::new(LAYER).join(name));
     for dir in [&upper, &work] {
         fs::create_dir(dir)?;
@@ -98,7 +104,13 @@ fn layer() -> Result<()> {
     let all = [format!("{plain},redirect_dir=on,volatile"), plain];
     let mut result = Ok(());
     for options in all {
-        result = put("overlay", "root", Path::new(ROOT), MountFlags::empty(), &options);
+        result = put(
+            "overlay",
+            "root",
+            Path::new(ROOT),
+            MountFlags::empty(),
+            &options,
+        );
         if result.is_ok() {
             break;
         }
@@ -124,7 +136,12 @@ fn fittings(root: &Path) -> Result<()> {
     }
     let hidden = MountFlags::NOSUID | MountFlags::NODEV;
     for (kind, dir, flags, options) in [
-        ("devpts", "dev/pts", MountFlags::NOSUID, "mode=0620,gid=5,ptmxmode=0666"),
+        (
+            "devpts",
+            "dev/pts",
+            MountFlags::NOSUID,
+            "mode=0620,gid=5,ptmxmode=0666",
+        ),
         ("tmpfs", "dev/shm", hidden, "mode=1777"),
         ("tmpfs", "run", hidden, "mode=0755"),
         ("tmpfs", "tmp", hidden, "mode=1777"),
@@ -134,7 +151,13 @@ fn fittings(root: &Path) -> Result<()> {
         put(kind, kind, &place, flags, options)?;
     }
     // A kernel without control groups runs commands all the same.
-    let _ = put("cgroup2", "cgroup2", &root.join("sys/fs/cgroup"), hidden, "");
+    let _ = put(
+        "cgroup2",
+        "cgroup2",
+        &root.join("sys/fs/cgroup"),
+        hidden,
+        "",
+    );
     Ok(())
 }
 

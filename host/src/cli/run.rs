@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueHint, value_parser};
 
-use bootshare_host::command::{Job, Kernel};
+use bootshare_host::command::{How, Job, Kernel};
 use bootshare_host::modules::Modules;
 use bootshare_host::{Accel, Board, Machine, Share, output};
 
@@ -47,7 +47,12 @@ pub(super) struct Run {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     modules: Option<PathBuf>,
     /// Words for the kernel's command line
-    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "WORDS",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
     append: String,
     /// A variable of the command's environment; repeatable
     #[arg(long = "env", value_name = "NAME=VALUE")]
@@ -122,18 +127,22 @@ impl Run {
             output::replace(path, &end.console)?;
         }
         let code = end.exit_code();
-        let is_ours = !matches!(end.how, bootshare_host::command::How::Ended(_)) && code != 0;
-        if is_ours {
+        if !matches!(end.how, How::Ended(_)) && code != 0 {
             let mut text = error_line(&end);
-            if !end.last_lines.is_empty() {
+            // A command that is not there has nothing to do with the kernel.
+            if !end.last_lines.is_empty() && !matches!(end.how, How::Unstarted(..)) {
                 text.push_str("bootshare-host: the console's last lines:\n");
-            }
-            for line in &end.last_lines {
-                text.push_str(&format!("    {line}\n"));
+                for line in &end.last_lines {
+                    text.push_str(&format!("    {line}\n"));
+                }
             }
             say(&text);
         }
-        Ok(if bisect && !end.is_started() { SKIP } else { code })
+        Ok(if bisect && !end.is_started() {
+            SKIP
+        } else {
+            code
+        })
     }
 
     fn job(self, board: Board) -> Result<Job> {

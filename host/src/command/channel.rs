@@ -77,7 +77,10 @@ pub(super) fn open(
         Transport::Pci => "virtio-serial-pci",
     };
     // Port 0 is a console's.
-    let mut args = vec!["-device".into(), format!("{device},max_ports={}", PORTS.len() + 1)];
+    let mut args = vec![
+        "-device".into(),
+        format!("{device},max_ports={}", PORTS.len() + 1),
+    ];
     let mut listeners = Vec::new();
     for name in PORTS {
         let path = socket(dir, name)?;

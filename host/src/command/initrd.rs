@@ -63,7 +63,10 @@ fn needs(
     }
     modules.load(&names).with_context(|| {
         let version = kernel.version.as_deref().unwrap_or("unknown");
-        format!("the kernel {} (version {version}) cannot run commands", kernel.path.display())
+        format!(
+            "the kernel {} (version {version}) cannot run commands",
+            kernel.path.display()
+        )
     })
 }
 

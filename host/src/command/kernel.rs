@@ -49,17 +49,16 @@ impl Kernel {
     ///
     /// # Errors
     /// There is no kernel, or it cannot be read.
-    pub fn find(
-        named: Option<&Path>,
-        modules: Option<&Path>,
-        trees: &[PathBuf],
-    ) -> Result<Self> {
+    pub fn find(named: Option<&Path>, modules: Option<&Path>, trees: &[PathBuf]) -> Result<Self> {
         let (path, name) = match named {
             Some(file) if !file.is_dir() => (file.to_owned(), version_of_name(file)),
             Some(dir) => newest(std::slice::from_ref(&dir.to_owned()))
                 .with_context(|| format!("there is no kernel in {}", dir.display()))?,
             None => newest(trees).with_context(|| {
-                let trees: Vec<_> = trees.iter().map(|tree| tree.display().to_string()).collect();
+                let trees: Vec<_> = trees
+                    .iter()
+                    .map(|tree| tree.display().to_string())
+                    .collect();
                 format!(
                     "there is no kernel in {}: install one there, or name one with --kernel",
                     trees.join(" or ")
@@ -155,7 +154,9 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
 
 fn version_of_name(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
-    let version = WITH_VERSION.iter().find_map(|prefix| name.strip_prefix(prefix));
+    let version = WITH_VERSION
+        .iter()
+        .find_map(|prefix| name.strip_prefix(prefix));
     if let Some(version) = version {
         return Some(version.to_owned());
     }
@@ -276,7 +277,11 @@ mod tests {
         ];
         for (index, one) in ordered.iter().enumerate() {
             for (other_index, other) in ordered.iter().enumerate() {
-                assert_eq!(compare(one, other), index.cmp(&other_index), "{one} {other}");
+                assert_eq!(
+                    compare(one, other),
+                    index.cmp(&other_index),
+                    "{one} {other}"
+                );
             }
         }
     }

@@ -177,7 +177,10 @@ impl fmt::Display for End {
                 write!(f, "the kernel panicked {stage}: {line}")
             }
             How::Machine(Outcome::TimedOut) => {
-                write!(f, "the time limit passed {stage}: allow more with --timeout")
+                write!(
+                    f,
+                    "the time limit passed {stage}: allow more with --timeout"
+                )
             }
             How::Machine(Outcome::FirmwareExit(_)) => {
                 f.write_str("the firmware could not start the kernel")
@@ -212,7 +215,9 @@ impl Job {
                 dirs: self.trees.clone(),
             },
         ];
-        machine.shares.extend(self.shares.iter().map(|(share, _)| share.clone()));
+        machine
+            .shares
+            .extend(self.shares.iter().map(|(share, _)| share.clone()));
         machine.append = format!("bootshare.tag={BOOT_TAG}");
         machine.watch.fail = Some(PANIC.parse()?);
         let console = match &self.own_init {
@@ -332,7 +337,10 @@ impl Watch {
             "failed" => self.how = Some(How::Failed(rest.to_owned())),
             "unstarted" => {
                 let (status, why) = rest.split_once(' ').unwrap_or(("127", rest));
-                self.how = Some(How::Unstarted(status.parse().unwrap_or(127), why.to_owned()));
+                self.how = Some(How::Unstarted(
+                    status.parse().unwrap_or(127),
+                    why.to_owned(),
+                ));
             }
             "ended" => {
                 let mut number = || words.next().and_then(|word| word.parse().ok());
@@ -364,7 +372,9 @@ impl Watch {
             }
         });
         let said = last_lines.iter().rev();
-        let failure = said.clone().find_map(|line| Some(line.split_once(INIT_ERROR)?.1));
+        let failure = said
+            .clone()
+            .find_map(|line| Some(line.split_once(INIT_ERROR)?.1));
         let how = match (self.how, failure) {
             (Some(how), _) => how,
             (None, Some(why)) if outcome != Outcome::Interrupted => How::Failed(why.to_owned()),
