@@ -1,6 +1,6 @@
 //! `bootshare-host run`: a command in a machine, and its exit status.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -153,11 +153,14 @@ impl Run {
         let shares = self.shares.iter().map(|word| {
             share(word).with_context(|| format!("--share {word}: write TAG=DIR:/PATH"))
         });
-        let streams = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        let is_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        let terminal = self.command.is_empty() && self.init.is_none() && is_terminal;
+        let kind = std::env::var_os("TERM").filter(|_| terminal);
+        let kind = kind.map(|kind| [OsStr::new("TERM="), &kind].into_iter().collect());
         Ok(Job {
             shares: shares.collect::<Result<_>>()?,
-            terminal: self.command.is_empty() && self.init.is_none() && streams,
-            environment: self.environment,
+            terminal,
+            environment: kind.into_iter().chain(self.environment).collect(),
             trees: self.dirs,
             command: self.command,
             own_init: self.init,

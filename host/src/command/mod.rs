@@ -12,7 +12,7 @@ mod kernel;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -160,6 +160,13 @@ impl End {
         }
     }
 
+    /// The firmware's first error.
+    fn firmware_says(&self) -> &str {
+        let mut lines = self.last_lines.iter();
+        let error = lines.find_map(|line| line.strip_prefix("bootshare: error: "));
+        error.unwrap_or("it says nothing")
+    }
+
     /// Whether the command was started, or the tree's own init.
     pub fn is_started(&self) -> bool {
         self.stage == Stage::Command
@@ -183,7 +190,11 @@ impl fmt::Display for End {
                 )
             }
             How::Machine(Outcome::FirmwareExit(_)) => {
-                f.write_str("the firmware could not start the kernel")
+                write!(
+                    f,
+                    "the firmware could not start the kernel: {}",
+                    self.firmware_says()
+                )
             }
             How::Machine(Outcome::Reset) => write!(f, "the machine was reset {stage}"),
             How::Machine(Outcome::PowerOff | Outcome::Expected) => {
@@ -302,11 +313,9 @@ impl Watch {
         match since {
             None => told.recv().ok(),
             Some(since) => {
-                match told.recv_timeout((since + GRACE).saturating_duration_since(Instant::now())) {
-                    Ok(event) => Some(event),
-                    // A machine that does not end is ended with this process.
-                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-                }
+                let left = (since + GRACE).saturating_duration_since(Instant::now());
+                // A machine that does not end is ended with this process.
+                told.recv_timeout(left).ok()
             }
         }
     }
