@@ -284,8 +284,22 @@ fn each_failure_has_a_line_and_a_status() {
         "{}",
         panics.errors
     );
-    let ran = run(&["--append=rdinit=/nosuch", "--bisect"], &["id"]);
+    let json = tree.dir.path().join("json");
+    let option = format!("--json={}", json.display());
+    let ran = run(&["--append=rdinit=/nosuch", "--bisect", &option], &["id"]);
     assert_eq!(ran.status, Some(125));
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+    assert_eq!(
+        (&json["status"], &json["stage"]),
+        (&125.into(), &"kernel".into())
+    );
+    assert!(
+        json["error"]
+            .as_str()
+            .unwrap()
+            .starts_with("the kernel panicked"),
+        "{json}"
+    );
     run(&["--timeout=10"], &["sleep", "1000"])
         .fails(124, "the time limit passed while the command");
     run(&[], &["sh", "-c", "echo b > /proc/sysrq-trigger"])

@@ -348,4 +348,18 @@ mod tests {
             rows.join("\n")
         );
     }
+
+    #[test]
+    fn the_documentation_lists_the_options_of_run_as_the_help_does() {
+        let mut command = Cli::command();
+        command.build();
+        let run = command.find_subcommand("run").unwrap();
+        let options = run.get_arguments().filter(|arg| arg.get_id() != "help");
+        let rows = options.map(row).collect::<Vec<_>>().join("\n");
+        let page = include_str!("../../../docs/run.md");
+        assert!(
+            page.contains(&format!("| meaning |\n|---|---|\n{rows}\n\n")),
+            "docs/run.md should have:\n{rows}"
+        );
+    }
 }

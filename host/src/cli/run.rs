@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueHint, value_parser};
@@ -73,8 +73,11 @@ pub(super) struct Run {
     #[arg(long, value_name = "PATH", conflicts_with = "command")]
     init: Option<PathBuf>,
     /// Write what the firmware and the kernel print to this file
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "init")]
     console: Option<PathBuf>,
+    /// Write how it ended to this file, as one JSON object
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    json: Option<PathBuf>,
     /// Give up after so many seconds
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
@@ -109,7 +112,7 @@ const SKIP: u8 = 125;
 
 impl Run {
     pub(super) fn run(mut self: Box<Self>) -> Result<u8> {
-        let (console, bisect) = (self.console.take(), self.bisect);
+        let (console, json, bisect) = (self.console.take(), self.json.take(), self.bisect);
         let kernel = Kernel::find(self.kernel.as_deref(), self.modules.as_deref(), &self.dirs)?;
         let modules = kernel.modules.as_deref().map(Modules::read).transpose()?;
         let board = self.board.unwrap_or_else(|| kernel.board(modules.as_ref()));
@@ -122,15 +125,35 @@ impl Run {
         machine.qemu_args = std::mem::take(&mut self.qemu_args);
         machine.time_limit = self.timeout.map(Duration::from_secs);
         let job = self.job(board)?;
+        let started = Instant::now();
         let end = job.run(machine, &kernel, modules.as_ref())?;
+        let seconds = started.elapsed().as_secs_f64();
         if let Some(path) = &console {
             output::replace(path, &end.console)?;
         }
-        let code = end.exit_code();
-        if !matches!(end.how, How::Ended(_)) && code != 0 {
+        let code = match bisect && !end.is_started() {
+            true => SKIP,
+            false => end.exit_code(),
+        };
+        let is_ours = !matches!(end.how, How::Ended(_)) && end.exit_code() != 0;
+        if let Some(path) = &json {
+            let object = serde_json::json!({
+                "status": code,
+                "stage": end.stage.name(),
+                "error": is_ours.then(|| end.to_string()),
+                "seconds": seconds,
+                "kernel": kernel.path.display().to_string(),
+                "version": kernel.version,
+                "board": board.name(),
+            });
+            output::replace(path, format!("{object}\n").as_bytes())?;
+        }
+        if is_ours {
             let mut text = error_line(&end);
-            // A command that is not there has nothing to do with the kernel.
-            if !end.last_lines.is_empty() && !matches!(end.how, How::Unstarted(..)) {
+            // A command that is not there has nothing to do with the kernel; and what was on our
+            // terminal has been seen.
+            let is_new = !matches!(end.how, How::Unstarted(..)) && !end.console.is_empty();
+            if is_new && !end.last_lines.is_empty() {
                 text.push_str("bootshare-host: the console's last lines:\n");
                 for line in &end.last_lines {
                     text.push_str(&format!("    {line}\n"));
@@ -138,11 +161,7 @@ impl Run {
             }
             say(&text);
         }
-        Ok(if bisect && !end.is_started() {
-            SKIP
-        } else {
-            code
-        })
+        Ok(code)
     }
 
     fn job(self, board: Board) -> Result<Job> {
