@@ -30,6 +30,11 @@ BARE_CARGO = $(call WITHOUT_RUSTUP,RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $
 BARE_FLAGS = $(call WITHOUT_RUSTUP,-Zbuild-std=core$(comma)compiler_builtins)
 comma := ,
 
+# The init of `bootshare-host run` is a static program: rustup has what Rust needs for that, and a
+# distribution has not. Without rustup the host tool comes without the command run.
+INIT_CARGO = CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOWN_LINUX_MUSL_LINKER=rust-lld cargo
+EMBEDDED = bootshare-host/embed-firmware$(if $(call WITHOUT_RUSTUP,yes),,$(comma)bootshare-host/embed-init)
+
 # What builds for this machine: not the minimal examples and the boot tests' payload.
 HOSTED := $(ARCHES:%=--exclude minimal-%) --exclude bootshare-test-payload
 
@@ -89,8 +94,8 @@ tool: setup-build
 	cargo build -p bootshare-host
 
 .PHONY: host
-host: setup-build firmware
-	cargo build --release -p bootshare-host --features embed-firmware
+host: setup-build firmware init
+	cargo build --release -p bootshare-host --features $(EMBEDDED)
 	@echo 'made $(TARGET)/release/bootshare-host'
 
 .PHONY: firmware
@@ -103,6 +108,15 @@ $(ARCHES:%=firmware-%): firmware-%: setup-build tool
 	@# What is the same keeps its time: the host tool is built from it.
 	@install -C "$(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$*" target/firmware/bootshare-$*.elf
 	@$(TOOL) rom target/firmware/bootshare-$*.elf target/firmware/bootshare-$*.$(ROM_$*)
+
+# The first program of a machine in which `bootshare-host run` runs a command.
+.PHONY: init
+init: $(ARCHES:%=init-%)
+
+.PHONY: $(ARCHES:%=init-%)
+$(ARCHES:%=init-%): init-%: setup-build
+	$(if $(call WITHOUT_RUSTUP,yes),@echo 'without rustup there is no init of $*: bootshare-host run will not work',$(INIT_CARGO) build --profile init -p bootshare-init --target $*-unknown-linux-musl)
+	$(if $(call WITHOUT_RUSTUP,yes),,@install -CD -m 644 "$(TARGET)/$*-unknown-linux-musl/init/bootshare-init" target/firmware/init-$*)
 
 .PHONY: examples
 examples: $(ARCHES:%=examples-%)
@@ -119,10 +133,10 @@ payload: setup-build
 	$(BARE_CARGO) build --profile firmware -p bootshare-test-payload --target x86_64-unknown-none $(BARE_FLAGS)
 	@install -CD $(TARGET)/x86_64-unknown-none/firmware/bootshare-test-payload target/payload/x86_64.elf
 
-TESTED = --workspace $(HOSTED) --features bootshare/loader,bootshare-host/embed-firmware
+TESTED = --workspace $(HOSTED) --features bootshare/loader,$(EMBEDDED)
 
 .PHONY: test
-test: setup-test lint package firmware examples payload
+test: setup-test lint package firmware init examples payload
 	cargo test $(TESTED) --no-fail-fast
 	@if [ "$$(id -u)" = 0 ]; then \
 		cargo test $(TESTED) --test embedded trusted_ -- --ignored 2>&1 | tee target/root.log; \

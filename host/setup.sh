@@ -74,12 +74,12 @@ needs_to_build() {
 needs_to_run() {
     has qemu-system-x86_64 || need qemu-system-x86
     has qemu-system-aarch64 || need qemu-system-arm
-    # Kernel modules are packed by one or the other.
-    has xz || need xz-utils
-    has zstd || need zstd
 }
 
 needs_to_test() {
+    # Kernels are packed by one or another.
+    has xz || need xz-utils
+    has zstd || need zstd
     has lz4 || need lz4
     has shellcheck || need shellcheck
     [ -e /usr/include/cap-ng.h ] || need libcap-ng-dev
@@ -188,7 +188,7 @@ install_toolchain() {
         echo "$installed" | grep -qx "$target" || wanted=yes
     done
     [ -n "$wanted" ] || return 0
-    say "installing Rust $channel with its bare-metal targets"
+    say "installing Rust $channel with its targets"
     set --
     for component in $(list components); do set -- "$@" --component "$component"; done
     for target in $(list targets); do set -- "$@" --target "$target"; done

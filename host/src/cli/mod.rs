@@ -4,6 +4,7 @@ mod boot;
 mod doctor;
 mod firmware;
 mod man;
+mod run;
 
 use std::env;
 use std::ffi::OsString;
@@ -51,6 +52,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Sub {
     Boot(Box<boot::Boot>),
+    Run(Box<run::Run>),
     Serve(Serve),
     /// Print a trace as a readable table, and what it comes to
     Trace {
@@ -369,6 +371,7 @@ impl Sub {
                 }
                 return boot.run();
             }
+            Self::Run(run) => return run.run(),
             Self::Serve(serve) => serve.run()?,
             Self::Trace { file } => print_by(|mut out| serve::print(&file, &mut out))?,
             Self::Doctor => return doctor::run(),
@@ -491,5 +494,19 @@ mod tests {
         let table: Vec<_> = lines.take_while(|line| line.starts_with('|')).collect();
         let rows_text = rows.join("\n");
         assert_eq!(table, rows, "docs/host-tool.md should have:\n{rows_text}");
+    }
+
+    #[test]
+    fn the_documentation_lists_the_options_of_run_as_the_help_does() {
+        let mut command = Cli::command();
+        command.build();
+        let run = command.find_subcommand("run").unwrap();
+        let options = run.get_arguments().filter(|arg| arg.get_id() != "help");
+        let rows = options.map(row).collect::<Vec<_>>().join("\n");
+        let page = include_str!("../../../docs/run.md");
+        assert!(
+            page.contains(&format!("| meaning |\n|---|---|\n{rows}\n\n")),
+            "docs/run.md should have:\n{rows}"
+        );
     }
 }
