@@ -69,6 +69,8 @@ help:
 	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client zstd'
 	@echo '                 SANITIZER= address (default) or none, five times as fast'
 	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
+	@echo 'make mutants   which changes of the client no test notices: hours; the list is in target/mutants.out'
+	@echo '                 ONLY=     those whose name matches: src/session, or a regular expression'
 	@echo 'make licences  the licences of everything that is linked'
 	@echo 'make callgrind how many instructions the client takes for a request'
 	@echo 'make panics    where the images could panic, against docs/panics.md'
@@ -190,6 +192,12 @@ miri: setup-miri
 		cargo +nightly miri test -p bootshare-tests --no-default-features --test hostile
 	cargo +nightly miri test -p bootshare-fuzz
 
+# docs/mutants.md says what survives and why. The sources that are changed are a copy.
+.PHONY: mutants
+mutants: export PATH := $(PATH):$(CURDIR)/target/cargo-mutants/bin
+mutants: setup-mutants
+	cargo mutants --output target $(if $(ONLY),--re '$(ONLY)')
+
 .PHONY: licences
 licences: export PATH := $(CURDIR)/target/cargo-deny/bin:$(PATH)
 licences: setup-licences
@@ -230,7 +238,7 @@ clean:
 	@[ -z "$(CARGO_TARGET_DIR)" ] || echo 'kept, since others may use it: $(CARGO_TARGET_DIR)'
 
 # Each installs what is missing for its purpose, and does nothing when nothing is.
-SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-licences setup-callgrind
+SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-mutants setup-licences setup-callgrind
 .PHONY: $(SETUPS)
 $(SETUPS): setup-%:
 	@host/setup.sh $*
