@@ -16,7 +16,8 @@
 //! | `uki` | the path of an EFI program with a [kernel in it](crate::boot::uki) |
 //! | `efi` | the same, of any EFI program: such an entry is hidden unless it is asked for |
 //! | `uki-url` | hides it from this loader, which has no network |
-//! | `profile`, `extra` | refused: see [`entry`](crate::boot::entry) |
+//! | `profile` | which profile of a unified kernel image is started |
+//! | `extra` | refused: see [`entry`](crate::boot::entry) |
 //!
 //! Other keys are ignored. Of a key that may stand there once, the last line counts. All paths
 //! start at the root of the file system that the entry is on, with a `/` or without. Quotation marks
@@ -40,6 +41,8 @@ pub struct FileName<'a> {
     pub id: &'a [u8],
     /// Boot counters, if the name has some.
     pub tries: Option<Tries>,
+    /// Which profile of a unified kernel image it is, if it has several: 0 is the file itself.
+    pub profile: u32,
     /// All of it.
     pub name: &'a [u8],
 }
@@ -55,9 +58,18 @@ pub struct Tries {
 
 impl<'a> FileName<'a> {
     /// Takes the name of a file in `/loader/entries` or, of type 2, in `/EFI/Linux` apart; `None` if
-    /// it is no entry's.
+    /// it is no entry's. Behind the name of an image, `@1` and so on stand for its other profiles, as with
+    /// systemd-boot; such an entry's id is the whole name.
     #[must_use]
     pub fn parse(name: &'a [u8]) -> Option<Self> {
+        if let Some((file, profile)) = profile(name) {
+            return Some(Self {
+                id: name,
+                profile,
+                name,
+                ..Self::parse(file)?
+            });
+        }
         let stem = stem(name)?;
         // `*.conf` matches no hidden files.
         if stem.is_empty() || stem.starts_with(b".") {
@@ -67,7 +79,18 @@ impl<'a> FileName<'a> {
             Some((id, tries)) => (id, Some(tries)),
             None => (stem, None),
         };
-        Some(Self { id, tries, name })
+        Some(Self {
+            id,
+            tries,
+            profile: 0,
+            name,
+        })
+    }
+
+    /// The id of its file, whichever profile it is.
+    fn file_id(&self) -> &'a [u8] {
+        let file = profile(self.name).and_then(|(file, _)| Self::parse(file));
+        file.map_or(self.id, |file| file.id)
     }
 
     /// Whether all tries are used up.
@@ -113,6 +136,15 @@ fn stem(name: &[u8]) -> Option<&[u8]> {
 #[must_use]
 pub fn is_image(name: &[u8]) -> bool {
     before(name, b".efi").is_some()
+}
+
+/// The name of an image's file and the number of one of its profiles but the first.
+#[must_use]
+pub fn profile(name: &[u8]) -> Option<(&[u8], u32)> {
+    let at = name.iter().rposition(|&byte| byte == b'@')?;
+    let (file, profile) = name.split_at_checked(at)?;
+    let profile = number(profile.get(1..)?).filter(|&profile| profile > 0)?;
+    is_image(file).then_some((file, profile))
 }
 
 /// A name without this ending, which may be in any case, as on FAT.
@@ -314,7 +346,9 @@ pub fn compare(a: (&FileName<'_>, &Entry<'_>), b: (&FileName<'_>, &Entry<'_>)) -
             .then_with(|| version::compare(b.version, a.version)),
     })
     // 4. The file's name, the newest version first.
-    .then_with(|| version::compare(name_b.id, name_a.id))
+    .then_with(|| version::compare(name_b.file_id(), name_a.file_id()))
+    // The profiles of one file, in their order.
+    .then_with(|| name_a.profile.cmp(&name_b.profile))
     // As systemd-boot: the one with more tries left, then the one that failed less often.
     .then_with(|| {
         let key = |name: &FileName<'_>| name.tries.map(|tries| (Reverse(tries.left), tries.done));

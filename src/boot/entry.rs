@@ -4,6 +4,7 @@ use crate::boot::{
     bls::{self, Values},
     extlinux::Label,
     image::Architecture,
+    text::number,
 };
 use core::fmt;
 use heapless::Vec;
@@ -18,6 +19,8 @@ pub struct Entry<'a> {
     pub base: Base<'a>,
     /// The kernel's path.
     pub kernel: &'a [u8],
+    /// Which profile of a unified kernel image is started.
+    pub profile: u32,
     /// The paths of the initrds, in their order.
     pub initrds: Vec<&'a [u8], MAX_INITRDS>,
     /// What the kernel is told.
@@ -258,10 +261,16 @@ impl<'a> Entry<'a> {
         if entry.linux.is_empty() && entry.uki.is_empty() && !kernel.is_empty() && !asked {
             return Err(EntryError::EfiProgram);
         }
-        for (key, value) in [("profile", entry.profile), ("extra", entry.extra)] {
-            if !value.is_empty() {
-                return Err(EntryError::Unsupported { key, value });
-            }
+        let unsupported = |key, value| Err(EntryError::Unsupported { key, value });
+        let profile = match entry.profile {
+            [] => 0,
+            profile => match number(profile) {
+                Some(profile) => profile,
+                None => return unsupported("profile", profile),
+            },
+        };
+        if !entry.extra.is_empty() {
+            return unsupported("extra", entry.extra);
         }
         if !entry.devicetree_overlay.is_empty() {
             return Err(EntryError::Overlay);
@@ -269,6 +278,7 @@ impl<'a> Entry<'a> {
         Self {
             base,
             kernel,
+            profile,
             initrds: collect(entry.initrds())?,
             command_line: CommandLine::Lines(entry.options()),
             device_tree: some(entry.devicetree),
@@ -298,6 +308,7 @@ impl<'a> Entry<'a> {
         Self {
             base,
             kernel: label.linux,
+            profile: 0,
             initrds: collect(label.initrds())?,
             command_line: CommandLine::Label([label.append, more]),
             device_tree: some(label.fdt),
@@ -356,6 +367,7 @@ mod tests {
         assert_eq!(entry.initrds, [b"a", b"b"]);
         assert_eq!(entry.device_tree, None);
         assert_eq!(bls("uki u\nefi e", X86_64).unwrap().kernel, b"u");
+        assert_eq!(bls("uki u\nprofile 12", X86_64).unwrap().profile, 12);
         // One that may be any program is hidden, and not when it is asked for.
         let efi = bls::Entry::parse(b"efi e");
         let base = Base::Exact("/");
@@ -391,8 +403,8 @@ mod tests {
                  image, name it with `uki` in place of `efi`",
             ),
             (
-                hidden("uki u\nprofile 1", X86_64),
-                "false its line `profile 1` asks for what is not done here; remove that line",
+                hidden("uki u\nprofile one", X86_64),
+                "false its line `profile one` asks for what is not done here; remove that line",
             ),
             (
                 hidden("uki u\nextra /x.addon.efi", X86_64),

@@ -9,7 +9,8 @@ use crate::boot::{
 
 /// Bytes of a COFF file header with its signature before it.
 const COFF_BYTES: usize = 24;
-const SECTION_BYTES: usize = 40;
+/// Bytes of a section's header.
+pub const SECTION_BYTES: usize = 40;
 
 /// `IMAGE_FILE_MACHINE_AMD64`.
 pub const MACHINE_X86_64: u16 = 0x8664;
@@ -23,8 +24,10 @@ pub struct Pe<'a> {
     pub machine: u16,
     /// The section table, as far as it is in the bytes that were given.
     table: &'a [u8],
+    /// Where the section table starts in the file.
+    pub table_offset: u64,
     /// How many sections there are.
-    sections: u16,
+    pub sections: u16,
 }
 
 /// One section of a PE image.
@@ -74,25 +77,19 @@ impl<'a> Pe<'a> {
             return None;
         }
         let optional_bytes = usize::from(u16_le(coff, 20)?);
-        let table = coff.get(COFF_BYTES.checked_add(optional_bytes)?..);
+        let headers_bytes = COFF_BYTES.checked_add(optional_bytes)?;
+        let table = coff.get(headers_bytes..);
         Some(Self {
             machine: u16_le(coff, 4)?,
             table: table.unwrap_or_default(),
+            table_offset: offset.checked_add(headers_bytes)? as u64,
             sections: u16_le(coff, 6)?,
         })
     }
 
     /// The sections; those whose headers lie after the bytes that were given are missing.
-    pub fn sections(&self) -> impl Iterator<Item = Section> + 'a {
-        let headers = self.table.chunks_exact(SECTION_BYTES);
-        headers.take(self.sections.into()).filter_map(|header| {
-            Some(Section {
-                name: array(header, 0)?,
-                virtual_size: u32_le(header, 8)?,
-                file_bytes: u32_le(header, 16)?,
-                file_offset: u32_le(header, 20)?,
-            })
-        })
+    pub fn sections(&self) -> impl Iterator<Item = Section> + use<'a> {
+        sections(self.table).take(self.sections.into())
     }
 
     /// The bytes a file has at least that holds every section's data.
@@ -103,6 +100,19 @@ impl<'a> Pe<'a> {
             .max()
             .unwrap_or(0)
     }
+}
+
+/// The sections whose whole headers are in this part of a section table.
+pub fn sections(table: &[u8]) -> impl Iterator<Item = Section> {
+    let headers = table.chunks_exact(SECTION_BYTES);
+    headers.filter_map(|header| {
+        Some(Section {
+            name: array(header, 0)?,
+            virtual_size: u32_le(header, 8)?,
+            file_bytes: u32_le(header, 16)?,
+            file_offset: u32_le(header, 20)?,
+        })
+    })
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //!
 //! Follows UAPI.5, "Unified Kernel Image"
 //! (<https://uapi-group.org/specifications/specs/unified_kernel_image/>). The stub in it, which
-//! needs EFI firmware, is not used: its work is done here. Of an image with several profiles the
-//! default one counts: `@0`, over the base profile.
+//! needs EFI firmware, is not used: its work is done here. Of an image with several profiles one is
+//! started over the base profile.
 //!
 //! | section | use |
 //! |---|---|
@@ -11,16 +11,20 @@
 //! | `.ucode`, `.initrd` | initrds, in this order, before those of an entry |
 //! | `.cmdline` | the command line, before an entry's `options` |
 //! | `.dtb` | the device tree, unless an entry has one |
+//! | `.dtbauto` | not used: QEMU's boards have device trees of their own |
 //! | `.osrel` | what the image is: see [`OsRelease`] |
+//! | `.profile` | starts a profile |
+//! | `.linuxh`, `.initrdh` | an image of [lanzaboote](https://github.com/nix-community/lanzaboote): the SHA-256 of the files that the sections without the `h` name by their paths |
 //!
 //! `.cmdline` is not all that the kernel is told: there is no Secure Boot here, without which the
 //! specification lets a loader override it. Words that come later win in Linux.
 
 use crate::boot::{
     memory::Range,
-    pe::{MACHINE_ARM64, MACHINE_X86_64, Pe},
+    pe::{MACHINE_ARM64, MACHINE_X86_64, Pe, SECTION_BYTES, Section, sections},
 };
-use core::fmt;
+use core::fmt::{self, Write as _};
+use heapless::String;
 
 /// Where the parts of an image lie in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +43,16 @@ pub struct Uki {
     pub device_tree: Option<Range>,
     /// `.osrel`
     pub os_release: Option<Range>,
+    /// `.profile` of the profile that was chosen
+    pub profile: Option<Range>,
+    /// `.linuxh`
+    pub linux_digest: Option<Range>,
+    /// `.initrdh`
+    pub initrd_digest: Option<Range>,
+    /// How many profiles there are, besides the base one.
+    pub profiles: u32,
+    /// How many sections `.dtbauto` there are.
+    pub other_trees: u32,
 }
 
 /// Why an EFI program is no image that can be started. The sentences go on from "it": the file.
@@ -53,6 +67,13 @@ pub enum UkiError {
         /// Bytes that are there.
         file_size: u64,
     },
+    /// It has no such profile.
+    NoProfile {
+        /// The one that was asked for.
+        asked: u32,
+        /// How many there are.
+        profiles: u32,
+    },
 }
 
 impl fmt::Display for UkiError {
@@ -66,68 +87,163 @@ impl fmt::Display for UkiError {
                 f,
                 "it is cut off: {file_size} of at least {needed} bytes are there; copy it again"
             ),
+            Self::NoProfile { asked, profiles } => write!(
+                f,
+                "it has no profile {asked}, but {profiles}, which are counted from 0"
+            ),
         }
     }
 }
 
 impl core::error::Error for UkiError {}
 
-impl Uki {
-    /// Reads the section table out of `head`, the first bytes of a file of `file_size` bytes.
+/// An image's section table while it is looked through, piece by piece: an image may have more than a
+/// thousand sections.
+///
+/// ```
+/// # use bootshare::boot::uki::{Scan, Uki, UkiError};
+/// # fn parse(file: &[u8]) -> Result<Uki, UkiError> {
+/// let mut scan = Scan::new(&file[..file.len().min(4096)], file.len() as u64, 0)?;
+/// while let Some(offset) = scan.next_offset() {
+///     let start = (offset as usize).min(file.len());
+///     scan.take(&file[start..file.len().min(start + 400)])?;
+/// }
+/// scan.finish()
+/// # }
+/// # assert_eq!(parse(b""), Err(UkiError::NoKernel));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Scan {
+    uki: Uki,
+    has_kernel: bool,
+    file_size: u64,
+    profile: u32,
+    /// Where the next header is, and how many are left.
+    next: u64,
+    left: u16,
+}
+
+impl Scan {
+    /// Starts with `head`, the first bytes of a file of `file_size` bytes, whose `profile` is to be
+    /// started.
     ///
     /// # Errors
     ///
     /// [`UkiError`]
-    pub fn parse(head: &[u8], file_size: u64) -> Result<Self, UkiError> {
+    pub fn new(head: &[u8], file_size: u64, profile: u32) -> Result<Self, UkiError> {
         let pe = Pe::parse(head).ok_or(UkiError::NoKernel)?;
-        let mut linux = None;
-        let [
-            mut ucode,
-            mut initrd,
-            mut cmdline,
-            mut device_tree,
-            mut os_release,
-        ] = [None; 5];
-        let mut profiles = 0_u32;
-        for section in pe.sections() {
-            let field = match section.name() {
-                b".profile" => {
-                    profiles = profiles.saturating_add(1);
-                    continue;
-                }
-                b".linux" => &mut linux,
-                b".ucode" => &mut ucode,
-                b".initrd" => &mut initrd,
-                b".cmdline" => &mut cmdline,
-                b".dtb" => &mut device_tree,
-                b".osrel" => &mut os_release,
-                _ => continue,
-            };
-            if profiles > 1 {
-                continue;
-            }
-            let content = section.content();
-            if content.end > file_size {
-                return Err(UkiError::Truncated {
-                    needed: content.end,
-                    file_size,
-                });
-            }
-            *field = (content.size() > 0).then_some(content);
-        }
-        Ok(Self {
-            architecture: match pe.machine {
-                MACHINE_X86_64 => b"x64",
-                MACHINE_ARM64 => b"aa64",
-                _ => b"",
+        let mut scan = Self {
+            uki: Uki {
+                architecture: match pe.machine {
+                    MACHINE_X86_64 => b"x64",
+                    MACHINE_ARM64 => b"aa64",
+                    _ => b"",
+                },
+                linux: Range::with_size(0, 0),
+                ucode: None,
+                initrd: None,
+                cmdline: None,
+                device_tree: None,
+                os_release: None,
+                profile: None,
+                linux_digest: None,
+                initrd_digest: None,
+                profiles: 0,
+                other_trees: 0,
             },
-            linux: linux.ok_or(UkiError::NoKernel)?,
-            ucode,
-            initrd,
-            cmdline,
-            device_tree,
-            os_release,
-        })
+            has_kernel: false,
+            file_size,
+            profile,
+            next: pe.table_offset,
+            left: pe.sections,
+        };
+        pe.sections().try_for_each(|section| scan.add(&section))?;
+        Ok(scan)
+    }
+
+    /// Where in the file the next section's header is; `None` if all were seen.
+    #[must_use]
+    pub fn next_offset(&self) -> Option<u64> {
+        (self.left > 0).then_some(self.next)
+    }
+
+    /// Goes on with what is in the file at [`next_offset`](Self::next_offset).
+    ///
+    /// # Errors
+    ///
+    /// [`UkiError`]; also if there is not a whole header in it.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<(), UkiError> {
+        if bytes.len() < SECTION_BYTES {
+            return Err(UkiError::Truncated {
+                needed: self.next.saturating_add(SECTION_BYTES as u64),
+                file_size: self.file_size,
+            });
+        }
+        sections(bytes)
+            .take(self.left.into())
+            .try_for_each(|section| self.add(&section))
+    }
+
+    fn add(&mut self, section: &Section) -> Result<(), UkiError> {
+        self.left = self.left.saturating_sub(1);
+        self.next = self.next.saturating_add(SECTION_BYTES as u64);
+        let uki = &mut self.uki;
+        // The base profile is before the first one.
+        let is_other = uki.profiles > 0 && uki.profiles.wrapping_sub(1) != self.profile;
+        let mut linux = None;
+        let field = match section.name() {
+            b".profile" => {
+                uki.profiles = uki.profiles.saturating_add(1);
+                if uki.profiles.wrapping_sub(1) != self.profile {
+                    return Ok(());
+                }
+                &mut uki.profile
+            }
+            _ if is_other => return Ok(()),
+            b".dtbauto" => {
+                uki.other_trees = uki.other_trees.saturating_add(1);
+                return Ok(());
+            }
+            b".linux" => &mut linux,
+            b".ucode" => &mut uki.ucode,
+            b".initrd" => &mut uki.initrd,
+            b".cmdline" => &mut uki.cmdline,
+            b".dtb" => &mut uki.device_tree,
+            b".osrel" => &mut uki.os_release,
+            b".linuxh" => &mut uki.linux_digest,
+            b".initrdh" => &mut uki.initrd_digest,
+            _ => return Ok(()),
+        };
+        let content = section.content();
+        if content.end > self.file_size {
+            return Err(UkiError::Truncated {
+                needed: content.end,
+                file_size: self.file_size,
+            });
+        }
+        *field = (content.size() > 0).then_some(content);
+        if let Some(linux) = linux {
+            uki.linux = linux;
+            self.has_kernel = true;
+        }
+        Ok(())
+    }
+
+    /// The parts of the image.
+    ///
+    /// # Errors
+    ///
+    /// [`UkiError`]
+    pub fn finish(self) -> Result<Uki, UkiError> {
+        let Self { uki, profile, .. } = self;
+        // An image without profiles is its profile 0.
+        if profile > 0 && profile >= uki.profiles {
+            return Err(UkiError::NoProfile {
+                asked: profile,
+                profiles: uki.profiles,
+            });
+        }
+        self.has_kernel.then_some(uki).ok_or(UkiError::NoKernel)
     }
 }
 
@@ -140,6 +256,29 @@ pub struct OsRelease<'a> {
     pub version: &'a [u8],
     /// What they are sorted by first.
     pub sort_key: &'a [u8],
+}
+
+/// Which profile of an image an entry is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Profile<'a> {
+    /// Its number; 0 is the only one of most images.
+    pub number: u32,
+    /// Its name for people, or nothing.
+    pub title: &'a [u8],
+}
+
+impl<'a> Profile<'a> {
+    /// Reads the section `.profile`, which may hold any bytes.
+    #[must_use]
+    pub fn parse(number: u32, text: &'a [u8]) -> Self {
+        let title = [&b"TITLE"[..], b"ID"]
+            .iter()
+            .find_map(|key| field(text, key));
+        Self {
+            number,
+            title: title.unwrap_or_default(),
+        }
+    }
 }
 
 impl<'a> OsRelease<'a> {
@@ -158,11 +297,12 @@ impl<'a> OsRelease<'a> {
         }
     }
 
-    /// Writes a boot entry of type 1 for the image at `path`, whose parts are joined, to the start of
-    /// `out`, and gives its size in bytes; `None` if there is too little room.
+    /// Writes a boot entry of type 1 for that profile of the image at `path`, whose parts are joined, to
+    /// the start of `out`, and gives its size in bytes; `None` if there is too little room.
     pub fn write_entry(
         &self,
         architecture: &[u8],
+        profile: Profile<'_>,
         path: &[&[u8]],
         out: &mut [u8],
     ) -> Option<usize> {
@@ -173,17 +313,29 @@ impl<'a> OsRelease<'a> {
             size = end;
             Some(())
         };
-        for (key, value) in [
-            (&b"title "[..], self.title),
-            (b"version ", self.version),
-            (b"sort-key ", self.sort_key),
-            (b"architecture ", architecture),
-        ] {
-            for part in [key, value, b"\n"] {
+        push(b"title ")?;
+        push(self.title)?;
+        if !profile.title.is_empty() {
+            for part in [b" (", profile.title, b")"] {
                 push(part)?;
             }
         }
-        push(b"uki ")?;
+        for (key, value) in [
+            (&b"\nversion "[..], self.version),
+            (b"\nsort-key ", self.sort_key),
+            (b"\narchitecture ", architecture),
+        ] {
+            for part in [key, value] {
+                push(part)?;
+            }
+        }
+        if profile.number > 0 {
+            let mut number: String<10> = String::new();
+            write!(number, "{}", profile.number).ok()?;
+            push(b"\nprofile ")?;
+            push(number.as_bytes())?;
+        }
+        push(b"\nuki ")?;
         for part in path {
             push(part)?;
         }
@@ -221,9 +373,13 @@ mod tests {
 
     const FILE_SIZE: u64 = 0x1_0000;
 
+    fn parse(head: &[u8], file_size: u64, profile: u32) -> Result<Uki, UkiError> {
+        Scan::new(head, file_size, profile)?.finish()
+    }
+
     /// The head of a program with these sections: name, offset, bytes in the file.
     fn head(sections: &[(&[u8], u32, u32)]) -> Vec<u8> {
-        let mut head = vec![0; 4096];
+        let mut head = vec![0; 4096.max(0x200 + 40 * sections.len())];
         let places: Vec<_> = sections.iter().map(|&(_, at, size)| (at, size)).collect();
         put_pe(&mut head, 0x80, MACHINE_X86_64, &places);
         for (index, (name, ..)) in sections.iter().enumerate() {
@@ -242,7 +398,7 @@ mod tests {
             (b".initrd", 0x2000, 0x1000),
             (b".linux", 0x4000, 0xc000),
         ]);
-        let uki = Uki::parse(&head, FILE_SIZE).unwrap();
+        let uki = parse(&head, FILE_SIZE, 0).unwrap();
         assert_eq!(uki.linux, Range::with_size(0x4000, 0xc000));
         assert_eq!(uki.initrd, Some(Range::with_size(0x2000, 0x1000)));
         assert_eq!(uki.cmdline, Some(Range::with_size(0x1400, 0x20)));
@@ -250,13 +406,13 @@ mod tests {
         assert_eq!((uki.ucode, uki.device_tree), (None, None));
         assert_eq!(uki.architecture, b"x64");
         assert_eq!(
-            Uki::parse(&head, FILE_SIZE - 1).unwrap_err().to_string(),
+            parse(&head, FILE_SIZE - 1, 0).unwrap_err().to_string(),
             "it is cut off: 65535 of at least 65536 bytes are there; copy it again"
         );
     }
 
     #[test]
-    fn of_several_profiles_the_first_one_overrides_the_base() {
+    fn a_profile_overrides_the_base() {
         // "Multi-Profile UKIs": the example, with a command line in each profile.
         let head = head(&[
             (b".linux", 0x1000, 0x100),
@@ -268,16 +424,55 @@ mod tests {
             (b".cmdline", 0x7000, 1),
             (b".dtb", 0x8000, 1),
         ]);
-        let uki = Uki::parse(&head, FILE_SIZE).unwrap();
+        let uki = parse(&head, FILE_SIZE, 0).unwrap();
         assert_eq!(uki.cmdline, Some(Range::with_size(0x5000, 1)));
         assert_eq!(uki.initrd, Some(Range::with_size(0x3000, 1)));
         assert_eq!(uki.device_tree, None);
+        assert_eq!(
+            (uki.profile, uki.profiles),
+            (Some(Range::with_size(0x4000, 1)), 2)
+        );
+        let uki = parse(&head, FILE_SIZE, 1).unwrap();
+        assert_eq!(uki.cmdline, Some(Range::with_size(0x7000, 1)));
+        assert_eq!(uki.initrd, Some(Range::with_size(0x3000, 1)));
+        assert_eq!(uki.device_tree, Some(Range::with_size(0x8000, 1)));
+        assert_eq!(
+            parse(&head, FILE_SIZE, 2).unwrap_err().to_string(),
+            "it has no profile 2, but 2, which are counted from 0"
+        );
+        // Without profiles there is one, the base.
+        let head = self::head(&[(b".linux", 0x1000, 0x100)]);
+        assert!(parse(&head, FILE_SIZE, 0).is_ok());
+        assert!(parse(&head, FILE_SIZE, 1).is_err());
+    }
+
+    #[test]
+    fn a_table_that_is_longer_than_the_head_is_taken_in_pieces() {
+        let mut sections: Vec<(&[u8], u32, u32)> = vec![(b".dtbauto", 0x1000, 1); 1456];
+        sections.push((b".linux", 0x2000, 0x100));
+        let whole = head(&sections);
+        for piece in [40, 100, 4096] {
+            let mut scan = Scan::new(&whole[..4096], FILE_SIZE, 0).unwrap();
+            while let Some(at) = scan.next_offset() {
+                let at = at as usize;
+                scan.take(&whole[at..(at + piece).min(whole.len())])
+                    .unwrap();
+            }
+            let uki = scan.finish().unwrap();
+            assert_eq!(uki.linux, Range::with_size(0x2000, 0x100));
+            assert_eq!(uki.other_trees, 1456);
+        }
+        let mut scan = Scan::new(&whole[..4096], FILE_SIZE, 0).unwrap();
+        assert!(matches!(
+            scan.take(&[0; 39]),
+            Err(UkiError::Truncated { .. })
+        ));
     }
 
     #[test]
     fn a_program_without_a_kernel_is_refused() {
         for head in [head(&[(b".text", 0x1000, 0x100)]), vec![], vec![0; 64]] {
-            assert_eq!(Uki::parse(&head, FILE_SIZE), Err(UkiError::NoKernel));
+            assert_eq!(parse(&head, FILE_SIZE, 0), Err(UkiError::NoKernel));
         }
     }
 
@@ -304,9 +499,11 @@ mod tests {
 
         let mut out = [0; 128];
         let path: [&[u8]; 2] = [b"/EFI/Linux/", b"a b.efi"];
-        let size = release.write_entry(b"x64", &path, &mut out).unwrap();
+        let base = Profile::default();
+        let size = release.write_entry(b"x64", base, &path, &mut out).unwrap();
         let entry = bls::Entry::parse(&out[..size]);
         assert_eq!(entry.title, b"Debian GNU/Linux 12");
+        assert_eq!(entry.profile, b"");
         assert_eq!(
             (entry.version, entry.sort_key),
             (&b"12"[..], &b"debian"[..])
@@ -315,9 +512,17 @@ mod tests {
         assert_eq!(entry.architecture, b"x64");
         let mut short = out;
         assert_eq!(
-            release.write_entry(b"x64", &path, &mut short[..size - 1]),
+            release.write_entry(b"x64", base, &path, &mut short[..size - 1]),
             None
         );
+        let profile = Profile::parse(12, b"ID=reset\nTITLE='Factory reset'\n");
+        let size = release
+            .write_entry(b"x64", profile, &path, &mut out)
+            .unwrap();
+        let entry = bls::Entry::parse(&out[..size]);
+        assert_eq!(entry.title, b"Debian GNU/Linux 12 (Factory reset)");
+        assert_eq!(entry.profile, b"12");
+        assert_eq!(entry.uki, b"/EFI/Linux/a b.efi");
     }
 
     #[test]
@@ -326,7 +531,7 @@ mod tests {
             let random = &mut Random::new(seed);
             let mut head = head(&[(b".linux", 0x1000, 0x100), (b".dtb", 0x2000, 0x100)]);
             random.damage(&mut head[..512]);
-            if let Ok(uki) = Uki::parse(&head, FILE_SIZE) {
+            if let Ok(uki) = parse(&head, FILE_SIZE, 0) {
                 assert!(uki.linux.size() > 0 && uki.linux.end <= FILE_SIZE);
             }
         }

@@ -173,6 +173,7 @@ impl<'m> Choice<'m> {
             } => Ok(Entry {
                 base: Base::Exact(directory),
                 kernel,
+                profile: 0,
                 initrds: initrd.into_iter().collect(),
                 command_line: cmdline.map_or(CommandLine::None, CommandLine::File),
                 device_tree: None,

@@ -5,7 +5,7 @@ use super::{
     arena::{Arena, Block, is_x86},
     console::Text,
     fetch::{Wanted, WantedList, want},
-    shares::{BoardFile, Mount},
+    shares::{BoardFile, Mount, image_parts},
 };
 use crate::{
     Error,
@@ -21,8 +21,12 @@ use crate::{
         uki::Uki,
     },
 };
-use core::{ffi::CStr, fmt, ops::Deref};
-use heapless::Vec;
+use core::{
+    ffi::CStr,
+    fmt::{self, Write as _},
+    ops::Deref,
+};
+use heapless::{String, Vec};
 
 /// Longest command line that is read, in bytes; kernels take less.
 const MAX_CMDLINE: u64 = 64 << 10;
@@ -33,6 +37,7 @@ const PAGE: u64 = 4096;
 
 /// A path from the share's root on. It is cut off where no share takes it any more, so that what
 /// is too long stays so.
+#[derive(Clone)]
 pub(super) struct Path(Vec<u8, 4096>);
 
 impl Path {
@@ -44,6 +49,16 @@ impl Path {
     /// A place where a file may be.
     pub fn of(place: &Place<'_>) -> Self {
         Self::join(place.directory, place.name)
+    }
+
+    /// Appends a number behind a mark.
+    pub fn push_number(&mut self, mark: u8, number: u32) {
+        let mut digits: String<11> = String::new();
+        _ = write!(digits, "{}{number}", char::from(mark)); // There is room.
+        let room = self.0.capacity() - self.0.len();
+        _ = self
+            .0
+            .extend_from_slice(&digits.as_bytes()[..digits.len().min(room)]);
     }
 
     #[inline(never)] // It is long, and wanted in many places.
@@ -286,13 +301,44 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         let mut kind = self.kind(payload)?;
         let mut uki = None;
         if let Kind::Efi { .. } = kind {
-            let parsed = Uki::parse(&payload.head, size);
-            let parsed = parsed.map_err(|e| self.failed(&payload.path, e))?;
+            let path = &payload.path;
+            let file = payload.files.get(KERNEL);
+            let head_size = payload.head.len();
+            _ = payload.head.resize_default(image::HEAD_BYTES); // It has room.
+            let parsed = image_parts::<B>(file, entry.profile, &mut payload.head, head_size);
+            let parsed = parsed.map_err(|e| self.failed(path, e))?;
+            let parsed = parsed.map_err(|e| self.failed(path, e))?;
+            self.check_parts(path, file, &parsed)?;
             payload.kernel = parsed.linux;
             uki = Some(parsed);
             kind = self.kind(payload)?;
         }
         Ok((kind, uki))
+    }
+
+    /// Refuses what is not done with the parts of a unified kernel image, and says what is left out.
+    fn check_parts(&self, path: &[u8], file: &BoardFile<'_, B>, uki: &Uki) -> Result<(), Failed> {
+        if uki.linux_digest.is_some() {
+            let mut kernel = [0; 256];
+            let size = file.read_at(uki.linux.start, &mut kernel);
+            let size = size.map_err(|e| self.failed(path, e))?;
+            let size = size.min(usize::try_from(uki.linux.size()).unwrap_or(usize::MAX));
+            let what = format_args!(
+                "it is an image of lanzaboote without a kernel in it, which is {}; make an entry for \
+                 that one, with its initrd",
+                Text(&kernel[..size])
+            );
+            return Err(self.failed(path, what));
+        }
+        if uki.other_trees > 0 {
+            log::info!(
+                "{}{}: its {} device trees for other machines are not used",
+                self.name,
+                Text(path),
+                uki.other_trees
+            );
+        }
+        Ok(())
     }
 
     /// Opens a file of an entry, where the first of its places has it.

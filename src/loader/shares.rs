@@ -11,6 +11,7 @@ use crate::{
     boot::{
         memory::PlacementError,
         options::{MAX_TAGS, Options},
+        uki::{Scan, Uki, UkiError},
     },
     fs::{Dir, File, Share},
     session::{self, DeviceConfig, Tag},
@@ -62,6 +63,27 @@ pub(super) struct Shares<B: Board> {
     /// In the order in which their entries are tried. The first one is meant where a path names
     /// none.
     pub mounted: Vec<Mount<B>, MAX_SHARES>,
+}
+
+/// The parts of the unified kernel image that `file` is, of whose first bytes `size` are in `memory`. More of
+/// its section table is read there.
+pub(super) fn image_parts<B: Board>(
+    file: &BoardFile<'_, B>,
+    profile: u32,
+    memory: &mut [u8],
+    size: usize,
+) -> Result<Result<Uki, UkiError>, Error> {
+    let mut scan = match Scan::new(&memory[..size], file.metadata().len(), profile) {
+        Ok(scan) => scan,
+        Err(error) => return Ok(Err(error)),
+    };
+    while let Some(offset) = scan.next_offset() {
+        let size = file.read_at(offset, memory)?;
+        if let Err(error) = scan.take(&memory[..size]) {
+            return Ok(Err(error));
+        }
+    }
+    Ok(scan.finish())
 }
 
 impl<B: Board> Shares<B> {

@@ -12,7 +12,7 @@ use bootshare::boot::{
     memory::{ClaimError, Obstacle, Planner, Range, Request},
     pe::Pe,
     pvh::StartInfo,
-    uki::{OsRelease, Uki},
+    uki::{OsRelease, Profile, Scan, Uki, UkiError},
     zboot::Zboot,
     zero_page::{self, Parameters, ZERO_PAGE_BYTES, ZeroPageError},
 };
@@ -238,14 +238,17 @@ pub fn uki(mut source: Source<'_>) {
     }
     let release = OsRelease::parse(head);
     let mut text = [0; 2048];
-    if let Some(size) = release.write_entry(b"x64", &[b"/EFI/Linux/", b"a.efi"], &mut text) {
+    let profile = Profile::parse(1, head);
+    let path: [&[u8]; 2] = [b"/EFI/Linux/", b"a.efi"];
+    if let Some(size) = release.write_entry(b"x64", profile, &path, &mut text) {
         // What a line of the section says stays on a line of the entry.
         let entry = bls::Entry::parse(&text[..size]);
         assert_eq!(entry.uki, b"/EFI/Linux/a.efi");
         assert_eq!(entry.architecture, b"x64");
-        assert_eq!(entry.title, release.title);
+        assert!(entry.title.starts_with(release.title));
+        assert_eq!(entry.profile, b"1");
     }
-    match Uki::parse(head, file_size) {
+    match parts(head, file_size) {
         Ok(uki) => {
             assert!(head.starts_with(b"MZ"));
             let parts = [
@@ -261,6 +264,16 @@ pub fn uki(mut source: Source<'_>) {
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
+}
+
+/// Of a unified kernel image whose section table goes on as its head does.
+fn parts(head: &[u8], file_size: u64) -> Result<Uki, UkiError> {
+    let mut scan = Scan::new(head, file_size, 1)?;
+    while let Some(offset) = scan.next_offset() {
+        let start = usize::try_from(offset).unwrap().min(head.len());
+        scan.take(&head[start..])?;
+    }
+    scan.finish()
 }
 
 /// A member in pieces comes to the same as the whole, whatever it is.

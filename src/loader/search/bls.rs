@@ -8,14 +8,15 @@ use crate::{
         conventional::MAX_NAME_BYTES,
         grub::Environment,
         image,
-        uki::{OsRelease, Uki},
+        memory::Range,
+        uki::{OsRelease, Profile},
     },
     loader::{
         Board, Failed,
         choose::{MAX_ENTRIES, Says},
         console::{Text, failure},
         entry::Path,
-        shares::{BoardDir, BoardFile},
+        shares::{BoardDir, BoardFile, image_parts},
     },
 };
 use core::cmp::Ordering;
@@ -305,68 +306,117 @@ impl<'m, B: Board> Search<'_, 'm, B> {
                 }
             };
             let name = entry.file_name();
-            let is_entry = FileName::parse(name).is_some() && bls::is_image(name) == images;
+            let is_entry = FileName::parse(name).is_some_and(|name| name.profile == 0)
+                && bls::is_image(name) == images;
             if !is_entry || !may_be_file(entry.file_type()) {
                 continue;
             }
             self.found = true;
             sorted.is_lower |= name.ends_with(b".conf");
-            let memory = match sorted.free.take() {
-                Some(memory) => memory,
-                None => self.take(MAX_PATH + MAX_FILE)?,
-            };
             let path = Path::join(directory, name);
-            let (path_memory, text_memory) = memory.split_at_mut(path.len());
-            path_memory.copy_from_slice(&path);
             let opened = self.followed(&path, dir.open_file(name));
-            let text = match images {
-                true => self.image(&path, opened, text_memory)?,
-                false => self.read(&path, opened, text_memory)?,
+            if !images {
+                self.candidate(root, &path, sorted, |search, text| {
+                    search.read(&path, opened, text)
+                })?;
+                continue;
+            }
+            let file = match opened {
+                Ok(file) => file,
+                Err(error) => {
+                    self.report(&path, error)?;
+                    continue;
+                }
             };
-            match text {
-                Some(text) => sorted.insert(Candidate {
-                    memory,
-                    root,
-                    path: path.len(),
-                    text,
-                }),
-                None => sorted.free = Some(memory),
+            let mut profiles = 1;
+            let mut number = 0;
+            // An image without profiles is one.
+            while number < profiles.min(MAX_ENTRIES as u32) {
+                let mut name = path.clone();
+                if number > 0 {
+                    name.push_number(b'@', number);
+                }
+                self.candidate(root, &name, sorted, |search, text| {
+                    let (size, of) = search.image(&path, &file, number, text)?;
+                    profiles = of;
+                    Ok(size)
+                })?;
+                number += 1;
             }
         }
         Ok(())
     }
 
-    /// Writes the entry that a unified kernel image is; its size, unless that failed.
+    /// Sorts an entry in whose text is written by `read`, if it has one.
+    fn candidate(
+        &mut self,
+        root: &'static str,
+        path: &[u8],
+        sorted: &mut Sorted<'_, 'm>,
+        read: impl FnOnce(&mut Self, &mut [u8]) -> Result<Option<usize>, Failed>,
+    ) -> Result<(), Failed> {
+        let memory = match sorted.free.take() {
+            Some(memory) => memory,
+            None => self.take(MAX_PATH + MAX_FILE)?,
+        };
+        let (path_memory, text_memory) = memory.split_at_mut(path.len());
+        path_memory.copy_from_slice(path);
+        match read(self, text_memory)? {
+            Some(text) => sorted.insert(Candidate {
+                memory,
+                root,
+                path: path.len(),
+                text,
+            }),
+            None => sorted.free = Some(memory),
+        }
+        Ok(())
+    }
+
+    /// Writes the entry that a profile of a unified kernel image is: its size, unless that failed, and how many
+    /// profiles there are.
     #[inline(never)] // So that the large frames of the boot flow do not add up.
     fn image(
         &self,
         path: &[u8],
-        opened: Result<BoardFile<'m, B>, Error>,
+        file: &BoardFile<'m, B>,
+        profile: u32,
         text: &mut [u8],
-    ) -> Result<Option<usize>, Failed> {
+    ) -> Result<(Option<usize>, u32), Failed> {
         let mut buffer = [0; image::HEAD_BYTES];
-        let read = opened.and_then(|file| {
-            let size = file.read_at(0, &mut buffer)?;
-            Ok((Uki::parse(&buffer[..size], file.metadata().len()), file))
-        });
-        let (uki, file) = match read {
-            Ok((Ok(uki), file)) => (uki, file),
-            Ok((Err(error), _)) => {
+        let parts = file
+            .read_at(0, &mut buffer)
+            .and_then(|size| image_parts::<B>(file, profile, &mut buffer, size));
+        let uki = match parts {
+            Ok(Ok(uki)) => uki,
+            Ok(Err(error)) => {
                 failure(&self.mount.shown(path), &error);
-                return Ok(None);
+                return Ok((None, 0));
             }
-            Err(error) => return self.report(path, error).map(|()| None),
+            Err(error) => return self.report(path, error).map(|()| (None, 0)),
         };
-        let release = uki.os_release.map_or(Ok(0), |part| {
-            let size = part.size().min(buffer.len() as u64) as usize;
-            file.read_at(part.start, &mut buffer[..size])
-        });
-        match release {
-            Ok(size) => {
-                let release = OsRelease::parse(&buffer[..size]);
-                Ok(release.write_entry(uki.architecture, &[path], text))
+        // What is told of the profile, then of the system.
+        let mut end = 0;
+        let mut section = |part: Option<Range>, limit: usize| {
+            let start = end;
+            let Some(part) = part else {
+                return Ok(start..start);
+            };
+            let room = (start + limit).min(buffer.len());
+            let size = part.size().min((room - start) as u64) as usize;
+            end += file.read_at(part.start, &mut buffer[start..start + size])?;
+            Ok(start..end)
+        };
+        let read = section(uki.profile, image::HEAD_BYTES / 4)
+            .and_then(|profile| Ok((profile, section(uki.os_release, image::HEAD_BYTES)?)));
+        match read {
+            Ok((told, release)) => {
+                let told = Profile::parse(profile, &buffer[told]);
+                let release = OsRelease::parse(&buffer[release]);
+                let size = release.write_entry(uki.architecture, told, &[path], text);
+                Ok((size, uki.profiles))
             }
-            Err(error) => self.report(path, error).map(|()| None),
+            Err(error) => self.report(path, error).map(|()| (None, 0)),
         }
     }
 
@@ -387,7 +437,8 @@ impl<'m, B: Board> Search<'_, 'm, B> {
             directory.get_or_insert(path);
             let id = FileName::parse(last(path)).map_or(path, |name| name.id);
             // The path of an image in its entry is one from the share's root.
-            let root = if bls::is_image(path) { "/" } else { root };
+            let is_image = bls::is_image(path) || bls::profile(path).is_some();
+            let root = if is_image { "/" } else { root };
             self.push(id, path, Says::Bls { root, text });
         }
         if sorted.left_out > 0

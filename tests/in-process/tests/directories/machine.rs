@@ -385,7 +385,7 @@ pub fn uki(architecture: Architecture, sections: &[(&str, Vec<u8>)]) -> Vec<u8> 
         Architecture::X86_64 => 0x8664,
         Architecture::Aarch64 => 0xaa64,
     };
-    let mut image = vec![0; 0x400];
+    let mut image = vec![0; (0x188 + 40 * sections.len()).max(0x400)];
     let mut place = image.len();
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"MZ");

@@ -755,7 +755,7 @@ fn efi_programs_are_hidden_unless_they_are_asked_for() {
 #[test]
 fn keys_that_ask_for_what_is_not_done_are_no_entry() {
     for (line, shown) in [
-        ("profile 1", "profile 1"),
+        ("profile one", "profile one"),
         ("extra /x.addon.efi", "extra /x.addon.efi"),
     ] {
         let entry = format!("uki /EFI/a.efi\n{line}\n");
@@ -770,6 +770,73 @@ fn keys_that_ask_for_what_is_not_done_are_no_entry() {
             "a.conf: its line `{shown}` asks for what is not done here"
         ));
     }
+}
+
+#[test]
+fn an_image_with_a_thousand_device_trees() {
+    let mut sections = vec![(".osrel", b"PRETTY_NAME=Many\n".to_vec())];
+    sections.extend((0..1456).map(|_| (".dtbauto", b"x".to_vec())));
+    sections.push((".cmdline", b"good".to_vec()));
+    sections.push((".linux", kernel(Aarch64)));
+    let tree = Tree::new().file("EFI/Linux/many.efi", uki(Aarch64, &sections));
+    let boot = boot(Aarch64, &[tree], "");
+    assert_eq!(boot.told(), "good");
+    boot.line(
+        "bootshare: /EFI/Linux/many.efi: its 1456 device trees for other machines are not used",
+    );
+}
+
+#[test]
+fn the_profiles_of_an_image() {
+    let image = uki(
+        Aarch64,
+        &[
+            (".osrel", b"PRETTY_NAME=Demo\nVERSION_ID=1\n".to_vec()),
+            (".linux", kernel(Aarch64)),
+            (".cmdline", b"base".to_vec()),
+            (".profile", b"ID=main\nTITLE=Main\n".to_vec()),
+            (".cmdline", b"main".to_vec()),
+            (".profile", b"ID=reset\nTITLE='Factory reset'\n".to_vec()),
+            (".cmdline", b"reset=1".to_vec()),
+            (".profile", b"ID=debug\n".to_vec()),
+        ],
+    );
+    let tree = || Tree::new().file("EFI/Linux/demo.efi", image.clone());
+    let told = |tree: Tree, options: &str| boot(Aarch64, &[tree], options).told().to_owned();
+    assert_eq!(told(tree(), ""), "main");
+    assert_eq!(told(tree(), "bootshare.entry=demo.efi@1"), "reset=1");
+    // What a profile has not is the base's.
+    assert_eq!(told(tree(), "bootshare.entry=demo.efi@2"), "base");
+    let default = tree().file("loader/loader.conf", "default demo.efi@1\n");
+    assert_eq!(told(default, ""), "reset=1");
+    let entry = |profile| {
+        let text = format!("uki /EFI/Linux/demo.efi\nprofile {profile}\noptions more\n");
+        tree().file("loader/entries/reset.conf", text)
+    };
+    assert_eq!(told(entry(1), "bootshare.entry=reset"), "reset=1 more");
+    let none = boot(Aarch64, &[entry(3)], "bootshare.entry=reset");
+    assert_eq!(none.end, End::Failed);
+    none.line("/EFI/Linux/demo.efi: it has no profile 3, but 3, which are counted from 0");
+    let listed = boot(Aarch64, &[tree()], "bootshare.cmd=entries");
+    listed.line("* demo: Demo (Main) (/EFI/Linux/demo.efi)");
+    listed.line(
+        "  demo.efi@1: Demo (Factory reset) (/EFI/Linux/demo.efi) from /EFI/Linux/demo.efi@1",
+    );
+    listed.line("  demo.efi@2: Demo (debug) (/EFI/Linux/demo.efi) from /EFI/Linux/demo.efi@2");
+}
+
+#[test]
+fn an_image_of_lanzaboote_is_named() {
+    let sections = [
+        (".linux", b"\\EFI\\nixos\\kernel.efi".to_vec()),
+        (".linuxh", vec![0; 32]),
+        (".initrd", b"\\EFI\\nixos\\initrd.efi".to_vec()),
+        (".initrdh", vec![0; 32]),
+    ];
+    let tree = Tree::new().file("EFI/Linux/nixos.efi", uki(Aarch64, &sections));
+    let boot = boot(Aarch64, &[tree], "");
+    assert_eq!(boot.end, End::Failed);
+    boot.line("it is an image of lanzaboote without a kernel in it, which is ");
 }
 
 // Kernels by conventional names.
