@@ -16,6 +16,7 @@ use bootshare_host::Arch;
 use bootshare_host::guest::Parts;
 use bootshare_host::modules::Modules;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 use tempfile::TempDir;
@@ -319,6 +320,47 @@ fn each_failure_has_a_line_and_a_status() {
 }
 
 #[test]
+fn the_machines_own_files_are_a_root_file_system_too() {
+    let tree = Tree::new(Arch::X86_64);
+    let here = env!("CARGO_MANIFEST_DIR");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bootshare-host"));
+    command
+        .args(["run", "--cwd", here, "--kernel"])
+        .arg(kernel(Arch::X86_64))
+        .args(["/", "--", "cat", "Cargo.toml"])
+        .stdin(Stdio::null());
+    let text = fs::read_to_string(Path::new(here).join("Cargo.toml")).unwrap();
+    tree.ran(&mut command).expect(0, &text, "");
+}
+
+#[test]
+fn a_signal_ends_all_of_a_run() {
+    let tree = Tree::new(Arch::X86_64);
+    let mut command = tree.command(&[], &["sh", "-c", "echo begin; sleep 1000"]);
+    command.env("TMPDIR", tree.dir.path());
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut [0; 6])
+        .unwrap();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{errors}");
+    // The end of its streams is that of QEMU as well; and no file is left.
+    let left = fs::read_dir(tree.dir.path()).unwrap();
+    let mut names: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["console", "root"]);
+}
+
+#[test]
 fn an_arm64_kernel_finds_its_board_by_itself() {
     let tree = Tree::new(Arch::Aarch64);
     tree.run(&[], &["uname", "-m"]).expect(0, "aarch64\n", "");
@@ -378,11 +420,7 @@ fn on_a_terminal_a_shell_has_its_size_and_its_keys() {
     typed("echo status $?\n", "status 130");
     (size.ws_row, size.ws_col) = (20, 40);
     tcsetwinsize(&program, size).unwrap();
-    rustix::process::kill_process(
-        rustix::process::Pid::from_child(&child),
-        rustix::process::Signal::WINCH,
-    )
-    .unwrap();
+    kill_process(Pid::from_child(&child), Signal::WINCH).unwrap();
     // It is told meanwhile.
     typed(
         "while [ \"$(stty size)\" != '20 40' ]; do :; done; echo re''sized\n",
