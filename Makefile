@@ -1,13 +1,19 @@
 # Everything runs through here, so that a person and CI do the same.
 
 BOARD ?= $(if $(filter aarch64,$(shell uname -m)),aarch64-virt,x86_64-microvm)
-ACCEL ?= tcg
+ACCEL ?= auto
 MEMORY ?= 512
 SECONDS ?= 60
 ROUNDS ?= 7
 # Recipes read these two as shell variables: they may hold quotation marks.
 export APPEND
 export SHARE
+
+BOARDS := x86_64-microvm x86_64-q35 x86_64-pc aarch64-virt aarch64-virt-pci \
+	x86_64-microvm-rom x86_64-q35-rom aarch64-virt-rom
+ifeq ($(filter $(BOARD),$(BOARDS)),)
+$(error there is no BOARD $(BOARD): use one of $(BOARDS))
+endif
 
 ARCH := $(firstword $(subst -, ,$(BOARD)))
 ARCHES := x86_64 aarch64
@@ -51,7 +57,7 @@ help:
 	@echo '                 APPEND=   firmware options; words after -- go to the kernel'
 	@echo '                 MEMORY=   MiB (default $(MEMORY)); TIMEOUT= seconds'
 	@echo '                 QEMU=     of which Debian release: bookworm, trixie, sid (default: what is installed)'
-	@echo '                 SERVER=   a virtiofsd to use instead of our own; ACCEL= tcg (default), kvm'
+	@echo '                 SERVER=   a virtiofsd to use instead of our own; ACCEL= auto (default), tcg, kvm'
 	@echo 'make host      the host tool that carries the firmware, to copy anywhere:'
 	@echo '                 $(TARGET)/release/bootshare-host'
 	@echo 'make test      everything CI runs'
@@ -63,6 +69,8 @@ help:
 	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client zstd'
 	@echo '                 SANITIZER= address (default) or none, five times as fast'
 	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
+	@echo 'make mutants   which changes of the client no test notices: hours; the list is in target/mutants.out'
+	@echo '                 ONLY=     those whose name matches: src/session, or a regular expression'
 	@echo 'make licences  the licences of everything that is linked'
 	@echo 'make callgrind how many instructions the client takes for a request'
 	@echo 'make panics    where the images could panic, against docs/panics.md'
@@ -76,10 +84,10 @@ help:
 .PHONY: run
 run: setup-run tool firmware-$(ARCH)
 ifeq ($(SHARE),)
-	$(TOOL) demo --board $(BOARD) target/demo/$(ARCH)
+	$(TOOL) demo --parts target/guest --board $(BOARD) target/demo/$(ARCH)
 endif
 	$(TOOL) boot $(if $(SHARE),"$$SHARE",--demo target/demo/$(ARCH)) --board $(BOARD) \
-		$(if $(QEMU),--qemu "$$($(TOOL) qemu $(QEMU))") --append "$$APPEND" --memory $(MEMORY) --accel $(ACCEL) \
+		$(if $(QEMU),--qemu "$$($(TOOL) qemu --cache target/qemu $(QEMU))") --append "$$APPEND" --memory $(MEMORY) --accel $(ACCEL) \
 		$(if $(SERVER),--server "$(SERVER)") $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 # For the work on this tree: it finds the firmware in target/firmware.
@@ -132,7 +140,10 @@ TESTED = --workspace $(HOSTED) --features bootshare/loader,$(EMBEDDED)
 .PHONY: test
 test: setup-test lint package firmware init examples payload
 	cargo test $(TESTED) --no-fail-fast
-	[ "$$(id -u)" != 0 ] || cargo test $(TESTED) --test embedded -- --ignored
+	@if [ "$$(id -u)" = 0 ]; then \
+		cargo test $(TESTED) --test embedded trusted_ -- --ignored 2>&1 | tee target/root.log; \
+		grep -q 'test result: ok. [1-9]' target/root.log; \
+	else echo 'not tested, for it needs root: layers by attributes that are trusted.'; fi
 
 # Each board on the QEMUs of three Debian releases with the kernels of all of them: some ten minutes.
 .PHONY: test-qemus
@@ -143,11 +154,15 @@ test-qemus: setup-test firmware
 test-kvm: setup-test firmware
 	cargo test -p bootshare --features loader --test boot kvm_ -- --include-ignored --nocapture
 
+DOCUMENTED := -p bootshare -p bootshare-test-device -p bootshare-zstd -p bootshare-host --features bootshare/loader
+SCRIPTS := .ci/run host/setup.sh host/src/*.sh fuzz/run.sh benches/src/*.sh examples/ci/*.sh
+
 .PHONY: lint
-lint: setup-test $(ARCHES:%=lint-%)
+lint: setup-test firmware $(ARCHES:%=lint-%)
 	cargo fmt --all --check
-	cargo clippy --workspace $(HOSTED) --all-targets --features bootshare/loader -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps -p bootshare -p bootshare-test-device -p bootshare-zstd --features bootshare/loader
+	shellcheck $(SCRIPTS)
+	cargo clippy $(TESTED) --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --quiet --no-deps $(DOCUMENTED)
 	set -e; for features in $(FEATURES); do \
 		cargo clippy --quiet -p bootshare --no-default-features --features $$features -- -D warnings; \
 	done
@@ -177,8 +192,14 @@ miri: setup-miri
 		cargo +nightly miri test -p bootshare-tests --no-default-features --test hostile
 	cargo +nightly miri test -p bootshare-fuzz
 
+# docs/mutants.md says what survives and why. The sources that are changed are a copy.
+.PHONY: mutants
+mutants: export PATH := $(PATH):$(CURDIR)/target/cargo-mutants/bin
+mutants: setup-mutants
+	cargo mutants --output target $(if $(ONLY),--re '$(ONLY)')
+
 .PHONY: licences
-licences: export PATH := $(PATH):$(CURDIR)/target/cargo-deny/bin
+licences: export PATH := $(CURDIR)/target/cargo-deny/bin:$(PATH)
 licences: setup-licences
 	cargo deny check licenses bans sources
 
@@ -209,14 +230,15 @@ size: tool firmware
 
 .PHONY: doc
 doc: setup-build
-	cargo doc --no-deps -p bootshare -p bootshare-test-device -p bootshare-zstd -p bootshare-host --features bootshare/loader
+	cargo doc --no-deps $(DOCUMENTED)
 
 .PHONY: clean
 clean:
-	rm -rf target "$(TARGET)"
+	rm -rf target
+	@[ -z "$(CARGO_TARGET_DIR)" ] || echo 'kept, since others may use it: $(CARGO_TARGET_DIR)'
 
 # Each installs what is missing for its purpose, and does nothing when nothing is.
-SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-licences setup-callgrind
+SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-mutants setup-licences setup-callgrind
 .PHONY: $(SETUPS)
 $(SETUPS): setup-%:
 	@host/setup.sh $*

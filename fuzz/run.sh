@@ -17,6 +17,11 @@ case $seconds in
     exit 1
     ;;
 esac
+# For libFuzzer 0 is no limit.
+[ "$seconds" -gt 0 ] || {
+    echo "fuzz: error: 0 seconds are no time: use 1 or more" >&2
+    exit 1
+}
 PATH=$PWD/target/cargo-fuzz/bin:$PATH
 out=target/fuzz
 sanitizer=${SANITIZER:-address}

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri|licences|callgrind`.
+# Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri|mutants|licences|callgrind`.
 #
 # Where there is apt (Debian, Ubuntu and their kin) it is used, as root or through sudo; elsewhere
 # the packages to install are printed by the names that they have there. When nothing is missing
@@ -8,11 +8,12 @@ set -eu
 # What programs say is read below.
 export LC_ALL=C
 cd "$(dirname "$0")/.."
-purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri|licences|callgrind"}
+purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri|mutants|licences|callgrind"}
 
 # The version the boot tests run, beside QEMU 7.2's server.
 virtiofsd_version=1.14.0
 cargo_fuzz_version=0.13.2
+cargo_mutants_version=27.1.0
 cargo_deny_version=0.20.2
 
 say() { echo "setup: $*" >&2; }
@@ -81,6 +82,7 @@ needs_to_test() {
     has xz || need xz-utils
     has zstd || need zstd
     has lz4 || need lz4
+    has shellcheck || need shellcheck
     [ -e /usr/include/cap-ng.h ] || need libcap-ng-dev
     [ -e /usr/include/seccomp.h ] || need libseccomp-dev
     case " $missing " in *" rustup "*) return ;; esac
@@ -125,9 +127,10 @@ named_for() {
     case $1 in
     dnf*) names='s/^libc6-dev$/glibc-devel/; s/^(lib.*)-dev$/\1-devel/; s/^g[+][+]$/gcc-c++/
         s/^qemu-system-x86$/qemu-system-x86-core/; s/^qemu-system-arm$/qemu-system-aarch64-core/
-        s/^xz-utils$/xz/; s/^rust-clippy$/clippy/' ;;
+        s/^xz-utils$/xz/; s/^rust-clippy$/clippy/; s/^shellcheck$/ShellCheck/' ;;
     zypper*) names='s/^libc6-dev$/glibc-devel/; s/^(lib.*)-dev$/\1-devel/; s/^g[+][+]$/gcc-c++/
-        s/^qemu-system-/qemu-/; s/^xz-utils$/xz/; s/^(rust-clippy|rustfmt)$/rust/' ;;
+        s/^qemu-system-/qemu-/; s/^xz-utils$/xz/; s/^(rust-clippy|rustfmt)$/rust/
+        s/^shellcheck$/ShellCheck/' ;;
     pacman*) names='s/^libc6-dev$/glibc/; s/^(lib.*)-dev$/\1/; s/^g[+][+]$/gcc/
         s/^qemu-system-arm$/qemu-system-aarch64/; s/^xz-utils$/xz/
         s/^(cargo|rust-clippy|rustfmt)$/rust/' ;;
@@ -168,8 +171,12 @@ install_missing() {
 # 24.04's rustup fails when it would update itself.
 install_toolchain() {
     has rustup || return 0
-    list() { sed -n "s/^$1 = //p" rust-toolchain.toml | tr -d '[]",'; }
-    channel=$(list channel)
+    channel=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+    # A list may stand on several lines.
+    list() { tr '\n' ' ' <rust-toolchain.toml | sed -n "s/.* $1 = \[\([^]]*\)\].*/\1/p" | tr -d '",'; }
+    for found in "$channel" "$(list components)" "$(list targets)"; do
+        [ -n "$found" ] || die "rust-toolchain.toml lacks channel, components or targets: see git log"
+    done
     installed=$(
         rustup component list --installed --toolchain "$channel" 2>/dev/null
         rustup target list --installed --toolchain "$channel" 2>/dev/null
@@ -221,11 +228,11 @@ install_nightly() {
             "'make test' runs the committed cases without it"
 }
 
-# A command of cargo's, unless any version of it is there: `install_cargo_command NAME VERSION`.
+# A command of cargo's, unless this version of it is there: `install_cargo_command NAME VERSION`.
 install_cargo_command() {
     root=target/cargo-$1
-    case $(cargo "$1" --version 2>/dev/null || "$root/bin/cargo-$1" --version 2>/dev/null) in
-    cargo-"$1"*) return 0 ;;
+    case $("$root/bin/cargo-$1" --version 2>/dev/null || cargo "$1" --version 2>/dev/null) in
+    cargo-"$1 $2") return 0 ;;
     esac
     say "building cargo-$1 $2 into $root"
     cargo install "cargo-$1" --version "$2" --locked --root "$root" \
@@ -266,6 +273,12 @@ miri)
     install_missing
     install_nightly miri rust-src
     ;;
+mutants)
+    needs_to_build
+    install_missing
+    install_toolchain
+    install_cargo_command mutants "$cargo_mutants_version"
+    ;;
 licences)
     needs_to_build
     install_missing
@@ -277,5 +290,5 @@ callgrind)
     install_missing
     install_toolchain
     ;;
-*) die "unknown purpose $purpose: build, run, test, fuzz, miri, licences or callgrind" ;;
+*) die "unknown purpose $purpose: build, run, test, fuzz, miri, mutants, licences or callgrind" ;;
 esac

@@ -125,6 +125,17 @@ fn imports() -> BTreeMap<String, BTreeSet<String>> {
 }
 
 #[test]
+fn every_module_is_on_a_floor() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let entries = fs::read_dir(src)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let modules = entries.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned());
+    let modules: BTreeSet<_> = modules.filter(|module| module != "lib").collect();
+    assert_eq!(modules, FLOORS.map(str::to_owned).into());
+}
+
+#[test]
 fn a_floor_names_only_those_below_it() {
     let floor_of = |module: &str| {
         let floor = FLOORS.iter().position(|floor| *floor == module);

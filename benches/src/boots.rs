@@ -115,7 +115,7 @@ fn machine(shares: &Shares, board: Board, loader: Loader, id: &str) -> Result<Ma
         }
     };
     machine.memory_mib = MEMORY_MIB;
-    machine.watch.expect = Some(machines::FIRST_LINE.parse().context("a pattern")?);
+    machine.watch.expect = vec![machines::FIRST_LINE.parse().context("a pattern")?];
     Ok(machine)
 }
 

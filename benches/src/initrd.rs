@@ -52,7 +52,7 @@ fn case(board: Board, who: &str, span: &str) -> Case {
 /// The times of one boot, in ms.
 fn spans(shares: &Shares, mut machine: Machine) -> Result<[f64; 2]> {
     machine.memory_mib = boots::MEMORY_MIB;
-    machine.watch.expect = Some(machines::FIRST_LINE.parse().context("a pattern")?);
+    machine.watch.expect = vec![machines::FIRST_LINE.parse().context("a pattern")?];
     let path = shares.dir(Arch::X86_64).with_file_name("trace");
     let requests = trace::run(&mut machine, &path)?;
     let mut lookups = requests

@@ -1,10 +1,12 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # Reads a file of the share as Linux does, past the page cache and through it.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
+# shellcheck disable=SC2013 # words are wanted
 for word in $(cat /proc/cmdline); do
     case $word in
     file=*) file=/share${word#*=} ;;

@@ -16,7 +16,7 @@ pub fn run(shares: &Shares) -> Result<Results> {
     let mut results = Results::new("trips", "Requests to the host", Layout::Counts);
     let ours = |options: &str| machines::ours(shares, Board::X86_64Microvm, options);
     let mut boot = ours("bootshare.entry=small");
-    boot.watch.expect = Some(machines::FIRST_LINE.parse().context("a pattern")?);
+    boot.watch.expect = vec![machines::FIRST_LINE.parse().context("a pattern")?];
     count(
         shares,
         "a boot of an entry, kernel and initrd",

@@ -33,6 +33,14 @@ impl Arch {
         }
     }
 
+    /// Debian's package of its QEMU.
+    pub const fn qemu_package(self) -> &'static str {
+        match self {
+            Self::X86_64 => "qemu-system-x86",
+            Self::Aarch64 => "qemu-system-arm",
+        }
+    }
+
     /// Linux's name for the board's first serial port.
     pub const fn serial(self) -> &'static str {
         match self {

@@ -4,7 +4,6 @@
 //! machine's package lists nor its dpkg architectures change, and root is not needed. Packages of
 //! another release come from where the machine gets its own, signed by the keys that it knows.
 
-use std::fmt;
 use std::fs;
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -18,6 +17,7 @@ use clap::ValueEnum;
 use indicatif::ProgressBar;
 
 use crate::board::Arch;
+use crate::explain::Interrupted;
 use crate::fd::{either, read_some};
 use crate::interrupt::interrupted;
 use crate::process::Process;
@@ -175,18 +175,6 @@ pub struct Apt<'a> {
     progress: &'a ProgressBar,
 }
 
-/// A signal came.
-#[derive(Debug)]
-struct Interrupted;
-
-impl fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("interrupted")
-    }
-}
-
-impl std::error::Error for Interrupted {}
-
 impl<'a> Apt<'a> {
     fn new(arch: Arch, dir: &'a Path, progress: &'a ProgressBar) -> Result<Self> {
         let dir_text = fs::canonicalize(dir)?.display().to_string();
@@ -275,7 +263,7 @@ Dir::Etc::PreferencesParts "/dev/null";
         let stdout = process.child.stdout.take();
         let stdout = self.read(stdout.context("apt has no output")?)?;
         Ok(Output {
-            status: process.child.wait()?,
+            status: process.wait()?,
             stdout,
             stderr: fs::read(self.dir.join("stderr"))?,
         })

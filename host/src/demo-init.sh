@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # Init of the demo's initramfs: mounts the share that the kernel itself was read from.
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -16,6 +17,7 @@ tag=bootshare
 shell=
 run=
 files=
+# shellcheck disable=SC2013 # words are wanted
 for word in $(cat /proc/cmdline); do
     case $word in
     demo.tag=*) tag=${word#*=} ;;

@@ -21,7 +21,7 @@ pub const TAG: &str = "bootshare";
 /// The word that asks the demo for a shell.
 pub const SHELL_WORD: &str = "demo.shell";
 
-/// Where the downloaded parts are kept unless told otherwise.
+/// Where the downloaded parts are kept in a build of this tree.
 pub const PARTS: &str = "target/guest";
 
 /// What the share's greeting says.
@@ -42,6 +42,11 @@ const INIT: &str = include_str!("demo-init.sh");
 /// # Errors
 /// There is such a file.
 pub fn check(arch: Arch, out: &Path) -> Result<()> {
+    ensure!(
+        out.is_dir() || fs::symlink_metadata(out).is_err(),
+        "{} is there, and no directory: name another place",
+        out.display()
+    );
     let is_demo = fs::read(out.join(GREETING_FILE)).is_ok_and(|text| text == GREETING.as_bytes());
     let names = [arch.kernel_name(), INITRD_FILE, CMDLINE_FILE, GREETING_FILE];
     let mut paths = names.iter().map(|name| out.join(name));
@@ -60,7 +65,7 @@ pub fn check(arch: Arch, out: &Path) -> Result<()> {
 /// A part is missing or in an unknown form, or `out` cannot be written.
 pub fn make(parts: &Parts, out: &Path) -> Result<()> {
     let arch = parts.arch;
-    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    output::directory(out)?;
     let write = |name: &str, bytes: &[u8]| output::replace(&out.join(name), bytes);
     let path = parts.kernel()?;
     let kernel = read(&path)?;

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use crate::explain::Explain;
+use anyhow::Result;
 
 /// What `use_it` makes of the image at `path`.
 ///
@@ -14,9 +15,10 @@ pub(crate) fn with_image<T>(
     use_it: impl FnOnce(&object::File<'_>) -> Result<T>,
 ) -> Result<T> {
     let name = path.display();
-    let bytes = fs::read(path)
-        .with_context(|| format!("cannot read {name}: build it with `make firmware`"))?;
-    let image = object::File::parse(&*bytes).with_context(|| format!("{name} is no ELF file"))?;
+    let remedy = "name an image that `make firmware` has built";
+    let bytes = fs::read(path).explain(format_args!("cannot read {name}"), remedy)?;
+    let image =
+        object::File::parse(&*bytes).explain(format_args!("{name} is no ELF file"), remedy)?;
     use_it(&image)
 }
 

@@ -7,6 +7,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+/// How much is read or written at a time.
+pub(crate) const AT_A_TIME: usize = 64 << 10;
+
 /// Waits until one of `fds` can be read, or whatever its flags say, for `limit` at the most; tells
 /// which can. A signal may end the wait early: then none can.
 pub(crate) fn ready(
@@ -40,9 +43,45 @@ pub(crate) fn either(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<(
     }
 }
 
+/// Writes all of `bytes`, also where somebody who shares the descriptor has set O_NONBLOCK; tells
+/// `written` how much went at a time.
+pub(crate) fn write_all(
+    to: BorrowedFd<'_>,
+    mut bytes: &[u8],
+    mut written: impl FnMut(usize),
+) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(to, &bytes[..bytes.len().min(AT_A_TIME)]) {
+            Ok(count) => {
+                bytes = &bytes[count..];
+                written(count);
+            }
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => drop(ready(&[(to, PollFlags::OUT)], None)?),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Has `read` read what is in a stream now, and no more: its end may never come while another process
+/// holds it.
+pub(crate) fn read_rest<S, E: From<io::Error>>(
+    stream: &mut S,
+    fd: impl Fn(&S) -> Option<BorrowedFd<'_>>,
+    read: impl Fn(&mut S) -> Result<usize, E>,
+) -> Result<(), E> {
+    let count = |stream: &S| fd(stream).map_or(Ok(0), rustix::io::ioctl_fionread);
+    let mut left = count(stream).map_err(io::Error::from)?;
+    while left > 0 && count(stream).map_err(io::Error::from)? > 0 {
+        left = left.saturating_sub(read(stream)? as u64);
+    }
+    Ok(())
+}
+
 /// Reads what is there, at most 64 KiB; `None` at the end.
 pub(crate) fn read_some(from: &mut dyn Read) -> io::Result<Option<Vec<u8>>> {
-    let mut buffer = vec![0; 64 << 10];
+    let mut buffer = vec![0; AT_A_TIME];
     loop {
         match from.read(&mut buffer) {
             Ok(0) => return Ok(None),
@@ -54,6 +93,25 @@ pub(crate) fn read_some(from: &mut dyn Read) -> io::Result<Option<Vec<u8>>> {
             // The other end of a socket was killed with bytes of ours unread.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
             Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_socket_whose_other_end_was_killed_has_ended() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.write_all(b"unread").unwrap();
+        theirs.write_all(b"last words").unwrap();
+        // unix(7): the error is there before the words.
+        drop(theirs);
+        while let Some(bytes) = read_some(&mut ours).unwrap() {
+            assert_eq!(bytes, b"last words");
         }
     }
 }

@@ -1,42 +1,101 @@
-//! SIGINT, SIGTERM and SIGHUP as something poll(2) can wait for.
+//! Signals as something poll(2) can wait for. One that was ignored from the start stays ignored:
+//! nohup(1) and shells that start jobs in the background want it so.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::Duration;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook::low_level::{emulate_default_handler, pipe};
+
+use crate::fd::ready;
+
+/// How long a second signal has no effect: timeout(1), for one, sends each twice, and the first is
+/// to leave nothing behind.
+const GRACE: Duration = Duration::from_secs(1);
 
 static PIPE: OnceLock<UnixStream> = OnceLock::new();
+static JOB_CONTROL: OnceLock<JobControl> = OnceLock::new();
 
-/// A descriptor that is readable once, and ever after, one of the signals has come.
+/// A descriptor that is readable once, and ever after, SIGINT, SIGTERM, SIGHUP or SIGQUIT has come.
 ///
-/// It is never read, so every machine of the process sees it. A second signal has the default
-/// effect: it ends the process at once, and the kernel ends the children. SIGHUP stays ignored when
-/// it was ignored from the start.
+/// It is never read, so every machine of the process sees it. A second signal, a second later, has
+/// the default effect: it ends the process at once, and the kernel ends the children.
 pub(crate) fn interrupted() -> io::Result<BorrowedFd<'static>> {
     if let Some(pipe) = PIPE.get() {
         return Ok(pipe.as_fd());
     }
     let (read, write) = UnixStream::pair()?;
+    let seen = read.try_clone()?;
     // Two threads may both come here: the loser's registration only ever writes to a closed pipe.
     let won = PIPE.set(read).is_ok();
     if won {
+        // With SIGCHLD ignored, which children inherit, the kernel would keep no exit status for us.
+        signal_hook::flag::register(SIGCHLD, Arc::default())?;
         let again = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            // nohup(1): who runs us wants us to outlive the terminal.
-            if signal == SIGHUP && is_ignored(signal)? {
+        for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
+            if is_ignored(signal)? {
                 continue;
             }
             signal_hook::flag::register_conditional_default(signal, Arc::clone(&again))?;
-            signal_hook::flag::register(signal, Arc::clone(&again))?;
-            signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+            pipe::register(signal, write.try_clone()?)?;
         }
+        thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                let readable = rustix::event::PollFlags::IN;
+                while !matches!(ready(&[(seen.as_fd(), readable)], None), Ok(fds) if fds[0]) {}
+                thread::sleep(GRACE);
+                again.store(true, Ordering::Relaxed);
+            })?;
     }
     PIPE.get()
         .map(AsFd::as_fd)
         .ok_or_else(|| io::Error::other("no signal pipe"))
+}
+
+/// SIGTSTP and SIGCONT of the process.
+pub(crate) struct JobControl {
+    pipe: UnixStream,
+    stop: Arc<AtomicBool>,
+}
+
+impl JobControl {
+    /// From now on SIGTSTP stops nothing but by [`stop`](Self::stop).
+    pub(crate) fn get() -> io::Result<&'static Self> {
+        if let Some(job) = JOB_CONTROL.get() {
+            return Ok(job);
+        }
+        let (read, write) = UnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        if !is_ignored(SIGTSTP)? {
+            signal_hook::flag::register(SIGTSTP, Arc::clone(&stop))?;
+            pipe::register(SIGTSTP, write.try_clone()?)?;
+        }
+        pipe::register(SIGCONT, write)?;
+        Ok(JOB_CONTROL.get_or_init(|| Self { pipe: read, stop }))
+    }
+
+    /// Readable when one of the signals has come.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
+
+    /// Takes what has come; whether the process is asked to stop.
+    pub(crate) fn is_asked_to_stop(&self) -> bool {
+        while matches!((&self.pipe).read(&mut [0; 64]), Ok(1..)) {}
+        self.stop.swap(false, Ordering::Relaxed)
+    }
+
+    /// Stops the process until SIGCONT.
+    pub(crate) fn stop(&self) -> io::Result<()> {
+        emulate_default_handler(SIGTSTP)
+    }
 }
 
 /// Whether the process ignores `signal` (proc_pid_status(5), `SigIgn`).
@@ -48,4 +107,49 @@ fn is_ignored(signal: i32) -> io::Result<bool> {
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .ok_or_else(|| io::Error::other("no SigIgn in /proc/self/status"))?;
     Ok(mask & (1 << (signal - 1)) != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+
+    use rustix::process::{Pid, Signal, kill_process};
+
+    /// Set for the process that is sent the signals: this program, which runs the test again.
+    const HANGS: &str = "BOOTSHARE_TEST_HANGS";
+
+    #[test]
+    fn a_second_signal_a_second_later_ends_what_hangs() {
+        if std::env::var_os(HANGS).is_some() {
+            interrupted().unwrap();
+            println!("\nREADY");
+            thread::sleep(Duration::from_secs(1000));
+        }
+        let name = "interrupt::tests::a_second_signal_a_second_later_ends_what_hangs";
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(HANGS, "yes")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = io::BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while line != "READY\n" {
+            line.clear();
+            assert_ne!(io::BufRead::read_line(&mut lines, &mut line).unwrap(), 0);
+        }
+        let pid = Pid::from_child(&child);
+        // timeout(1) sends each twice: the first one is left to do its work.
+        for _ in 0..2 {
+            kill_process(pid, Signal::TERM).unwrap();
+            thread::sleep(GRACE / 10);
+        }
+        thread::sleep(GRACE);
+        assert_eq!(child.try_wait().unwrap(), None);
+        kill_process(pid, Signal::TERM).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(SIGTERM), "{status:?}");
+    }
 }

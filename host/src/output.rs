@@ -5,9 +5,29 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tempfile::NamedTempFile;
+
+use crate::explain::Explain;
+use crate::fd::write_all;
+
+/// What to do about a place that cannot be written to.
+const WRITABLE: &str = "name a place with room that can be written to";
+
+/// A directory for what is to be written.
+///
+/// # Errors
+/// It cannot be made.
+pub fn directory(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).explain(
+        format_args!("cannot make the directory {}", path.display()),
+        WRITABLE,
+    )
+}
 
 /// An empty file beside `path`, gone unless it is [put](put) there.
 ///
@@ -23,7 +43,7 @@ pub(crate) fn beside(path: &Path) -> Result<NamedTempFile> {
         // As for any new file: the umask takes from these.
         .permissions(fs::Permissions::from_mode(0o666))
         .tempfile_in(dir)
-        .with_context(|| format!("cannot write {}", path.display()))
+        .explain(format_args!("cannot write {}", path.display()), WRITABLE)
 }
 
 /// Gives the file its name; what had the name before is replaced.
@@ -32,7 +52,7 @@ pub(crate) fn beside(path: &Path) -> Result<NamedTempFile> {
 /// The file system refuses it, for example because the name is a directory's.
 pub(crate) fn put(file: NamedTempFile, path: &Path) -> Result<fs::File> {
     let put = file.persist(path).map_err(|error| error.error);
-    put.with_context(|| format!("cannot write {}", path.display()))
+    put.explain(format_args!("cannot write {}", path.display()), WRITABLE)
 }
 
 /// Replaces the file at `path` by one with these bytes.
@@ -42,8 +62,24 @@ pub(crate) fn put(file: NamedTempFile, path: &Path) -> Result<fs::File> {
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = beside(path)?;
     file.write_all(bytes)
-        .with_context(|| format!("cannot write {}", path.display()))?;
+        .explain(format_args!("cannot write {}", path.display()), WRITABLE)?;
     put(file, path).map(drop)
+}
+
+/// Prints to standard error, for `limit` at the most: it may be a pipe that nobody reads.
+pub fn say(text: Vec<u8>, limit: Option<Duration>) {
+    // There is nobody to tell when standard error is closed.
+    let write = move || drop(write_all(rustix::stdio::stderr(), &text, drop));
+    let Some(limit) = limit else {
+        return write();
+    };
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || {
+        write();
+        // Nobody may wait any more.
+        let _ = done.send(());
+    });
+    let _ = is_done.recv_timeout(limit);
 }
 
 #[cfg(test)]

@@ -5,21 +5,23 @@
 //! SIGKILL leaves nothing behind.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStderr, Command, ExitStatus};
-use std::time::Instant;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::event::PollFlags;
 use rustix::process::{
     Pid, PidfdFlags, Signal, getppid, kill_process_group, pidfd_open,
     set_parent_process_death_signal,
 };
 
-use crate::fd::{read_some, ready};
+use crate::explain::Interrupted;
+use crate::fd::{read_rest, read_some, ready};
+use crate::interrupt::interrupted;
 use crate::syscall::PIDFD_OPEN;
 
 /// How much of a child's error output is kept.
@@ -102,6 +104,7 @@ pub(crate) fn quote(word: &OsStr) -> String {
 pub(crate) struct Process {
     pub(crate) child: Child,
     pidfd: OwnedFd,
+    status: Option<ExitStatus>,
 }
 
 impl Process {
@@ -139,7 +142,11 @@ impl Process {
         let pid = Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty())
             .with_context(|| format!("cannot watch {program}"))?;
-        Ok(Self { child, pidfd })
+        Ok(Self {
+            child,
+            pidfd,
+            status: None,
+        })
     }
 
     /// Its standard error, if that is a pipe.
@@ -155,41 +162,92 @@ impl Process {
         self.pidfd.as_fd()
     }
 
-    /// Waits until `deadline`; `None` when the process is still running then.
+    /// Waits until `deadline`; `None` when the process is still running then. What is left of its
+    /// group is ended with it.
     pub(crate) fn wait_until(&mut self, deadline: Instant) -> io::Result<Option<ExitStatus>> {
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(Some(status));
-            }
+        while self.status.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
+            if ready(&[(self.ended(), PollFlags::IN)], Some(left))?[0] {
+                break;
+            }
             if left.is_zero() {
                 return Ok(None);
             }
-            ready(&[(self.ended(), PollFlags::IN)], Some(left))?;
+        }
+        self.end().map(Some)
+    }
+
+    /// Sends `signal` to the process and all of its group, unless it was waited for.
+    pub(crate) fn signal(&self, signal: Signal) {
+        // Once reaped, the number may belong to somebody else.
+        if self.status.is_none() {
+            // It may fail only because the process is gone already.
+            let _ = kill_process_group(Pid::from_child(&self.child), signal);
         }
     }
 
-    /// Sends `signal` to the process, which was not waited for yet, and all of its group.
-    pub(crate) fn signal(&self, signal: Signal) {
-        // It may fail only because the process is gone already.
-        let _ = kill_process_group(Pid::from_child(&self.child), signal);
+    /// Waits until the process ends by itself.
+    pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
+        while !ready(&[(self.ended(), PollFlags::IN)], None)?[0] {}
+        self.end()
     }
 
     /// Kills the process and all of its group, and waits for it.
     pub(crate) fn kill(&mut self) {
+        // It fails only when somebody else has waited: the process is gone.
+        let _ = self.end();
+    }
+
+    /// Ends all of the group, of a process that has ended or not, and tells how the process did.
+    pub(crate) fn end(&mut self) -> io::Result<ExitStatus> {
+        if let Some(status) = self.status {
+            return Ok(status);
+        }
         self.signal(Signal::KILL);
-        // As above.
-        let _ = self.child.wait();
+        let status = self.child.wait()?;
+        self.status = Some(status);
+        Ok(status)
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Once reaped, the number may belong to somebody else.
-        if !matches!(self.child.try_wait(), Ok(Some(_))) {
-            self.kill();
-        }
+        self.kill();
     }
+}
+
+/// How long a program may take to say what it is.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// All that a program says which is asked something, and how it ends; in time.
+///
+/// # Errors
+/// It cannot be run, takes too long, or a signal came.
+pub fn output_of(command: &mut Command) -> Result<(ExitStatus, String)> {
+    // A file, since two pipes would have to be read at the same time.
+    let mut said = tempfile::tempfile()?;
+    command.stdin(Stdio::null());
+    command.stdout(said.try_clone()?).stderr(said.try_clone()?);
+    let mut process = Process::spawn(command, None)?;
+    let interrupt = interrupted()?;
+    let deadline = Instant::now() + ANSWER_LIMIT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let fds = [process.ended(), interrupt].map(|fd| (fd, PollFlags::IN));
+        let ready = ready(&fds, Some(left))?;
+        if ready[1] {
+            return Err(Interrupted.into());
+        }
+        if ready[0] {
+            break;
+        }
+        let seconds = ANSWER_LIMIT.as_secs();
+        ensure!(!left.is_zero(), "it did not answer within {seconds} s");
+    }
+    let mut text = Vec::new();
+    said.rewind()?;
+    said.read_to_end(&mut text)?;
+    Ok((process.end()?, String::from_utf8_lossy(&text).into_owned()))
 }
 
 /// What a child says on its standard error; the last of it is kept.
@@ -205,28 +263,24 @@ impl Errors {
         self.stream.as_ref().map(AsFd::as_fd)
     }
 
-    /// Reads what is there.
-    pub(crate) fn read(&mut self) -> io::Result<()> {
+    /// Reads what is there; how much that was.
+    pub(crate) fn read(&mut self) -> io::Result<usize> {
         let Some(stream) = &mut self.stream else {
-            return Ok(());
+            return Ok(0);
         };
-        match read_some(stream)? {
-            None => self.stream = None,
-            Some(bytes) => {
-                self.tail.extend(bytes);
-                let excess = self.tail.len().saturating_sub(TAIL);
-                self.tail.drain(..excess);
-            }
-        }
-        Ok(())
+        let Some(bytes) = read_some(stream)? else {
+            self.stream = None;
+            return Ok(0);
+        };
+        self.tail.extend_from_slice(&bytes);
+        let excess = self.tail.len().saturating_sub(TAIL);
+        self.tail.drain(..excess);
+        Ok(bytes.len())
     }
 
-    /// Reads to the end.
+    /// Reads what the ended process had still to say.
     pub(crate) fn drain(&mut self) -> io::Result<()> {
-        while self.stream.is_some() {
-            self.read()?;
-        }
-        Ok(())
+        read_rest(self, Self::fd, Self::read)
     }
 
     pub(crate) fn text(&self) -> String {
@@ -254,18 +308,31 @@ mod tests {
     }
 
     #[test]
+    fn only_the_last_of_what_a_process_complains_of_is_kept() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "yes complaint | head -c 60000 >&2; echo last >&2"]);
+        command.stderr(Stdio::piped());
+        let mut process = Process::spawn(&mut command, None).unwrap();
+        let mut errors = process.errors();
+        assert!(process.wait().unwrap().success());
+        errors.drain().unwrap();
+        assert_eq!(errors.text().len(), TAIL);
+        assert!(errors.text().ends_with("last\n"));
+    }
+
+    #[test]
     fn dropping_a_process_ends_its_whole_group() {
         let mut command = Command::new("sh");
         command
             .args(["-c", "sleep 1000 & echo $!; wait"])
-            .stdout(std::process::Stdio::piped());
+            .stdout(Stdio::piped());
         let mut process = Process::spawn(&mut command, None).unwrap();
         let mut line = String::new();
         let mut out = io::BufReader::new(process.child.stdout.take().unwrap());
         io::BufRead::read_line(&mut out, &mut line).unwrap();
         drop(process);
         // The grandchild held the pipe open: its end is the pipe's end.
-        assert_eq!(io::Read::read(&mut out, &mut [0; 8]).unwrap(), 0);
+        assert_eq!(Read::read(&mut out, &mut [0; 8]).unwrap(), 0);
         assert!(line.trim().parse::<u32>().is_ok());
     }
 }

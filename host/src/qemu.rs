@@ -3,16 +3,18 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 
 use crate::board::{Arch, Board, Transport};
+use crate::explain::Explain;
 use crate::process::Invocation;
-use crate::serve::{Fault, Options, Trace};
+use crate::serve::{Cache, Fault, Options, Trace};
 use crate::watch::Watch;
 
 /// Exit codes from here up are the firmware's: it reports `STATUS_BASE + status`. QEMU's own are 0
@@ -66,10 +68,10 @@ impl Share {
             "the share {tag} has no directory: name one"
         );
         for dir in &self.dirs {
-            fs::read_dir(dir).with_context(|| {
-                let dir = dir.display();
-                format!("cannot share {dir}, name a directory that can be read")
-            })?;
+            fs::read_dir(dir).explain(
+                format_args!("cannot share {}", dir.display()),
+                "name a directory that can be read",
+            )?;
         }
         Ok(())
     }
@@ -92,7 +94,7 @@ impl fmt::Display for Share {
 pub struct Machine {
     /// The board.
     pub board: Board,
-    /// The directory of QEMU's programs; `None` takes those in `PATH`.
+    /// QEMU's program, or the directory of its programs; `None` takes what is installed.
     pub qemu: Option<PathBuf>,
     /// The firmware image: what the board takes, for `-kernel` or `-bios`.
     pub firmware: PathBuf,
@@ -114,6 +116,10 @@ pub struct Machine {
     pub request_queues: u32,
     /// How many requests the server answers at a time; `None` leaves it to the server.
     pub thread_pool_size: Option<u32>,
+    /// How long the guest may rely on what the embedded server told.
+    pub cache: Cache,
+    /// Whether the embedded server shows extended attributes.
+    pub xattr: bool,
     /// What the embedded server does wrong on purpose.
     pub fault: Option<Fault>,
     /// Where the embedded server records all requests and replies.
@@ -128,6 +134,12 @@ pub struct Machine {
     pub without_status: bool,
     /// Start aarch64 at EL2.
     pub el2: bool,
+    /// The TCP port of this machine on which QEMU waits for a debugger before it starts.
+    pub gdb: Option<u16>,
+    /// Whether it has a network card, on QEMU's own network.
+    pub has_network: bool,
+    /// Disks, raw or qcow2.
+    pub disks: Vec<PathBuf>,
     /// Devices of the first shares, by their driver and properties, in place of the board's own:
     /// `vhost-user-fs-pci,bus=port1` behind a bridge that `qemu_args` add.
     pub devices: Vec<String>,
@@ -161,6 +173,8 @@ impl Machine {
             server: None,
             request_queues: 1,
             thread_pool_size: None,
+            cache: Cache::default(),
+            xattr: false,
             fault: None,
             trace: None,
             time_limit: None,
@@ -168,6 +182,9 @@ impl Machine {
             legacy_mmio: false,
             without_status: false,
             el2: false,
+            gdb: None,
+            has_network: false,
+            disks: Vec::new(),
             devices: Vec::new(),
             qemu_args: Vec::new(),
         }
@@ -193,6 +210,8 @@ impl Machine {
         if let Some(server) = &self.server {
             for (option, given) in [
                 ("--fault", self.fault.is_some()),
+                ("--cache", self.cache != Cache::default()),
+                ("--xattr", self.xattr),
                 ("--trace", self.trace.is_some()),
             ] {
                 ensure!(
@@ -208,28 +227,79 @@ impl Machine {
                 server.display()
             );
         }
-        if let Some(dir) = &self.qemu {
-            let program = format!("qemu-system-{}", self.board.arch().name());
+        if let Some(path) = &self.qemu {
+            let program = PathBuf::from(self.program());
             ensure!(
-                dir.join(&program).is_file(),
-                "there is no {program} in {}: name the directory of QEMU's programs",
-                dir.display()
+                program.is_file(),
+                "--qemu {}: there is no {}: name QEMU's program, or the directory of its programs",
+                path.display(),
+                program.display()
             );
+        }
+        let split = |arg: &&OsString| {
+            let bytes = arg.as_encoded_bytes();
+            bytes.starts_with(b"-") && bytes.contains(&b' ')
+        };
+        if let Some(arg) = self.qemu_args.iter().find(split) {
+            let arg = arg.display();
+            bail!("--qemu-arg='{arg}' is several words: write a --qemu-arg for each");
+        }
+        for disk in &self.disks {
+            fs::File::open(disk).explain(
+                format_args!("cannot open the disk {}", disk.display()),
+                "name a file that is there, or make one with `truncate -s 1G FILE`",
+            )?;
         }
         ensure!(
             !self.el2 || self.board.arch() == Arch::Aarch64,
-            "only the aarch64 boards have an EL2"
+            "only the aarch64 boards have an EL2: leave out --el2, or name one with --board"
         );
         Ok(())
     }
 
-    pub(crate) fn invocation(&self, wiring: &Wiring) -> Invocation {
+    /// QEMU's program: under the name that its project gives it, or under that of distributions which
+    /// have it for their own architecture only.
+    pub(crate) fn program(&self) -> OsString {
         let arch = self.board.arch();
-        let program = format!("qemu-system-{}", arch.name());
-        let mut qemu = Invocation::new(match &self.qemu {
-            Some(dir) => dir.join(program),
-            None => program.into(),
-        });
+        let mut names = vec![format!("qemu-system-{}", arch.name())];
+        if arch == Board::of_this_machine().arch() {
+            names.push("qemu-kvm".to_owned());
+        }
+        let dirs: Vec<_> = match &self.qemu {
+            // Without a directory it would be looked for in PATH.
+            Some(path) if !path.is_dir() => {
+                return std::path::absolute(path).unwrap_or(path.clone()).into();
+            }
+            Some(dir) => vec![dir.clone()],
+            None => {
+                let path = std::env::var_os("PATH").unwrap_or_default();
+                let others = LIBRARIES.iter().map(PathBuf::from);
+                std::env::split_paths(&path).chain(others).collect()
+            }
+        };
+        let paths = names
+            .iter()
+            .flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
+        let found = paths.into_iter().find(|path| path.is_file());
+        match (&self.qemu, found) {
+            (_, Some(path)) => path.into(),
+            (Some(dir), None) => dir.join(&names[0]).into(),
+            (None, None) => names.swap_remove(0).into(),
+        }
+    }
+
+    /// QEMU's command for a person to read: without what it shares with us.
+    pub fn command(&self) -> String {
+        let wiring = Wiring {
+            sockets: Vec::new(),
+            qmp: None,
+            interactive: false,
+        };
+        self.invocation(&wiring).shell()
+    }
+
+    pub(crate) fn invocation(&self, wiring: &Wiring) -> Invocation {
+        let mut qemu = Invocation::new(self.program());
         qemu.arg("-nodefaults")
             .arg("-no-user-config")
             .arg("-no-reboot");
@@ -258,6 +328,7 @@ impl Machine {
         }
 
         console(&mut qemu, wiring);
+        self.extras(&mut qemu);
         qemu.args.extend(self.qemu_args.iter().cloned());
         self.devices(&mut qemu, &wiring.sockets);
         qemu
@@ -285,7 +356,32 @@ impl Machine {
 
     /// Whether someone asked for a machine that does not run, for example to attach a debugger.
     pub(crate) fn stays_paused(&self) -> bool {
-        self.qemu_args.iter().any(|arg| arg == "-S")
+        self.gdb.is_some() || self.qemu_args.iter().any(|arg| arg == "-S")
+    }
+
+    /// What a machine has besides its shares.
+    fn extras(&self, qemu: &mut Invocation) {
+        let suffix = match self.board.transport() {
+            Transport::Mmio => "device",
+            Transport::Pci => "pci",
+        };
+        if let Some(port) = self.gdb {
+            qemu.option("-gdb", format!("tcp:127.0.0.1:{port}"))
+                .arg("-S");
+        }
+        if self.has_network {
+            qemu.option("-netdev", "user,id=net");
+            qemu.option("-device", format!("virtio-net-{suffix},netdev=net"));
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            let format = match is_qcow2(disk) {
+                true => "qcow2",
+                false => "raw",
+            };
+            let drive = format!("if=none,id=disk{index},format={format},file=");
+            qemu.option("-drive", join(&drive, disk));
+            qemu.option("-device", format!("virtio-blk-{suffix},drive=disk{index}"));
+        }
     }
 
     /// How the firmware ends QEMU with a status of its own, or with 1.
@@ -329,10 +425,23 @@ impl Machine {
         if let Some(threads) = self.thread_pool_size {
             options.threads = threads as usize;
         }
+        options.cache = self.cache;
+        options.xattr = self.xattr;
         options.fault = self.fault.clone();
         options.trace = trace;
         options
     }
+}
+
+/// Where distributions keep a QEMU that is not in `PATH`.
+const LIBRARIES: [&str; 2] = ["/usr/libexec", "/usr/lib/qemu"];
+
+/// QEMU's docs/interop/qcow2.txt: the file begins with this. What a guest writes to a raw disk must
+/// not change what the disk is taken for, but that is looked at before the guest runs.
+fn is_qcow2(disk: &Path) -> bool {
+    let mut magic = [0; 4];
+    let read = fs::File::open(disk).and_then(|mut file| file.read_exact(&mut magic));
+    read.is_ok() && magic == *b"QFI\xfb"
 }
 
 /// The serial console, and who else talks to QEMU.

@@ -9,7 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::fd::read_some;
+use crate::explain::Explain;
+use crate::fd::{read_rest, read_some};
+
+/// What to do when no socket can be made.
+pub(crate) const LISTEN: &str = "point TMPDIR at a directory that takes sockets and has room";
 
 /// How long QEMU may not answer us. It waits for a server without a limit of its own.
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -63,7 +67,7 @@ impl Monitor {
     pub(crate) fn listen(path: &Path, starts_machine: bool) -> Result<Self> {
         Ok(Self {
             starts_machine,
-            listener: Some(UnixListener::bind(path).context("cannot listen for QEMU")?),
+            listener: Some(UnixListener::bind(path).explain("cannot listen for QEMU", LISTEN)?),
             stream: None,
             partial: Vec::new(),
             question: Question::NotYet,
@@ -77,8 +81,8 @@ impl Monitor {
         listener.or(self.stream.as_ref().map(AsFd::as_fd))
     }
 
-    /// Takes QEMU's connection, or what it says.
-    pub(crate) fn read(&mut self) -> Result<()> {
+    /// Takes QEMU's connection, or what it says; how much that was.
+    pub(crate) fn read(&mut self) -> Result<usize> {
         if let Some(listener) = self.listener.take() {
             let (mut stream, _) = listener.accept().context("cannot talk to QEMU")?;
             // It answers once the machine is built.
@@ -87,14 +91,14 @@ impl Monitor {
                 send(&mut stream, "cont")?;
             }
             self.stream = Some(stream);
-            return Ok(());
+            return Ok(0);
         }
         let Some(stream) = &mut self.stream else {
-            return Ok(());
+            return Ok(0);
         };
         let Some(bytes) = read_some(stream)? else {
             self.stream = None;
-            return Ok(());
+            return Ok(0);
         };
         for message in messages(&mut self.partial, &bytes) {
             match message {
@@ -102,15 +106,23 @@ impl Monitor {
                 Message::Shutdown(why) => self.shutdown = Some(why),
             }
         }
-        Ok(())
+        Ok(bytes.len())
     }
 
     /// Reads what the ended QEMU had still to say.
     pub(crate) fn drain(&mut self) -> Result<()> {
-        while self.stream.is_some() {
-            self.read()?;
+        read_rest(
+            self,
+            |monitor| Some(monitor.stream.as_ref()?.as_fd()),
+            Self::read,
+        )
+    }
+
+    /// QEMU was stopped until now, and could not answer.
+    pub(crate) fn was_stopped(&mut self) {
+        if let Question::Asked(at) = &mut self.question {
+            *at = Instant::now();
         }
-        Ok(())
     }
 
     /// Whether the machine was built: QEMU has answered.

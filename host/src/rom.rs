@@ -29,6 +29,11 @@ pub fn make(path: &Path) -> Result<Vec<u8>> {
 
 /// What an image has in memory; `name` is for messages.
 fn memory(image: &object::File<'_>, name: impl Display) -> Result<Vec<u8>> {
+    ensure!(
+        image.section_by_name(".interp").is_none(),
+        "{name} is no firmware image but a program for an operating system: name an image that \
+         `make firmware` has built"
+    );
     let mut parts = Vec::new();
     for segment in image.segments() {
         let data = segment

@@ -9,9 +9,6 @@ use anyhow::{Context, Result};
 use crate::board::{Arch, Board};
 use crate::debian::{Packages, Release};
 
-/// Where they are kept unless told otherwise.
-pub const CACHE: &str = "target/qemu";
-
 /// Starts the programs; each is a copy with the program's name.
 const START: &str = include_str!("unpacked.sh");
 

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::process::{Invocation, Process};
+use crate::explain::Explain;
+use crate::process::{Invocation, Process, output_of};
 use crate::qemu::Share;
 
 /// The two families of virtiofsd, which take different options.
@@ -42,21 +43,18 @@ impl Virtiofsd {
     /// # Errors
     /// It cannot be run, or is not a virtiofsd.
     pub fn ask(path: &Path) -> Result<Self> {
-        let output = Command::new(path)
-            .arg("--help")
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("cannot run the server {}", path.display()))?;
-        let mut help = output.stdout;
-        help.extend(output.stderr);
-        let help = String::from_utf8_lossy(&help);
+        let (_, help) = output_of(Command::new(path).arg("--help")).explain(
+            format_args!("cannot ask the server {} what it is", path.display()),
+            "name a virtiofsd, or leave out --server",
+        )?;
         let kind = if help.contains("--shared-dir") {
             Kind::Rust
         } else if help.contains("-o source=") {
             Kind::C
         } else {
             bail!(
-                "{} is no virtiofsd: its --help names neither --shared-dir nor -o source=",
+                "{} is no virtiofsd, its --help names neither --shared-dir nor -o source=: name one, or \
+                 leave out --server",
                 path.display()
             );
         };

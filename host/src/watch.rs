@@ -3,8 +3,9 @@
 //!
 //! The console is searched as the stream that it is, one byte after the other, so a result never
 //! rests on how the bytes came in reads, and memory is bounded. Searched is what a person reads:
-//! escape sequences are left out, and a line ends with `\n`, whatever mixture of `\r` and `\n` the
-//! guest uses.
+//! escape sequences are left out, a byte that is not UTF-8 is U+FFFD, and a line ends with `\n`,
+//! whatever mixture of `\r` and `\n` the guest uses; or it ends, for the time being, where the guest
+//! is silent, as behind a prompt.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -33,7 +34,7 @@ impl FromStr for Pattern {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let syntax = syntax::Config::new().multi_line(true).utf8(false);
+        let syntax = syntax::Config::new().multi_line(true);
         // A search by `\b` begins anew behind a character outside ASCII.
         let config = DFA::config().unicode_word_boundary(true);
         let dfa = DFA::builder()
@@ -59,7 +60,7 @@ impl FromStr for Pattern {
         let mut nothing = Search::new(&pattern)?;
         ensure!(
             !nothing.ends_in_match()?,
-            "it matches nothing at all, so it would match at once"
+            "it matches nothing at all, so it would match at once: write what is to be shown"
         );
         Ok(pattern)
     }
@@ -74,27 +75,68 @@ impl fmt::Display for Pattern {
 /// What the console is searched for.
 #[derive(Clone, Debug, Default)]
 pub struct Watch {
-    /// The run has succeeded when this is there.
-    pub expect: Option<Pattern>,
-    /// The run has failed when this is there.
-    pub fail: Option<Pattern>,
+    /// The run has succeeded when all of these were there, one after the other.
+    pub expect: Vec<Expect>,
+    /// The run has failed when one of these is there.
+    pub fail: Vec<Pattern>,
+}
+
+impl Watch {
+    /// Whether it is searched for anything.
+    pub fn is_used(&self) -> bool {
+        !self.expect.is_empty() || !self.fail.is_empty()
+    }
+}
+
+/// What the console must show.
+#[derive(Clone, Debug)]
+pub struct Expect {
+    /// What it looks like.
+    pub pattern: Pattern,
+    /// What is typed then. Behind the last one the run goes on: the guest's end decides.
+    pub answer: Option<Vec<u8>>,
+}
+
+impl FromStr for Expect {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(Self {
+            pattern: text.parse()?,
+            answer: None,
+        })
+    }
 }
 
 /// What was found first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
+    /// All that was expected.
     Expected,
-    Failure,
+    /// The failure with this place in [`Watch::fail`].
+    Failure(usize),
+}
+
+/// What has come of that which is awaited in order.
+#[derive(Debug, Default)]
+pub(crate) struct Came {
+    /// What is to be typed now.
+    pub(crate) answers: Vec<Vec<u8>>,
+    /// How many of a test's steps are due.
+    pub(crate) awaited: usize,
 }
 
 /// Searches the console of one run.
 pub(crate) struct Watcher {
     screen: Screen,
-    /// A failure comes before a success at the same byte.
-    searches: Vec<(Found, Search)>,
+    failures: Vec<Search>,
+    expected: Sequence,
+    /// An answer for each that is expected.
+    answers: Vec<Option<Vec<u8>>>,
+    awaited: Sequence,
     found: Option<Found>,
-    /// What is awaited, one after the other.
-    awaited: VecDeque<Search>,
+    /// Whether something came since the last silence.
+    has_news: bool,
     last: LastLines,
     /// The line that is being written, and then the one in which something was found.
     line: Vec<u8>,
@@ -103,23 +145,16 @@ pub(crate) struct Watcher {
 
 impl Watcher {
     pub(crate) fn new<'a>(watch: &Watch, awaited: impl Iterator<Item = &'a str>) -> Result<Self> {
-        let patterns = [
-            (Found::Failure, &watch.fail),
-            (Found::Expected, &watch.expect),
-        ];
-        let searches = patterns
-            .into_iter()
-            .filter_map(|(found, pattern)| Some((found, Search::new(pattern.as_ref()?))))
-            .map(|(found, search)| Ok((found, search?)))
-            .collect::<Result<_>>()?;
-        let awaited = awaited
-            .map(|text| Search::new(&text.parse().with_context(|| format!("{text:?}"))?))
-            .collect::<Result<_>>()?;
+        let awaited = awaited.map(|text| text.parse().with_context(|| format!("{text:?}")));
+        let awaited = awaited.collect::<Result<Vec<Pattern>>>()?;
         Ok(Self {
             screen: Screen::default(),
-            searches,
+            failures: watch.fail.iter().map(Search::new).collect::<Result<_>>()?,
+            expected: Sequence::new(watch.expect.iter().map(|expect| &expect.pattern))?,
+            answers: watch.expect.iter().map(|it| it.answer.clone()).collect(),
+            awaited: Sequence::new(awaited.iter())?,
             found: None,
-            awaited,
+            has_news: false,
             last: LastLines::default(),
             line: Vec::new(),
             is_line_complete: false,
@@ -127,34 +162,82 @@ impl Watcher {
     }
 
     /// Takes what the guest wrote; tells how much of what was awaited has come.
-    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<usize> {
-        let before = self.awaited.len();
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<Came> {
+        self.has_news = true;
+        let mut came = Came::default();
         for byte in self.screen.text(bytes) {
             self.last.push(byte);
-            for (what, search) in &mut self.searches {
+            for (index, search) in self.failures.iter_mut().enumerate() {
                 if search.step(byte)? {
-                    self.found.get_or_insert(*what);
+                    self.found.get_or_insert(Found::Failure(index));
                 }
             }
+            if self.expected.step(byte)? {
+                self.note_expected(&mut came);
+            }
             self.note(byte);
-            while let Some(search) = self.awaited.front_mut()
-                && search.step(byte)?
-            {
-                self.awaited.pop_front();
+            if self.awaited.step(byte)? {
+                came.awaited += self.awaited.take_news();
             }
         }
-        for (what, search) in &mut self.searches {
-            if self.found.is_none() && !search.looks_ahead && search.ends_in_match()? {
-                self.found = Some(*what);
+        self.look(false, &mut came)?;
+        Ok(came)
+    }
+
+    /// The guest is silent, or has ended: its line ends here, as long as nothing comes.
+    pub(crate) fn pause(&mut self) -> Result<Came> {
+        self.has_news = false;
+        let mut came = Came::default();
+        self.look(true, &mut came)?;
+        Ok(came)
+    }
+
+    /// Whether silence may mean anything.
+    pub(crate) fn looks_ahead(&self) -> bool {
+        let sequences = [&self.expected, &self.awaited];
+        let next = sequences.into_iter().filter_map(|it| it.waiting.front());
+        self.has_news
+            && self
+                .failures
+                .iter()
+                .chain(next)
+                .any(|search| search.looks_ahead)
+    }
+
+    /// Looks for matches that end with the last byte that came; those that hang on the next one
+    /// only where the line `is_over`.
+    fn look(&mut self, is_over: bool, came: &mut Came) -> Result<()> {
+        for (index, search) in self.failures.iter_mut().enumerate() {
+            if self.found.is_none() && search.matches_here(is_over)? {
+                self.found = Some(Found::Failure(index));
             }
         }
-        if let Some(search) = self.awaited.front_mut()
-            && !search.looks_ahead
-            && search.ends_in_match()?
-        {
-            self.awaited.pop_front();
+        if self.expected.look(is_over)? {
+            self.note_expected(came);
         }
-        Ok(before - self.awaited.len())
+        if self.awaited.look(is_over)? {
+            came.awaited += self.awaited.take_news();
+        }
+        Ok(())
+    }
+
+    fn note_expected(&mut self, came: &mut Came) {
+        let shown = self.shown();
+        let new = self.answers[..shown]
+            .iter()
+            .rev()
+            .take(self.expected.take_news());
+        let new: Vec<_> = new.filter_map(Clone::clone).collect();
+        came.answers.extend(new.into_iter().rev());
+        let ends_run = matches!(self.answers.last(), Some(None));
+        if ends_run && self.expected.waiting.is_empty() {
+            self.found.get_or_insert(Found::Expected);
+        }
+    }
+
+    /// How many of those that are expected have come.
+    pub(crate) fn shown(&self) -> usize {
+        self.answers.len() - self.expected.waiting.len()
     }
 
     /// Keeps the line in which something was found, which goes on behind what was found.
@@ -174,28 +257,75 @@ impl Watcher {
         String::from_utf8_lossy(&self.line).into_owned()
     }
 
-    /// The console has ended: nothing is behind its last byte.
-    pub(crate) fn end(&mut self) -> Result<()> {
-        for (what, search) in &mut self.searches {
-            if self.found.is_none() && search.ends_in_match()? {
-                self.found = Some(*what);
-            }
-        }
-        Ok(())
-    }
-
     pub(crate) fn found(&self) -> Option<Found> {
         self.found
     }
 
     /// Whether the last line has no end.
     pub(crate) fn is_cut(&self) -> bool {
-        self.last.0.back().is_some_and(|&byte| byte != b'\n')
+        self.last.bytes.back().is_some_and(|&byte| byte != b'\n')
+    }
+
+    /// Whether the last line is the firmware's, which starts a kernel.
+    pub(crate) fn shows_start(&self) -> bool {
+        let lines = self.last_lines();
+        lines.last().is_some_and(|line| line.starts_with(START))
     }
 
     /// The last lines, without escape sequences.
     pub(crate) fn last_lines(&self) -> Vec<String> {
         self.last.lines()
+    }
+}
+
+/// Searches for patterns, of which each comes behind the one before.
+struct Sequence {
+    waiting: VecDeque<Search>,
+    /// The byte that came last.
+    behind: Option<u8>,
+    /// How many have come and were not [taken](Self::take_news).
+    news: usize,
+}
+
+impl Sequence {
+    fn new<'a>(patterns: impl Iterator<Item = &'a Pattern>) -> Result<Self> {
+        Ok(Self {
+            waiting: patterns.map(Search::new).collect::<Result<_>>()?,
+            behind: None,
+            news: 0,
+        })
+    }
+
+    fn step(&mut self, byte: u8) -> Result<bool> {
+        while let Some(search) = self.waiting.front_mut()
+            && search.step(byte)?
+        {
+            self.next()?;
+        }
+        self.behind = Some(byte);
+        Ok(self.news > 0)
+    }
+
+    fn look(&mut self, is_over: bool) -> Result<bool> {
+        while let Some(search) = self.waiting.front_mut()
+            && search.matches_here(is_over)?
+        {
+            self.next()?;
+        }
+        Ok(self.news > 0)
+    }
+
+    fn next(&mut self) -> Result<()> {
+        self.news += 1;
+        self.waiting.pop_front();
+        if let Some(search) = self.waiting.front_mut() {
+            search.begin(self.behind)?;
+        }
+        Ok(())
+    }
+
+    fn take_news(&mut self) -> usize {
+        std::mem::take(&mut self.news)
     }
 }
 
@@ -222,17 +352,31 @@ impl Search {
         })
     }
 
+    /// Begins anew, behind this byte.
+    fn begin(&mut self, behind: Option<u8>) -> Result<()> {
+        // For `\b` a character outside ASCII is no part of a word here.
+        let behind = behind.map(|byte| if byte.is_ascii() { byte } else { b' ' });
+        let config = start::Config::new().look_behind(behind);
+        let state = self.dfa.start_state(&mut self.cache, &config);
+        self.state = state.context("cannot search the console")?;
+        Ok(())
+    }
+
     /// Takes one byte; `true` when a match ends before it.
     fn step(&mut self, byte: u8) -> Result<bool> {
         let next = self.dfa.next_state(&mut self.cache, self.state, byte);
         self.state = next.context("cannot search the console")?;
         if self.state.is_quit() {
-            // By `\b`, at a byte outside ASCII: that is no part of a word here.
-            let config = start::Config::new().look_behind(Some(b' '));
-            let start = self.dfa.start_state(&mut self.cache, &config);
-            self.state = start.context("cannot search the console")?;
+            // By `\b`, at a byte outside ASCII.
+            self.begin(Some(byte))?;
         }
         Ok(self.state.is_match())
+    }
+
+    /// Whether a match ends with the last byte, though the next one is not known; or, where the
+    /// line `is_over`, if nothing comes behind.
+    fn matches_here(&mut self, is_over: bool) -> Result<bool> {
+        Ok((is_over || !self.looks_ahead) && self.ends_in_match()?)
     }
 
     /// Whether a match would end here if nothing came behind.
@@ -249,10 +393,13 @@ impl Search {
 struct Screen {
     strip: StripBytes,
     after_return: bool,
+    /// The start of a character.
+    cut: Vec<u8>,
 }
 
 impl Screen {
     fn text(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let bytes = self.characters(bytes);
         let mut out = Vec::with_capacity(bytes.len());
         for line in bytes.split_inclusive(|&byte| byte == b'\n') {
             let (text, end) = match line.split_last() {
@@ -279,40 +426,74 @@ impl Screen {
         }
         out
     }
+
+    /// All characters that end in `bytes`; what is none is U+FFFD, as on a terminal.
+    fn characters(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.cut.extend_from_slice(bytes);
+        let whole = std::mem::take(&mut self.cut);
+        let mut out = Vec::with_capacity(whole.len());
+        let mut rest = &whole[..];
+        while let Err(error) = std::str::from_utf8(rest) {
+            let (good, bad) = rest.split_at(error.valid_up_to());
+            out.extend_from_slice(good);
+            let Some(length) = error.error_len() else {
+                self.cut = bad.to_vec();
+                return out;
+            };
+            out.extend("\u{fffd}".bytes());
+            rest = &bad[length..];
+        }
+        out.extend_from_slice(rest);
+        out
+    }
 }
 
-/// The last lines of the console, and the last one before them in which the firmware says which boot
-/// entry it starts.
+/// The last lines of the console, and of those before them what the firmware said of its way.
 #[derive(Default)]
-struct LastLines(VecDeque<u8>, String);
+struct LastLines {
+    bytes: VecDeque<u8>,
+    /// Which boot entry it starts.
+    entry: String,
+    /// What it said last.
+    firmware: String,
+}
 
+/// How the firmware's lines begin; the one that names the boot entry, and the one that starts a kernel.
+const FIRMWARE: &str = "bootshare: ";
 const ENTRY: &str = "bootshare: entry ";
+const START: &str = "bootshare: starting ";
 
 impl LastLines {
     fn push(&mut self, byte: u8) {
         if byte == b'\n' {
-            let line = self.0.iter().rev().take_while(|&&byte| byte != b'\n');
+            let line = self.bytes.iter().rev().take_while(|&&byte| byte != b'\n');
             let mut line: Vec<u8> = line.copied().collect();
             line.reverse();
-            if line.starts_with(ENTRY.as_bytes()) {
-                self.1 = String::from_utf8_lossy(&line).into_owned();
+            if line.starts_with(FIRMWARE.as_bytes()) {
+                self.firmware = String::from_utf8_lossy(&line).into_owned();
+                if self.firmware.starts_with(ENTRY) {
+                    self.entry.clone_from(&self.firmware);
+                }
             }
         }
-        if self.0.len() == LAST_BYTES {
-            self.0.pop_front();
+        if self.bytes.len() == LAST_BYTES {
+            self.bytes.pop_front();
         }
-        self.0.push_back(byte);
+        self.bytes.push_back(byte);
     }
 
     fn lines(&self) -> Vec<String> {
-        let bytes: Vec<u8> = self.0.iter().copied().collect();
+        let bytes: Vec<u8> = self.bytes.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
         let first = lines.len().saturating_sub(LAST_LINES);
         let lines = lines.into_iter().skip(first);
-        let is_shown = self.1.is_empty() || lines.clone().any(|line| line == self.1);
-        let entry = (!is_shown).then_some(self.1.as_str());
-        entry.into_iter().chain(lines).map(str::to_owned).collect()
+        let mut before = vec![self.entry.as_str()];
+        if self.firmware != self.entry {
+            before.push(&self.firmware);
+        }
+        before.retain(|said| !said.is_empty() && !lines.clone().any(|line| line == *said));
+        before.into_iter().chain(lines).map(str::to_owned).collect()
     }
 }
 
@@ -321,10 +502,18 @@ mod tests {
     use super::*;
 
     fn watch(expect: &str, fail: &str) -> Watcher {
-        let pattern = |text: &str| (!text.is_empty()).then(|| text.parse().unwrap());
+        fn some(text: &str) -> Option<&str> {
+            Some(text).filter(|text| !text.is_empty())
+        }
         let watch = Watch {
-            expect: pattern(expect),
-            fail: pattern(fail),
+            expect: some(expect)
+                .iter()
+                .map(|text| text.parse().unwrap())
+                .collect(),
+            fail: some(fail)
+                .iter()
+                .map(|text| text.parse().unwrap())
+                .collect(),
         };
         Watcher::new(&watch, std::iter::empty()).unwrap()
     }
@@ -336,7 +525,7 @@ mod tests {
             let mut watcher = watch(expect, fail);
             watcher.feed(&text[..cut]).unwrap();
             watcher.feed(&text[cut..]).unwrap();
-            watcher.end().unwrap();
+            watcher.pause().unwrap();
             results.push(watcher.found());
         }
         results.dedup();
@@ -358,7 +547,11 @@ mod tests {
             r"login:\s$",
         ] {
             assert_eq!(found(pattern, "", text), Some(Found::Expected), "{pattern}");
-            assert_eq!(found("", pattern, text), Some(Found::Failure), "{pattern}");
+            assert_eq!(
+                found("", pattern, text),
+                Some(Found::Failure(0)),
+                "{pattern}"
+            );
         }
         for pattern in ["^login", "Debian$", r"\bDeb\b", "boot.*login", "debian"] {
             assert_eq!(found(pattern, "", text), None, "{pattern}");
@@ -370,12 +563,59 @@ mod tests {
         let mut watcher = watch("login: ", "");
         watcher.feed(b"host login: ").unwrap();
         assert_eq!(watcher.found(), Some(Found::Expected));
-        // Whether a line ends here, the next byte tells.
-        let mut watcher = watch("login:$", "");
-        watcher.feed(b"host login:").unwrap();
-        assert_eq!(watcher.found(), None);
-        watcher.feed(b"\r\n").unwrap();
-        assert_eq!(watcher.found(), Some(Found::Expected));
+        // Whether a line ends here, the next byte tells, or silence.
+        for pattern in ["login:$", r"login:\b", r"login:\s*$", r"host\b.*$"] {
+            let mut watcher = watch(pattern, "");
+            watcher.feed(b"host login:").unwrap();
+            assert_eq!(watcher.found(), None);
+            assert!(watcher.looks_ahead());
+            watcher.feed(b"\r\n").unwrap();
+            let at_end = watcher.found();
+            let mut watcher = watch(pattern, "");
+            watcher.feed(b"host login:").unwrap();
+            watcher.pause().unwrap();
+            assert_eq!(watcher.found(), at_end, "{pattern}");
+            assert!(!watcher.looks_ahead());
+        }
+        // It ends for the time being only.
+        let mut watcher = watch("^two$", "onetwo");
+        watcher.feed(b"one").unwrap();
+        watcher.pause().unwrap();
+        watcher.feed(b"two").unwrap();
+        assert_eq!(watcher.found(), Some(Found::Failure(0)));
+    }
+
+    #[test]
+    fn several_patterns_come_in_order_and_each_has_its_answer() {
+        let expect = |text: &str, answer: Option<&str>| Expect {
+            pattern: text.parse().unwrap(),
+            answer: answer.map(|text| text.as_bytes().to_vec()),
+        };
+        for (last, found) in [(None, Some(Found::Expected)), (Some("exit\r"), None)] {
+            let watch = Watch {
+                expect: vec![
+                    expect("login: $", Some("root\r")),
+                    expect("one", None),
+                    expect("^two", None),
+                    expect("# $", last),
+                ],
+                fail: vec!["never".parse().unwrap()],
+            };
+            let mut watcher = Watcher::new(&watch, std::iter::empty()).unwrap();
+            watcher.feed(b"one two\r\nhost login: ").unwrap();
+            assert_eq!(watcher.shown(), 0);
+            assert_eq!(watcher.pause().unwrap().answers, [b"root\r"]);
+            assert_eq!(watcher.shown(), 1);
+            // Behind the prompt: no line begins there.
+            watcher.feed(b"two one two\r\n").unwrap();
+            assert_eq!((watcher.shown(), watcher.found()), (2, None));
+            watcher.feed(b"two # ").unwrap();
+            assert_eq!((watcher.shown(), watcher.found()), (3, None));
+            let answers = watcher.pause().unwrap().answers;
+            let last: Vec<_> = last.iter().map(|text| text.as_bytes()).collect();
+            assert_eq!(answers, last);
+            assert_eq!((watcher.shown(), watcher.found()), (4, found));
+        }
     }
 
     #[test]
@@ -384,7 +624,8 @@ mod tests {
         let awaited = ["one", "one t", "\n\\[", "\n\\[", "three", "three"];
         for cut in 0..text.len() {
             let mut watcher = Watcher::new(&Watch::default(), awaited.into_iter()).unwrap();
-            let counts = [&text[..cut], &text[cut..]].map(|part| watcher.feed(part).unwrap());
+            let counts =
+                [&text[..cut], &text[cut..]].map(|part| watcher.feed(part).unwrap().awaited);
             assert_eq!(counts.iter().sum::<usize>(), 5, "cut at {cut}");
         }
     }
@@ -393,8 +634,8 @@ mod tests {
     fn what_comes_first_counts() {
         let text = b"one\ntwo\n";
         assert_eq!(found("one", "two", text), Some(Found::Expected));
-        assert_eq!(found("two", "one", text), Some(Found::Failure));
-        assert_eq!(found("two", "two", text), Some(Found::Failure));
+        assert_eq!(found("two", "one", text), Some(Found::Failure(0)));
+        assert_eq!(found("two", "two", text), Some(Found::Failure(0)));
     }
 
     #[test]
@@ -427,10 +668,20 @@ mod tests {
         let mut text: Vec<u8> = (0..=255).collect();
         text.extend(b"\x1b]0;a title that never ends\nKernel panic \xc3");
         for pattern in ["Kernel panic", r"\bKernel\b", "^Kernel"] {
-            assert_eq!(found("", pattern, &text), Some(Found::Failure), "{pattern}");
+            assert_eq!(
+                found("", pattern, &text),
+                Some(Found::Failure(0)),
+                "{pattern}"
+            );
         }
         let text = "Gr\u{fc}\u{df}e".as_bytes();
         assert_eq!(found("Gr\u{fc}.e$", "", text), Some(Found::Expected));
+        // Latin-1, and a character that is cut short: each is a character that cannot be shown.
+        for pattern in ["^caf. [^ ] READY$", r"caf\x{fffd} \x{fffd} READY"] {
+            let text = b"caf\xe9 \xe2\x82 READY\n";
+            assert_eq!(found(pattern, "", text), Some(Found::Expected), "{pattern}");
+        }
+        assert_eq!(found("xREADY", "", b"x\xffREADY"), None);
     }
 
     #[test]
@@ -447,6 +698,33 @@ mod tests {
     }
 
     #[test]
+    fn a_look_at_the_end_disturbs_no_search() {
+        // With more states than its cache has room for.
+        let mut pattern: Pattern = "1[01]{16}$".parse().unwrap();
+        let config = DFA::config()
+            .cache_capacity(1)
+            .skip_cache_capacity_check(true);
+        let mut builder = DFA::builder();
+        builder
+            .configure(config)
+            .syntax(syntax::Config::new().multi_line(true));
+        pattern.dfa = builder.build(&pattern.text).unwrap();
+        let mut search = Search::new(&pattern).unwrap();
+        let mut number = 1_u32;
+        let mut text = Vec::new();
+        for count in 0..5_000 {
+            number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let digit = b'0' + u8::from(number >= 1 << 31);
+            text.push(digit);
+            search.step(digit).unwrap();
+            if count > 16 {
+                let is_there = text[text.len() - 17] == b'1';
+                assert_eq!(search.ends_in_match().unwrap(), is_there, "{count}");
+            }
+        }
+    }
+
+    #[test]
     fn the_last_lines_are_bounded_and_clean() {
         let mut watcher = watch("never", "");
         for line in 0..1000 {
@@ -458,21 +736,27 @@ mod tests {
         assert_eq!(lines[LAST_LINES - 1], "line 999");
         watcher.feed(&[b'x'; 1 << 20]).unwrap();
         assert_eq!(watcher.last_lines(), ["x".repeat(LAST_BYTES)]);
+        assert_eq!(watcher.line(), "x".repeat(LAST_BYTES));
     }
 
     #[test]
-    fn the_boot_entry_is_shown_before_the_last_lines() {
+    fn what_the_firmware_reached_is_shown_before_the_last_lines() {
         let mut watcher = watch("", "");
         let entry = "bootshare: entry a of /loader/entries/a.conf";
+        let start = "bootshare: starting /a";
         watcher
             .feed(format!("first\r\n{entry}\r\n").as_bytes())
             .unwrap();
         assert_eq!(watcher.last_lines(), ["first", entry]);
+        watcher.feed(format!("{start}\r\n").as_bytes()).unwrap();
+        assert_eq!(watcher.last_lines(), ["first", entry, start]);
+        assert!(watcher.shows_start());
         for number in 0..LAST_LINES {
             watcher.feed(format!("{number}\r\n").as_bytes()).unwrap();
         }
         let lines = watcher.last_lines();
-        assert_eq!(lines.len(), 1 + LAST_LINES);
-        assert_eq!(lines[..2], [entry, "0"]);
+        assert_eq!(lines.len(), 2 + LAST_LINES);
+        assert_eq!(lines[..3], [entry, start, "0"]);
+        assert!(!watcher.shows_start());
     }
 }

@@ -139,3 +139,63 @@ fn a_rustup_that_is_not_ready_is_named() {
     let host = Host::new(&[CC, ("rustup-init", "")]);
     host.refuses("build", &["run rustup-init"]);
 }
+
+#[test]
+fn a_toolchain_file_with_lists_on_several_lines_is_read() {
+    let rustup = (
+        "rustup",
+        "[ \"$2\" != install ] || { echo \"got $*\"; exit 9; }",
+    );
+    let host = Host::new(&[CC, CARGO, rustup]);
+    let tree = host.dir.path();
+    fs::create_dir(tree.join("host")).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("setup.sh");
+    fs::copy(script, tree.join("host/setup.sh")).unwrap();
+    for (lists, status) in [
+        (
+            "components = [\n  \"clippy\",\n]\ntargets = [\n  \"a\",\n  \"b\",\n]\n",
+            "got",
+        ),
+        (
+            "components = [\"clippy\"]\ntargets = [\"a\", \"b\"]\n",
+            "got",
+        ),
+        (
+            "components = [\"clippy\"]\n",
+            "lacks channel, components or targets",
+        ),
+    ] {
+        let text = format!("[toolchain]\nchannel = \"1.95.0\"\nprofile = \"minimal\"\n{lists}");
+        fs::write(tree.join("rust-toolchain.toml"), text).unwrap();
+        let mut command = Command::new("/bin/sh");
+        command
+            .arg(tree.join("host/setup.sh"))
+            .arg("build")
+            .env_clear();
+        let output = command.env("PATH", tree.join("bin")).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(status), "{said}");
+        let wanted = "--component clippy --target a --target b\n";
+        assert_eq!(said.contains(wanted), status == "got", "{said}");
+    }
+}
+
+#[test]
+fn the_example_of_a_boot_test_ends_when_the_build_fails() {
+    let host = Host::new(&[("make", "exit 2"), ("mktemp", "echo guest"), ("cp", "")]);
+    let tree = host.dir.path();
+    fs::create_dir_all(tree.join("target/release")).unwrap();
+    let old = tree.join("target/release/bootshare-host");
+    fs::write(&old, "#!/bin/sh\nexit 0\n").unwrap();
+    fs::set_permissions(&old, fs::Permissions::from_mode(0o755)).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/ci/boot-test.sh");
+    let mut command = Command::new("/bin/sh");
+    command
+        .arg(script)
+        .arg(tree)
+        .args(["kernel", "initrd", "pattern"]);
+    command.env_clear().env("guest", tree.join("guest"));
+    let status = command.env("PATH", tree.join("bin")).status().unwrap();
+    assert_eq!(status.code(), Some(2));
+}

@@ -34,7 +34,7 @@ fn x86_64_prints_a_file() {
 fn aarch64_prints_a_file() {
     let (mut machine, share) = example(Board::Aarch64Virt);
     // It halts, which QEMU does not end with.
-    machine.watch.fail = Some("^panicked at".parse().unwrap());
+    machine.watch.fail = vec!["^panicked at".parse().unwrap()];
     let run = lab::run(&machine);
     assert!(matches!(run.outcome, Outcome::FailureShown { .. }));
     prints_a_file(&machine, &share, Outcome::PowerOff);

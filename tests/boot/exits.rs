@@ -17,7 +17,7 @@ fn end(board: Board, append: &str, more: &[&str]) -> Run {
     machine.without_status = true;
     machine.qemu_args = more.iter().map(Into::into).collect();
     // A machine that halts ends by this.
-    machine.watch.fail = Some(HALTS.parse().unwrap());
+    machine.watch.fail = vec![HALTS.parse().unwrap()];
     run(&machine)
 }
 

@@ -1,8 +1,8 @@
 //! Kernel images and programs, made or taken apart as their own tools do it.
 
-use std::fs;
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use bootshare_host::Arch;
 use bootshare_host::debian::{Apt, Packages};
@@ -57,14 +57,17 @@ pub(crate) fn vmlinux_of(bzimage: &[u8]) -> Vec<u8> {
         [0xfd, b'7', ..] => ("xz", 4),
         _ => panic!("the kernel is packed in an unknown way"),
     };
-    let path = target().join("tmp/vmlinux.packed");
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(&path, &payload[..payload.len() - end]).unwrap();
-    let output = Command::new(program)
+    let mut child = Command::new(program)
         .arg("-dc")
-        .stdin(fs::File::open(&path).unwrap())
-        .output()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
         .unwrap_or_else(|error| panic!("{program}: {error}: install it"));
+    let mut packed = child.stdin.take().unwrap();
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || packed.write_all(&payload[..payload.len() - end]).unwrap());
+        child.wait_with_output().unwrap()
+    });
     assert!(output.status.success(), "{program}: {:?}", output.status);
     assert!(output.stdout.starts_with(b"\x7fELF"));
     output.stdout

@@ -5,37 +5,53 @@ use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, ValueEnum, ValueHint, value_parser};
+use clap::{ArgMatches, Args, ValueEnum, ValueHint, value_parser};
 
-use bootshare_host::serve::{Fault, MAX_REQUEST_QUEUES};
-use bootshare_host::watch::{Pattern, Watch};
-use bootshare_host::{Accel, Board, Console, Machine, Outcome, Report, Share, demo};
+use bootshare_host::explain::Explain;
+use bootshare_host::serve::{Cache, Fault, MAX_REQUEST_QUEUES, MAX_THREADS};
+use bootshare_host::watch::{Expect, Pattern, Watch};
+use bootshare_host::{Accel, Board, Console, Machine, Outcome, Report, Share, demo, kvm};
 
 use super::firmware::Image;
-use super::{error_line, parsed, print, say};
+use super::{error_line, note, parsed, print, say_within};
 
-const EXAMPLES: &str = "\
-Examples:
-  Boot a directory; Ctrl-A x ends QEMU
-    bootshare-host boot /srv/guest
-  A new kernel over a distribution's tree, without a copy
-    bootshare-host boot build/new-kernel /srv/debian
-  A boot test: 0 when the login prompt comes, 1 when a panic does, 124 after two minutes
-    bootshare-host boot dir --timeout 120 --expect 'login:' --fail 'Kernel panic'
-  List a directory as the firmware sees it
-    bootshare-host boot dir --append 'bootshare.cmd=\"ls -l /boot\"'";
+pub(super) const EXAMPLES: [(&str, &str); 6] = [
+    (
+        "Boot a directory; Ctrl-A x ends QEMU",
+        "bootshare-host boot /srv/guest",
+    ),
+    (
+        "A new kernel over a distribution's tree, without a copy",
+        "bootshare-host boot build/new-kernel /srv/debian",
+    ),
+    (
+        "A boot test: 0 when the login prompt comes, 1 when a panic does, 124 after two minutes",
+        "bootshare-host boot dir --timeout 2m --expect 'login: $' --fail 'Kernel panic'",
+    ),
+    (
+        "Log in, run a command, and see what it says",
+        "bootshare-host boot dir -t 2m -e 'login: $' --send root -e '# $' --send 'uname -r' -e '^6'",
+    ),
+    (
+        "List a directory as the firmware sees it",
+        "bootshare-host boot dir --append 'bootshare.cmd=\"ls -l /boot\"'",
+    ),
+    (
+        "Wait for a debugger on port 1234, with a network and a disk",
+        "bootshare-host boot dir --gdb --net user --disk disk.qcow2",
+    ),
+];
 
 /// Boot a directory
 ///
-/// Exit status: 0 when the guest powered off, the firmware reported success or --expect was shown;
-/// 1 to 63 a failure that the firmware reported; 1 when --fail was shown, the guest ended
-/// without showing --expect, or told QEMU of a panic; 120 the guest reset; 121 QEMU failed; 122 the share's server failed;
-/// 123 nothing could be started; 124 the time limit passed; 130 interrupted.
+/// The directory is only read: nothing that the guest does changes it. Its tag is bootshare. With a
+/// terminal on both sides all keys go to the guest, Ctrl-C as well; Ctrl-A x ends QEMU.
 #[derive(Args)]
-#[command(after_help = EXAMPLES, args_override_self = true)]
+#[command(args_override_self = true)]
 pub(super) struct Boot {
     /// The directory to boot; with more than one, earlier ones cover later ones
     #[arg(value_name = "DIR", required_unless_present = "shares", value_hint = ValueHint::DirPath)]
@@ -44,51 +60,64 @@ pub(super) struct Boot {
     #[arg(long = "share", value_name = "TAG=DIR[:DIR...]")]
     shares: Vec<OsString>,
     /// The board [default: x86_64-microvm, or aarch64-virt on an aarch64 machine]
-    #[arg(long)]
+    #[arg(short, long)]
     board: Option<Board>,
     /// Boot only the entries with this id; a glob, e.g. 'debian-*'
     #[arg(long, value_name = "NAME")]
     entry: Option<String>,
+    /// Words for the kernel, behind those of the directory, e.g. 'console=ttyS0 quiet'
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    cmdline: Option<String>,
     /// The firmware's options, e.g. bootshare.deadline=5; words after -- go to the kernel
-    #[arg(
-        long,
-        value_name = "WORDS",
-        default_value = "",
-        allow_hyphen_values = true
-    )]
-    append: String,
+    #[arg(short, long, value_name = "WORDS", allow_hyphen_values = true)]
+    append: Option<String>,
     /// What the firmware reports
     #[arg(long, value_name = "LEVEL")]
     log: Option<Level>,
-    /// Guest memory in MiB
-    #[arg(long, default_value_t = 512, value_name = "MIB", value_parser = value_parser!(u32).range(1..))]
+    /// Guest memory, in MiB or with a unit, e.g. 2G
+    #[arg(short, long, default_value = "512", value_name = "SIZE", value_parser = memory,
+        allow_negative_numbers = true)]
     memory: u32,
     /// Number of processors
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    #[arg(short = 'c', long, visible_alias = "cpus", default_value_t = 1, value_name = "N",
+        value_parser = value_parser!(u32).range(1..=1024))]
     smp: u32,
-    /// The directory of QEMU's programs [default: those in PATH]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    /// QEMU's program, or the directory of its programs [default: what is in PATH]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     qemu: Option<PathBuf>,
-    /// What runs the guest
-    #[arg(long, default_value = "tcg")]
-    accel: Accel,
+    /// What runs the guest: auto is KVM where that works for the board, else QEMU's translator
+    #[arg(long, default_value = "auto")]
+    accel: AccelChoice,
     /// Start aarch64 at EL2
     #[arg(long)]
     el2: bool,
-    /// One more argument for QEMU; repeatable
-    #[arg(long = "qemu-arg", value_name = "ARG", allow_hyphen_values = true)]
+    /// Wait for a debugger on this TCP port of the host, 1234 unless told
+    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true,
+        default_missing_value = "1234", value_parser = value_parser!(u16).range(1..))]
+    gdb: Option<u16>,
+    /// A network card: user is QEMU's own network, behind the host's address
+    #[arg(long, value_name = "NET")]
+    net: Option<Net>,
+    /// A disk that the guest reads and writes, raw or qcow2; repeatable
+    #[arg(long = "disk", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    disks: Vec<PathBuf>,
+    /// One more word for QEMU; repeatable: --qemu-arg=-device --qemu-arg=virtio-rng-pci
+    #[arg(long = "qemu-arg", value_name = "WORD", allow_hyphen_values = true)]
     qemu_args: Vec<OsString>,
-    /// Give up after so many seconds
-    #[arg(long, value_name = "SECONDS")]
-    timeout: Option<u64>,
-    /// Succeed as soon as the console shows this; ^ and $ match at lines
-    #[arg(long, value_name = "REGEX", allow_hyphen_values = true,
+    /// Give up after so long: seconds, or with a unit, e.g. 90s, 2m, 1h
+    #[arg(short, long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
+    timeout: Option<Duration>,
+    /// Succeed as soon as the console shows this; ^ and $ match at lines, $ behind a prompt, too. Repeatable: each comes behind the one before
+    #[arg(short, long, value_name = "REGEX", allow_hyphen_values = true,
+        value_parser = parsed::<Expect>)]
+    expect: Vec<Expect>,
+    /// Type this and Enter once the --expect before it is shown; \c at its end is without Enter. Behind the last --expect the guest's end decides
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = parsed::<Keys>)]
+    send: Vec<Keys>,
+    /// Fail as soon as the console shows this; repeatable
+    #[arg(short, long, value_name = "REGEX", allow_hyphen_values = true,
         value_parser = parsed::<Pattern>)]
-    expect: Option<Pattern>,
-    /// Fail as soon as the console shows this
-    #[arg(long, value_name = "REGEX", allow_hyphen_values = true,
-        value_parser = parsed::<Pattern>)]
-    fail: Option<Pattern>,
+    fail: Vec<Pattern>,
     /// Serve by this virtiofsd [default: this program serves by itself]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::CommandName)]
     server: Option<PathBuf>,
@@ -96,9 +125,15 @@ pub(super) struct Boot {
     #[arg(long, default_value_t = 1, value_name = "N",
         value_parser = value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)))]
     request_queues: u32,
-    /// How many requests the server answers at a time
-    #[arg(long, value_name = "N")]
+    /// How many requests the server answers at a time, beside one of each queue
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(0..=MAX_THREADS as i64))]
     thread_pool_size: Option<u32>,
+    /// How long the guest may rely on what the server told: none, auto or always
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
+    cache: Cache,
+    /// Let the guest see extended attributes: capabilities, access control lists
+    #[arg(long)]
+    xattr: bool,
     /// Let the server do wrong on purpose, e.g. delay=20ms,error=EIO@READ:5 (see serve --help)
     #[arg(long, value_name = "RULES", value_parser = parsed::<Fault>)]
     fault: Option<Fault>,
@@ -118,9 +153,54 @@ pub(super) struct Boot {
     ///
     /// QEMU's own exit status differs from ours: a firmware's success is 33 on x86_64 and 32 on
     /// aarch64, where it is 0 with KVM. With --trace, each share but the first has a file with a number behind its name.
-    #[arg(long)]
+    #[arg(short = 'n', long)]
     dry_run: bool,
+    /// Say what runs the guest, and QEMU's command
+    #[arg(short, long)]
+    verbose: bool,
+    /// Say nothing but errors, each on one line
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
 }
+
+/// What runs the guest.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AccelChoice {
+    /// KVM where it works for the board, else tcg.
+    Auto,
+    /// QEMU's translator; works everywhere.
+    Tcg,
+    /// Linux's KVM; needs /dev/kvm and a host of the board's architecture.
+    Kvm,
+}
+
+impl AccelChoice {
+    /// What it is for `board`, and why, where that was not told.
+    fn of(self, board: Board) -> (Accel, String) {
+        match self {
+            Self::Tcg => (Accel::Tcg, "tcg".to_owned()),
+            Self::Kvm => (Accel::Kvm, "KVM".to_owned()),
+            Self::Auto if board.arch() != Board::of_this_machine().arch() => {
+                let reason = format!("tcg, since this machine is no {}", board.arch().name());
+                (Accel::Tcg, reason)
+            }
+            Self::Auto => match kvm::check() {
+                Ok(()) => (Accel::Kvm, "KVM".to_owned()),
+                Err(error) => (Accel::Tcg, format!("tcg, since {error:#}")),
+            },
+        }
+    }
+}
+
+/// A network.
+#[derive(Clone, Copy, ValueEnum)]
+enum Net {
+    /// QEMU's own: the guest reaches what the host does, and nobody reaches the guest.
+    User,
+}
+
+/// How long our own words may take when a limit or a signal ended the run.
+const SAY_LIMIT: Duration = Duration::from_millis(500);
 
 /// A log level of the firmware.
 #[derive(Clone, Copy, ValueEnum)]
@@ -133,18 +213,63 @@ enum Level {
 }
 
 impl Boot {
+    /// Gives each --expect its --send: `matches` tell the order in which they were written.
+    pub(super) fn pair(&mut self, matches: &ArgMatches) -> Result<()> {
+        let places = |id| matches.indices_of(id).into_iter().flatten();
+        for (keys, place) in self.send.iter().zip(places("send")) {
+            let before = places("expect").take_while(|at| *at < place).count();
+            let expect = before
+                .checked_sub(1)
+                .and_then(|last| self.expect.get_mut(last));
+            let expect =
+                expect.context("--send has no --expect before it: say what to wait for")?;
+            expect.answer.get_or_insert_default().extend(&keys.0);
+        }
+        Ok(())
+    }
+
     pub(super) fn run(mut self: Box<Self>) -> Result<u8> {
         let board = self.board.unwrap_or_else(Board::of_this_machine);
+        let (accel, by) = self.accel.of(board);
+        let is_ours = self.firmware.is_none();
         let image = Image::find(self.firmware.take(), board)?;
-        let dry_run = self.dry_run;
-        let machine = self.machine(board, &image)?;
+        let (dry_run, verbose, quiet) = (self.dry_run, self.verbose, self.quiet);
+        let is_choice = self.accel == AccelChoice::Auto;
+        if is_ours
+            && !quiet
+            && let Some(words) = self.foreign_words()
+        {
+            note(&format!(
+                "warning: --append '{words}': this is no option of the firmware, and the kernel \
+                 does not get it: use --cmdline '{words}'"
+            ));
+        }
+        let mut machine = self.machine(board, &image)?;
+        machine.accel = accel;
         if dry_run {
             print(image.dry_run(&machine)?.as_bytes())?;
             return Ok(0);
         }
-        let watched = machine.watch.expect.is_some() || machine.watch.fail.is_some();
-        let report = machine.run(Console::Terminal)?;
-        Ok(tell(&report, watched))
+        if verbose {
+            note(&format!("{} by {by}; firmware: {image}", board.name()));
+            note(&format!(
+                "QEMU's command, without its sockets:\n{}",
+                machine.command()
+            ));
+        }
+        let mut report = machine.run(Console::Terminal)?;
+        let is_failure = matches!(report.outcome, Outcome::QemuFailed { .. });
+        if is_choice && accel == Accel::Kvm && is_failure && report.last_lines.is_empty() {
+            if !quiet {
+                note(&format!(
+                    "KVM does not work: {}; going on by tcg",
+                    report.outcome
+                ));
+            }
+            machine.accel = Accel::Tcg;
+            report = machine.run(Console::Terminal)?;
+        }
+        Ok(tell(&machine, &report, quiet))
     }
 
     fn machine(self, board: Board, image: &Image) -> Result<Machine> {
@@ -154,10 +279,12 @@ impl Boot {
         machine.shares = shares(self.dirs, self.shares)?;
         machine.memory_mib = self.memory;
         machine.smp = self.smp;
-        machine.accel = self.accel;
         machine.el2 = self.el2;
+        machine.gdb = self.gdb;
+        machine.has_network = self.net.is_some();
+        machine.disks = self.disks;
         machine.qemu_args = self.qemu_args;
-        machine.time_limit = self.timeout.map(Duration::from_secs);
+        machine.time_limit = self.timeout;
         machine.watch = Watch {
             expect: self.expect,
             fail: self.fail,
@@ -165,10 +292,26 @@ impl Boot {
         machine.server = self.server;
         machine.request_queues = self.request_queues;
         machine.thread_pool_size = self.thread_pool_size;
+        machine.cache = self.cache;
+        machine.xattr = self.xattr;
         machine.fault = self.fault;
         machine.trace = self.trace;
         machine.legacy_mmio = self.legacy_mmio;
         Ok(machine)
+    }
+
+    /// Words of --append that nobody would get: what QEMU's users write there for the kernel.
+    fn foreign_words(&self) -> Option<String> {
+        let mut is_quoted = false;
+        let words = self.append.as_deref()?.split(|c: char| {
+            is_quoted ^= c == '"';
+            c.is_whitespace() && !is_quoted
+        });
+        let ours = words.take_while(|word| *word != "--");
+        let foreign: Vec<_> = ours
+            .filter(|word| !word.is_empty() && !word.starts_with("bootshare."))
+            .collect();
+        (!foreign.is_empty()).then(|| foreign.join(" "))
     }
 
     /// The firmware's command line.
@@ -177,7 +320,7 @@ impl Boot {
         if let Some(name) = &self.entry {
             ensure!(
                 !name.contains('"'),
-                "--entry {name}: a double quote cannot be passed on"
+                "--entry {name}: a double quote cannot be passed on: use ? in its place"
             );
             words.push(match name.contains(char::is_whitespace) {
                 true => format!("bootshare.entry=\"{name}\""),
@@ -187,41 +330,149 @@ impl Boot {
         if let Some(level) = self.log.as_ref().and_then(ValueEnum::to_possible_value) {
             words.push(format!("bootshare.log={}", level.get_name()));
         }
-        if !self.append.is_empty() {
-            words.push(self.append.clone());
+        let append = self.append.as_deref().unwrap_or_default();
+        words.extend(Some(append.to_owned()).filter(|words| !words.is_empty()));
+        let shell = self.demo && std::io::stdin().is_terminal();
+        let shell = shell.then_some(demo::SHELL_WORD);
+        // Words after `--` are the kernel's.
+        let kernels: Vec<_> = shell.into_iter().chain(self.cmdline.as_deref()).collect();
+        if !kernels.is_empty() && !append.split_whitespace().any(|word| word == "--") {
+            words.push("--".to_owned());
         }
-        if self.demo && std::io::stdin().is_terminal() {
-            // Words after `--` are the kernel's.
-            if !self.append.split_whitespace().any(|word| word == "--") {
-                words.push("--".to_owned());
-            }
-            words.push(demo::SHELL_WORD.to_owned());
-        }
+        words.extend(kernels.into_iter().map(str::to_owned));
         Ok(words.join(" "))
     }
 }
 
+/// What --send types.
+#[derive(Clone)]
+struct Keys(Vec<u8>);
+
+impl FromStr for Keys {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut keys = Vec::new();
+        let mut chars = text.chars();
+        while let Some(c) = chars.next() {
+            if c != '\\' {
+                keys.extend(c.encode_utf8(&mut [0; 4]).bytes());
+                continue;
+            }
+            keys.push(match chars.next() {
+                Some('c') if chars.as_str().is_empty() => return Ok(Self(keys)),
+                Some('n') => b'\n',
+                Some('r') => b'\r',
+                Some('t') => b'\t',
+                Some('e') => 0x1b,
+                Some('\\') => b'\\',
+                Some('x') => {
+                    let digits: String = chars.by_ref().take(2).collect();
+                    u8::from_str_radix(&digits, 16)
+                        .ok()
+                        .filter(|_| digits.len() == 2)
+                        .context("behind \\x two hexadecimal digits are missing")?
+                }
+                _ => bail!("write \\\\ for a backslash; others are \\n \\r \\t \\e \\xNN, and \\c at the end"),
+            });
+        }
+        keys.push(b'\r');
+        Ok(Self(keys))
+    }
+}
+
+/// A number in front of its unit.
+fn split_unit(text: &str) -> (&str, &str) {
+    text.split_at(text.find(|c: char| c.is_alphabetic()).unwrap_or(text.len()))
+}
+
+/// Memory, in MiB.
+fn memory(text: &str) -> Result<u32, String> {
+    let (number, unit) = split_unit(text);
+    let shift = match unit.trim_end_matches('B').trim_end_matches('i') {
+        "" | "M" | "m" => 0,
+        "G" | "g" => 10,
+        "T" | "t" => 20,
+        _ => return Err(format!("{unit} is no unit of memory: use M, G or T")),
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "write a whole number, with M, G or T behind it, e.g. 2G".to_owned())?;
+    match number.checked_shl(shift) {
+        Some(mib) if number > 0 && mib < u64::from(MIN_MIB) => Err(format!(
+            "the firmware needs {MIN_MIB} MiB, and a Linux guest some 128"
+        )),
+        Some(mib @ 1..=MAX_MIB) if mib >> shift == number => Ok(mib as u32),
+        _ => Err(format!("use {MIN_MIB}M to {}T", MAX_MIB >> 20)),
+    }
+}
+
+/// What the firmware runs in, and more than any machine has.
+const MIN_MIB: u32 = 4;
+const MAX_MIB: u64 = 64 << 20;
+
+/// A time, in seconds unless told otherwise.
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = split_unit(text);
+    let seconds = match unit {
+        "" | "s" => 1.0,
+        "ms" => 0.001,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("{unit} is no unit of time: use ms, s, m or h")),
+    };
+    let number: f64 = number
+        .parse()
+        .map_err(|_| "write a number, with s, m or h behind it, e.g. 90s".to_owned())?;
+    let range = 0.001..=MAX_HOURS * 3600.0;
+    Some(number * seconds)
+        .filter(|seconds| range.contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("use 1ms to {MAX_HOURS}h, or leave it out for no limit"))
+}
+
+/// Eleven years.
+const MAX_HOURS: f64 = 100_000.0;
+
 /// Tells how a machine ended, and returns our exit status.
-fn tell(report: &Report, watched: bool) -> u8 {
+fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
     let code = report.outcome.exit_code();
+    let watched = machine.watch.is_used();
     let mut text = String::new();
     if watched && report.is_cut {
         // What follows, a shell's prompt at least, begins a line of its own.
         text.push('\n');
     }
-    if code != 0 {
+    if report.unshown > 0 {
+        text.push_str(&error_line(format_args!(
+            "standard output did not take {} bytes of the console in time: read it, or allow more \
+             with --timeout",
+            report.unshown
+        )));
+    }
+    // Who closed standard output wants no more.
+    if code != 0 && report.outcome != Outcome::OutputClosed {
         text.push_str(&error_line(&report.outcome));
     }
-    if watched && code != 0 && report.outcome != Outcome::Interrupted {
-        text.push_str(match report.last_lines.is_empty() {
-            true => "bootshare-host: the console showed nothing\n",
-            false => "bootshare-host: the console's last lines:\n",
-        });
-        for line in &report.last_lines {
-            text.push_str(&format!("    {line}\n"));
+    let ended = code != 0 && report.outcome != Outcome::Interrupted;
+    if ended && !quiet {
+        if let Some(hint) = report.hint(machine) {
+            text.push_str(&format!("bootshare-host: {hint}\n"));
+        }
+        if watched && !report.last_lines.is_empty() {
+            text.push_str("bootshare-host: the console's last lines:\n");
+            for line in &report.last_lines {
+                text.push_str(&format!("    {line}\n"));
+            }
+            text.push_str(
+                "bootshare-host: `--log debug` shows what the firmware does, `--trace FILE` what it \
+                 and the kernel ask the share for\n",
+            );
         }
     }
-    say(&text);
+    // It may be the pipe that nobody reads.
+    let is_over = code == 124 || report.outcome == Outcome::Interrupted;
+    say_within(&text, is_over.then_some(SAY_LIMIT));
     code
 }
 
@@ -234,8 +485,10 @@ fn shares(dirs: Vec<PathBuf>, more: Vec<OsString>) -> Result<Vec<Share>> {
     }
     for word in more {
         let said = word.display();
-        let share = tagged(&word)
-            .with_context(|| format!("--share {said}: write TAG=DIR, or TAG=DIR:DIR"))?;
+        let share = tagged(&word).explain(
+            format_args!("--share {said}"),
+            "write TAG=DIR, or TAG=DIR:DIR",
+        )?;
         shares.push(share);
     }
     Ok(shares)
@@ -277,6 +530,80 @@ fn tagged(word: &OsStr) -> Result<Share> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_and_times_have_units_and_ranges() {
+        for (text, mib) in [
+            ("4", 4),
+            ("512", 512),
+            ("512M", 512),
+            ("2G", 2048),
+            ("2GiB", 2048),
+            ("1T", 1 << 20),
+        ] {
+            assert_eq!(memory(text), Ok(mib), "{text}");
+        }
+        for text in [
+            "",
+            "0",
+            "1",
+            "3M",
+            "-1",
+            "1.5G",
+            "2K",
+            "2GG",
+            "G",
+            "99T",
+            "18446744073709551615T",
+            "9007199254740993G",
+        ] {
+            assert!(memory(text).is_err(), "{text}");
+        }
+        for (text, millis) in [
+            ("90", 90_000),
+            ("1.5", 1500),
+            ("90s", 90_000),
+            ("2m", 120_000),
+            ("2min", 120_000),
+            ("1h", 3_600_000),
+            ("250ms", 250),
+            ("100000h", 360_000_000_000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in [
+            "",
+            "0",
+            "-1",
+            "s",
+            "2d",
+            "inf",
+            "nan",
+            "1e30",
+            "18446744073709551615",
+            "0.1ms",
+        ] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_end_with_enter_unless_told_otherwise() {
+        let keys = |text: &str| text.parse::<Keys>().map(|keys| keys.0);
+        for (text, typed) in [
+            ("root", &b"root\r"[..]),
+            ("", b"\r"),
+            (r"\x01x\c", b"\x01x"),
+            (r"a\\c", b"a\\c\r"),
+            (r"\e\n\t\r", b"\x1b\n\t\r\r"),
+            ("\u{e9}", b"\xc3\xa9\r"),
+        ] {
+            assert_eq!(keys(text).unwrap(), typed, "{text}");
+        }
+        for text in [r"\", r"\q", r"\x1", r"\xg0", r"\cx"] {
+            assert!(keys(text).is_err(), "{text}");
+        }
+    }
 
     fn dirs(word: &[u8]) -> Vec<PathBuf> {
         tagged(OsStr::from_bytes(word)).unwrap().dirs

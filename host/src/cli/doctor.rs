@@ -7,18 +7,18 @@ use std::fs;
 use std::io::{IsTerminal, Write};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::builder::styling::{AnsiColor, Style};
-use kvm_ioctls::Kvm;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create, statvfs};
-use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
+use bootshare_host::explain::Explain;
+use bootshare_host::process::output_of;
 use bootshare_host::{
-    Accel, Arch, Board, Console, Machine, Outcome, Share, debian, demo, run, syscall,
+    Accel, Arch, Board, Console, Machine, Outcome, Share, debian, demo, kvm, run, syscall,
 };
 
 use super::firmware::Image;
@@ -29,9 +29,6 @@ const WARNING: Style = AnsiColor::Yellow.on_default().bold();
 
 /// The QEMUs that Bootshare is tested with, in order.
 const TESTED: [(u32, u32); 3] = [(7, 2), (10, 0), (11, 1)];
-
-/// KVM's interface has not changed its version since Linux 2.6.22 (KVM_GET_API_VERSION).
-const KVM_VERSION: i32 = 12;
 
 /// How long the trial guest may take, by QEMU's translator and by KVM: it needs a fraction of a
 /// second.
@@ -46,7 +43,7 @@ const DEFAULT_MIB: u64 = 512;
 const TRIAL_FILE: &str = "trial.txt";
 const TRIAL_TEXT: &str = "read over virtio-fs";
 
-/// Descriptors that the server wants to have: it keeps one for each file that its guest knows.
+/// Descriptors that the server wants to have: it keeps one for each file that its guest has open.
 const FILES_WANTED: u64 = 1024;
 
 /// Checks everything; 1 when something failed that every boot needs.
@@ -204,7 +201,7 @@ fn open_files() -> Result<String> {
     let limit = getrlimit(Resource::Nofile).current;
     match limit {
         Some(limit) if limit < FILES_WANTED => bail!(
-            "at most {limit}, and the server keeps one for each file its guest knows: \
+            "at most {limit}, and the server keeps one for each file that its guest has open: \
              `ulimit -n {FILES_WANTED}`"
         ),
         Some(limit) => Ok(format!("up to {limit}")),
@@ -212,28 +209,18 @@ fn open_files() -> Result<String> {
     }
 }
 
-/// Debian's package of QEMU for an architecture.
-fn package(arch: Arch) -> &'static str {
-    match arch {
-        Arch::X86_64 => "qemu-system-x86",
-        Arch::Aarch64 => "qemu-system-arm",
-    }
-}
-
 fn qemu(arch: Arch) -> Result<String> {
     let program = format!("qemu-system-{}", arch.name());
     let ask = |args: &[&str]| -> Result<String> {
-        let output = Command::new(&program)
-            .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| {
-                let package = package(arch);
-                format!("cannot run {program}: install QEMU (Debian: apt-get install {package})")
-            })?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{program} fails: {}", said.trim());
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let (status, said) = output_of(Command::new(&program).args(args)).explain(
+            format_args!("cannot run {program}"),
+            format_args!(
+                "install QEMU (Debian: apt-get install {})",
+                arch.qemu_package()
+            ),
+        )?;
+        ensure!(status.success(), "{program} fails: {}", said.trim());
+        Ok(said)
     };
     let text = ask(&["--version"])?;
     let version = version(&text).with_context(|| format!("{program} tells no version: {text}"))?;
@@ -311,44 +298,15 @@ fn trial(board: Board, firmware: &Path, accel: Accel) -> Result<String> {
     ))
 }
 
-/// /dev/kvm may be there and still run no guest: a virtual machine with a processor is made first,
-/// since QEMU's words for what fails then name no remedy.
+/// A virtual machine is made first, since QEMU's words for what fails then name no remedy.
 fn kvm(board: Board, firmware: &Path) -> Result<String> {
-    const INSTEAD: &str = "guests run without it, by --accel tcg";
-    let kvm = Kvm::new().map_err(|error| anyhow!("{}; {INSTEAD}", kvm_remedy(error.errno())))?;
-    ensure!(
-        kvm.get_api_version() == KVM_VERSION,
-        "it speaks version {} of its interface, not {KVM_VERSION}; {INSTEAD}",
-        kvm.get_api_version()
-    );
-    let made = kvm.create_vm().and_then(|vm| vm.create_vcpu(0));
-    made.map_err(|error| {
-        anyhow!(
-            "/dev/kvm makes no virtual machine ({error}): does another hypervisor use the \
-             processor, or is this a virtual machine without nested virtualisation?; {INSTEAD}"
-        )
-    })?;
-    trial(board, firmware, Accel::Kvm)
-        .with_context(|| format!("/dev/kvm is there, but runs no guest; {INSTEAD}"))
-}
-
-/// What to do when /dev/kvm cannot be opened.
-fn kvm_remedy(errno: i32) -> String {
-    let error = std::io::Error::from_raw_os_error(errno);
-    let remedy = match Errno::from_raw_os_error(errno) {
-        Errno::NOENT | Errno::NXIO | Errno::NODEV => {
-            "enable virtualisation in the machine's own firmware, `modprobe kvm_intel` or kvm_amd; \
-             in a container, pass it with --device /dev/kvm"
-        }
-        Errno::ACCESS => "join its group, `sudo usermod -aG kvm $USER`, and log in again",
-        Errno::PERM => "a container has to be started with --device /dev/kvm",
-        _ => "see the kernel's log",
-    };
-    format!("cannot open /dev/kvm ({error}): {remedy}")
+    kvm::check()
+        .and_then(|()| trial(board, firmware, Accel::Kvm))
+        .map_err(|error| anyhow!("{error:#}; guests run without it, by --accel tcg"))
 }
 
 fn demo_parts(arch: Arch) -> Result<String> {
-    let dir = Path::new(demo::PARTS).join(arch.debian());
+    let dir = super::cache("guest")?.join(arch.debian());
     if dir.is_dir() {
         return Ok(format!("its kernel and busybox are in {}", dir.display()));
     }

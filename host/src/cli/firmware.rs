@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use bootshare_host::explain::Explain;
 use bootshare_host::process::Invocation;
 use bootshare_host::{Arch, Board, Machine, output};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -80,7 +81,12 @@ impl Image {
         let carried = CARRIED.iter().find(|(file, _)| *file == name);
         let path = match (named, carried) {
             (Some(path), _) => {
-                check(&path, board).with_context(|| format!("--firmware {}", path.display()))?;
+                check(&path)
+                    .and_then(|is_program| fits(is_program, board))
+                    .explain(
+                        format_args!("--firmware {}", path.display()),
+                        format_args!("name an image like {name}"),
+                    )?;
                 path
             }
             (None, Some((file, bytes))) => return Self::in_memory(file, bytes),
@@ -124,8 +130,8 @@ impl Image {
     }
 }
 
-/// Refuses what QEMU would run as it is, or wait for.
-fn check(path: &Path, board: Board) -> Result<()> {
+/// Whether it is a program, and no ROM; refuses what QEMU would wait for.
+fn check(path: &Path) -> Result<bool> {
     ensure!(fs::metadata(path)?.is_file(), "it is not a file");
     let mut head = Vec::new();
     fs::File::open(path)?.take(1024).read_to_end(&mut head)?;
@@ -134,10 +140,14 @@ fn check(path: &Path, board: Board) -> Result<()> {
     let is_program = programs
         .iter()
         .any(|(at, magic)| head.get(*at..).is_some_and(|head| head.starts_with(magic)));
+    Ok(is_program)
+}
+
+fn fits(is_program: bool, board: Board) -> Result<()> {
     ensure!(
         is_program != board.is_rom(),
-        "it is no image for this board, which takes one like {}",
-        board.firmware_name()
+        "it is no image for {}",
+        board.name()
     );
     Ok(())
 }
@@ -154,7 +164,7 @@ pub(super) fn write(dir: &Path) -> Result<()> {
         "this program carries no firmware: build it with `make host`, or take the images that \
          `make firmware` leaves in {BUILT}"
     );
-    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    output::directory(dir)?;
     for (name, bytes) in CARRIED {
         output::replace(&dir.join(name), bytes)?;
     }

@@ -3,22 +3,31 @@
 mod boot;
 mod doctor;
 mod firmware;
+mod man;
 mod run;
 
+use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::builder::styling::{AnsiColor, Style, Styles};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint, value_parser};
+use clap::{
+    ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint, value_parser,
+};
 
+use bootshare_host::explain::Interrupted;
 use bootshare_host::guest::Parts;
+use bootshare_host::run::{EXIT_STATUSES, Outcome};
 use bootshare_host::serve::{
-    self, DEFAULT_THREADS, Fault, MAX_REQUEST_QUEUES, Options, RULES, Trace,
+    self, Cache, DEFAULT_THREADS, Endpoint, Fault, MAX_REQUEST_QUEUES, MAX_THREADS, Options, RULES,
+    Trace,
 };
 use bootshare_host::{Board, debian::Release, demo, output, rom, size, unpacked};
 
@@ -34,7 +43,7 @@ const STYLES: Styles = Styles::styled()
 
 /// Boot QEMU machines straight from a directory
 #[derive(Parser)]
-#[command(name = "bootshare-host", version, styles = STYLES, max_term_width = 100)]
+#[command(name = "bootshare-host", bin_name = "bootshare-host", version, styles = STYLES, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Sub,
@@ -65,12 +74,14 @@ enum Sub {
         dir: PathBuf,
     },
     /// Print the size of firmware images
+    #[command(hide = true)]
     Size {
         /// The ELF images
         #[arg(required = true, value_hint = ValueHint::FilePath)]
         images: Vec<PathBuf>,
     },
     /// Make of a firmware image a ROM for QEMU's -bios
+    #[command(hide = true)]
     Rom {
         /// The ELF image
         #[arg(value_hint = ValueHint::FilePath)]
@@ -95,6 +106,12 @@ enum Sub {
 }
 
 /// Serve directories to a QEMU that was started by somebody else, until a signal comes
+///
+/// The share is read-only. One QEMU is served at a time, one after the other. The exit status is 0
+/// when a signal ended it (or the QEMU's end, with --once), 123 when it could not start or failed.
+///
+/// Not there on purpose: writing, sandboxes (it opens nothing outside the directories and needs no
+/// privilege), DAX, migration of the device's state.
 #[derive(Args)]
 #[command(after_help = RULES)]
 struct Serve {
@@ -102,8 +119,17 @@ struct Serve {
     #[arg(value_name = "DIR", required = true, value_hint = ValueHint::DirPath)]
     dirs: Vec<PathBuf>,
     /// The vhost-user socket to make
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
-    socket: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "fd", value_hint = ValueHint::FilePath)]
+    socket: Option<PathBuf>,
+    /// The socket's permissions, octal [default: by the umask]
+    #[arg(long, value_name = "MODE", requires = "socket", value_parser = octal)]
+    socket_mode: Option<u32>,
+    /// A listening socket that was inherited, e.g. 3 from systemd
+    #[arg(long, value_name = "N", conflicts_with = "socket")]
+    fd: Option<i32>,
+    /// End when the first QEMU does
+    #[arg(long)]
+    once: bool,
     /// The share's name in messages and traces
     #[arg(long, default_value = demo::TAG)]
     tag: String,
@@ -111,9 +137,19 @@ struct Serve {
     #[arg(long, default_value_t = 1, value_name = "N",
         value_parser = value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)))]
     request_queues: u32,
-    /// How many requests are answered at a time
-    #[arg(long, default_value_t = DEFAULT_THREADS, value_name = "N")]
-    thread_pool_size: usize,
+    /// How many requests are answered beside one of each queue
+    #[arg(long, default_value_t = DEFAULT_THREADS as u32, value_name = "N",
+        value_parser = value_parser!(u32).range(0..=MAX_THREADS as i64))]
+    thread_pool_size: u32,
+    /// How long the guest may rely on what it was told
+    #[arg(long, value_enum, default_value_t)]
+    cache: Cache,
+    /// Show extended attributes: capabilities, access control lists
+    #[arg(long)]
+    xattr: bool,
+    /// The limit of open files [default: as many as the hard limit allows]
+    #[arg(long, value_name = "N")]
+    rlimit_nofile: Option<u64>,
     /// Do wrong on purpose
     #[arg(long, value_name = "RULES", value_parser = parsed::<Fault>)]
     fault: Option<Fault>,
@@ -122,11 +158,21 @@ struct Serve {
     trace: Option<PathBuf>,
 }
 
+fn octal(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|&mode| mode <= 0o777);
+    mode.ok_or_else(|| "is no octal number up to 777, such as 660".to_owned())
+}
+
 impl Serve {
     fn run(self) -> Result<()> {
         let mut options = Options::new(self.tag, self.dirs);
         options.request_queues = self.request_queues;
-        options.threads = self.thread_pool_size;
+        options.threads = self.thread_pool_size as usize;
+        options.cache = self.cache;
+        options.xattr = self.xattr;
+        options.open_files = self.rlimit_nofile;
         options.fault = self.fault;
         options.trace = self
             .trace
@@ -134,7 +180,14 @@ impl Serve {
             .map(Trace::create)
             .transpose()?
             .map(Arc::new);
-        serve::run(&options, &self.socket)
+        let endpoint = match (self.fd, self.socket) {
+            (Some(fd), _) => Endpoint::Fd(fd),
+            (None, path) => Endpoint::Path {
+                path: path.context("name a socket by --socket")?,
+                mode: self.socket_mode,
+            },
+        };
+        serve::run(&options, &endpoint, self.once)
     }
 }
 
@@ -150,9 +203,9 @@ struct Demo {
     /// The Debian release of the kernel [default: this machine's]
     #[arg(long, value_name = "RELEASE")]
     release: Option<Release>,
-    /// Where Debian's packages are kept once downloaded
-    #[arg(long, default_value = demo::PARTS, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    parts: PathBuf,
+    /// Where Debian's packages are kept once downloaded [default: bootshare/guest in the user's cache]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    parts: Option<PathBuf>,
     /// Replace files of the demo's names that are not the demo's
     #[arg(long)]
     force: bool,
@@ -167,29 +220,96 @@ struct Qemu {
     /// The release
     #[arg(value_name = "RELEASE")]
     release: Release,
-    /// Where they are kept once downloaded
-    #[arg(long, default_value = unpacked::CACHE, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    cache: PathBuf,
+    /// Where they are kept once downloaded [default: bootshare/qemu in the user's cache]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    cache: Option<PathBuf>,
 }
 
 /// Runs the command that the arguments name.
 pub(crate) fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            let code = if error.use_stderr() { NOT_STARTED } else { 0 };
-            // There is nobody to tell when standard error is closed.
-            let _ = error.print();
-            return ExitCode::from(code);
-        }
+    let matches = match command().try_get_matches_from(arguments()) {
+        Ok(matches) => matches,
+        Err(error) => return explain(&error),
     };
-    match cli.command.run() {
+    let run = || Cli::from_arg_matches(&matches)?.command.run(&matches);
+    match run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             say(&error_line(format_args!("{error:#}")));
-            ExitCode::from(NOT_STARTED)
+            let is_signal = error.is::<Interrupted>();
+            let end = is_signal.then_some(Outcome::Interrupted);
+            ExitCode::from(end.map_or(NOT_STARTED, |end| end.exit_code()))
         }
     }
+}
+
+/// The program's arguments; a directory in the place of a command is to be booted.
+fn arguments() -> Vec<OsString> {
+    let mut args: Vec<_> = env::args_os().collect();
+    if let Some(first) = args.get(1)
+        && command().find_subcommand(first).is_none()
+        && Path::new(first).is_dir()
+    {
+        args.insert(1, "boot".into());
+    }
+    args
+}
+
+/// The command line, with what is said in tables.
+fn command() -> clap::Command {
+    let mut text = "Exit status:\n".to_owned();
+    for (status, meaning) in EXIT_STATUSES {
+        text.push_str(&format!("  {status:<8} {meaning}\n"));
+    }
+    text.push_str("\nExamples:");
+    for (what, line) in boot::EXAMPLES {
+        text.push_str(&format!("\n  {what}\n    {line}"));
+    }
+    Cli::command().mut_subcommand("boot", |boot| boot.after_help(text))
+}
+
+/// Tells on one line what is wrong with the arguments, and prints help to who asks for it.
+fn explain(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    let Some(text) = text.strip_prefix("error: ") else {
+        let code = if error.use_stderr() { NOT_STARTED } else { 0 };
+        // There is nobody to tell when the stream is closed.
+        let _ = error.print();
+        return ExitCode::from(code);
+    };
+    // Behind the message stand tips, the usage, and where help is, each below an empty line.
+    let parts: Vec<_> = text
+        .split("\n\n")
+        .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    let what = parts.first().map_or("", String::as_str);
+    let tips = parts.iter().filter_map(|part| part.strip_prefix("tip: "));
+    // What clap makes of a value that begins with a hyphen would become a directory.
+    let tips: Vec<_> = tips.filter(|tip| !tip.contains("-- -")).collect();
+    let names = arguments().into_iter().skip(1);
+    let commands = command();
+    let mut commands = names.filter_map(|name| commands.find_subcommand(name));
+    let help = commands.next().map_or("", clap::Command::get_name);
+    let remedy = match tips[..] {
+        [] => format!("see `bootshare-host {help} --help`").replace("  ", " "),
+        _ => tips.join("; "),
+    };
+    say(&error_line(format_args!("{what}: {remedy}")));
+    ExitCode::from(NOT_STARTED)
+}
+
+/// A directory for what can be downloaded again.
+fn cache(name: &str) -> Result<PathBuf> {
+    let absolute = |name| {
+        env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|dir| dir.is_absolute())
+    };
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| Some(absolute("HOME")?.join(".cache")))
+        .map(|dir| dir.join("bootshare").join(name))
+        .context("no place for downloads: neither XDG_CACHE_HOME nor HOME is an absolute path: set one, or name \
+                  a directory with --parts or --cache")
 }
 
 /// A line that says what went wrong.
@@ -197,10 +317,22 @@ fn error_line(what: impl std::fmt::Display) -> String {
     format!("bootshare-host: {ERROR}error:{ERROR:#} {what}\n")
 }
 
+/// Says something that is no failure.
+fn note(what: &str) {
+    say(&format!("bootshare-host: {what}\n"));
+}
+
 /// Prints `text` to standard error, in colour on a terminal only.
 fn say(text: &str) {
-    // There is nobody to tell when standard error is closed.
-    let _ = anstream::stderr().lock().write_all(text.as_bytes());
+    say_within(text, None);
+}
+
+/// The same, but gives up when that takes longer than `limit`.
+fn say_within(text: &str, limit: Option<Duration>) {
+    let mut shown = anstream::AutoStream::new(Vec::new(), anstream::stderr().current_choice());
+    // Memory takes all.
+    let _ = shown.write_all(text.as_bytes());
+    output::say(shown.into_inner(), limit);
 }
 
 /// Prints what `write` writes to standard output.
@@ -231,9 +363,14 @@ fn parsed<T: FromStr<Err = anyhow::Error>>(text: &str) -> Result<T, String> {
 }
 
 impl Sub {
-    fn run(self) -> Result<u8> {
+    fn run(self, matches: &ArgMatches) -> Result<u8> {
         match self {
-            Self::Boot(boot) => return boot.run(),
+            Self::Boot(mut boot) => {
+                if let Some((_, matches)) = matches.subcommand() {
+                    boot.pair(matches)?;
+                }
+                return boot.run();
+            }
             Self::Run(run) => return run.run(),
             Self::Serve(serve) => serve.run()?,
             Self::Trace { file } => print_by(|mut out| serve::print(&file, &mut out))?,
@@ -243,11 +380,18 @@ impl Sub {
                 if !demo.force {
                     demo::check(board.arch(), &demo.out)?;
                 }
-                let parts = Parts::fetch(board.arch(), demo.release, &demo.parts)?;
+                let parts = demo.parts.map_or_else(|| cache("guest"), Ok)?;
+                let parts = Parts::fetch(board.arch(), demo.release, &parts)?;
                 demo::make(&parts, &demo.out)?;
+                let out = demo.out.display();
+                note(&format!(
+                    "{out} is made: boot it with `bootshare-host boot {out} -b {}`",
+                    board.name()
+                ));
             }
             Self::Qemu(qemu) => {
-                let dir = unpacked::fetch(qemu.release, &qemu.cache)?;
+                let cache = qemu.cache.map_or_else(|| cache("qemu"), Ok)?;
+                let dir = unpacked::fetch(qemu.release, &cache)?;
                 print(format!("{}\n", dir.display()).as_bytes())?;
             }
             Self::Firmware { dir } => firmware::write(&dir)?,
@@ -272,22 +416,10 @@ impl Sub {
             }
             Self::Completions { shell } => {
                 let mut text = Vec::new();
-                clap_complete::generate(shell, &mut Cli::command(), "bootshare-host", &mut text);
+                clap_complete::generate(shell, &mut command(), "bootshare-host", &mut text);
                 print(&text)?;
             }
-            Self::Man { dir } => {
-                let write = || -> Result<()> {
-                    let pages = tempfile::tempdir()?;
-                    clap_mangen::generate_to(Cli::command(), &pages)?;
-                    fs::create_dir_all(&dir)?;
-                    for page in fs::read_dir(&pages)? {
-                        let page = page?;
-                        output::replace(&dir.join(page.file_name()), &fs::read(page.path())?)?;
-                    }
-                    Ok(())
-                };
-                write().with_context(|| format!("cannot write to {}", dir.display()))?;
-            }
+            Self::Man { dir } => man::write(&dir)?,
         }
         Ok(0)
     }
@@ -304,15 +436,16 @@ mod tests {
 
     /// An option as the table in docs/host-tool.md has it: `--name VALUE` and the help's first paragraph.
     fn row(arg: &clap::Arg) -> String {
-        let mut words: Vec<_> = arg
-            .get_long()
-            .map(|long| format!("--{long}"))
-            .into_iter()
-            .collect();
+        let short = arg.get_short().map(|short| format!("-{short},"));
+        let long = arg.get_long().map(|long| format!("--{long}"));
+        let mut words: Vec<_> = short.into_iter().chain(long).collect();
         let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
         if arg.get_action().takes_values() {
             let values = arg.get_value_names().unwrap_or_default();
-            words.extend(values.iter().map(ToString::to_string));
+            match (arg.is_require_equals_set(), words.last_mut()) {
+                (true, Some(word)) => word.push_str(&format!("[={}]", values[0])),
+                _ => words.extend(values.iter().map(ToString::to_string)),
+            }
             for default in arg
                 .get_default_values()
                 .iter()
@@ -326,7 +459,6 @@ mod tests {
 
     #[test]
     fn the_documentation_lists_the_options_of_boot_as_the_help_does() {
-        let page = include_str!("../../../docs/host-tool.md");
         let mut command = Cli::command();
         command.build();
         let boot = command.find_subcommand("boot").unwrap();
@@ -335,18 +467,33 @@ mod tests {
             .filter(|arg| !arg.is_hide_set() && arg.get_id() != "help")
             .map(row)
             .collect();
-        let table: Vec<_> = page
-            .lines()
-            .skip_while(|line| *line != "| `bootshare-host boot` | meaning |")
-            .skip(2)
-            .take_while(|line| line.starts_with('|'))
-            .collect();
-        assert_eq!(
-            table,
-            rows,
-            "docs/host-tool.md should have:\n{}",
-            rows.join("\n")
-        );
+        assert_table("| `bootshare-host boot` | meaning |", &rows);
+    }
+
+    #[test]
+    fn the_documentation_and_the_help_list_the_exit_statuses() {
+        let rows = EXIT_STATUSES.map(|(status, meaning)| format!("| {status} | {meaning} |"));
+        assert_table("| exit status | meaning |", &rows);
+        let help = command()
+            .find_subcommand_mut("boot")
+            .unwrap()
+            .render_long_help()
+            .to_string();
+        for (status, meaning) in EXIT_STATUSES {
+            assert!(
+                help.contains(&format!("  {status:<8} {meaning}\n")),
+                "{help}"
+            );
+        }
+    }
+
+    /// Asserts that the documentation has `rows` below `head`.
+    fn assert_table(head: &str, rows: &[String]) {
+        let page = include_str!("../../../docs/host-tool.md");
+        let lines = page.lines().skip_while(|line| *line != head).skip(2);
+        let table: Vec<_> = lines.take_while(|line| line.starts_with('|')).collect();
+        let rows_text = rows.join("\n");
+        assert_eq!(table, rows, "docs/host-tool.md should have:\n{rows_text}");
     }
 
     #[test]

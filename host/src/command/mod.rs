@@ -230,11 +230,11 @@ impl Job {
             .shares
             .extend(self.shares.iter().map(|(share, _)| share.clone()));
         machine.append = format!("bootshare.tag={BOOT_TAG}");
-        machine.watch.fail = Some(PANIC.parse()?);
+        machine.watch.fail = vec![PANIC.parse()?];
         let console = match &self.own_init {
             Some(_) => Console::Terminal,
             None => {
-                machine.watch.expect = Some(DONE.parse()?);
+                machine.watch.expect = vec![DONE.parse()?];
                 Console::Capture
             }
         };

@@ -4,31 +4,31 @@ mod outcome;
 mod servers;
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::event::PollFlags;
+use rustix::process::Signal;
 use tempfile::TempDir;
 
-pub use outcome::{Outcome, Report};
+pub use outcome::{EXIT_STATUSES, Outcome, Report};
 pub use servers::Servers;
 
 use crate::console::{Console, Keys, RawMode};
-use crate::fd::{read_some, ready};
-use crate::interrupt::interrupted;
+use crate::explain::Explain;
+use crate::fd::{read_rest, read_some, ready};
+use crate::interrupt::{JobControl, interrupted};
 use crate::process::{Errors, Process};
 use crate::qemu::{Machine, Wiring, firmware_status};
 use crate::qmp::{ANSWER_LIMIT, Monitor, Shutdown};
-use crate::watch::{Found, Watcher};
+use crate::spool::Spool;
+use crate::watch::{Came, Found, Watcher};
 use servers::Serving;
-
-/// How long QEMU may take to build the machine and connect to the servers.
-const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long QEMU may go on after a server has ended: at a normal end the two are a moment apart.
 const SERVER_GRACE: Duration = Duration::from_secs(2);
@@ -38,6 +38,19 @@ const END_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a guest may go on after its console showed a failure: its next lines say more.
 const FAILURE_GRACE: Duration = Duration::from_secs(1);
+
+/// How long a server may take to end, and standard output for what is left to be shown, when a limit
+/// or a signal ended the run.
+const FORCED_GRACE: Duration = Duration::from_millis(400);
+
+/// How long the console is silent where a person takes the line for complete: behind a prompt.
+const SILENCE: Duration = Duration::from_millis(100);
+
+/// How long it is silent where it may wait for input without a prompt.
+const LONG_SILENCE: Duration = Duration::from_secs(10);
+
+/// How often a terminal that was another's is tried.
+const TERMINAL_RETRY: Duration = Duration::from_secs(1);
 
 /// A moment of a run at which a test acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +77,10 @@ pub type Step<'a> = (Moment<'a>, Act<'a>);
 #[derive(Clone, Copy)]
 enum Source {
     Interrupt,
+    JobControl,
     QemuEnd,
     Console,
+    Output,
     Errors,
     Monitor,
     Keys,
@@ -78,7 +93,6 @@ enum Source {
 enum Deadline {
     TimeLimit,
     FailureShown,
-    Start,
     Answer,
     Server(usize),
 }
@@ -86,7 +100,6 @@ enum Deadline {
 /// A machine that is running. Fields are dropped in order: the terminal is restored last.
 struct Run<'a, 's> {
     machine: &'a Machine,
-    console: Console,
     servers: Vec<Serving>,
     qemu: Process,
     stdout: Option<File>,
@@ -95,14 +108,51 @@ struct Run<'a, 's> {
     keys: Option<Keys>,
     /// The sockets; gone as soon as QEMU has connected, so that no death of ours leaves any.
     sockets: Option<TempDir>,
-    captured: Vec<u8>,
+    output: Output,
     watcher: Watcher,
+    /// When the console has been silent for long enough to end a line.
+    silent_at: Option<Instant>,
+    /// When it has been silent for long enough to wait for input.
+    prompt_at: Option<Instant>,
     failure_shown: Option<Instant>,
     /// Those that are still to come.
     steps: std::slice::IterMut<'a, Step<'s>>,
     started: Instant,
+    /// When to give up.
+    ends_at: Option<Instant>,
     interrupt: BorrowedFd<'static>,
-    _raw: Option<RawMode>,
+    terminal: Option<Terminal>,
+}
+
+/// Where the console goes.
+enum Output {
+    Captured(Vec<u8>),
+    Shown(Spool),
+    /// Nobody reads it any more.
+    Closed,
+}
+
+/// Our own side of the console.
+struct Terminal {
+    job: &'static JobControl,
+    is_interactive: bool,
+    raw: Option<RawMode>,
+}
+
+impl Terminal {
+    /// Has each key go to the guest, if there is a terminal, and it is ours.
+    fn take(&mut self) -> Result<()> {
+        let entered = match &self.raw {
+            Some(raw) => raw.enter_again(),
+            None if self.is_interactive => RawMode::enter().map(|raw| self.raw = raw),
+            None => Ok(()),
+        };
+        entered.context("cannot set the terminal to raw mode")
+    }
+
+    fn is_taken(&self) -> bool {
+        self.raw.is_some() || !self.is_interactive
+    }
 }
 
 impl Machine {
@@ -135,7 +185,10 @@ pub fn socket_dir() -> Result<TempDir> {
     tempfile::Builder::new()
         .prefix("bootshare-")
         .tempdir()
-        .context("cannot make a directory for sockets: point TMPDIR at one that is writable")
+        .explain(
+            "cannot make a directory for sockets",
+            "point TMPDIR at one that is writable and has room",
+        )
 }
 
 /// Where a socket is in that directory.
@@ -171,33 +224,47 @@ impl<'a, 's> Run<'a, 's> {
         }
         let qmp = socket(sockets.path(), "qmp")?;
         let monitor = Monitor::listen(&qmp, !machine.stays_paused())?;
-        let interactive = console.is_interactive();
+        let mut terminal = None;
+        let mut output = Output::Captured(Vec::new());
+        if console == Console::Terminal {
+            terminal = Some(Terminal {
+                job: JobControl::get().context("cannot watch for signals")?,
+                is_interactive: console.is_interactive(),
+                raw: None,
+            });
+            output = Output::Shown(Spool::start()?);
+        }
         let wiring = Wiring {
             sockets: paths,
             qmp: Some(qmp),
-            interactive,
+            interactive: terminal.as_ref().is_some_and(|it| it.is_interactive),
         };
         let (mut qemu, stdout) = spawn(machine, &wiring, console, narrow)?;
         let keys = qemu.child.stdin.take();
-        let keys = keys.map(|stdin| Keys::new(stdin, console == Console::Capture));
-        let raw = interactive.then(RawMode::enter).transpose();
+        let keys = keys.map(|stdin| Keys::new(stdin, console)).transpose()?;
+        terminal.as_mut().map_or(Ok(()), Terminal::take)?;
+        let started = Instant::now();
         Ok(Self {
             machine,
-            console,
             servers,
             stdout,
             errors: qemu.errors(),
             qemu,
             monitor,
-            keys: keys.transpose()?,
+            keys,
             sockets: Some(sockets),
-            captured: Vec::new(),
+            output,
             watcher,
+            silent_at: None,
+            prompt_at: Some(started + LONG_SILENCE),
             failure_shown: None,
             steps,
-            started: Instant::now(),
+            started,
+            ends_at: machine
+                .time_limit
+                .and_then(|limit| started.checked_add(limit)),
             interrupt,
-            _raw: raw.context("cannot set the terminal to raw mode")?,
+            terminal,
         })
     }
 
@@ -206,71 +273,169 @@ impl<'a, 's> Run<'a, 's> {
         let duration = self.started.elapsed();
         self.qemu.kill();
         self.drain()?;
-        let deadline = Instant::now() + END_GRACE;
+        let is_over = matches!(outcome, Outcome::Interrupted | Outcome::TimedOut);
+        let grace = if is_over { FORCED_GRACE } else { END_GRACE };
+        let deadline = Instant::now() + grace;
         for server in &mut self.servers {
             if let Some(failure) = server.finish(deadline)? {
                 outcome = failure;
             }
         }
+        let outcome = outcome::judge(&self.machine.watch, &mut self.watcher, outcome)?;
+        let (outcome, unshown) = self.show_rest(outcome)?;
         Ok(Report {
-            outcome: outcome::judge(&self.machine.watch, &mut self.watcher, outcome)?,
+            outcome,
+            unshown,
             last_lines: self.watcher.last_lines(),
+            is_start_last: self.watcher.shows_start(),
             is_cut: self.watcher.is_cut(),
-            console: self.captured,
+            console: match self.output {
+                Output::Captured(bytes) => bytes,
+                Output::Shown(_) | Output::Closed => Vec::new(),
+            },
             steps_left: self.steps.len(),
             duration,
         })
     }
 
+    /// Waits until standard output has taken all of the console; tells how much it has not, when
+    /// that takes too long.
+    fn show_rest(&mut self, outcome: Outcome) -> Result<(Outcome, u64)> {
+        let Output::Shown(spool) = &self.output else {
+            return Ok((outcome, 0));
+        };
+        spool.close();
+        let is_over = matches!(outcome, Outcome::Interrupted) || outcome.exit_code() == 124;
+        let grace = Instant::now() + FORCED_GRACE;
+        let limit = match is_over {
+            true => Some(grace),
+            false => self.ends_at.map(|at| at.max(grace)),
+        };
+        while !spool.has_ended() {
+            let mut fds = vec![(spool.news(), PollFlags::IN)];
+            if !is_over {
+                fds.push((self.interrupt, PollFlags::IN));
+            }
+            let left = limit.map(|at| at.saturating_duration_since(Instant::now()));
+            let ready = ready(&fds, left).context("cannot wait for standard output")?;
+            if ready.get(1) == Some(&true) {
+                return Ok((Outcome::Interrupted, spool.unshown()));
+            }
+            if !ready[0] && left == Some(Duration::ZERO) {
+                let end = match outcome.exit_code() {
+                    0 => Outcome::TimedOut,
+                    _ => outcome,
+                };
+                return Ok((end, spool.unshown()));
+            }
+        }
+        match self.output_ended()? {
+            Some(end) if outcome.exit_code() == 0 => Ok((end, 0)),
+            _ => Ok((outcome, 0)),
+        }
+    }
+
+    /// How the run ends once standard output takes nothing any more; it does not when what the
+    /// console shows is all that is asked for.
+    fn output_ended(&mut self) -> Result<Option<Outcome>> {
+        let Output::Shown(spool) = &self.output else {
+            return Ok(None);
+        };
+        let failure = spool.failure();
+        self.output = Output::Closed;
+        match failure {
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).explain(
+                "cannot show the console",
+                "let standard output be a file or pipe that takes it all",
+            ),
+            Some(_) if !self.machine.watch.is_used() => Ok(Some(Outcome::OutputClosed)),
+            _ => Ok(None),
+        }
+    }
+
     fn run_until_end(&mut self) -> Result<Outcome> {
         loop {
-            let now = Instant::now();
             if self.monitor.is_up() {
                 self.sockets = None;
             }
-            let mut due: Vec<_> = self.monitor.ask(now).into_iter().collect();
-            due.extend(
-                self.servers
-                    .iter_mut()
-                    .filter_map(|server| server.go_on(now)),
-            );
-            let deadlines = self.deadlines();
-            if let Some((_, deadline)) = deadlines.iter().find(|(at, _)| *at <= now) {
-                return Ok(self.outcome_of_deadline(*deadline));
-            }
-            due.extend(deadlines.iter().map(|(at, _)| *at));
-            for source in self.wait(due.into_iter().min().map(|at| at - now))? {
+            let limit = self
+                .next_due()?
+                .map(|at| at.saturating_duration_since(Instant::now()));
+            for source in self.wait(limit)? {
                 match source {
                     Source::Interrupt => return Ok(Outcome::Interrupted),
                     Source::QemuEnd => {
-                        let status = self.qemu.child.wait()?;
                         self.drain()?;
+                        let status = self.qemu.end()?;
                         return self.outcome_of_exit(status);
+                    }
+                    Source::Output => {
+                        if let Output::Shown(spool) = &self.output
+                            && spool.has_ended()
+                            && let Some(end) = self.output_ended()?
+                        {
+                            return Ok(end);
+                        }
                     }
                     source => self.serve(source)?,
                 }
             }
+            // What has come was looked at: a stop of ourselves is nobody else's silence.
+            let now = Instant::now();
+            if self.silent_at.is_some_and(|at| at <= now) {
+                self.silent_at = None;
+                let came = self.watcher.pause()?;
+                self.take_steps(came);
+            }
+            if self.prompt_at.is_some_and(|at| at <= now) {
+                self.prompt_at = None;
+                // A kernel may boot for long without a word.
+                if let Some(keys) = &mut self.keys
+                    && !self.watcher.shows_start()
+                {
+                    keys.has_prompt();
+                }
+            }
             match self.watcher.found() {
                 Some(Found::Expected) => return Ok(Outcome::Expected),
-                Some(Found::Failure) if self.failure_shown.is_none() => {
-                    self.failure_shown = Some(Instant::now());
+                Some(Found::Failure(_)) if self.failure_shown.is_none() => {
+                    self.failure_shown = Some(now);
                 }
                 _ => {}
+            }
+            let deadlines = self.deadlines();
+            if let Some((_, deadline)) = deadlines.iter().find(|(at, _)| *at <= now) {
+                return Ok(self.outcome_of_deadline(*deadline));
             }
         }
     }
 
+    /// When something is to be done next though nothing comes.
+    fn next_due(&mut self) -> Result<Option<Instant>> {
+        let now = Instant::now();
+        let mut due: Vec<_> = self.deadlines().into_iter().map(|(at, _)| at).collect();
+        due.extend(self.monitor.ask(now));
+        let servers = self.servers.iter_mut();
+        due.extend(servers.filter_map(|server| server.go_on(now)));
+        due.extend(self.silent_at);
+        due.extend(self.prompt_at);
+        if let Some(terminal) = &mut self.terminal
+            && !terminal.is_taken()
+        {
+            terminal.take()?;
+            due.push(now + TERMINAL_RETRY);
+        }
+        Ok(due.into_iter().min())
+    }
+
     fn deadlines(&self) -> Vec<(Instant, Deadline)> {
-        let limit = self.machine.time_limit.map(|limit| self.started + limit);
-        let start = self.sockets.as_ref().map(|_| self.started + START_LIMIT);
         let failure = self.failure_shown.map(|at| at + FAILURE_GRACE);
         let servers = self.servers.iter().enumerate().map(|(index, server)| {
             let end = server.ended_at().map(|at| at + SERVER_GRACE);
             (end, Deadline::Server(index))
         });
         [
-            (limit, Deadline::TimeLimit),
-            (start, Deadline::Start),
+            (self.ends_at, Deadline::TimeLimit),
             (self.monitor.deadline(), Deadline::Answer),
             (failure, Deadline::FailureShown),
         ]
@@ -285,20 +450,41 @@ impl<'a, 's> Run<'a, 's> {
             // What was shown is judged at the end.
             Deadline::TimeLimit | Deadline::FailureShown => Outcome::TimedOut,
             Deadline::Server(index) => self.servers[index].failure(),
-            Deadline::Start => self.qemu_waits("build the machine", START_LIMIT),
-            Deadline::Answer => self.qemu_waits("answer", ANSWER_LIMIT),
+            Deadline::Answer => {
+                let said = self.servers.iter().map(|server| server.errors.text());
+                let seconds = ANSWER_LIMIT.as_secs();
+                Outcome::ServerFailed {
+                    what: format!(
+                        "QEMU did not answer within {seconds} s; a server may be stopped or hang"
+                    ),
+                    stderr: said.collect(),
+                }
+            }
         }
     }
 
-    fn qemu_waits(&self, what: &str, limit: Duration) -> Outcome {
-        let said = self.servers.iter().map(|server| server.errors.text());
-        Outcome::ServerFailed {
-            what: format!(
-                "QEMU did not {what} within {} s; a server may be stopped or hang",
-                limit.as_secs()
-            ),
-            stderr: said.collect(),
+    /// Stops as a job of a shell is stopped, with all that it runs, until it is to go on.
+    fn stop(&mut self) -> Result<()> {
+        let Some(terminal) = &mut self.terminal else {
+            return Ok(());
+        };
+        if terminal.job.is_asked_to_stop() {
+            terminal.raw = None;
+            let since = Instant::now();
+            self.qemu.signal(Signal::STOP);
+            self.servers
+                .iter()
+                .for_each(|server| server.signal(Signal::STOP));
+            terminal.job.stop().context("cannot stop")?;
+            self.servers
+                .iter()
+                .for_each(|server| server.signal(Signal::CONT));
+            self.qemu.signal(Signal::CONT);
+            self.monitor.was_stopped();
+            let stopped = since.elapsed();
+            self.ends_at = self.ends_at.and_then(|at| at.checked_add(stopped));
         }
+        terminal.take()
     }
 
     fn outcome_of_exit(&mut self, status: ExitStatus) -> Result<Outcome> {
@@ -338,10 +524,21 @@ impl<'a, 's> Run<'a, 's> {
 
     fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
         let stdout = self.stdout.as_ref().map(AsFd::as_fd);
+        let spool = match &self.output {
+            Output::Shown(spool) => Some(spool),
+            Output::Captured(_) | Output::Closed => None,
+        };
+        // Where no more can be kept the guest waits.
+        let has_room = spool.is_none_or(Spool::has_room);
         let mut sources = vec![
             (Source::Interrupt, Some(self.interrupt)),
+            (
+                Source::JobControl,
+                self.terminal.as_ref().map(|it| it.job.fd()),
+            ),
             (Source::QemuEnd, Some(self.qemu.ended())),
-            (Source::Console, stdout),
+            (Source::Console, stdout.filter(|_| has_room)),
+            (Source::Output, spool.map(Spool::news)),
             (Source::Errors, self.errors.fd()),
             (Source::Monitor, self.monitor.fd()),
         ];
@@ -359,9 +556,10 @@ impl<'a, 's> Run<'a, 's> {
 
     fn serve(&mut self, source: Source) -> Result<()> {
         match source {
-            Source::Console => self.read_console()?,
-            Source::Errors => self.errors.read()?,
-            Source::Monitor => self.monitor.read()?,
+            Source::JobControl => self.stop()?,
+            Source::Console => drop(self.read_console()?),
+            Source::Errors => drop(self.errors.read()?),
+            Source::Monitor => drop(self.monitor.read()?),
             Source::Keys => {
                 if let Some(keys) = &mut self.keys
                     && !keys.advance().context("cannot pass on standard input")?
@@ -370,40 +568,57 @@ impl<'a, 's> Run<'a, 's> {
                 }
             }
             Source::ServerEnd(index) => self.servers[index].note_end(Duration::ZERO)?,
-            Source::ServerErrors(index) => self.servers[index].errors.read()?,
-            Source::Interrupt | Source::QemuEnd => {}
+            Source::ServerErrors(index) => drop(self.servers[index].errors.read()?),
+            Source::Interrupt | Source::QemuEnd | Source::Output => {}
         }
         Ok(())
     }
 
-    fn read_console(&mut self) -> Result<()> {
+    /// Reads what is there; how much that was.
+    fn read_console(&mut self) -> Result<usize> {
         let Some(stream) = &mut self.stdout else {
-            return Ok(());
+            return Ok(0);
         };
         let Some(bytes) = read_some(stream)? else {
             self.stdout = None;
-            return Ok(());
+            return Ok(0);
         };
-        for _ in 0..self.watcher.feed(&bytes)? {
-            take_step(&mut self.steps, &mut self.servers, self.keys.as_mut());
+        let came = self.watcher.feed(&bytes)?;
+        self.take_steps(came);
+        let now = Instant::now();
+        self.silent_at = self.watcher.looks_ahead().then(|| now + SILENCE);
+        let waits = self.keys.as_ref().is_some_and(Keys::waits_for_prompt);
+        self.prompt_at = waits.then(|| match self.watcher.is_cut() {
+            true => now + SILENCE,
+            false => now + LONG_SILENCE,
+        });
+        match &mut self.output {
+            Output::Captured(captured) => captured.extend_from_slice(&bytes),
+            Output::Shown(spool) => spool.push(&bytes),
+            Output::Closed => {}
         }
-        match self.console {
-            Console::Capture => self.captured.extend(bytes),
-            Console::Terminal => {
-                let mut out = io::stdout().lock();
-                out.write_all(&bytes)
-                    .and_then(|()| out.flush())
-                    .context("cannot show the console")?;
+        Ok(bytes.len())
+    }
+
+    /// Does what a test, or the person who wrote --send, wants when the console shows something.
+    fn take_steps(&mut self, came: Came) {
+        for text in came.answers {
+            if let Some(keys) = &mut self.keys {
+                keys.type_text(&text);
             }
         }
-        Ok(())
+        for _ in 0..came.awaited {
+            take_step(&mut self.steps, &mut self.servers, self.keys.as_mut());
+        }
     }
 
     /// Reads what the ended QEMU had still to say.
     fn drain(&mut self) -> Result<()> {
-        while self.stdout.is_some() {
-            self.read_console()?;
-        }
+        read_rest(
+            self,
+            |run| Some(run.stdout.as_ref()?.as_fd()),
+            Self::read_console,
+        )?;
         self.errors.drain()?;
         self.monitor.drain()
     }
@@ -416,7 +631,7 @@ fn take_step(
 ) {
     match (steps.next(), keys) {
         (Some((_, Act::Strike(act))), _) => act(&mut Servers(servers)),
-        (Some((_, Act::Type(text))), Some(keys)) => keys.type_text(text),
+        (Some((_, Act::Type(text))), Some(keys)) => keys.type_text(text.as_bytes()),
         // Nobody reads it.
         (Some((_, Act::Type(_))), None) | (None, _) => {}
     }
@@ -446,10 +661,12 @@ fn spawn(
     }
     let mut qemu = Process::spawn(&mut command, None).map_err(|error| {
         match error.root_cause().downcast_ref::<io::Error>() {
-            Some(cause) if cause.kind() == io::ErrorKind::NotFound => error.context(
-                "is QEMU installed? On Debian: apt-get install qemu-system-x86 qemu-system-arm",
-            ),
-            _ => error,
+            Some(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                let package = machine.board.arch().qemu_package();
+                anyhow!("{error:#}: install QEMU (Debian: apt-get install {package}), or name it with --qemu")
+            }
+            _ if machine.qemu.is_some() => anyhow!("{error:#}: name QEMU's program with --qemu"),
+            _ => anyhow!("{error:#}: `bootshare-host doctor` looks for what is missing"),
         }
     })?;
     let stdout = ours.or(qemu.child.stdout.take().map(OwnedFd::from));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::qemu::Machine;
 use crate::watch::{Found, Pattern, Watch, Watcher};
 
 /// How a run ended.
@@ -37,6 +38,8 @@ pub enum Outcome {
     },
     /// SIGINT, SIGTERM, SIGHUP, or QEMU's own quit key.
     Interrupted,
+    /// Nobody reads our standard output any more, and nothing else was asked for.
+    OutputClosed,
     /// The console showed what was [expected](crate::watch::Watch::expect).
     Expected,
     /// The console showed [a failure](crate::watch::Watch::fail).
@@ -50,6 +53,8 @@ pub enum Outcome {
     NotShown {
         /// What was looked for.
         pattern: String,
+        /// Which of how many.
+        place: (usize, usize),
         /// How it ended.
         end: Box<Outcome>,
     },
@@ -69,6 +74,17 @@ impl Outcome {
             Self::ServerFailed { .. } => 122,
             Self::TimedOut => 124,
             Self::Interrupted => 130,
+            Self::OutputClosed => 141,
+        }
+    }
+}
+
+impl Outcome {
+    /// How the machine ended, whatever was looked for.
+    fn end(&self) -> &Self {
+        match self {
+            Self::NotShown { end, .. } => end,
+            end => end,
         }
     }
 }
@@ -79,23 +95,44 @@ impl fmt::Display for Outcome {
             Self::FirmwareExit(status) => write!(f, "the firmware ended with status {status}"),
             Self::PowerOff => f.write_str("the guest powered off"),
             Self::Reset => f.write_str(
-                "the guest reset instead of powering off: look for a panic above, or power off",
+                "the guest reset instead of powering off: look above for a panic, or power it off",
             ),
             Self::Panic => f.write_str("the firmware failed, or the guest panicked: look above"),
             Self::TimedOut => f.write_str("the time limit passed: allow more with --timeout"),
             Self::QemuFailed { status, stderr } => {
-                write!(f, "QEMU failed ({status}): {}", stderr.trim_end())
+                write!(f, "QEMU failed ({status})")?;
+                said(f, stderr)
             }
-            Self::ServerFailed { what, stderr } => write!(f, "{what}: {}", stderr.trim_end()),
+            Self::ServerFailed { what, stderr } => {
+                f.write_str(what)?;
+                said(f, stderr)
+            }
             Self::Interrupted => f.write_str("interrupted"),
             Self::Expected => f.write_str("the console showed what was expected"),
             Self::FailureShown { pattern, line } => {
                 write!(f, "the console showed --fail '{pattern}': {line}")
             }
-            Self::NotShown { pattern, end } => {
-                write!(f, "the console never showed --expect '{pattern}': {end}")
+            Self::OutputClosed => f.write_str("standard output was closed"),
+            Self::NotShown {
+                pattern,
+                place: (number, of),
+                end,
+            } => {
+                write!(f, "the console never showed --expect '{pattern}'")?;
+                if *of > 1 {
+                    write!(f, ", {number} of {of}")?;
+                }
+                write!(f, ": {end}")
             }
         }
+    }
+}
+
+/// What was said before the end, if anything.
+fn said(f: &mut fmt::Formatter<'_>, stderr: &str) -> fmt::Result {
+    match stderr.trim_end() {
+        "" => Ok(()),
+        text => write!(f, ": {text}"),
     }
 }
 
@@ -107,8 +144,12 @@ pub struct Report {
     /// All that the guest wrote to its console, with
     /// [`Console::Capture`](crate::Console::Capture).
     pub console: Vec<u8>,
+    /// How many bytes of the console our standard output did not take in time.
+    pub unshown: u64,
     /// The last lines of the console, without escape sequences.
     pub last_lines: Vec<String>,
+    /// Whether the last of them is the firmware's, which starts a kernel.
+    pub is_start_last: bool,
     /// Whether the last of them has no end.
     pub is_cut: bool,
     /// How many steps of a test it never came to.
@@ -117,7 +158,58 @@ pub struct Report {
     pub duration: Duration,
 }
 
+/// Each exit status of a boot, and what it means.
+pub const EXIT_STATUSES: [(&str, &str); 10] = [
+    (
+        "0",
+        "the guest powered off, the firmware succeeded, or all of --expect was shown",
+    ),
+    (
+        "1",
+        "the firmware failed, --fail was shown, --expect was not, or the guest panicked",
+    ),
+    (
+        "2 to 63",
+        "a failure to which the firmware gave this number",
+    ),
+    ("120", "the guest reset: a reboot, or a panic that reboots"),
+    ("121", "QEMU failed"),
+    ("122", "the share's server failed, or kept QEMU waiting"),
+    (
+        "123",
+        "nothing could be started: a wrong option, or something missing; or a full disk",
+    ),
+    ("124", "the time limit passed"),
+    ("130", "a signal, or Ctrl-A x at the console"),
+    (
+        "141",
+        "standard output was closed, and neither --expect nor --fail was given",
+    ),
+];
+
 impl Report {
+    /// What may be missing where the console does not tell.
+    pub fn hint(&self, machine: &Machine) -> Option<String> {
+        let is_silent = self.last_lines.is_empty();
+        let by_guest = matches!(self.outcome.end(), Outcome::Reset | Outcome::TimedOut);
+        match &self.outcome {
+            _ if by_guest && !machine.stays_paused() && self.is_start_last => Some(format!(
+                "the kernel showed nothing: name its console with --cmdline console={}, or in the \
+                 directory's own command line",
+                machine.board.arch().serial()
+            )),
+            _ if by_guest && !machine.stays_paused() && is_silent => Some(
+                "the console showed nothing, not even the firmware's first line: `bootshare-host \
+                 doctor` looks for what is missing"
+                    .to_owned(),
+            ),
+            outcome if outcome.exit_code() != 0 && machine.watch.is_used() && is_silent => {
+                Some("the console showed nothing".to_owned())
+            }
+            _ => None,
+        }
+    }
+
     /// The console as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.console).into_owned()
@@ -126,20 +218,21 @@ impl Report {
 
 /// What the console showed decides, once it has come to its end.
 pub(super) fn judge(watch: &Watch, watcher: &mut Watcher, end: Outcome) -> Result<Outcome> {
-    watcher.end()?;
-    let text = |pattern: &Option<Pattern>| pattern.as_ref().map(Pattern::to_string);
+    watcher.pause()?;
+    let failure = |index: usize| watch.fail.get(index).map(Pattern::to_string);
     Ok(match (watcher.found(), end) {
         (_, Outcome::Interrupted) => Outcome::Interrupted,
         (Some(Found::Expected), _) => Outcome::Expected,
-        (Some(Found::Failure), _) => Outcome::FailureShown {
-            pattern: text(&watch.fail).unwrap_or_default(),
+        (Some(Found::Failure(index)), _) => Outcome::FailureShown {
+            pattern: failure(index).unwrap_or_default(),
             line: watcher.line(),
         },
         // QEMU's and the server's own failures are not the guest's.
         (None, end @ (Outcome::QemuFailed { .. } | Outcome::ServerFailed { .. })) => end,
-        (None, end) => match text(&watch.expect) {
-            Some(pattern) => Outcome::NotShown {
-                pattern,
+        (None, end) => match watch.expect.get(watcher.shown()) {
+            Some(expect) => Outcome::NotShown {
+                pattern: expect.pattern.to_string(),
+                place: (watcher.shown() + 1, watch.expect.len()),
                 end: Box::new(end),
             },
             None => end,

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rustix::process::Signal;
 
 use super::Outcome;
+use crate::explain::Explain;
 use crate::process::{Errors, Process};
 use crate::qemu::Machine;
+use crate::qmp::LISTEN;
 use crate::serve::{self, Trace};
 use crate::virtiofsd::Virtiofsd;
 
@@ -75,7 +77,7 @@ pub(super) fn start(machine: &Machine, dir: &Path) -> Result<(Vec<Serving>, Vec<
     let (mut servers, mut sockets) = (Vec::new(), Vec::new());
     for (index, share) in machine.shares.iter().enumerate() {
         let socket = super::socket(dir, &format!("fs{index}"))?;
-        let listener = UnixListener::bind(&socket).context("cannot listen for QEMU")?;
+        let listener = UnixListener::bind(&socket).explain("cannot listen for QEMU", LISTEN)?;
         let mut errors = Errors::default();
         let server = match &external {
             Some(server) => {
@@ -102,7 +104,7 @@ pub(super) fn start(machine: &Machine, dir: &Path) -> Result<(Vec<Serving>, Vec<
 }
 
 impl Serving {
-    fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&self, signal: Signal) {
         // Once reaped, the number may belong to somebody else.
         if self.ended.is_none()
             && !self.killed

@@ -30,15 +30,15 @@ fn servers() -> [Option<String>; 3] {
 
 /// How the program ended.
 #[derive(Debug)]
-struct Ran {
-    status: Option<i32>,
-    console: String,
-    errors: String,
+pub(crate) struct Ran {
+    pub(crate) status: Option<i32>,
+    pub(crate) console: String,
+    pub(crate) errors: String,
 }
 
 impl Ran {
     /// Asserts on the exit status, and that each of `parts` is in what was said of errors.
-    fn expect(&self, status: i32, parts: &[&str]) {
+    pub(crate) fn expect(&self, status: i32, parts: &[&str]) {
         assert_eq!(self.status, Some(status), "{self:?}");
         for part in parts {
             assert!(self.errors.contains(part), "no {part:?} in {self:?}");
@@ -48,13 +48,13 @@ impl Ran {
 
 /// The program itself, with a directory that all its files and sockets, and the command lines of
 /// all its children, are in.
-struct Tool {
-    dir: TempDir,
+pub(crate) struct Tool {
+    pub(crate) dir: TempDir,
 }
 
 impl Tool {
     /// All that a run needs is copied, so that an ordinary user can reach it.
-    fn new(servers: &[&Path]) -> Self {
+    pub(crate) fn new(servers: &[&Path]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let share = demo_share(Arch::X86_64);
         let open = |path: &Path| {
@@ -80,17 +80,19 @@ impl Tool {
         Self { dir }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.dir.path().join(name).display().to_string()
     }
 
-    /// `bootshare-host`, after `wrapper`.
-    fn command(&self, wrapper: &[&str], args: &[&str]) -> Command {
+    /// `bootshare-host`, after `wrapper`. Whoever runs the tests may ignore signals, which we would
+    /// inherit.
+    pub(crate) fn command(&self, wrapper: &[&str], args: &[&str]) -> Command {
         let tool = self.path("tool");
-        let words = [wrapper, &[&tool], args].concat();
-        let (program, args) = words.split_first().unwrap();
-        let mut command = Command::new(program);
+        let mut command = Command::new("/usr/bin/env");
         command
+            .arg("--default-signal=HUP,INT,QUIT,TERM,TSTP,CHLD")
+            .args(wrapper)
+            .arg(tool)
             .args(args)
             .env("TMPDIR", self.path("tmp"))
             .current_dir(self.dir.path())
@@ -99,7 +101,7 @@ impl Tool {
     }
 
     /// `bootshare-host boot` of the copied share by Linux, which QEMU loads itself.
-    fn linux(&self, wrapper: &[&str], server: Option<&str>) -> Command {
+    pub(crate) fn linux(&self, wrapper: &[&str], server: Option<&str>) -> Command {
         let mut command = self.command(wrapper, &["boot", &self.path("share")]);
         command.args(["--board=x86_64-q35", "--timeout=120"]);
         command.args(server.map(|path| format!("--server={path}")));
@@ -111,7 +113,7 @@ impl Tool {
     }
 
     /// `bootshare-host boot ARGS` by the firmware, with its options.
-    fn firmware(&self, args: &[&OsStr], options: &str) -> Ran {
+    pub(crate) fn firmware(&self, args: &[&OsStr], options: &str) -> Ran {
         let image = target().join("firmware").join(BOARD.firmware_name());
         assert!(image.is_file(), "no {}: run make firmware", image.display());
         let mut command = self.command(&[], &["boot", "--timeout=120", "--board", BOARD_NAME]);
@@ -120,8 +122,20 @@ impl Tool {
         self.run(&mut command)
     }
 
+    /// `bootshare-host boot share` with a shell script in QEMU's place.
+    pub(crate) fn fake(&self, wrapper: &[&str], script: &str) -> Command {
+        let (bin, draft) = (self.path("bin"), self.path("draft"));
+        fs::create_dir_all(&bin).unwrap();
+        fs::write(&draft, format!("#!/bin/sh\n{script}\n")).unwrap();
+        install(draft.as_ref(), format!("{bin}/qemu-system-x86_64").as_ref());
+        let image = target().join("firmware").join(BOARD.firmware_name());
+        let mut command = self.command(wrapper, &["boot", "share", "--board", BOARD_NAME]);
+        command.args(["--qemu", &bin]).arg("--firmware").arg(image);
+        command
+    }
+
     /// Runs it to its end, after which nothing may be left.
-    fn run(&self, command: &mut Command) -> Ran {
+    pub(crate) fn run(&self, command: &mut Command) -> Ran {
         let output = command.output().unwrap();
         self.assert_nothing_is_left();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -133,7 +147,7 @@ impl Tool {
     }
 
     /// The process whose command line has `part`.
-    fn process(&self, part: &str) -> Pid {
+    pub(crate) fn process(&self, part: &str) -> Pid {
         let found = self
             .processes()
             .into_iter()
@@ -142,7 +156,7 @@ impl Tool {
     }
 
     /// Processes with our directory on their command line.
-    fn processes(&self) -> Vec<(Pid, String)> {
+    pub(crate) fn processes(&self) -> Vec<(Pid, String)> {
         let dir = self.dir.path().display().to_string();
         fs::read_dir("/proc")
             .unwrap()
@@ -161,7 +175,7 @@ impl Tool {
     }
 
     /// Waits until `count` processes run, QEMU among them, and the sockets have served.
-    fn wait_until_running(&self, tool: &mut Child, count: usize) {
+    pub(crate) fn wait_until_running(&self, tool: &mut Child, count: usize) {
         let deadline = Instant::now() + LIMIT;
         while self.processes().len() < count || self.files() > 0 {
             assert_eq!(tool.try_wait().unwrap(), None, "the tool ended early");
@@ -170,7 +184,7 @@ impl Tool {
         }
     }
 
-    fn assert_nothing_is_left(&self) {
+    pub(crate) fn assert_nothing_is_left(&self) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !self.processes().is_empty() {
             assert!(
@@ -209,7 +223,7 @@ fn send(signal: Signal) -> impl FnOnce(&Tool, &Child) {
 #[test]
 fn signals_leave_nothing_behind() {
     for server in [None, Some(c_server())] {
-        for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT] {
             assert_eq!(status_after(server, send(signal)), Some(130), "{signal:?}");
         }
     }
@@ -253,8 +267,15 @@ fn an_embedded_server_that_hangs_up_leaves_nothing_behind() {
         &["share", "--fault=disconnect-after=3"].map(OsStr::new),
         "bootshare.deadline=1",
     );
-    assert_ne!(ran.status, Some(0), "{ran:?}");
-    assert!(ran.errors.contains("bootshare-host: error: "), "{ran:?}");
+    ran.expect(
+        1,
+        &["bootshare-host: error: the firmware ended with status 1"],
+    );
+    assert!(ran.console.contains("made no progress"), "{ran:?}");
+    // One that fails as the machine ends is no success either.
+    let args = ["share", "--fault=panic=DESTROY"].map(OsStr::new);
+    let ran = tool.firmware(&args, "bootshare.cmd=\"cat /greeting.txt\"");
+    ran.expect(122, &["failed (it panicked: as the fault asks)\n"]);
 }
 
 #[test]
@@ -405,7 +426,7 @@ fn a_download_that_is_interrupted_leaves_nothing_behind() {
     send(Signal::INT)(&tool, &child);
     let output = child.wait_with_output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(123), "{errors}");
+    assert_eq!(output.status.code(), Some(130), "{errors}");
     assert!(errors.ends_with("error: interrupted\n"), "{errors}");
     tool.assert_nothing_is_left();
     assert_eq!(fs::read_dir(parts).unwrap().count(), 0);
@@ -537,6 +558,19 @@ fn a_boot_test_ends_with_what_the_console_shows() {
     );
     ran.expect(0, &[]);
     assert_eq!(ran.errors.trim(), "");
+    // What follows begins a line of its own.
+    for (text, end) in [("READY\\n", ""), ("READY", "\n")] {
+        let mut command = tool.fake(&[], &format!("printf '{text}'; exec sleep 1000"));
+        let ran = tool.run(command.args(["--expect", "^READY$"]));
+        ran.expect(0, &[]);
+        assert_eq!(ran.errors, end);
+    }
+    // QEMU's failure is not the guest's.
+    let ran = tool.run(
+        tool.fake(&[], "echo bad luck >&2; exit 1")
+            .args(["-e", "never"]),
+    );
+    ran.expect(121, &["error: QEMU failed (exit status: 1): bad luck"]);
 
     let ran = tool.run(
         tool.linux(&[], None)
@@ -547,7 +581,8 @@ fn a_boot_test_ends_with_what_the_console_shows() {
         &["error: the console showed --fail 'mounted the share': demo: Linux "],
     );
     let last = "\n    demo: Linux ";
-    ran.expect(1, &["the console's last lines:\n", last]);
+    let more = "\nbootshare-host: `--log debug` shows what the firmware does, `--trace FILE`";
+    ran.expect(1, &["the console's last lines:\n", last, more]);
 
     let ran = tool.run(tool.linux(&[], None).arg("--expect=never"));
     let said = "the console never showed --expect 'never': the guest powered off";
@@ -645,7 +680,7 @@ fn what_is_no_firmware_is_refused_by_name() {
     let tool = Tool::new(&[]);
     let elf = target().join("firmware").join(BOARD.firmware_name());
     let elf = elf.to_str().unwrap();
-    let no_image = "it is no image for this board, which takes one like bootshare-";
+    let no_image = "it is no image for ";
     for (board, file, part) in [
         (BOARD_NAME, "nosuch", "No such file"),
         (BOARD_NAME, "share", "it is not a file"),
@@ -665,7 +700,7 @@ fn a_directory_that_cannot_be_shared_is_refused_by_name() {
     fs::write(tool.dir.path().join("file"), "").unwrap();
     for (dir, part) in [("nosuch", "No such file"), ("file", "Not a directory")] {
         let ran = tool.firmware(&[OsStr::new(dir)], "");
-        ran.expect(123, &[&format!("cannot share {dir}, "), part]);
+        ran.expect(123, &[&format!("cannot share {dir}: "), part]);
         assert_eq!(ran.errors.lines().count(), 1, "{ran:?}");
     }
     fs::create_dir(tool.dir.path().join("empty")).unwrap();
@@ -684,11 +719,10 @@ fn a_directory_that_is_not_ours_to_read_is_refused_by_name() {
     let dir = tool.dir.path().join("closed");
     fs::create_dir(&dir).unwrap();
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o000)).unwrap();
-    let image = target().join("firmware").join(BOARD.firmware_name());
-    let args = ["boot", "closed", "--firmware", image.to_str().unwrap()];
-    let mut command = tool.command(wrapper, &args);
+    let image = tool.path("share/vmlinuz");
+    let mut command = tool.command(wrapper, &["boot", "closed", "--firmware", &image]);
     let ran = tool.run(command.current_dir(tool.dir.path()));
-    ran.expect(123, &["cannot share closed, ", "Permission denied"]);
+    ran.expect(123, &["cannot share closed: ", "Permission denied"]);
 }
 
 #[test]
@@ -860,7 +894,7 @@ fn a_system_call_that_a_seccomp_filter_refuses_is_named_with_the_remedy() {
 }
 
 /// A terminal: what its user sees, and what programs see as theirs.
-fn terminal() -> (fs::File, fs::File) {
+pub(crate) fn terminal() -> (fs::File, fs::File) {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&user).unwrap();

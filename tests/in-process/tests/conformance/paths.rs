@@ -2,7 +2,10 @@
 
 use crate::rig::{Rig, Server};
 use bootshare::{Error, Metadata};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags, openat2},
+    io::Errno,
+};
 use std::{fs, io, os::unix::fs::MetadataExt};
 
 pub fn slashes_and_dots(server: Server) {
@@ -98,7 +101,13 @@ pub fn lengths_and_depths(server: Server) {
 fn kernel(root: &fs::File, path: &str, follow: bool) -> io::Result<u64> {
     let mut flags = OFlags::PATH | OFlags::CLOEXEC;
     flags.set(OFlags::NOFOLLOW, !follow);
-    let found = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    // openat2(2): with `..` it is EAGAIN when a rename happens anywhere on the machine.
+    let found = loop {
+        match openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+            Err(Errno::AGAIN) => {}
+            found => break found?,
+        }
+    };
     Ok(fs::File::from(found).metadata()?.ino())
 }
 

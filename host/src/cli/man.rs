@@ -1,0 +1,145 @@
+//! Manual pages, made of what the help says: man-pages(7) has the order of their sections.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use anyhow::Result;
+use clap_mangen::Man;
+
+use bootshare_host::output;
+use bootshare_host::run::EXIT_STATUSES;
+
+use super::{NOT_STARTED, boot, command};
+
+const ENVIRONMENT: [(&str, &str); 5] = [
+    (
+        "PATH",
+        "Where QEMU's program is looked for, unless --qemu names it.",
+    ),
+    (
+        "TMPDIR",
+        "Where sockets are made for a moment, and where console text waits that standard output has not taken yet.",
+    ),
+    (
+        "XDG_CACHE_HOME, HOME",
+        "Where demo and qemu keep what they download: $XDG_CACHE_HOME/bootshare, or ~/.cache/bootshare.",
+    ),
+    ("NO_COLOR", "When it is set, nothing is coloured."),
+    (
+        "CLICOLOR_FORCE",
+        "When it is set, colours are used without a terminal, too.",
+    ),
+];
+
+const FILES: [(&str, &str); 3] = [
+    (
+        "~/.cache/bootshare",
+        "What demo and qemu have downloaded; it can be removed.",
+    ),
+    (
+        "target/firmware",
+        "The firmware images, for a program that carries none, as make firmware leaves them.",
+    ),
+    ("/dev/kvm", "What runs guests where it works."),
+];
+
+/// Writes a page for the program and one for each command into `dir`.
+pub(super) fn write(dir: &Path) -> Result<()> {
+    let mut program = command().disable_help_subcommand(true);
+    program.build();
+    output::directory(dir)?;
+    let name = program.get_name().to_owned();
+    let commands: Vec<_> = program
+        .get_subcommands()
+        .filter(|it| !it.is_hide_set())
+        .collect();
+    let pages = commands
+        .iter()
+        .map(|command| format!("{name}-{}", command.get_name()));
+    let pages: Vec<_> = std::iter::once(name.clone()).chain(pages).collect();
+    for (index, page) in pages.iter().enumerate() {
+        let command = match index.checked_sub(1) {
+            None => program.clone(),
+            Some(index) => {
+                let command = commands[index].clone();
+                let usage = format!("{name} {}", command.get_name());
+                command.bin_name(usage).display_name(page.clone())
+            }
+        };
+        let see_also = pages.iter().filter(|other| *other != page);
+        let text = render(&command, see_also)?;
+        output::replace(&dir.join(format!("{page}.1")), &text)?;
+    }
+    Ok(())
+}
+
+fn render<'a>(
+    command: &clap::Command,
+    see_also: impl Iterator<Item = &'a String>,
+) -> Result<Vec<u8>> {
+    let is_boot = command.get_name() == "boot";
+    // Its text is in sections of its own here.
+    let shown = if is_boot {
+        command.clone().after_help("")
+    } else {
+        command.clone()
+    };
+    let page = Man::new(shown).source(format!("bootshare-host {}", env!("CARGO_PKG_VERSION")));
+    let mut out = Vec::new();
+    page.render_title(&mut out)?;
+    page.render_name_section(&mut out)?;
+    page.render_synopsis_section(&mut out)?;
+    page.render_description_section(&mut out)?;
+    if command.get_arguments().any(|arg| !arg.is_hide_set()) {
+        page.render_options_section(&mut out)?;
+    }
+    if command.has_subcommands() {
+        page.render_subcommands_section(&mut out)?;
+    }
+    if command.get_after_help().is_some() && !is_boot {
+        page.render_extra_section(&mut out)?;
+    }
+    let failed = NOT_STARTED.to_string();
+    let others = [("0", "success"), (&failed, "failure, with an error line")];
+    let statuses: &[(&str, &str)] = if is_boot { &EXIT_STATUSES } else { &others };
+    section(&mut out, "EXIT STATUS", statuses)?;
+    section(&mut out, "ENVIRONMENT", &ENVIRONMENT)?;
+    section(&mut out, "FILES", &FILES)?;
+    if is_boot || command.has_subcommands() {
+        writeln!(out, ".SH EXAMPLES")?;
+        for (what, line) in boot::EXAMPLES {
+            writeln!(
+                out,
+                "{}:\n.PP\n.RS\n.nf\n{}\n.fi\n.RE\n.PP",
+                roff(what),
+                roff(line)
+            )?;
+        }
+    }
+    writeln!(out, ".SH SEE ALSO")?;
+    let pages: Vec<_> = see_also
+        .map(|page| format!("\\fB{}\\fR(1)", roff(page)))
+        .collect();
+    writeln!(out, "{}, \\fBqemu\\fR(1)", pages.join(", "))?;
+    Ok(out)
+}
+
+fn section(out: &mut Vec<u8>, name: &str, entries: &[(&str, &str)]) -> io::Result<()> {
+    writeln!(out, ".SH {name}")?;
+    for (what, text) in entries {
+        writeln!(out, ".TP\n\\fB{}\\fR\n{}", roff(what), roff(text))?;
+    }
+    Ok(())
+}
+
+/// Text as groff takes it: neither a command, nor an escape, nor a hyphen that cannot be copied.
+fn roff(text: &str) -> String {
+    let text = text
+        .replace('\\', "\\e")
+        .replace('-', "\\-")
+        .replace('\'', "\\(aq");
+    match text.starts_with('.') {
+        true => format!("\\&{text}"),
+        false => text,
+    }
+}

@@ -1,0 +1,58 @@
+//! KVM, tried before it is relied on: its device may be there and still run no guest.
+
+use std::fs;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use kvm_ioctls::Kvm;
+use rustix::io::Errno;
+
+use crate::board::{Arch, Board};
+
+/// KVM's interface has not changed its version since Linux 2.6.22 (KVM_GET_API_VERSION).
+const VERSION: i32 = 12;
+
+/// Makes a virtual machine with a processor.
+///
+/// # Errors
+/// KVM runs no guest here, and what to do.
+pub fn check() -> Result<()> {
+    let kvm = Kvm::new().map_err(|error| anyhow!("{}", remedy(error.errno())))?;
+    let version = kvm.get_api_version();
+    ensure!(
+        version == VERSION,
+        "KVM speaks version {version} of its interface, not {VERSION}: update Linux"
+    );
+    let made = kvm.create_vm().and_then(|vm| vm.create_vcpu(0));
+    made.map_err(|error| {
+        anyhow!(
+            "/dev/kvm makes no virtual machine ({error}): does another hypervisor use the \
+             processor, or is this a virtual machine without nested virtualisation?"
+        )
+    })?;
+    if Board::of_this_machine().arch() == Arch::X86_64 {
+        let info = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
+        let mut words = info.split_ascii_whitespace();
+        // One by other means runs the firmware, and Linux may hang.
+        ensure!(
+            words.any(|word| word == "vmx" || word == "svm"),
+            "KVM is here without the processor's vmx or svm: is this a virtual machine without \
+             nested virtualisation?"
+        );
+    }
+    Ok(())
+}
+
+/// What to do when /dev/kvm cannot be opened.
+fn remedy(errno: i32) -> String {
+    let error = std::io::Error::from_raw_os_error(errno);
+    let remedy = match Errno::from_raw_os_error(errno) {
+        Errno::NOENT | Errno::NXIO | Errno::NODEV => {
+            "enable virtualisation in the machine's own firmware, `modprobe kvm_intel` or kvm_amd; \
+             in a container, pass it with --device /dev/kvm"
+        }
+        Errno::ACCESS => "join its group, `sudo usermod -aG kvm $USER`, and log in again",
+        Errno::PERM => "a container has to be started with --device /dev/kvm",
+        _ => "see the kernel's log",
+    };
+    format!("cannot open /dev/kvm ({error}): {remedy}")
+}

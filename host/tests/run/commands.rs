@@ -1,0 +1,329 @@
+//! Each command and option as a user types it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::parts::{LIMIT, target};
+use crate::tool::{Ran, Tool};
+
+/// What the firmware does in the boots here.
+const CAT: &str = "--append=bootshare.cmd=\"cat /greeting.txt\"";
+
+fn tool(tool: &Tool, args: &[&str]) -> Ran {
+    let ran = tool.run(&mut tool.command(&[], args));
+    assert_eq!(ran.status, Some(0), "{args:?}: {ran:?}");
+    ran
+}
+
+#[test]
+fn options_reach_qemu_and_the_firmware() {
+    let tool_ = Tool::new(&[]);
+    let boot = ["boot", "share", "-n"];
+    let arm = ["--board", "aarch64-virt"];
+    for (args, parts) in [
+        (
+            &["-m", "2G", "-c", "3"][..],
+            &["-m 2048M", "-smp 3", "size=2048M"][..],
+        ),
+        (&["--log", "debug"], &["-append bootshare.log=debug"]),
+        (&["--entry", "deb*"], &["'bootshare.entry=deb*'"]),
+        (&["--entry", "a b"], &["-append 'bootshare.entry=\"a b\"'"]),
+        (&["--cmdline", "quiet"], &["-append '-- quiet'"]),
+        (
+            &["-a", "bootshare.x=1 -- a", "--cmdline", "b"],
+            &["'bootshare.x=1 -- a b'"],
+        ),
+        (&["--accel", "tcg"], &["-accel tcg"]),
+        (&["--accel", "kvm"], &["-accel kvm", "-cpu host"]),
+        (
+            &[arm[0], arm[1], "--el2"],
+            &["virt,memory-backend=ram,virtualization=on"],
+        ),
+        (&[arm[0], arm[1]], &["-accel tcg", "-cpu cortex-a72"]),
+        (&["--gdb"], &["-gdb tcp:127.0.0.1:1234", "-S"]),
+        (&["--gdb=99"], &["-gdb tcp:127.0.0.1:99"]),
+        (
+            &["--net", "user", "-b", "x86_64-q35"],
+            &["virtio-net-pci,netdev=net"],
+        ),
+        (
+            &["--disk", "share/vmlinuz"],
+            &["format=raw,file=share/vmlinuz", "virtio-blk-device"],
+        ),
+        (&["--thread-pool-size", "3"], &["--thread-pool-size 3"]),
+        (
+            &["--request-queues", "2"],
+            &["--request-queues 2", "num-request-queues=2"],
+        ),
+        (&["--qemu-arg=-name", "--qemu-arg=a b"], &["-name 'a b'"]),
+        (&["--legacy-mmio"], &["-kernel"]),
+    ] {
+        let args: Vec<_> = boot.iter().chain(args).copied().collect();
+        let ran = tool(&tool_, &args);
+        for part in parts {
+            assert!(
+                ran.console.contains(part),
+                "no {part:?} for {args:?}: {ran:?}"
+            );
+        }
+        let legacy = args.contains(&"--legacy-mmio") || ran.console.contains("-pci");
+        assert_eq!(!ran.console.contains("force-legacy"), legacy, "{ran:?}");
+    }
+}
+
+#[test]
+fn a_network_and_disks_hinder_no_boot() {
+    let tool_ = Tool::new(&[]);
+    let path = |name: &str| tool_.path(name);
+    fs::write(path("raw,disk"), [0; 1 << 20]).unwrap();
+    let qcow2 = ["create", "-q", "-f", "qcow2"];
+    let status = Command::new("qemu-img")
+        .args(qcow2)
+        .arg(path("disk"))
+        .arg("1M")
+        .status();
+    let mut disks = vec!["--disk", "raw,disk"];
+    // Not every QEMU comes with it.
+    if status.is_ok_and(|status| status.success()) {
+        disks.extend(["--disk", "disk"]);
+    }
+    for board in ["x86_64-microvm", "x86_64-q35", "aarch64-virt"] {
+        let args = ["boot", "share", "--net", "user", "-b", board, CAT, "-v"];
+        let args: Vec<_> = args.iter().chain(&disks).copied().collect();
+        let ran = tool(&tool_, &args);
+        assert!(ran.console.contains("Hello from a directory"), "{ran:?}");
+        assert!(
+            ran.errors.contains(&format!("bootshare-host: {board} by ")),
+            "{ran:?}"
+        );
+        let formats = ran.errors.contains("format=raw,file=raw,,disk")
+            && (disks.len() == 2 || ran.errors.contains("format=qcow2,file=disk"));
+        assert!(formats, "{ran:?}");
+    }
+}
+
+#[test]
+fn a_debugger_lets_the_machine_go_on() {
+    let tool_ = Tool::new(&[]);
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let gdb = format!("--gdb={port}");
+    let mut command = tool_.command(&[], &["boot", "share", &gdb, "--accel", "tcg", CAT]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + LIMIT;
+    let mut debugger = loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Ok(stream) => break stream,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        thread::sleep(Duration::from_millis(50));
+    };
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(child.try_wait().unwrap(), None, "it waits for the debugger");
+    // GDB's remote protocol: continue.
+    debugger.write_all(b"$c#63").unwrap();
+    let mut shown = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut shown)
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{shown}");
+    assert!(shown.contains("Hello from a directory"), "{shown}");
+}
+
+#[test]
+fn a_directory_alone_is_booted() {
+    let tool_ = Tool::new(&[]);
+    let ran = tool(&tool_, &["share", CAT]);
+    assert!(ran.console.contains("Hello from a directory"), "{ran:?}");
+}
+
+#[test]
+fn words_that_nobody_would_get_are_told() {
+    let tool_ = Tool::new(&[]);
+    let words = "--append=bootshare.cmd=\"cat /greeting.txt\" console=ttyS0 quiet";
+    let ran = tool(&tool_, &["boot", "share", words]);
+    let said = "warning: --append 'console=ttyS0 quiet': this is no option of the firmware";
+    assert!(ran.errors.contains(said), "{ran:?}");
+    for args in [["-q", words], ["-b", "x86_64-q35"]] {
+        let args = [&["boot", "share", CAT][..], &args].concat();
+        assert_eq!(tool(&tool_, &args).errors, "", "{args:?}");
+    }
+    let linux = tool_.run(&mut tool_.linux(&[], None));
+    assert_eq!(linux.errors, "", "the firmware is another's");
+}
+
+#[test]
+fn a_qemu_under_another_name_is_found() {
+    let tool_ = Tool::new(&[]);
+    let ran = tool_.run(tool_.fake(&[], "echo fake; exit 33").arg("-v"));
+    ran.expect(0, &["bin/qemu-system-x86_64"]);
+    let bin = tool_.path("bin");
+    fs::rename(
+        format!("{bin}/qemu-system-x86_64"),
+        format!("{bin}/qemu-kvm"),
+    )
+    .unwrap();
+    let boot = ["boot", "share", "-b", "x86_64-pc"];
+    for (args, path) in [
+        (&["--qemu", "bin/qemu-kvm"][..], "/usr/bin:/bin"),
+        (&["--qemu", "bin"], "/usr/bin:/bin"),
+        (&[], &*bin),
+    ] {
+        // The fake one needs no other program.
+        let args = [&boot[..], args].concat();
+        let ran = tool_.run(tool_.command(&[], &args).env("PATH", path));
+        ran.expect(0, &[]);
+        assert_eq!(ran.console, "fake\n", "{args:?}");
+    }
+}
+
+#[test]
+fn images_pages_and_completions_are_written() {
+    let tool_ = Tool::new(&[]);
+    let read = |name: &str| fs::read(tool_.path(name)).unwrap();
+    tool(&tool_, &["firmware", "new/images"]);
+    for name in ["x86_64.elf", "x86_64.rom", "aarch64.elf", "aarch64.bin"] {
+        let built = fs::read(target().join(format!("firmware/bootshare-{name}"))).unwrap();
+        assert!(
+            read(&format!("new/images/bootshare-{name}")) == built,
+            "{name}"
+        );
+    }
+    let elf = "new/images/bootshare-x86_64.elf";
+    tool(&tool_, &["rom", elf, "new/rom"]);
+    assert!(read("new/rom") == read("new/images/bootshare-x86_64.rom"));
+    assert!(
+        tool(&tool_, &["size", elf])
+            .console
+            .contains("bootshare-x86_64.elf")
+    );
+
+    tool(&tool_, &["man", "new/man"]);
+    let page = String::from_utf8(read("new/man/bootshare-host-boot.1")).unwrap();
+    for section in [
+        "NAME",
+        "OPTIONS",
+        "EXIT STATUS",
+        "ENVIRONMENT",
+        "FILES",
+        "EXAMPLES",
+        "SEE ALSO",
+    ] {
+        assert!(
+            page.contains(&format!("\n.SH \"{section}\"\n"))
+                || page.contains(&format!("\n.SH {section}\n")),
+            "no {section}: {page}"
+        );
+    }
+    assert!(
+        page.contains("\\fB141\\fR") && page.contains("\\-\\-expect"),
+        "{page}"
+    );
+    let program = String::from_utf8(read("new/man/bootshare-host.1")).unwrap();
+    for (name, is_there) in [
+        ("serve", true),
+        ("doctor", true),
+        ("rom", false),
+        ("size", false),
+    ] {
+        let page = tool_
+            .dir
+            .path()
+            .join(format!("new/man/bootshare-host-{name}.1"));
+        assert_eq!(page.exists(), is_there, "{name}");
+        let named = program.contains(&format!("bootshare\\-host\\-{name}"));
+        assert_eq!(named, is_there, "{name}: {program}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = tool(&tool_, &["completions", shell]);
+        assert!(
+            ran.console.contains("--expect") || ran.console.contains("-l expect"),
+            "{ran:?}"
+        );
+    }
+}
+
+#[test]
+fn the_documentation_names_tests_that_are_there() {
+    fn sources(dir: &Path, text: &mut String) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            match path.extension().and_then(OsStr::to_str) {
+                None => sources(&path, text),
+                Some("rs") => text.push_str(&fs::read_to_string(&path).unwrap()),
+                _ => {}
+            }
+        }
+    }
+    let host = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut text = String::new();
+    sources(&host.join("src"), &mut text);
+    sources(&host.join("tests"), &mut text);
+    let page = fs::read_to_string(host.join("../docs/testing.md")).unwrap();
+    let table = page.split("| what goes wrong |").nth(1).unwrap();
+    let rows: Vec<_> = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    assert!(rows.len() > 20, "{rows:?}");
+    for row in rows {
+        let names = row
+            .split('|')
+            .nth_back(1)
+            .unwrap()
+            .split('`')
+            .skip(1)
+            .step_by(2);
+        for name in names.filter(|name| !name.contains('/')) {
+            assert!(
+                text.contains(&format!("#[test]\n    fn {name}()"))
+                    || text.contains(&format!("#[test]\nfn {name}()")),
+                "no {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_trace_is_printed_as_a_table() {
+    let tool_ = Tool::new(&[]);
+    tool(&tool_, &["boot", "share", "--trace", "t", CAT]);
+    let ran = tool(&tool_, &["trace", "t"]);
+    for part in ["bootshare:/greeting.txt", "operation       count", "READ "] {
+        assert!(ran.console.contains(part), "no {part:?} in {ran:?}");
+    }
+}
+
+#[test]
+fn a_machine_that_stays_silent_is_told_what_may_be_missing() {
+    let tool_ = Tool::new(&[]);
+    fs::create_dir(tool_.path("silent")).unwrap();
+    fs::copy(tool_.path("share/vmlinuz"), tool_.path("silent/vmlinuz")).unwrap();
+    fs::write(tool_.path("silent/cmdline"), "panic=-1").unwrap();
+    let ran = tool_.run(&mut tool_.command(&[], &["boot", "silent", "-t", "120"]));
+    ran.expect(
+        120,
+        &["\nbootshare-host: the kernel showed nothing: name its console with"],
+    );
+    let ran = tool_.run(tool_.fake(&[], "exec sleep 1000").args(["-t", "1"]));
+    ran.expect(
+        124,
+        &["\nbootshare-host: the console showed nothing, not even the firmware's"],
+    );
+    let ran = tool_.run(tool_.fake(&[], "exec sleep 1000").args(["-t", "1", "-q"]));
+    ran.expect(124, &[]);
+    assert_eq!(ran.errors.lines().count(), 1, "{ran:?}");
+}

@@ -1,0 +1,415 @@
+//! The console between QEMU, whoever reads and types, and what is looked for: nothing that one of
+//! them does may keep the others, the time limit or a signal waiting.
+
+use std::fs;
+use std::io::{self, PipeReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, ioctl_tiocsctty, kill_process, setsid};
+use rustix::termios::{LocalModes, OutputModes, tcgetattr};
+
+use crate::parts::{LIMIT, c_server, install};
+use crate::tool::{Tool, terminal};
+
+/// Far more than anything takes that is to be at once, and far less than what it must not wait for.
+const AT_ONCE: Duration = Duration::from_secs(20);
+
+/// Standard output that nobody reads, full already.
+fn unread_pipe() -> (PipeReader, io::PipeWriter) {
+    let (reader, mut writer) = io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while writer.write(&[b'x'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    (reader, writer)
+}
+
+fn wait(child: &mut Child) -> Option<i32> {
+    let deadline = Instant::now() + AT_ONCE;
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    let _ = child.kill();
+    panic!("it did not end");
+}
+
+#[test]
+fn the_time_limit_and_signals_hold_while_nobody_reads() {
+    let tool = Tool::new(&[]);
+    for signal in [None, Some(Signal::TERM)] {
+        let (reader, writer) = unread_pipe();
+        let mut command = tool.fake(&[], "exec yes");
+        command.args(["--timeout", if signal.is_none() { "1" } else { "1000" }]);
+        command.args(["--expect", "never"]);
+        // Our own last words go there, too.
+        command.stderr(writer.try_clone().unwrap()).stdout(writer);
+        let mut child = command.spawn().unwrap();
+        if let Some(signal) = signal {
+            thread::sleep(Duration::from_secs(1));
+            kill_process(Pid::from_child(&child), signal).unwrap();
+        }
+        let expected = if signal.is_none() { 124 } else { 130 };
+        assert_eq!(wait(&mut child), Some(expected), "{signal:?}");
+        tool.assert_nothing_is_left();
+        drop(reader);
+    }
+}
+
+#[test]
+fn what_a_slow_reader_has_not_taken_when_the_guest_ends_waits_for_it() {
+    let tool = Tool::new(&[]);
+    let mut command = tool.fake(&[], "seq 1 400000; exit 33");
+    command.stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(child.try_wait().unwrap(), None, "nobody has read it");
+    let mut shown = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut shown)
+        .unwrap();
+    assert_eq!(wait(&mut child), Some(0));
+    let all: String = (1..=400_000).map(|line| format!("{line}\n")).collect();
+    assert!(shown == all, "{} bytes of {}", shown.len(), all.len());
+    // Where there is a limit, what is lost is told.
+    let (reader, writer) = unread_pipe();
+    let mut command = tool.fake(&[], "echo result; exit 33");
+    command.args(["--timeout", "1"]).stdout(writer);
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(124), "{errors}");
+    let said = "error: standard output did not take 7 bytes of the console";
+    assert!(errors.contains(said), "{errors}");
+    drop(reader);
+}
+
+#[test]
+fn a_failure_is_seen_though_nobody_reads() {
+    let tool = Tool::new(&[]);
+    let (reader, writer) = unread_pipe();
+    let mut command = tool.fake(&[], "seq 1 400000; echo Kernel panic; exec sleep 1000");
+    command.args(["--fail", "^Kernel panic$", "-t", "1000", "-e", "never"]);
+    let mut child = command
+        .stdout(writer)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    thread::sleep(Duration::from_secs(3));
+    // QEMU is ended, and the reader has all the time of the limit.
+    assert_eq!(tool.processes().len(), 1, "{:?}", tool.processes());
+    drop(reader);
+    assert_eq!(wait(&mut child), Some(1));
+    tool.assert_nothing_is_left();
+}
+
+#[test]
+fn a_closed_standard_output_ends_a_run_that_nothing_else_is_asked_of() {
+    let tool = Tool::new(&[]);
+    for (args, status) in [(&[][..], 141), (&["--expect", "^100$"], 0)] {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut command = tool.fake(&[], "sleep 1; seq 1 100; exec sleep 1000");
+        command.args(args).stdout(writer).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        drop((reader, command));
+        let output = child.wait_with_output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {errors}");
+        assert_eq!(errors.trim(), "");
+        tool.assert_nothing_is_left();
+    }
+}
+
+#[test]
+fn a_standard_output_without_blocking_is_waited_for() {
+    let tool = Tool::new(&[]);
+    let (mut reader, writer) = io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    let mut command = tool.fake(&[], "seq 1 100000; exit 33");
+    let mut child = command.stdout(writer).spawn().unwrap();
+    drop(command);
+    thread::sleep(Duration::from_secs(1));
+    let mut shown = String::new();
+    reader.read_to_string(&mut shown).unwrap();
+    assert!(shown.ends_with("\n100000\n"));
+    assert_eq!(wait(&mut child), Some(0));
+}
+
+#[test]
+fn a_helper_that_holds_the_console_holds_nothing_else() {
+    let tool = Tool::new(&[]);
+    // One in QEMU's process group is ended with it, one in a session of its own goes on.
+    for (helper, is_left) in [("setsid sleep 77.5", true), ("sleep 77.25", false)] {
+        let script = format!(
+            "{helper} &\necho $! >'{}'; echo READY; exit 33",
+            tool.path("pid")
+        );
+        let mut command = tool.fake(&[], &script);
+        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+        assert_eq!(wait(&mut child), Some(0), "{helper}");
+        let pid: i32 = fs::read_to_string(tool.path("pid"))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        let sleeps = fs::read_to_string(format!("/proc/{pid}/stat"));
+        let lives = sleeps.is_ok_and(|stat| !stat.contains(") Z "));
+        assert_eq!(lives, is_left, "{helper}");
+        if is_left {
+            kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_prompt_is_seen_at_once_and_answered() {
+    let tool = Tool::new(&[]);
+    // Each line that is read has its carriage return: Enter.
+    let guest = r#"printf 'login: '; IFS= read -r line
+        [ "$line" = root ] || exit 35
+        printf 'Welcome \nroot@vm:~# '; IFS= read -r line; echo "$line"; exec sleep 1000"#;
+    let enter = "stdbuf -i0 -o0 tr '\\r' '\\n' | ";
+    for pattern in ["# $", r"~#\s*$", r"vm\b.*# $"] {
+        let mut command = tool.fake(&[], &format!("{enter}{{ {guest}; }}"));
+        command.args(["-t", "1000", "-e", "^login: $", "--send", "root"]);
+        command.args(["-e", pattern, "--send", "echo done", "-e", "echo done$"]);
+        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+        assert_eq!(wait(&mut child), Some(0), "{pattern}");
+    }
+    // In order, and the one that is missing is named.
+    let mut command = tool.fake(&[], "echo two; echo one; exit 33");
+    let ran = tool.run(command.args(["-e", "one", "-e", "two"]));
+    ran.expect(
+        1,
+        &["never showed --expect 'two', 2 of 2: the firmware ended"],
+    );
+    // Any of several failures.
+    let mut command = tool.fake(&[], "echo two; exit 33");
+    let ran = tool.run(command.args(["-f", "one", "-f", "two", "-e", "never"]));
+    ran.expect(1, &["the console showed --fail 'two': two"]);
+    let ran = tool.run(tool.fake(&[], "exit 33").args(["--send", "x", "-e", "y"]));
+    ran.expect(123, &["--send has no --expect before it"]);
+}
+
+#[test]
+fn a_script_logs_in_and_ends_the_guest() {
+    let tool = Tool::new(&[]);
+    let mut command = tool.command(&[], &["boot", "share", "-t", "120", "-b", "x86_64-q35"]);
+    command.args([
+        "--accel",
+        "tcg",
+        "--cmdline",
+        "demo.shell tsc_early_khz=2000000",
+    ]);
+    command.arg("--firmware");
+    command.arg(crate::parts::target().join("firmware/bootshare-x86_64.elf"));
+    command.args(["-e", "/share # $", "--send", "echo $((40+2))", "-e", "^42$"]);
+    command.args(["-e", "/share # $", "--send", "exit"]);
+    let ran = tool.run(&mut command);
+    ran.expect(0, &[]);
+    assert!(ran.console.contains("reboot: Power down"), "{ran:?}");
+    assert_eq!(ran.errors.trim(), "");
+}
+
+#[test]
+fn a_script_on_standard_input_waits_for_a_prompt() {
+    let tool = Tool::new(&[]);
+    // As Linux drops what came before its console is opened.
+    let drop = "timeout 1 cat >/dev/null; printf '# '; IFS= read -r line; echo \"got $line\"";
+    let silent = "timeout 1 cat >/dev/null; echo booted; IFS= read -r line; echo \"got $line\"";
+    for script in [drop, silent] {
+        let mut command = tool.fake(&[], &format!("echo booting; {script}; exit 33"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"exit\n").unwrap();
+        let output = child.wait_with_output().unwrap();
+        let shown = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{shown}");
+        assert!(shown.ends_with("got exit\n"), "{shown}");
+    }
+}
+
+#[test]
+fn a_standard_input_that_cannot_be_read_is_none() {
+    let tool = Tool::new(&[]);
+    let mut command = tool.fake(&[], "echo READY; sleep 1; exit 33");
+    // As nohup(1) has it.
+    let input = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/null")
+        .unwrap();
+    let ran = tool.run(command.stdin(input));
+    ran.expect(0, &[]);
+}
+
+#[test]
+fn a_caller_that_ignores_sigchld_gets_the_guests_status() {
+    let tool = Tool::new(&[]);
+    for (code, status) in [(33, 0), (35, 1)] {
+        let mut command = tool.fake(&["env", "--ignore-signal=CHLD"], &format!("exit {code}"));
+        tool.run(&mut command).expect(status, &[]);
+    }
+}
+
+#[test]
+fn a_server_that_hangs_holds_up_no_signal() {
+    let tool = Tool::new(&[]);
+    let hangs = "trap '' TERM; exec sleep 1000";
+    for script in [
+        format!("{hangs}\n"),
+        format!(
+            "case $1 in --help) exec {} --help ;; esac\n{hangs}\n",
+            c_server()
+        ),
+    ] {
+        let (draft, path) = (tool.path("draft"), tool.path("server"));
+        fs::write(&draft, format!("#!/bin/sh\n{script}")).unwrap();
+        install(draft.as_ref(), path.as_ref());
+        let mut command = tool.fake(&[], "exec sleep 1000");
+        let mut child = command.args(["--server", &path]).spawn().unwrap();
+        thread::sleep(Duration::from_secs(1));
+        let since = Instant::now();
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        let status = wait(&mut child);
+        assert!(matches!(status, Some(123 | 130)), "{status:?}");
+        // A second, and what a loaded machine takes.
+        assert!(
+            since.elapsed() < Duration::from_millis(1900),
+            "{:?}",
+            since.elapsed()
+        );
+        tool.assert_nothing_is_left();
+    }
+}
+
+/// Makes `terminal` the one of the command, whose session begins with it.
+fn on_terminal(command: &mut Command, terminal: &fs::File) {
+    let copy = || terminal.try_clone().unwrap();
+    command.stdin(copy()).stdout(copy()).stderr(copy());
+    // SAFETY: the closure makes two system calls and allocates nothing, as is required between fork
+    // and exec.
+    unsafe {
+        command.pre_exec(|| {
+            setsid()?;
+            Ok(ioctl_tiocsctty(rustix::stdio::stdin())?)
+        });
+    }
+}
+
+fn is_raw(terminal: &fs::File) -> bool {
+    !tcgetattr(terminal)
+        .unwrap()
+        .local_modes
+        .contains(LocalModes::ICANON)
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_stop_gives_the_terminal_back_and_stops_qemu() {
+    let tool = Tool::new(&[]);
+    for last in [Signal::TERM, Signal::QUIT] {
+        let (_user, program) = terminal();
+        let mut command = tool.linux(&[], None);
+        on_terminal(command.arg("--qemu-arg=-S"), &program);
+        let mut child = command.spawn().unwrap();
+        tool.wait_until_running(&mut child, 2);
+        until("the terminal is not raw", || is_raw(&program));
+        let pid = Pid::from_child(&child);
+        let qemu = tool.process("memory-backend-memfd");
+        let is_stopped = |pid: Pid| {
+            let path = format!("/proc/{}/stat", pid.as_raw_pid());
+            fs::read_to_string(path).unwrap().contains(") T ")
+        };
+        for _ in 0..2 {
+            kill_process(pid, Signal::TSTP).unwrap();
+            until("it does not stop", || is_stopped(pid) && is_stopped(qemu));
+            assert!(!is_raw(&program));
+            kill_process(pid, Signal::CONT).unwrap();
+            until("it does not go on", || {
+                !is_stopped(qemu) && is_raw(&program)
+            });
+        }
+        kill_process(pid, last).unwrap();
+        assert_eq!(wait(&mut child), Some(130), "{last:?}");
+        assert!(!is_raw(&program), "{last:?}");
+        tool.assert_nothing_is_left();
+    }
+}
+
+#[test]
+fn a_stop_does_not_count_for_the_time_limit() {
+    let tool = Tool::new(&[]);
+    let mut command = tool.fake(&[], "sleep 3; exit 33");
+    let mut child = command.args(["-t", "5"]).spawn().unwrap();
+    thread::sleep(Duration::from_secs(1));
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::TSTP).unwrap();
+    thread::sleep(Duration::from_secs(5));
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(wait(&mut child), Some(0));
+}
+
+#[test]
+fn a_terminal_on_one_side_stays_as_it_is() {
+    let tool = Tool::new(&[]);
+    let (mut user, program) = terminal();
+    let mut command = tool.fake(
+        &[],
+        "printf '# '; IFS= read -r line; echo \"got $line\"; exit 33",
+    );
+    on_terminal(&mut command, &program);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 2]).unwrap();
+    assert!(!is_raw(&program));
+    user.write_all(b"exit\n").unwrap();
+    let mut shown = String::new();
+    stdout.read_to_string(&mut shown).unwrap();
+    assert_eq!((wait(&mut child), &*shown), (Some(0), "got exit\n"));
+}
+
+#[test]
+fn the_quit_key_of_qemu_is_an_interruption() {
+    let tool = Tool::new(&[]);
+    let (mut user, program) = terminal();
+    let mut command = tool.linux(&[], None);
+    on_terminal(command.args(["--qemu-arg=-S", "-e", "never"]), &program);
+    let mut child = command.spawn().unwrap();
+    until("the terminal is not raw", || is_raw(&program));
+    // Lines of a guest that ends them with a bare newline still start at the margin.
+    let output = tcgetattr(&program).unwrap().output_modes;
+    assert!(output.contains(OutputModes::OPOST | OutputModes::ONLCR));
+    user.write_all(b"\x01x").unwrap();
+    assert_eq!(wait(&mut child), Some(130));
+    tool.assert_nothing_is_left();
+}
+
+#[test]
+fn in_the_background_of_a_terminal_a_run_goes_on_without_it() {
+    let tool = Tool::new(&[]);
+    let (mut user, program) = terminal();
+    // timeout(1) makes a process group of its own, which is in the background.
+    let wrapper = ["sh", "-c", "\"$@\"; exit $?", "sh", "timeout", "60"];
+    let mut command = tool.fake(&wrapper, "echo READY; sleep 1; exit 33");
+    on_terminal(&mut command, &program);
+    let mut child = command.spawn().unwrap();
+    // For the shell, not for us.
+    user.write_all(b"exit\n").unwrap();
+    assert_eq!(wait(&mut child), Some(0));
+    assert!(!is_raw(&program));
+    tool.assert_nothing_is_left();
+}

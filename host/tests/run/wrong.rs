@@ -1,0 +1,63 @@
+//! What is said of command lines and inputs that are wrong: one line each, that names the thing, the
+//! cause and the remedy. `UPDATE=1` writes the file that they are compared with.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Stdio;
+
+use crate::parts::target;
+use crate::tool::Tool;
+
+/// A command line behind `$ `, then the exit status and what is said.
+const SAID: &str = include_str!("wrong.txt");
+
+/// What the command lines may name.
+fn prepare(tool: &Tool) {
+    let path = |name: &str| tool.dir.path().join(name);
+    for dir in ["empty", "bin", "full", "vmlinuz-dir/vmlinuz"] {
+        fs::create_dir_all(path(dir)).unwrap();
+    }
+    fs::write(path("text"), "a text\n").unwrap();
+    fs::write(path("cut.elf"), b"\x7fELF\x02\x01\x01").unwrap();
+    fs::write(path("full/vmlinuz"), "somebody's").unwrap();
+    symlink(path("tool"), path("bin/bootshare-host")).unwrap();
+    symlink("nowhere", path("dangling")).unwrap();
+    let built = target().canonicalize().unwrap().join("firmware");
+    symlink(built, path("firmware")).unwrap();
+}
+
+#[test]
+fn each_wrong_command_line_is_answered_by_one_line_with_the_remedy() {
+    let tool = Tool::new(&[]);
+    prepare(&tool);
+    let dir = tool.dir.path().display().to_string();
+    let mut said = String::new();
+    let lines: Vec<_> = SAID.lines().filter(|line| line.starts_with("$ ")).collect();
+    assert!(lines.len() >= 40, "{} are left", lines.len());
+    for line in lines {
+        let script = format!("PATH={dir}/bin:$PATH; {}", &line[2..]);
+        let mut command = tool.command(&["sh", "-c", &script], &[]);
+        command.env_remove("XDG_CACHE_HOME").env("HOME", "relative");
+        let ran = tool.run(command.stdin(Stdio::null()));
+        let mut errors = ran.errors.replace(&dir, "$DIR");
+        for (at, start) in ran.errors.replace(&dir, "$DIR").match_indices("bootshare-") {
+            let name = at + start.len();
+            let rest = errors[name..].find(|c: char| !c.is_ascii_alphanumeric());
+            if rest == Some(6) {
+                // That of a temporary file.
+                errors.replace_range(name..name + 6, "XXXXXX");
+            }
+        }
+        assert!(ran.console.is_empty(), "{line}: {ran:?}");
+        assert_eq!(errors.lines().count(), 1, "{line}: {errors}");
+        assert!(errors.starts_with("bootshare-host: error: "), "{errors}");
+        said.push_str(&format!("{line}\n{}: {errors}", ran.status.unwrap()));
+    }
+    if std::env::var_os("UPDATE").is_some() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run/wrong.txt");
+        fs::write(file, &said).unwrap();
+    } else {
+        assert_eq!(said, SAID);
+    }
+}
