@@ -211,6 +211,33 @@ fn any_bytes_come_back_from_standard_input_to_its_end() {
 }
 
 #[test]
+fn output_waits_for_a_reader_that_is_slow() {
+    let tree = Tree::new(Arch::X86_64);
+    // More than a pipe takes, and so little that the command can end before any of it is read.
+    let bytes: Vec<u8> = (0..150_000_u32).map(|n| n.to_be_bytes()[2]).collect();
+    fs::write(tree.path("data/many"), &bytes).unwrap();
+    let mut command = tree.command(&[], &["sh", "-c", "cat /data/many; echo done >&2"]);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut done = [0; 5];
+    child
+        .stderr
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut done)
+        .unwrap();
+    assert_eq!(&done, b"done\n");
+    // Longer than anything else waits at the end of a run.
+    std::thread::sleep(Duration::from_secs(7));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stdout == bytes, "{} bytes", output.stdout.len());
+}
+
+#[test]
 fn whoever_reads_no_further_ends_the_command() {
     let tree = Tree::new(Arch::X86_64);
     let script = "while echo a line; do :; done";
@@ -238,7 +265,7 @@ fn nothing_of_the_tree_changes_while_the_command_writes_everywhere() {
         mv /data/sub /data/moved; rm /bin/ls; echo x > /tmp/x; echo y > /run/y; echo z > /dev/shm/z
         echo $HOME $NAME; pwd; cat /sys/class/net/lo/operstate /data/file /data/moved/other /mnt/more/more
         cat /data/more/more
-        test -d /lib/modules/$(uname -r)/kernel
+        test -d /lib/modules/$(uname -r)/kernel && echo modules
         echo no > /mnt/more/more && exit 9
         sleep 1000 &
     ";
@@ -246,7 +273,7 @@ fn nothing_of_the_tree_changes_while_the_command_writes_everywhere() {
         &[&share, "--env=NAME=a b", "--cwd=/home"],
         &["sh", "-c", &format!("({script}) 2>/dev/null; echo left")],
     );
-    let out = "/root a b\n/home\nunknown\nas it was\nmore\nas well\nmore\nmore\nleft\n";
+    let out = "/root a b\n/home\nunknown\nas it was\nmore\nas well\nmore\nmore\nmodules\nleft\n";
     ran.expect(0, out, "");
     assert!(before == tree.state(), "the tree has changed");
 }
