@@ -158,7 +158,7 @@ DOCUMENTED := -p bootshare -p bootshare-test-device -p bootshare-zstd -p bootsha
 SCRIPTS := .ci/run host/setup.sh host/src/*.sh fuzz/run.sh benches/src/*.sh examples/ci/*.sh
 
 .PHONY: lint
-lint: setup-test firmware $(ARCHES:%=lint-%)
+lint: setup-test firmware init $(ARCHES:%=lint-%)
 	cargo fmt --all --check
 	shellcheck $(SCRIPTS)
 	cargo clippy $(TESTED) --all-targets -- -D warnings

@@ -120,6 +120,8 @@ pub struct Machine {
     pub cache: Cache,
     /// Whether the embedded server shows extended attributes.
     pub xattr: bool,
+    /// Whether the guest is told what is mounted in the shares: see [`Options::submounts`].
+    pub submounts: bool,
     /// What the embedded server does wrong on purpose.
     pub fault: Option<Fault>,
     /// Where the embedded server records all requests and replies.
@@ -175,6 +177,7 @@ impl Machine {
             thread_pool_size: None,
             cache: Cache::default(),
             xattr: false,
+            submounts: true,
             fault: None,
             trace: None,
             time_limit: None,
@@ -427,6 +430,7 @@ impl Machine {
         }
         options.cache = self.cache;
         options.xattr = self.xattr;
+        options.submounts = self.submounts;
         options.fault = self.fault.clone();
         options.trace = trace;
         options

@@ -16,6 +16,7 @@ use bootshare_host::Arch;
 use bootshare_host::guest::Parts;
 use bootshare_host::modules::Modules;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 use tempfile::TempDir;
@@ -210,6 +211,33 @@ fn any_bytes_come_back_from_standard_input_to_its_end() {
 }
 
 #[test]
+fn output_waits_for_a_reader_that_is_slow() {
+    let tree = Tree::new(Arch::X86_64);
+    // More than a pipe takes, and so little that the command can end before any of it is read.
+    let bytes: Vec<u8> = (0..150_000_u32).map(|n| n.to_be_bytes()[2]).collect();
+    fs::write(tree.path("data/many"), &bytes).unwrap();
+    let mut command = tree.command(&[], &["sh", "-c", "cat /data/many; echo done >&2"]);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut done = [0; 5];
+    child
+        .stderr
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut done)
+        .unwrap();
+    assert_eq!(&done, b"done\n");
+    // Longer than anything else waits at the end of a run.
+    std::thread::sleep(Duration::from_secs(7));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stdout == bytes, "{} bytes", output.stdout.len());
+}
+
+#[test]
 fn whoever_reads_no_further_ends_the_command() {
     let tree = Tree::new(Arch::X86_64);
     let script = "while echo a line; do :; done";
@@ -228,12 +256,16 @@ fn nothing_of_the_tree_changes_while_the_command_writes_everywhere() {
     let shared = tempfile::tempdir().unwrap();
     fs::write(shared.path().join("more"), "more\n").unwrap();
     let share = format!("--share=more={}:/mnt/more", shared.path().display());
+    // A link leads to where it does in the tree, for what is mounted as well.
+    symlink("/data", tree.path("mnt")).unwrap();
     let before = tree.state();
     let script = "
         set -e
         echo new > /new; echo more >> /data/file; chmod 600 /data/sub/other
         mv /data/sub /data/moved; rm /bin/ls; echo x > /tmp/x; echo y > /run/y; echo z > /dev/shm/z
         echo $HOME $NAME; pwd; cat /sys/class/net/lo/operstate /data/file /data/moved/other /mnt/more/more
+        cat /data/more/more
+        test -d /lib/modules/$(uname -r)/kernel && echo modules
         echo no > /mnt/more/more && exit 9
         sleep 1000 &
     ";
@@ -241,7 +273,7 @@ fn nothing_of_the_tree_changes_while_the_command_writes_everywhere() {
         &[&share, "--env=NAME=a b", "--cwd=/home"],
         &["sh", "-c", &format!("({script}) 2>/dev/null; echo left")],
     );
-    let out = "/root a b\n/home\nunknown\nas it was\nmore\nas well\nmore\nleft\n";
+    let out = "/root a b\n/home\nunknown\nas it was\nmore\nas well\nmore\nmore\nmodules\nleft\n";
     ran.expect(0, out, "");
     assert!(before == tree.state(), "the tree has changed");
 }
@@ -319,6 +351,47 @@ fn each_failure_has_a_line_and_a_status() {
 }
 
 #[test]
+fn the_machines_own_files_are_a_root_file_system_too() {
+    let tree = Tree::new(Arch::X86_64);
+    let here = env!("CARGO_MANIFEST_DIR");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bootshare-host"));
+    command
+        .args(["run", "--cwd", here, "--kernel"])
+        .arg(kernel(Arch::X86_64))
+        .args(["/", "--", "cat", "Cargo.toml"])
+        .stdin(Stdio::null());
+    let text = fs::read_to_string(Path::new(here).join("Cargo.toml")).unwrap();
+    tree.ran(&mut command).expect(0, &text, "");
+}
+
+#[test]
+fn a_signal_ends_all_of_a_run() {
+    let tree = Tree::new(Arch::X86_64);
+    let mut command = tree.command(&[], &["sh", "-c", "echo begin; sleep 1000"]);
+    command.env("TMPDIR", tree.dir.path());
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut [0; 6])
+        .unwrap();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{errors}");
+    // The end of its streams is that of QEMU as well; and no file is left.
+    let left = fs::read_dir(tree.dir.path()).unwrap();
+    let mut names: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["console", "root"]);
+}
+
+#[test]
 fn an_arm64_kernel_finds_its_board_by_itself() {
     let tree = Tree::new(Arch::Aarch64);
     tree.run(&[], &["uname", "-m"]).expect(0, "aarch64\n", "");
@@ -378,11 +451,7 @@ fn on_a_terminal_a_shell_has_its_size_and_its_keys() {
     typed("echo status $?\n", "status 130");
     (size.ws_row, size.ws_col) = (20, 40);
     tcsetwinsize(&program, size).unwrap();
-    rustix::process::kill_process(
-        rustix::process::Pid::from_child(&child),
-        rustix::process::Signal::WINCH,
-    )
-    .unwrap();
+    kill_process(Pid::from_child(&child), Signal::WINCH).unwrap();
     // It is told meanwhile.
     typed(
         "while [ \"$(stty size)\" != '20 40' ]; do :; done; echo re''sized\n",

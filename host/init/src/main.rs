@@ -38,7 +38,7 @@ fn main() {
 }
 
 fn run(place: &mut Option<Ports>) -> Result<()> {
-    root::mount_kernels("/")?;
+    root::mount_kernels()?;
     let config = Config::read()?;
     for name in &config.modules {
         load(name).with_context(|| format!("cannot load the module {name}"))?;

@@ -1,9 +1,10 @@
 //! The root file system: the share, a layer over it that takes what is written, and what a system
 //! expects to be mounted in it.
 
+use std::env::set_current_dir;
 use std::ffi::CString;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
+use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::thread::sleep;
@@ -24,11 +25,9 @@ const ROOT: &str = "/root";
 const ATTEMPTS: u32 = 300;
 
 /// Mounts what the kernel shows of itself.
-pub fn mount_kernels(root: &str) -> Result<()> {
-    let root = Path::new(root);
-    for (kind, dir) in [("devtmpfs", "dev"), ("proc", "proc"), ("sysfs", "sys")] {
-        make_dir(&root.join(dir))?;
-        put(kind, kind, &root.join(dir), MountFlags::NOSUID, "")?;
+pub fn mount_kernels() -> Result<()> {
+    for (kind, place) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
+        put(kind, kind, place, MountFlags::NOSUID, "")?;
     }
     Ok(())
 }
@@ -44,19 +43,18 @@ pub fn make(config: &Config) -> Result<()> {
         share(&config.tag, Path::new(LOWER))?;
         layer()?;
     }
-    mount_kernels(ROOT)?;
-    let root = Path::new(ROOT);
-    fittings(root)?;
-    for (tag, place) in &config.shares {
-        let place = root.join(place.strip_prefix("/").unwrap_or(place));
-        make_dir(&place)?;
-        share(tag, &place)?;
-    }
-    std::env::set_current_dir(root)?;
-    // The kernel's own mounts of the first root are out of sight below the new one.
+    set_current_dir(ROOT)?;
+    // What is mounted in the first root is out of sight below the new one.
     mount_move(".", "/").context("cannot move the root")?;
     rustix::process::chroot(".").context("cannot change the root")?;
-    std::env::set_current_dir("/")?;
+    set_current_dir("/")?;
+    // From here on a link of the tree leads to where it does for the command.
+    mount_kernels()?;
+    fittings()?;
+    for (tag, place) in &config.shares {
+        make_dir(place)?;
+        share(tag, place)?;
+    }
     // The name matters to nothing but prompts.
     let _ = rustix::system::sethostname(b"bootshare");
     Ok(())
@@ -83,101 +81,63 @@ fn share(tag: &str, place: &Path) -> Result<()> {
 
 /// Lays a file system in memory over the share (Documentation/filesystems/overlayfs.rst).
 fn layer() -> Result<()> {
-    put(
-        "tmpfs",
-        "layer",
-        Path::new(LAYER),
-        MountFlags::empty(),
-        "mode=0755",
-    )?;
-    let [upper, work] = ["upper", "work"].map(|name| Path::new(LAYER).join(name));
+    put("tmpfs", "layer", LAYER, MountFlags::empty(), "mode=0755")?;
+    let [upper, work] = ["upper", "work"].map(|name| format!("{LAYER}/{name}"));
     for dir in [&upper, &work] {
         fs::create_dir(dir)?;
     }
-    let plain = format!(
-        "lowerdir={LOWER},upperdir={},workdir={}",
-        upper.display(),
-        work.display()
-    );
+    let plain = format!("lowerdir={LOWER},upperdir={upper},workdir={work}");
     // Directories of the share can be renamed, and nothing waits for a disk. Older kernels know
     // neither.
-    let all = [format!("{plain},redirect_dir=on,volatile"), plain];
-    let mut result = Ok(());
-    for options in all {
-        result = put(
-            "overlay",
-            "root",
-            Path::new(ROOT),
-            MountFlags::empty(),
-            &options,
-        );
-        if result.is_ok() {
-            break;
-        }
-    }
-    result
+    let all = format!("{plain},redirect_dir=on,volatile");
+    put("overlay", "root", ROOT, MountFlags::empty(), &all)
+        .or_else(|_| put("overlay", "root", ROOT, MountFlags::empty(), &plain))
 }
 
 /// Mounts what a system expects besides, and puts the usual links into /dev.
-fn fittings(root: &Path) -> Result<()> {
-    let dev = root.join("dev");
-    for (to, name) in [
-        ("/proc/self/fd", "fd"),
-        ("/proc/self/fd/0", "stdin"),
-        ("/proc/self/fd/1", "stdout"),
-        ("/proc/self/fd/2", "stderr"),
+fn fittings() -> Result<()> {
+    for (to, link) in [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
     ] {
-        match symlink(to, dev.join(name)) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(error).with_context(|| format!("cannot make /dev/{name}"));
+        match symlink(to, link) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(error).with_context(|| format!("cannot make {link}"));
             }
             _ => {}
         }
     }
     let hidden = MountFlags::NOSUID | MountFlags::NODEV;
-    for (kind, dir, flags, options) in [
-        (
-            "devpts",
-            "dev/pts",
-            MountFlags::NOSUID,
-            "mode=0620,gid=5,ptmxmode=0666",
-        ),
-        ("tmpfs", "dev/shm", hidden, "mode=1777"),
-        ("tmpfs", "run", hidden, "mode=0755"),
-        ("tmpfs", "tmp", hidden, "mode=1777"),
-    ] {
-        let place = root.join(dir);
-        make_dir(&place)?;
-        put(kind, kind, &place, flags, options)?;
-    }
+    let terminals = "mode=0620,gid=5,ptmxmode=0666";
+    put(
+        "devpts",
+        "devpts",
+        "/dev/pts",
+        MountFlags::NOSUID,
+        terminals,
+    )?;
+    put("tmpfs", "tmpfs", "/dev/shm", hidden, "mode=1777")?;
+    put("tmpfs", "tmpfs", "/run", hidden, "mode=0755")?;
+    put("tmpfs", "tmpfs", "/tmp", hidden, "mode=1777")?;
     // A kernel without control groups runs commands all the same.
-    let _ = put(
-        "cgroup2",
-        "cgroup2",
-        &root.join("sys/fs/cgroup"),
-        hidden,
-        "",
-    );
+    let _ = put("cgroup2", "cgroup2", "/sys/fs/cgroup", hidden, "");
     Ok(())
 }
 
-fn put(kind: &str, source: &str, place: &Path, flags: MountFlags, options: &str) -> Result<()> {
+/// Mounts a file system, on a directory that is made where there is none.
+fn put(kind: &str, source: &str, place: &str, flags: MountFlags, options: &str) -> Result<()> {
+    make_dir(Path::new(place))?;
     let options = CString::new(options)?;
     let data = (!options.is_empty()).then_some(options.as_c_str());
     mount(source, place, kind, flags, data)
-        .with_context(|| format!("cannot mount {kind} on {}", seen(place)))
+        .with_context(|| format!("cannot mount {kind} on {place}"))
 }
 
 fn make_dir(path: &Path) -> Result<()> {
     match fs::create_dir_all(path) {
         Err(_) if path.is_dir() => Ok(()),
-        made => made.with_context(|| format!("cannot make the directory {}", seen(path))),
+        made => made.with_context(|| format!("cannot make the directory {}", path.display())),
     }
-}
-
-/// A path as the command will see it.
-fn seen(path: &Path) -> String {
-    let inside = path.as_os_str().as_bytes();
-    let inside = inside.strip_prefix(ROOT.as_bytes()).unwrap_or(inside);
-    String::from_utf8_lossy(inside).into_owned()
 }

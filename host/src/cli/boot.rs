@@ -165,7 +165,7 @@ pub(super) struct Boot {
 
 /// What runs the guest.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum AccelChoice {
+pub(super) enum AccelChoice {
     /// KVM where it works for the board, else tcg.
     Auto,
     /// QEMU's translator; works everywhere.
@@ -176,7 +176,7 @@ enum AccelChoice {
 
 impl AccelChoice {
     /// What it is for `board`, and why, where that was not told.
-    fn of(self, board: Board) -> (Accel, String) {
+    pub(super) fn of(self, board: Board) -> (Accel, String) {
         match self {
             Self::Tcg => (Accel::Tcg, "tcg".to_owned()),
             Self::Kvm => (Accel::Kvm, "KVM".to_owned()),

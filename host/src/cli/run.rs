@@ -10,8 +10,9 @@ use clap::{Args, ValueHint, value_parser};
 
 use bootshare_host::command::{How, Job, Kernel};
 use bootshare_host::modules::Modules;
-use bootshare_host::{Accel, Board, Machine, Share, output};
+use bootshare_host::{Board, Machine, Share, output};
 
+use super::boot::AccelChoice;
 use super::firmware::{self, Image};
 use super::{error_line, say};
 
@@ -96,9 +97,9 @@ pub(super) struct Run {
     /// The directory of QEMU's programs [default: those in PATH]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     qemu: Option<PathBuf>,
-    /// What runs the guest
-    #[arg(long, default_value = "tcg")]
-    accel: Accel,
+    /// What runs the guest: auto is KVM where that works for the board, else QEMU's translator
+    #[arg(long, default_value = "auto")]
+    accel: AccelChoice,
     /// One more argument for QEMU; repeatable
     #[arg(long = "qemu-arg", value_name = "ARG", allow_hyphen_values = true)]
     qemu_args: Vec<OsString>,
@@ -121,10 +122,10 @@ impl Run {
         machine.qemu = self.qemu.take();
         machine.memory_mib = self.memory;
         machine.smp = self.smp;
-        machine.accel = self.accel;
+        (machine.accel, _) = self.accel.of(board);
         machine.qemu_args = std::mem::take(&mut self.qemu_args);
         machine.time_limit = self.timeout.map(Duration::from_secs);
-        let job = self.job(board)?;
+        let job = self.job(board, &kernel)?;
         let started = Instant::now();
         let end = job.run(machine, &kernel, modules.as_ref())?;
         let seconds = started.elapsed().as_secs_f64();
@@ -164,7 +165,7 @@ impl Run {
         Ok(code)
     }
 
-    fn job(self, board: Board) -> Result<Job> {
+    fn job(self, board: Board, kernel: &Kernel) -> Result<Job> {
         for variable in &self.environment {
             let name = variable.to_string_lossy();
             ensure!(name.contains('='), "--env {name}: write NAME=VALUE");
@@ -172,12 +173,14 @@ impl Run {
         let shares = self.shares.iter().map(|word| {
             share(word).with_context(|| format!("--share {word}: write TAG=DIR:/PATH"))
         });
+        // Without a layer there may be no place for them.
+        let modules = kernel.share(&self.dirs).filter(|_| !self.read_only);
         let is_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
         let terminal = self.command.is_empty() && self.init.is_none() && is_terminal;
         let kind = std::env::var_os("TERM").filter(|_| terminal);
         let kind = kind.map(|kind| [OsStr::new("TERM="), &kind].into_iter().collect());
         Ok(Job {
-            shares: shares.collect::<Result<_>>()?,
+            shares: shares.chain(modules.map(Ok)).collect::<Result<_>>()?,
             terminal,
             environment: kind.into_iter().chain(self.environment).collect(),
             trees: self.dirs,

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::board::{Arch, Board};
 use crate::modules::Modules;
+use crate::qemu::Share;
 
 /// Names of kernels with a version behind them, in `/boot` or the tree itself.
 const WITH_VERSION: [&str; 4] = ["vmlinuz-", "Image-", "vmlinux-", "kernel-"];
@@ -86,6 +87,19 @@ impl Kernel {
             version,
             modules,
         })
+    }
+
+    /// Its modules as a share, and where the machine's programs look for them, unless they are in one
+    /// of `trees`.
+    pub fn share(&self, trees: &[PathBuf]) -> Option<(Share, String)> {
+        let (dir, version) = (self.modules.as_ref()?, self.version.as_ref()?);
+        let real = |path: &Path| fs::canonicalize(path).ok();
+        let is_in_tree = |tree: &PathBuf| {
+            let mut places = MODULES.iter().map(|dir| tree.join(dir).join(version));
+            places.any(|place| real(&place).is_some_and(|place| real(dir) == Some(place)))
+        };
+        let share = Share::new("bootshare-modules", dir);
+        (!trees.iter().any(is_in_tree)).then(|| (share, format!("/lib/modules/{version}")))
     }
 
     /// The board to take where none is named: of the kernel's architecture, and with a bus that it

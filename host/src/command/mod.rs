@@ -230,6 +230,8 @@ impl Job {
             .shares
             .extend(self.shares.iter().map(|(share, _)| share.clone()));
         machine.append = format!("bootshare.tag={BOOT_TAG}");
+        // The layer over the tree could not be used where something is mounted in it.
+        machine.submounts = false;
         machine.watch.fail = vec![PANIC.parse()?];
         let console = match &self.own_init {
             Some(_) => Console::Terminal,

@@ -69,6 +69,9 @@ pub struct Options {
     pub cache: Cache,
     /// Whether the guest sees extended attributes.
     pub xattr: bool,
+    /// Whether the guest is told what is mounted in the directories. Linux's overlayfs refuses such a
+    /// place in a lower layer, with EREMOTE.
+    pub submounts: bool,
     /// The process's limit of open files [default: as many as it may have].
     pub open_files: Option<u64>,
     /// What goes wrong on purpose.
@@ -87,6 +90,7 @@ impl Options {
             threads: DEFAULT_THREADS,
             cache: Cache::default(),
             xattr: false,
+            submounts: true,
             open_files: None,
             fault: None,
             trace: None,
@@ -105,7 +109,10 @@ impl Options {
             "{} threads: a share has at most {MAX_THREADS}",
             self.threads
         );
-        let share = Share::new(&self.dirs, self.cache, self.xattr, self.open_files)?;
+        let mut share = Share::new(&self.dirs, self.cache, self.xattr, self.open_files)?;
+        if !self.submounts {
+            share = share.without_submounts();
+        }
         let injector = self.fault.clone().map(Injector::new);
         let trace = self.trace.clone();
         Ok(Service::new(self.tag.clone(), share, injector, trace))

@@ -88,6 +88,8 @@ pub(super) struct Share {
     descriptors: Descriptors,
     cache: Cache,
     xattr: bool,
+    /// Whether the guest is told what is mounted in the layers.
+    tells_submounts: bool,
     nodes: Nodes,
     handles: Mutex<HashMap<u64, Arc<Opened>>>,
     last_handle: AtomicU64,
@@ -132,6 +134,7 @@ impl Share {
             descriptors: Descriptors::new()?,
             cache,
             xattr,
+            tells_submounts: true,
             nodes: Nodes::default(),
             handles: Mutex::default(),
             last_handle: AtomicU64::new(0),
@@ -143,6 +146,14 @@ impl Share {
         };
         share.forget_all();
         Ok(share)
+    }
+
+    /// The same, of which the guest sees one file system.
+    pub(super) fn without_submounts(self) -> Self {
+        Self {
+            tells_submounts: false,
+            ..self
+        }
     }
 
     /// Whether a guest has mounted the share.
@@ -445,10 +456,10 @@ impl FileSystem for Share {
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
         // A guest that was reset says no farewell.
         self.forget_all();
-        let mut wanted = FsOptions::ASYNC_READ
-            | FsOptions::PARALLEL_DIROPS
-            | FsOptions::MAX_PAGES
-            | FsOptions::SUBMOUNTS;
+        let mut wanted = FsOptions::ASYNC_READ | FsOptions::PARALLEL_DIROPS | FsOptions::MAX_PAGES;
+        if self.tells_submounts {
+            wanted |= FsOptions::SUBMOUNTS;
+        }
         if self.cache != Cache::None {
             // A link never changes: another one is another node.
             wanted |=
