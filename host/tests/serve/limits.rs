@@ -277,18 +277,24 @@ fn a_ring_that_ends_outside_memory_keeps_no_processor_busy() {
     guest.configure_at(available);
     guest.kick.write(1).unwrap();
     guest.frontend.get_features().unwrap();
-    let ticks = || {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", process.child.id())).unwrap();
-        // proc_pid_stat(5): utime and stime, in hundredths of a second.
-        let fields: Vec<_> = stat.split(' ').collect();
-        [13, 14]
-            .map(|field: usize| fields[field].parse::<u64>().unwrap())
-            .iter()
-            .sum::<u64>()
+    // The queue's thread sleeps, whenever one looks.
+    let state = || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", process.child.id())).unwrap();
+        let mut stats = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("stat")));
+        let stat = stats.find_map(|stat| stat.ok().filter(|stat| stat.contains("(share-q1) ")));
+        stat.unwrap().split(") ").nth(1).unwrap().chars().next()
     };
-    let before = ticks();
-    thread::sleep(Duration::from_secs(1));
-    assert!(ticks() - before < 20, "of 100");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut sleeping = 0;
+    while sleeping < 20 {
+        assert!(Instant::now() < deadline, "it never rests");
+        sleeping = if state() == Some('S') {
+            sleeping + 1
+        } else {
+            0
+        };
+        thread::sleep(Duration::from_millis(5));
+    }
     guest.reset();
     assert!(guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).is_ok());
 }
