@@ -313,7 +313,8 @@ fn a_machine_that_stays_silent_is_told_what_may_be_missing() {
     fs::create_dir(tool_.path("silent")).unwrap();
     fs::copy(tool_.path("share/vmlinuz"), tool_.path("silent/vmlinuz")).unwrap();
     fs::write(tool_.path("silent/cmdline"), "panic=-1").unwrap();
-    let ran = tool_.run(&mut tool_.command(&[], &["boot", "silent", "-t", "120"]));
+    let ran =
+        tool_.run(&mut tool_.command(&[], &["boot", "silent", "-t", "120", "-b", "x86_64-q35"]));
     ran.expect(
         120,
         &["\nbootshare-host: the kernel showed nothing: name its console with"],
