@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::parts::{LIMIT, target};
 use crate::tool::{Ran, Tool};
 
@@ -127,17 +129,18 @@ fn a_debugger_lets_the_machine_go_on() {
         }
         thread::sleep(Duration::from_millis(50));
     };
-    thread::sleep(Duration::from_millis(500));
-    assert_eq!(child.try_wait().unwrap(), None, "it waits for the debugger");
+    let mut stdout = child.stdout.take().unwrap();
+    let mut polled = [PollFd::new(&stdout, PollFlags::IN)];
+    let limit = Timespec::try_from(Duration::from_secs(3)).unwrap();
+    assert_eq!(
+        poll(&mut polled, Some(&limit)),
+        Ok(0),
+        "it waits for the debugger"
+    );
     // GDB's remote protocol: continue.
     debugger.write_all(b"$c#63").unwrap();
     let mut shown = String::new();
-    child
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut shown)
-        .unwrap();
+    stdout.read_to_string(&mut shown).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0), "{shown}");
     assert!(shown.contains("Hello from a directory"), "{shown}");
 }
