@@ -121,6 +121,11 @@ fn a_debugger_lets_the_machine_go_on() {
     let gdb = format!("--gdb={port}");
     let mut command = tool_.command(&[], &["boot", "share", &gdb, "--accel", "tcg", CAT]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    // Once it comes, QEMU stops the machine anyway.
+    let mut stdout = child.stdout.take().unwrap();
+    let mut polled = [PollFd::new(&stdout, PollFlags::IN)];
+    let limit = Timespec::try_from(Duration::from_secs(3)).unwrap();
+    assert_eq!(poll(&mut polled, Some(&limit)), Ok(0), "it does not wait");
     let deadline = Instant::now() + LIMIT;
     let mut debugger = loop {
         match TcpStream::connect(("127.0.0.1", port)) {
@@ -129,14 +134,6 @@ fn a_debugger_lets_the_machine_go_on() {
         }
         thread::sleep(Duration::from_millis(50));
     };
-    let mut stdout = child.stdout.take().unwrap();
-    let mut polled = [PollFd::new(&stdout, PollFlags::IN)];
-    let limit = Timespec::try_from(Duration::from_secs(3)).unwrap();
-    assert_eq!(
-        poll(&mut polled, Some(&limit)),
-        Ok(0),
-        "it waits for the debugger"
-    );
     // GDB's remote protocol: continue.
     debugger.write_all(b"$c#63").unwrap();
     let mut shown = String::new();
