@@ -30,6 +30,11 @@ BARE_CARGO = $(call WITHOUT_RUSTUP,RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $
 BARE_FLAGS = $(call WITHOUT_RUSTUP,-Zbuild-std=core$(comma)compiler_builtins)
 comma := ,
 
+# The init of `bootshare-host run` is a static program: rustup has what Rust needs for that, and a
+# distribution has not. Without rustup the host tool comes without the command run.
+INIT_CARGO = CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOWN_LINUX_MUSL_LINKER=rust-lld cargo
+EMBEDDED = bootshare-host/embed-firmware$(if $(call WITHOUT_RUSTUP,yes),,$(comma)bootshare-host/embed-init)
+
 # What builds for this machine: not the minimal examples and the boot tests' payload.
 HOSTED := $(ARCHES:%=--exclude minimal-%) --exclude bootshare-test-payload
 
@@ -64,6 +69,8 @@ help:
 	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client zstd'
 	@echo '                 SANITIZER= address (default) or none, five times as fast'
 	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
+	@echo 'make mutants   which changes of the client no test notices: hours; the list is in target/mutants.out'
+	@echo '                 ONLY=     those whose name matches: src/session, or a regular expression'
 	@echo 'make licences  the licences of everything that is linked'
 	@echo 'make callgrind how many instructions the client takes for a request'
 	@echo 'make panics    where the images could panic, against docs/panics.md'
@@ -89,8 +96,8 @@ tool: setup-build
 	cargo build -p bootshare-host
 
 .PHONY: host
-host: setup-build firmware
-	cargo build --release -p bootshare-host --features embed-firmware
+host: setup-build firmware init
+	cargo build --release -p bootshare-host --features $(EMBEDDED)
 	@echo 'made $(TARGET)/release/bootshare-host'
 
 .PHONY: firmware
@@ -103,6 +110,15 @@ $(ARCHES:%=firmware-%): firmware-%: setup-build tool
 	@# What is the same keeps its time: the host tool is built from it.
 	@install -C "$(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$*" target/firmware/bootshare-$*.elf
 	@$(TOOL) rom target/firmware/bootshare-$*.elf target/firmware/bootshare-$*.$(ROM_$*)
+
+# The first program of a machine in which `bootshare-host run` runs a command.
+.PHONY: init
+init: $(ARCHES:%=init-%)
+
+.PHONY: $(ARCHES:%=init-%)
+$(ARCHES:%=init-%): init-%: setup-build
+	$(if $(call WITHOUT_RUSTUP,yes),@echo 'without rustup there is no init of $*: bootshare-host run will not work',$(INIT_CARGO) build --profile init -p bootshare-init --target $*-unknown-linux-musl)
+	$(if $(call WITHOUT_RUSTUP,yes),,@install -CD -m 644 "$(TARGET)/$*-unknown-linux-musl/init/bootshare-init" target/firmware/init-$*)
 
 .PHONY: examples
 examples: $(ARCHES:%=examples-%)
@@ -119,10 +135,10 @@ payload: setup-build
 	$(BARE_CARGO) build --profile firmware -p bootshare-test-payload --target x86_64-unknown-none $(BARE_FLAGS)
 	@install -CD $(TARGET)/x86_64-unknown-none/firmware/bootshare-test-payload target/payload/x86_64.elf
 
-TESTED = --workspace $(HOSTED) --features bootshare/loader,bootshare-host/embed-firmware
+TESTED = --workspace $(HOSTED) --features bootshare/loader,$(EMBEDDED)
 
 .PHONY: test
-test: setup-test lint package firmware examples payload
+test: setup-test lint package firmware init examples payload
 	cargo test $(TESTED) --no-fail-fast
 	@if [ "$$(id -u)" = 0 ]; then \
 		cargo test $(TESTED) --test embedded trusted_ -- --ignored 2>&1 | tee target/root.log; \
@@ -176,6 +192,12 @@ miri: setup-miri
 		cargo +nightly miri test -p bootshare-tests --no-default-features --test hostile
 	cargo +nightly miri test -p bootshare-fuzz
 
+# docs/mutants.md says what survives and why. The sources that are changed are a copy.
+.PHONY: mutants
+mutants: export PATH := $(PATH):$(CURDIR)/target/cargo-mutants/bin
+mutants: setup-mutants
+	cargo mutants --output target $(if $(ONLY),--re '$(ONLY)')
+
 .PHONY: licences
 licences: export PATH := $(CURDIR)/target/cargo-deny/bin:$(PATH)
 licences: setup-licences
@@ -216,7 +238,7 @@ clean:
 	@[ -z "$(CARGO_TARGET_DIR)" ] || echo 'kept, since others may use it: $(CARGO_TARGET_DIR)'
 
 # Each installs what is missing for its purpose, and does nothing when nothing is.
-SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-licences setup-callgrind
+SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-mutants setup-licences setup-callgrind
 .PHONY: $(SETUPS)
 $(SETUPS): setup-%:
 	@host/setup.sh $*

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri|licences|callgrind`.
+# Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri|mutants|licences|callgrind`.
 #
 # Where there is apt (Debian, Ubuntu and their kin) it is used, as root or through sudo; elsewhere
 # the packages to install are printed by the names that they have there. When nothing is missing
@@ -8,11 +8,12 @@ set -eu
 # What programs say is read below.
 export LC_ALL=C
 cd "$(dirname "$0")/.."
-purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri|licences|callgrind"}
+purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri|mutants|licences|callgrind"}
 
 # The version the boot tests run, beside QEMU 7.2's server.
 virtiofsd_version=1.14.0
 cargo_fuzz_version=0.13.2
+cargo_mutants_version=27.1.0
 cargo_deny_version=0.20.2
 
 say() { echo "setup: $*" >&2; }
@@ -74,12 +75,12 @@ needs_to_build() {
 needs_to_run() {
     has qemu-system-x86_64 || need qemu-system-x86
     has qemu-system-aarch64 || need qemu-system-arm
-    # Kernel modules are packed by one or the other.
-    has xz || need xz-utils
-    has zstd || need zstd
 }
 
 needs_to_test() {
+    # Kernels are packed by one or another.
+    has xz || need xz-utils
+    has zstd || need zstd
     has lz4 || need lz4
     has shellcheck || need shellcheck
     [ -e /usr/include/cap-ng.h ] || need libcap-ng-dev
@@ -188,7 +189,7 @@ install_toolchain() {
         echo "$installed" | grep -qx "$target" || wanted=yes
     done
     [ -n "$wanted" ] || return 0
-    say "installing Rust $channel with its bare-metal targets"
+    say "installing Rust $channel with its targets"
     set --
     for component in $(list components); do set -- "$@" --component "$component"; done
     for target in $(list targets); do set -- "$@" --target "$target"; done
@@ -272,6 +273,12 @@ miri)
     install_missing
     install_nightly miri rust-src
     ;;
+mutants)
+    needs_to_build
+    install_missing
+    install_toolchain
+    install_cargo_command mutants "$cargo_mutants_version"
+    ;;
 licences)
     needs_to_build
     install_missing
@@ -283,5 +290,5 @@ callgrind)
     install_missing
     install_toolchain
     ;;
-*) die "unknown purpose $purpose: build, run, test, fuzz, miri, licences or callgrind" ;;
+*) die "unknown purpose $purpose: build, run, test, fuzz, miri, mutants, licences or callgrind" ;;
 esac

@@ -19,9 +19,41 @@
 //! }
 //! ```
 //!
-//! Those calls wait, as long as [`Options::deadline`] says. What must not wait, in a kernel or a
-//! hypervisor, drives a [`session::Session`] itself: requests are submitted and polled for, with time
-//! and interrupts as the platform has them.
+//! Those calls wait, as long as [`Options::deadline`] says. What must not wait, a kernel or a
+//! hypervisor, polls a [`session::Session`], with time and interrupts as the platform has them:
+//!
+//! ```no_run
+//! use bootshare::{Error, hal::Hal, session::{Session, Ticket}, transport::Transport};
+//! use bootshare::fuse::{Lookup, NodeId};
+//!
+//! const LOOKUP: Lookup<'_> = Lookup { parent: NodeId::ROOT, name: b"vmlinuz" };
+//!
+//! /// Asks for a file. `None`: there is no room before something else has come.
+//! fn ask<T: Transport, H: Hal>(session: &mut Session<T, H>) -> Result<Option<Ticket>, Error> {
+//!     let asked = session.submit(session.epoch(), &LOOKUP)?;
+//!     session.kick();
+//!     Ok(asked)
+//! }
+//!
+//! /// Looks whether the answer is there: now and then, or after an interrupt.
+//! fn look<T: Transport, H: Hal>(
+//!     session: &mut Session<T, H>,
+//!     asked: Ticket,
+//!     now: core::time::Duration,
+//! ) -> Result<Option<NodeId>, Error> {
+//!     session.poll();
+//!     // A host that is silent for too long is given up.
+//!     session.tick(now);
+//!     match session.take(&LOOKUP, asked)? {
+//!         None => Ok(None),
+//!         Some(None) => Err(Error::NotFound),
+//!         Some(Some(entry)) => Ok(Some(entry.node)),
+//!     }
+//! }
+//! ```
+//!
+//! The repository's `examples` have both as whole programs, and one by the traits of
+//! `embedded-io-async`.
 //!
 //! # The floors
 //!
@@ -70,7 +102,7 @@ pub mod session;
 pub mod transport;
 
 pub use error::{DeviceError, Error};
-pub use fs::{Dir, DirEntry, File, Metadata, Part, ReadDir, Share};
+pub use fs::{Dir, DirEntry, File, Metadata, Part, RawDir, RawFile, ReadDir, Share};
 pub use fuse::FileType;
 pub use session::{Options, Tag};
 

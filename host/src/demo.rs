@@ -4,18 +4,15 @@
 //! `demo.sha256=/PATH` (print the SHA-256 of a file of the share; repeatable), `demo.run=/PATH` (run a
 //! shell script of the share), `demo.shell` (give a shell on the console).
 
-use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use object::{Object, ObjectSection};
 
 use crate::board::Arch;
 use crate::guest::Parts;
+use crate::modules::Modules;
 use crate::output;
 
 /// The tag that the demo's init mounts unless told another.
@@ -103,7 +100,7 @@ fn initramfs(parts: &Parts) -> Result<Vec<u8>> {
     archive.file("init", 0o755, INIT.as_bytes())?;
     archive.file("bin/busybox", 0o755, &read(&parts.busybox())?)?;
     let mut order = String::new();
-    for (name, bytes) in modules(parts, &MODULES)? {
+    for (name, bytes) in Modules::read(&parts.modules()?)?.load(&MODULES)? {
         archive.file(&format!("modules/{name}.ko"), 0o644, &bytes)?;
         order.push_str(&name);
         order.push('\n');
@@ -151,7 +148,11 @@ impl Archive {
         )
     }
 
-    fn character_device(&mut self, name: &str, major: u32, minor: u32) -> Result<()> {
+    /// Adds a device that is read and written byte by byte.
+    ///
+    /// # Errors
+    /// None in practice: the archive is in memory.
+    pub(crate) fn character_device(&mut self, name: &str, major: u32, minor: u32) -> Result<()> {
         let builder = cpio::newc::Builder::new(name).mode(0o020_600);
         self.entry(builder.rdev_major(major).rdev_minor(minor), &[])
     }
@@ -163,118 +164,6 @@ impl Archive {
     pub fn finish(self) -> Result<Vec<u8>> {
         Ok(cpio::newc::trailer(self.bytes)?)
     }
-}
-
-/// These modules of a kernel and those that they depend on, by name, in an order in which they can
-/// be loaded; without those that the kernel has built in.
-///
-/// # Errors
-/// The kernel has no such module, or a module cannot be read.
-pub fn modules(parts: &Parts, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
-    let order = load_order(&parts.modules()?, names)?;
-    let bytes = |(name, path): (_, PathBuf)| Ok((name, module_bytes(&path)?));
-    order.into_iter().map(bytes).collect()
-}
-
-/// Debian's packages carry no modules.dep (depmod makes it at installation), so the dependencies
-/// are read from the modules themselves.
-fn load_order(modules: &Path, names: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-    let builtin = fs::read_to_string(modules.join("modules.builtin"))
-        .with_context(|| format!("cannot read modules.builtin in {}", modules.display()))?;
-    let builtin: BTreeSet<_> = builtin
-        .lines()
-        .map(|line| module_name(Path::new(line)))
-        .collect();
-    let mut found = Vec::new();
-    find_modules(&modules.join("kernel"), &mut found)?;
-
-    let mut order: Vec<(String, PathBuf)> = Vec::new();
-    let mut waiting: Vec<String> = names.iter().rev().map(|&name| name.to_owned()).collect();
-    while let Some(name) = waiting.last().cloned() {
-        if builtin.contains(&name) || order.iter().any(|(done, _)| *done == name) {
-            waiting.pop();
-            continue;
-        }
-        let path = found
-            .iter()
-            .find(|path| module_name(path) == name)
-            .with_context(|| format!("the kernel has no module {name} in {}", modules.display()))?;
-        let missing: Vec<_> = dependencies(path)?
-            .into_iter()
-            .filter(|need| !builtin.contains(need) && order.iter().all(|(done, _)| done != need))
-            .collect();
-        if missing.is_empty() {
-            order.push((name, path.clone()));
-        } else {
-            ensure!(
-                missing.iter().all(|need| !waiting.contains(need)) || waiting.len() < 100,
-                "the modules {name} and {missing:?} depend on each other"
-            );
-            waiting.extend(missing);
-        }
-    }
-    Ok(order)
-}
-
-fn find_modules(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            find_modules(&entry.path(), found)?;
-        } else {
-            found.push(entry.path());
-        }
-    }
-    Ok(())
-}
-
-/// A module's name as the kernel has it: no directory, no ending, `_` for `-`.
-fn module_name(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.split('.').next().unwrap_or_default().replace('-', "_")
-}
-
-/// A module's ELF file, which Debian compresses since 13, and Ubuntu.
-fn module_bytes(path: &Path) -> Result<Vec<u8>> {
-    let extension = path.extension().and_then(OsStr::to_str);
-    let (program, package) = match extension {
-        Some("xz") => ("xz", "xz-utils"),
-        Some("zst") => ("zstd", "zstd"),
-        _ => return read(path),
-    };
-    let output = Command::new(program)
-        .arg("-dc")
-        .arg(path)
-        .output()
-        .with_context(|| {
-            format!("cannot run {program}, which unpacks kernel modules: install {package}")
-        })?;
-    ensure!(
-        output.status.success(),
-        "{program} cannot unpack {}",
-        path.display()
-    );
-    Ok(output.stdout)
-}
-
-fn dependencies(path: &Path) -> Result<Vec<String>> {
-    let bytes = module_bytes(path)?;
-    let module = object::File::parse(&*bytes)
-        .with_context(|| format!("{} is no kernel module", path.display()))?;
-    let section = module
-        .section_by_name(".modinfo")
-        .with_context(|| format!("{} has no .modinfo", path.display()))?;
-    let depends = section
-        .data()?
-        .split(|&byte| byte == 0)
-        .find_map(|field| field.strip_prefix(b"depends="))
-        .unwrap_or_default();
-    let depends = String::from_utf8_lossy(depends);
-    Ok(depends
-        .split(',')
-        .filter(|name| !name.is_empty())
-        .map(|n| n.replace('-', "_"))
-        .collect())
 }
 
 /// An arm64 kernel as a raw `Image`, unpacked when it is gzip or an EFI zboot image of it.

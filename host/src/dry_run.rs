@@ -4,9 +4,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
 use crate::process::{Invocation, quote};
 use crate::qemu::{Machine, Share, Wiring};
+use crate::serve::Cache;
 use crate::virtiofsd::{Endpoint, Virtiofsd};
 
 /// What stands for the script's own directory until its text is whole: no shell quotes it.
@@ -68,6 +70,14 @@ impl Machine {
         command.option("--request-queues", self.request_queues.to_string());
         if let Some(threads) = self.thread_pool_size {
             command.option("--thread-pool-size", threads.to_string());
+        }
+        if let Some(cache) = self.cache.to_possible_value()
+            && self.cache != Cache::default()
+        {
+            command.option("--cache", cache.get_name());
+        }
+        if self.xattr {
+            command.arg("--xattr");
         }
         if let Some(fault) = &self.fault {
             command.option("--fault", fault.to_string());

@@ -5,6 +5,7 @@
 //! describe a [`Machine`] and [run](Machine::run) it.
 
 pub mod board;
+pub mod command;
 pub mod console;
 pub mod debian;
 pub mod demo;
@@ -15,6 +16,7 @@ mod fd;
 pub mod guest;
 mod interrupt;
 pub mod kvm;
+pub mod modules;
 pub mod output;
 pub mod process;
 pub mod qemu;

@@ -14,7 +14,7 @@ use clap::ValueEnum;
 use crate::board::{Arch, Board, Transport};
 use crate::explain::Explain;
 use crate::process::Invocation;
-use crate::serve::{Fault, Options, Trace};
+use crate::serve::{Cache, Fault, Options, Trace};
 use crate::watch::Watch;
 
 /// Exit codes from here up are the firmware's: it reports `STATUS_BASE + status`. QEMU's own are 0
@@ -116,6 +116,10 @@ pub struct Machine {
     pub request_queues: u32,
     /// How many requests the server answers at a time; `None` leaves it to the server.
     pub thread_pool_size: Option<u32>,
+    /// How long the guest may rely on what the embedded server told.
+    pub cache: Cache,
+    /// Whether the embedded server shows extended attributes.
+    pub xattr: bool,
     /// What the embedded server does wrong on purpose.
     pub fault: Option<Fault>,
     /// Where the embedded server records all requests and replies.
@@ -169,6 +173,8 @@ impl Machine {
             server: None,
             request_queues: 1,
             thread_pool_size: None,
+            cache: Cache::default(),
+            xattr: false,
             fault: None,
             trace: None,
             time_limit: None,
@@ -204,6 +210,8 @@ impl Machine {
         if let Some(server) = &self.server {
             for (option, given) in [
                 ("--fault", self.fault.is_some()),
+                ("--cache", self.cache != Cache::default()),
+                ("--xattr", self.xattr),
                 ("--trace", self.trace.is_some()),
             ] {
                 ensure!(
@@ -417,6 +425,8 @@ impl Machine {
         if let Some(threads) = self.thread_pool_size {
             options.threads = threads as usize;
         }
+        options.cache = self.cache;
+        options.xattr = self.xattr;
         options.fault = self.fault.clone();
         options.trace = trace;
         options

@@ -1,13 +1,13 @@
 //! Directories.
 
-use super::{File, Metadata, Node};
+use super::{File, Metadata, Node, RawNode, Share};
 use crate::{
     error::Error,
     fuse::{Dirents, FileType, Handle, NAME_MAX, NodeId, Open, Read, Release, Violation},
     hal::{Clock, Hal, PAGE_SIZE},
     session::{Epoch, Priority},
 };
-use core::fmt;
+use core::{fmt, mem::ManuallyDrop};
 use heapless::Vec;
 use virtio_drivers::transport::Transport;
 
@@ -25,6 +25,12 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
             FileType::Directory => Ok(Self { node }),
             _ => Err(Error::NotADirectory),
         }
+    }
+
+    /// The directory without a borrow of its share.
+    #[must_use = "the host keeps the directory for us"]
+    pub fn into_raw(self) -> RawDir {
+        RawDir(ManuallyDrop::new(self).node.raw())
     }
 
     /// What the directory itself is. The host is asked only if its path did not tell.
@@ -107,11 +113,27 @@ impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Dir<'_, T, C, H> {
     }
 }
 
+/// A directory without a borrow of its share: from [`Dir::into_raw`], as
+/// [`RawFile`](super::RawFile) from a file. [`Share::dir_of`] uses it, and [`Share::dir`] makes a
+/// [`Dir`] of it again, of which the host is told when it is dropped.
+#[derive(Debug)]
+pub struct RawDir(RawNode);
+
+impl RawDir {
+    pub(super) fn of<'s, T: Transport, C: Clock, H: Hal>(
+        &self,
+        share: &'s Share<T, C, H>,
+    ) -> Dir<'s, T, C, H> {
+        let node = self.0.of(share);
+        Dir { node }
+    }
+}
+
 /// Iterates over the entries of a directory of any size in constant memory.
 ///
 /// After an error it ends.
 pub struct ReadDir<'s, T: Transport, C: Clock, H: Hal> {
-    share: &'s super::Share<T, C, H>,
+    share: &'s Share<T, C, H>,
     epoch: Epoch,
     node: NodeId,
     handle: Handle,

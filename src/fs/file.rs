@@ -1,13 +1,13 @@
 //! An open file.
 
-use super::{Metadata, Node, Part};
+use super::{Metadata, Node, Part, RawNode, Share};
 use crate::{
     error::Error,
     fuse::{Attr, FileType, Handle, OFFSET_MAX, Open, Release},
     hal::{Clock, Hal},
     session::Priority,
 };
-use core::{fmt, ops::ControlFlow};
+use core::{fmt, mem::ManuallyDrop, ops::ControlFlow};
 #[cfg(feature = "embedded-io")]
 use embedded_io::{ErrorType, SeekFrom};
 use virtio_drivers::transport::Transport;
@@ -41,6 +41,18 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
             handle,
             position: 0,
         })
+    }
+
+    /// The open file without a borrow of its share.
+    #[must_use = "the file stays open on the host"]
+    pub fn into_raw(self) -> RawFile {
+        let file = ManuallyDrop::new(self);
+        RawFile {
+            node: file.node.raw(),
+            attr: file.attr,
+            handle: file.handle,
+            position: file.position,
+        }
     }
 
     /// What the host said about the file when it was opened.
@@ -171,6 +183,60 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
             Ok(())
         } else {
             Err(Error::UnexpectedEof)
+        }
+    }
+}
+
+/// An open file without a borrow of its share, for the tables of a VFS: from [`File::into_raw`].
+///
+/// [`Share::file_of`] uses it, and [`Share::file`] makes a [`File`] of it again, which is closed when
+/// it is dropped. A `RawFile` that is dropped stays open on the host until the session ends. With
+/// another share than its own, it is one of a session that is over: [`Error::Disconnected`].
+///
+/// ```no_run
+/// # use bootshare::{Share, Error, fs::RawFile, hal::Clock, transport::Transport};
+/// /// A kernel's table: of open files, by number.
+/// struct Table<T: Transport, C: Clock> {
+///     share: Share<T, C>,
+///     open: Vec<Option<RawFile>>,
+/// }
+///
+/// impl<T: Transport, C: Clock> Table<T, C> {
+///     fn open(&mut self, path: &[u8]) -> Result<usize, Error> {
+///         self.open.push(Some(self.share.open(path)?.into_raw()));
+///         Ok(self.open.len() - 1)
+///     }
+///
+///     fn read(&self, number: usize, offset: u64, buf: &mut [u8]) -> Result<usize, Error> {
+///         let raw = self.open[number].as_ref().ok_or(Error::NotFound)?;
+///         self.share.file_of(raw).read_at(offset, buf)
+///     }
+///
+///     fn close(&mut self, number: usize) {
+///         if let Some(raw) = self.open[number].take() {
+///             drop(self.share.file(raw));
+///         }
+///     }
+/// }
+/// ```
+#[derive(Debug)]
+pub struct RawFile {
+    node: RawNode,
+    attr: Attr,
+    handle: Handle,
+    position: u64,
+}
+
+impl RawFile {
+    pub(super) fn of<'s, T: Transport, C: Clock, H: Hal>(
+        &self,
+        share: &'s Share<T, C, H>,
+    ) -> File<'s, T, C, H> {
+        File {
+            node: self.node.of(share),
+            attr: self.attr,
+            handle: self.handle,
+            position: self.position,
         }
     }
 }

@@ -26,8 +26,8 @@ mod metadata;
 mod resolve;
 
 pub use crate::session::Part;
-pub use dir::{Dir, DirEntry, ReadDir};
-pub use file::File;
+pub use dir::{Dir, DirEntry, RawDir, ReadDir};
+pub use file::{File, RawFile};
 pub use metadata::Metadata;
 
 use crate::{
@@ -39,7 +39,7 @@ use crate::{
     hal::{Clock, Hal, IdentityHal, PAGE_SIZE},
     session::{Client, Epoch, Options, Priority, Tag},
 };
-use core::{fmt, ops::ControlFlow};
+use core::{fmt, mem::ManuallyDrop, ops::ControlFlow};
 use virtio_drivers::transport::Transport;
 
 // A symbolic link's target fits, with room for one byte more: servers refuse a buffer that a target
@@ -233,6 +233,26 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         self.at(path, true, Dir::open)
     }
 
+    /// Makes a file of `raw` again.
+    pub fn file(&self, raw: RawFile) -> File<'_, T, C, H> {
+        raw.of(self)
+    }
+
+    /// The file `raw`, to be used and not to be closed.
+    pub fn file_of(&self, raw: &RawFile) -> ManuallyDrop<File<'_, T, C, H>> {
+        ManuallyDrop::new(raw.of(self))
+    }
+
+    /// Makes a directory of `raw` again.
+    pub fn dir(&self, raw: RawDir) -> Dir<'_, T, C, H> {
+        raw.of(self)
+    }
+
+    /// The directory `raw`, to be used and not to be given up.
+    pub fn dir_of(&self, raw: &RawDir) -> ManuallyDrop<Dir<'_, T, C, H>> {
+        ManuallyDrop::new(raw.of(self))
+    }
+
     /// The target of the symbolic link `path`, as it stands there. 4095 bytes always suffice.
     ///
     /// # Errors
@@ -353,6 +373,26 @@ impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Share<T, C, H> {
     }
 }
 
+/// A [`Node`] without its share.
+#[derive(Clone, Copy, Debug)]
+struct RawNode {
+    epoch: Epoch,
+    id: NodeId,
+    attr: Option<Attr>,
+}
+
+impl RawNode {
+    fn of<T: Transport, C: Clock, H: Hal>(self, share: &Share<T, C, H>) -> Node<'_, T, C, H> {
+        let Self { epoch, id, attr } = self;
+        Node {
+            share,
+            epoch,
+            id,
+            attr,
+        }
+    }
+}
+
 /// A file or directory that the host keeps for us until this is dropped.
 struct Node<'s, T: Transport, C: Clock, H: Hal> {
     share: &'s Share<T, C, H>,
@@ -363,6 +403,14 @@ struct Node<'s, T: Transport, C: Clock, H: Hal> {
 }
 
 impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
+    fn raw(&self) -> RawNode {
+        RawNode {
+            epoch: self.epoch,
+            id: self.id,
+            attr: self.attr,
+        }
+    }
+
     /// Asks the host something about this node, if the session is still the one that knows it.
     fn call<O: Operation>(&self, operation: &O) -> Result<O::Reply, Error> {
         self.share.client.call(self.epoch, operation)

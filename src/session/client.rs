@@ -39,7 +39,12 @@ pub struct Client<T: Transport, C: Clock, H: Hal> {
 
 impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Client<T, C, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&*self.lock(), f)
+        // What is written may be so by way of the share.
+        let (tag, epoch) = (self.tag(), self.epoch());
+        f.debug_struct("Client")
+            .field("tag", &tag)
+            .field("epoch", &epoch)
+            .finish_non_exhaustive()
     }
 }
 
@@ -70,7 +75,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
 
     fn connect(&self) -> Result<(), Error> {
         self.wait(&mut |session| match session.is_connected() {
-            false if !session.is_changing() => Err(session.failure()),
+            false if !session.is_connecting() => Err(session.failure()),
             connected => Ok(connected),
         })
     }
@@ -206,11 +211,22 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         }
     }
 
-    /// Waits until a reset that is under way is confirmed or has taken too long.
-    fn settle(&self) {
+    /// Says why the session has failed, if it has, and waits until a reset that is under way is
+    /// confirmed or has taken too long.
+    pub(super) fn settle(&self) {
         let mut looks = 0;
-        while self.lock().is_resetting() {
-            if !self.lock().poll() {
+        loop {
+            let mut session = self.lock();
+            if let Some(error) = session.unsaid() {
+                let tag = session.tag();
+                // A logger may use the share.
+                drop(session);
+                // Before the reset, which QEMU itself may not survive when its server is stopped.
+                log::warn!("share {tag}: {error}; resetting the device");
+            } else if !session.is_ending() {
+                return;
+            } else if !session.poll() {
+                drop(session);
                 self.pause(&mut looks);
             }
         }

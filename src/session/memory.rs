@@ -8,6 +8,7 @@ use crate::{
     error::DeviceError,
     hal::{BufferDirection, Hal, PAGE_SIZE, PhysAddr},
 };
+pub(super) use core::sync::atomic::fence;
 use core::{marker::PhantomData, mem, ptr::NonNull, sync::atomic::AtomicU16};
 use zerocopy::{FromBytes, IntoBytes};
 

@@ -171,6 +171,9 @@ pub struct Session<T: Transport, H: Hal> {
 /// What the device is up to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
+    /// It is to be reset because of a failure, with the next poll: whoever drives the session may
+    /// say why before.
+    Failed { said: bool },
     /// It was told to reset and has not confirmed it. Then it is set up again, or not.
     Resetting { connect: bool },
     /// It has not confirmed a reset for too long, but may still.
@@ -258,7 +261,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
     pub fn resume(&mut self) {
         if matches!(
             self.phase,
-            Phase::Down | Phase::Stuck | Phase::Resetting { connect: false }
+            Phase::Down | Phase::Stuck | Phase::Failed { .. } | Phase::Resetting { connect: false }
         ) {
             self.reset(true);
         }
@@ -266,9 +269,13 @@ impl<T: Transport, H: Hal> Session<T, H> {
 
     /// Ends the session: the device is reset. Requests that are under way fail.
     pub fn disconnect(&mut self) {
-        if matches!(self.phase, Phase::Up | Phase::Greeting(_)) {
-            self.failure = Error::Disconnected;
-            self.reset(false);
+        match self.phase {
+            Phase::Up | Phase::Greeting(_) => {
+                self.failure = Error::Disconnected;
+                self.reset(false);
+            }
+            Phase::Failed { .. } => self.reset(false),
+            Phase::Resetting { .. } | Phase::Stuck | Phase::Down => {}
         }
     }
 
@@ -279,11 +286,29 @@ impl<T: Transport, H: Hal> Session<T, H> {
 
     /// Whether it is to be polled on until it is connected or not, or reset.
     pub fn is_changing(&self) -> bool {
-        matches!(self.phase, Phase::Resetting { .. } | Phase::Greeting(_))
+        self.is_ending() || self.is_connecting()
     }
 
-    fn is_resetting(&self) -> bool {
-        matches!(self.phase, Phase::Resetting { .. })
+    /// Whether a session is being started.
+    fn is_connecting(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Resetting { connect: true } | Phase::Greeting(_)
+        )
+    }
+
+    /// Whether a reset is to come or under way.
+    fn is_ending(&self) -> bool {
+        matches!(self.phase, Phase::Failed { .. } | Phase::Resetting { .. })
+    }
+
+    /// Why the device is about to be reset, if nobody has said so yet.
+    fn unsaid(&mut self) -> Option<Error> {
+        let Phase::Failed { said } = &mut self.phase else {
+            return None;
+        };
+        let is_said = mem::replace(said, true);
+        (!is_said).then_some(self.failure)
     }
 
     /// Whether the device has nothing of ours.
@@ -319,13 +344,11 @@ impl<T: Transport, H: Hal> Session<T, H> {
         self.transport.set_status(DeviceStatus::empty());
     }
 
-    /// Ends the session because of `error`.
+    /// Ends the session because of `error`. Nothing is logged here: whoever drives the session has it
+    /// locked, and a logger may use the share.
     fn fail(&mut self, error: Error) {
-        // Said before the reset, which QEMU itself may not survive when its server is stopped. A
-        // logger that panics here leaves all as it was: who has lent a buffer still waits for it.
-        log::warn!("share {}: {error}; resetting the device", self.tag);
         self.failure = error;
-        self.reset(false);
+        self.phase = Phase::Failed { said: false };
     }
 
     /// Sets the device up, after its reset (virtio 1.2, section 3.1.1), and says INIT.
@@ -357,10 +380,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
                 Ok(ring) => _ = link.requests.push(ring),
                 Err(error) if link.requests.is_empty() => return Err(error.into()),
                 // One is all that it takes.
-                Err(error) => {
-                    log::debug!("share {}: queue {queue} is not used: {error}", self.tag);
-                    break;
-                }
+                Err(_) => break,
             }
         }
         transport.set_status(known | DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK);
@@ -414,6 +434,10 @@ impl<T: Transport, H: Hal> Session<T, H> {
     pub fn poll(&mut self) -> bool {
         match self.phase {
             Phase::Down => false,
+            Phase::Failed { .. } => {
+                self.reset(false);
+                true
+            }
             Phase::Resetting { .. } | Phase::Stuck => self.poll_reset(),
             Phase::Up => self.reap(),
             Phase::Greeting(ticket) => {
@@ -463,6 +487,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
     pub fn tick(&mut self, now: Duration) -> Duration {
         match self.phase {
             Phase::Down | Phase::Stuck => Duration::MAX,
+            // To be polled at once.
+            Phase::Failed { .. } => Duration::ZERO,
             Phase::Resetting { connect } => {
                 let since = *self.reset_since.get_or_insert(now);
                 let left = RESET_DEADLINE.saturating_sub(now.saturating_sub(since));

@@ -6,9 +6,12 @@
 //! The device may write to the descriptor table and both rings whenever it likes, so nothing that
 //! was written there is read again: what the driver must know of a chain it keeps for itself. What
 //! the device says is a number of a chain, which is looked up there, and a length.
+//!
+//! The order of its accesses is model-checked: `tests/in-process/tests/ring_model` compiles this file
+//! with a `memory` of loom's.
 
 use super::{
-    memory::{Pages, or_abort},
+    memory::{Pages, fence, or_abort},
     slots::Slot,
 };
 use crate::{
@@ -16,10 +19,7 @@ use crate::{
     fuse::Violation,
     hal::{BufferDirection, Hal, PAGE_SIZE, PhysAddr},
 };
-use core::{
-    ptr::NonNull,
-    sync::atomic::{Ordering, fence},
-};
+use core::{ptr::NonNull, sync::atomic::Ordering};
 use virtio_drivers::transport::Transport;
 
 /// Flags of a descriptor: it has a successor; the device writes to it (section 2.7.5).

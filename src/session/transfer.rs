@@ -196,7 +196,10 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
                     self.is_cancelled |= progress(self.parts).is_break();
                 }
                 Ok(Step::Nothing) => self.client.pause(&mut looks),
-                Err(error) => break Err(error),
+                Err(error) => {
+                    self.client.settle();
+                    break Err(error);
+                }
             }
         };
         self.take_back();

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bootshare_host::debian::{Packages, Release};
+use bootshare_host::modules::Modules;
 use bootshare_host::{Accel, Arch, Board, Machine, Outcome, Share, demo};
 
 use crate::lab::{self, Server, empty_dir, machine, target};
@@ -78,7 +79,9 @@ fn boots(outer: Board, release: Release) {
     fs::write(dir.join("kvm.sh"), SCRIPT).unwrap();
     if arch == Arch::X86_64 {
         // arm64's is built in.
-        for (number, (name, bytes)) in demo::modules(&parts, &["kvm_amd"])
+        let modules = Modules::read(&parts.modules().unwrap()).unwrap();
+        for (number, (name, bytes)) in modules
+            .load(&["kvm_amd"])
             .unwrap_or_else(|error| panic!("{error:#}"))
             .into_iter()
             .enumerate()
@@ -141,6 +144,10 @@ fn boots(outer: Board, release: Release) {
             assert!(found, "{} did not say {part:?}", board.name());
         };
         let complaint = inner.iter().find(|line| line.starts_with("qemu-system-"));
+        assert_eq!(complaint, None, "{}", board.name());
+        let complaint = inner
+            .iter()
+            .find(|line| line.starts_with("bootshare: warning"));
         assert_eq!(complaint, None, "{}", board.name());
         said("bootshare: starting /");
         said(&format!("mounted the share {}", demo::TAG));

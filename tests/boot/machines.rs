@@ -74,7 +74,7 @@ machines! {
     q35_with_8_gib_from_rom: X86_64Q35Rom 8192, "" => Files;
     q35_with_64_mib: X86_64Q35 64, "" => Files;
     q35_with_64_mib_from_rom: X86_64Q35Rom 64, "" => Files;
-    q35_with_64_mib_and_a_large_kernel: X86_64Q35 64, "" => Error("kernel of 51.");
+    q35_with_64_mib_and_a_large_kernel: X86_64Q35 64, "" => Error(" MiB does not fit above 16 MiB");
     q35_with_cpu_max: X86_64Q35Rom COMMON, "-cpu max" => Linux("CPU0: ");
     q35_with_cpu_qemu64: X86_64Q35 COMMON, "-cpu qemu64" => Files;
     q35_with_cpu_nehalem: X86_64Q35Rom COMMON, "-cpu Nehalem" => Files;

@@ -35,7 +35,7 @@ machines! {
     no_acpi_and_64_mib: Aarch64Virt, ["-machine", "acpi=off"],
         1, 64, "K/65536K available";
     one_numa_node: Aarch64Virt, ["-numa", "node,memdev=ram"],
-        1, 512, "NUMA: NODE_DATA";
+        1, 512, "NODE_DATA";
     two_numa_nodes: Aarch64VirtPci,
         [
             "-object", "memory-backend-memfd,id=a,size=256M,share=on",

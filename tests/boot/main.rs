@@ -10,6 +10,7 @@ mod examples;
 mod exits;
 mod failures;
 mod faults;
+mod guards;
 mod handoff;
 mod images;
 mod kernels;
@@ -243,6 +244,9 @@ cells! {
     pc_hands_a_payload_no_interrupt_as_linux: handoff::as_linux(X86_64Pc);
     q35_hands_a_payload_no_interrupt_in_x2apic_mode: handoff::in_x2apic_mode(X86_64Q35);
     microvm_hands_linux_no_tick_of_the_pit: handoff::ticks_before_linux_is_ready(X86_64Microvm);
+    microvm_guards_its_stacks_and_page_0: guards::are_not_mapped(X86_64Microvm);
+    q35_guards_its_stacks_and_page_0_in_rom: guards::are_not_mapped(X86_64Q35Rom);
+    virt_guards_its_stack: guards::are_not_mapped(Aarch64Virt);
     virt_is_left_to_its_payload_as_it_was: machines_arm::leaves_the_state_as_it_was(Aarch64Virt);
 }
 

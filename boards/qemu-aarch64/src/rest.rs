@@ -267,7 +267,9 @@ pub fn rest(duration: Duration) {
 
 /// Leaves everything as it was.
 pub fn let_go() {
-    if let Some(mut controller) = CONTROLLER.lock().take() {
+    // Unlocked again before anything is logged.
+    let controller = CONTROLLER.lock().take();
+    if let Some(mut controller) = controller {
         controller.let_go();
         log::trace!("rested {} times", controller.rests);
     }

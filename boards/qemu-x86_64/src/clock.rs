@@ -1,7 +1,7 @@
 //! Time, from the time-stamp counter.
 
 use crate::{
-    console, cpuid, exit,
+    console, cpuid, exit, kvm_clock,
     rest::Alarm,
     tsc::{self, FINE, Measurement, PIT_HZ, ROUGH, Sample, Scale},
 };
@@ -40,7 +40,7 @@ impl Clock {
     /// in a millisecond, against the PIT; against the local APIC's timer; from the CPU's name plate.
     pub fn calibrate() -> Self {
         let alarm = Alarm::new();
-        let told = cpuid::tsc_hz();
+        let told = cpuid::tsc_hz().or_else(kvm_clock::tsc_hz);
         let measured = if told.is_none() {
             measure_roughly()
         } else {

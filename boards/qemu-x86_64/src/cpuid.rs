@@ -7,6 +7,8 @@ use core::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 const HYPERVISOR: u32 = 0x4000_0000;
 /// Leaf with the time-stamp counter's frequency in kHz, by VMware's convention.
 const HYPERVISOR_TIMING: u32 = 0x4000_0010;
+/// Leaf with what KVM offers.
+const KVM_FEATURES: u32 = 0x4000_0001;
 /// The signature of KVM.
 const KVM: &[u8; 12] = b"KVMKVMKVM\0\0\0";
 /// Signatures of the hypervisors that keep to this convention.
@@ -56,6 +58,12 @@ pub fn is_tcg() -> bool {
 /// Whether this is KVM.
 pub fn is_kvm() -> bool {
     hypervisor().as_ref() == Some(KVM)
+}
+
+/// Whether KVM has the clock of [`kvm_clock`](crate::kvm_clock), by its newer registers.
+pub fn has_kvm_clock() -> bool {
+    const CLOCKSOURCE2: u32 = 1 << 3;
+    is_kvm() && leaf(KVM_FEATURES).is_some_and(|leaf| leaf.eax & CLOCKSOURCE2 != 0)
 }
 
 /// The exact frequency of the time-stamp counter in Hz, from the hypervisor or the CPU.

@@ -19,6 +19,7 @@
 //! | `cpuid` | what the CPU can do | nothing |
 //! | `pic` | masks the 8259A interrupt controllers | ports 0x20, 0x21, 0xa0 and 0xa1 |
 //! | `rest` | halts until the local APIC's timer fires | the local APIC |
+//! | `kvm_clock` | what KVM tells of the time-stamp counter | MSR 0x4b564d01 |
 //! | `clock` | the time-stamp counter | PIT channel 2, port 0x61 |
 //! | `pci` | configuration space | ports 0xcf8 to 0xcff |
 //! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | the slots of `microvm` |
@@ -70,6 +71,8 @@ mod exceptions;
 mod exit;
 #[cfg(target_os = "none")]
 mod fw_cfg;
+#[cfg(target_os = "none")]
+mod kvm_clock;
 #[cfg(target_os = "none")]
 mod machine;
 #[cfg(target_os = "none")]

@@ -83,6 +83,18 @@ pub fn refined(start: Sample, end: Sample, hz: u64) -> Option<u64> {
     between(start, end, rounds * ROUND + last, PIT_HZ, REFINED_PARTS)
 }
 
+/// The frequency in Hz if that many counts, shifted to the left by `shift` (to the right if it is negative) and
+/// multiplied by `multiplier`, are nanoseconds in 2^-32: how KVM's clock tells it.
+pub fn of_kvm_clock(multiplier: u32, shift: i8) -> Option<u64> {
+    let a_second = (1_000_000_000_u64 << 32).checked_div(multiplier.into())?;
+    let (shift, left) = (u32::from(shift.unsigned_abs()), shift < 0);
+    plausible(if left {
+        a_second.checked_mul(1_u64.checked_shl(shift)?)?
+    } else {
+        a_second.checked_shr(shift)?
+    })
+}
+
 /// The frequency in Hz if there were that many `ticks` of a counter of `reference_hz` between two
 /// samples.
 fn between(start: Sample, end: Sample, ticks: u64, reference_hz: u64, parts: u64) -> Option<u64> {
@@ -121,6 +133,22 @@ mod tests {
             before: at,
             left: pit.into(),
             after: at + width,
+        }
+    }
+
+    #[test]
+    fn kvm_tells_the_frequency_as_two_factors() {
+        // As Linux has them for 2.1 GHz, 1 GHz and 500 MHz.
+        for (multiplier, shift, hz) in [
+            (4_090_445_043, -1, 2_100_000_000),
+            (0x8000_0000, 1, 1_000_000_000),
+            (0x8000_0000, 2, 500_000_000),
+        ] {
+            let told = of_kvm_clock(multiplier, shift).unwrap();
+            assert!(told.abs_diff(hz) < 100, "{told}");
+        }
+        for (multiplier, shift) in [(0, 0), (1, 0), (u32::MAX, 100), (u32::MAX, -128), (1, -40)] {
+            assert_eq!(of_kvm_clock(multiplier, shift), None);
         }
     }
 

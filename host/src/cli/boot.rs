@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{ArgMatches, Args, ValueEnum, ValueHint, value_parser};
 
 use bootshare_host::explain::Explain;
-use bootshare_host::serve::{Fault, MAX_REQUEST_QUEUES};
+use bootshare_host::serve::{Cache, Fault, MAX_REQUEST_QUEUES, MAX_THREADS};
 use bootshare_host::watch::{Expect, Pattern, Watch};
 use bootshare_host::{Accel, Board, Console, Machine, Outcome, Report, Share, demo, kvm};
 
@@ -125,9 +125,15 @@ pub(super) struct Boot {
     #[arg(long, default_value_t = 1, value_name = "N",
         value_parser = value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)))]
     request_queues: u32,
-    /// How many requests the server answers at a time [default: 2, or what a virtiofsd takes]
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(..=MAX_THREADS))]
+    /// How many requests the server answers at a time, beside one of each queue
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(0..=MAX_THREADS as i64))]
     thread_pool_size: Option<u32>,
+    /// How long the guest may rely on what the server told: none, auto or always
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
+    cache: Cache,
+    /// Let the guest see extended attributes: capabilities, access control lists
+    #[arg(long)]
+    xattr: bool,
     /// Let the server do wrong on purpose, e.g. delay=20ms,error=EIO@READ:5 (see serve --help)
     #[arg(long, value_name = "RULES", value_parser = parsed::<Fault>)]
     fault: Option<Fault>,
@@ -156,9 +162,6 @@ pub(super) struct Boot {
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
 }
-
-/// A thread that waits costs little; more than these are a mistake.
-pub(super) const MAX_THREADS: i64 = 256;
 
 /// What runs the guest.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -289,6 +292,8 @@ impl Boot {
         machine.server = self.server;
         machine.request_queues = self.request_queues;
         machine.thread_pool_size = self.thread_pool_size;
+        machine.cache = self.cache;
+        machine.xattr = self.xattr;
         machine.fault = self.fault;
         machine.trace = self.trace;
         machine.legacy_mmio = self.legacy_mmio;

@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use bootshare_host::explain::Explain;
 use bootshare_host::process::Invocation;
-use bootshare_host::{Board, Machine, output};
+use bootshare_host::{Arch, Board, Machine, output};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 /// Where `make firmware` leaves the images.
 const BUILT: &str = "target/firmware";
 
-#[cfg(feature = "embed-firmware")]
+#[cfg(any(feature = "embed-firmware", feature = "embed-init"))]
 macro_rules! images {
     ($($name:literal),*) => {
         &[$(($name, include_bytes!(concat!("../../../target/firmware/", $name)))),*]
@@ -33,6 +33,27 @@ const CARRIED: &[(&str, &[u8])] = images!(
 );
 #[cfg(not(feature = "embed-firmware"))]
 const CARRIED: &[(&str, &[u8])] = &[];
+
+/// The first programs of machines that run commands.
+#[cfg(feature = "embed-init")]
+const INITS: &[(&str, &[u8])] = images!("init-x86_64", "init-aarch64");
+#[cfg(not(feature = "embed-init"))]
+const INITS: &[(&str, &[u8])] = &[];
+
+/// The first program of a machine that runs a command.
+pub(super) fn init(arch: Arch) -> Result<Vec<u8>> {
+    let name = format!("init-{}", arch.name());
+    if let Some((_, bytes)) = INITS.iter().find(|(known, _)| *known == name) {
+        return Ok(bytes.to_vec());
+    }
+    let path = Path::new(BUILT).join(name);
+    fs::read(&path).with_context(|| {
+        format!(
+            "this program carries no {}: build it with `make host` on a machine with rustup",
+            path.display()
+        )
+    })
+}
 
 /// A firmware image as a file for QEMU.
 pub(super) struct Image {

@@ -4,6 +4,7 @@ mod boot;
 mod doctor;
 mod firmware;
 mod man;
+mod run;
 
 use std::env;
 use std::ffi::OsString;
@@ -25,7 +26,8 @@ use bootshare_host::explain::Interrupted;
 use bootshare_host::guest::Parts;
 use bootshare_host::run::{EXIT_STATUSES, Outcome};
 use bootshare_host::serve::{
-    self, DEFAULT_THREADS, Fault, MAX_REQUEST_QUEUES, Options, RULES, Trace,
+    self, Cache, DEFAULT_THREADS, Endpoint, Fault, MAX_REQUEST_QUEUES, MAX_THREADS, Options, RULES,
+    Trace,
 };
 use bootshare_host::{Board, debian::Release, demo, output, rom, size, unpacked};
 
@@ -50,6 +52,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Sub {
     Boot(Box<boot::Boot>),
+    Run(Box<run::Run>),
     Serve(Serve),
     /// Print a trace as a readable table, and what it comes to
     Trace {
@@ -103,6 +106,12 @@ enum Sub {
 }
 
 /// Serve directories to a QEMU that was started by somebody else, until a signal comes
+///
+/// The share is read-only. One QEMU is served at a time, one after the other. The exit status is 0
+/// when a signal ended it (or the QEMU's end, with --once), 123 when it could not start or failed.
+///
+/// Not there on purpose: writing, sandboxes (it opens nothing outside the directories and needs no
+/// privilege), DAX, migration of the device's state.
 #[derive(Args)]
 #[command(after_help = RULES)]
 struct Serve {
@@ -110,8 +119,17 @@ struct Serve {
     #[arg(value_name = "DIR", required = true, value_hint = ValueHint::DirPath)]
     dirs: Vec<PathBuf>,
     /// The vhost-user socket to make
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
-    socket: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "fd", value_hint = ValueHint::FilePath)]
+    socket: Option<PathBuf>,
+    /// The socket's permissions, octal [default: by the umask]
+    #[arg(long, value_name = "MODE", requires = "socket", value_parser = octal)]
+    socket_mode: Option<u32>,
+    /// A listening socket that was inherited, e.g. 3 from systemd
+    #[arg(long, value_name = "N", conflicts_with = "socket")]
+    fd: Option<i32>,
+    /// End when the first QEMU does
+    #[arg(long)]
+    once: bool,
     /// The share's name in messages and traces
     #[arg(long, default_value = demo::TAG)]
     tag: String,
@@ -119,10 +137,19 @@ struct Serve {
     #[arg(long, default_value_t = 1, value_name = "N",
         value_parser = value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)))]
     request_queues: u32,
-    /// How many requests are answered at a time
+    /// How many requests are answered beside one of each queue
     #[arg(long, default_value_t = DEFAULT_THREADS as u32, value_name = "N",
-        value_parser = value_parser!(u32).range(..=boot::MAX_THREADS))]
+        value_parser = value_parser!(u32).range(0..=MAX_THREADS as i64))]
     thread_pool_size: u32,
+    /// How long the guest may rely on what it was told
+    #[arg(long, value_enum, default_value_t)]
+    cache: Cache,
+    /// Show extended attributes: capabilities, access control lists
+    #[arg(long)]
+    xattr: bool,
+    /// The limit of open files [default: as many as the hard limit allows]
+    #[arg(long, value_name = "N")]
+    rlimit_nofile: Option<u64>,
     /// Do wrong on purpose
     #[arg(long, value_name = "RULES", value_parser = parsed::<Fault>)]
     fault: Option<Fault>,
@@ -131,11 +158,21 @@ struct Serve {
     trace: Option<PathBuf>,
 }
 
+fn octal(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|&mode| mode <= 0o777);
+    mode.ok_or_else(|| "is no octal number up to 777, such as 660".to_owned())
+}
+
 impl Serve {
     fn run(self) -> Result<()> {
         let mut options = Options::new(self.tag, self.dirs);
         options.request_queues = self.request_queues;
         options.threads = self.thread_pool_size as usize;
+        options.cache = self.cache;
+        options.xattr = self.xattr;
+        options.open_files = self.rlimit_nofile;
         options.fault = self.fault;
         options.trace = self
             .trace
@@ -143,7 +180,14 @@ impl Serve {
             .map(Trace::create)
             .transpose()?
             .map(Arc::new);
-        serve::run(&options, &self.socket)
+        let endpoint = match (self.fd, self.socket) {
+            (Some(fd), _) => Endpoint::Fd(fd),
+            (None, path) => Endpoint::Path {
+                path: path.context("name a socket by --socket")?,
+                mode: self.socket_mode,
+            },
+        };
+        serve::run(&options, &endpoint, self.once)
     }
 }
 
@@ -327,6 +371,7 @@ impl Sub {
                 }
                 return boot.run();
             }
+            Self::Run(run) => return run.run(),
             Self::Serve(serve) => serve.run()?,
             Self::Trace { file } => print_by(|mut out| serve::print(&file, &mut out))?,
             Self::Doctor => return doctor::run(),
@@ -449,5 +494,19 @@ mod tests {
         let table: Vec<_> = lines.take_while(|line| line.starts_with('|')).collect();
         let rows_text = rows.join("\n");
         assert_eq!(table, rows, "docs/host-tool.md should have:\n{rows_text}");
+    }
+
+    #[test]
+    fn the_documentation_lists_the_options_of_run_as_the_help_does() {
+        let mut command = Cli::command();
+        command.build();
+        let run = command.find_subcommand("run").unwrap();
+        let options = run.get_arguments().filter(|arg| arg.get_id() != "help");
+        let rows = options.map(row).collect::<Vec<_>>().join("\n");
+        let page = include_str!("../../../docs/run.md");
+        assert!(
+            page.contains(&format!("| meaning |\n|---|---|\n{rows}\n\n")),
+            "docs/run.md should have:\n{rows}"
+        );
     }
 }

@@ -1,224 +1,345 @@
-//! The vhost-user device: QEMU's requests about queues and memory are vhost-user-backend's, what is
-//! in the queues is ours.
+//! The vhost-user device: what QEMU's messages do to the queues, and who answers what is in them.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::thread::JoinHandle;
-use std::{io, thread};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
-use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_user_backend::VhostUserBackend;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
+    VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
-use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{
-    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 
 use super::connection::Status;
-use super::lock;
-use super::ring::{Chain, InFlight, Memory, Ring};
+use super::memory::Memory;
+use super::pool::Pool;
+use super::queue::{Queue, Request};
 use super::service::{Service, Taken, message};
 
-/// QEMU's greatest for vhost-user-fs.
-const QUEUE_SIZE: usize = 1024;
+const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
-/// A request on its way to a thread of the pool.
-struct Job {
-    ring: Ring,
-    chain: Chain,
-    flight: InFlight,
-    taken: Taken,
-}
+/// The smallest READ for which another thread is woken.
+const LARGE_READ: u32 = 64 << 10;
 
-/// The device that one QEMU sees.
-pub(super) struct Device {
+/// Who answers the requests of a share.
+pub(super) struct Workers {
     service: Arc<Service>,
-    memory: OnceLock<Memory>,
-    /// The hiprio queue and the request queues (virtio 1.2, 5.11.2), once they were used.
-    rings: Vec<OnceLock<Ring>>,
     status: Arc<Status>,
-    /// Of all queues; without a pool each queue's own thread answers.
-    jobs: Option<Mutex<Sender<Job>>>,
-    exit: (EventConsumer, EventNotifier),
-    /// The copies of it that the queues' threads were given.
-    given: Mutex<Vec<RawFd>>,
+    pool: Pool<(Request, Taken)>,
 }
 
-impl Drop for Device {
-    fn drop(&mut self) {
-        for fd in lock(&self.given).drain(..) {
-            // SAFETY: a queue's thread took it by `into_raw_fd`, and never closes it. The threads have
-            // a reference to us until they have ended: nobody else has the descriptor any more.
-            drop(unsafe { OwnedFd::from_raw_fd(fd) });
-        }
-    }
-}
-
-/// The threads that answer; dropping it waits for them.
-pub(super) struct Pool(Vec<JoinHandle<()>>);
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        for thread in self.0.drain(..) {
-            // It contains its panics.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Device {
-    /// A device with so many request queues, and its `threads`, which end when the device is dropped.
+impl Workers {
+    /// So many threads beside each queue's own.
     pub(super) fn new(
-        service: Arc<Service>,
-        status: Arc<Status>,
-        request_queues: usize,
+        service: &Arc<Service>,
+        status: &Arc<Status>,
         threads: usize,
-    ) -> io::Result<(Self, Pool)> {
-        // Dropped after the sender, whose end is the threads' end.
-        let mut pool = Pool(Vec::new());
-        let (sender, receiver) = channel();
-        let receiver = Arc::new(Mutex::new(receiver));
-        for number in 0..threads {
-            let (service, status) = (Arc::clone(&service), Arc::clone(&status));
-            let receiver = Arc::clone(&receiver);
-            let thread = thread::Builder::new()
-                .name(format!("share-{number}"))
-                .spawn(move || work(&service, &status, &receiver))?;
-            pool.0.push(thread);
-        }
-        let device = Self {
-            service,
-            memory: OnceLock::new(),
-            rings: (0..=request_queues).map(|_| OnceLock::new()).collect(),
-            status,
-            jobs: (threads > 0).then(|| Mutex::new(sender)),
-            exit: new_event_consumer_and_notifier(EventFlag::CLOEXEC | EventFlag::NONBLOCK)?,
-            given: Mutex::default(),
+    ) -> io::Result<Self> {
+        let pool = {
+            let (service, status) = (Arc::clone(service), Arc::clone(status));
+            Pool::new(threads, move |(request, taken)| {
+                answer(&service, &status, &request, &taken);
+            })?
         };
-        Ok((device, pool))
+        Ok(Self {
+            service: Arc::clone(service),
+            status: Arc::clone(status),
+            pool,
+        })
     }
 
-    /// Ends all waiting: QEMU is gone.
-    pub(super) fn hurry(&self) {
-        for ring in self.rings.iter().filter_map(OnceLock::get) {
-            ring.hurry();
+    /// Answers a request of a queue in its thread, or has it answered: a large READ while others
+    /// wait, and what is to wait itself. Waking another thread takes longer than a small request.
+    fn take(&self, request: Request) {
+        let taken = self.service.take(&request.chain);
+        if taken.verdict.disconnect {
+            self.status.hang_up();
         }
-    }
-
-    fn serve(&self, ring: &Ring) {
-        let Some(memory) = self.memory.get() else {
-            return;
+        let large = request.more && taken.read_size().is_some_and(|size| size >= LARGE_READ);
+        let here = if large || taken.verdict.delay.is_some() {
+            self.pool.offer((request, taken))
+        } else {
+            Some((request, taken))
         };
-        // A queue that makes no sense is left alone until the guest resets it.
-        while let Ok(Some((chain, flight))) = ring.take(memory) {
-            let taken = self.service.take(&chain);
-            if taken.verdict.disconnect {
-                self.status.hang_up();
-            }
-            let job = Job {
-                ring: ring.clone(),
-                chain,
-                flight,
-                taken,
-            };
-            match &self.jobs {
-                // The pool lives as long as we do.
-                Some(jobs) => drop(lock(jobs).send(job)),
-                None => answer(&self.service, &self.status, job),
-            }
+        if let Some((request, taken)) = here {
+            answer(&self.service, &self.status, &request, &taken);
         }
     }
 }
 
-fn work(service: &Service, status: &Status, jobs: &Mutex<Receiver<Job>>) {
-    loop {
-        let job = lock(jobs).recv();
-        match job {
-            Ok(job) => answer(service, status, job),
-            Err(_) => return,
-        }
-    }
-}
-
-fn answer(service: &Service, status: &Status, job: Job) {
-    let head = job.chain.head_index();
-    let answer = || service.answer(&job.chain, &job.taken, Some(&job.flight));
+fn answer(service: &Service, status: &Status, request: &Request, taken: &Taken) {
+    let answer = || service.answer(&request.chain, taken, Some(&|time| request.wait(time)));
     match catch_unwind(AssertUnwindSafe(answer)) {
         Ok(answer) => {
             if let Some(panic) = answer.panic {
                 status.fail(&format!("it panicked: {panic}"));
             }
             if let Some(used) = answer.used {
-                job.ring.give_back(head, used);
+                request.give_back(used);
             }
         }
         Err(panic) => status.fail(&format!("it panicked: {}", message(&*panic))),
     }
 }
 
-impl VhostUserBackend for Device {
-    type Bitmap = ();
-    type Vring = Ring;
+/// The device that one QEMU sees. Dropping it waits for all that is being answered.
+pub(super) struct Device {
+    /// The hiprio queue and the request queues (virtio 1.2, 5.11.2).
+    queues: Vec<Arc<Queue>>,
+    threads: Vec<JoinHandle<()>>,
+    /// Becomes readable when the guest's memory is gone.
+    lost: Arc<OwnedFd>,
+    memory: Memory,
+    owned: bool,
+    /// The queue that was asked for and is not there.
+    pub(super) no_queue: Option<u32>,
+}
 
-    fn num_queues(&self) -> usize {
-        self.rings.len()
-    }
-
-    fn max_queue_size(&self) -> usize {
-        QUEUE_SIZE
-    }
-
-    /// A thread for each queue: none waits for another.
-    fn queues_per_thread(&self) -> Vec<u64> {
-        (0..self.rings.len()).map(|queue| 1 << queue).collect()
-    }
-
-    fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1
-            | 1 << VIRTIO_RING_F_INDIRECT_DESC
-            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
-    }
-
-    fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::MQ
-    }
-
-    fn set_event_idx(&self, _enabled: bool) {}
-
-    fn update_memory(&self, memory: Memory) -> io::Result<()> {
-        // Always the same one; what is in it changes.
-        self.memory.get_or_init(|| memory);
-        Ok(())
-    }
-
-    fn exit_event(&self, _thread_index: usize) -> Option<(EventConsumer, EventNotifier)> {
-        let (consumer, notifier) = &self.exit;
-        let (consumer, notifier) = (consumer.try_clone().ok()?, notifier.try_clone().ok()?);
-        lock(&self.given).push(consumer.as_raw_fd());
-        Some((consumer, notifier))
-    }
-
-    fn handle_event(
-        &self,
-        _event: u16,
-        _set: EventSet,
-        rings: &[Ring],
-        thread: usize,
-    ) -> io::Result<()> {
-        let serve = || {
-            // A thread has one queue.
-            if let (Some(known), [ring]) = (self.rings.get(thread), rings) {
-                self.serve(known.get_or_init(|| ring.clone()));
-            }
+impl Device {
+    pub(super) fn new(
+        workers: &Arc<Workers>,
+        request_queues: usize,
+        lost: OwnedFd,
+    ) -> io::Result<Self> {
+        let mut device = Self {
+            queues: Vec::new(),
+            threads: Vec::new(),
+            lost: Arc::new(lost),
+            memory: Memory::default(),
+            owned: false,
+            no_queue: None,
         };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(serve)) {
-            self.status
-                .fail(&format!("it panicked: {}", message(&*panic)));
+        for number in 0..=request_queues {
+            let queue = Arc::new(Queue::new()?);
+            device.queues.push(Arc::clone(&queue));
+            let workers = Arc::clone(workers);
+            let thread = thread::Builder::new()
+                .name(format!("share-q{number}"))
+                .spawn(move || {
+                    let run = || queue.run(&mut |request| workers.take(request));
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+                        let panic = message(&*panic);
+                        workers.status.fail(&format!("it panicked: {panic}"));
+                    }
+                })?;
+            device.threads.push(thread);
         }
-        // An error would end the queue's thread without a word.
+        Ok(device)
+    }
+
+    /// What tells of memory that is gone.
+    pub(super) fn lost(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.lost)
+    }
+
+    fn queue(&mut self, index: u32) -> Result<&Arc<Queue>> {
+        if index as usize >= self.queues.len() {
+            self.no_queue = Some(index);
+        }
+        self.queues.get(index as usize).ok_or(Error::InvalidParam)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // All at once, then one after the other.
+        for queue in &self.queues {
+            queue.hurry();
+        }
+        for queue in &self.queues {
+            queue.stop();
+            queue.end();
+        }
+        for thread in self.threads.drain(..) {
+            // It contains its panics.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn invalid<E>(_: E) -> Error {
+    Error::InvalidParam
+}
+
+fn failed(error: impl Into<io::Error>) -> Error {
+    Error::ReqHandlerError(error.into())
+}
+
+/// What QEMU has no reason to ask for: it was not offered.
+const NOT_OFFERED: Error = Error::InvalidOperation("it was not offered");
+
+impl VhostUserBackendReqHandlerMut for Device {
+    fn set_owner(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.owned, true) {
+            return Err(Error::InvalidOperation("the device has an owner already"));
+        }
         Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        self.owned = false;
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(FEATURES)
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        if features & !FEATURES != 0 {
+            return Err(Error::FeatureMismatch);
+        }
+        for queue in &self.queues {
+            queue.set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
+            // Without it there is no message that enables them.
+            if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
+                queue.set_enabled(true);
+            }
+        }
+        Ok(())
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(VhostUserProtocolFeatures::MQ)
+    }
+
+    fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(self.queues.len() as u64)
+    }
+
+    fn set_mem_table(&mut self, table: &[VhostUserMemoryRegion], files: Vec<File>) -> Result<()> {
+        self.memory = Memory::new(table, files, &self.lost).map_err(failed)?;
+        for queue in &self.queues {
+            queue.set_memory(&self.memory);
+        }
+        Ok(())
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        let size = u16::try_from(num).map_err(invalid)?;
+        self.queue(index)?.set_size(size).map_err(invalid)
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        let memory = self.memory.clone();
+        let queue = self.queue(index)?;
+        let address = |address| memory.guest_address(address).ok_or(Error::InvalidParam);
+        let addresses = [address(descriptor)?, address(available)?, address(used)?];
+        queue.set_addresses(addresses).map_err(invalid)
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let base = u16::try_from(base).map_err(invalid)?;
+        self.queue(index)?.set_next(base);
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let next = self.queue(index)?.stop();
+        Ok(VhostUserVringState::new(index, next.into()))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let queue = self.queue(index.into())?;
+        queue.start(fd.map(OwnedFd::from)).map_err(failed)
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let queue = self.queue(index.into())?;
+        queue.set_call(fd.map(OwnedFd::from)).map_err(failed)
+    }
+
+    fn set_vring_err(&mut self, index: u8, _fd: Option<File>) -> Result<()> {
+        self.queue(index.into()).map(drop)
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        self.queue(index)?.set_enabled(enable);
+        Ok(())
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        Err(NOT_OFFERED)
+    }
+
+    fn get_config(&mut self, _: u32, _: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        Err(NOT_OFFERED)
+    }
+
+    fn set_config(&mut self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> Result<()> {
+        Err(NOT_OFFERED)
+    }
+
+    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
+        Err(NOT_OFFERED)
+    }
+
+    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
+        Err(NOT_OFFERED)
+    }
+
+    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        Err(NOT_OFFERED)
+    }
+
+    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
+        Err(NOT_OFFERED)
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Err(NOT_OFFERED)
+    }
+
+    fn add_mem_region(&mut self, _: &VhostUserSingleMemoryRegion, _: File) -> Result<()> {
+        Err(NOT_OFFERED)
+    }
+
+    fn remove_mem_region(&mut self, _: &VhostUserSingleMemoryRegion) -> Result<()> {
+        Err(NOT_OFFERED)
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> Result<Option<File>> {
+        Err(NOT_OFFERED)
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        Err(NOT_OFFERED)
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        Err(NOT_OFFERED)
+    }
+
+    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
+        Err(NOT_OFFERED)
     }
 }

@@ -9,37 +9,44 @@
 mod connection;
 mod device;
 mod fault;
-mod layers;
+mod fs;
+mod memory;
 mod opcode;
-mod ring;
+mod pool;
+mod queue;
 mod service;
+mod socket;
 mod trace;
 
-use std::fs;
-use std::io::ErrorKind;
-use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::event::PollFlags;
 use virtio_queue::DescriptorChain;
 
 pub use fault::{Fault, RULES};
+pub use fs::Cache;
 pub use service::MemoryRef;
+pub use socket::Endpoint;
 pub use trace::{Trace, print};
 
-use crate::fd::either;
+use crate::fd::ready;
 use connection::Status;
 use fault::Injector;
-use layers::Layers;
+use fs::Share;
 use service::Service;
 
 /// Threads that answer requests, unless told otherwise.
 pub const DEFAULT_THREADS: usize = 2;
+
+/// The most threads that may be asked for.
+pub const MAX_THREADS: usize = 256;
 
 /// The most request queues of a share.
 pub const MAX_REQUEST_QUEUES: u32 = 8;
@@ -56,8 +63,14 @@ pub struct Options {
     pub dirs: Vec<PathBuf>,
     /// Request queues that a machine may use, 1 to [`MAX_REQUEST_QUEUES`].
     pub request_queues: u32,
-    /// Threads that answer requests, of whatever queue; with 0 each queue's own thread does.
+    /// Threads that answer requests of whatever queue beside each queue's own, at most [`MAX_THREADS`].
     pub threads: usize,
+    /// How long the guest may rely on what it was told.
+    pub cache: Cache,
+    /// Whether the guest sees extended attributes.
+    pub xattr: bool,
+    /// The process's limit of open files [default: as many as it may have].
+    pub open_files: Option<u64>,
     /// What goes wrong on purpose.
     pub fault: Option<Fault>,
     /// Where requests and replies are recorded.
@@ -72,6 +85,9 @@ impl Options {
             dirs,
             request_queues: 1,
             threads: DEFAULT_THREADS,
+            cache: Cache::default(),
+            xattr: false,
+            open_files: None,
             fault: None,
             trace: None,
         }
@@ -84,37 +100,50 @@ impl Options {
             "{} request queues: a share has 1 to {MAX_REQUEST_QUEUES}",
             self.request_queues
         );
-        let layers = Layers::new(&self.dirs)?;
+        ensure!(
+            self.threads <= MAX_THREADS,
+            "{} threads: a share has at most {MAX_THREADS}",
+            self.threads
+        );
+        let share = Share::new(&self.dirs, self.cache, self.xattr, self.open_files)?;
         let injector = self.fault.clone().map(Injector::new);
         let trace = self.trace.clone();
-        Ok(Service::new(self.tag.clone(), layers, injector, trace))
+        Ok(Service::new(self.tag.clone(), share, injector, trace))
     }
 }
 
 /// A server that runs. Dropping it ends it.
 pub struct Server {
     status: Arc<Status>,
+    /// Its sender is gone when the thread's work is done.
+    ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Serves each QEMU that connects to `listener`, one at a time.
+    /// Serves each QEMU that connects to `listener`, one at a time; another one that comes meanwhile is
+    /// turned away.
     ///
     /// # Errors
     /// A directory cannot be read, or threads cannot be started.
     pub fn start(options: &Options, listener: UnixListener) -> Result<Self> {
         let service = Arc::new(options.service()?);
-        let status = Arc::new(Status::new(&listener)?);
+        let status = Arc::new(Status::new()?);
+        let (end, ended) = channel::<()>();
         let thread = {
             let (queues, threads) = (options.request_queues as usize, options.threads);
-            let status = Arc::clone(&status);
+            let (status, tag) = (Arc::clone(&status), options.tag.clone());
             thread::Builder::new()
                 .name("share".into())
-                .spawn(move || connection::serve(&service, &status, listener, queues, threads))
+                .spawn(move || {
+                    let _end = end;
+                    connection::serve(&service, &status, &listener, queues, threads, &tag);
+                })
                 .context("cannot start a thread")?
         };
         Ok(Self {
             status,
+            ended,
             thread: Some(thread),
         })
     }
@@ -126,7 +155,7 @@ impl Server {
 
     /// What went wrong first.
     pub fn failure(&self) -> Option<String> {
-        self.status.failure()
+        self.status.failure().map(|failure| failure.what)
     }
 
     /// Ends the server, also under a QEMU that runs, and waits for its threads; but not for ever for
@@ -136,13 +165,9 @@ impl Server {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        let deadline = Instant::now() + STOP_LIMIT;
-        while !thread.is_finished() {
-            if Instant::now() >= deadline {
-                self.status.fail("a file of the share does not answer");
-                return;
-            }
-            thread::sleep(Duration::from_millis(1));
+        if self.ended.recv_timeout(STOP_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            self.status.fail("a file of the share does not answer");
+            return;
         }
         if let Err(panic) = thread.join() {
             let panic = service::message(&*panic);
@@ -182,71 +207,38 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Serves on a socket at `path`, until a signal ends it; then the socket is gone.
+/// Serves at `endpoint` until a signal ends it, or with `once` until a QEMU has come and gone.
 ///
 /// # Errors
 /// The socket cannot be made, a directory cannot be read, or the server failed.
-pub fn run(options: &Options, path: &Path) -> Result<()> {
+pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
     let interrupt = crate::interrupt::interrupted().context("cannot watch for signals")?;
-    let listener = bind(path)?;
-    let _socket = Socket::new(path)?;
+    let (listener, _socket) = endpoint.listen()?;
     let server = Server::start(options, listener)?;
-    either(interrupt, server.failed()).context("cannot wait for QEMU")?;
-    match server.failure() {
-        Some(failure) => bail!("the server of {} failed: {failure}", options.tag),
-        None => Ok(()),
-    }
-}
-
-/// A socket at `path`, also where a server that was killed left its own. Nothing else is replaced.
-fn bind(path: &Path) -> Result<UnixListener> {
-    let listen = || UnixListener::bind(path);
-    let listener = match listen() {
-        Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            let found = fs::symlink_metadata(path);
-            ensure!(
-                found.is_ok_and(|found| found.file_type().is_socket()),
-                "cannot listen on {}: there is a file that is no socket: choose another path",
-                path.display()
-            );
-            let lives = std::os::unix::net::UnixStream::connect(path).is_ok();
-            ensure!(
-                !lives,
-                "a server listens on {} already: choose another path, or end it",
-                path.display()
-            );
-            fs::remove_file(path).and_then(|()| listen())
+    eprintln!("bootshare-host: listening on {endpoint}");
+    socket::tell_manager().context("cannot tell systemd that the server is ready")?;
+    let status = &server.status;
+    loop {
+        let fds = [interrupt, server.failed(), status.served.as_fd()];
+        let ready = ready(&fds.map(|fd| (fd, PollFlags::IN)), None);
+        let [interrupted, _, served] = ready.context("cannot wait for QEMU")?[..] else {
+            bail!("nothing to wait for");
+        };
+        let tag = &options.tag;
+        match status.take_failure() {
+            Some(failure) if failure.fatal || (once && served) => {
+                bail!("the server of {tag} failed: {}", failure.what);
+            }
+            // The next QEMU is served.
+            Some(failure) => eprintln!("bootshare-host: warning: {tag}: {}", failure.what),
+            None => {}
         }
-        other => other,
-    };
-    listener.with_context(|| format!("cannot listen on {}", path.display()))
-}
-
-/// A socket that was bound; its name is gone with this, unless it has become another file's.
-struct Socket<'a> {
-    path: &'a Path,
-    /// Device and inode number.
-    identity: (u64, u64),
-}
-
-impl<'a> Socket<'a> {
-    fn new(path: &'a Path) -> Result<Self> {
-        let identity = identity(path);
-        let identity = identity.with_context(|| format!("cannot look at {}", path.display()))?;
-        Ok(Self { path, identity })
-    }
-}
-
-impl Drop for Socket<'_> {
-    fn drop(&mut self) {
-        if identity(self.path).is_ok_and(|found| found == self.identity) {
-            // Somebody may have removed it before us.
-            let _ = fs::remove_file(self.path);
+        if interrupted || (once && served) {
+            return Ok(());
+        }
+        if served {
+            // It is not asked for.
+            let _ = rustix::io::read(&status.served, &mut [0; 8]);
         }
     }
-}
-
-fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
-    let found = fs::symlink_metadata(path)?;
-    Ok((found.dev(), found.ino()))
 }

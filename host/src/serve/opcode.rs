@@ -93,6 +93,11 @@ pub(super) fn is_silent(opcode: u32) -> bool {
     find(opcode).is_some_and(|(.., class)| *class == Silent)
 }
 
+/// Whether an operation is INIT, which comes before all others.
+pub(super) fn is_init(opcode: u32) -> bool {
+    opcode == 26
+}
+
 /// Refuses what a read-only share has no answer to; `body` is what follows the request's header.
 pub(super) fn refusal(opcode: u32, body: &[u8]) -> Option<Errno> {
     let Some((_, name, class)) = find(opcode) else {

@@ -5,7 +5,7 @@ use std::any::Any;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
@@ -13,9 +13,8 @@ use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestMemoryMmap};
 
 use super::fault::{Injector, Verdict, mix};
-use super::layers::Layers;
+use super::fs::Share;
 use super::opcode;
-use super::ring::InFlight;
 use super::trace::{self, Exchange, REQUEST_HEAD, Trace};
 
 /// `fuse_in_header`.
@@ -32,7 +31,8 @@ impl<M: Deref<Target = GuestMemoryMmap> + Clone> MemoryRef for M {}
 /// Answers the requests of one share.
 pub(super) struct Service {
     tag: String,
-    server: Server<Layers>,
+    share: Arc<Share>,
+    server: Server<Arc<Share>>,
     injector: Option<Injector>,
     trace: Option<Arc<Trace>>,
 }
@@ -40,8 +40,9 @@ pub(super) struct Service {
 /// A request that was taken, before it is answered: taken in the order of the queue, so that faults
 /// are the same each time.
 pub(super) struct Taken {
-    /// The first [`REQUEST_HEAD`] bytes.
-    head: Vec<u8>,
+    /// The first [`REQUEST_HEAD`] bytes, as far as there are any.
+    head: [u8; REQUEST_HEAD],
+    head_len: usize,
     len: usize,
     start: Instant,
     pub(super) verdict: Verdict,
@@ -59,35 +60,47 @@ pub(super) struct Answer {
 impl Service {
     pub(super) fn new(
         tag: String,
-        layers: Layers,
+        share: Share,
         injector: Option<Injector>,
         trace: Option<Arc<Trace>>,
     ) -> Self {
+        let share = Arc::new(share);
         Self {
             tag,
-            server: Server::new(layers),
+            server: Server::new(Arc::clone(&share)),
+            share,
             injector,
             trace,
         }
     }
 
+    /// Closes all that a guest had open: it is gone.
+    pub(super) fn forget_all(&self) {
+        self.share.forget_all();
+    }
+
     /// Reads what a request is, and what will be done wrong with it.
     pub(super) fn take(&self, chain: &DescriptorChain<impl MemoryRef>) -> Taken {
         let start = Instant::now();
-        let mut head = Vec::new();
-        let mut len = 0_usize;
+        let mut head = [0; REQUEST_HEAD];
+        let (mut head_len, mut len) = (0, 0_usize);
         for part in chain.clone().readable() {
             len = len.saturating_add(part.len() as usize);
-            let room = REQUEST_HEAD - head.len();
-            let mut bytes = vec![0; room.min(part.len() as usize)];
+            let rest = &mut head[head_len..];
+            let size = rest.len().min(part.len() as usize);
             // What is not in memory has nothing to say; the decoder refuses it.
-            if chain.memory().read_slice(&mut bytes, part.addr()).is_err() {
+            if chain
+                .memory()
+                .read_slice(&mut rest[..size], part.addr())
+                .is_err()
+            {
                 break;
             }
-            head.extend(bytes);
+            head_len += size;
         }
         let mut taken = Taken {
             head,
+            head_len,
             len,
             start,
             verdict: Verdict::default(),
@@ -98,16 +111,16 @@ impl Service {
         taken
     }
 
-    /// Answers a request. Faults that need patience wait on `flight`.
+    /// Answers a request. Faults that need patience have it by `wait`.
     pub(super) fn answer(
         &self,
         chain: &DescriptorChain<impl MemoryRef>,
         taken: &Taken,
-        flight: Option<&InFlight>,
+        wait: Option<&dyn Fn(Duration)>,
     ) -> Answer {
         let verdict = &taken.verdict;
-        if let (Some(time), Some(flight)) = (verdict.delay, flight) {
-            flight.wait(time);
+        if let (Some(time), Some(wait)) = (verdict.delay, wait) {
+            wait(time);
         }
         let mut answer = Answer::default();
         if !verdict.drop && !verdict.disconnect {
@@ -120,7 +133,7 @@ impl Service {
             recorder.record(&Exchange {
                 tag: &self.tag,
                 start: taken.start,
-                request: &taken.head,
+                request: taken.head(),
                 request_len: taken.len,
                 reply: reply.as_ref().map(|(bytes, used)| (&**bytes, *used)),
                 verdict: *verdict,
@@ -139,14 +152,17 @@ impl Service {
             }),
             panic: None,
         };
-        if taken.head.len() < HEADER {
+        let Some(body) = taken.head().get(HEADER..) else {
             return refuse(libc::EINVAL);
-        }
-        if let Some(errno) = opcode::refusal(taken.opcode(), &taken.head[HEADER..]) {
+        };
+        if let Some(errno) = opcode::refusal(taken.opcode(), body) {
             return refuse(errno.raw_os_error());
         }
         if let Some(errno) = taken.verdict.error {
             return refuse(errno);
+        }
+        if !self.share.is_mounted() && !opcode::is_init(taken.opcode()) {
+            return refuse(libc::EIO);
         }
         let memory = chain.memory();
         let (Ok(reader), Ok(writer)) = (
@@ -176,8 +192,19 @@ impl Service {
 }
 
 impl Taken {
+    fn head(&self) -> &[u8] {
+        &self.head[..self.head_len]
+    }
+
     fn opcode(&self) -> u32 {
-        opcode::word(&self.head, 4).unwrap_or(0)
+        opcode::word(self.head(), 4).unwrap_or(0)
+    }
+
+    /// How much is to be read, if it is a READ.
+    pub(super) fn read_size(&self) -> Option<u32> {
+        let is_read = opcode::name(self.opcode()) == Some("READ");
+        // `fuse_read_in`: behind the handle and the offset.
+        opcode::word(self.head(), HEADER + 16).filter(|_| is_read)
     }
 }
 
@@ -185,7 +212,7 @@ impl Taken {
 fn write_error(chain: &DescriptorChain<impl MemoryRef>, taken: &Taken, errno: i32) -> u32 {
     let mut bytes = (REPLY_HEADER as u32).to_le_bytes().to_vec();
     bytes.extend((-errno).to_le_bytes());
-    bytes.extend(taken.head.get(8..16).unwrap_or(&[0; 8]));
+    bytes.extend(taken.head().get(8..16).unwrap_or(&[0; 8]));
     let mut rest = &bytes[..];
     for part in chain.clone().writable() {
         let (now, later) = rest.split_at(rest.len().min(part.len() as usize));

@@ -721,9 +721,8 @@ fn a_directory_that_is_not_ours_to_read_is_refused_by_name() {
     let dir = tool.dir.path().join("closed");
     fs::create_dir(&dir).unwrap();
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o000)).unwrap();
-    let image = target().join("firmware").join(BOARD.firmware_name());
-    let args = ["boot", "closed", "--firmware", image.to_str().unwrap()];
-    let mut command = tool.command(wrapper, &args);
+    let image = tool.path("share/vmlinuz");
+    let mut command = tool.command(wrapper, &["boot", "closed", "--firmware", &image]);
     let ran = tool.run(command.current_dir(tool.dir.path()));
     ran.expect(123, &["cannot share closed: ", "Permission denied"]);
 }

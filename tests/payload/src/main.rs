@@ -86,6 +86,11 @@ pvh_entry:
     .code64
     mov rsp, offset stack_end
     save_registers rax, rsi
+    // Linux reads the BIOS data area, and uses what was the firmware's: nothing is protected here.
+    mov rax, [0]
+    mov [0], rax
+    mov rax, [0x100000]
+    mov [0x100000], rax
     mov edi, offset {linux}
     mov rax, offset tables; mov cr3, rax
     lgdt [gdt_pointer]
@@ -253,9 +258,18 @@ fn run(protocol: &str, rsdp: u64) -> ! {
     while timestamp().saturating_sub(start) < WAIT {}
     interrupts::disable();
     end(
-        format_args!("entered by {protocol}, no interrupt came"),
+        format_args!(
+            "entered by {protocol}, memory types {:#x}, no interrupt came",
+            memory_types()
+        ),
         true,
     )
+}
+
+/// The default memory type and whether MTRRs count (Intel SDM volume 3, IA32_MTRR_DEF_TYPE).
+fn memory_types() -> u64 {
+    // SAFETY: every processor that QEMU has for these boards has the register.
+    unsafe { Msr::new(0x2ff).read() }
 }
 
 fn timestamp() -> u64 {

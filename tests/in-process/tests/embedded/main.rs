@@ -1,7 +1,10 @@
 //! The host tool's embedded server beyond what all servers do: layers, and what it refuses.
 
 mod layers;
+mod nodes;
 mod refused;
+mod requests;
+mod root_fs;
 
 use bootshare::{Dir, Options};
 use bootshare_test_device::{Device, TestHal, TestShare, TestTransport, VirtualClock};

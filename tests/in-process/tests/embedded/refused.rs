@@ -1,60 +1,13 @@
 //! What the embedded server refuses: changes, ways out, and requests without sense.
 
+use crate::requests::{
+    EINVAL, ENOENT, EROFS, ESTALE, LOOKUP, OPEN, ROOT, errno, init, lookup, request, server, words,
+};
 use bootshare::Error;
 use bootshare_tests::Embedded;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use std::fs;
 use std::os::unix::{fs::symlink, net::UnixListener};
-use tempfile::TempDir;
-
-const ROOT: u64 = 1;
-
-/// A request with a right header.
-fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
-    let mut bytes = (40 + body.len() as u32).to_le_bytes().to_vec();
-    bytes.extend(opcode.to_le_bytes());
-    bytes.extend(7_u64.to_le_bytes());
-    bytes.extend(node.to_le_bytes());
-    bytes.extend([0; 16]);
-    bytes.extend(body);
-    bytes
-}
-
-/// The error of a reply, positive.
-fn errno(reply: &[u8]) -> i32 {
-    assert_eq!(reply[8..16], 7_u64.to_le_bytes(), "the request's number");
-    -i32::from_le_bytes(reply[4..8].try_into().unwrap())
-}
-
-fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-const EROFS: i32 = 30;
-const ENOENT: i32 = 2;
-const EINVAL: i32 = 22;
-const ESTALE: i32 = 116;
-const INIT: u32 = 26;
-const LOOKUP: u32 = 1;
-const OPEN: u32 = 14;
-
-fn server(dir: &TempDir) -> Embedded {
-    let server = Embedded::of(vec![dir.path().into()]);
-    let init = request(INIT, 0, &words(&[7, 36, 1 << 20, 0]));
-    let reply = server.ask(&init, 4096).unwrap();
-    assert_eq!(errno(&reply), 0);
-    server
-}
-
-/// LOOKUP: the node, or the error.
-fn lookup(server: &Embedded, parent: u64, name: &str) -> Result<u64, i32> {
-    let body = [name.as_bytes(), b"\0"].concat();
-    let reply = server.ask(&request(LOOKUP, parent, &body), 4096).unwrap();
-    match errno(&reply) {
-        0 => Ok(u64::from_le_bytes(reply[16..24].try_into().unwrap())),
-        errno => Err(errno),
-    }
-}
+use std::{fs, thread, time::Duration};
 
 #[test]
 fn whatever_changes_something() {
@@ -121,6 +74,7 @@ fn ways_out_of_the_share() {
     symlink("/proc/self/root", share_dir.join("magic")).unwrap();
 
     let server = Embedded::of(vec![share_dir.clone()]);
+    init(&server);
     let dir = lookup(&server, ROOT, "dir").unwrap();
     for name in ["..", ".", "", "../secret", "dir/..", "/", "/etc"] {
         assert_eq!(lookup(&server, ROOT, name), Err(EINVAL), "{name}");
@@ -135,37 +89,29 @@ fn ways_out_of_the_share() {
         let reply = server.ask(&request(OPEN, link, &words(&[0, 0])), 4096);
         assert_ne!(errno(&reply.unwrap()), 0, "{name}");
     }
-    // Nor is a directory that was moved out of the share, or became a link.
+    // A directory that became a link is not followed either, and the guest's node is what it was.
     let below = lookup(&server, dir, "below").unwrap();
-    fs::rename(share_dir.join("dir/below"), outside.path().join("moved")).unwrap();
-    assert_eq!(lookup(&server, below, "file"), Err(ENOENT));
-    assert_eq!(lookup(&server, below, ".."), Err(EINVAL));
+    fs::rename(share_dir.join("dir/below"), share_dir.join("dir/aside")).unwrap();
     fs::write(outside.path().join("file"), "not ours").unwrap();
     symlink(outside.path(), share_dir.join("dir/below")).unwrap();
-    assert!(lookup(&server, below, "file").is_err());
-    let reply = server.ask(&request(27, below, &words(&[0, 0])), 4096);
-    assert_ne!(errno(&reply.unwrap()), 0, "OPENDIR");
-}
-
-#[test]
-fn a_file_that_took_anothers_place_is_another() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("file"), "old").unwrap();
-    fs::write(dir.path().join("next"), "new").unwrap();
-    let server = server(&dir);
-    let old = lookup(&server, ROOT, "file").unwrap();
-    fs::rename(dir.path().join("next"), dir.path().join("file")).unwrap();
-    let open = |node| {
-        errno(
-            &server
-                .ask(&request(OPEN, node, &words(&[0, 0])), 4096)
-                .unwrap(),
-        )
-    };
-    assert_eq!(open(old), ESTALE);
-    let new = lookup(&server, ROOT, "file").unwrap();
-    assert_ne!(new, old);
-    assert_eq!(open(new), 0);
+    assert_eq!(lookup(&server, below, ".."), Err(EINVAL));
+    assert!(lookup(&server, below, "file").is_ok());
+    assert_eq!(lookup(&server, below, "secret"), Err(ENOENT));
+    // What was moved out of the share is gone after a second: directories, and files.
+    let file = lookup(&server, below, "file").unwrap();
+    for (node, name, errno_below) in [(below, "aside", ESTALE), (file, "aside/file", ENOENT)] {
+        let from = share_dir.join("dir").join(name);
+        let to = outside.path().join("moved");
+        fs::rename(&from, &to).unwrap();
+        thread::sleep(Duration::from_millis(1100));
+        assert_eq!(lookup(&server, below, "file"), Err(errno_below), "{name}");
+        for opcode in [OPEN, 27, 3, 22] {
+            let reply = server.ask(&request(opcode, node, &[0; 16]), 4096).unwrap();
+            assert_eq!(errno(&reply), ESTALE, "operation {opcode}");
+        }
+        fs::rename(&to, &from).unwrap();
+        assert!(lookup(&server, below, "file").is_ok(), "it is back");
+    }
 }
 
 /// Opening a FIFO waits for its other end, and opening a device may do anything.
@@ -184,12 +130,15 @@ fn what_is_neither_file_nor_directory() {
         let reply = server.ask(&request(OPEN, node, &words(&[0, 0])), 4096);
         assert_eq!(errno(&reply.unwrap()), 6, "{name}: ENXIO");
     }
-    // One in a file's place.
+    // One in a file's place: the node is the file that it was.
     fs::write(dir.path().join("file"), "").unwrap();
     let node = lookup(&server, ROOT, "file").unwrap();
     fs::rename(dir.path().join("fifo"), dir.path().join("file")).unwrap();
     let reply = server.ask(&request(OPEN, node, &words(&[0, 0])), 4096);
-    assert_eq!(errno(&reply.unwrap()), ESTALE);
+    assert_eq!(errno(&reply.unwrap()), 0);
+    let node = lookup(&server, ROOT, "file").unwrap();
+    let reply = server.ask(&request(OPEN, node, &words(&[0, 0])), 4096);
+    assert_eq!(errno(&reply.unwrap()), 6, "ENXIO");
 }
 
 #[test]
@@ -216,8 +165,7 @@ fn requests_without_sense() {
         assert!(reply.len() <= room);
     }
     // It is none the worse for it.
-    let init = request(INIT, 0, &words(&[7, 36, 1 << 20, 0]));
-    assert_eq!(errno(&server.ask(&init, 4096).unwrap()), 0);
+    init(&server);
     assert!(lookup(&server, ROOT, "file").is_ok());
 }
 
@@ -227,6 +175,7 @@ fn names_of_two_files_are_not_one_number() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), "a").unwrap();
     let server = Embedded::of(vec![dir.path().into(), "/proc/self/fdinfo".into()]);
+    init(&server);
     let ino = |name: &str| {
         let body = [name.as_bytes(), b"\0"].concat();
         let reply = server.ask(&request(LOOKUP, ROOT, &body), 4096).unwrap();

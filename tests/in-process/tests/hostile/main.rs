@@ -3,6 +3,7 @@
 //!
 //! Time is virtual: a deadline of ten seconds passes at once.
 
+mod logger;
 mod names;
 mod parts;
 mod platforms;

@@ -1,7 +1,10 @@
 //! Panics in what the platform gives: a buffer of the caller's is never its own again while the device
 //! may write to it.
 
-use crate::rig::{CHUNK, LARGE, check, in_chunks, spoiling, ticks};
+use crate::{
+    logger::on_log,
+    rig::{CHUNK, LARGE, check, in_chunks, spoiling, ticks},
+};
 use bootshare::{Error, Options, Share, hal::Clock};
 use bootshare_test_device::{Device, Opcode, TestHal, VirtualClock, raw::Reset};
 use std::{
@@ -47,22 +50,6 @@ impl Clock for Panicking {
     }
 }
 
-struct Logger;
-
-impl log::Log for Logger {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if record.level() == log::Level::Warn {
-            trap("log");
-        }
-    }
-
-    fn flush(&self) {}
-}
-
 /// Whether the device writes to `buf` after it was given back.
 fn is_written(device: &Device, buf: &mut [u8]) -> bool {
     buf.fill(0x55);
@@ -72,8 +59,11 @@ fn is_written(device: &Device, buf: &mut [u8]) -> bool {
 
 #[test]
 fn a_panic_of_clock_or_logger_in_a_read_ends_after_the_reset() {
-    _ = log::set_logger(&Logger);
-    log::set_max_level(log::LevelFilter::Warn);
+    on_log(|line| {
+        if line.contains("resetting") {
+            trap("log");
+        }
+    });
     for what in ["now", "relax", "rest", "log", "stop"] {
         // After the deadline, so that it would come into the buffer.
         let device = spoiling(Opcode::Read, |_, good| good.after(Duration::from_secs(15)));

@@ -1,9 +1,14 @@
 //! Several users of one share: none keeps the others from what the host has for them.
 
-use crate::rig::{CHUNK, LARGE, check, in_chunks, is_large, spoiling};
+use crate::rig::{CHUNK, CONTENT, LARGE, check, in_chunks, is_large, share, spoiling, tree};
 use bootshare::{Error, Options, fuse::Violation};
-use bootshare_test_device::Opcode;
-use std::{ops::ControlFlow, sync::mpsc::channel, thread, time::Duration};
+use bootshare_test_device::{Device, Opcode};
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, mpsc::channel},
+    thread,
+    time::Duration,
+};
 
 #[test]
 fn a_malformed_answer_takes_no_room_from_those_that_come_with_it() {
@@ -124,5 +129,46 @@ fn progress_may_use_the_share_itself_also_without_room() {
     assert!(looks > 5 && is_large(&buf, 0));
     drop(file);
     share.unmount().unwrap();
+    check(&device);
+}
+
+#[test]
+fn files_and_directories_without_a_borrow_are_closed_when_they_are_files_again() {
+    let (device, other) = (Device::new(tree()), Device::new(tree()));
+    let stranger = share(&other);
+    let share = Arc::new(share(&device));
+    let dir = share.open_dir("dir").unwrap().into_raw();
+    let one = share.dir_of(&dir).open_file("one").unwrap().into_raw();
+    let mut file = share.open("file").unwrap();
+    assert_eq!(file.read(&mut [0; 8]), Ok(8));
+    let file = file.into_raw();
+    // Another thread takes them, and the share.
+    let taken = Arc::clone(&share);
+    let (dir, one, file) = thread::spawn(move || {
+        let mut buf = [0; CONTENT.len()];
+        assert_eq!(taken.file_of(&one).read_at(0, &mut buf), Ok(1));
+        assert_eq!(taken.file_of(&file).read_at(0, &mut buf), Ok(CONTENT.len()));
+        assert_eq!(buf, *CONTENT);
+        assert_eq!(taken.dir_of(&dir).read_dir().unwrap().count(), 2);
+        (dir, one, file)
+    })
+    .join()
+    .unwrap();
+    device.log(|log| {
+        assert_eq!((log.balance().handles, log.balance().lookups), (2, 3));
+    });
+    assert_eq!(share.file_of(&file).position(), 8);
+    assert_eq!(
+        stranger.file_of(&file).read_at(0, &mut [0; 8]),
+        Err(Error::Disconnected)
+    );
+    drop((share.file(one), share.dir(dir), share.file(file)));
+    device.log(|log| {
+        assert_eq!(log.balance(), Default::default());
+        assert_eq!(log.problems(), Vec::<String>::new());
+    });
+    other.log(|log| assert_eq!(log.problems(), Vec::<String>::new()));
+    stranger.unmount().unwrap();
+    Arc::into_inner(share).unwrap().unmount().unwrap();
     check(&device);
 }

@@ -1,313 +1,20 @@
 //! The embedded server as QEMU sees it, over vhost-user, without QEMU: queues in memory of this
 //! process.
 
+mod hostile;
+mod limits;
+mod rig;
+
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::ops::{Deref, DerefMut};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::thread;
-use std::time::Duration;
 
-use bootshare_host::serve::{MAX_REQUEST_QUEUES, Options, Server, Trace};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tempfile::TempDir;
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap};
-use vmm_sys_util::eventfd::EventFd;
+use bootshare_host::serve::{MAX_REQUEST_QUEUES, Trace};
+use rustix::event::{PollFd, PollFlags, poll};
+use vhost::VhostBackend;
 
-/// Longer than anything here takes on a busy machine.
-const LIMIT: Timespec = Timespec {
-    tv_sec: 60,
-    tv_nsec: 0,
+use rig::{
+    AVAILABLE, Guest, INIT, LIMIT, LOOKUP, MEMORY, NEVER, OPEN, Queue, RING, Rig, content, words,
 };
-
-/// How long something is waited for that must not come.
-const NEVER: Duration = Duration::from_millis(200);
-
-const RING: u16 = 128;
-
-// The layout of a queue's memory, with a place of 1 MiB and a page for each request.
-const MEMORY: usize = 80 << 20;
-const DESCRIPTORS: u64 = 0;
-const AVAILABLE: u64 = 0x1000;
-const USED: u64 = 0x2000;
-const PLACES: u64 = 0x10_0000;
-const PLACE: u64 = 0x10_1000;
-
-const LOOKUP: u32 = 1;
-const OPEN: u32 = 14;
-const READ: u32 = 15;
-const INIT: u32 = 26;
-
-/// A share, its server, and where the server listens.
-struct Rig {
-    dir: TempDir,
-    server: Server,
-}
-
-impl Rig {
-    fn new(threads: usize, fault: &str) -> Self {
-        Self::with(|options| {
-            options.request_queues = MAX_REQUEST_QUEUES;
-            options.threads = threads;
-            if !fault.is_empty() {
-                options.fault = Some(fault.parse().unwrap());
-            }
-        })
-    }
-
-    fn with(change: impl FnOnce(&mut Options)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("share")).unwrap();
-        fs::write(dir.path().join("share/file"), content()).unwrap();
-        let mut options = Options::new("test", vec![dir.path().join("share")]);
-        change(&mut options);
-        let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
-        let server = Server::start(&options, listener).unwrap();
-        Self { dir, server }
-    }
-
-    fn guest(&self) -> Guest {
-        self.guest_with_queues(1)
-    }
-
-    fn guest_with_queues(&self, count: usize) -> Guest {
-        Guest::connect(&self.dir.path().join("socket"), count)
-    }
-}
-
-fn content() -> Vec<u8> {
-    (0..3_000_000_u32).map(|n| (n / 3) as u8).collect()
-}
-
-/// A machine that is nothing but memory and queues of requests; by itself it is the first of them.
-struct Guest {
-    frontend: Frontend,
-    queues: Vec<Queue>,
-}
-
-/// A queue of requests, and its part of the memory.
-struct Queue {
-    number: usize,
-    memory: GuestMemoryMmap,
-    kick: EventFd,
-    call: EventFd,
-    sent: u16,
-    seen: u16,
-}
-
-impl Deref for Guest {
-    type Target = Queue;
-
-    fn deref(&self) -> &Queue {
-        &self.queues[0]
-    }
-}
-
-impl DerefMut for Guest {
-    fn deref_mut(&mut self) -> &mut Queue {
-        &mut self.queues[0]
-    }
-}
-
-impl Guest {
-    /// Connects with `count` request queues, which are behind the hiprio queue.
-    fn connect(socket: &Path, count: usize) -> Self {
-        let file: File = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC)
-            .unwrap()
-            .into();
-        let size = count * MEMORY;
-        file.set_len(size as u64).unwrap();
-        let ranges = [(GuestAddress(0), size, Some(FileOffset::new(file, 0)))];
-        let memory = GuestMemoryMmap::from_ranges_with_files(&ranges).unwrap();
-        let mut frontend = Frontend::connect(socket, u64::MAX).unwrap();
-        frontend.set_owner().unwrap();
-        let features = frontend.get_features().unwrap();
-        frontend.set_features(features).unwrap();
-        let features = frontend.get_protocol_features().unwrap();
-        frontend.set_protocol_features(features).unwrap();
-        let region = memory.find_region(GuestAddress(0)).unwrap();
-        let region = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
-        frontend.set_mem_table(&[region]).unwrap();
-        let queue = |number| Queue {
-            number,
-            memory: memory.clone(),
-            kick: EventFd::new(0).unwrap(),
-            call: EventFd::new(0).unwrap(),
-            sent: 0,
-            seen: 0,
-        };
-        let mut guest = Self {
-            frontend,
-            queues: (1..=count).map(queue).collect(),
-        };
-        guest.start();
-        guest
-    }
-
-    /// Sets the request queues up, empty.
-    fn start(&mut self) {
-        for queue in &mut self.queues {
-            queue.start(&mut self.frontend);
-        }
-    }
-
-    /// Takes the queues back from the device.
-    fn stop(&mut self) {
-        for queue in &self.queues {
-            self.frontend.get_vring_base(queue.number).unwrap();
-        }
-    }
-
-    /// What QEMU does when the guest resets the device.
-    fn reset(&mut self) {
-        self.stop();
-        self.start();
-    }
-}
-
-impl Queue {
-    fn start(&mut self, frontend: &mut Frontend) {
-        (self.sent, self.seen) = (0, 0);
-        self.write(DESCRIPTORS, &[0; 0x3000]);
-        let host = self.memory.get_host_address(self.at(0)).unwrap() as u64;
-        let config = VringConfigData {
-            queue_max_size: RING,
-            queue_size: RING,
-            flags: 0,
-            desc_table_addr: host + DESCRIPTORS,
-            used_ring_addr: host + USED,
-            avail_ring_addr: host + AVAILABLE,
-            log_addr: None,
-        };
-        frontend.set_vring_num(self.number, RING).unwrap();
-        frontend.set_vring_addr(self.number, &config).unwrap();
-        frontend.set_vring_base(self.number, 0).unwrap();
-        frontend.set_vring_call(self.number, &self.call).unwrap();
-        frontend.set_vring_kick(self.number, &self.kick).unwrap();
-        frontend.set_vring_enable(self.number, true).unwrap();
-    }
-
-    /// Where a place of the queue's memory is in the guest's.
-    fn at(&self, address: u64) -> GuestAddress {
-        GuestAddress(((self.number - 1) * MEMORY) as u64 + address)
-    }
-
-    fn place(number: u16) -> u64 {
-        PLACES + u64::from(number % (RING / 2)) * PLACE
-    }
-
-    /// Sends a request with `room` bytes for its reply; its number is among those that were sent.
-    fn send(&mut self, opcode: u32, node: u64, body: &[u8], room: u32) -> u16 {
-        let number = self.sent;
-        let place = Self::place(number);
-        let mut request = (40 + body.len() as u32).to_le_bytes().to_vec();
-        request.extend(opcode.to_le_bytes());
-        request.extend(u64::from(number).to_le_bytes());
-        request.extend(node.to_le_bytes());
-        request.extend([0; 16]);
-        request.extend(body);
-        self.write(place, &request);
-        self.write(place + 0x1000, &vec![0xee; room as usize]);
-        let first = number % (RING / 2) * 2;
-        self.descriptor(first, place, request.len() as u32, 1, first + 1);
-        self.descriptor(first + 1, place + 0x1000, room, 2, 0);
-        let slot = AVAILABLE + 4 + u64::from(number % RING) * 2;
-        self.write(slot, &first.to_le_bytes());
-        self.sent += 1;
-        self.write(AVAILABLE + 2, &self.sent.to_le_bytes());
-        self.kick.write(1).unwrap();
-        number
-    }
-
-    fn descriptor(&self, index: u16, address: u64, length: u32, flags: u16, next: u16) {
-        let mut bytes = self.at(address).0.to_le_bytes().to_vec();
-        bytes.extend(length.to_le_bytes());
-        bytes.extend(flags.to_le_bytes());
-        bytes.extend(next.to_le_bytes());
-        self.write(DESCRIPTORS + u64::from(index) * 16, &bytes);
-    }
-
-    fn write(&self, address: u64, bytes: &[u8]) {
-        self.memory.write_slice(bytes, self.at(address)).unwrap();
-    }
-
-    fn read(&self, address: u64, size: usize) -> Vec<u8> {
-        let mut bytes = vec![0; size];
-        self.memory
-            .read_slice(&mut bytes, self.at(address))
-            .unwrap();
-        bytes
-    }
-
-    fn used_index(&self) -> u16 {
-        let bytes = self.read(USED + 2, 2);
-        u16::from_le_bytes(bytes.try_into().unwrap())
-    }
-
-    /// Whether an answer comes within the limit.
-    fn is_answered(&self, limit: Timespec) -> bool {
-        loop {
-            if self.used_index() != self.seen {
-                return true;
-            }
-            // SAFETY: the eventfd outlives the call.
-            let call = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.call.as_raw_fd()) };
-            let mut fds = [PollFd::from_borrowed_fd(call, PollFlags::IN)];
-            if poll(&mut fds, Some(&limit)).unwrap() == 0 {
-                return false;
-            }
-            self.call.read().unwrap();
-        }
-    }
-
-    /// The next answer: the request's number and the bytes that were written.
-    fn answer(&mut self) -> (u16, Vec<u8>) {
-        assert!(self.is_answered(LIMIT), "no answer");
-        let slot = USED + 4 + u64::from(self.seen % RING) * 8;
-        let element = self.read(slot, 8);
-        let first = u32::from_le_bytes(element[..4].try_into().unwrap());
-        let size = u32::from_le_bytes(element[4..].try_into().unwrap());
-        self.seen += 1;
-        let number = (first / 2) as u16;
-        (
-            number,
-            self.read(Self::place(number) + 0x1000, size as usize),
-        )
-    }
-
-    /// Sends a request and waits for its reply's body, or error.
-    fn ask(&mut self, opcode: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, i32> {
-        let number = self.send(opcode, node, body, 8192);
-        let (answered, reply) = self.answer();
-        assert_eq!(answered, number);
-        match i32::from_le_bytes(reply[4..8].try_into().unwrap()) {
-            0 => Ok(reply[16..].to_vec()),
-            error => Err(-error),
-        }
-    }
-
-    /// Mounts and opens `file`: its node and its handle.
-    fn open(&mut self) -> (u64, Vec<u8>) {
-        self.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).unwrap();
-        let entry = self.ask(LOOKUP, 1, b"file\0").unwrap();
-        let node = u64::from_le_bytes(entry[..8].try_into().unwrap());
-        let handle = self.ask(OPEN, node, &words(&[0, 0])).unwrap()[..8].to_vec();
-        (node, handle)
-    }
-
-    fn send_read(&mut self, (node, handle): &(u64, Vec<u8>), offset: u32, size: u32) -> u16 {
-        let body = [&handle[..], &words(&[offset, 0, size, 0, 0, 0, 0, 0])].concat();
-        self.send(READ, *node, &body, 16 + size)
-    }
-}
-
-fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
 
 /// Reads the file again and again, 16 reads at a time.
 fn read_much(queue: &mut Queue, file: &(u64, Vec<u8>)) {
@@ -563,10 +270,11 @@ fn a_trace_has_each_request() {
     });
     let mut guest = rig.guest();
     let file = guest.open();
-    assert_eq!(guest.ask(LOOKUP, 1, b"nosuch\0"), Err(libc::ENOENT));
     guest.send_read(&file, 4096, 1000);
     guest.answer();
     guest.send_read(&file, 0, 1000);
+    // It has been taken when the next one is answered.
+    assert_eq!(guest.ask(LOOKUP, 1, b"nosuch\0"), Err(libc::ENOENT));
     drop(guest);
     drop(rig);
     let mut table = Vec::new();
@@ -590,4 +298,56 @@ fn a_trace_has_each_request() {
             .any(|line| parts.iter().all(|part| line.contains(part)));
         assert!(found, "no line has {parts:?}:\n{table}");
     }
+}
+
+#[test]
+fn a_fault_has_its_effect_after_a_reset_too() {
+    let rig = Rig::new(2, "delay=100000s@READ:2");
+    let mut guest = rig.guest();
+    let file = guest.open();
+    guest.send_read(&file, 0, 100);
+    guest.answer();
+    guest.reset();
+    let file = guest.open();
+    guest.send_read(&file, 0, 100);
+    assert!(!guest.is_answered(NEVER.try_into().unwrap()));
+}
+
+#[test]
+fn the_used_ring_tells_of_what_was_written() {
+    let rig = Rig::new(0, "");
+    let mut guest = rig.guest();
+    guest.open();
+    for (opcode, body, room, written) in [
+        // No place for a reply's header.
+        (LOOKUP, &b"file\0"[..], 15, 0),
+        (LOOKUP, b"file\0", 16 + 127, 16),
+        (LOOKUP, b"nosuch\0", 16, 16),
+        (LOOKUP, b"file\0", 16 + 128, 16 + 128),
+        // FORGET has no reply, also one of the wrong length.
+        (2, &[0; 8], 64, 0),
+        (2, &[0; 3], 64, 0),
+        (2, &[], 64, 0),
+        // BATCH_FORGET of more than there are, and INTERRUPT.
+        (42, &[0xff; 8], 64, 0),
+        (36, &[0; 8], 64, 0),
+    ] {
+        guest.send(opcode, 1, body, room);
+        let (_, reply) = guest.answer();
+        assert_eq!(reply.len(), written, "{opcode} {body:?} {room}");
+    }
+}
+
+#[test]
+fn the_first_failure_is_the_one_that_is_told() {
+    let rig = Rig::new(0, "panic=LOOKUP:1");
+    let mut guest = rig.guest();
+    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.ask(LOOKUP, 1, b"file\0").unwrap_err();
+    // A consequence, so to speak.
+    guest.frontend.set_vring_num(77, RING).unwrap();
+    // Its connection is over when the next one is served.
+    Guest::connect_when_free(&rig.socket());
+    let failure = rig.server.failure().unwrap();
+    assert!(failure.contains("as the fault asks"), "{failure}");
 }

@@ -1,0 +1,79 @@
+//! What the host asks for: `/config`, fields of `KEY=VALUE` that each end with a NUL.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+/// What to do. A field that may come several times keeps its order.
+#[derive(Default)]
+pub struct Config {
+    /// Modules to load.
+    pub modules: Vec<String>,
+    /// The tag of the share that becomes the root file system.
+    pub tag: String,
+    /// Whether it is mounted as it is, without a layer that takes what is written.
+    pub read_only: bool,
+    /// Tags and mount points of more shares.
+    pub shares: Vec<(String, PathBuf)>,
+    /// The tree's own init, to be started in place of a command.
+    pub init: Option<PathBuf>,
+    /// The command and its arguments; without any, a shell.
+    pub command: Vec<OsString>,
+    /// Names and values that are added to the environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Whose rights the command has: a name or a number.
+    pub user: Option<String>,
+    /// Where it is started.
+    pub directory: Option<PathBuf>,
+    /// Whether it gets a terminal.
+    pub terminal: bool,
+}
+
+impl Config {
+    pub fn read() -> Result<Self> {
+        let bytes = fs::read("/config").context("cannot read /config")?;
+        let mut config = Self::default();
+        for field in bytes
+            .split(|&byte| byte == 0)
+            .filter(|field| !field.is_empty())
+        {
+            let (key, value) = cut(field, b'=').context("/config has a field without a value")?;
+            let value = OsString::from_vec(value.to_vec());
+            let text = value.to_string_lossy().into_owned();
+            match key {
+                b"module" => config.modules.push(text),
+                b"tag" => config.tag = text,
+                b"read-only" => config.read_only = true,
+                b"share" => {
+                    let (tag, path) = text.split_once(':').context("a share has no place")?;
+                    config.shares.push((tag.to_owned(), path.into()));
+                }
+                b"init" => config.init = Some(value.into()),
+                b"argument" => config.command.push(value),
+                b"variable" => {
+                    let bytes = value.into_vec();
+                    let (name, value) = cut(&bytes, b'=').context("a variable has no value")?;
+                    let [name, value] = [name, value].map(|part| OsString::from_vec(part.to_vec()));
+                    config.environment.push((name, value));
+                }
+                b"user" => config.user = Some(text),
+                b"directory" => config.directory = Some(value.into()),
+                b"terminal" => config.terminal = true,
+                key => bail!(
+                    "/config has an unknown key {:?}",
+                    String::from_utf8_lossy(key)
+                ),
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// What is before and behind the first `separator`.
+fn cut(bytes: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
+    let at = bytes.iter().position(|&byte| byte == separator)?;
+    Some((bytes.get(..at)?, bytes.get(at + 1..)?))
+}

@@ -1,0 +1,204 @@
+//! `bootshare-host run`: a command in a machine, and its exit status.
+
+use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueHint, value_parser};
+
+use bootshare_host::command::{How, Job, Kernel};
+use bootshare_host::modules::Modules;
+use bootshare_host::{Accel, Board, Machine, Share, output};
+
+use super::firmware::{self, Image};
+use super::{error_line, say};
+
+const EXAMPLES: &str = "\
+Examples:
+  A command under the newest kernel of a tree
+    bootshare-host run /srv/debian -- uname -r
+  A kernel that was just built, over this machine's own files
+    bootshare-host run --kernel ~/linux / -- dmesg
+  A shell; Ctrl-] typed three times ends the machine
+    bootshare-host run /srv/debian";
+
+/// Run a command in a machine whose root file system is a directory
+///
+/// The directory is never written to: what the command writes is gone at its end. Exit status: the
+/// command's, or 128 and the number of the signal that ended it; 126 and 127 when it cannot be
+/// executed or found. 117 the firmware could not start the kernel; 118 the kernel panicked; 119 the
+/// root file system could not be made; 120 the machine ended before the command did; 121 QEMU failed; 122
+/// a share's server failed; 123 nothing could be started; 124 the time limit passed; 130 interrupted.
+#[derive(Args)]
+#[command(after_help = EXAMPLES, args_override_self = true)]
+pub(super) struct Run {
+    /// The root file system; with more than one, earlier ones cover later ones
+    #[arg(value_name = "DIR", required = true, value_hint = ValueHint::DirPath)]
+    dirs: Vec<PathBuf>,
+    /// The command and its arguments [default: a shell]
+    #[arg(value_name = "COMMAND", last = true)]
+    command: Vec<OsString>,
+    /// The kernel: a file, or a directory with kernels or of a kernel's build [default: DIR's newest]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    kernel: Option<PathBuf>,
+    /// The kernel's modules [default: lib/modules/VERSION beside the kernel or in DIR]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    modules: Option<PathBuf>,
+    /// Words for the kernel's command line
+    #[arg(
+        long,
+        value_name = "WORDS",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    append: String,
+    /// A variable of the command's environment; repeatable
+    #[arg(long = "env", value_name = "NAME=VALUE")]
+    environment: Vec<OsString>,
+    /// Who runs the command, a name or number of the tree's [default: root]
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// Where the command starts [default: /]
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<PathBuf>,
+    /// Have the command fail to write, rather than write to memory
+    #[arg(long)]
+    read_only: bool,
+    /// One more directory, read-only, and where it is mounted; repeatable
+    #[arg(long = "share", value_name = "TAG=DIR:/PATH")]
+    shares: Vec<String>,
+    /// Start the tree's own init in place of a command, e.g. /sbin/init
+    #[arg(long, value_name = "PATH", conflicts_with = "command")]
+    init: Option<PathBuf>,
+    /// Write what the firmware and the kernel print to this file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "init")]
+    console: Option<PathBuf>,
+    /// Write how it ended to this file, as one JSON object
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    json: Option<PathBuf>,
+    /// Give up after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// End with 125, by which git bisect skips a commit, when the command was not started
+    #[arg(long)]
+    bisect: bool,
+    /// The board [default: by the kernel's architecture and drivers]
+    #[arg(long)]
+    board: Option<Board>,
+    /// Memory in MiB
+    #[arg(long, default_value_t = 1024, value_name = "MIB", value_parser = value_parser!(u32).range(1..))]
+    memory: u32,
+    /// Number of processors
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    smp: u32,
+    /// The directory of QEMU's programs [default: those in PATH]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    qemu: Option<PathBuf>,
+    /// What runs the guest
+    #[arg(long, default_value = "tcg")]
+    accel: Accel,
+    /// One more argument for QEMU; repeatable
+    #[arg(long = "qemu-arg", value_name = "ARG", allow_hyphen_values = true)]
+    qemu_args: Vec<OsString>,
+    /// The firmware image [default: the board's, carried by this program or in target/firmware]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    firmware: Option<PathBuf>,
+}
+
+/// By which git bisect skips a commit.
+const SKIP: u8 = 125;
+
+impl Run {
+    pub(super) fn run(mut self: Box<Self>) -> Result<u8> {
+        let (console, json, bisect) = (self.console.take(), self.json.take(), self.bisect);
+        let kernel = Kernel::find(self.kernel.as_deref(), self.modules.as_deref(), &self.dirs)?;
+        let modules = kernel.modules.as_deref().map(Modules::read).transpose()?;
+        let board = self.board.unwrap_or_else(|| kernel.board(modules.as_ref()));
+        let image = Image::find(self.firmware.take(), board)?;
+        let mut machine = Machine::new(board, &image.path);
+        machine.qemu = self.qemu.take();
+        machine.memory_mib = self.memory;
+        machine.smp = self.smp;
+        machine.accel = self.accel;
+        machine.qemu_args = std::mem::take(&mut self.qemu_args);
+        machine.time_limit = self.timeout.map(Duration::from_secs);
+        let job = self.job(board)?;
+        let started = Instant::now();
+        let end = job.run(machine, &kernel, modules.as_ref())?;
+        let seconds = started.elapsed().as_secs_f64();
+        if let Some(path) = &console {
+            output::replace(path, &end.console)?;
+        }
+        let code = match bisect && !end.is_started() {
+            true => SKIP,
+            false => end.exit_code(),
+        };
+        let is_ours = !matches!(end.how, How::Ended(_)) && end.exit_code() != 0;
+        if let Some(path) = &json {
+            let object = serde_json::json!({
+                "status": code,
+                "stage": end.stage.name(),
+                "error": is_ours.then(|| end.to_string()),
+                "seconds": seconds,
+                "kernel": kernel.path.display().to_string(),
+                "version": kernel.version,
+                "board": board.name(),
+            });
+            output::replace(path, format!("{object}\n").as_bytes())?;
+        }
+        if is_ours {
+            let mut text = error_line(&end);
+            // A command that is not there has nothing to do with the kernel; and what was on our
+            // terminal has been seen.
+            let is_new = !matches!(end.how, How::Unstarted(..)) && !end.console.is_empty();
+            if is_new && !end.last_lines.is_empty() {
+                text.push_str("bootshare-host: the console's last lines:\n");
+                for line in &end.last_lines {
+                    text.push_str(&format!("    {line}\n"));
+                }
+            }
+            say(&text);
+        }
+        Ok(code)
+    }
+
+    fn job(self, board: Board) -> Result<Job> {
+        for variable in &self.environment {
+            let name = variable.to_string_lossy();
+            ensure!(name.contains('='), "--env {name}: write NAME=VALUE");
+        }
+        let shares = self.shares.iter().map(|word| {
+            share(word).with_context(|| format!("--share {word}: write TAG=DIR:/PATH"))
+        });
+        let is_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        let terminal = self.command.is_empty() && self.init.is_none() && is_terminal;
+        let kind = std::env::var_os("TERM").filter(|_| terminal);
+        let kind = kind.map(|kind| [OsStr::new("TERM="), &kind].into_iter().collect());
+        Ok(Job {
+            shares: shares.collect::<Result<_>>()?,
+            terminal,
+            environment: kind.into_iter().chain(self.environment).collect(),
+            trees: self.dirs,
+            command: self.command,
+            own_init: self.init,
+            user: self.user,
+            directory: self.cwd,
+            read_only: self.read_only,
+            append: self.append,
+            init: firmware::init(board.arch())?,
+        })
+    }
+}
+
+/// A share and where it is mounted.
+fn share(word: &str) -> Result<(Share, String)> {
+    let (tag, rest) = word.split_once('=').context("it has no =")?;
+    let (dir, place) = rest.rsplit_once(':').context("it has no place")?;
+    ensure!(!tag.contains(':'), "a tag has no colon here");
+    if dir.is_empty() || !place.starts_with('/') {
+        bail!("its place is no absolute path");
+    }
+    Ok((Share::new(tag, dir), place.to_owned()))
+}

@@ -1,0 +1,338 @@
+//! Which kernel a command runs under, and where its modules are.
+
+use std::cmp::Ordering;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::board::{Arch, Board};
+use crate::modules::Modules;
+
+/// Names of kernels with a version behind them, in `/boot` or the tree itself.
+const WITH_VERSION: [&str; 4] = ["vmlinuz-", "Image-", "vmlinux-", "kernel-"];
+
+/// Names of kernels without one: in trees, and where a kernel's build leaves them.
+const WITHOUT_VERSION: [&str; 9] = [
+    "boot/vmlinuz",
+    "boot/Image",
+    "vmlinuz",
+    "Image",
+    "bzImage",
+    "arch/x86/boot/bzImage",
+    "arch/arm64/boot/Image",
+    "arch/arm64/boot/Image.gz",
+    "arch/arm64/boot/vmlinuz.efi",
+];
+
+/// Where a tree has the modules of all its kernels.
+const MODULES: [&str; 2] = ["usr/lib/modules", "lib/modules"];
+
+/// A kernel to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// The file.
+    pub path: PathBuf,
+    /// Its version, as `uname -r` prints it, where that can be told.
+    pub version: Option<String>,
+    /// The directory of its modules, where there is one.
+    pub modules: Option<PathBuf>,
+    /// What it is for, where that can be told.
+    pub arch: Option<Arch>,
+}
+
+impl Kernel {
+    /// The kernel that is named, or the newest of `trees`: a file, a tree with kernels, an unpacked
+    /// package, or the directory of a kernel's build. Its modules are those named, or are looked for
+    /// beside it and in `trees`.
+    ///
+    /// # Errors
+    /// There is no kernel, or it cannot be read.
+    pub fn find(named: Option<&Path>, modules: Option<&Path>, trees: &[PathBuf]) -> Result<Self> {
+        let (path, name) = match named {
+            Some(file) if !file.is_dir() => (file.to_owned(), version_of_name(file)),
+            Some(dir) => newest(std::slice::from_ref(&dir.to_owned()))
+                .with_context(|| format!("there is no kernel in {}", dir.display()))?,
+            None => newest(trees).with_context(|| {
+                let trees: Vec<_> = trees
+                    .iter()
+                    .map(|tree| tree.display().to_string())
+                    .collect();
+                format!(
+                    "there is no kernel in {}: install one there, or name one with --kernel",
+                    trees.join(" or ")
+                )
+            })?,
+        };
+        let head = head(&path)?;
+        let version = version_in(&head).or(name);
+        let modules = match (modules, &version) {
+            (Some(dir), _) => {
+                ensure!(
+                    dir.join("modules.builtin").is_file(),
+                    "there is no modules.builtin in {}: name the directory that `make \
+                     modules_install` makes, lib/modules/VERSION",
+                    dir.display()
+                );
+                Some(dir.to_owned())
+            }
+            (None, Some(version)) => modules_of(&path, named, trees, version),
+            (None, None) => None,
+        };
+        Ok(Self {
+            arch: arch_of(&head),
+            path,
+            version,
+            modules,
+        })
+    }
+
+    /// The board to take where none is named: of the kernel's architecture, and with a bus that it
+    /// has a driver for.
+    pub fn board(&self, modules: Option<&Modules>) -> Board {
+        let of_this_machine = if cfg!(target_arch = "aarch64") {
+            Arch::Aarch64
+        } else {
+            Arch::X86_64
+        };
+        let has_mmio = modules.is_none_or(|modules| modules.has("virtio_mmio"));
+        match (self.arch.unwrap_or(of_this_machine), has_mmio) {
+            (Arch::X86_64, true) => Board::X86_64Microvm,
+            (Arch::X86_64, false) => Board::X86_64Q35,
+            (Arch::Aarch64, true) => Board::Aarch64Virt,
+            (Arch::Aarch64, false) => Board::Aarch64VirtPci,
+        }
+    }
+}
+
+/// The newest kernel of some trees, and its version as its name tells.
+fn newest(trees: &[PathBuf]) -> Option<(PathBuf, Option<String>)> {
+    let mut found = Vec::new();
+    for tree in trees {
+        for dir in [tree.join("boot"), tree.clone()] {
+            for path in entries(&dir) {
+                if path.is_file()
+                    && let Some(version) = version_of_name(&path)
+                {
+                    found.push((version, path));
+                }
+            }
+        }
+        // Debian since 14, Fedora.
+        for dir in MODULES.iter().flat_map(|dir| entries(&tree.join(dir))) {
+            let path = dir.join("vmlinuz");
+            if let Some(version) = dir.file_name().filter(|_| path.is_file()) {
+                found.push((version.to_string_lossy().into_owned(), path));
+            }
+        }
+    }
+    // Of two that are equal the first is taken: an earlier tree covers a later one.
+    let newest = found
+        .into_iter()
+        .reduce(|best, next| match compare(&next.0, &best.0) {
+            Ordering::Greater => next,
+            _ => best,
+        });
+    if let Some((version, path)) = newest {
+        return Some((path, Some(version)));
+    }
+    let mut paths = trees
+        .iter()
+        .flat_map(|tree| WITHOUT_VERSION.iter().map(|name| tree.join(name)));
+    let path = paths.find(|path| path.is_file())?;
+    let real = fs::canonicalize(&path).ok();
+    let version = real.as_deref().and_then(version_of_name);
+    Some((path, version))
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    // What is not there has none.
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+fn version_of_name(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let version = WITH_VERSION
+        .iter()
+        .find_map(|prefix| name.strip_prefix(prefix));
+    if let Some(version) = version {
+        return Some(version.to_owned());
+    }
+    // lib/modules/VERSION/vmlinuz
+    let dir = path.parent()?;
+    let is_modules = dir.parent()?.file_name()? == "modules";
+    Some(dir.file_name()?.to_str()?.to_owned()).filter(|_| is_modules)
+}
+
+/// Versions as people order them: numbers by their value, and what `~` or `-rc` begins is older than
+/// what is without.
+fn compare(one: &str, other: &str) -> Ordering {
+    let rank = |c: char| match c {
+        '~' => 0,
+        '0'..='9' => 3,
+        _ => 2,
+    };
+    let parts = |version: &str| {
+        let text = version.replace("-rc", "~rc");
+        let mut rest = text.as_str();
+        let mut parts: Vec<(u8, u64, String)> = Vec::new();
+        while let Some(first) = rest.chars().next() {
+            let end = rest.find(|c| rank(c) != rank(first));
+            let (part, behind) = rest.split_at(end.unwrap_or(rest.len()));
+            parts.push((rank(first), part.parse().unwrap_or(0), part.to_owned()));
+            rest = behind;
+        }
+        // The end is newer than `~`, and older than anything else.
+        parts.push((1, 0, String::new()));
+        parts
+    };
+    parts(one).cmp(&parts(other))
+}
+
+/// The start of a kernel: as much as tells what it is.
+fn head(path: &Path) -> Result<Vec<u8>> {
+    let mut head = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(64 << 10).read_to_end(&mut head))
+        .with_context(|| format!("cannot read the kernel {}", path.display()))?;
+    Ok(head)
+}
+
+/// A bzImage has its version in its header (Documentation/arch/x86/boot.rst, `kernel_version`).
+fn version_in(head: &[u8]) -> Option<String> {
+    if head.get(0x202..0x206)? != b"HdrS" {
+        return None;
+    }
+    let at = usize::from(u16::from_le_bytes(head.get(0x20e..0x210)?.try_into().ok()?));
+    let text = head.get(at.checked_add(0x200).filter(|_| at != 0)?..)?;
+    let end = text.iter().position(|&byte| byte == 0 || byte == b' ')?;
+    let text = std::str::from_utf8(text.get(..end)?).ok()?;
+    Some(text.to_owned()).filter(|text| !text.is_empty())
+}
+
+fn arch_of(head: &[u8]) -> Option<Arch> {
+    let word = |at: usize| Some(u16::from_le_bytes(head.get(at..at + 2)?.try_into().ok()?));
+    if head.get(56..60) == Some(b"ARM\x64") {
+        return Some(Arch::Aarch64);
+    }
+    if head.get(0x202..0x206) == Some(b"HdrS") {
+        return Some(Arch::X86_64);
+    }
+    if head.starts_with(b"\x7fELF") {
+        return match word(18)? {
+            62 => Some(Arch::X86_64),
+            183 => Some(Arch::Aarch64),
+            _ => None,
+        };
+    }
+    if head.starts_with(b"MZ") {
+        let at = usize::from(word(0x3c)?);
+        return match word(at + 4)? {
+            0x8664 => Some(Arch::X86_64),
+            0xaa64 => Some(Arch::Aarch64),
+            _ => None,
+        };
+    }
+    None
+}
+
+/// Where the modules of this version are: with the kernel, or in a tree.
+fn modules_of(
+    path: &Path,
+    named: Option<&Path>,
+    trees: &[PathBuf],
+    version: &str,
+) -> Option<PathBuf> {
+    let beside = path.parent().map(Path::to_owned);
+    // boot/vmlinuz-VERSION in an unpacked package.
+    let around = beside.iter().filter_map(|dir| dir.parent());
+    let roots = around
+        .chain(named.filter(|named| named.is_dir()))
+        .chain(trees.iter().map(PathBuf::as_path));
+    let below = roots.flat_map(|root| MODULES.iter().map(move |dir| root.join(dir).join(version)));
+    beside
+        .iter()
+        .cloned()
+        .chain(below)
+        .find(|dir| dir.join("modules.builtin").is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_ordered_as_people_do() {
+        let ordered = [
+            "5.10.0-9-amd64",
+            "5.10.0-10-amd64",
+            "6.1.0-rc2",
+            "6.1.0",
+            "6.1.0-56-cloud-amd64",
+            "6.12.117+deb13-cloud-amd64",
+            "7.2~rc1",
+            "7.2",
+        ];
+        for (index, one) in ordered.iter().enumerate() {
+            for (other_index, other) in ordered.iter().enumerate() {
+                assert_eq!(
+                    compare(one, other),
+                    index.cmp(&other_index),
+                    "{one} {other}"
+                );
+            }
+        }
+    }
+
+    fn put(dir: &Path, name: &str, bytes: &[u8]) {
+        let path = dir.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    fn bzimage(version: &str) -> Vec<u8> {
+        let mut bytes = vec![0; 0x400];
+        bytes[0x202..0x206].copy_from_slice(b"HdrS");
+        bytes[0x20e..0x210].copy_from_slice(&0x100_u16.to_le_bytes());
+        bytes[0x300..0x300 + version.len()].copy_from_slice(version.as_bytes());
+        bytes
+    }
+
+    #[test]
+    fn the_newest_kernel_of_a_tree_is_found_with_its_modules() {
+        let dir = tempfile::tempdir().unwrap();
+        let trees = [dir.path().to_owned()];
+        let find = |named: Option<&str>| {
+            let named = named.map(|name| dir.path().join(name));
+            Kernel::find(named.as_deref(), None, &trees)
+        };
+        let error = find(None).unwrap_err().to_string();
+        assert!(error.contains("--kernel"), "{error}");
+        put(dir.path(), "vmlinuz", &bzimage("6.9 (me@here)"));
+        let kernel = find(None).unwrap();
+        assert_eq!(kernel.version.as_deref(), Some("6.9"));
+        assert_eq!(kernel.arch, Some(Arch::X86_64));
+        put(dir.path(), "boot/vmlinuz-6.9.1", &bzimage("6.9.1"));
+        put(dir.path(), "boot/vmlinuz-6.10", &bzimage("6.10"));
+        put(dir.path(), "lib/modules/6.10/modules.builtin", b"");
+        let kernel = find(None).unwrap();
+        assert_eq!(kernel.path, dir.path().join("boot/vmlinuz-6.10"));
+        assert_eq!(kernel.modules, Some(dir.path().join("lib/modules/6.10")));
+        // Of which a package has all in one place.
+        put(dir.path(), "usr/lib/modules/7.0/vmlinuz", &bzimage("7.0"));
+        put(dir.path(), "usr/lib/modules/7.0/modules.builtin", b"");
+        let kernel = find(None).unwrap();
+        assert_eq!(kernel.modules, Some(dir.path().join("usr/lib/modules/7.0")));
+        // One that is named; as a build leaves it.
+        let kernel = find(Some("boot/vmlinuz-6.9.1")).unwrap();
+        assert_eq!(kernel.version.as_deref(), Some("6.9.1"));
+        assert_eq!(kernel.modules, None);
+        put(dir.path(), "linux/arch/x86/boot/bzImage", &bzimage("6.10"));
+        let kernel = find(Some("linux")).unwrap();
+        assert_eq!(kernel.modules, Some(dir.path().join("lib/modules/6.10")));
+        let error = find(Some("missing")).unwrap_err();
+        assert!(format!("{error:#}").contains("missing"), "{error:#}");
+    }
+}

@@ -1,0 +1,98 @@
+//! Threads that answer requests beside the queues' own.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use super::lock;
+
+/// Threads that work on what nobody else has time for; dropping it waits for them.
+pub(super) struct Pool<Job> {
+    shared: Arc<Shared<Job>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared<Job> {
+    state: Mutex<State<Job>>,
+    ready: Condvar,
+}
+
+struct State<Job> {
+    /// No more than there are threads that have nothing to do.
+    jobs: Vec<Job>,
+    idle: usize,
+    ending: bool,
+}
+
+impl<Job: Send + 'static> Pool<Job> {
+    /// Starts so many threads, each of which does jobs by `work`, which does not panic.
+    pub(super) fn new(
+        threads: usize,
+        work: impl Fn(Job) + Clone + Send + 'static,
+    ) -> io::Result<Self> {
+        let mut pool = Self {
+            shared: Arc::new(Shared {
+                state: Mutex::new(State {
+                    jobs: Vec::new(),
+                    idle: threads,
+                    ending: false,
+                }),
+                ready: Condvar::new(),
+            }),
+            threads: Vec::new(),
+        };
+        for number in 0..threads {
+            let (shared, work) = (Arc::clone(&pool.shared), work.clone());
+            let thread = thread::Builder::new()
+                .name(format!("share-{number}"))
+                .spawn(move || shared.run(&work))?;
+            pool.threads.push(thread);
+        }
+        Ok(pool)
+    }
+
+    /// Has a thread that has nothing to do take a job; returns it when there is none.
+    pub(super) fn offer(&self, job: Job) -> Option<Job> {
+        let mut state = lock(&self.shared.state);
+        if state.jobs.len() >= state.idle {
+            return Some(job);
+        }
+        state.jobs.push(job);
+        drop(state);
+        self.shared.ready.notify_one();
+        None
+    }
+}
+
+impl<Job> Shared<Job> {
+    fn run(&self, work: &dyn Fn(Job)) {
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(job) = state.jobs.pop() {
+                state.idle -= 1;
+                drop(state);
+                work(job);
+                state = lock(&self.state);
+                state.idle += 1;
+            } else if state.ending {
+                return;
+            } else {
+                state = self
+                    .ready
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
+
+impl<Job> Drop for Pool<Job> {
+    fn drop(&mut self) {
+        lock(&self.shared.state).ending = true;
+        self.shared.ready.notify_all();
+        for thread in self.threads.drain(..) {
+            // Its jobs do not panic.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! A queue and its thread.
+//!
+//! A request is taken from the ring only when somebody answers it at once: this thread, or one of
+//! the pool that has nothing to do. So nothing of the guest's waits in our memory, and a queue that
+//! is stopped waits for what is being answered and for nothing else; the rest is still in the ring.
+//!
+//! When the guest resets the device, QEMU stops the queues and then tells the guest that it is done:
+//! from there on the guest's memory is its own again.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use virtio_queue::{DescriptorChain, Error, Queue as Ring, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::lock;
+use super::memory::Memory;
+
+/// QEMU's greatest for vhost-user-fs.
+pub(super) const QUEUE_SIZE: u16 = 1024;
+
+/// VRING_AVAIL_F_NO_INTERRUPT (virtio 1.2, 2.7.7).
+const NO_INTERRUPT: u16 = 1;
+
+/// A request as the guest wrote it.
+pub(super) type Chain = DescriptorChain<Memory>;
+
+/// A queue, for its thread, the pool's, and QEMU's messages.
+pub(super) struct Queue {
+    state: Mutex<State>,
+    /// What is being answered has become less, or is in a hurry.
+    changed: Condvar,
+    /// Has the thread look at the state again.
+    wake: OwnedFd,
+}
+
+struct State {
+    ring: Ring,
+    memory: Memory,
+    /// Tells of requests, and of answers.
+    kick: Option<Arc<OwnedFd>>,
+    call: Option<OwnedFd>,
+    enabled: bool,
+    event_idx: bool,
+    /// Requests that are being answered.
+    in_flight: usize,
+    /// Nothing is taken, and no fault waits.
+    stopping: bool,
+    /// The thread is to end.
+    ending: bool,
+}
+
+impl State {
+    fn is_running(&self) -> bool {
+        self.enabled && !self.stopping && self.kick.is_some()
+    }
+
+    /// Whether the driver wants to be told of answers (virtio 1.2, 2.7.7.2 and 2.7.10).
+    fn is_call_wanted(&mut self) -> bool {
+        if self.event_idx {
+            return self.ring.needs_notification(&*self.memory).unwrap_or(true);
+        }
+        // The answer must be seen before the flags are read.
+        fence(Ordering::SeqCst);
+        let flags = GuestAddress(self.ring.avail_ring());
+        let flags = self.memory.load::<u16>(flags, Ordering::Relaxed);
+        flags.is_ok_and(|flags| u16::from_le(flags) & NO_INTERRUPT == 0)
+    }
+}
+
+/// A request that is being answered; the queue waits for it when it is to be stopped.
+pub(super) struct Request {
+    pub(super) chain: Chain,
+    /// Whether there are more behind it.
+    pub(super) more: bool,
+    queue: Arc<Queue>,
+}
+
+impl Request {
+    /// Waits, but not while the queue is to be stopped.
+    pub(super) fn wait(&self, time: Duration) {
+        let end = Instant::now() + time;
+        let mut state = self.queue.lock();
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if state.stopping || left.is_zero() {
+                return;
+            }
+            let waited = self.queue.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Gives the request back with `used` bytes written.
+    pub(super) fn give_back(&self, used: u32) {
+        let state = &mut *self.queue.lock();
+        let head = self.chain.head_index();
+        // It fails only when the guest or QEMU took away what it needs: then nobody is waiting.
+        let _ = state.ring.add_used(&*state.memory, head, used);
+        if state.is_call_wanted()
+            && let Some(call) = &state.call
+        {
+            // It does not block: a full one has not been read since the last answers.
+            let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.queue.lock().in_flight -= 1;
+        self.queue.changed.notify_all();
+    }
+}
+
+impl Queue {
+    pub(super) fn new() -> std::io::Result<Self> {
+        let state = State {
+            ring: Ring::new(QUEUE_SIZE).map_err(std::io::Error::other)?,
+            memory: Memory::default(),
+            kick: None,
+            call: None,
+            enabled: false,
+            event_idx: false,
+            in_flight: 0,
+            stopping: false,
+            ending: false,
+        };
+        Ok(Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// The thread: has `answer` answer the requests, until the connection ends.
+    pub(super) fn run(self: &Arc<Self>, answer: &mut dyn FnMut(Request)) {
+        loop {
+            let kick = {
+                let state = self.lock();
+                if state.ending {
+                    return;
+                }
+                state.kick.clone().filter(|_| state.is_running())
+            };
+            let events = [Some(&self.wake), kick.as_deref()];
+            let mut fds =
+                events.map(|event| PollFd::new(event.unwrap_or(&self.wake), PollFlags::IN));
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+            let [woken, kicked] = fds.map(|fd| !fd.revents().is_empty());
+            if woken {
+                // It is ours, and does not fail.
+                let _ = take_event(self.wake.as_fd());
+            }
+            if let Some(kick) = &kick
+                && kicked
+                && take_event(kick.as_fd()).is_err()
+            {
+                // It is no eventfd: waiting for it would have no end.
+                let mut state = self.lock();
+                if state
+                    .kick
+                    .as_ref()
+                    .is_some_and(|now| Arc::ptr_eq(now, kick))
+                {
+                    state.kick = None;
+                }
+                continue;
+            }
+            // A ring that makes no sense is left alone until the next kick: one with an error, and
+            // one that is said to have requests and has none.
+            let mut without = 0;
+            while without < 2
+                && let Ok((taken, true)) = self.take_all(answer)
+            {
+                without = if taken { 0 } else { without + 1 };
+            }
+        }
+    }
+
+    /// Has all that is there answered: whether there was anything, and whether there is more by then.
+    fn take_all(self: &Arc<Self>, answer: &mut dyn FnMut(Request)) -> Result<(bool, bool), Error> {
+        {
+            let state = &mut *self.lock();
+            // A queue that was never set up has its used ring at the guest's address 0.
+            if !state.is_running() {
+                return Ok((false, false));
+            }
+            state.ring.disable_notification(&*state.memory)?;
+        }
+        let mut taken = false;
+        while let Some(request) = self.take()? {
+            answer(request);
+            taken = true;
+        }
+        let state = &mut *self.lock();
+        let more = state.is_running() && state.ring.enable_notification(&*state.memory)?;
+        Ok((taken, more))
+    }
+
+    fn take(self: &Arc<Self>) -> Result<Option<Request>, Error> {
+        let state = &mut *self.lock();
+        if !state.is_running() {
+            return Ok(None);
+        }
+        let Some(chain) = state.ring.iter(state.memory.clone())?.next() else {
+            return Ok(None);
+        };
+        let available = state.ring.avail_idx(&*state.memory, Ordering::Relaxed)?;
+        let more = available.0 != state.ring.next_avail();
+        state.in_flight += 1;
+        Ok(Some(Request {
+            chain,
+            more,
+            queue: Arc::clone(self),
+        }))
+    }
+
+    /// Has the thread see what was changed.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    pub(super) fn set_memory(&self, memory: &Memory) {
+        self.change(|state| state.memory = memory.clone());
+    }
+
+    pub(super) fn set_event_idx(&self, event_idx: bool) {
+        self.change(|state| {
+            state.event_idx = event_idx;
+            state.ring.set_event_idx(event_idx);
+        });
+    }
+
+    pub(super) fn set_size(&self, size: u16) -> Result<(), Error> {
+        self.lock().ring.try_set_size(size)
+    }
+
+    /// Where the ring is: descriptors, available and used ring. What was used is in the last.
+    pub(super) fn set_addresses(&self, addresses: [GuestAddress; 3]) -> Result<(), Error> {
+        let state = &mut *self.lock();
+        let [descriptors, available, used] = addresses;
+        state.ring.try_set_desc_table_address(descriptors)?;
+        state.ring.try_set_avail_ring_address(available)?;
+        state.ring.try_set_used_ring_address(used)?;
+        let index = state.ring.used_idx(&*state.memory, Ordering::Relaxed)?;
+        state.ring.set_next_used(index.0);
+        Ok(())
+    }
+
+    pub(super) fn set_next(&self, next: u16) {
+        self.lock().ring.set_next_avail(next);
+    }
+
+    pub(super) fn set_enabled(&self, enabled: bool) {
+        self.change(|state| state.enabled = enabled);
+    }
+
+    /// Starts the queue: QEMU's `kick` tells of requests.
+    pub(super) fn start(&self, kick: Option<OwnedFd>) -> Result<(), Errno> {
+        let kick = kick.map(not_blocking).transpose()?;
+        self.change(|state| {
+            state.kick = kick.map(Arc::new);
+            state.stopping = false;
+            state.ring.set_ready(true);
+        });
+        Ok(())
+    }
+
+    pub(super) fn set_call(&self, call: Option<OwnedFd>) -> Result<(), Errno> {
+        self.lock().call = call.map(not_blocking).transpose()?;
+        Ok(())
+    }
+
+    /// Ends all waiting: nothing more is taken.
+    pub(super) fn hurry(&self) {
+        self.change(|state| state.stopping = true);
+        self.changed.notify_all();
+    }
+
+    /// Stops the queue, when what is being answered is; the index of the next request.
+    pub(super) fn stop(&self) -> u16 {
+        self.hurry();
+        let mut state = self.lock();
+        while state.in_flight > 0 {
+            let waited = self.changed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        state.kick = None;
+        state.call = None;
+        state.ring.set_ready(false);
+        state.ring.next_avail()
+    }
+
+    /// Ends the thread.
+    pub(super) fn end(&self) {
+        self.change(|state| state.ending = true);
+    }
+}
+
+/// Reads an eventfd; one that was read meanwhile is none that failed.
+fn take_event(event: BorrowedFd<'_>) -> Result<(), Errno> {
+    match rustix::io::read(event, &mut [0; 8]) {
+        Ok(8) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+        Ok(_) => Err(Errno::INVAL),
+        Err(error) => Err(error),
+    }
+}
+
+/// QEMU's eventfds do not block anyway; another front end's could keep us for ever.
+fn not_blocking(fd: OwnedFd) -> Result<OwnedFd, Errno> {
+    fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
+    Ok(fd)
+}

@@ -1,0 +1,153 @@
+//! The socket that QEMU connects to.
+
+use std::fmt;
+use std::fs::{Permissions, remove_file, set_permissions, symlink_metadata};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_acceptconn;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
+
+/// Connections that may wait to be accepted, or turned away.
+const BACKLOG: i32 = 16;
+
+/// Where a server listens.
+#[derive(Clone, Debug)]
+pub enum Endpoint {
+    /// A socket that is made, and removed at the end.
+    Path {
+        /// Its path.
+        path: PathBuf,
+        /// Its permissions, unless the umask says them.
+        mode: Option<u32>,
+    },
+    /// A listening socket that the process inherited, by its number.
+    Fd(i32),
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path { path, .. } => path.display().fmt(f),
+            Self::Fd(number) => write!(f, "descriptor {number}"),
+        }
+    }
+}
+
+impl Endpoint {
+    /// The socket, and what removes its name.
+    pub(super) fn listen(&self) -> Result<(UnixListener, Option<Socket<'_>>)> {
+        match self {
+            Self::Path { path, mode } => {
+                let listener = make(path, *mode)?;
+                Ok((listener, Some(Socket::new(path)?)))
+            }
+            Self::Fd(number) => Ok((inherit(*number)?, None)),
+        }
+    }
+}
+
+fn inherit(number: i32) -> Result<UnixListener> {
+    ensure!(
+        number > 2,
+        "descriptor {number} is a standard stream: pass a socket as 3 or more"
+    );
+    // SAFETY: it is only asked about here; should it not be open, the answer is EBADF.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    let listens = socket_acceptconn(fd)
+        .with_context(|| format!("descriptor {number} is no socket that was inherited"))?;
+    ensure!(listens, "the socket {number} does not listen");
+    // A copy: whatever the number stands for elsewhere stays open.
+    let copy: OwnedFd = rustix::io::fcntl_dupfd_cloexec(fd, 3)?;
+    Ok(copy.into())
+}
+
+/// A socket at `path`, also where a server that was killed left its own. Nothing else is replaced.
+fn make(path: &Path, mode: Option<u32>) -> Result<UnixListener> {
+    let listener = match bind_at(path, mode) {
+        Err(Errno::ADDRINUSE) => {
+            let found = symlink_metadata(path);
+            ensure!(
+                found.is_ok_and(|found| found.file_type().is_socket()),
+                "cannot listen on {}: there is a file that is no socket: choose another path",
+                path.display()
+            );
+            let lives = UnixStream::connect(path).is_ok();
+            ensure!(
+                !lives,
+                "a server listens on {} already: choose another path, or end it",
+                path.display()
+            );
+            remove_file(path)
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+                .and_then(|()| bind_at(path, mode))
+        }
+        other => other,
+    };
+    listener.with_context(|| format!("cannot listen on {}", path.display()))
+}
+
+fn bind_at(path: &Path, mode: Option<u32>) -> Result<UnixListener, Errno> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    bind(&socket, &address)?;
+    // Before it listens: nobody can have connected whom the permissions keep out.
+    if let Some(mode) = mode {
+        set_permissions(path, Permissions::from_mode(mode))
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    }
+    listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A socket that was bound; its name is gone with this, unless it has become another file's.
+pub(super) struct Socket<'a> {
+    path: &'a Path,
+    /// Device and inode number.
+    identity: (u64, u64),
+}
+
+impl<'a> Socket<'a> {
+    fn new(path: &'a Path) -> Result<Self> {
+        let identity = identity(path);
+        let identity = identity.with_context(|| format!("cannot look at {}", path.display()))?;
+        Ok(Self { path, identity })
+    }
+}
+
+impl Drop for Socket<'_> {
+    fn drop(&mut self) {
+        if identity(self.path).is_ok_and(|found| found == self.identity) {
+            // Somebody may have removed it before us.
+            let _ = remove_file(self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let found = symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// Tells the service manager that started us that QEMU may connect (sd_notify(3)).
+pub(super) fn tell_manager() -> io::Result<()> {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
+        return Ok(());
+    };
+    let address = match name.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(&name)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address)?;
+    Ok(())
+}

@@ -1,0 +1,437 @@
+//! Commands in machines, by `bootshare-host run`: real QEMU, real kernels of Debian.
+
+// `make test` sets the feature, unless there is no rustup.
+#![cfg(feature = "embed-init")]
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use bootshare_host::Arch;
+use bootshare_host::guest::Parts;
+use bootshare_host::modules::Modules;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
+use tempfile::TempDir;
+
+/// Long enough for a loaded machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn parts(arch: Arch) -> Parts {
+    let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest");
+    Parts::fetch(arch, None, &cache).unwrap()
+}
+
+/// Where the unpacked packages of a kernel are.
+fn kernel(arch: Arch) -> PathBuf {
+    let busybox = parts(arch).busybox();
+    busybox.ancestors().nth(2).unwrap().to_owned()
+}
+
+/// A tree to run commands in: busybox, a user, and a place that must stay as it is.
+struct Tree {
+    dir: TempDir,
+    arch: Arch,
+}
+
+/// How a run ended.
+struct Ran {
+    status: Option<i32>,
+    out: Vec<u8>,
+    errors: String,
+    console: String,
+}
+
+impl Ran {
+    #[track_caller]
+    fn expect(&self, status: i32, out: &str, errors: &str) {
+        let all = (
+            self.status,
+            String::from_utf8_lossy(&self.out),
+            &*self.errors,
+        );
+        assert_eq!(all, (Some(status), out.into(), errors), "{}", self.console);
+    }
+
+    /// Asserts on the status, and on the one line that says why; the console's last lines follow.
+    #[track_caller]
+    fn fails(&self, status: i32, line: &str) {
+        let first = self.errors.lines().next().unwrap_or_default();
+        assert!(
+            self.status == Some(status) && first.starts_with("bootshare-host: error: "),
+            "{:?} {}",
+            self.status,
+            self.errors
+        );
+        assert!(first.contains(line), "no {line:?} in {}", self.errors);
+    }
+}
+
+impl Tree {
+    fn new(arch: Arch) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["root/bin", "root/etc", "root/home/me", "root/data/sub"] {
+            fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        let tree = Self { dir, arch };
+        let busybox = tree.path("bin/busybox");
+        fs::copy(parts(arch).busybox(), busybox).unwrap();
+        for name in [
+            "cat", "chmod", "id", "ls", "mv", "pwd", "rm", "sh", "sleep", "stty", "uname",
+        ] {
+            symlink("busybox", tree.path("bin").join(name)).unwrap();
+        }
+        fs::write(
+            tree.path("etc/passwd"),
+            "me:x:1000:1001::/home/me:/bin/sh\n",
+        )
+        .unwrap();
+        fs::write(tree.path("data/file"), "as it was\n").unwrap();
+        fs::write(tree.path("data/sub/other"), "as well\n").unwrap();
+        tree
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("root").join(name)
+    }
+
+    fn command(&self, options: &[&str], words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bootshare-host"));
+        let limit = LIMIT.as_secs().to_string();
+        command
+            .args(["run", "--timeout", &limit, "--console"])
+            .arg(self.dir.path().join("console"))
+            .arg("--kernel")
+            .arg(kernel(self.arch))
+            .args(options)
+            .arg(self.path(""));
+        if !words.is_empty() {
+            command.arg("--").args(words);
+        }
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn ran(&self, command: &mut Command) -> Ran {
+        let output = command.output().unwrap();
+        let console = fs::read(self.dir.path().join("console")).unwrap_or_default();
+        Ran {
+            status: output.status.code(),
+            out: output.stdout,
+            errors: String::from_utf8_lossy(&output.stderr).into_owned(),
+            console: String::from_utf8_lossy(&console).into_owned(),
+        }
+    }
+
+    fn run(&self, options: &[&str], words: &[&str]) -> Ran {
+        self.ran(&mut self.command(options, words))
+    }
+
+    /// Every file by its path: what it is, its owner, times and content.
+    fn state(&self) -> BTreeMap<PathBuf, (Vec<i64>, Vec<u8>)> {
+        let mut state = BTreeMap::new();
+        let mut dirs = vec![self.path("")];
+        while let Some(dir) = dirs.pop() {
+            let entries = fs::read_dir(&dir).unwrap();
+            for path in entries.map(|entry| entry.unwrap().path()).chain([dir]) {
+                let stat = fs::symlink_metadata(&path).unwrap();
+                let numbers = vec![
+                    i64::from(stat.mode()),
+                    i64::from(stat.uid()),
+                    i64::try_from(stat.ino()).unwrap(),
+                    stat.mtime(),
+                    stat.mtime_nsec(),
+                    stat.ctime(),
+                    stat.ctime_nsec(),
+                ];
+                let bytes = match stat.is_file() {
+                    true => fs::read(&path).unwrap(),
+                    false => Vec::new(),
+                };
+                let is_known = state.insert(path.clone(), (numbers, bytes)).is_some();
+                if stat.is_dir() && !is_known {
+                    dirs.push(path);
+                }
+            }
+            dirs.retain(|dir| dir.is_dir());
+        }
+        state
+    }
+}
+
+#[test]
+fn the_streams_are_apart_and_a_signal_is_told_as_shells_do() {
+    let tree = Tree::new(Arch::X86_64);
+    let ran = tree.run(&[], &["sh", "-c", "echo out; echo err >&2; kill -9 $$"]);
+    ran.expect(137, "out\n", "err\n");
+    // What the kernel says is on the console, all of it and nowhere else.
+    assert!(ran.console.contains("Linux version 6."), "{}", ran.console);
+}
+
+#[test]
+fn a_status_is_passed_on_and_the_shell_reads_standard_input_without_a_command() {
+    let tree = Tree::new(Arch::X86_64);
+    let mut command = tree.command(&[], &[]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // Reopening its output is what a pipe allows and a port does not.
+    stdin
+        .write_all(b"echo hello > /dev/stdout\nexit 255\n")
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(255), "{output:?}");
+    assert_eq!(output.stdout, b"hello\n");
+}
+
+#[test]
+fn any_bytes_come_back_from_standard_input_to_its_end() {
+    let tree = Tree::new(Arch::X86_64);
+    // Every byte value, in an order that shows a lost or doubled piece.
+    let bytes: Vec<u8> = (0..3_000_000_u32)
+        .map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0])
+        .collect();
+    let input = tree.dir.path().join("input");
+    fs::write(&input, &bytes).unwrap();
+    let mut command = tree.command(&[], &["cat"]);
+    let ran = tree.ran(command.stdin(File::open(&input).unwrap()));
+    assert_eq!(ran.status, Some(0), "{} {}", ran.errors, ran.console);
+    assert_eq!(ran.out.len(), bytes.len());
+    assert!(ran.out == bytes, "the bytes differ");
+}
+
+#[test]
+fn whoever_reads_no_further_ends_the_command() {
+    let tree = Tree::new(Arch::X86_64);
+    let script = "while echo a line; do :; done";
+    let mut command = tree.command(&[], &["sh", "-c", script]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 100]).unwrap();
+    drop(out);
+    // SIGPIPE, as it is for a command of this machine.
+    assert_eq!(child.wait().unwrap().code(), Some(141));
+}
+
+#[test]
+fn nothing_of_the_tree_changes_while_the_command_writes_everywhere() {
+    let tree = Tree::new(Arch::X86_64);
+    let shared = tempfile::tempdir().unwrap();
+    fs::write(shared.path().join("more"), "more\n").unwrap();
+    let share = format!("--share=more={}:/mnt/more", shared.path().display());
+    let before = tree.state();
+    let script = "
+        set -e
+        echo new > /new; echo more >> /data/file; chmod 600 /data/sub/other
+        mv /data/sub /data/moved; rm /bin/ls; echo x > /tmp/x; echo y > /run/y; echo z > /dev/shm/z
+        echo $HOME $NAME; pwd; cat /sys/class/net/lo/operstate /data/file /data/moved/other /mnt/more/more
+        echo no > /mnt/more/more && exit 9
+        sleep 1000 &
+    ";
+    let ran = tree.run(
+        &[&share, "--env=NAME=a b", "--cwd=/home"],
+        &["sh", "-c", &format!("({script}) 2>/dev/null; echo left")],
+    );
+    let out = "/root a b\n/home\nunknown\nas it was\nmore\nas well\nmore\nleft\n";
+    ran.expect(0, out, "");
+    assert!(before == tree.state(), "the tree has changed");
+}
+
+#[test]
+fn a_tree_can_be_read_only_and_the_command_another_user() {
+    let tree = Tree::new(Arch::X86_64);
+    // Where there is no layer, what is mounted needs its places.
+    for name in ["dev", "proc", "sys", "run", "tmp"] {
+        fs::create_dir(tree.path(name)).unwrap();
+    }
+    let script = "id; echo $USER; echo x > /tmp/x && echo y > $HOME/y";
+    let ran = tree.run(&["--read-only", "--user=me"], &["sh", "-c", script]);
+    let errors = "sh: can't create /home/me/y: Read-only file system\n";
+    ran.expect(1, "uid=1000(me) gid=1001\nme\n", errors);
+}
+
+#[test]
+fn each_failure_has_a_line_and_a_status() {
+    let tree = Tree::new(Arch::X86_64);
+    let run = |options: &[&str], words: &[&str]| tree.run(options, words);
+    fs::write(tree.path("bin/script"), "#!/usr/bin/nosuch\n").unwrap();
+    fs::set_permissions(tree.path("bin/script"), fs::Permissions::from_mode(0o755)).unwrap();
+    run(&[], &["nosuch"]).expect(
+        127,
+        "",
+        "bootshare-host: error: nosuch: command not found\n",
+    );
+    run(&[], &["script"]).fails(127, "script: the tree lacks its interpreter");
+    run(&[], &["/etc/passwd"]).fails(126, "/etc/passwd: cannot be executed: Permission denied");
+    run(&["--cwd=/nosuch"], &["id"]).fails(119, "no directory /nosuch");
+    run(&["--user=nosuch"], &["id"]).fails(119, "no user nosuch");
+    let panics = run(&["--append=rdinit=/nosuch"], &["id"]);
+    panics.fails(
+        118,
+        "the kernel panicked after the kernel was started, before the first program",
+    );
+    assert!(
+        panics.errors.contains("VFS: Unable to mount root fs"),
+        "{}",
+        panics.errors
+    );
+    let json = tree.dir.path().join("json");
+    let option = format!("--json={}", json.display());
+    let ran = run(&["--append=rdinit=/nosuch", "--bisect", &option], &["id"]);
+    assert_eq!(ran.status, Some(125));
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+    assert_eq!(
+        (&json["status"], &json["stage"]),
+        (&125.into(), &"kernel".into())
+    );
+    assert!(
+        json["error"]
+            .as_str()
+            .unwrap()
+            .starts_with("the kernel panicked"),
+        "{json}"
+    );
+    run(&["--timeout=10"], &["sleep", "1000"])
+        .fails(124, "the time limit passed while the command");
+    run(&[], &["sh", "-c", "echo b > /proc/sysrq-trigger"])
+        .fails(120, "reset while the command ran");
+    // What can be told before anything is started.
+    let file = tree.path("etc/passwd").display().to_string();
+    run(&["--kernel", &file], &["id"]).fails(117, "it is no kind of kernel");
+    let empty = tree.path("data").display().to_string();
+    run(&["--kernel", &empty], &["id"]).fails(123, "there is no kernel in");
+    fs::write(tree.path("data/modules.builtin"), "").unwrap();
+    run(&["--modules", &empty, "--board=x86_64-microvm"], &["id"]).fails(
+        123,
+        "the kernel has virtio_mmio neither built in nor as a module",
+    );
+    run(&["--env=NAME"], &["id"]).fails(123, "write NAME=VALUE");
+    run(&["--share=a=b"], &["id"]).fails(123, "write TAG=DIR:/PATH");
+}
+
+#[test]
+fn an_arm64_kernel_finds_its_board_by_itself() {
+    let tree = Tree::new(Arch::Aarch64);
+    tree.run(&[], &["uname", "-m"]).expect(0, "aarch64\n", "");
+}
+
+#[test]
+fn on_a_terminal_a_shell_has_its_size_and_its_keys() {
+    let tree = Tree::new(Arch::X86_64);
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+    let user = openpt(flags).unwrap();
+    grantpt(&user).unwrap();
+    unlockpt(&user).unwrap();
+    let program = ioctl_tiocgptpeer(&user, flags).unwrap();
+    let mut size = Winsize {
+        ws_row: 33,
+        ws_col: 101,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    tcsetwinsize(&user, size).unwrap();
+    let before = tcgetattr(&program).unwrap();
+    let mut command = tree.command(&[], &[]);
+    command
+        .env("TERM", "xterm-kitty")
+        .stdin(program.try_clone().unwrap())
+        .stdout(program.try_clone().unwrap())
+        .stderr(program.try_clone().unwrap());
+    let mut child = command.spawn().unwrap();
+    drop(command);
+
+    let mut user = File::from(user);
+    let mut typed = |text: &str, answer: &str| {
+        user.write_all(text.as_bytes()).unwrap();
+        let mut seen = String::new();
+        while !seen.contains(answer) {
+            let mut polled = [PollFd::new(&user, PollFlags::IN)];
+            let limit = Timespec::try_from(LIMIT).unwrap();
+            assert_ne!(
+                poll(&mut polled, Some(&limit)).unwrap(),
+                0,
+                "no {answer:?} in {seen}"
+            );
+            let mut buffer = [0; 4096];
+            let count = user.read(&mut buffer).unwrap();
+            seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        seen
+    };
+    typed("", "# ");
+    let seen = typed("stty size; tty; echo $TERM\n", "xterm-kitty");
+    assert!(
+        seen.contains("33 101") && seen.contains("/dev/pts/0"),
+        "{seen}"
+    );
+    typed("sh -c 'echo be''gin; sleep 1000'\n", "begin");
+    typed("\x03", "# ");
+    typed("echo status $?\n", "status 130");
+    (size.ws_row, size.ws_col) = (20, 40);
+    tcsetwinsize(&program, size).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&child),
+        rustix::process::Signal::WINCH,
+    )
+    .unwrap();
+    // It is told meanwhile.
+    typed(
+        "while [ \"$(stty size)\" != '20 40' ]; do :; done; echo re''sized\n",
+        "resized",
+    );
+    typed("exit 3\n", "exit 3");
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    assert_eq!(before.local_modes, tcgetattr(&program).unwrap().local_modes);
+}
+
+#[test]
+fn modules_are_unpacked_from_each_form_that_a_kernels_build_makes() {
+    let dir = parts(Arch::X86_64).modules().unwrap();
+    let plain = Modules::read(&dir).unwrap().load(&["virtiofs"]).unwrap();
+    let names: Vec<_> = plain.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names.last(), Some(&"virtiofs"));
+    let packed = tempfile::tempdir().unwrap();
+    fs::create_dir(packed.path().join("kernel")).unwrap();
+    fs::copy(
+        dir.join("modules.builtin"),
+        packed.path().join("modules.builtin"),
+    )
+    .unwrap();
+    for (program, ending) in [("xz", "xz"), ("gzip", "gz"), ("zstd", "zst")] {
+        for (name, bytes) in &plain {
+            let path = packed.path().join("kernel").join(format!("{name}.ko"));
+            fs::write(&path, bytes).unwrap();
+            // As the kernel's scripts/Makefile.modinst has it for xz, which the kernel unpacks too.
+            let check: &[&str] = if program == "xz" {
+                &["--check=crc32"]
+            } else {
+                &[]
+            };
+            let to = path.with_extension(format!("ko.{ending}"));
+            let out = File::create(&to).unwrap();
+            let mut command = Command::new(program);
+            command.args(check).arg("-c").arg(&path).stdout(out);
+            assert!(command.status().unwrap().success(), "{program}");
+            fs::remove_file(&path).unwrap();
+        }
+        let unpacked = Modules::read(packed.path())
+            .unwrap()
+            .load(&["virtiofs"])
+            .unwrap();
+        assert!(unpacked == plain, "{program}");
+        for entry in fs::read_dir(packed.path().join("kernel")).unwrap() {
+            let path = entry.unwrap().path();
+            assert_eq!(path.extension(), Some(OsStr::new(ending)));
+            fs::remove_file(path).unwrap();
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! Front ends and guests that mean harm, or are broken: each harms itself and nobody else.
+
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use bootshare_host::serve::Options;
+use rustix::event::{PollFd, PollFlags, poll};
+use vhost::VhostBackend;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::rig::{AVAILABLE, Guest, INIT, LIMIT, LOOKUP, NEVER, PLACES, RING, Rig, content, words};
+
+/// VIRTIO_RING_F_INDIRECT_DESC and VIRTIO_RING_F_EVENT_IDX.
+const INDIRECT_DESC: u64 = 1 << 28;
+const EVENT_IDX: u64 = 1 << 29;
+
+/// A vhost-user message: version 1, no reply asked for.
+fn message(request: u32, body: &[u8]) -> Vec<u8> {
+    let header = words(&[request, 1, body.len() as u32]);
+    [&header[..], body].concat()
+}
+
+/// Whether a server hangs up within the limit.
+fn hangs_up(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    poll(&mut fds, Some(&LIMIT)).unwrap() == 1
+}
+
+/// A connection that is its own; one that was just over may still be in the way.
+fn connect(socket: &Path) -> UnixStream {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let mut stream = UnixStream::connect(socket).unwrap();
+        stream.write_all(&message(1, &[])).unwrap();
+        let mut reply = [0; 20];
+        if stream.read_exact(&mut reply).is_ok() {
+            return stream;
+        }
+        assert!(Instant::now() < deadline, "never served");
+    }
+}
+
+#[test]
+fn a_message_without_sense_ends_its_connection_only() {
+    let rig = Rig::new(2, "");
+    let long = |numbers: &[u64]| -> Vec<u8> {
+        numbers
+            .iter()
+            .flat_map(|number| number.to_le_bytes())
+            .collect()
+    };
+    let messages: [(&str, Vec<u8>); 11] = [
+        ("zeroes", vec![0; 64]),
+        ("ones", vec![0xff; 64]),
+        ("text", b"GET / HTTP/1.0\r\n\r\n".repeat(4)),
+        ("an unknown request", message(999, &[0; 8])),
+        (
+            "an owner twice",
+            [message(3, &[]), message(3, &[])].concat(),
+        ),
+        (
+            "features that were not offered",
+            message(2, &long(&[1 << 40])),
+        ),
+        ("a queue that is not there", message(8, &words(&[77, 128]))),
+        (
+            "a queue of a size that is no power of two",
+            message(8, &words(&[1, 100])),
+        ),
+        (
+            "rings outside the memory",
+            message(9, &[&words(&[1, 0])[..], &long(&[0, 0, 0, 0])].concat()),
+        ),
+        ("a table without regions", message(5, &words(&[0, 0]))),
+        (
+            "a region without a descriptor",
+            message(5, &[&words(&[1, 0])[..], &long(&[0, 4096, 0, 0])].concat()),
+        ),
+    ];
+    for (what, bytes) in messages {
+        let mut stream = connect(&rig.socket());
+        stream.write_all(&bytes).unwrap();
+        assert!(hangs_up(&stream), "{what}");
+        drop(stream);
+        // The next one is served.
+        drop(connect(&rig.socket()));
+    }
+    let failure = rig.server.failure().expect("it is told");
+    assert!(
+        failure.contains("makes no sense"),
+        "the first one: {failure}"
+    );
+    rig.guest().open();
+}
+
+#[test]
+fn half_a_message_is_the_end_of_its_connection() {
+    let rig = Rig::new(2, "");
+    for part in [8, 12, 15] {
+        let mut stream = connect(&rig.socket());
+        stream.write_all(&message(2, &[0; 8])[..part]).unwrap();
+        assert!(hangs_up(&stream), "{part}");
+    }
+    Guest::connect_when_free(&rig.socket()).open();
+}
+
+#[test]
+fn a_qemu_that_dies_is_no_failure() {
+    let rig = Rig::new(2, "");
+    for part in [0, 8, 12, 15] {
+        for _ in 0..5 {
+            let mut stream = connect(&rig.socket());
+            stream.write_all(&message(2, &[0; 8])[..part]).unwrap();
+        }
+    }
+    Guest::connect_when_free(&rig.socket()).open();
+    assert_eq!(rig.server.failure(), None);
+}
+
+#[test]
+fn a_second_qemu_is_turned_away() {
+    let rig = Rig::new(2, "");
+    // The first one says nothing.
+    let first = connect(&rig.socket());
+    for _ in 0..3 {
+        let mut second = UnixStream::connect(rig.socket()).unwrap();
+        let mut nothing = Vec::new();
+        // It may be reset with what it had sent unread.
+        let _ = second.write_all(&message(1, &[]));
+        let _ = second.read_to_end(&mut nothing);
+        assert!(nothing.is_empty());
+    }
+    drop(first);
+    let mut guest = Guest::connect_when_free(&rig.socket());
+    let file = guest.open();
+    assert!(hangs_up(&UnixStream::connect(rig.socket()).unwrap()));
+    guest.send_read(&file, 0, 100);
+    assert_eq!(guest.answer().1[16..], content()[..100]);
+    assert_eq!(rig.server.failure(), None);
+}
+
+#[test]
+fn what_is_queued_is_dropped_when_the_server_ends() {
+    for threads in [0, 2] {
+        let mut rig = Rig::new(threads, "delay=300ms@LOOKUP");
+        let mut guest = rig.guest();
+        guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+        for _ in 0..RING / 2 {
+            guest.send(LOOKUP, 1, b"file\0", 4096);
+        }
+        assert!(guest.is_answered(LIMIT));
+        // One after the other would take 19 s, and the server waits for 10 s.
+        let start = Instant::now();
+        rig.server.stop();
+        assert!(start.elapsed() < Duration::from_secs(5));
+        assert_eq!(rig.server.failure(), None);
+    }
+}
+
+#[test]
+fn what_was_not_answered_at_a_stop_is_answered_later() {
+    for threads in [0, 2] {
+        let rig = Rig::new(threads, "delay=20ms@LOOKUP");
+        let mut guest = rig.guest();
+        guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+        let before = guest.used_index();
+        for _ in 0..RING / 2 {
+            guest.send(LOOKUP, 1, b"file\0", 4096);
+        }
+        let base = guest.frontend.get_vring_base(1).unwrap();
+        let answered = guest.used_index() - before;
+        assert!(answered < RING / 2, "the stop does not wait for all");
+        assert_eq!(
+            base,
+            u32::from(guest.used_index()),
+            "nothing is taken and not answered"
+        );
+        // The machine goes on, as after `stop` and `cont`.
+        guest.go_on(base as u16);
+        for _ in 0..RING / 2 {
+            let (_, reply) = guest.answer();
+            assert_eq!(reply.len(), 16 + 128);
+        }
+        assert_eq!(guest.used_index(), guest.sent);
+    }
+}
+
+#[test]
+fn an_eventfd_that_is_full_holds_nobody_up() {
+    let mut rig = Rig::new(2, "");
+    let mut guest = rig.guest();
+    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    // It was made to block. As full as it gets, one more is too many.
+    let full = EventFd::new(0).unwrap();
+    full.write(u64::MAX - 1).unwrap();
+    guest.frontend.set_vring_call(1, &full).unwrap();
+    for _ in 0..10 {
+        guest.send(LOOKUP, 1, b"file\0", 4096);
+    }
+    while guest.used_index() != guest.sent {
+        thread::yield_now();
+    }
+    guest.reset();
+    guest.frontend.set_vring_call(1, &full).unwrap();
+    guest.send(LOOKUP, 1, b"file\0", 4096);
+    rig.server.stop();
+    assert_eq!(rig.server.failure(), None);
+}
+
+#[test]
+fn a_kick_that_is_replaced_is_replaced() {
+    let rig = Rig::new(2, "");
+    let mut guest = rig.guest();
+    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    let old = std::mem::replace(&mut guest.kick, EventFd::new(EFD_NONBLOCK).unwrap());
+    let new = guest.kick.try_clone().unwrap();
+    guest.frontend.set_vring_kick(1, &new).unwrap();
+    assert!(
+        guest.ask(LOOKUP, 1, b"file\0").is_ok(),
+        "the new one is heard"
+    );
+    // The old one is nobody's any more, and keeps no thread busy.
+    old.write(7).unwrap();
+    assert!(guest.ask(LOOKUP, 1, b"file\0").is_ok());
+    thread::sleep(NEVER);
+    assert_eq!(old.read().unwrap(), 7, "nobody reads it");
+    // What is no eventfd at all ends the queue, not the server.
+    let null = fs::File::open("/dev/null").unwrap();
+    // SAFETY: the number is given to one owner.
+    let null =
+        unsafe { std::os::fd::FromRawFd::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(null)) };
+    guest.frontend.set_vring_kick(1, &null).unwrap();
+    guest.send(LOOKUP, 1, b"file\0", 4096);
+    thread::sleep(NEVER);
+    guest.reset();
+    assert!(guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).is_ok());
+}
+
+#[test]
+fn memory_that_is_cut_short_ends_its_connection_only() {
+    let rig = Rig::new(2, "");
+    for _ in 0..3 {
+        let mut guest = Guest::connect_when_free(&rig.socket());
+        let file = guest.open();
+        guest.send_read(&file, 0, 100);
+        guest.answer();
+        // This process has mapped it, too, and must not look at it any more.
+        guest.file.set_len(0).unwrap();
+        guest.kick.write(1).unwrap();
+        let stream = guest.frontend.as_raw_fd();
+        // SAFETY: the front end is open.
+        let stream = unsafe { std::os::fd::BorrowedFd::borrow_raw(stream) };
+        let mut fds = [PollFd::new(&stream, PollFlags::RDHUP)];
+        assert_eq!(poll(&mut fds, Some(&LIMIT)).unwrap(), 1, "it hangs up");
+    }
+    let failure = rig.server.failure().expect("it is told");
+    assert!(failure.contains("memory file was cut short"), "{failure}");
+    let mut guest = Guest::connect_when_free(&rig.socket());
+    let file = guest.open();
+    guest.send_read(&file, 0, 100);
+    assert_eq!(guest.answer().1[16..], content()[..100]);
+}
+
+#[test]
+fn the_driver_is_interrupted_only_when_it_wants_to_be() {
+    let rig = Rig::new(0, "");
+    let mut guest = rig.guest();
+    let offered = guest.frontend.get_features().unwrap();
+    for feature in [INDIRECT_DESC, EVENT_IDX] {
+        assert_ne!(offered & feature, 0, "{feature:#x}");
+    }
+    let fds = |guest: &Guest| {
+        // SAFETY: the guest has it open.
+        let call = unsafe { std::os::fd::BorrowedFd::borrow_raw(guest.call.as_raw_fd()) };
+        let mut fds = [PollFd::from_borrowed_fd(call, PollFlags::IN)];
+        poll(&mut fds, Some(&NEVER.try_into().unwrap())).unwrap() == 1
+    };
+    let send = |guest: &mut Guest| {
+        guest.send(LOOKUP, 1, b"file\0", 4096);
+        while guest.used_index() != guest.sent {
+            thread::yield_now();
+        }
+    };
+    for event_idx in [true, false] {
+        guest.agree_to(|offered| {
+            if event_idx {
+                offered
+            } else {
+                offered & !EVENT_IDX
+            }
+        });
+        guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+        if fds(&guest) {
+            guest.call.read().unwrap();
+        }
+        // `used_event`: the third answer from here; else VRING_AVAIL_F_NO_INTERRUPT.
+        let third = guest.used_index() + 2;
+        let wants = |guest: &Guest, wanted: bool| match event_idx {
+            true => guest.write(AVAILABLE + 4 + 2 * u64::from(RING), &third.to_le_bytes()),
+            false => guest.write(AVAILABLE, &u16::from(!wanted).to_le_bytes()),
+        };
+        wants(&guest, false);
+        send(&mut guest);
+        send(&mut guest);
+        assert!(!fds(&guest), "event_idx {event_idx}");
+        wants(&guest, true);
+        send(&mut guest);
+        assert!(fds(&guest), "event_idx {event_idx}");
+        guest.call.read().unwrap();
+    }
+}
+
+#[test]
+fn a_queue_that_was_not_set_up_is_left_alone() {
+    // Of four queues the machine uses one; the others' rings would be at its address 0.
+    let rig = Rig::with(|options| options.request_queues = 4);
+    let mut guest = rig.guest();
+    for _ in 0..10 {
+        guest.agree_to(|offered| offered & !EVENT_IDX);
+        guest.frontend.get_features().unwrap();
+        assert!(guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).is_ok());
+        assert_eq!(
+            guest.read(8, 8),
+            [56, 0, 0, 0, 1, 0, 1, 0],
+            "the first descriptor"
+        );
+        assert_eq!(guest.read(0, 8), PLACES.to_le_bytes());
+    }
+}
+
+#[test]
+fn no_more_threads_than_a_share_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+    let mut options = Options::new("test", vec![dir.path().into()]);
+    options.threads = 20_000;
+    let error = bootshare_host::serve::Server::start(&options, listener).err();
+    let error = format!("{:#}", error.expect("it is refused"));
+    assert!(error.contains("at most 256"), "{error}");
+}

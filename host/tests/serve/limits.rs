@@ -1,0 +1,397 @@
+//! What a guest may hold on the host, by a server in a process of its own.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use vhost::VhostBackend;
+
+use crate::rig::{AVAILABLE, Guest, INIT, LOOKUP, MEMORY, OPEN, RING, words};
+
+const FORGET: u32 = 2;
+const GETATTR: u32 = 3;
+const RELEASE: u32 = 18;
+
+/// A `serve` of a directory, started by a shell.
+struct Process {
+    dir: TempDir,
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Process {
+    /// `before` is for the shell; `options` follow those that are always there.
+    fn start(before: &str, options: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("share")).unwrap();
+        let program = env!("CARGO_BIN_EXE_bootshare-host");
+        let mut child = Command::new("sh")
+            .args([
+                "-c",
+                &format!("{before} exec \"$0\" \"$@\""),
+                program,
+                "serve",
+            ])
+            .arg(dir.path().join("share"))
+            .args(options)
+            .stderr(Stdio::piped())
+            .stdin(Stdio::null())
+            .env("SOCKET", dir.path().join("socket"))
+            .current_dir(&dir)
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Self { dir, child, stderr }
+    }
+
+    /// One with a socket that listens.
+    fn listening(before: &str, options: &[&str]) -> Self {
+        let mut process = Self::start(before, &[&["--socket", "socket"], options].concat());
+        let line = process.line();
+        assert_eq!(line, "bootshare-host: listening on socket");
+        process
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stderr.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn share(&self) -> PathBuf {
+        self.dir.path().join("share")
+    }
+
+    fn guest(&self) -> Guest {
+        let mut guest = Guest::connect(&self.dir.path().join("socket"), 1);
+        guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).unwrap();
+        guest
+    }
+
+    /// Files of the share that it has open.
+    fn open_files(&self) -> usize {
+        let share = self.share();
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let targets = fds.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
+        targets
+            .filter(|target| target.starts_with(&share) && *target != share)
+            .count()
+    }
+
+    /// Ends it by SIGTERM; its status, and the rest of what it said.
+    fn end(mut self) -> (Option<i32>, String) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).unwrap();
+        let status = self.child.wait().unwrap();
+        let mut rest = String::new();
+        self.stderr.read_to_string(&mut rest).unwrap();
+        (status.code(), rest)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lookup(guest: &mut Guest, name: &str) -> Result<u64, i32> {
+    let entry = guest.ask(LOOKUP, 1, &[name.as_bytes(), b"\0"].concat())?;
+    Ok(u64::from_le_bytes(entry[..8].try_into().unwrap()))
+}
+
+fn open(guest: &mut Guest, node: u64) -> Result<u64, i32> {
+    let reply = guest.ask(OPEN, node, &[0; 8])?;
+    Ok(u64::from_le_bytes(reply[..8].try_into().unwrap()))
+}
+
+fn write_many(dir: &Path, count: usize) {
+    for number in 0..count {
+        fs::write(dir.join(number.to_string()), "text").unwrap();
+    }
+}
+
+#[test]
+fn a_guest_knows_more_files_than_may_be_open() {
+    let mut process = Process::listening("ulimit -n 64;", &["--rlimit-nofile", "64"]);
+    write_many(&process.share(), 300);
+    let mut guest = process.guest();
+    let nodes: Vec<_> = (0..300)
+        .map(|name| lookup(&mut guest, &name.to_string()).unwrap())
+        .collect();
+    assert!(process.open_files() < 64);
+    // All are known, and found again by their names.
+    for (name, &node) in nodes.iter().enumerate() {
+        assert!(guest.ask(GETATTR, node, &[0; 16]).is_ok(), "{name}");
+        assert_eq!(lookup(&mut guest, &name.to_string()), Ok(node), "{name}");
+    }
+    // What has another name now, and what is another file, is not the node that it was.
+    let path = |name: usize| process.share().join(name.to_string());
+    fs::rename(path(0), path(1000)).unwrap();
+    fs::rename(path(2), path(1)).unwrap();
+    for node in &nodes[..3] {
+        assert_eq!(guest.ask(GETATTR, *node, &[0; 16]), Err(libc::ESTALE));
+    }
+    assert_eq!(
+        lookup(&mut guest, "1000"),
+        Ok(nodes[0]),
+        "it is there again"
+    );
+    assert!(guest.ask(GETATTR, nodes[0], &[0; 16]).is_ok());
+
+    // The number of a file that was removed is used again, with the same size and time.
+    let old = path(5);
+    let ino = fs::metadata(&old).unwrap().ino();
+    let modified = fs::metadata(&old).unwrap().modified().unwrap();
+    for node in &nodes[100..] {
+        guest.ask(GETATTR, *node, &[0; 16]).unwrap();
+    }
+    fs::remove_file(&old).unwrap();
+    for attempt in 0..1000 {
+        let new = process.share().join(format!("new-{attempt}"));
+        fs::write(&new, "TEXT").unwrap();
+        if fs::metadata(&new).unwrap().ino() == ino {
+            fs::rename(new, &old).unwrap();
+            break;
+        }
+    }
+    fs::File::options()
+        .write(true)
+        .open(&old)
+        .unwrap()
+        .set_modified(modified)
+        .unwrap();
+    assert_eq!(guest.ask(GETATTR, nodes[5], &[0; 16]), Err(libc::ESTALE));
+    assert_ne!(lookup(&mut guest, "5"), Ok(nodes[5]));
+
+    // Files that are open stay so: at the limit there are no more, and that is told.
+    let mut handles = Vec::new();
+    let error = loop {
+        match open(&mut guest, nodes[100 + handles.len()]) {
+            Ok(handle) => handles.push(handle),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, libc::ENFILE);
+    assert!(
+        (16..64).contains(&handles.len()),
+        "{} files open",
+        handles.len()
+    );
+    let line = process.line();
+    assert!(
+        line.contains("ulimit -Hn") && line.contains("--rlimit-nofile"),
+        "{line}"
+    );
+    let release = words(&[handles[0] as u32, 0, 0, 0, 0, 0]);
+    guest.ask(RELEASE, nodes[100], &release).unwrap();
+    assert!(open(&mut guest, nodes[299]).is_ok());
+    // The machine is gone, and so are its files.
+    drop(guest);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while process.open_files() > 0 {
+        assert!(
+            Instant::now() < deadline,
+            "{} files open",
+            process.open_files()
+        );
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(process.end(), (Some(0), String::new()));
+}
+
+#[test]
+fn the_limit_of_open_files_is_raised() {
+    let process = Process::listening("ulimit -Sn 100;", &[]);
+    write_many(&process.share(), 2000);
+    let mut guest = process.guest();
+    for name in 0..2000 {
+        let node = lookup(&mut guest, &name.to_string()).unwrap();
+        open(&mut guest, node).unwrap_or_else(|error| panic!("{name} files, then {error}"));
+    }
+    assert_eq!(process.open_files(), 2000, "one descriptor a file");
+    // A guest that mounts anew has nothing open, and knows nothing.
+    guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).unwrap();
+    assert_eq!(process.open_files(), 0);
+    assert_eq!(guest.ask(GETATTR, 2, &[0; 16]), Err(libc::ESTALE));
+    // FORGET closes what is not open.
+    let node = lookup(&mut guest, "7").unwrap();
+    assert_eq!(process.open_files(), 1);
+    guest.send(FORGET, node, &1_u64.to_le_bytes(), 16);
+    assert!(guest.answer().1.is_empty());
+    assert_eq!(process.open_files(), 0);
+    assert_eq!(process.end(), (Some(0), String::new()));
+}
+
+#[test]
+fn a_guest_that_makes_requests_without_end_costs_no_memory() {
+    let process = Process::listening("", &["--fault", "delay=1ms@LOOKUP"]);
+    fs::write(process.share().join("file"), "").unwrap();
+    let mut guest = process.guest();
+    let path = format!("/proc/{}/statm", process.child.id());
+    let resident = || {
+        let all = fs::read_to_string(&path).unwrap();
+        // Anonymous memory: resident without shared.
+        let fields: Vec<u64> = all
+            .split(' ')
+            .map(|field| field.trim().parse().unwrap())
+            .collect();
+        (fields[1] - fields[2]) * 4096
+    };
+    for _ in 0..RING / 2 {
+        guest.send(LOOKUP, 1, b"file\0", 4096);
+    }
+    let before = resident();
+    let end = Instant::now() + Duration::from_secs(1);
+    // It moves the index on as fast as requests are taken, and looks at no answer.
+    while Instant::now() < end {
+        let ahead = guest.sent.wrapping_sub(guest.used_index());
+        guest.sent = guest.sent.wrapping_add((RING - 8).saturating_sub(ahead));
+        guest.write(AVAILABLE + 2, &guest.sent.to_le_bytes());
+        guest.kick.write(1).unwrap();
+        thread::yield_now();
+    }
+    guest.frontend.get_vring_base(1).unwrap();
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 4 << 20, "{grown} bytes");
+}
+
+#[test]
+fn a_ring_that_ends_outside_memory_keeps_no_processor_busy() {
+    let process = Process::listening("", &[]);
+    let mut guest = Guest::connect(&process.dir.path().join("socket"), 1);
+    guest.stop();
+    // The index says that there is a request, and its place is behind the memory's end.
+    let available = MEMORY as u64 - 4;
+    guest.write(available, &[0, 0, 1, 0]);
+    guest.configure_at(available);
+    guest.kick.write(1).unwrap();
+    guest.frontend.get_features().unwrap();
+    let ticks = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", process.child.id())).unwrap();
+        // proc_pid_stat(5): utime and stime, in hundredths of a second.
+        let fields: Vec<_> = stat.split(' ').collect();
+        [13, 14]
+            .map(|field: usize| fields[field].parse::<u64>().unwrap())
+            .iter()
+            .sum::<u64>()
+    };
+    let before = ticks();
+    thread::sleep(Duration::from_secs(1));
+    assert!(ticks() - before < 20, "of 100");
+    guest.reset();
+    assert!(guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).is_ok());
+}
+
+#[test]
+fn a_failed_connection_is_told_of_and_the_next_is_served() {
+    let mut process = Process::listening("", &[]);
+    fs::write(process.share().join("file"), "").unwrap();
+    let guest = Guest::connect(&process.dir.path().join("socket"), 1);
+    guest.frontend.set_vring_num(7, RING).unwrap();
+    let line = process.line();
+    assert!(
+        line.contains("warning: bootshare: QEMU asked for queue 7"),
+        "{line}"
+    );
+    let guest = Guest::connect_when_free(&process.dir.path().join("socket"));
+    // Another one is told of at once.
+    let second = Guest::try_connect(&process.dir.path().join("socket"));
+    assert!(second.is_none());
+    let line = process.line();
+    assert!(line.contains("in use"), "{line}");
+    drop(guest);
+    assert_eq!(process.end(), (Some(0), String::new()));
+}
+
+#[test]
+fn a_server_ends_with_its_first_qemu_when_told_to() {
+    let mut process = Process::listening("", &["--once"]);
+    drop(process.guest());
+    assert_eq!(process.child.wait().unwrap().code(), Some(0));
+    assert!(!process.dir.path().join("socket").exists());
+}
+
+#[test]
+fn a_socket_has_the_permissions_that_were_asked_for() {
+    for (mode, wanted) in [("660", 0o660), ("0600", 0o600)] {
+        let process = Process::listening("umask 0;", &["--socket-mode", mode]);
+        let found = fs::metadata(process.dir.path().join("socket")).unwrap();
+        assert_eq!(found.permissions().mode() & 0o7777, wanted);
+    }
+    let mut process = Process::start("", &["--socket", "socket", "--socket-mode", "999"]);
+    assert_eq!(process.child.wait().unwrap().code(), Some(123));
+}
+
+#[test]
+fn a_socket_may_be_inherited() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    // The shell passes it on.
+    rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::empty()).unwrap();
+    let number = listener.as_raw_fd().to_string();
+    let mut process = Process::start("", &["--fd", &number]);
+    drop(listener);
+    assert_eq!(
+        process.line(),
+        format!("bootshare-host: listening on descriptor {number}")
+    );
+    fs::write(process.share().join("file"), "").unwrap();
+    let mut guest = Guest::connect(&path, 1);
+    guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).unwrap();
+    assert!(lookup(&mut guest, "file").is_ok());
+    for (number, part) in [
+        ("1", "standard stream"),
+        ("999", "no socket that was inherited"),
+    ] {
+        let mut process = Process::start("", &["--fd", number]);
+        let line = process.line();
+        assert!(line.contains(part), "{line}");
+        assert_eq!(process.child.wait().unwrap().code(), Some(123));
+    }
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+    let before = format!("NOTIFY_SOCKET={} ", dir.path().join("notify").display());
+    let _process = Process::listening(&before, &[]);
+    manager
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    let mut message = [0; 100];
+    let size = manager.recv(&mut message).unwrap();
+    assert_eq!(&message[..size], b"READY=1");
+}
+
+#[test]
+fn a_running_servers_socket_is_not_taken() {
+    let process = Process::listening("", &[]);
+    // Should it run, it must not do so for ever.
+    let mut second = Command::new("timeout");
+    let program = env!("CARGO_BIN_EXE_bootshare-host");
+    let second = second
+        .args(["10", program, "serve", "share", "--socket", "socket"])
+        .current_dir(&process.dir);
+    let output = second.output().unwrap();
+    assert_eq!(output.status.code(), Some(123));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.contains("a server listens on socket already"),
+        "{error}"
+    );
+    assert!(process.dir.path().join("socket").exists());
+    drop(process.guest());
+}

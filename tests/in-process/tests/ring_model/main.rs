@@ -1,0 +1,238 @@
+//! The order in which driver and device see each other's accesses to a virtqueue: the ring's own code,
+//! and a device that keeps to the specification (virtio 1.2, sections 2.7.7 and 2.7.13), in every
+//! interleaving with at most two preemptions, and with every value that C11's memory model lets a load
+//! have, by loom.
+
+mod error {
+    pub use bootshare::DeviceError;
+}
+use bootshare::{fuse, hal};
+
+mod memory;
+#[path = "../../../../src/session/ring.rs"]
+mod ring;
+mod slots {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Slot(pub u8);
+}
+
+use bootshare::transport::{
+    DeviceStatus, DeviceType, InterruptStatus, PhysAddr, Transport, VirtioError,
+};
+use bootshare_test_device::TestHal;
+use loom::{
+    sync::{
+        Arc, Notify,
+        atomic::Ordering::{Acquire, Relaxed, Release, SeqCst},
+    },
+    thread,
+};
+use memory::{MADE, Memory, fence};
+use ring::{Buffer, Ring};
+use slots::Slot;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Descriptors of the ring: the third request takes the place of the first.
+const SIZE: usize = 2;
+const REQUESTS: u16 = 3;
+/// Switches from a thread that could go on, in one interleaving.
+const PREEMPTIONS: usize = 2;
+type TestRing = Ring<TestHal, SIZE>;
+
+/// Where the available ring is in the driver's page.
+const AVAILABLE: usize = 16 * SIZE;
+
+/// The device's side.
+struct Device {
+    driver: Arc<Memory>,
+    device: Arc<Memory>,
+    /// The driver's notifications, and the device's.
+    doorbell: Arc<Notify>,
+    interrupt: Arc<Notify>,
+}
+
+impl Device {
+    /// Serves all requests, and sleeps while there are none.
+    fn run(&self) {
+        for done in 0..REQUESTS {
+            let index = self.driver.atomic(AVAILABLE + 2);
+            while index.load(Acquire) == done {
+                // No notification is wanted before the device has looked for the last time.
+                self.device.atomic(0).store(0, Relaxed);
+                fence(SeqCst);
+                if index.load(Acquire) == done {
+                    self.doorbell.wait();
+                }
+            }
+            self.device.atomic(0).store(1, Relaxed);
+            let place = usize::from(done) % SIZE;
+            let head: u16 = self.driver.read(AVAILABLE + 4 + 2 * place);
+            let descriptor = 16 * usize::from(head);
+            let request: u64 = self.driver.read(descriptor);
+            assert_eq!(
+                request,
+                address(done),
+                "the request that was made available"
+            );
+            assert_eq!(self.driver.read::<u64>(descriptor + 8) as u32, size(done));
+            self.device.write(4 + 8 * place, u32::from(head));
+            self.device.write(8 + 8 * place, size(done));
+            self.device.atomic(2).store(done + 1, Release);
+            fence(SeqCst);
+            if self.driver.atomic(AVAILABLE).load(Relaxed) == 0 {
+                self.interrupt.notify();
+            }
+        }
+    }
+}
+
+fn address(number: u16) -> u64 {
+    0x1000 * u64::from(number + 1)
+}
+
+fn size(number: u16) -> u32 {
+    7 + u32::from(number)
+}
+
+/// The way to it, of which the ring uses little.
+struct Doorbell(Arc<Notify>);
+
+impl Transport for Doorbell {
+    fn notify(&mut self, _: u16) {
+        self.0.notify();
+    }
+
+    fn max_queue_size(&mut self, _: u16) -> u32 {
+        SIZE as u32
+    }
+
+    fn queue_used(&mut self, _: u16) -> bool {
+        false
+    }
+
+    fn queue_set(&mut self, _: u16, _: u32, _: PhysAddr, _: PhysAddr, _: PhysAddr) {}
+
+    fn device_type(&self) -> DeviceType {
+        unimplemented!()
+    }
+
+    fn read_device_features(&mut self) -> u64 {
+        unimplemented!()
+    }
+
+    fn write_driver_features(&mut self, _: u64) {
+        unimplemented!()
+    }
+
+    fn get_status(&self) -> DeviceStatus {
+        unimplemented!()
+    }
+
+    fn set_status(&mut self, _: DeviceStatus) {
+        unimplemented!()
+    }
+
+    fn set_guest_page_size(&mut self, _: u32) {
+        unimplemented!()
+    }
+
+    fn requires_legacy_layout(&self) -> bool {
+        unimplemented!()
+    }
+
+    fn queue_unset(&mut self, _: u16) {
+        unimplemented!()
+    }
+
+    fn ack_interrupt(&mut self) -> InterruptStatus {
+        unimplemented!()
+    }
+
+    fn read_config_generation(&self) -> u32 {
+        unimplemented!()
+    }
+
+    fn read_config_space<T: FromBytes + IntoBytes>(&self, _: usize) -> Result<T, VirtioError> {
+        unimplemented!()
+    }
+
+    fn write_config_space<T: IntoBytes + Immutable>(
+        &mut self,
+        _: usize,
+        _: T,
+    ) -> Result<(), VirtioError> {
+        unimplemented!()
+    }
+}
+
+/// Sends the requests, as many at a time as there is room for, and is `idle` while nothing has come.
+fn drive(ring: &mut TestRing, doorbell: &mut Doorbell, mut idle: impl FnMut(&mut TestRing)) {
+    let (mut sent, mut done) = (0, 0);
+    while done < REQUESTS {
+        while sent < REQUESTS && ring.room() > 0 {
+            let request = Buffer {
+                address: address(sent),
+                size: size(sent),
+                writable: false,
+                shared: None,
+            };
+            // SAFETY: this device touches no buffer.
+            unsafe { ring.add(Slot(sent as u8), &[request]) }.expect("there is room");
+            sent += 1;
+            ring.kick(doorbell);
+        }
+        match ring.pop().expect("the device keeps to the rules") {
+            Some(come) => {
+                assert_eq!(come, (Slot(done as u8), size(done)));
+                done += 1;
+            }
+            None => idle(ring),
+        }
+    }
+}
+
+/// Tries all interleavings. loom fails where one ends with both sides asleep, and where an access meets
+/// another one that it is not ordered with.
+fn check(with_interrupts: bool) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(PREEMPTIONS);
+    model.check(move || {
+        MADE.take();
+        let (doorbell, interrupt) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let mut transport = Doorbell(Arc::clone(&doorbell));
+        let mut ring = TestRing::new(&mut transport, 1).expect("it is set up");
+        let [driver, device] = MADE.take().try_into().ok().expect("two pages");
+        // At first it looks by itself.
+        device.atomic(0).store(1, Relaxed);
+        let device = Device {
+            driver,
+            device,
+            doorbell,
+            interrupt: Arc::clone(&interrupt),
+        };
+        let device = thread::spawn(move || device.run());
+        let mut is_wanted = false;
+        drive(&mut ring, &mut transport, |ring| {
+            if !with_interrupts {
+                thread::yield_now();
+            } else if is_wanted {
+                interrupt.wait();
+            } else {
+                // What had come before is not told: there is one more look before it sleeps.
+                ring.set_interrupts(true);
+                is_wanted = true;
+            }
+        });
+        device.join().expect("no panic");
+    });
+}
+
+#[test]
+fn no_request_and_no_answer_is_missed_by_polling() {
+    check(false);
+}
+
+#[test]
+fn no_request_and_no_answer_is_missed_by_interrupts() {
+    check(true);
+}
