@@ -24,16 +24,19 @@ const LARGEST: usize = 16 << 20;
 /// # Errors
 /// It cannot be read, or is no ELF file with something to load.
 pub fn make(path: &Path) -> Result<Vec<u8>> {
-    with_image(path, |image| memory(image, path.display()))
+    let name = path.display();
+    with_image(path, |image| {
+        ensure!(
+            image.section_by_name(".interp").is_none(),
+            "{name} is no firmware image but a program for an operating system: name an image \
+             that `make firmware` has built"
+        );
+        memory(image, name)
+    })
 }
 
 /// What an image has in memory; `name` is for messages.
 fn memory(image: &object::File<'_>, name: impl Display) -> Result<Vec<u8>> {
-    ensure!(
-        image.section_by_name(".interp").is_none(),
-        "{name} is no firmware image but a program for an operating system: name an image that \
-         `make firmware` has built"
-    );
     let mut parts = Vec::new();
     for segment in image.segments() {
         let data = segment
@@ -72,7 +75,8 @@ mod tests {
         let path = std::env::current_exe().unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let program = object::File::parse(&*bytes).unwrap();
-        let rom = make(&path).unwrap();
+        assert!(make(&path).is_err(), "it is for an operating system");
+        let rom = memory(&program, path.display()).unwrap();
         let text = program.section_by_name(".text").unwrap();
         let at = usize::try_from(text.address()).unwrap();
         let code = text.data().unwrap();

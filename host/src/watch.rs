@@ -607,7 +607,7 @@ mod tests {
             assert_eq!(watcher.pause().unwrap().answers, [b"root\r"]);
             assert_eq!(watcher.shown(), 1);
             // Behind the prompt: no line begins there.
-            watcher.feed(b"two one two\r\n").unwrap();
+            watcher.feed(b"two onetwo\r\n").unwrap();
             assert_eq!((watcher.shown(), watcher.found()), (2, None));
             watcher.feed(b"two # ").unwrap();
             assert_eq!((watcher.shown(), watcher.found()), (3, None));

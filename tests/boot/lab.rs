@@ -70,7 +70,6 @@ pub(crate) fn machine(board: Board, server: Server, dir: &Path, options: &str) -
 /// A finished run. Its console is printed, for the log of a test that fails.
 pub(crate) struct Run {
     pub(crate) outcome: Outcome,
-    pub(crate) duration: Duration,
     pub(crate) lines: Vec<String>,
 }
 
@@ -119,7 +118,6 @@ fn finished(machine: &Machine, report: Result<Report, impl Display>) -> Run {
     );
     Run {
         outcome: report.outcome,
-        duration: report.duration,
         lines: text.lines().map(|line| shown(line).to_owned()).collect(),
     }
 }

@@ -413,8 +413,9 @@ impl<'a, 's> Run<'a, 's> {
     /// When something is to be done next though nothing comes.
     fn next_due(&mut self) -> Result<Option<Instant>> {
         let now = Instant::now();
-        let mut due: Vec<_> = self.deadlines().into_iter().map(|(at, _)| at).collect();
-        due.extend(self.monitor.ask(now));
+        // What is asked now has a deadline.
+        let mut due: Vec<_> = self.monitor.ask(now).into_iter().collect();
+        due.extend(self.deadlines().into_iter().map(|(at, _)| at));
         let servers = self.servers.iter_mut();
         due.extend(servers.filter_map(|server| server.go_on(now)));
         due.extend(self.silent_at);
@@ -665,8 +666,11 @@ fn spawn(
                 let package = machine.board.arch().qemu_package();
                 anyhow!("{error:#}: install QEMU (Debian: apt-get install {package}), or name it with --qemu")
             }
-            _ if machine.qemu.is_some() => anyhow!("{error:#}: name QEMU's program with --qemu"),
-            _ => anyhow!("{error:#}: `bootshare-host doctor` looks for what is missing"),
+            Some(_) if machine.qemu.is_some() => {
+                anyhow!("{error:#}: name QEMU's program with --qemu")
+            }
+            Some(_) => anyhow!("{error:#}: `bootshare-host doctor` looks for what is missing"),
+            None => error,
         }
     })?;
     let stdout = ours.or(qemu.child.stdout.take().map(OwnedFd::from));

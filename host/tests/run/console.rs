@@ -102,9 +102,11 @@ fn a_failure_is_seen_though_nobody_reads() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    thread::sleep(Duration::from_secs(3));
     // QEMU is ended, and the reader has all the time of the limit.
-    assert_eq!(tool.processes().len(), 1, "{:?}", tool.processes());
+    let is_running = |tool: &Tool| tool.processes().len() == 2;
+    until("it did not start", || is_running(&tool));
+    until("the failure was not seen", || !is_running(&tool));
+    assert_eq!(child.try_wait().unwrap(), None);
     drop(reader);
     assert_eq!(wait(&mut child), Some(1));
     tool.assert_nothing_is_left();
@@ -146,10 +148,11 @@ fn a_standard_output_without_blocking_is_waited_for() {
 fn a_helper_that_holds_the_console_holds_nothing_else() {
     let tool = Tool::new(&[]);
     // One in QEMU's process group is ended with it, one in a session of its own goes on.
-    for (helper, is_left) in [("setsid sleep 77.5", true), ("sleep 77.25", false)] {
+    for (helper, is_left) in [("setsid sh", true), ("sh", false)] {
+        let pid = tool.path("pid");
         let script = format!(
-            "{helper} &\necho $! >'{}'; echo READY; exit 33",
-            tool.path("pid")
+            "rm -f {pid}\n{helper} -c 'echo $$ >{pid}; exec sleep 1000' &\n\
+             until [ -s {pid} ]; do sleep 0.1; done; echo READY; exit 33"
         );
         let mut command = tool.fake(&[], &script);
         let mut child = command.stdout(Stdio::null()).spawn().unwrap();
@@ -239,7 +242,7 @@ fn a_script_on_standard_input_waits_for_a_prompt() {
 #[test]
 fn a_standard_input_that_cannot_be_read_is_none() {
     let tool = Tool::new(&[]);
-    let mut command = tool.fake(&[], "echo READY; sleep 1; exit 33");
+    let mut command = tool.fake(&[], "printf '# '; sleep 1; exit 33");
     // As nohup(1) has it.
     let input = fs::OpenOptions::new()
         .write(true)

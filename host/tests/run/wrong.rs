@@ -58,6 +58,8 @@ fn each_wrong_command_line_is_answered_by_one_line_with_the_remedy() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run/wrong.txt");
         fs::write(file, &said).unwrap();
     } else {
-        assert_eq!(said, SAID);
+        let pairs = said.lines().zip(SAID.lines());
+        pairs.for_each(|(said, written)| assert_eq!(said, written));
+        assert_eq!(said.len(), SAID.len());
     }
 }

@@ -103,6 +103,7 @@ fn use_it(share: &TestShare) {
 fn nothing_a_host_says_makes_the_client_panic() {
     // An interpreter takes its time.
     let seeds = if cfg!(miri) { 2 } else { 1500 };
+    let mut mounted = 0;
     for seed in 0..seeds {
         let mut random = Rng::with_seed(seed);
         let polls = one_in(&mut random, 4);
@@ -117,6 +118,7 @@ fn nothing_a_host_says_makes_the_client_panic() {
             .with_chunk_size(CHUNK as u32 * 3 / 2)
             .with_deadline(Duration::from_secs(1));
         if let Ok(share) = device.mount(options) {
+            mounted += 1;
             for _ in 0..3 {
                 use_it(&share);
             }
@@ -126,4 +128,6 @@ fn nothing_a_host_says_makes_the_client_panic() {
         assert_eq!(TestHal::pages(), 0, "seed {seed}");
         device.log(|log| assert_eq!(log.faults, Vec::<String>::new(), "seed {seed}"));
     }
+    // It lies in one of so many replies only: most runs come further than the first.
+    assert!(cfg!(miri) || mounted > seeds / 2, "{mounted} of {seeds}");
 }
