@@ -317,10 +317,7 @@ pub fn encode<'o, O: Operation>(
         opcode: operation.opcode() as u32,
         unique: unique.0,
         nodeid: operation.node().get(),
-        // Root, as firmware is: a server that maps IDs decides what that is worth.
-        uid: 0,
-        gid: 0,
-        pid: 0,
+        // User and group 0, as firmware is: a server that maps IDs decides what that is worth.
         ..fuse_in_header::default()
     };
     let space = |()| EncodeError::Space;

@@ -1,8 +1,8 @@
 //! Requests to the byte, and replies good and bad.
 
 use super::*;
-use fuse_abi::linux::{fuse_attr, fuse_entry_out, fuse_init_out};
-use std::vec::Vec;
+use fuse_abi::linux::{fuse_attr, fuse_entry_out, fuse_init_out, fuse_statfs_out};
+use std::{format, vec::Vec};
 
 const UNIQUE: Unique = Unique(6);
 
@@ -282,4 +282,67 @@ fn malformed_directory_entries_end_the_listing() {
 fn request_numbers_are_even_and_never_zero() {
     assert_eq!(Unique::FIRST.next(), Unique(4));
     assert_eq!(Unique(u64::MAX - 1).next(), Unique(2));
+}
+
+fn attr(change: impl Fn(&mut fuse_attr)) -> Result<Attr, Violation> {
+    let mut attr = entry().attr;
+    change(&mut attr);
+    attr.try_into()
+}
+
+#[test]
+fn each_type_of_file_is_told() {
+    for (mode, file_type) in [
+        (0o010_000, FileType::Fifo),
+        (0o020_000, FileType::CharDevice),
+        (0o040_000, FileType::Directory),
+        (0o060_000, FileType::BlockDevice),
+        (0o100_000, FileType::File),
+        (0o120_000, FileType::Symlink),
+        (0o140_000, FileType::Socket),
+    ] {
+        let attr = attr(|attr| attr.mode = mode | 0o7777).unwrap();
+        assert_eq!((attr.file_type, attr.permissions), (file_type, 0o7777));
+    }
+    for mode in [0, 0o030_000, 0o150_000, 0o170_000, u32::MAX] {
+        assert_eq!(attr(|attr| attr.mode = mode), Err(Violation::Attributes));
+    }
+}
+
+#[test]
+fn the_largest_file_has_2_63_minus_1_bytes() {
+    let size = |size| attr(move |attr| attr.size = size).map(|attr| attr.size);
+    assert_eq!(size(i64::MAX as u64), Ok(i64::MAX as u64));
+    assert_eq!(size(1 << 63), Err(Violation::Attributes));
+}
+
+#[test]
+fn blocks_have_the_size_of_fragments_where_there_are_any() {
+    let block_size = |bsize, frsize| {
+        let mut out = fuse_statfs_out::default();
+        (out.st.bsize, out.st.frsize) = (bsize, frsize);
+        let statistics = decode_all(&StatFs { node: NodeId::ROOT }, &reply(0, out.as_bytes()));
+        statistics.unwrap().block_size
+    };
+    assert_eq!(block_size(4096, 1024), 1024);
+    assert_eq!(block_size(4096, 0), 4096);
+}
+
+#[test]
+fn errors_say_what_they_are() {
+    assert_eq!(format!("{}, {}", Errno::EIO, Errno(999)), "EIO, error 999");
+    let texts = [
+        Violation::ReplyLength,
+        Violation::ReplyUnique,
+        Violation::ErrorRange,
+        Violation::UsedId,
+        Violation::Attributes,
+    ]
+    .map(|violation| format!("{violation}"));
+    for (index, text) in texts.iter().enumerate() {
+        assert!(
+            !text.is_empty() && !texts[..index].contains(text),
+            "{texts:?}"
+        );
+    }
 }

@@ -51,3 +51,32 @@ impl<C: Clock + ?Sized> Clock for &C {
         (**self).stop(why)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::Cell;
+
+    /// Whose time is how often it was called, in ms.
+    struct Counting(Cell<u64>);
+
+    impl Clock for Counting {
+        fn now(&self) -> Duration {
+            Duration::from_millis(self.0.get())
+        }
+
+        fn relax(&self) {
+            self.0.update(|calls| calls + 1);
+        }
+    }
+
+    #[test]
+    fn a_reference_to_a_clock_is_that_clock_and_a_rest_relaxes() {
+        let clock = Counting(Cell::new(0));
+        let by_ref = &&clock;
+        Clock::relax(by_ref);
+        Clock::rest(by_ref, Duration::MAX);
+        clock.rest(Duration::MAX);
+        assert_eq!(Clock::now(by_ref), Duration::from_millis(3));
+    }
+}

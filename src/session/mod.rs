@@ -281,7 +281,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
 
     /// Whether requests can be sent.
     pub fn is_connected(&self) -> bool {
-        self.phase == Phase::Up
+        matches!(self.phase, Phase::Up)
     }
 
     /// Whether it is to be polled on until it is connected or not, or reset.

@@ -137,6 +137,11 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         };
         ring.set_interrupts(false);
         let driver = &ring.driver;
+        // A `Hal` whose pages are not zeroed is forgiven: all else is written before it is read.
+        let (available, device) = (driver.atomic(Self::AVAILABLE_INDEX), &ring.device);
+        for field in [available, device.atomic(0), device.atomic(2)] {
+            field.store(0, Ordering::Relaxed);
+        }
         transport.queue_set(
             index,
             SIZE as u32,

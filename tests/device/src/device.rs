@@ -37,6 +37,8 @@ struct Pending {
 pub(crate) struct State {
     pub quirks: Quirks,
     pub status: DeviceStatus,
+    /// What the driver has taken.
+    pub features: u64,
     /// Reads of the status until a reset under way is confirmed; `None`: there is none.
     pub reset_left: Option<u64>,
     pub rings: Vec<Option<Ring>>,
@@ -415,6 +417,7 @@ impl State {
         self.log.reset();
         self.reset_left = None;
         self.status = DeviceStatus::empty();
+        self.features = 0;
         self.rings.fill(None);
         self.deaf = false;
     }

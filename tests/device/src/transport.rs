@@ -65,6 +65,7 @@ impl Transport for TestTransport {
         if state.status.contains(DeviceStatus::FEATURES_OK) {
             state.log.broken("features after FEATURES_OK");
         }
+        state.features = driver_features;
     }
 
     fn max_queue_size(&mut self, queue: u16) -> u32 {
@@ -108,6 +109,13 @@ impl Transport for TestTransport {
         ];
         if state.reset_left.is_some() || !status.contains(state.status) {
             state.log.broken(format!("status {status:?} out of order"));
+        }
+        // VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM (virtio 1.2, section 6.1).
+        let demanded = state.quirks.features & 3 << 32;
+        if status.contains(DeviceStatus::FEATURES_OK) && demanded & !state.features != 0 {
+            state
+                .log
+                .broken("a feature that the device depends on was not taken");
         }
         for pair in order.windows(2) {
             if status.contains(pair[1]) && !status.contains(pair[0]) {

@@ -203,3 +203,41 @@ fn a_platform_that_lends_nothing_reads_names_but_no_data() {
     share.unmount().unwrap();
     check(&device);
 }
+
+/// Gives pages as they were left by whoever had them before, as the `Hal`s of some kernels do.
+struct DirtyHal;
+
+// SAFETY: as `TestHal`, whose pages are no less a ring's for what is in them.
+unsafe impl Hal for DirtyHal {
+    fn dma_alloc(pages: usize, direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
+        let (paddr, vaddr) = TestHal::dma_alloc(pages, direction);
+        // SAFETY: so many bytes are there, and nobody else's.
+        unsafe { vaddr.write_bytes(0xa5, pages * PAGE_SIZE) };
+        (paddr, vaddr)
+    }
+
+    unsafe fn dma_dealloc(paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) -> i32 {
+        // SAFETY: promised by the caller.
+        unsafe { TestHal::dma_dealloc(paddr, vaddr, pages) }
+    }
+
+    unsafe fn mmio_phys_to_virt(paddr: PhysAddr, size: usize) -> NonNull<u8> {
+        // SAFETY: promised by the caller.
+        unsafe { TestHal::mmio_phys_to_virt(paddr, size) }
+    }
+
+    unsafe fn share(buffer: NonNull<[u8]>, direction: BufferDirection) -> PhysAddr {
+        // SAFETY: promised by the caller.
+        unsafe { TestHal::share(buffer, direction) }
+    }
+
+    unsafe fn unshare(paddr: PhysAddr, buffer: NonNull<[u8]>, direction: BufferDirection) {
+        // SAFETY: promised by the caller.
+        unsafe { TestHal::unshare(paddr, buffer, direction) }
+    }
+}
+
+#[test]
+fn pages_need_not_be_zeroed() {
+    reads_everything::<DirtyHal>();
+}

@@ -3,7 +3,7 @@
 use crate::rig::{CHUNK, CONTENT, LARGE, check, is_large, spoiling, tree};
 use bootshare::{
     Error, Options,
-    fuse::{Forget, Lookup, NodeId, Open, Operation, Read, Release},
+    fuse::{Forget, Lookup, NodeId, Open, Operation, Read, Release, StatFs},
     hal::PAGE_SIZE,
     session::{Priority, Session, Ticket},
 };
@@ -119,6 +119,11 @@ fn a_file_is_looked_up_opened_read_and_closed() {
             under_way.push((ticket, chunk));
         }
         most = most.max(under_way.len());
+        if under_way.len() == 21 {
+            // One descriptor is left, and slots.
+            let (epoch, node) = (rig.session.epoch(), read.node);
+            assert_eq!(rig.session.submit(epoch, &StatFs { node }), Ok(None));
+        }
         assert_eq!(TestHal::shared(), under_way.len());
         rig.look();
         let session = &mut rig.session;
@@ -266,6 +271,46 @@ fn a_silent_host_is_given_up_by_the_callers_own_time() {
     rig.call(&open).unwrap();
     drop(rig);
     check(&device);
+}
+
+#[test]
+fn a_session_that_failed_says_why_before_it_is_reset() {
+    type End = fn(&mut TestSession);
+    let ends: [(End, bool); 3] = [
+        (|session| assert!(session.poll()), false),
+        (Session::disconnect, false),
+        (Session::resume, true),
+    ];
+    for (end, connects) in ends {
+        let device = spoiling(Opcode::StatFs, |_, good| good.never());
+        let mut rig = Rig::new(device.clone());
+        let node = NodeId::ROOT;
+        let epoch = rig.session.epoch();
+        let session = &mut rig.session;
+        assert!(session.submit(epoch, &StatFs { node }).unwrap().is_some());
+        session.kick();
+        let deadline = Duration::from_secs(10);
+        assert_eq!(session.tick(STEP), deadline);
+        assert_eq!(session.tick(STEP + deadline), Duration::ZERO);
+        let resets = device.resets();
+        assert_eq!(session.failure(), Error::TimedOut { after_ms: 10_000 });
+        assert!(session.is_changing() && !session.is_connected());
+        assert_eq!(
+            session.tick(STEP + 2 * deadline),
+            Duration::ZERO,
+            "poll at once"
+        );
+        assert!(device.is_live());
+        end(session);
+        assert_eq!(device.resets(), resets + 1);
+        while rig.session.is_changing() {
+            rig.look();
+        }
+        assert_eq!(rig.session.is_connected(), connects);
+        assert_eq!(rig.session.is_reset(), !connects);
+        drop(rig);
+        check(&device);
+    }
 }
 
 #[test]
