@@ -306,7 +306,7 @@ fn each_failure_has_a_line_and_a_status() {
     run(&[], &["/etc/passwd"]).fails(126, "/etc/passwd: cannot be executed: Permission denied");
     run(&["--cwd=/nosuch"], &["id"]).fails(119, "no directory /nosuch");
     run(&["--user=nosuch"], &["id"]).fails(119, "no user nosuch");
-    let panics = run(&["--append=rdinit=/nosuch"], &["id"]);
+    let panics = run(&["--cmdline=rdinit=/nosuch"], &["id"]);
     panics.fails(
         118,
         "the kernel panicked after the kernel was started, before the first program",
@@ -318,7 +318,7 @@ fn each_failure_has_a_line_and_a_status() {
     );
     let json = tree.dir.path().join("json");
     let option = format!("--json={}", json.display());
-    let ran = run(&["--append=rdinit=/nosuch", "--bisect", &option], &["id"]);
+    let ran = run(&["--cmdline=rdinit=/nosuch", "--bisect", &option], &["id"]);
     assert_eq!(ran.status, Some(125));
     let json: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
     assert_eq!(

@@ -387,7 +387,7 @@ fn split_unit(text: &str) -> (&str, &str) {
 }
 
 /// Memory, in MiB.
-fn memory(text: &str) -> Result<u32, String> {
+pub(super) fn memory(text: &str) -> Result<u32, String> {
     let (number, unit) = split_unit(text);
     let shift = match unit.trim_end_matches('B').trim_end_matches('i') {
         "" | "M" | "m" => 0,
@@ -412,7 +412,7 @@ const MIN_MIB: u32 = 4;
 const MAX_MIB: u64 = 64 << 20;
 
 /// A time, in seconds unless told otherwise.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split_unit(text);
     let seconds = match unit {
         "" | "s" => 1.0,

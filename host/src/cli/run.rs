@@ -12,7 +12,7 @@ use bootshare_host::command::{How, Job, Kernel};
 use bootshare_host::modules::Modules;
 use bootshare_host::{Board, Machine, Share, output};
 
-use super::boot::AccelChoice;
+use super::boot::{AccelChoice, duration, memory};
 use super::firmware::{self, Image};
 use super::{error_line, say};
 
@@ -54,7 +54,7 @@ pub(super) struct Run {
         default_value = "",
         allow_hyphen_values = true
     )]
-    append: String,
+    cmdline: String,
     /// A variable of the command's environment; repeatable
     #[arg(long = "env", value_name = "NAME=VALUE")]
     environment: Vec<OsString>,
@@ -79,29 +79,31 @@ pub(super) struct Run {
     /// Write how it ended to this file, as one JSON object
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     json: Option<PathBuf>,
-    /// Give up after so many seconds
-    #[arg(long, value_name = "SECONDS")]
-    timeout: Option<u64>,
+    /// Give up after so long: seconds, or with a unit, e.g. 90s, 2m, 1h
+    #[arg(short, long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
+    timeout: Option<Duration>,
     /// End with 125, by which git bisect skips a commit, when the command was not started
     #[arg(long)]
     bisect: bool,
     /// The board [default: by the kernel's architecture and drivers]
-    #[arg(long)]
+    #[arg(short, long)]
     board: Option<Board>,
-    /// Memory in MiB
-    #[arg(long, default_value_t = 1024, value_name = "MIB", value_parser = value_parser!(u32).range(1..))]
+    /// Guest memory, in MiB or with a unit, e.g. 2G
+    #[arg(short, long, default_value = "1024", value_name = "SIZE", value_parser = memory,
+        allow_negative_numbers = true)]
     memory: u32,
     /// Number of processors
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    #[arg(short = 'c', long, visible_alias = "cpus", default_value_t = 1, value_name = "N",
+        value_parser = value_parser!(u32).range(1..=1024))]
     smp: u32,
-    /// The directory of QEMU's programs [default: those in PATH]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    /// QEMU's program, or the directory of its programs [default: what is in PATH]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     qemu: Option<PathBuf>,
     /// What runs the guest: auto is KVM where that works for the board, else QEMU's translator
     #[arg(long, default_value = "auto")]
     accel: AccelChoice,
-    /// One more argument for QEMU; repeatable
-    #[arg(long = "qemu-arg", value_name = "ARG", allow_hyphen_values = true)]
+    /// One more word for QEMU; repeatable: --qemu-arg=-device --qemu-arg=virtio-rng-pci
+    #[arg(long = "qemu-arg", value_name = "WORD", allow_hyphen_values = true)]
     qemu_args: Vec<OsString>,
     /// The firmware image [default: the board's, carried by this program or in target/firmware]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -124,7 +126,7 @@ impl Run {
         machine.smp = self.smp;
         (machine.accel, _) = self.accel.of(board);
         machine.qemu_args = std::mem::take(&mut self.qemu_args);
-        machine.time_limit = self.timeout.map(Duration::from_secs);
+        machine.time_limit = self.timeout;
         let job = self.job(board, &kernel)?;
         let started = Instant::now();
         let end = job.run(machine, &kernel, modules.as_ref())?;
@@ -189,7 +191,7 @@ impl Run {
             user: self.user,
             directory: self.cwd,
             read_only: self.read_only,
-            append: self.append,
+            cmdline: self.cmdline,
             init: firmware::init(board.arch())?,
         })
     }

@@ -72,7 +72,7 @@ pub struct Job {
     /// Whether the command has our terminal as its own.
     pub terminal: bool,
     /// Words added to the kernel's command line.
-    pub append: String,
+    pub cmdline: String,
     /// Our init, for the machine's architecture.
     pub init: Vec<u8>,
 }
@@ -279,9 +279,9 @@ impl Job {
             // microvm has none of the hardware that Linux resets a PC with: reset by a triple fault.
             words.push_str(" reboot=t");
         }
-        if !self.append.is_empty() {
+        if !self.cmdline.is_empty() {
             words.push(' ');
-            words.push_str(&self.append);
+            words.push_str(&self.cmdline);
         }
         words
     }
