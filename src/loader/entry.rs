@@ -34,6 +34,8 @@ const MAX_CMDLINE: u64 = 64 << 10;
 /// tree").
 const MAX_DEVICE_TREE: u64 = 2 << 20;
 const PAGE: u64 = 4096;
+/// What one is called in messages.
+const COMMAND_LINE: &str = "command line";
 
 /// A path from the share's root on. It is cut off where no share takes it any more, so that what
 /// is too long stays so.
@@ -111,10 +113,10 @@ impl fmt::Display for Others<'_> {
     }
 }
 
-/// The open files of a payload: the kernel's, then those of the initrds.
+/// The open files of a payload: the kernel's, then those of the initrds, the first of which an image may name.
 pub(super) struct Files<'s, 'm, B: Board> {
     /// Where each was found.
-    list: Vec<(Place<'m>, BoardFile<'s, B>), { MAX_INITRDS + 1 }>,
+    pub list: Vec<(Place<'m>, BoardFile<'s, B>), { MAX_INITRDS + 2 }>,
 }
 
 impl<'s, 'm, B: Board> Files<'s, 'm, B> {
@@ -145,8 +147,10 @@ pub(super) struct Payload<'s, 'm, B: Board> {
     pub kernel: Range,
     /// Its first bytes.
     pub head: Vec<u8, { image::HEAD_BYTES }>,
+    /// The command line in a unified kernel image.
+    pub inner: &'m [u8],
     /// Which part of which file each initrd is.
-    initrds: Vec<(usize, Range), { MAX_INITRDS + 2 }>,
+    pub initrds: Vec<(usize, Range), { MAX_INITRDS + 2 }>,
     /// What is to be read, once all has its place.
     pub wanted: WantedList<'m>,
     /// What the entry has it told.
@@ -277,6 +281,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             path: Path::join("", b""),
             kernel: Range::with_size(0, 0),
             head: Vec::new(),
+            inner: b"",
             initrds: Vec::new(),
             wanted: Vec::new(),
             text: b"",
@@ -291,7 +296,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     /// it is, and what else is in the image.
     #[inline(never)] // As above.
     fn find_kernel(
-        &self,
+        &mut self,
         entry: &Entry<'m>,
         payload: &mut Payload<'a, 'm, B>,
     ) -> Result<(Kind, Option<Uki>), Failed> {
@@ -308,28 +313,15 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             let parsed = image_parts::<B>(file, entry.profile, &mut payload.head, head_size);
             let parsed = parsed.map_err(|e| self.failed(path, e))?;
             let parsed = parsed.map_err(|e| self.failed(path, e))?;
-            self.check_parts(path, file, &parsed)?;
             payload.kernel = parsed.linux;
-            uki = Some(parsed);
+            self.say_what_is_left_out(path, &parsed);
+            uki = Some(self.with_named_files(parsed, payload)?);
             kind = self.kind(payload)?;
         }
         Ok((kind, uki))
     }
 
-    /// Refuses what is not done with the parts of a unified kernel image, and says what is left out.
-    fn check_parts(&self, path: &[u8], file: &BoardFile<'_, B>, uki: &Uki) -> Result<(), Failed> {
-        if uki.linux_digest.is_some() {
-            let mut kernel = [0; 256];
-            let size = file.read_at(uki.linux.start, &mut kernel);
-            let size = size.map_err(|e| self.failed(path, e))?;
-            let size = size.min(usize::try_from(uki.linux.size()).unwrap_or(usize::MAX));
-            let what = format_args!(
-                "it is an image of lanzaboote without a kernel in it, which is {}; make an entry for \
-                 that one, with its initrd",
-                Text(&kernel[..size])
-            );
-            return Err(self.failed(path, what));
-        }
+    fn say_what_is_left_out(&self, path: &[u8], uki: &Uki) {
         if uki.other_trees > 0 {
             log::info!(
                 "{}{}: its {} device trees for other machines are not used",
@@ -338,12 +330,11 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
                 uki.other_trees
             );
         }
-        Ok(())
     }
 
     /// Opens a file of an entry, where the first of its places has it.
     #[inline(never)] // As above.
-    fn open(
+    pub fn open(
         &self,
         base: &Base<'m>,
         name: &'m [u8],
@@ -423,7 +414,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     ) -> Result<(), Failed> {
         let parts = uki.map_or([None; 2], |uki| [uki.ucode, uki.initrd]);
         let sections = parts.into_iter().flatten().map(|part| (KERNEL, part));
-        payload.initrds = sections.collect();
+        payload.initrds.extend(sections);
         for &name in &entry.initrds {
             let file = payload.files.count();
             let size = self.add_file(&entry.base, name, payload)?;
@@ -499,16 +490,12 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         uki: Option<&Uki>,
         payload: &Payload<'_, 'm, B>,
     ) -> Result<&'m [u8], Failed> {
-        const WHAT: &str = "command line";
+        const WHAT: &str = COMMAND_LINE;
         let path = &payload.path;
-        let inner: &[u8] = match uki.and_then(|uki| uki.cmdline) {
-            Some(part) => {
-                self.small_part(path, payload.files.get(KERNEL), part, WHAT, MAX_CMDLINE)?
-            }
-            None => b"",
+        let inner = match uki.and_then(|uki| uki.cmdline) {
+            Some(part) => self.inner_command_line(path, payload.files.get(KERNEL), part)?,
+            None => payload.inner,
         };
-        // The section may end in NULs.
-        let inner = inner.split(|&byte| byte == 0).next().unwrap_or_default();
         let own: &[u8] = match entry.command_line {
             CommandLine::None => &[],
             CommandLine::Lines(lines) => self.join(path, lines)?,
@@ -536,6 +523,18 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         }
         let line = self.join(path, [inner, own].into_iter())?;
         Ok(line)
+    }
+
+    /// The command line in a unified kernel image.
+    pub fn inner_command_line(
+        &mut self,
+        path: &[u8],
+        image: &BoardFile<'_, B>,
+        part: Range,
+    ) -> Result<&'m [u8], Failed> {
+        let text = self.small_part(path, image, part, COMMAND_LINE, MAX_CMDLINE)?;
+        // The section may end in NULs.
+        Ok(text.split(|&byte| byte == 0).next().unwrap_or_default())
     }
 
     /// The lines with a space behind each.
@@ -575,7 +574,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     }
 
     /// A part of a file, of at most `limit` bytes.
-    fn small_part(
+    pub fn small_part(
         &mut self,
         path: &[u8],
         file: &BoardFile<'_, B>,

@@ -21,6 +21,7 @@ mod payload;
 mod search;
 mod shares;
 mod shell;
+mod thin;
 mod time_line;
 mod walk;
 

@@ -89,6 +89,17 @@ impl DigestText {
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
+
+    /// Whether it is this one.
+    pub fn is(&self, digest: &[u8; 32]) -> bool {
+        self.0 == *digest
+    }
+}
+
+impl From<[u8; 32]> for DigestText {
+    fn from(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
 }
 
 impl fmt::Display for DigestText {

@@ -3,6 +3,8 @@
 //! Each is a table of files. The right entry has `good` on its command line, entries that must not be
 //! started have `wrong`.
 
+use sha2::{Digest, Sha256};
+
 use crate::machine::{Boot, End, boot, device_tree, kernel, uki};
 use bootshare::loader::Architecture::{self, Aarch64, X86_64};
 use bootshare_test_device::Tree;
@@ -826,17 +828,39 @@ fn the_profiles_of_an_image() {
 }
 
 #[test]
-fn an_image_of_lanzaboote_is_named() {
-    let sections = [
-        (".linux", b"\\EFI\\nixos\\kernel.efi".to_vec()),
-        (".linuxh", vec![0; 32]),
-        (".initrd", b"\\EFI\\nixos\\initrd.efi".to_vec()),
-        (".initrdh", vec![0; 32]),
-    ];
-    let tree = Tree::new().file("EFI/Linux/nixos.efi", uki(Aarch64, &sections));
-    let boot = boot(Aarch64, &[tree], "");
+fn an_image_of_lanzaboote_names_kernel_and_initrd() {
+    let files = |esp: &str, initrd: &str| {
+        let sections = [
+            (".osrel", b"PRETTY_NAME=NixOS\n".to_vec()),
+            (".cmdline", b"init=/nix/store/x/init good".to_vec()),
+            (".linux", b"\\EFI\\nixos\\kernel-6.6.efi".to_vec()),
+            (".linuxh", Sha256::digest(kernel(X86_64)).to_vec()),
+            (".initrd", b"\\EFI\\nixos\\initrd-6.6.efi".to_vec()),
+            (".initrdh", Sha256::digest("initrd").to_vec()),
+        ];
+        Tree::new()
+            .file(
+                format!("{esp}EFI/Linux/nixos-42.efi"),
+                uki(X86_64, &sections),
+            )
+            .file(format!("{esp}EFI/nixos/kernel-6.6.efi"), kernel(X86_64))
+            .file(format!("{esp}EFI/nixos/initrd-6.6.efi"), initrd)
+    };
+    for esp in ["", "boot/", "boot/efi/"] {
+        let boot = boot(X86_64, &[files(esp, "initrd")], "");
+        assert_eq!(boot.told(), "init=/nix/store/x/init good");
+        assert_eq!(boot.initrd(), b"initrd");
+        boot.line(&format!(
+            "bootshare: starting /{esp}EFI/nixos/kernel-6.6.efi"
+        ));
+    }
+    let boot = boot(X86_64, &[files("", "another")], "");
     assert_eq!(boot.end, End::Failed);
-    boot.line("it is an image of lanzaboote without a kernel in it, which is ");
+    boot.line(
+        "/EFI/nixos/initrd-6.6.efi: its SHA-256 is \
+         ae448ac86c4e8e4dec645729708ef41873ae79c6dff84eff73360989487f08e5, not the one that \
+         /EFI/Linux/nixos-42.efi has: ",
+    );
 }
 
 // Kernels by conventional names.
