@@ -306,6 +306,13 @@ impl<'m, B: Board> Search<'_, 'm, B> {
                 }
             };
             let name = entry.file_name();
+            if images && name.ends_with(b".efi.extra.d") {
+                log::warn!(
+                    "{}{}: what an image is to be extended by is not used",
+                    self.mount.prefix(),
+                    Path::join(directory, name)
+                );
+            }
             let is_entry = FileName::parse(name).is_some_and(|name| name.profile == 0)
                 && bls::is_image(name) == images;
             if !is_entry || !may_be_file(entry.file_type()) {

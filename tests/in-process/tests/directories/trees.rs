@@ -828,6 +828,20 @@ fn the_profiles_of_an_image() {
 }
 
 #[test]
+fn addons_of_an_image_are_not_used_with_a_warning() {
+    let addon = uki(Aarch64, &[(".cmdline", b"two".to_vec())]);
+    let image = [(".linux", kernel(Aarch64)), (".cmdline", b"base".to_vec())];
+    let tree = Tree::new()
+        .file("EFI/Linux/demo.efi", uki(Aarch64, &image))
+        .file("EFI/Linux/demo.efi.extra.d/10-two.addon.efi", addon);
+    let boot = boot(Aarch64, &[tree], "");
+    assert_eq!(boot.told(), "base");
+    boot.line(
+        "bootshare: warning: /EFI/Linux/demo.efi.extra.d: what an image is to be extended by",
+    );
+}
+
+#[test]
 fn an_image_of_lanzaboote_names_kernel_and_initrd() {
     let files = |esp: &str, initrd: &str| {
         let sections = [
