@@ -47,10 +47,18 @@ pub fn run(config: &Config, ports: &mut Ports) -> Result<()> {
         words => words.to_vec(),
     };
     let directory = config.directory.as_deref().unwrap_or(Path::new("/"));
+    let is_ours = ["/tmp", "/run"]
+        .iter()
+        .any(|ours| directory.starts_with(ours));
     ensure!(
         directory.is_dir(),
-        "the tree has no directory {} to start the command in",
-        directory.display()
+        "the tree has no directory {} to start the command in{}",
+        directory.display(),
+        if is_ours {
+            ": /tmp and /run are empty in the machine"
+        } else {
+            ""
+        }
     );
     let mut command = Command::new(&words[0]);
     command
