@@ -89,7 +89,7 @@ impl fmt::Display for UkiError {
             ),
             Self::NoProfile { asked, profiles } => write!(
                 f,
-                "it has no profile {asked}, but {profiles}, which are counted from 0"
+                "it has no profile {asked}; choose one of its {profiles}, which are counted from 0"
             ),
         }
     }
@@ -438,7 +438,7 @@ mod tests {
         assert_eq!(uki.device_tree, Some(Range::with_size(0x8000, 1)));
         assert_eq!(
             parse(&head, FILE_SIZE, 2).unwrap_err().to_string(),
-            "it has no profile 2, but 2, which are counted from 0"
+            "it has no profile 2; choose one of its 2, which are counted from 0"
         );
         // Without profiles there is one, the base.
         let head = self::head(&[(b".linux", 0x1000, 0x100)]);

@@ -78,16 +78,8 @@ pub(super) struct Boot {
     #[arg(short, long, default_value = "512", value_name = "SIZE", value_parser = memory,
         allow_negative_numbers = true)]
     memory: u32,
-    /// Number of processors
-    #[arg(short = 'c', long, visible_alias = "cpus", default_value_t = 1, value_name = "N",
-        value_parser = value_parser!(u32).range(1..=1024))]
-    smp: u32,
-    /// QEMU's program, or the directory of its programs [default: what is in PATH]
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
-    qemu: Option<PathBuf>,
-    /// What runs the guest: auto is KVM where that works for the board, else QEMU's translator
-    #[arg(long, default_value = "auto")]
-    accel: AccelChoice,
+    #[command(flatten)]
+    host: Host,
     /// Start aarch64 at EL2
     #[arg(long)]
     el2: bool,
@@ -163,6 +155,21 @@ pub(super) struct Boot {
     quiet: bool,
 }
 
+/// What a machine takes of its host: the options that `boot` and `run` share.
+#[derive(Args)]
+pub(super) struct Host {
+    /// Number of processors
+    #[arg(short = 'c', long, visible_alias = "cpus", default_value_t = 1, value_name = "N",
+        value_parser = value_parser!(u32).range(1..=1024))]
+    pub smp: u32,
+    /// QEMU's program, or the directory of its programs [default: what is in PATH]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub qemu: Option<PathBuf>,
+    /// What runs the guest: auto is KVM where that works for the board, else QEMU's translator
+    #[arg(long, default_value = "auto")]
+    pub accel: AccelChoice,
+}
+
 /// What runs the guest.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum AccelChoice {
@@ -230,11 +237,11 @@ impl Boot {
 
     pub(super) fn run(mut self: Box<Self>) -> Result<u8> {
         let board = self.board.unwrap_or_else(Board::of_this_machine);
-        let (accel, by) = self.accel.of(board);
+        let (accel, by) = self.host.accel.of(board);
         let is_ours = self.firmware.is_none();
         let image = Image::find(self.firmware.take(), board)?;
         let (dry_run, verbose, quiet) = (self.dry_run, self.verbose, self.quiet);
-        let is_choice = self.accel == AccelChoice::Auto;
+        let is_choice = self.host.accel == AccelChoice::Auto;
         if is_ours
             && !quiet
             && let Some(words) = self.foreign_words()
@@ -275,10 +282,10 @@ impl Boot {
     fn machine(self, board: Board, image: &Image) -> Result<Machine> {
         let mut machine = Machine::new(board, &image.path);
         machine.append = self.words()?;
-        machine.qemu = self.qemu;
+        machine.qemu = self.host.qemu;
         machine.shares = shares(self.dirs, self.shares)?;
         machine.memory_mib = self.memory;
-        machine.smp = self.smp;
+        machine.smp = self.host.smp;
         machine.el2 = self.el2;
         machine.gdb = self.gdb;
         machine.has_network = self.net.is_some();

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, ValueHint, value_parser};
+use clap::{Args, ValueHint};
 
 use bootshare_host::command::{How, Job, Kernel};
 use bootshare_host::modules::Modules;
 use bootshare_host::{Board, Machine, Share, output};
 
-use super::boot::{AccelChoice, duration, memory};
+use super::boot::{Host, duration, memory};
 use super::firmware::{self, Image};
 use super::{error_line, say};
 
@@ -92,16 +92,8 @@ pub(super) struct Run {
     #[arg(short, long, default_value = "1024", value_name = "SIZE", value_parser = memory,
         allow_negative_numbers = true)]
     memory: u32,
-    /// Number of processors
-    #[arg(short = 'c', long, visible_alias = "cpus", default_value_t = 1, value_name = "N",
-        value_parser = value_parser!(u32).range(1..=1024))]
-    smp: u32,
-    /// QEMU's program, or the directory of its programs [default: what is in PATH]
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
-    qemu: Option<PathBuf>,
-    /// What runs the guest: auto is KVM where that works for the board, else QEMU's translator
-    #[arg(long, default_value = "auto")]
-    accel: AccelChoice,
+    #[command(flatten)]
+    host: Host,
     /// One more word for QEMU; repeatable: --qemu-arg=-device --qemu-arg=virtio-rng-pci
     #[arg(long = "qemu-arg", value_name = "WORD", allow_hyphen_values = true)]
     qemu_args: Vec<OsString>,
@@ -121,10 +113,10 @@ impl Run {
         let board = self.board.unwrap_or_else(|| kernel.board(modules.as_ref()));
         let image = Image::find(self.firmware.take(), board)?;
         let mut machine = Machine::new(board, &image.path);
-        machine.qemu = self.qemu.take();
+        machine.qemu = self.host.qemu.take();
         machine.memory_mib = self.memory;
-        machine.smp = self.smp;
-        (machine.accel, _) = self.accel.of(board);
+        machine.smp = self.host.smp;
+        (machine.accel, _) = self.host.accel.of(board);
         machine.qemu_args = std::mem::take(&mut self.qemu_args);
         machine.time_limit = self.timeout;
         let job = self.job(board, &kernel)?;

@@ -308,7 +308,8 @@ impl<'m, B: Board> Search<'_, 'm, B> {
             let name = entry.file_name();
             if images && name.ends_with(b".efi.extra.d") {
                 log::warn!(
-                    "{}{}: what an image is to be extended by is not used",
+                    "{}{}: addons and credentials of an image are not used; put an addon's words \
+                     behind -- of the firmware's options",
                     self.mount.prefix(),
                     Path::join(directory, name)
                 );

@@ -818,7 +818,9 @@ fn the_profiles_of_an_image() {
     assert_eq!(told(entry(1), "bootshare.entry=reset"), "reset=1 more");
     let none = boot(Aarch64, &[entry(3)], "bootshare.entry=reset");
     assert_eq!(none.end, End::Failed);
-    none.line("/EFI/Linux/demo.efi: it has no profile 3, but 3, which are counted from 0");
+    none.line(
+        "/EFI/Linux/demo.efi: it has no profile 3; choose one of its 3, which are counted from 0",
+    );
     let listed = boot(Aarch64, &[tree()], "bootshare.cmd=entries");
     listed.line("* demo: Demo (Main) (/EFI/Linux/demo.efi)");
     listed.line(
@@ -837,7 +839,7 @@ fn addons_of_an_image_are_not_used_with_a_warning() {
     let boot = boot(Aarch64, &[tree], "");
     assert_eq!(boot.told(), "base");
     boot.line(
-        "bootshare: warning: /EFI/Linux/demo.efi.extra.d: what an image is to be extended by",
+        "bootshare: warning: /EFI/Linux/demo.efi.extra.d: addons and credentials of an image are not used",
     );
 }
 

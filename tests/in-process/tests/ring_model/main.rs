@@ -94,7 +94,7 @@ fn size(number: u16) -> u32 {
     7 + u32::from(number)
 }
 
-/// The way to it, of which the ring uses little.
+/// The transport, of which a ring uses the notification and the queue's set-up only.
 struct Doorbell(Arc<Notify>);
 
 impl Transport for Doorbell {
@@ -113,47 +113,47 @@ impl Transport for Doorbell {
     fn queue_set(&mut self, _: u16, _: u32, _: PhysAddr, _: PhysAddr, _: PhysAddr) {}
 
     fn device_type(&self) -> DeviceType {
-        unimplemented!()
+        unreachable!("a ring does not set up its device")
     }
 
     fn read_device_features(&mut self) -> u64 {
-        unimplemented!()
+        unreachable!("a ring does not set up its device")
     }
 
     fn write_driver_features(&mut self, _: u64) {
-        unimplemented!()
+        unreachable!("a ring does not set up its device")
     }
 
     fn get_status(&self) -> DeviceStatus {
-        unimplemented!()
+        unreachable!("a ring does not set up its device")
     }
 
     fn set_status(&mut self, _: DeviceStatus) {
-        unimplemented!()
+        unreachable!("a ring does not set up its device")
     }
 
     fn set_guest_page_size(&mut self, _: u32) {
-        unimplemented!()
+        unreachable!("a ring does not set up its device")
     }
 
     fn requires_legacy_layout(&self) -> bool {
-        unimplemented!()
+        unreachable!("a ring does not set up its device")
     }
 
     fn queue_unset(&mut self, _: u16) {
-        unimplemented!()
+        unreachable!("a ring does not set up its device")
     }
 
     fn ack_interrupt(&mut self) -> InterruptStatus {
-        unimplemented!()
+        unreachable!("a ring does not set up its device")
     }
 
     fn read_config_generation(&self) -> u32 {
-        unimplemented!()
+        unreachable!("a ring does not set up its device")
     }
 
     fn read_config_space<T: FromBytes + IntoBytes>(&self, _: usize) -> Result<T, VirtioError> {
-        unimplemented!()
+        unreachable!("a ring does not set up its device")
     }
 
     fn write_config_space<T: IntoBytes + Immutable>(
@@ -161,7 +161,7 @@ impl Transport for Doorbell {
         _: usize,
         _: T,
     ) -> Result<(), VirtioError> {
-        unimplemented!()
+        unreachable!("a ring does not set up its device")
     }
 }
 
