@@ -6,6 +6,7 @@
 //! | `bootshare.entry=NAME` | which boot entry, as its id or a glob |
 //! | `bootshare.fallback=yes\|no` | whether other kinds of entries than those found first are tried, too |
 //! | `bootshare.timeout=SECONDS` | how long the menu waits; 0 for no menu; or as [`Timeout`] |
+//! | `bootshare.cmdline-default="WORDS"` | words for the payload, if its command line has none with the key of the first of them; may be repeated, up to 4 times |
 //! | `bootshare.cmd="ls /; walk /"` | shell commands to run instead of a boot |
 //! | `bootshare.on-error=shell\|exit\|halt` | what to do after the last entry failed |
 //! | `bootshare.deadline=SECONDS` | longest wait for progress from the host |
@@ -28,6 +29,12 @@ use log::LevelFilter;
 /// The most tags that can be asked for: as many as the client's own DMA memory has room for.
 pub const MAX_TAGS: usize = 4;
 
+/// The most groups of words that can be given for payloads whose command line has none like them.
+pub const MAX_DEFAULTS: usize = 4;
+
+/// The longest of such words in bytes.
+pub const MAX_DEFAULT_BYTES: usize = 64;
+
 /// Longest tag in bytes (virtio 1.3, 5.11.4, `tag`).
 pub const MAX_TAG_BYTES: usize = 36;
 
@@ -43,6 +50,8 @@ const CHUNK_SIZE: &str = "a whole number of bytes, from 4096 to 1073741824";
 const DEPTH: &str = "a whole number from 1 to 64";
 const TAG: &str = "a virtio-fs tag of 1 to 36 bytes";
 const ENTRY: &str = "an entry's name";
+const DEFAULTS: &str =
+    "words of 64 bytes at most, as in \"root=TAG rootfstype=virtiofs\", in up to four such options";
 const COMMANDS: &str = "shell commands, as in \"ls /; walk /\"";
 const ON_ERROR: &str = "shell, exit or halt";
 const FALLBACK: &str = "yes or no";
@@ -72,6 +81,9 @@ pub struct Options<'a> {
     pub fallback: bool,
     /// Whether there is a menu, and how long it waits.
     pub timeout: Option<Timeout>,
+    /// Groups of words for the payload. Each is left out if the payload's command line has a word with
+    /// the key of the group's first word.
+    pub defaults: Vec<&'a [u8], MAX_DEFAULTS>,
     /// Shell commands to run: see [`commands`](crate::boot::commands).
     pub commands: Option<&'a [u8]>,
     /// What happens after the last boot entry failed.
@@ -95,6 +107,7 @@ impl Default for Options<'_> {
             entry: None,
             fallback: false,
             timeout: None,
+            defaults: Vec::new(),
             commands: None,
             on_error: OnError::default(),
             deadline: DEFAULT_DEADLINE,
@@ -145,7 +158,7 @@ impl fmt::Display for OptionError<'_> {
             Self::Unknown { key } => write!(
                 f,
                 "{}: there is no such option; bootshare.tag, .entry, .fallback, .timeout, .cmd, \
-                 .on-error, .deadline, .chunk-size, .depth and .log are known",
+                 .cmdline-default, .on-error, .deadline, .chunk-size, .depth and .log are known",
                 key.escape_ascii()
             ),
             Self::NoValue { key, expected } => {
@@ -245,6 +258,15 @@ impl<'a> Options<'a> {
                 });
                 self.timeout = Some(timeout.ok_or_else(|| bad(text, TIMEOUT))?);
             }
+            b"cmdline-default" => {
+                let group = value(DEFAULTS)?;
+                if words(group).any(|word| word.len() > MAX_DEFAULT_BYTES)
+                    || str::from_utf8(group).is_err()
+                    || self.defaults.push(group).is_err()
+                {
+                    return Err(bad(group, DEFAULTS));
+                }
+            }
             b"cmd" => self.commands = Some(value(COMMANDS)?),
             b"on-error" => {
                 self.on_error = match value(ON_ERROR)? {
@@ -310,7 +332,7 @@ mod tests {
     fn every_option_is_read() {
         let options = Options::parse(
             b"bootshare.tag=a bootshare.tag=\xff\"b bootshare.entry=deb*\" bootshare.fallback=yes bootshare.timeout=0 \
-              bootshare.cmd=\"ls /; walk /\" bootshare.on-error=halt bootshare.deadline=3 \
+              bootshare.cmdline-default=\"root=a ro\" bootshare.cmdline-default=b bootshare.cmd=\"ls /; walk /\" bootshare.on-error=halt bootshare.deadline=3 \
               bootshare.chunk-size=65536 bootshare.depth=2 bootshare.log=trace -- quiet  root=\"a b\" ",
         );
         // The quote inside of a value belongs to it, as in the kernel.
@@ -318,6 +340,7 @@ mod tests {
         assert_eq!(options.tags, [&b"a"[..], b"\xff\"b bootshare.entry=deb*\""]);
         assert!(options.fallback);
         assert_eq!(options.timeout, Some(Timeout::Seconds(0)));
+        assert_eq!(options.defaults, [&b"root=a ro"[..], b"b"]);
         assert_eq!(options.commands, Some(&b"ls /; walk /"[..]));
         assert_eq!(options.on_error, OnError::Halt);
         assert_eq!(options.deadline, Duration::from_secs(3));
@@ -361,7 +384,7 @@ mod tests {
         assert_eq!(
             error("bootshare.tags=a"),
             "bootshare.tags: there is no such option; bootshare.tag, .entry, .fallback, .timeout, \
-             .cmd, .on-error, .deadline, .chunk-size, .depth and .log are known"
+             .cmd, .cmdline-default, .on-error, .deadline, .chunk-size, .depth and .log are known"
         );
         assert_eq!(
             error("quiet bootshare.on-error=reboot"),
@@ -381,6 +404,13 @@ mod tests {
             "bootshare.cmd=\\\"ls / -- quiet: a double quote is never closed; \
              write another one at its end"
         );
+        let long = std::format!("bootshare.cmdline-default=\"a b={}\"", "x".repeat(63));
+        for bad in [long, "bootshare.cmdline-default=a ".repeat(5)] {
+            let error = error(&bad);
+            let remedy = ": that is no value for it; write words of 64 bytes at most, as in \
+                          \"root=TAG rootfstype=virtiofs\", in up to four such options";
+            assert!(error.ends_with(remedy), "{error}");
+        }
         assert_eq!(
             error("bootshare.log=loud"),
             "bootshare.log=loud: that is no value for it; \

@@ -271,7 +271,13 @@ impl<B: Board> Flow<'_, B> {
         };
         loop {
             self.time_line.reach(Stage::Chosen);
-            let loader = Loader::new(self.board, mount, name, arena.rest());
+            let loader = Loader::new(
+                self.board,
+                mount,
+                name,
+                &self.options.defaults,
+                arena.rest(),
+            );
             let loaded = loader.load(entry, edited, extra, &mut |kernel| {
                 self.time_line.reach(Stage::Loaded);
                 origin();

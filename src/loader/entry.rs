@@ -177,6 +177,9 @@ pub(super) struct Loader<'a, 'm, B: Board> {
     pub board: &'a B,
     /// Where its files come from.
     pub share: &'a Mount<B>,
+    /// Groups of words for payloads whose command line has none like them:
+    /// [`Options::defaults`](crate::boot::options::Options::defaults).
+    pub defaults: &'a [&'a [u8]],
     /// What stands before the paths in its messages.
     pub name: &'a dyn fmt::Display,
     pub arena: Arena<'m>,
@@ -189,12 +192,14 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         board: &'a B,
         share: &'a Mount<B>,
         name: &'a dyn fmt::Display,
+        defaults: &'a [&'a [u8]],
         arena: Arena<'m>,
     ) -> Self {
         Self {
             board,
             share,
             name,
+            defaults,
             arena,
             loaded: Vec::new(),
         }
@@ -618,9 +623,22 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             ..Request::new("command line", limit as u64 + 1)
         };
         let block = self.place(kernel, &request)?;
-        let mut words = self.board.payload_words();
         let given = [payload.text, payload.more];
-        words.retain(|word| !given.iter().any(|line| has_key_of(line, word.as_bytes())));
+        let is_given = |word: &[u8]| given.iter().any(|line| has_key_of(line, word));
+        let mut words = self.board.payload_words();
+        words.retain(|word| !is_given(word.as_bytes()));
+        for group in self.defaults {
+            if cmdline::words(group).next().is_some_and(is_given) {
+                continue;
+            }
+            for word in cmdline::words(group) {
+                let word = str::from_utf8(word).unwrap_or_default();
+                let added = String::try_from(word).is_ok_and(|word| words.push(word).is_ok());
+                if !added {
+                    log::warn!("{word} is not added to the command line: too many words are");
+                }
+            }
+        }
         let line = cmdline::build(block.bytes, limit, &words, payload.text, payload.more)
             .map_err(|e| self.failed(kernel, e))?;
         for word in &words {

@@ -179,7 +179,13 @@ fn edit<B: Board>(
     let Ok(entry) = listed.choice.entry(B::ARCHITECTURE, false) else {
         return Err(Failed);
     };
-    let loader = Loader::new(flow.board, listed.mount, listed, arena.rest());
+    let loader = Loader::new(
+        flow.board,
+        listed.mount,
+        listed,
+        &flow.options.defaults,
+        arena.rest(),
+    );
     let text = loader.words(&entry)?;
     let editor = &mut state.editor;
     editor.set(b"");

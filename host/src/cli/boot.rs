@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use clap::{ArgMatches, Args, ValueEnum, ValueHint, value_parser};
 use bootshare_host::explain::Explain;
 use bootshare_host::serve::{Cache, Fault, MAX_REQUEST_QUEUES, MAX_THREADS};
 use bootshare_host::watch::{Expect, Pattern, Watch};
-use bootshare_host::{Accel, Board, Console, Machine, Outcome, Report, Share, demo, kvm};
+use bootshare_host::{Accel, Arch, Board, Console, Machine, Outcome, Report, Share, demo, kvm};
 
 use super::firmware::Image;
 use super::{error_line, note, parsed, print, say_within};
@@ -68,6 +68,9 @@ pub(super) struct Boot {
     /// Words for the kernel, behind those of the directory, e.g. 'console=ttyS0 quiet'
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     cmdline: Option<String>,
+    /// Leave the kernel's command line as the directory has it: add no console= on x86_64, and no root= for a directory that is a root file system
+    #[arg(long)]
+    as_is: bool,
     /// The firmware's options, e.g. bootshare.deadline=5; words after -- go to the kernel
     #[arg(short, long, value_name = "WORDS", allow_hyphen_values = true)]
     append: Option<String>,
@@ -281,7 +284,7 @@ impl Boot {
 
     fn machine(self, board: Board, image: &Image) -> Result<Machine> {
         let mut machine = Machine::new(board, &image.path);
-        machine.append = self.words()?;
+        machine.append = self.words(board)?;
         machine.qemu = self.host.qemu;
         machine.shares = shares(self.dirs, self.shares)?;
         machine.memory_mib = self.memory;
@@ -322,8 +325,17 @@ impl Boot {
     }
 
     /// The firmware's command line.
-    fn words(&self) -> Result<String> {
+    fn words(&self, board: Board) -> Result<String> {
         let mut words = Vec::new();
+        if !self.as_is && board.arch() == Arch::X86_64 {
+            // Elsewhere Linux finds it in the device tree.
+            let serial = board.arch().serial();
+            words.push(format!("bootshare.cmdline-default=console={serial}"));
+        }
+        if !self.as_is && self.dirs.iter().any(|dir| has_init(dir)) {
+            let root = format!("root={} rootfstype=virtiofs", demo::TAG);
+            words.push(format!("bootshare.cmdline-default=\"{root}\""));
+        }
         if let Some(name) = &self.entry {
             ensure!(
                 !name.contains('"'),
@@ -349,6 +361,14 @@ impl Boot {
         words.extend(kernels.into_iter().map(str::to_owned));
         Ok(words.join(" "))
     }
+}
+
+/// Whether Linux finds its first program in `dir`, as in `kernel_init` of its `init/main.c`. A link may
+/// lead to a place that is there in the guest only.
+fn has_init(dir: &Path) -> bool {
+    ["sbin/init", "etc/init", "bin/init"]
+        .iter()
+        .any(|init| dir.join(init).symlink_metadata().is_ok())
 }
 
 /// What --send types.

@@ -1041,3 +1041,33 @@ fn a_menu_waits_as_long_as_the_file_says_that_its_entries_are_from() {
     boot.line("  1 a: /linux from /loader/entries/a.conf");
     assert_eq!(boot.told(), "entry");
 }
+
+#[test]
+fn words_are_added_to_a_command_line_that_has_none_like_them() {
+    let options = "bootshare.cmdline-default=console=ttyS0 \
+        bootshare.cmdline-default=\"root=share1 rootfstype=virtiofs\"";
+    let told = |cmdline: &str, options: &str| {
+        let files = [("vmlinuz", "KERNEL"), ("cmdline", cmdline)];
+        let boot = run(&files, options);
+        let added = boot.lines.iter().filter_map(|line| {
+            let word = line.strip_prefix("bootshare: added ")?;
+            word.strip_suffix(" to the command line").map(str::to_owned)
+        });
+        (boot.told().to_owned(), added.collect::<Vec<_>>())
+    };
+    let all = ["console=ttyS0", "root=share1", "rootfstype=virtiofs"];
+    let (line, added) = told("good\n", options);
+    assert_eq!(line, format!("{} good", all.join(" ")));
+    assert_eq!(added, all);
+    // A group stays away as a whole, also if the words are those of the firmware's own command line.
+    assert_eq!(
+        told("console=tty0 root=/dev/vda good\n", options),
+        ("console=tty0 root=/dev/vda good".to_owned(), vec![])
+    );
+    let (line, added) = told("good\n", &format!("{options} -- root=/dev/vda"));
+    assert_eq!(line, "console=ttyS0 good root=/dev/vda");
+    assert_eq!(added, ["console=ttyS0"]);
+    // Behind -- a word is init's.
+    let (line, _) = told("good -- console=x root=y\n", options);
+    assert_eq!(line, format!("{} good -- console=x root=y", all.join(" ")));
+}
