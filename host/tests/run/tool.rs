@@ -77,6 +77,26 @@ impl Tool {
         {
             install(path, &dir.path().join(name));
         }
+        for server in servers {
+            // Of unpacked packages it is a script that starts the program of its name in their midst.
+            let libraries = server.with_file_name("usr/lib");
+            let program = libraries.join("qemu").join(server.file_name().unwrap());
+            if program.is_file() {
+                let copied = dir.path().join("usr/lib");
+                fs::create_dir_all(&copied).unwrap();
+                let mut copy = Command::new("cp");
+                copy.arg("--recursive")
+                    .arg("--preserve=mode,links")
+                    .arg(&libraries)
+                    .arg(dir.path().join("usr"));
+                assert!(
+                    copy.status().unwrap().success(),
+                    "cannot copy {}",
+                    libraries.display()
+                );
+                install(&program, &copied.join("qemu/server"));
+            }
+        }
         Self { dir }
     }
 
