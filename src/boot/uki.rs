@@ -11,7 +11,7 @@
 //! | `.ucode`, `.initrd` | initrds, in this order, before those of an entry |
 //! | `.cmdline` | the command line, before an entry's `options` |
 //! | `.dtb` | the device tree, unless an entry has one |
-//! | `.dtbauto` | not used: QEMU's boards have device trees of their own |
+//! | `.dtbauto` | a device tree in place of that in `.dtb`, if it is for this machine: the first one that is |
 //! | `.osrel` | what the image is: see [`OsRelease`] |
 //! | `.profile` | starts a profile |
 //! | `.linuxh`, `.initrdh` | an image of [lanzaboote](https://github.com/nix-community/lanzaboote): the SHA-256 of the files that the sections without the `h` name by their paths |
@@ -39,7 +39,7 @@ pub struct Uki {
     pub initrd: Option<Range>,
     /// `.cmdline`
     pub cmdline: Option<Range>,
-    /// `.dtb`
+    /// `.dtbauto` for this machine, else `.dtb`
     pub device_tree: Option<Range>,
     /// `.osrel`
     pub os_release: Option<Range>,
@@ -51,7 +51,7 @@ pub struct Uki {
     pub initrd_digest: Option<Range>,
     /// How many profiles there are, besides the base one.
     pub profiles: u32,
-    /// How many sections `.dtbauto` there are.
+    /// How many sections `.dtbauto` were looked at that are not for this machine.
     pub other_trees: u32,
 }
 
@@ -103,10 +103,13 @@ impl core::error::Error for UkiError {}
 /// ```
 /// # use bootshare::boot::uki::{Scan, Uki, UkiError};
 /// # fn parse(file: &[u8]) -> Result<Uki, UkiError> {
-/// let mut scan = Scan::new(&file[..file.len().min(4096)], file.len() as u64, 0)?;
+/// // Whether a device tree there is for this machine.
+/// let is_ours = &mut |_: bootshare::boot::memory::Range| false;
+/// let head = &file[..file.len().min(4096)];
+/// let mut scan = Scan::new(head, file.len() as u64, 0, is_ours)?;
 /// while let Some(offset) = scan.next_offset() {
 ///     let start = (offset as usize).min(file.len());
-///     scan.take(&file[start..file.len().min(start + 400)])?;
+///     scan.take(&file[start..file.len().min(start + 400)], is_ours)?;
 /// }
 /// scan.finish()
 /// # }
@@ -118,6 +121,8 @@ pub struct Scan {
     has_kernel: bool,
     file_size: u64,
     profile: u32,
+    /// `.dtbauto` for this machine, and how many profiles there were before it.
+    tree: Option<(Range, u32)>,
     /// Where the next header is, and how many are left.
     next: u64,
     left: u16,
@@ -125,12 +130,17 @@ pub struct Scan {
 
 impl Scan {
     /// Starts with `head`, the first bytes of a file of `file_size` bytes, whose `profile` is to be
-    /// started.
+    /// started. `is_ours` tells of the device tree at a place in the file whether it is for this machine.
     ///
     /// # Errors
     ///
     /// [`UkiError`]
-    pub fn new(head: &[u8], file_size: u64, profile: u32) -> Result<Self, UkiError> {
+    pub fn new(
+        head: &[u8],
+        file_size: u64,
+        profile: u32,
+        is_ours: &mut dyn FnMut(Range) -> bool,
+    ) -> Result<Self, UkiError> {
         let pe = Pe::parse(head).ok_or(UkiError::NoKernel)?;
         let mut scan = Self {
             uki: Uki {
@@ -154,10 +164,12 @@ impl Scan {
             has_kernel: false,
             file_size,
             profile,
+            tree: None,
             next: pe.table_offset,
             left: pe.sections,
         };
-        pe.sections().try_for_each(|section| scan.add(&section))?;
+        pe.sections()
+            .try_for_each(|section| scan.add(&section, is_ours))?;
         Ok(scan)
     }
 
@@ -172,7 +184,11 @@ impl Scan {
     /// # Errors
     ///
     /// [`UkiError`]; also if there is not a whole header in it.
-    pub fn take(&mut self, bytes: &[u8]) -> Result<(), UkiError> {
+    pub fn take(
+        &mut self,
+        bytes: &[u8],
+        is_ours: &mut dyn FnMut(Range) -> bool,
+    ) -> Result<(), UkiError> {
         if bytes.len() < SECTION_BYTES {
             return Err(UkiError::Truncated {
                 needed: self.next.saturating_add(SECTION_BYTES as u64),
@@ -181,16 +197,20 @@ impl Scan {
         }
         sections(bytes)
             .take(self.left.into())
-            .try_for_each(|section| self.add(&section))
+            .try_for_each(|section| self.add(&section, is_ours))
     }
 
-    fn add(&mut self, section: &Section) -> Result<(), UkiError> {
+    fn add(
+        &mut self,
+        section: &Section,
+        is_ours: &mut dyn FnMut(Range) -> bool,
+    ) -> Result<(), UkiError> {
         self.left = self.left.saturating_sub(1);
         self.next = self.next.saturating_add(SECTION_BYTES as u64);
         let uki = &mut self.uki;
         // The base profile is before the first one.
         let is_other = uki.profiles > 0 && uki.profiles.wrapping_sub(1) != self.profile;
-        let mut linux = None;
+        let (mut linux, mut tree) = (None, None);
         let field = match section.name() {
             b".profile" => {
                 uki.profiles = uki.profiles.saturating_add(1);
@@ -200,10 +220,9 @@ impl Scan {
                 &mut uki.profile
             }
             _ if is_other => return Ok(()),
-            b".dtbauto" => {
-                uki.other_trees = uki.other_trees.saturating_add(1);
-                return Ok(());
-            }
+            // The first one counts, and one of a profile more than one of the base.
+            b".dtbauto" if self.tree.is_some_and(|(_, of)| of == uki.profiles) => return Ok(()),
+            b".dtbauto" => &mut tree,
             b".linux" => &mut linux,
             b".ucode" => &mut uki.ucode,
             b".initrd" => &mut uki.initrd,
@@ -226,6 +245,12 @@ impl Scan {
             uki.linux = linux;
             self.has_kernel = true;
         }
+        if let Some(tree) = tree {
+            match is_ours(tree) {
+                true => self.tree = Some((tree, uki.profiles)),
+                false => uki.other_trees = uki.other_trees.saturating_add(1),
+            }
+        }
         Ok(())
     }
 
@@ -235,7 +260,14 @@ impl Scan {
     ///
     /// [`UkiError`]
     pub fn finish(self) -> Result<Uki, UkiError> {
-        let Self { uki, profile, .. } = self;
+        let Self {
+            mut uki,
+            profile,
+            tree,
+            ..
+        } = self;
+        let tree = tree.map(|(tree, _)| tree);
+        uki.device_tree = tree.or(uki.device_tree);
         // An image without profiles is its profile 0.
         if profile > 0 && profile >= uki.profiles {
             return Err(UkiError::NoProfile {
@@ -374,7 +406,7 @@ mod tests {
     const FILE_SIZE: u64 = 0x1_0000;
 
     fn parse(head: &[u8], file_size: u64, profile: u32) -> Result<Uki, UkiError> {
-        Scan::new(head, file_size, profile)?.finish()
+        Scan::new(head, file_size, profile, &mut |_| false)?.finish()
     }
 
     /// The head of a program with these sections: name, offset, bytes in the file.
@@ -452,21 +484,56 @@ mod tests {
         sections.push((b".linux", 0x2000, 0x100));
         let whole = head(&sections);
         for piece in [40, 100, 4096] {
-            let mut scan = Scan::new(&whole[..4096], FILE_SIZE, 0).unwrap();
+            let mut scan = Scan::new(&whole[..4096], FILE_SIZE, 0, &mut |_| false).unwrap();
             while let Some(at) = scan.next_offset() {
                 let at = at as usize;
-                scan.take(&whole[at..(at + piece).min(whole.len())])
+                scan.take(&whole[at..(at + piece).min(whole.len())], &mut |_| false)
                     .unwrap();
             }
             let uki = scan.finish().unwrap();
             assert_eq!(uki.linux, Range::with_size(0x2000, 0x100));
             assert_eq!(uki.other_trees, 1456);
         }
-        let mut scan = Scan::new(&whole[..4096], FILE_SIZE, 0).unwrap();
+        let mut scan = Scan::new(&whole[..4096], FILE_SIZE, 0, &mut |_| false).unwrap();
         assert!(matches!(
-            scan.take(&[0; 39]),
+            scan.take(&[0; 39], &mut |_| false),
             Err(UkiError::Truncated { .. })
         ));
+    }
+
+    #[test]
+    fn the_first_tree_for_this_machine_is_taken() {
+        let head = head(&[
+            (b".dtb", 0x1000, 1),
+            (b".dtbauto", 0x2000, 1),
+            (b".dtbauto", 0x3000, 1),
+            (b".linux", 0x4000, 0x100),
+            (b".dtbauto", 0x5000, 1),
+            (b".profile", 0x6000, 1),
+            (b".profile", 0x6000, 1),
+            (b".dtb", 0x7000, 1),
+            (b".dtbauto", 0x8000, 1),
+        ]);
+        // Which tree, how many others, and which were looked at.
+        let taken = |ours: &[u64], profile| {
+            let mut seen = Vec::new();
+            let mut is_ours = |tree: Range| {
+                seen.push(tree.start);
+                ours.contains(&tree.start)
+            };
+            let scan = Scan::new(&head, FILE_SIZE, profile, &mut is_ours).unwrap();
+            let uki = scan.finish().unwrap();
+            (uki.device_tree.unwrap().start, uki.other_trees, seen)
+        };
+        let base = vec![0x2000, 0x3000, 0x5000];
+        assert_eq!(taken(&[], 0), (0x1000, 3, base.clone()));
+        assert_eq!(taken(&[0x3000, 0x5000], 0), (0x3000, 1, base[..2].to_vec()));
+        // It is better than one that is for any machine, also where that is the profile's.
+        let all = vec![0x2000, 0x3000, 0x8000];
+        assert_eq!(taken(&[0x3000], 1), (0x3000, 2, all.clone()));
+        assert_eq!(taken(&[0x3000, 0x8000], 1), (0x8000, 1, all));
+        let all = vec![0x2000, 0x3000, 0x5000, 0x8000];
+        assert_eq!(taken(&[], 1), (0x7000, 4, all));
     }
 
     #[test]

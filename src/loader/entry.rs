@@ -315,26 +315,25 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             let file = payload.files.get(KERNEL);
             let head_size = payload.head.len();
             _ = payload.head.resize_default(image::HEAD_BYTES); // It has room.
-            let parsed = image_parts::<B>(file, entry.profile, &mut payload.head, head_size);
+            let machine = match is_x86::<B>() {
+                true => None,
+                false => self.board.device_tree().and_then(device_tree::machine),
+            };
+            let head = &mut payload.head;
+            let parsed = image_parts::<B>(file, entry.profile, machine, head, head_size);
             let parsed = parsed.map_err(|e| self.failed(path, e))?;
             let parsed = parsed.map_err(|e| self.failed(path, e))?;
             payload.kernel = parsed.linux;
-            self.say_what_is_left_out(path, &parsed);
+            if parsed.other_trees > 0 {
+                let (name, others) = (self.name, parsed.other_trees);
+                log::info!(
+                    "{name}{path}: its {others} device trees for other machines (.dtbauto) are not used"
+                );
+            }
             uki = Some(self.with_named_files(parsed, payload)?);
             kind = self.kind(payload)?;
         }
         Ok((kind, uki))
-    }
-
-    fn say_what_is_left_out(&self, path: &[u8], uki: &Uki) {
-        if uki.other_trees > 0 {
-            log::info!(
-                "{}{}: its {} device trees for other machines are not used",
-                self.name,
-                Text(path),
-                uki.other_trees
-            );
-        }
     }
 
     /// Opens a file of an entry, where the first of its places has it.

@@ -394,7 +394,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         let mut buffer = [0; image::HEAD_BYTES];
         let parts = file
             .read_at(0, &mut buffer)
-            .and_then(|size| image_parts::<B>(file, profile, &mut buffer, size));
+            .and_then(|size| image_parts::<B>(file, profile, None, &mut buffer, size));
         let uki = match parts {
             Ok(Ok(uki)) => uki,
             Ok(Err(error)) => {

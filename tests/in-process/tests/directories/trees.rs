@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::machine::{Boot, End, boot, device_tree, kernel, uki};
 use bootshare::loader::Architecture::{self, Aarch64, X86_64};
-use bootshare_test_device::Tree;
+use bootshare_test_device::{Opcode, Tree};
 use std::slice::from_ref;
 
 /// Paths and contents: `KERNEL` stands for a kernel, `-> PATH` for a link.
@@ -776,16 +776,42 @@ fn keys_that_ask_for_what_is_not_done_are_no_entry() {
 
 #[test]
 fn an_image_with_a_thousand_device_trees() {
-    let mut sections = vec![(".osrel", b"PRETTY_NAME=Many\n".to_vec())];
-    sections.extend((0..1456).map(|_| (".dtbauto", b"x".to_vec())));
-    sections.push((".cmdline", b"good".to_vec()));
-    sections.push((".linux", kernel(Aarch64)));
-    let tree = Tree::new().file("EFI/Linux/many.efi", uki(Aarch64, &sections));
-    let boot = boot(Aarch64, &[tree], "");
-    assert_eq!(boot.told(), "good");
-    boot.line(
-        "bootshare: /EFI/Linux/many.efi: its 1456 device trees for other machines are not used",
+    let image = |ours: Option<usize>| {
+        let mut sections = vec![
+            (".osrel", b"PRETTY_NAME=Many\n".to_vec()),
+            (".dtb", device_tree(&["acme,any", "linux,dummy-virt"])),
+        ];
+        sections.extend((0..1456).map(|index| {
+            let mut names = vec!["acme,board", "linux,dummy-virt"];
+            if ours.is_some_and(|ours| index >= ours) {
+                names = vec!["linux,dummy-virt", "acme,ours"];
+            }
+            (".dtbauto", device_tree(&names))
+        }));
+        sections.push((".cmdline", b"good".to_vec()));
+        sections.push((".linux", kernel(Aarch64)));
+        Tree::new().file("EFI/Linux/many.efi", uki(Aarch64, &sections))
+    };
+    let none = boot(Aarch64, &[image(None)], "");
+    assert_eq!(none.told(), "good");
+    assert_eq!(none.compatible(), "acme,any\0linux,dummy-virt\0");
+    none.line(
+        "bootshare: /EFI/Linux/many.efi: its 1456 device trees for other machines (.dtbauto) are \
+         not used",
     );
+    // One request for each that is not the one, three for that.
+    let ours = boot(Aarch64, &[image(Some(1000))], "");
+    assert_eq!(ours.compatible(), "linux,dummy-virt\0acme,ours\0");
+    ours.line("its 1000 device trees for other machines");
+    assert!(ours.requests[&Opcode::Read] < 1100, "{:?}", ours.requests);
+    // No request for what this machine takes none of.
+    let sections = [
+        (".linux", kernel(X86_64)),
+        (".dtbauto", device_tree(&["linux,dummy-virt"])),
+    ];
+    let image = Tree::new().file("EFI/Linux/a.efi", uki(X86_64, &sections));
+    let boot = boot(X86_64, &[image], "");
+    boot.line("its 1 device trees for other machines (.dtbauto) are not used");
 }
 
 #[test]
