@@ -8,7 +8,7 @@
 //! | section | use |
 //! |---|---|
 //! | `.linux` | the kernel, of any kind that could stand alone |
-//! | `.ucode`, `.initrd` | initrds, in this order, before those of an entry |
+//! | `.ucode`, `.initrd` | initrds: before those of an entry, and behind them |
 //! | `.cmdline` | the command line, before an entry's `options` |
 //! | `.dtb` | the device tree, unless an entry has one |
 //! | `.dtbauto` | a device tree in place of that in `.dtb`, if it is for this machine: the first one that is |
@@ -101,12 +101,12 @@ impl core::error::Error for UkiError {}
 /// thousand sections.
 ///
 /// ```
-/// # use bootshare::boot::uki::{Scan, Uki, UkiError};
+/// # use bootshare::boot::{memory::Range, uki::{Scan, Uki, UkiError}};
 /// # fn parse(file: &[u8]) -> Result<Uki, UkiError> {
 /// // Whether a device tree there is for this machine.
-/// let is_ours = &mut |_: bootshare::boot::memory::Range| false;
+/// let is_ours = &mut |_: Range| false;
 /// let head = &file[..file.len().min(4096)];
-/// let mut scan = Scan::new(head, file.len() as u64, 0, is_ours)?;
+/// let mut scan = Scan::new(head, Range::with_size(0, file.len() as u64), 0, is_ours)?;
 /// while let Some(offset) = scan.next_offset() {
 ///     let start = (offset as usize).min(file.len());
 ///     scan.take(&file[start..file.len().min(start + 400)], is_ours)?;
@@ -119,7 +119,7 @@ impl core::error::Error for UkiError {}
 pub struct Scan {
     uki: Uki,
     has_kernel: bool,
-    file_size: u64,
+    image: Range,
     profile: u32,
     /// `.dtbauto` for this machine, and how many profiles there were before it.
     tree: Option<(Range, u32)>,
@@ -129,15 +129,15 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// Starts with `head`, the first bytes of a file of `file_size` bytes, whose `profile` is to be
-    /// started. `is_ours` tells of the device tree at a place in the file whether it is for this machine.
+    /// Starts with `head`, the first bytes of an `image`, which may be part of a file, whose `profile` is to
+    /// be started. `is_ours` tells of the device tree at a place in the file whether it is for this machine.
     ///
     /// # Errors
     ///
     /// [`UkiError`]
     pub fn new(
         head: &[u8],
-        file_size: u64,
+        image: Range,
         profile: u32,
         is_ours: &mut dyn FnMut(Range) -> bool,
     ) -> Result<Self, UkiError> {
@@ -162,10 +162,10 @@ impl Scan {
                 other_trees: 0,
             },
             has_kernel: false,
-            file_size,
+            image,
             profile,
             tree: None,
-            next: pe.table_offset,
+            next: image.start.saturating_add(pe.table_offset),
             left: pe.sections,
         };
         pe.sections()
@@ -190,10 +190,8 @@ impl Scan {
         is_ours: &mut dyn FnMut(Range) -> bool,
     ) -> Result<(), UkiError> {
         if bytes.len() < SECTION_BYTES {
-            return Err(UkiError::Truncated {
-                needed: self.next.saturating_add(SECTION_BYTES as u64),
-                file_size: self.file_size,
-            });
+            let needed = self.next.saturating_add(SECTION_BYTES as u64);
+            return Err(truncated(&self.image, needed));
         }
         sections(bytes)
             .take(self.left.into())
@@ -233,12 +231,12 @@ impl Scan {
             b".initrdh" => &mut uki.initrd_digest,
             _ => return Ok(()),
         };
-        let content = section.content();
-        if content.end > self.file_size {
-            return Err(UkiError::Truncated {
-                needed: content.end,
-                file_size: self.file_size,
-            });
+        let mut content = section.content();
+        for end in [&mut content.start, &mut content.end] {
+            *end = end.saturating_add(self.image.start);
+        }
+        if content.end > self.image.end {
+            return Err(truncated(&self.image, content.end));
         }
         *field = (content.size() > 0).then_some(content);
         if let Some(linux) = linux {
@@ -276,6 +274,14 @@ impl Scan {
             });
         }
         self.has_kernel.then_some(uki).ok_or(UkiError::NoKernel)
+    }
+}
+
+/// `image` does not go on up to `end`.
+fn truncated(image: &Range, end: u64) -> UkiError {
+    UkiError::Truncated {
+        needed: end.saturating_sub(image.start),
+        file_size: image.size(),
     }
 }
 
@@ -404,9 +410,16 @@ mod tests {
     use std::{string::ToString, vec, vec::Vec};
 
     const FILE_SIZE: u64 = 0x1_0000;
+    const FILE: Range = Range {
+        start: 0,
+        end: FILE_SIZE,
+    };
 
     fn parse(head: &[u8], file_size: u64, profile: u32) -> Result<Uki, UkiError> {
-        Scan::new(head, file_size, profile, &mut |_| false)?.finish()
+        Scan::new(head, Range::with_size(0, file_size), profile, &mut |_| {
+            false
+        })?
+        .finish()
     }
 
     /// The head of a program with these sections: name, offset, bytes in the file.
@@ -484,7 +497,7 @@ mod tests {
         sections.push((b".linux", 0x2000, 0x100));
         let whole = head(&sections);
         for piece in [40, 100, 4096] {
-            let mut scan = Scan::new(&whole[..4096], FILE_SIZE, 0, &mut |_| false).unwrap();
+            let mut scan = Scan::new(&whole[..4096], FILE, 0, &mut |_| false).unwrap();
             while let Some(at) = scan.next_offset() {
                 let at = at as usize;
                 scan.take(&whole[at..(at + piece).min(whole.len())], &mut |_| false)
@@ -494,11 +507,31 @@ mod tests {
             assert_eq!(uki.linux, Range::with_size(0x2000, 0x100));
             assert_eq!(uki.other_trees, 1456);
         }
-        let mut scan = Scan::new(&whole[..4096], FILE_SIZE, 0, &mut |_| false).unwrap();
+        let mut scan = Scan::new(&whole[..4096], FILE, 0, &mut |_| false).unwrap();
         assert!(matches!(
             scan.take(&[0; 39], &mut |_| false),
             Err(UkiError::Truncated { .. })
         ));
+    }
+
+    #[test]
+    fn an_image_may_be_a_part_of_a_file() {
+        let head = head(&[(b".linux", 0x1000, 0x100), (b".dtbauto", 0x1100, 0x100)]);
+        let parse = |size| {
+            let image = Range::with_size(0x5_0000, size);
+            let is_ours = &mut |tree: Range| tree.start == 0x5_1100;
+            Scan::new(&head[..0x140], image, 0, is_ours).and_then(|mut scan| {
+                let at = scan.next_offset().unwrap() - image.start;
+                scan.take(&head[at as usize..], is_ours)?;
+                scan.finish()
+            })
+        };
+        let uki = parse(0x1200).unwrap();
+        assert_eq!(uki.linux, Range::with_size(0x5_1000, 0x100));
+        assert_eq!(uki.device_tree, Some(Range::with_size(0x5_1100, 0x100)));
+        let (needed, file_size) = (0x1200, 0x11ff);
+        let cut_off = UkiError::Truncated { needed, file_size };
+        assert_eq!(parse(0x11ff), Err(cut_off));
     }
 
     #[test]
@@ -521,7 +554,7 @@ mod tests {
                 seen.push(tree.start);
                 ours.contains(&tree.start)
             };
-            let scan = Scan::new(&head, FILE_SIZE, profile, &mut is_ours).unwrap();
+            let scan = Scan::new(&head, FILE, profile, &mut is_ours).unwrap();
             let uki = scan.finish().unwrap();
             (uki.device_tree.unwrap().start, uki.other_trees, seen)
         };

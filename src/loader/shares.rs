@@ -66,11 +66,12 @@ pub(super) struct Shares<B: Board> {
     pub mounted: Vec<Mount<B>, MAX_SHARES>,
 }
 
-/// The parts of the unified kernel image that `file` is, of whose first bytes `size` are in `memory`. More of
+/// The parts of the unified `image` that is in `file`, of whose first bytes `size` are in `memory`. More of
 /// its section table is read there. A device tree for this `machine`, if it has a name, is chosen.
 #[inline(never)] // So that the large frames of the boot flow do not add up.
 pub(super) fn image_parts<B: Board>(
     file: &BoardFile<'_, B>,
+    image: Range,
     profile: u32,
     machine: Option<&[u8]>,
     memory: &mut [u8],
@@ -87,7 +88,7 @@ pub(super) fn image_parts<B: Board>(
             false
         })
     };
-    let mut scan = match Scan::new(&memory[..size], file.metadata().len(), profile, is_ours) {
+    let mut scan = match Scan::new(&memory[..size], image, profile, is_ours) {
         Ok(scan) => scan,
         Err(error) => return Ok(Err(error)),
     };

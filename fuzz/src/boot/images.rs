@@ -269,7 +269,7 @@ pub fn uki(mut source: Source<'_>) {
 /// Of a unified kernel image whose section table goes on as its head does.
 fn parts(head: &[u8], file_size: u64) -> Result<Uki, UkiError> {
     let is_ours = &mut |tree: Range| tree.start.is_multiple_of(2) || is_tree_for(head, tree, b"a");
-    let mut scan = Scan::new(head, file_size, 1, is_ours)?;
+    let mut scan = Scan::new(head, Range::with_size(0, file_size), 1, is_ours)?;
     while let Some(offset) = scan.next_offset() {
         let start = usize::try_from(offset).unwrap().min(head.len());
         scan.take(&head[start..], is_ours)?;

@@ -161,7 +161,9 @@ mod tests {
         for word in [0xd00d_feed, total, 56, strings_at, 40, 17, 16, 0] {
             number(&mut blob, word);
         }
-        sizes.map(|size| number(&mut blob, size));
+        for size in sizes {
+            number(&mut blob, size);
+        }
         blob.resize(56, 0);
         blob.extend(structure);
         blob.extend(strings);

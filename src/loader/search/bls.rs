@@ -392,9 +392,10 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         text: &mut [u8],
     ) -> Result<(Option<usize>, u32), Failed> {
         let mut buffer = [0; image::HEAD_BYTES];
+        let all = Range::with_size(0, file.metadata().len());
         let parts = file
             .read_at(0, &mut buffer)
-            .and_then(|size| image_parts::<B>(file, profile, None, &mut buffer, size));
+            .and_then(|size| image_parts::<B>(file, all, profile, None, &mut buffer, size));
         let uki = match parts {
             Ok(Ok(uki)) => uki,
             Ok(Err(error)) => {

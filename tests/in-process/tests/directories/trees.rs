@@ -856,6 +856,60 @@ fn the_profiles_of_an_image() {
 }
 
 #[test]
+fn an_image_in_another_one() {
+    let inner = |cmdline: &str| {
+        let sections = [
+            (".cmdline", cmdline.as_bytes().to_vec()),
+            (".linux", kernel(X86_64)),
+            (".initrd", b"in  ".to_vec()),
+            (".ucode", b"in-u".to_vec()),
+        ];
+        uki(X86_64, &sections)
+    };
+    let outer = |linux: Vec<u8>, cmdline: &str| {
+        let sections = [
+            (".osrel", b"PRETTY_NAME=Ubuntu Core\n".to_vec()),
+            (".linux", linux),
+            (".cmdline", cmdline.as_bytes().to_vec()),
+            (".initrd", b"out ".to_vec()),
+            (".ucode", b"outu".to_vec()),
+        ];
+        uki(X86_64, &sections)
+    };
+    let run = |image: Vec<u8>| {
+        let entry = "uki /EFI/kernel.efi\ninitrd /own\n";
+        let tree = Tree::new()
+            .file("loader/entries/a.conf", entry)
+            .file("own", "own ")
+            .file("EFI/kernel.efi", image);
+        boot(X86_64, &[tree], "")
+    };
+    // What is handed to an image comes before its own initrd, but for microcode.
+    let told = |outer_line: &str, inner_line: &str| {
+        let boot = run(outer(inner(inner_line), outer_line));
+        assert_eq!(boot.initrd(), b"in-uoutuown out in  ");
+        boot.told().to_owned()
+    };
+    assert_eq!(told("", "inner"), "inner");
+    assert_eq!(told("outer", "inner"), "outer");
+    let deeper = run(outer(outer(inner("inner"), ""), ""));
+    assert_eq!(deeper.end, End::Failed);
+    deeper.line(
+        "/EFI/kernel.efi: more than 2 EFI programs are in one another; take the inner one out with \
+         objcopy",
+    );
+    let program = uki(X86_64, &[(".text", vec![0xc3])]);
+    let none = run(outer(program, ""));
+    assert_eq!(none.end, End::Failed);
+    none.line(
+        "/EFI/kernel.efi: what its section .linux holds: it is an EFI program without a kernel",
+    );
+    let mut cut_off = inner("x");
+    cut_off.pop();
+    run(outer(cut_off, "")).line("what its section .linux holds: it is cut off: ");
+}
+
+#[test]
 fn addons_of_an_image_are_not_used_with_a_warning() {
     let addon = uki(Aarch64, &[(".cmdline", b"two".to_vec())]);
     let image = [(".linux", kernel(Aarch64)), (".cmdline", b"base".to_vec())];
