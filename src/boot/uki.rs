@@ -9,15 +9,17 @@
 //! |---|---|
 //! | `.linux` | the kernel, of any kind that could stand alone |
 //! | `.ucode`, `.initrd` | initrds: before those of an entry, and behind them |
-//! | `.cmdline` | the command line, before an entry's `options` |
+//! | `.cmdline` | the command line, unless an entry has `options` |
 //! | `.dtb` | the device tree, unless an entry has one |
 //! | `.dtbauto` | a device tree in place of that in `.dtb`, if it is for this machine: the first one that is |
+//! | `.uname` | the kernel's release: an addon that names another one is not used |
 //! | `.osrel` | what the image is: see [`OsRelease`] |
 //! | `.profile` | starts a profile |
 //! | `.linuxh`, `.initrdh` | an image of [lanzaboote](https://github.com/nix-community/lanzaboote): the SHA-256 of the files that the sections without the `h` name by their paths |
 //!
-//! `.cmdline` is not all that the kernel is told: there is no Secure Boot here, without which the
-//! specification lets a loader override it. Words that come later win in Linux.
+//! An entry's `options` take the place of `.cmdline`, as systemd-stub has it where there is no Secure Boot.
+//! Addons are programs with some of these sections: their words come last, and so do their initrds; their
+//! microcode comes before all other, that of the last one first, and the last one's device tree is used.
 
 use crate::boot::{
     memory::Range,
@@ -43,6 +45,8 @@ pub struct Uki {
     pub device_tree: Option<Range>,
     /// `.osrel`
     pub os_release: Option<Range>,
+    /// `.uname`
+    pub kernel_release: Option<Range>,
     /// `.profile` of the profile that was chosen
     pub profile: Option<Range>,
     /// `.linuxh`
@@ -60,6 +64,8 @@ pub struct Uki {
 pub enum UkiError {
     /// It has no kernel in it.
     NoKernel,
+    /// It is to be an addon, and has a kernel.
+    NoAddon,
     /// The file is shorter than a section says.
     Truncated {
         /// Bytes that should be there at least.
@@ -83,6 +89,7 @@ impl fmt::Display for UkiError {
                 "it is an EFI program without a kernel in it (no section .linux), which needs EFI \
                  firmware; use a kernel or a unified kernel image",
             ),
+            Self::NoAddon => f.write_str("it is an image with a kernel, not an addon"),
             Self::Truncated { needed, file_size } => write!(
                 f,
                 "it is cut off: {file_size} of at least {needed} bytes are there; copy it again"
@@ -155,6 +162,7 @@ impl Scan {
                 cmdline: None,
                 device_tree: None,
                 os_release: None,
+                kernel_release: None,
                 profile: None,
                 linux_digest: None,
                 initrd_digest: None,
@@ -227,6 +235,7 @@ impl Scan {
             b".cmdline" => &mut uki.cmdline,
             b".dtb" => &mut uki.device_tree,
             b".osrel" => &mut uki.os_release,
+            b".uname" => &mut uki.kernel_release,
             b".linuxh" => &mut uki.linux_digest,
             b".initrdh" => &mut uki.initrd_digest,
             _ => return Ok(()),
@@ -259,13 +268,11 @@ impl Scan {
     /// [`UkiError`]
     pub fn finish(self) -> Result<Uki, UkiError> {
         let Self {
-            mut uki,
+            has_kernel,
             profile,
-            tree,
             ..
         } = self;
-        let tree = tree.map(|(tree, _)| tree);
-        uki.device_tree = tree.or(uki.device_tree);
+        let uki = self.parts();
         // An image without profiles is its profile 0.
         if profile > 0 && profile >= uki.profiles {
             return Err(UkiError::NoProfile {
@@ -273,7 +280,28 @@ impl Scan {
                 profiles: uki.profiles,
             });
         }
-        self.has_kernel.then_some(uki).ok_or(UkiError::NoKernel)
+        has_kernel.then_some(uki).ok_or(UkiError::NoKernel)
+    }
+
+    /// The parts of an addon: an EFI program with some of the sections of an image, whose kernel it leaves
+    /// alone ("PE Addons").
+    ///
+    /// # Errors
+    ///
+    /// [`UkiError::NoAddon`]
+    pub fn finish_addon(self) -> Result<Uki, UkiError> {
+        match self.has_kernel {
+            true => Err(UkiError::NoAddon),
+            false => Ok(self.parts()),
+        }
+    }
+
+    fn parts(self) -> Uki {
+        let Self { uki, tree, .. } = self;
+        Uki {
+            device_tree: tree.map(|(tree, _)| tree).or(uki.device_tree),
+            ..uki
+        }
     }
 }
 
@@ -512,6 +540,21 @@ mod tests {
             scan.take(&[0; 39], &mut |_| false),
             Err(UkiError::Truncated { .. })
         ));
+    }
+
+    #[test]
+    fn an_addon_has_no_kernel() {
+        let scan = |head: &[u8]| Scan::new(head, FILE, 0, &mut |_| false).unwrap();
+        let head = head(&[(b".cmdline", 0x1000, 4), (b".uname", 0x1100, 3)]);
+        let addon = scan(&head).finish_addon().unwrap();
+        assert_eq!(addon.cmdline, Some(Range::with_size(0x1000, 4)));
+        assert_eq!(addon.kernel_release, Some(Range::with_size(0x1100, 3)));
+        let head = self::head(&[(b".cmdline", 0x1000, 4), (b".linux", 0x1100, 3)]);
+        let error = scan(&head).finish_addon().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "it is an image with a kernel, not an addon"
+        );
     }
 
     #[test]

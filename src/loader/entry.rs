@@ -152,6 +152,8 @@ pub(super) struct Payload<'s, 'm, B: Board> {
     pub head: Vec<u8, { image::HEAD_BYTES }>,
     /// The command line in a unified kernel image.
     pub inner: &'m [u8],
+    /// The words of its addons.
+    pub addons: &'m [u8],
     /// The device tree in one, and its file.
     pub tree: Option<(Place<'m>, &'m [u8])>,
     /// Which part of which file each initrd is.
@@ -293,6 +295,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             kernel: Range::with_size(0, 0),
             head: Vec::new(),
             inner: b"",
+            addons: b"",
             tree: None,
             initrds: Vec::new(),
             before: 0,
@@ -488,7 +491,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(())
     }
 
-    /// What the entry has the kernel told: what is in a unified kernel image, then its own.
+    /// What the entry has the kernel told: its own words, else those in a unified kernel image, and those
+    /// of addons.
     fn command_line_text(
         &mut self,
         entry: &Entry<'m>,
@@ -518,11 +522,11 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
                 &text[..size]
             }
         };
-        if payload.inner.is_empty() {
-            return Ok(own);
-        }
-        let line = self.join(path, [payload.inner, own].into_iter())?;
-        Ok(line)
+        let own = match own.trim_ascii() {
+            b"" => payload.inner,
+            own => own,
+        };
+        self.join_two(path, own, payload.addons)
     }
 
     /// The command line in a unified kernel image.
@@ -535,6 +539,19 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         let text = self.small_part(path, image, part, COMMAND_LINE, MAX_CMDLINE)?;
         // The section may end in NULs.
         Ok(text.split(|&byte| byte == 0).next().unwrap_or_default())
+    }
+
+    /// Both lines with a space between them, unless one is empty.
+    pub fn join_two(
+        &mut self,
+        path: &[u8],
+        first: &'m [u8],
+        second: &'m [u8],
+    ) -> Result<&'m [u8], Failed> {
+        match (first.trim_ascii(), second.trim_ascii()) {
+            (line, b"") | (b"", line) => Ok(line),
+            (first, second) => Ok(self.join(path, [first, second].into_iter())?),
+        }
     }
 
     /// The lines with a space behind each.

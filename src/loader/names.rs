@@ -1,6 +1,6 @@
 //! The names of a directory, sorted, without a heap: they lie in scratch memory.
 
-use super::shares::BoardShare;
+use super::shares::BoardReadDir;
 use crate::{DirEntry, Error, loader::Board};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -83,14 +83,10 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// Reads the directory at `path` and sorts its names in byte order.
-    pub fn read<B: Board>(
-        &mut self,
-        share: &BoardShare<B>,
-        path: &[u8],
-    ) -> Result<List, ListError> {
+    /// Reads a directory and sorts its names in byte order.
+    pub fn read<B: Board>(&mut self, entries: BoardReadDir<'_, B>) -> Result<List, ListError> {
         let below = self.top;
-        let result = self.fill::<B>(share, path);
+        let result = self.fill::<B>(entries);
         if let Err(error) = result {
             self.top = below;
             return Err(error);
@@ -105,8 +101,8 @@ impl<'a> Names<'a> {
         })
     }
 
-    fn fill<B: Board>(&mut self, share: &BoardShare<B>, path: &[u8]) -> Result<(), ListError> {
-        for entry in share.read_dir(path)? {
+    fn fill<B: Board>(&mut self, entries: BoardReadDir<'_, B>) -> Result<(), ListError> {
+        for entry in entries {
             self.push(&entry?).ok_or(ListError::TooMany)?;
         }
         Ok(())

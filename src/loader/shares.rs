@@ -12,9 +12,9 @@ use crate::{
         device_tree::Matching,
         memory::{PlacementError, Range},
         options::{MAX_TAGS, Options},
-        uki::{Scan, Uki, UkiError},
+        uki::{Scan, UkiError},
     },
-    fs::{Dir, File, Share},
+    fs::{Dir, File, ReadDir, Share},
     session::{self, DeviceConfig, Tag},
     transport::{Address, DeviceList, MAX_DEVICES},
 };
@@ -32,6 +32,10 @@ pub(super) type BoardFile<'s, B> =
 /// A directory of it.
 pub(super) type BoardDir<'s, B> =
     Dir<'s, <B as Board>::Transport, <B as Board>::Clock, <B as Board>::Hal>;
+
+/// The entries of one.
+pub(super) type BoardReadDir<'s, B> =
+    ReadDir<'s, <B as Board>::Transport, <B as Board>::Clock, <B as Board>::Hal>;
 
 /// What is known about a device, mounted or not.
 pub(super) struct Found {
@@ -66,17 +70,17 @@ pub(super) struct Shares<B: Board> {
     pub mounted: Vec<Mount<B>, MAX_SHARES>,
 }
 
-/// The parts of the unified `image` that is in `file`, of whose first bytes `size` are in `memory`. More of
-/// its section table is read there. A device tree for this `machine`, if it has a name, is chosen.
+/// The sections of the unified `image` that is in `file`, of whose first bytes `size` are in `memory`. More of
+/// their table is read there. A device tree for this `machine`, if it has a name, is chosen.
 #[inline(never)] // So that the large frames of the boot flow do not add up.
-pub(super) fn image_parts<B: Board>(
+pub(super) fn image_sections<B: Board>(
     file: &BoardFile<'_, B>,
     image: Range,
     profile: u32,
     machine: Option<&[u8]>,
     memory: &mut [u8],
     size: usize,
-) -> Result<Result<Uki, UkiError>, Error> {
+) -> Result<Result<Scan, UkiError>, Error> {
     let mut failed = None;
     let is_ours = &mut |tree| {
         let (Some(machine), None) = (machine, failed) else {
@@ -100,7 +104,7 @@ pub(super) fn image_parts<B: Board>(
     }
     match failed {
         Some(error) => Err(error),
-        None => Ok(scan.finish()),
+        None => Ok(Ok(scan)),
     }
 }
 

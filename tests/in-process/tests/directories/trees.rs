@@ -758,14 +758,14 @@ fn efi_programs_are_hidden_unless_they_are_asked_for() {
 fn keys_that_ask_for_what_is_not_done_are_no_entry() {
     for (line, shown) in [
         ("profile one", "profile one"),
-        ("extra /x.addon.efi", "extra /x.addon.efi"),
+        ("extra /x.cred", "extra /x.cred"),
     ] {
         let entry = format!("uki /EFI/a.efi\n{line}\n");
         let image = uki(Aarch64, &[(".linux", kernel(Aarch64))]);
         let tree = Tree::new()
             .file("loader/entries/a.conf", entry)
             .file("EFI/a.efi", image)
-            .file("x.addon.efi", "x");
+            .file("x.cred", "x");
         let boot = boot(Aarch64, &[tree], "");
         assert_eq!(boot.end, End::Failed);
         boot.line(&format!(
@@ -841,7 +841,7 @@ fn the_profiles_of_an_image() {
         let text = format!("uki /EFI/Linux/demo.efi\nprofile {profile}\noptions more\n");
         tree().file("loader/entries/reset.conf", text)
     };
-    assert_eq!(told(entry(1), "bootshare.entry=reset"), "reset=1 more");
+    assert_eq!(told(entry(1), "bootshare.entry=reset"), "more");
     let none = boot(Aarch64, &[entry(3)], "bootshare.entry=reset");
     assert_eq!(none.end, End::Failed);
     none.line(
@@ -909,18 +909,117 @@ fn an_image_in_another_one() {
     run(outer(cut_off, "")).line("what its section .linux holds: it is cut off: ");
 }
 
+/// An addon with these words.
+fn addon(words: &str) -> Vec<u8> {
+    uki(Aarch64, &[(".cmdline", words.as_bytes().to_vec())])
+}
+
 #[test]
-fn addons_of_an_image_are_not_used_with_a_warning() {
-    let addon = uki(Aarch64, &[(".cmdline", b"two".to_vec())]);
-    let image = [(".linux", kernel(Aarch64)), (".cmdline", b"base".to_vec())];
-    let tree = Tree::new()
-        .file("EFI/Linux/demo.efi", uki(Aarch64, &image))
-        .file("EFI/Linux/demo.efi.extra.d/10-two.addon.efi", addon);
-    let boot = boot(Aarch64, &[tree], "");
-    assert_eq!(boot.told(), "base");
-    boot.line(
-        "bootshare: warning: /EFI/Linux/demo.efi.extra.d: addons and credentials of an image are not used",
+fn addons_of_an_image() {
+    let image = uki(
+        Aarch64,
+        &[
+            (".linux", kernel(Aarch64)),
+            (".cmdline", b"base good\n".to_vec()),
+            (".initrd", b"init".to_vec()),
+            (".ucode", b"uc  ".to_vec()),
+            (".dtb", device_tree(&["linux,dummy-virt", "image"])),
+            (".uname", b"6.12".to_vec()),
+        ],
     );
+    let two = [
+        (".cmdline", b" two\n".to_vec()),
+        (".initrd", b"ini2".to_vec()),
+        (".ucode", b"uc2 ".to_vec()),
+        (".dtb", device_tree(&["linux,dummy-virt", "dtb"])),
+        (".dtbauto", device_tree(&["linux,dummy-virt", "auto"])),
+        (".uname", b"6.12".to_vec()),
+    ];
+    let uc3 = [(".ucode", b"uc3 ".to_vec()), (".cmdline", b"10".to_vec())];
+    let foreign = uki(X86_64, &[(".cmdline", b"wrong".to_vec())]);
+    let other = [(".uname", b"6.11".to_vec()), two[0].clone()];
+    let tree = |esp: &str| {
+        let own = |name: &str| format!("{esp}EFI/Linux/demo.efi.extra.d/{name}");
+        Tree::new()
+            .file(format!("{esp}EFI/Linux/demo+3-1.efi"), image.clone())
+            // In the order of bytes, as systemd-stub sorts them: 10 before 9.
+            .file(own("10-three.ADDON.EFI"), uki(Aarch64, &uc3))
+            .file(own("9-two.addon.efi"), uki(Aarch64, &two))
+            .file(own("20-foreign.addon.efi"), foreign.clone())
+            .file(own("30-kernel.addon.efi"), image.clone())
+            .file(own("40-other.addon.efi"), uki(Aarch64, &other))
+            .file(own("50-text.addon.efi"), "text")
+            .file(own(".hidden.addon.efi"), addon("wrong"))
+            .file(own("ssh.cred"), "secret")
+            .file(format!("{esp}loader/addons/one.addon.efi"), addon("one"))
+            .file(format!("{esp}loader/addons/README"), "")
+    };
+    for esp in ["", "boot/", "boot/efi/"] {
+        let booted = boot(Aarch64, &[tree(esp)], "-- last");
+        assert_eq!(booted.told(), "base good one 10 two last");
+        assert_eq!(booted.initrd(), b"uc2 uc3 uc  initini2");
+        assert_eq!(booted.compatible(), "linux,dummy-virt\0auto\0");
+        let extra = format!("/{esp}EFI/Linux/demo.efi.extra.d/");
+        for (name, what) in [
+            ("9-two", ""),
+            ("20-foreign", "the addon is left out: it is for x64"),
+            (
+                "30-kernel",
+                "the addon is left out: it is an image with a kernel",
+            ),
+            (
+                "40-other",
+                "the addon is left out: its .uname is not that of",
+            ),
+            ("50-text", "the addon is left out: it is no EFI program"),
+        ] {
+            let line = match what {
+                "" => format!("bootshare: addon {extra}{name}.addon.efi"),
+                _ => format!("bootshare: warning: {extra}{name}.addon.efi: {what}"),
+            };
+            booted.line(&line);
+        }
+        booted.line(&format!(
+            "bootshare: warning: {extra}ssh.cred: credentials and extensions are not used"
+        ));
+        booted.line(&format!(
+            "bootshare: addon /{esp}loader/addons/one.addon.efi"
+        ));
+        booted.lacks("hidden");
+        booted.lacks("README");
+    }
+    // What is asked for in an entry comes after them; its words take the place of the image's.
+    let entry = "uki /EFI/Linux/demo+3-1.efi\nextra /EFI/b.addon.efi\nextra /EFI/a.addon.efi\n";
+    let named = |options: &str| {
+        let tree = tree("")
+            .file(
+                "loader/entries/n.conf",
+                format!("{entry}options {options}\n"),
+            )
+            .file("EFI/a.addon.efi", addon("a"))
+            .file("EFI/b.addon.efi", addon("b"));
+        boot(Aarch64, &[tree], "bootshare.entry=n")
+    };
+    assert_eq!(named("").told(), "base good one 10 two b a");
+    assert_eq!(named("own").told(), "own one 10 two b a");
+}
+
+#[test]
+fn more_initrds_than_there_is_room_for_are_refused() {
+    let image = uki(Aarch64, &[(".linux", kernel(Aarch64))]);
+    let part = uki(Aarch64, &[(".initrd", b"init".to_vec())]);
+    let boot = |count: usize| {
+        let tree = Tree::new().file("EFI/Linux/demo.efi", image.clone());
+        let tree = (0..count).fold(tree, |tree, number| {
+            let name = format!("loader/addons/{number}.addon.efi");
+            tree.file(name, part.clone())
+        });
+        boot(Aarch64, &[tree], "")
+    };
+    assert_eq!(boot(33).initrd().len(), 33 * 4);
+    let more = boot(34);
+    assert_eq!(more.end, End::Failed);
+    more.line("/EFI/Linux/demo.efi: there are more than 34 initrds with those of its image");
 }
 
 #[test]
