@@ -6,7 +6,7 @@ use super::{
     arena::is_x86,
     console::Text,
     entry::{DEVICE_TREE, KERNEL, Loader, MAX_DEVICE_TREE, Path, Payload},
-    names::Names,
+    names::{List, Names},
     shares::{BoardFile, image_sections},
     thin::root_of,
 };
@@ -189,18 +189,9 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         image: &Uki,
         payload: &mut Payload<'a, 'm, B>,
     ) -> Result<(), Failed> {
-        let entries = match self.share.read_dir(directory) {
-            Ok(entries) => entries,
-            Err(Error::NotFound | Error::NotADirectory) => return Ok(()),
-            Err(error) => return Err(self.failed(directory, error)),
+        let Some((names, mut list)) = self.names_in(directory)? else {
+            return Ok(());
         };
-        let request = Request {
-            side: Side::High, // Out of the kernel's way.
-            ..Request::new("list of names", NAMES_BYTES)
-        };
-        let mut names = Names::new(self.place(directory, &request)?.bytes);
-        let list = names.read::<B>(entries);
-        let mut list = list.map_err(|e| self.failed(directory, e))?;
         while let Some(name) = names.next(&mut list) {
             if name.starts_with(b".") {
                 continue;
@@ -214,6 +205,27 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             }
         }
         Ok(())
+    }
+
+    /// The names in a directory, if it is there.
+    #[inline(never)] // As above.
+    fn names_in(&mut self, directory: &[u8]) -> Result<Option<(Names<'m>, List)>, Failed> {
+        // Large: it is not moved.
+        let mut read = self.share.read_dir(directory);
+        let entries = match &mut read {
+            Ok(entries) => entries,
+            Err(Error::NotFound | Error::NotADirectory) => return Ok(None),
+            Err(error) => return Err(self.failed(directory, error)),
+        };
+        let request = Request {
+            side: Side::High, // Out of the kernel's way.
+            ..Request::new("list of names", NAMES_BYTES)
+        };
+        let mut names = Names::new(self.place(directory, &request)?.bytes);
+        match names.read::<B>(entries) {
+            Ok(list) => Ok(Some((names, list))),
+            Err(error) => Err(self.failed(directory, error)),
+        }
     }
 
     /// Adds what is in an addon, unless it is not for this image and machine.

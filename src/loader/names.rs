@@ -84,7 +84,7 @@ impl<'a> Names<'a> {
     }
 
     /// Reads a directory and sorts its names in byte order.
-    pub fn read<B: Board>(&mut self, entries: BoardReadDir<'_, B>) -> Result<List, ListError> {
+    pub fn read<B: Board>(&mut self, entries: &mut BoardReadDir<'_, B>) -> Result<List, ListError> {
         let below = self.top;
         let result = self.fill::<B>(entries);
         if let Err(error) = result {
@@ -101,7 +101,7 @@ impl<'a> Names<'a> {
         })
     }
 
-    fn fill<B: Board>(&mut self, entries: BoardReadDir<'_, B>) -> Result<(), ListError> {
+    fn fill<B: Board>(&mut self, entries: &mut BoardReadDir<'_, B>) -> Result<(), ListError> {
         for entry in entries {
             self.push(&entry?).ok_or(ListError::TooMany)?;
         }

@@ -73,7 +73,7 @@ impl<B: Board> Walk<'_, '_, '_, B> {
         }
         let entries = self.share.read_dir(directory_path(&self.path));
         let read = entries.map_err(ListError::Share);
-        match read.and_then(|entries| self.names.read::<B>(entries)) {
+        match read.and_then(|mut entries| self.names.read::<B>(&mut entries)) {
             Ok(list) => {
                 // Not full, as was checked.
                 _ = self.levels.push(Level {
