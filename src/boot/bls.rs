@@ -17,7 +17,7 @@
 //! | `efi` | the same, of any EFI program: such an entry is hidden unless it is asked for |
 //! | `uki-url` | hides it from this loader, which has no network |
 //! | `profile` | which profile of a unified kernel image is started |
-//! | `extra` | refused: see [`entry`](crate::boot::entry) |
+//! | `extra` | the path of an addon of a unified kernel image; each line adds one |
 //!
 //! Other keys are ignored. Of a key that may stand there once, the last line counts. All paths
 //! start at the root of the file system that the entry is on, with a `/` or without. Quotation marks
@@ -138,6 +138,12 @@ pub fn is_image(name: &[u8]) -> bool {
     before(name, b".efi").is_some()
 }
 
+/// Whether it is the name of an addon of such an image.
+#[must_use]
+pub fn is_addon(name: &[u8]) -> bool {
+    before(name, b".addon.efi").is_some()
+}
+
 /// The name of an image's file and the number of one of its profiles but the first.
 #[must_use]
 pub fn profile(name: &[u8]) -> Option<(&[u8], u32)> {
@@ -188,8 +194,6 @@ pub struct Entry<'a> {
     pub efi: &'a [u8],
     /// Which profile of a unified kernel image it starts.
     pub profile: &'a [u8],
-    /// The path of a file to be handed to a unified kernel image.
-    pub extra: &'a [u8],
     /// Where an image is to be fetched from.
     pub uki_url: &'a [u8],
     text: &'a [u8],
@@ -216,7 +220,6 @@ impl<'a> Entry<'a> {
                 b"uki" => &mut entry.uki,
                 b"efi" => &mut entry.efi,
                 b"profile" => &mut entry.profile,
-                b"extra" => &mut entry.extra,
                 b"uki-url" => &mut entry.uki_url,
                 _ => continue,
             };
@@ -234,6 +237,12 @@ impl<'a> Entry<'a> {
     #[must_use]
     pub fn options(&self) -> Values<'a> {
         self.values(b"options")
+    }
+
+    /// The paths of what is to be handed to a unified kernel image besides, in their order.
+    #[must_use]
+    pub fn extras(&self) -> Values<'a> {
+        self.values(b"extra")
     }
 
     fn values(&self, key: &'static [u8]) -> Values<'a> {

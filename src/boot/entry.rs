@@ -21,6 +21,10 @@ pub struct Entry<'a> {
     pub kernel: &'a [u8],
     /// Which profile of a unified kernel image is started.
     pub profile: u32,
+    /// The paths of addons of that image, in their order.
+    pub addons: Option<Values<'a>>,
+    /// There are no other addons beside it. That spares requests, if it is known.
+    pub alone: bool,
     /// The paths of the initrds, in their order.
     pub initrds: Vec<&'a [u8], MAX_INITRDS>,
     /// What the kernel is told.
@@ -269,8 +273,11 @@ impl<'a> Entry<'a> {
                 None => return unsupported("profile", profile),
             },
         };
-        if !entry.extra.is_empty() {
-            return unsupported("extra", entry.extra);
+        // Credentials and extensions are files in an initrd that systemd-boot makes.
+        let is_image = entry.linux.is_empty();
+        let mut extras = entry.extras();
+        if let Some(extra) = extras.find(|extra| !is_image || !bls::is_addon(extra)) {
+            return unsupported("extra", extra);
         }
         if !entry.devicetree_overlay.is_empty() {
             return Err(EntryError::Overlay);
@@ -279,6 +286,8 @@ impl<'a> Entry<'a> {
             base,
             kernel,
             profile,
+            addons: Some(entry.extras()),
+            alone: false,
             initrds: collect(entry.initrds())?,
             command_line: CommandLine::Lines(entry.options()),
             device_tree: some(entry.devicetree),
@@ -309,6 +318,8 @@ impl<'a> Entry<'a> {
             base,
             kernel: label.linux,
             profile: 0,
+            addons: None,
+            alone: false,
             initrds: collect(label.initrds())?,
             command_line: CommandLine::Label([label.append, more]),
             device_tree: some(label.fdt),
@@ -407,7 +418,11 @@ mod tests {
                 "false its line `profile one` asks for what is not done here; remove that line",
             ),
             (
-                hidden("uki u\nextra /x.addon.efi", X86_64),
+                hidden("uki u\nextra /x.addon.efi\nextra /x.cred", X86_64),
+                "false its line `extra /x.cred` asks for what is not done here; remove that line",
+            ),
+            (
+                hidden("linux k\nextra /x.addon.efi", X86_64),
                 "false its line `extra /x.addon.efi` asks for what is not done here; \
                  remove that line",
             ),

@@ -8,16 +8,18 @@
 //! | section | use |
 //! |---|---|
 //! | `.linux` | the kernel, of any kind that could stand alone |
-//! | `.ucode`, `.initrd` | initrds, in this order, before those of an entry |
-//! | `.cmdline` | the command line, before an entry's `options` |
+//! | `.ucode`, `.initrd` | initrds: before those of an entry, and behind them |
+//! | `.cmdline` | the command line, unless an entry has `options` |
 //! | `.dtb` | the device tree, unless an entry has one |
-//! | `.dtbauto` | not used: QEMU's boards have device trees of their own |
+//! | `.dtbauto` | a device tree in place of that in `.dtb`, if it is for this machine: the first one that is |
+//! | `.uname` | the kernel's release: an addon that names another one is not used |
 //! | `.osrel` | what the image is: see [`OsRelease`] |
 //! | `.profile` | starts a profile |
 //! | `.linuxh`, `.initrdh` | an image of [lanzaboote](https://github.com/nix-community/lanzaboote): the SHA-256 of the files that the sections without the `h` name by their paths |
 //!
-//! `.cmdline` is not all that the kernel is told: there is no Secure Boot here, without which the
-//! specification lets a loader override it. Words that come later win in Linux.
+//! An entry's `options` take the place of `.cmdline`, as systemd-stub has it where there is no Secure Boot.
+//! Addons are programs with some of these sections: their words come last, and so do their initrds; their
+//! microcode comes before all other, that of the last one first, and the last one's device tree is used.
 
 use crate::boot::{
     memory::Range,
@@ -39,10 +41,12 @@ pub struct Uki {
     pub initrd: Option<Range>,
     /// `.cmdline`
     pub cmdline: Option<Range>,
-    /// `.dtb`
+    /// `.dtbauto` for this machine, else `.dtb`
     pub device_tree: Option<Range>,
     /// `.osrel`
     pub os_release: Option<Range>,
+    /// `.uname`
+    pub kernel_release: Option<Range>,
     /// `.profile` of the profile that was chosen
     pub profile: Option<Range>,
     /// `.linuxh`
@@ -51,7 +55,7 @@ pub struct Uki {
     pub initrd_digest: Option<Range>,
     /// How many profiles there are, besides the base one.
     pub profiles: u32,
-    /// How many sections `.dtbauto` there are.
+    /// How many sections `.dtbauto` were looked at that are not for this machine.
     pub other_trees: u32,
 }
 
@@ -60,6 +64,8 @@ pub struct Uki {
 pub enum UkiError {
     /// It has no kernel in it.
     NoKernel,
+    /// It is to be an addon, and has a kernel.
+    NoAddon,
     /// The file is shorter than a section says.
     Truncated {
         /// Bytes that should be there at least.
@@ -83,6 +89,7 @@ impl fmt::Display for UkiError {
                 "it is an EFI program without a kernel in it (no section .linux), which needs EFI \
                  firmware; use a kernel or a unified kernel image",
             ),
+            Self::NoAddon => f.write_str("it is an image with a kernel, not an addon"),
             Self::Truncated { needed, file_size } => write!(
                 f,
                 "it is cut off: {file_size} of at least {needed} bytes are there; copy it again"
@@ -101,12 +108,15 @@ impl core::error::Error for UkiError {}
 /// thousand sections.
 ///
 /// ```
-/// # use bootshare::boot::uki::{Scan, Uki, UkiError};
+/// # use bootshare::boot::{memory::Range, uki::{Scan, Uki, UkiError}};
 /// # fn parse(file: &[u8]) -> Result<Uki, UkiError> {
-/// let mut scan = Scan::new(&file[..file.len().min(4096)], file.len() as u64, 0)?;
+/// // Whether a device tree there is for this machine.
+/// let is_ours = &mut |_: Range| false;
+/// let head = &file[..file.len().min(4096)];
+/// let mut scan = Scan::new(head, Range::with_size(0, file.len() as u64), 0, is_ours)?;
 /// while let Some(offset) = scan.next_offset() {
 ///     let start = (offset as usize).min(file.len());
-///     scan.take(&file[start..file.len().min(start + 400)])?;
+///     scan.take(&file[start..file.len().min(start + 400)], is_ours)?;
 /// }
 /// scan.finish()
 /// # }
@@ -116,21 +126,28 @@ impl core::error::Error for UkiError {}
 pub struct Scan {
     uki: Uki,
     has_kernel: bool,
-    file_size: u64,
+    image: Range,
     profile: u32,
+    /// `.dtbauto` for this machine, and how many profiles there were before it.
+    tree: Option<(Range, u32)>,
     /// Where the next header is, and how many are left.
     next: u64,
     left: u16,
 }
 
 impl Scan {
-    /// Starts with `head`, the first bytes of a file of `file_size` bytes, whose `profile` is to be
-    /// started.
+    /// Starts with `head`, the first bytes of an `image`, which may be part of a file, whose `profile` is to
+    /// be started. `is_ours` tells of the device tree at a place in the file whether it is for this machine.
     ///
     /// # Errors
     ///
     /// [`UkiError`]
-    pub fn new(head: &[u8], file_size: u64, profile: u32) -> Result<Self, UkiError> {
+    pub fn new(
+        head: &[u8],
+        image: Range,
+        profile: u32,
+        is_ours: &mut dyn FnMut(Range) -> bool,
+    ) -> Result<Self, UkiError> {
         let pe = Pe::parse(head).ok_or(UkiError::NoKernel)?;
         let mut scan = Self {
             uki: Uki {
@@ -145,6 +162,7 @@ impl Scan {
                 cmdline: None,
                 device_tree: None,
                 os_release: None,
+                kernel_release: None,
                 profile: None,
                 linux_digest: None,
                 initrd_digest: None,
@@ -152,12 +170,14 @@ impl Scan {
                 other_trees: 0,
             },
             has_kernel: false,
-            file_size,
+            image,
             profile,
-            next: pe.table_offset,
+            tree: None,
+            next: image.start.saturating_add(pe.table_offset),
             left: pe.sections,
         };
-        pe.sections().try_for_each(|section| scan.add(&section))?;
+        pe.sections()
+            .try_for_each(|section| scan.add(&section, is_ours))?;
         Ok(scan)
     }
 
@@ -172,25 +192,31 @@ impl Scan {
     /// # Errors
     ///
     /// [`UkiError`]; also if there is not a whole header in it.
-    pub fn take(&mut self, bytes: &[u8]) -> Result<(), UkiError> {
+    pub fn take(
+        &mut self,
+        bytes: &[u8],
+        is_ours: &mut dyn FnMut(Range) -> bool,
+    ) -> Result<(), UkiError> {
         if bytes.len() < SECTION_BYTES {
-            return Err(UkiError::Truncated {
-                needed: self.next.saturating_add(SECTION_BYTES as u64),
-                file_size: self.file_size,
-            });
+            let needed = self.next.saturating_add(SECTION_BYTES as u64);
+            return Err(truncated(&self.image, needed));
         }
         sections(bytes)
             .take(self.left.into())
-            .try_for_each(|section| self.add(&section))
+            .try_for_each(|section| self.add(&section, is_ours))
     }
 
-    fn add(&mut self, section: &Section) -> Result<(), UkiError> {
+    fn add(
+        &mut self,
+        section: &Section,
+        is_ours: &mut dyn FnMut(Range) -> bool,
+    ) -> Result<(), UkiError> {
         self.left = self.left.saturating_sub(1);
         self.next = self.next.saturating_add(SECTION_BYTES as u64);
         let uki = &mut self.uki;
         // The base profile is before the first one.
         let is_other = uki.profiles > 0 && uki.profiles.wrapping_sub(1) != self.profile;
-        let mut linux = None;
+        let (mut linux, mut tree) = (None, None);
         let field = match section.name() {
             b".profile" => {
                 uki.profiles = uki.profiles.saturating_add(1);
@@ -200,31 +226,37 @@ impl Scan {
                 &mut uki.profile
             }
             _ if is_other => return Ok(()),
-            b".dtbauto" => {
-                uki.other_trees = uki.other_trees.saturating_add(1);
-                return Ok(());
-            }
+            // The first one counts, and one of a profile more than one of the base.
+            b".dtbauto" if self.tree.is_some_and(|(_, of)| of == uki.profiles) => return Ok(()),
+            b".dtbauto" => &mut tree,
             b".linux" => &mut linux,
             b".ucode" => &mut uki.ucode,
             b".initrd" => &mut uki.initrd,
             b".cmdline" => &mut uki.cmdline,
             b".dtb" => &mut uki.device_tree,
             b".osrel" => &mut uki.os_release,
+            b".uname" => &mut uki.kernel_release,
             b".linuxh" => &mut uki.linux_digest,
             b".initrdh" => &mut uki.initrd_digest,
             _ => return Ok(()),
         };
-        let content = section.content();
-        if content.end > self.file_size {
-            return Err(UkiError::Truncated {
-                needed: content.end,
-                file_size: self.file_size,
-            });
+        let mut content = section.content();
+        for end in [&mut content.start, &mut content.end] {
+            *end = end.saturating_add(self.image.start);
+        }
+        if content.end > self.image.end {
+            return Err(truncated(&self.image, content.end));
         }
         *field = (content.size() > 0).then_some(content);
         if let Some(linux) = linux {
             uki.linux = linux;
             self.has_kernel = true;
+        }
+        if let Some(tree) = tree {
+            match is_ours(tree) {
+                true => self.tree = Some((tree, uki.profiles)),
+                false => uki.other_trees = uki.other_trees.saturating_add(1),
+            }
         }
         Ok(())
     }
@@ -235,7 +267,12 @@ impl Scan {
     ///
     /// [`UkiError`]
     pub fn finish(self) -> Result<Uki, UkiError> {
-        let Self { uki, profile, .. } = self;
+        let Self {
+            has_kernel,
+            profile,
+            ..
+        } = self;
+        let uki = self.parts();
         // An image without profiles is its profile 0.
         if profile > 0 && profile >= uki.profiles {
             return Err(UkiError::NoProfile {
@@ -243,7 +280,36 @@ impl Scan {
                 profiles: uki.profiles,
             });
         }
-        self.has_kernel.then_some(uki).ok_or(UkiError::NoKernel)
+        has_kernel.then_some(uki).ok_or(UkiError::NoKernel)
+    }
+
+    /// The parts of an addon: an EFI program with some of the sections of an image, whose kernel it leaves
+    /// alone ("PE Addons").
+    ///
+    /// # Errors
+    ///
+    /// [`UkiError::NoAddon`]
+    pub fn finish_addon(self) -> Result<Uki, UkiError> {
+        match self.has_kernel {
+            true => Err(UkiError::NoAddon),
+            false => Ok(self.parts()),
+        }
+    }
+
+    fn parts(self) -> Uki {
+        let Self { uki, tree, .. } = self;
+        Uki {
+            device_tree: tree.map(|(tree, _)| tree).or(uki.device_tree),
+            ..uki
+        }
+    }
+}
+
+/// `image` does not go on up to `end`.
+fn truncated(image: &Range, end: u64) -> UkiError {
+    UkiError::Truncated {
+        needed: end.saturating_sub(image.start),
+        file_size: image.size(),
     }
 }
 
@@ -372,9 +438,16 @@ mod tests {
     use std::{string::ToString, vec, vec::Vec};
 
     const FILE_SIZE: u64 = 0x1_0000;
+    const FILE: Range = Range {
+        start: 0,
+        end: FILE_SIZE,
+    };
 
     fn parse(head: &[u8], file_size: u64, profile: u32) -> Result<Uki, UkiError> {
-        Scan::new(head, file_size, profile)?.finish()
+        Scan::new(head, Range::with_size(0, file_size), profile, &mut |_| {
+            false
+        })?
+        .finish()
     }
 
     /// The head of a program with these sections: name, offset, bytes in the file.
@@ -452,21 +525,91 @@ mod tests {
         sections.push((b".linux", 0x2000, 0x100));
         let whole = head(&sections);
         for piece in [40, 100, 4096] {
-            let mut scan = Scan::new(&whole[..4096], FILE_SIZE, 0).unwrap();
+            let mut scan = Scan::new(&whole[..4096], FILE, 0, &mut |_| false).unwrap();
             while let Some(at) = scan.next_offset() {
                 let at = at as usize;
-                scan.take(&whole[at..(at + piece).min(whole.len())])
+                scan.take(&whole[at..(at + piece).min(whole.len())], &mut |_| false)
                     .unwrap();
             }
             let uki = scan.finish().unwrap();
             assert_eq!(uki.linux, Range::with_size(0x2000, 0x100));
             assert_eq!(uki.other_trees, 1456);
         }
-        let mut scan = Scan::new(&whole[..4096], FILE_SIZE, 0).unwrap();
+        let mut scan = Scan::new(&whole[..4096], FILE, 0, &mut |_| false).unwrap();
         assert!(matches!(
-            scan.take(&[0; 39]),
+            scan.take(&[0; 39], &mut |_| false),
             Err(UkiError::Truncated { .. })
         ));
+    }
+
+    #[test]
+    fn an_addon_has_no_kernel() {
+        let scan = |head: &[u8]| Scan::new(head, FILE, 0, &mut |_| false).unwrap();
+        let head = head(&[(b".cmdline", 0x1000, 4), (b".uname", 0x1100, 3)]);
+        let addon = scan(&head).finish_addon().unwrap();
+        assert_eq!(addon.cmdline, Some(Range::with_size(0x1000, 4)));
+        assert_eq!(addon.kernel_release, Some(Range::with_size(0x1100, 3)));
+        let head = self::head(&[(b".cmdline", 0x1000, 4), (b".linux", 0x1100, 3)]);
+        let error = scan(&head).finish_addon().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "it is an image with a kernel, not an addon"
+        );
+    }
+
+    #[test]
+    fn an_image_may_be_a_part_of_a_file() {
+        let head = head(&[(b".linux", 0x1000, 0x100), (b".dtbauto", 0x1100, 0x100)]);
+        let parse = |size| {
+            let image = Range::with_size(0x5_0000, size);
+            let is_ours = &mut |tree: Range| tree.start == 0x5_1100;
+            Scan::new(&head[..0x140], image, 0, is_ours).and_then(|mut scan| {
+                let at = scan.next_offset().unwrap() - image.start;
+                scan.take(&head[at as usize..], is_ours)?;
+                scan.finish()
+            })
+        };
+        let uki = parse(0x1200).unwrap();
+        assert_eq!(uki.linux, Range::with_size(0x5_1000, 0x100));
+        assert_eq!(uki.device_tree, Some(Range::with_size(0x5_1100, 0x100)));
+        let (needed, file_size) = (0x1200, 0x11ff);
+        let cut_off = UkiError::Truncated { needed, file_size };
+        assert_eq!(parse(0x11ff), Err(cut_off));
+    }
+
+    #[test]
+    fn the_first_tree_for_this_machine_is_taken() {
+        let head = head(&[
+            (b".dtb", 0x1000, 1),
+            (b".dtbauto", 0x2000, 1),
+            (b".dtbauto", 0x3000, 1),
+            (b".linux", 0x4000, 0x100),
+            (b".dtbauto", 0x5000, 1),
+            (b".profile", 0x6000, 1),
+            (b".profile", 0x6000, 1),
+            (b".dtb", 0x7000, 1),
+            (b".dtbauto", 0x8000, 1),
+        ]);
+        // Which tree, how many others, and which were looked at.
+        let taken = |ours: &[u64], profile| {
+            let mut seen = Vec::new();
+            let mut is_ours = |tree: Range| {
+                seen.push(tree.start);
+                ours.contains(&tree.start)
+            };
+            let scan = Scan::new(&head, FILE, profile, &mut is_ours).unwrap();
+            let uki = scan.finish().unwrap();
+            (uki.device_tree.unwrap().start, uki.other_trees, seen)
+        };
+        let base = vec![0x2000, 0x3000, 0x5000];
+        assert_eq!(taken(&[], 0), (0x1000, 3, base.clone()));
+        assert_eq!(taken(&[0x3000, 0x5000], 0), (0x3000, 1, base[..2].to_vec()));
+        // It is better than one that is for any machine, also where that is the profile's.
+        let all = vec![0x2000, 0x3000, 0x8000];
+        assert_eq!(taken(&[0x3000], 1), (0x3000, 2, all.clone()));
+        assert_eq!(taken(&[0x3000, 0x8000], 1), (0x8000, 1, all));
+        let all = vec![0x2000, 0x3000, 0x5000, 0x8000];
+        assert_eq!(taken(&[], 1), (0x7000, 4, all));
     }
 
     #[test]

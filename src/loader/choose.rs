@@ -121,6 +121,8 @@ pub(super) enum Says<'m> {
         /// The root of its file system.
         root: &'static str,
         text: &'m [u8],
+        /// No directory with addons lies beside it.
+        alone: bool,
     },
     /// A label of an `extlinux.conf`.
     Label {
@@ -155,9 +157,10 @@ impl<'m> Choice<'m> {
     /// What it asks for; with `asked`, of a person who names it.
     pub fn entry(&self, machine: Architecture, asked: bool) -> Result<Entry<'m>, EntryError<'m>> {
         match self.says {
-            Says::Bls { root, text } => {
+            Says::Bls { root, text, alone } => {
                 let base = Base::Bls { root };
-                Entry::from_bls(base, &bls::Entry::parse(text), machine, asked)
+                let entry = Entry::from_bls(base, &bls::Entry::parse(text), machine, asked)?;
+                Ok(Entry { alone, ..entry })
             }
             Says::Label {
                 directory, more, ..
@@ -174,6 +177,8 @@ impl<'m> Choice<'m> {
                 base: Base::Exact(directory),
                 kernel,
                 profile: 0,
+                addons: None,
+                alone: true,
                 initrds: initrd.into_iter().collect(),
                 command_line: cmdline.map_or(CommandLine::None, CommandLine::File),
                 device_tree: None,

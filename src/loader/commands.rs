@@ -281,7 +281,7 @@ impl<B: Board> Shell<'_, B> {
             return Ok(true);
         }
         let directory = mount.open_dir(path)?;
-        let mut list = self.names.read::<B>(mount, path)?;
+        let mut list = self.names.read::<B>(&mut directory.read_dir()?)?;
         let mut ok = true;
         while let Some(name) = self.names.next(&mut list) {
             if !long {

@@ -5,7 +5,7 @@ use super::{
     arena::{Arena, Block, is_x86},
     console::Text,
     fetch::{Wanted, WantedList, want},
-    shares::{BoardFile, Mount, image_parts},
+    shares::{BoardFile, Mount},
 };
 use crate::{
     Error,
@@ -18,7 +18,6 @@ use crate::{
         image::{self, Kind},
         memory::{Range, Request, Side},
         uboot_image,
-        uki::Uki,
     },
 };
 use core::{
@@ -32,10 +31,11 @@ use heapless::{String, Vec};
 const MAX_CMDLINE: u64 = 64 << 10;
 /// Largest device tree file, in bytes: arm64 kernels map 2 MiB (booting.rst, "Setup the device
 /// tree").
-const MAX_DEVICE_TREE: u64 = 2 << 20;
+pub(super) const MAX_DEVICE_TREE: u64 = 2 << 20;
 const PAGE: u64 = 4096;
 /// What one is called in messages.
 const COMMAND_LINE: &str = "command line";
+pub(super) const DEVICE_TREE: &str = "device tree";
 
 /// A path from the share's root on. It is cut off where no share takes it any more, so that what
 /// is too long stays so.
@@ -113,10 +113,13 @@ impl fmt::Display for Others<'_> {
     }
 }
 
+/// The most initrds of a payload, and the most files: an entry's initrds, and one or two of an image.
+const MAX_PARTS: usize = MAX_INITRDS + 2;
+
 /// The open files of a payload: the kernel's, then those of the initrds, the first of which an image may name.
 pub(super) struct Files<'s, 'm, B: Board> {
     /// Where each was found.
-    pub list: Vec<(Place<'m>, BoardFile<'s, B>), { MAX_INITRDS + 2 }>,
+    pub list: Vec<(Place<'m>, BoardFile<'s, B>), MAX_PARTS>,
 }
 
 impl<'s, 'm, B: Board> Files<'s, 'm, B> {
@@ -149,8 +152,14 @@ pub(super) struct Payload<'s, 'm, B: Board> {
     pub head: Vec<u8, { image::HEAD_BYTES }>,
     /// The command line in a unified kernel image.
     pub inner: &'m [u8],
+    /// The words of its addons.
+    pub addons: &'m [u8],
+    /// The device tree in one, and its file.
+    pub tree: Option<(Place<'m>, &'m [u8])>,
     /// Which part of which file each initrd is.
-    pub initrds: Vec<(usize, Range), { MAX_INITRDS + 2 }>,
+    pub initrds: Vec<(usize, Range), MAX_PARTS>,
+    /// How many of them come before the entry's own.
+    pub before: usize,
     /// What is to be read, once all has its place.
     pub wanted: WantedList<'m>,
     /// What the entry has it told.
@@ -241,16 +250,15 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         more: &'m [u8],
         payload: &mut Payload<'a, 'm, B>,
     ) -> Result<HandOff, Failed> {
-        let (kind, uki) = self.find_kernel(entry, payload)?;
-        let uki = uki.as_ref();
+        let kind = self.find_kernel(entry, payload)?;
         // Before anything large is loaded in vain.
-        self.find_initrds(entry, uki, payload)?;
+        self.find_initrds(entry, payload)?;
         payload.text = match edited {
             Some(text) => text,
-            None => self.command_line_text(entry, uki, payload)?,
+            None => self.command_line_text(entry, payload)?,
         };
         payload.more = more;
-        payload.device_tree = self.find_device_tree(entry, uki, payload)?;
+        payload.device_tree = self.find_device_tree(entry, payload)?;
         let hand_off = self.load_kernel(kind, payload)?;
         self.unwrap_initrds(payload)?;
         Ok(hand_off)
@@ -260,8 +268,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     #[inline(never)] // As above.
     pub fn words(mut self, entry: &Entry<'m>) -> Result<&'m [u8], Failed> {
         self.with_payload(entry, |loader, payload| {
-            let (_, uki) = loader.find_kernel(entry, payload)?;
-            loader.command_line_text(entry, uki.as_ref(), payload)
+            loader.find_kernel(entry, payload)?;
+            loader.command_line_text(entry, payload)
         })
     }
 
@@ -287,7 +295,10 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             kernel: Range::with_size(0, 0),
             head: Vec::new(),
             inner: b"",
+            addons: b"",
+            tree: None,
             initrds: Vec::new(),
+            before: 0,
             wanted: Vec::new(),
             text: b"",
             more: b"",
@@ -298,43 +309,18 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     }
 
     /// Where the kernel is: its file, or the part of it that a unified kernel image has it in; what
-    /// it is, and what else is in the image.
+    /// it is.
     #[inline(never)] // As above.
     fn find_kernel(
         &mut self,
         entry: &Entry<'m>,
         payload: &mut Payload<'a, 'm, B>,
-    ) -> Result<(Kind, Option<Uki>), Failed> {
+    ) -> Result<Kind, Failed> {
         let size = self.add_file(&entry.base, entry.kernel, payload)?;
         payload.path = payload.files.path(KERNEL);
         payload.kernel = Range::with_size(0, size);
-        let mut kind = self.kind(payload)?;
-        let mut uki = None;
-        if let Kind::Efi { .. } = kind {
-            let path = &payload.path;
-            let file = payload.files.get(KERNEL);
-            let head_size = payload.head.len();
-            _ = payload.head.resize_default(image::HEAD_BYTES); // It has room.
-            let parsed = image_parts::<B>(file, entry.profile, &mut payload.head, head_size);
-            let parsed = parsed.map_err(|e| self.failed(path, e))?;
-            let parsed = parsed.map_err(|e| self.failed(path, e))?;
-            payload.kernel = parsed.linux;
-            self.say_what_is_left_out(path, &parsed);
-            uki = Some(self.with_named_files(parsed, payload)?);
-            kind = self.kind(payload)?;
-        }
-        Ok((kind, uki))
-    }
-
-    fn say_what_is_left_out(&self, path: &[u8], uki: &Uki) {
-        if uki.other_trees > 0 {
-            log::info!(
-                "{}{}: its {} device trees for other machines are not used",
-                self.name,
-                Text(path),
-                uki.other_trees
-            );
-        }
+        let kind = self.kind(payload)?;
+        self.open_images(entry, kind, payload)
     }
 
     /// Opens a file of an entry, where the first of its places has it.
@@ -381,7 +367,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     }
 
     /// What the kernel is, by its first bytes, if this machine can start it.
-    fn kind(&self, payload: &mut Payload<'_, 'm, B>) -> Result<Kind, Failed> {
+    pub fn kind(&self, payload: &mut Payload<'_, 'm, B>) -> Result<Kind, Failed> {
         let size = payload.kernel.size();
         let wanted = size.min(image::HEAD_BYTES as u64) as usize;
         _ = payload.head.resize_default(wanted); // It has room.
@@ -409,26 +395,43 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         _ = self.loaded.push(Range::with_size(start, size));
     }
 
-    /// Finds the initrds: those of a unified kernel image, then the entry's.
+    /// Finds the entry's initrds. Those of a unified kernel image come after them, but for microcode.
     #[inline(never)] // As above.
     fn find_initrds(
         &self,
         entry: &Entry<'m>,
-        uki: Option<&Uki>,
         payload: &mut Payload<'a, 'm, B>,
     ) -> Result<(), Failed> {
-        let parts = uki.map_or([None; 2], |uki| [uki.ucode, uki.initrd]);
-        let sections = parts.into_iter().flatten().map(|part| (KERNEL, part));
-        payload.initrds.extend(sections);
         for &name in &entry.initrds {
-            let file = payload.files.count();
-            let size = self.add_file(&entry.base, name, payload)?;
-            if size == 0 {
+            let (place, file) = self.open(&entry.base, name)?;
+            let all = Range::with_size(0, file.metadata().len());
+            if all.size() == 0 {
                 let what = "it is empty; put an initramfs there or remove it";
-                return Err(self.failed(&payload.files.path(file), what));
+                return Err(self.failed(&Path::of(&place), what));
             }
-            // An entry has `MAX_INITRDS` at most.
-            _ = payload.initrds.push((file, Range::with_size(0, size)));
+            let index = payload.files.count();
+            let is_full = payload.files.list.push((place, file)).is_err();
+            let at = payload.before;
+            payload.before += 1;
+            self.add_initrd(payload, at, (index, all), is_full)?;
+        }
+        Ok(())
+    }
+
+    /// Puts this part of that file before the other initrds from there on.
+    pub fn add_initrd(
+        &self,
+        payload: &mut Payload<'_, 'm, B>,
+        at: usize,
+        part: (usize, Range),
+        is_full: bool,
+    ) -> Result<(), Failed> {
+        if is_full || payload.initrds.insert(at, part).is_err() {
+            let what = format_args!(
+                "there are more than {MAX_PARTS} initrds with those of its image; put some of them \
+                 into one file"
+            );
+            return Err(self.failed(&payload.path, what));
         }
         Ok(())
     }
@@ -488,19 +491,15 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(())
     }
 
-    /// What the entry has the kernel told: what is in a unified kernel image, then its own.
+    /// What the entry has the kernel told: its own words, else those in a unified kernel image, and those
+    /// of addons.
     fn command_line_text(
         &mut self,
         entry: &Entry<'m>,
-        uki: Option<&Uki>,
         payload: &Payload<'_, 'm, B>,
     ) -> Result<&'m [u8], Failed> {
         const WHAT: &str = COMMAND_LINE;
         let path = &payload.path;
-        let inner = match uki.and_then(|uki| uki.cmdline) {
-            Some(part) => self.inner_command_line(path, payload.files.get(KERNEL), part)?,
-            None => payload.inner,
-        };
         let own: &[u8] = match entry.command_line {
             CommandLine::None => &[],
             CommandLine::Lines(lines) => self.join(path, lines)?,
@@ -523,11 +522,11 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
                 &text[..size]
             }
         };
-        if inner.is_empty() {
-            return Ok(own);
-        }
-        let line = self.join(path, [inner, own].into_iter())?;
-        Ok(line)
+        let own = match own.trim_ascii() {
+            b"" => payload.inner,
+            own => own,
+        };
+        self.join_two(path, own, payload.addons)
     }
 
     /// The command line in a unified kernel image.
@@ -540,6 +539,19 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         let text = self.small_part(path, image, part, COMMAND_LINE, MAX_CMDLINE)?;
         // The section may end in NULs.
         Ok(text.split(|&byte| byte == 0).next().unwrap_or_default())
+    }
+
+    /// Both lines with a space between them, unless one is empty.
+    pub fn join_two(
+        &mut self,
+        path: &[u8],
+        first: &'m [u8],
+        second: &'m [u8],
+    ) -> Result<&'m [u8], Failed> {
+        match (first.trim_ascii(), second.trim_ascii()) {
+            (line, b"") | (b"", line) => Ok(line),
+            (first, second) => Ok(self.join(path, [first, second].into_iter())?),
+        }
     }
 
     /// The lines with a space behind each.
@@ -652,25 +664,21 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     fn find_device_tree(
         &mut self,
         entry: &Entry<'m>,
-        uki: Option<&Uki>,
         payload: &Payload<'_, 'm, B>,
     ) -> Result<DeviceTree<'m>, Failed> {
-        const WHAT: &str = "device tree";
         if is_x86::<B>() {
             return Ok(DeviceTree::Machine);
         }
-        let inner = uki.and_then(|uki| uki.device_tree);
-        let (place, blob) = match (entry.device_tree, inner) {
-            (Some(name), _) => self.small_file(&entry.base, name, WHAT, MAX_DEVICE_TREE)?,
-            (None, Some(part)) => {
-                let (path, (place, file)) = (&payload.path, &payload.files.list[KERNEL]);
-                let blob = self.small_part(path, file, part, WHAT, MAX_DEVICE_TREE)?;
-                (*place, blob)
+        let (place, blob): (_, &'m [u8]) = match (entry.device_tree, payload.tree) {
+            (Some(name), _) => {
+                let (base, what) = (&entry.base, DEVICE_TREE);
+                let (place, blob) = self.small_file(base, name, what, MAX_DEVICE_TREE)?;
+                (place, blob)
             }
+            (None, Some(found)) => found,
             // The board keeps free what the machine's own reserves.
             (None, None) => return Ok(DeviceTree::Machine),
         };
-        let blob: &'m [u8] = blob;
         let path = Path::of(&place);
         if let Some(own) = self.board.device_tree()
             && let Some(other) = device_tree::Other::of(blob, own)

@@ -12,6 +12,7 @@ mod commands;
 mod console;
 mod entry;
 mod fetch;
+mod images;
 mod keys;
 mod line;
 mod menu;

@@ -1,6 +1,6 @@
 //! The names of a directory, sorted, without a heap: they lie in scratch memory.
 
-use super::shares::BoardShare;
+use super::shares::BoardReadDir;
 use crate::{DirEntry, Error, loader::Board};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -83,21 +83,17 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// Reads the directory at `path` and sorts its names in byte order.
-    pub fn read<B: Board>(
-        &mut self,
-        share: &BoardShare<B>,
-        path: &[u8],
-    ) -> Result<List, ListError> {
+    /// Reads a directory and sorts its names in byte order.
+    pub fn read<B: Board>(&mut self, entries: &mut BoardReadDir<'_, B>) -> Result<List, ListError> {
         let below = self.top;
-        let result = self.fill::<B>(share, path);
+        let result = self.fill::<B>(entries);
         if let Err(error) = result {
             self.top = below;
             return Err(error);
         }
         let Self { records, text, .. } = self;
         let list = &mut records[below.records as usize..self.top.records as usize];
-        list.sort_unstable_by(|a, b| slice(text, a).cmp(slice(text, b)));
+        sort(list, text);
         Ok(List {
             below,
             next: below.records,
@@ -105,8 +101,8 @@ impl<'a> Names<'a> {
         })
     }
 
-    fn fill<B: Board>(&mut self, share: &BoardShare<B>, path: &[u8]) -> Result<(), ListError> {
-        for entry in share.read_dir(path)? {
+    fn fill<B: Board>(&mut self, entries: &mut BoardReadDir<'_, B>) -> Result<(), ListError> {
+        for entry in entries {
             self.push(&entry?).ok_or(ListError::TooMany)?;
         }
         Ok(())
@@ -146,8 +142,68 @@ impl<'a> Names<'a> {
     }
 }
 
+/// Sorts names in byte order, by a heapsort: it takes no memory, n log n steps whatever the names are, and
+/// 5 KiB less code than `sort_unstable_by`.
+fn sort(records: &mut [Record], text: &[u8]) {
+    let is_less = |a: &Record, b: &Record| slice(text, a) < slice(text, b);
+    // Puts the first of `heap` below `top` and its descendants where it belongs.
+    let sift = |heap: &mut [Record], mut top: usize| {
+        while let Some(left) = heap.get(2 * top + 1) {
+            let right = heap.get(2 * top + 2);
+            let is_right = right.is_some_and(|right| is_less(left, right));
+            let child = 2 * top + 1 + usize::from(is_right);
+            if !is_less(&heap[top], &heap[child]) {
+                break;
+            }
+            heap.swap(top, child);
+            top = child;
+        }
+    };
+    for top in (0..records.len() / 2).rev() {
+        sift(records, top);
+    }
+    for end in (1..records.len()).rev() {
+        records.swap(0, end);
+        sift(&mut records[..end], 0);
+    }
+}
+
 fn slice<'t>(text: &'t [u8], record: &Record) -> &'t [u8] {
     let start = record.start as usize;
     text.get(start..start + record.length as usize)
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::testing::{Random, seeds};
+    use std::vec::Vec;
+
+    #[test]
+    fn names_are_sorted_in_byte_order() {
+        for seed in seeds(300) {
+            let random = &mut Random::new(seed);
+            let count = random.below(70);
+            let names: Vec<Vec<u8>> = (0..count)
+                .map(|_| {
+                    let length = random.below(4);
+                    (0..length).map(|_| b'a' + random.below(3) as u8).collect()
+                })
+                .collect();
+            let text = names.concat();
+            let mut start = 0;
+            let mut records: Vec<Record> = Vec::new();
+            for name in &names {
+                let length = name.len() as u32;
+                records.push(Record { start, length });
+                start += length;
+            }
+            sort(&mut records, &text);
+            let sorted: Vec<&[u8]> = records.iter().map(|record| slice(&text, record)).collect();
+            let mut expected: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
+            expected.sort_unstable();
+            assert_eq!(sorted, expected);
+        }
+    }
 }

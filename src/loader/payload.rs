@@ -56,7 +56,6 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
                 payload.kernel = self.zboot_payload(payload, inner)?;
                 self.arm64_packed(payload, compression)
             }
-            // Such as one unified kernel image in another.
             (_, kind) => Err(self.failed(&payload.path, format_args!("what it holds is {kind}"))),
         }
     }

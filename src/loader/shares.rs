@@ -9,11 +9,12 @@ use super::{
 use crate::{
     Error,
     boot::{
-        memory::PlacementError,
+        device_tree::Matching,
+        memory::{PlacementError, Range},
         options::{MAX_TAGS, Options},
-        uki::{Scan, Uki, UkiError},
+        uki::{Scan, UkiError},
     },
-    fs::{Dir, File, Share},
+    fs::{Dir, File, ReadDir, Share},
     session::{self, DeviceConfig, Tag},
     transport::{Address, DeviceList, MAX_DEVICES},
 };
@@ -31,6 +32,10 @@ pub(super) type BoardFile<'s, B> =
 /// A directory of it.
 pub(super) type BoardDir<'s, B> =
     Dir<'s, <B as Board>::Transport, <B as Board>::Clock, <B as Board>::Hal>;
+
+/// The entries of one.
+pub(super) type BoardReadDir<'s, B> =
+    ReadDir<'s, <B as Board>::Transport, <B as Board>::Clock, <B as Board>::Hal>;
 
 /// What is known about a device, mounted or not.
 pub(super) struct Found {
@@ -65,25 +70,61 @@ pub(super) struct Shares<B: Board> {
     pub mounted: Vec<Mount<B>, MAX_SHARES>,
 }
 
-/// The parts of the unified kernel image that `file` is, of whose first bytes `size` are in `memory`. More of
-/// its section table is read there.
-pub(super) fn image_parts<B: Board>(
+/// The sections of the unified `image` that is in `file`, of whose first bytes `size` are in `memory`. More of
+/// their table is read there. A device tree for this `machine`, if it has a name, is chosen.
+#[inline(never)] // So that the large frames of the boot flow do not add up.
+pub(super) fn image_sections<B: Board>(
     file: &BoardFile<'_, B>,
+    image: Range,
     profile: u32,
+    machine: Option<&[u8]>,
     memory: &mut [u8],
     size: usize,
-) -> Result<Result<Uki, UkiError>, Error> {
-    let mut scan = match Scan::new(&memory[..size], file.metadata().len(), profile) {
+) -> Result<Result<Scan, UkiError>, Error> {
+    let mut failed = None;
+    let is_ours = &mut |tree| {
+        let (Some(machine), None) = (machine, failed) else {
+            return false;
+        };
+        let is_ours = is_tree_for::<B>(file, tree, machine);
+        is_ours.unwrap_or_else(|error| {
+            failed = Some(error);
+            false
+        })
+    };
+    let mut scan = match Scan::new(&memory[..size], image, profile, is_ours) {
         Ok(scan) => scan,
         Err(error) => return Ok(Err(error)),
     };
     while let Some(offset) = scan.next_offset() {
         let size = file.read_at(offset, memory)?;
-        if let Err(error) = scan.take(&memory[..size]) {
+        if let Err(error) = scan.take(&memory[..size], is_ours) {
             return Ok(Err(error));
         }
     }
-    Ok(scan.finish())
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(Ok(scan)),
+    }
+}
+
+/// Whether the device tree in this part of a file is for that machine.
+fn is_tree_for<B: Board>(
+    file: &BoardFile<'_, B>,
+    tree: Range,
+    machine: &[u8],
+) -> Result<bool, Error> {
+    let mut matching = Matching::new(machine, tree.size());
+    let mut piece = [0; Matching::PIECE_BYTES];
+    loop {
+        let offset = matching.next_offset();
+        let size = tree.size().saturating_sub(offset).min(piece.len() as u64);
+        let piece = &mut piece[..size as usize];
+        let size = file.read_at(tree.start.saturating_add(offset), piece)?;
+        if let Some(answer) = matching.take(&piece[..size]) {
+            return Ok(answer);
+        }
+    }
 }
 
 impl<B: Board> Shares<B> {

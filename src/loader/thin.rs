@@ -118,7 +118,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
 }
 
 /// The root of an image's file system, whose `/EFI/Linux` it is in: nothing for `/`.
-fn root_of(image: &[u8]) -> &[u8] {
+pub fn root_of(image: &[u8]) -> &[u8] {
     let efi = |part: &[u8]| part.eq_ignore_ascii_case(b"/EFI/");
     let at = image.windows(5).rposition(efi);
     image.get(..at.unwrap_or(0)).unwrap_or_default()

@@ -3,7 +3,7 @@
 use super::{
     Board,
     console::{Text, failure},
-    names::{List, Names},
+    names::{List, ListError, Names},
     output::Output,
     shares::{BoardDir, Mount, Shown},
 };
@@ -71,7 +71,9 @@ impl<B: Board> Walk<'_, '_, '_, B> {
         if self.levels.is_full() {
             return self.fail(Error::PathTooLong);
         }
-        match self.names.read::<B>(self.share, directory_path(&self.path)) {
+        let entries = self.share.read_dir(directory_path(&self.path));
+        let read = entries.map_err(ListError::Share);
+        match read.and_then(|mut entries| self.names.read::<B>(&mut entries)) {
             Ok(list) => {
                 // Not full, as was checked.
                 _ = self.levels.push(Level {

@@ -538,18 +538,16 @@ fn split(archive: &[u8], count: usize) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Linux tells the model that stands in the entry's tree, not the machine's.
-pub(crate) fn device_tree(board: Board) {
-    let share = share("tree", board, "boot");
+/// The machine's own device tree with another model, as a file of the share.
+pub(crate) fn other_model(board: Board, share: &Path) -> PathBuf {
     let tree = share.join("boot/machine.dtb");
-    let mut machine = machine(board, Server::Rust, &share, "-- loglevel=7");
+    let mut machine = machine(board, Server::Rust, share, "");
     // QEMU writes the machine's own tree and ends.
     machine.qemu_args = vec![
         "-machine".into(),
         format!("dumpdtb={}", tree.display()).into(),
     ];
     run(&machine);
-    machine.qemu_args.clear();
     let mut bytes = fs::read(&tree).unwrap();
     // The root's model, not its `compatible`: the tree of another machine is not used. FDT_PROP, the
     // value's size and the place of the name (Devicetree Specification, 5.4.1).
@@ -568,6 +566,14 @@ pub(crate) fn device_tree(board: Board) {
         .expect("the tree has another model");
     bytes[at + header.len()..][..other.len()].copy_from_slice(other);
     fs::write(&tree, bytes).unwrap();
+    tree
+}
+
+/// Linux tells the model that stands in the entry's tree, not the machine's.
+pub(crate) fn device_tree(board: Board) {
+    let share = share("tree", board, "boot");
+    other_model(board, &share);
+    let machine = machine(board, Server::Rust, &share, "-- loglevel=7");
     let entry = format!(
         "linux /boot/linux\ninitrd /boot/initrd\ndevicetree /boot/machine.dtb\noptions {}\n",
         words(board, "tree")

@@ -4,9 +4,10 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use bootshare_host::demo::Archive;
 use bootshare_host::{Board, Machine, Outcome};
 
-use crate::entries::{expect_boot, gzip, share, words, write};
+use crate::entries::{expect_boot, gzip, other_model, share, words, write};
 use crate::kernels::{
     X86_CODE, arm64_elf, changed, padded, reserve, uki_of, vmlinux_of, x86_elf, zboot_of,
 };
@@ -155,7 +156,8 @@ pub(crate) fn arm64_program(board: Board) {
     run.line(&["program: there is a device tree"]);
 }
 
-/// An image as an entry of its own, and one that an entry of type 1 names and adds words to.
+/// An image as an entry of its own, and one that an entry of type 1 names and has other words for. An addon
+/// beside it adds words and an initrd to both.
 pub(crate) fn unified(board: Board) {
     let share = share("unified", board, "boot");
     let write = |name: &str, text: &[u8]| {
@@ -175,12 +177,21 @@ pub(crate) fn unified(board: Board) {
     let images = share.join("EFI/Linux");
     fs::create_dir_all(&images).unwrap();
     uki_of(board.arch(), &sections, &images.join("demo-1+3.efi"));
+    let added = "demo.addon=1 demo.sha256=/../added";
+    let mut archive = Archive::default();
+    archive.file("added", 0o644, b"by an addon").unwrap();
+    let sections = [
+        (".cmdline", write("cmdline", added.as_bytes())),
+        (".initrd", write("added", &archive.finish().unwrap())),
+    ];
+    let sections = sections.each_ref().map(|(name, path)| (*name, &**path));
+    let extra = images.join("demo-1.efi.extra.d");
+    fs::create_dir(&extra).unwrap();
+    uki_of(board.arch(), &sections, &extra.join("added.addon.efi"));
     fs::remove_dir_all(share.join("boot")).unwrap();
-    entry(
-        &share,
-        "named",
-        "title Named\nuki /EFI/Linux/demo-1+3.efi\noptions demo.more=1\n",
-    );
+    let named = format!("{inner} demo.more=1");
+    let text = format!("title Named\nuki /EFI/Linux/demo-1+3.efi\noptions {named}\n");
+    entry(&share, "named", &text);
 
     let list = run(&machine(
         board,
@@ -196,12 +207,54 @@ pub(crate) fn unified(board: Board) {
         ]
     );
     let kernel = "/EFI/Linux/demo-1+3.efi";
-    let first = machine(board, Server::Rust, &share, "-- demo.last=1");
-    expect_boot_with(&first, kernel, &format!("{inner} demo.last=1"));
-    let named = "bootshare.entry=named -- demo.last=1";
-    let named = machine(board, Server::C, &share, named);
-    let line = format!("{inner} demo.more=1 demo.last=1");
-    expect_boot_with(&named, kernel, &line);
+    let boots = |server, entry: &str, words: &str| {
+        let machine = machine(board, server, &share, &format!("{entry} -- demo.last=1"));
+        let run = expect_boot_with(&machine, kernel, &format!("{words} {added} demo.last=1"));
+        run.line(&["addon /EFI/Linux/demo-1.efi.extra.d/added.addon.efi"]);
+        run.line(&[&format!("SHA256 {} /../added", sha256(b"by an addon"))]);
+    };
+    boots(Server::Rust, "", &inner);
+    boots(Server::C, "bootshare.entry=named", &named);
+}
+
+/// An image with two device trees: that of another board, and one for QEMU's, by which Linux tells the model.
+pub(crate) fn tree_in_image(board: Board) {
+    let share = share("tree-in-image", board, "boot");
+    let tree = other_model(board, &share);
+    let mut other = fs::read(&tree).unwrap();
+    // Its root is compatible with nothing else.
+    let ours = b"linux,dummy-virt\0";
+    let at = other.windows(ours.len()).position(|name| name == ours);
+    other[at.unwrap()..][..ours.len()].copy_from_slice(b"acme,other-board\0");
+    let path = |name: &str, bytes: &[u8]| {
+        let path = share.join("boot").join(name);
+        fs::write(&path, bytes).unwrap();
+        path
+    };
+    let line = format!("{} loglevel=7", words(board, "tree-in-image"));
+    let sections = [
+        (".linux", share.join("boot/linux")),
+        (".initrd", share.join("boot/initrd")),
+        (".cmdline", path("cmdline", line.as_bytes())),
+        // objcopy makes no two sections of one name.
+        (".dtbaut1", path("other", &other)),
+        (".dtbaut2", tree),
+    ];
+    let sections = sections.each_ref().map(|(name, path)| (*name, &**path));
+    let image = share.join("EFI/Linux/demo.efi");
+    fs::create_dir_all(image.parent().unwrap()).unwrap();
+    uki_of(board.arch(), &sections, &image);
+    let mut bytes = fs::read(&image).unwrap();
+    for at in 0..4096 {
+        if bytes[at..].starts_with(b".dtbaut") {
+            bytes[at + 7] = b'o';
+        }
+    }
+    fs::write(&image, bytes).unwrap();
+    let machine = machine(board, Server::Rust, &share, "");
+    let run = expect_boot(&machine, "/EFI/Linux/demo.efi");
+    run.line(&["its 1 device trees for other machines (.dtbauto) are not used"]);
+    run.line(&["Machine model: linux,other-virt"]);
 }
 
 /// A kernel with something wrong, and parts of the line that names it.

@@ -228,6 +228,7 @@ cells! {
     images_arm64_enters_a_plain_elf_program: images::arm64_program(Aarch64Virt);
     images_x86_64_boots_a_unified_kernel_image: images::unified(X86_64Microvm);
     images_arm64_boots_a_unified_kernel_image: images::unified(Aarch64Virt);
+    images_the_device_tree_for_this_machine_is_in_an_image: images::tree_in_image(Aarch64Virt);
     images_x86_64_names_what_is_wrong_and_goes_on: images::wrong_on_x86_64(X86_64Microvm);
     images_arm64_names_what_is_wrong_and_goes_on: images::wrong_on_arm64(Aarch64Virt);
     images_a_tree_from_elsewhere_gets_this_machines_memory_and_seeds: images::tree_from_elsewhere(Aarch64Virt);

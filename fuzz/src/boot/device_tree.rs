@@ -3,7 +3,8 @@
 use crate::source::Source;
 use bootshare::boot::{
     device_tree::{
-        Chosen, DeviceTreeError, MAX_BYTES, Machine, Seeds, reservations, update, updated_bytes,
+        Chosen, DeviceTreeError, MAX_BYTES, Machine, Matching, Seeds, reservations, update,
+        updated_bytes,
     },
     memory::{MemoryKind, MemoryRegion, Range},
 };
@@ -49,6 +50,8 @@ pub fn update_tree(mut source: Source<'_>) {
     assert!(out[bytes..].iter().all(|&byte| byte == 0xa5));
     out.truncate(bytes);
 
+    expect_matching(blob, &Tree::read(blob).events);
+
     // All that was there is there, and /chosen says what it is to say, once.
     let (old, new) = (Tree::read(blob), Tree::read(&out));
     assert_eq!(number(&out, 4), bytes);
@@ -64,6 +67,38 @@ pub fn update_tree(mut source: Source<'_>) {
         assert_eq!(Tree::read(&again[..size]).events, expected);
     } else {
         assert!(bytes + 128 > MAX_BYTES);
+    }
+}
+
+/// Whether the device tree in this part of a file is for that machine, by its head.
+pub fn is_tree_for(file: &[u8], tree: Range, machine: &[u8]) -> bool {
+    let mut matching = Matching::new(machine, tree.size());
+    let answer = (0..64).find_map(|_| {
+        let start = tree.start.saturating_add(matching.next_offset());
+        let start = usize::try_from(start).unwrap().min(file.len());
+        let end = file.len().min(start + Matching::PIECE_BYTES);
+        matching.take(&file[start..end])
+    });
+    answer.expect("it ends")
+}
+
+/// The head of a tree says the same as all of it.
+fn expect_matching(blob: &[u8], events: &[Event]) {
+    let is_for = |machine| is_tree_for(blob, Range::with_size(0, blob.len() as u64), machine);
+    let mut names = events.iter().skip(1).map_while(|event| match event {
+        Event::Property(name, value) => Some((name, value)),
+        _ => None,
+    });
+    let compatible = names.find(|(name, _)| *name == b"compatible");
+    let first = compatible.and_then(|(_, value)| value.split_inclusive(|&byte| byte == 0).next());
+    let first = first.and_then(|first| first.strip_suffix(b"\0"));
+    match first {
+        // All of them are in the first piece, and so is the name.
+        Some(first) if events[0] == Event::Begin(Vec::new()) && number(blob, 36) < 200 => {
+            assert!(is_for(first));
+        }
+        Some(_) => {}
+        None => assert!(!is_for(b"acme,other")),
     }
 }
 

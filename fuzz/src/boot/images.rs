@@ -1,6 +1,6 @@
 //! Kernel images and what is made of their headers.
 
-use super::memory::regions;
+use super::{device_tree::is_tree_for, memory::regions};
 use crate::source::Source;
 use bootshare::boot::{
     arm64_image::Arm64Image,
@@ -268,10 +268,11 @@ pub fn uki(mut source: Source<'_>) {
 
 /// Of a unified kernel image whose section table goes on as its head does.
 fn parts(head: &[u8], file_size: u64) -> Result<Uki, UkiError> {
-    let mut scan = Scan::new(head, file_size, 1)?;
+    let is_ours = &mut |tree: Range| tree.start.is_multiple_of(2) || is_tree_for(head, tree, b"a");
+    let mut scan = Scan::new(head, Range::with_size(0, file_size), 1, is_ours)?;
     while let Some(offset) = scan.next_offset() {
         let start = usize::try_from(offset).unwrap().min(head.len());
-        scan.take(&head[start..])?;
+        scan.take(&head[start..], is_ours)?;
     }
     scan.finish()
 }

@@ -16,10 +16,12 @@
 //! the random seeds, `rng-seed` and `kaslr-seed`. What it reserves is [kept free](reservations).
 
 mod blob;
+mod matching;
 #[cfg(test)]
 mod tests;
 mod update;
 
+pub use matching::Matching;
 pub use update::{update, updated_bytes};
 
 use crate::boot::{
@@ -138,6 +140,12 @@ impl fmt::Display for Other<'_> {
             first(self.machine)
         )
     }
+}
+
+/// The name of the machine that a tree is for: the first one in the `compatible` of its root.
+#[must_use]
+pub fn machine(tree: &[u8]) -> Option<&[u8]> {
+    names(compatible(tree)?).next()
 }
 
 /// The `compatible` of a tree's root, if it has one.

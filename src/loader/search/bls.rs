@@ -9,14 +9,14 @@ use crate::{
         grub::Environment,
         image,
         memory::Range,
-        uki::{OsRelease, Profile},
+        uki::{OsRelease, Profile, Scan},
     },
     loader::{
         Board, Failed,
         choose::{MAX_ENTRIES, Says},
         console::{Text, failure},
         entry::Path,
-        shares::{BoardDir, BoardFile, image_parts},
+        shares::{BoardDir, BoardFile, image_sections},
     },
 };
 use core::cmp::Ordering;
@@ -119,6 +119,8 @@ struct Sorted<'g, 'm> {
     first: Option<Candidate<'m>>,
     /// Memory for one more.
     free: Option<&'m mut [u8]>,
+    /// A directory was seen that may have addons of an image beside it.
+    has_addons: bool,
     /// A name was seen whose ending is in lower case: FAT does not show them in upper case.
     is_lower: bool,
 }
@@ -180,6 +182,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
             default: default.map(|(name, _)| name),
             first: None,
             free: None,
+            has_addons: false,
             is_lower: false,
         };
         for (place, loader) in &loaders {
@@ -306,14 +309,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
                 }
             };
             let name = entry.file_name();
-            if images && name.ends_with(b".efi.extra.d") {
-                log::warn!(
-                    "{}{}: addons and credentials of an image are not used; put an addon's words \
-                     behind -- of the firmware's options",
-                    self.mount.prefix(),
-                    Path::join(directory, name)
-                );
-            }
+            sorted.has_addons |= images && name.ends_with(b".extra.d");
             let is_entry = FileName::parse(name).is_some_and(|name| name.profile == 0)
                 && bls::is_image(name) == images;
             if !is_entry || !may_be_file(entry.file_type()) {
@@ -392,10 +388,11 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         text: &mut [u8],
     ) -> Result<(Option<usize>, u32), Failed> {
         let mut buffer = [0; image::HEAD_BYTES];
+        let all = Range::with_size(0, file.metadata().len());
         let parts = file
             .read_at(0, &mut buffer)
-            .and_then(|size| image_parts::<B>(file, profile, &mut buffer, size));
-        let uki = match parts {
+            .and_then(|size| image_sections::<B>(file, all, profile, None, &mut buffer, size));
+        let uki = match parts.map(|parts| parts.and_then(Scan::finish)) {
             Ok(Ok(uki)) => uki,
             Ok(Err(error)) => {
                 failure(&self.mount.shown(path), &error);
@@ -447,7 +444,8 @@ impl<'m, B: Board> Search<'_, 'm, B> {
             // The path of an image in its entry is one from the share's root.
             let is_image = bls::is_image(path) || bls::profile(path).is_some();
             let root = if is_image { "/" } else { root };
-            self.push(id, path, Says::Bls { root, text });
+            let alone = is_image && !sorted.has_addons;
+            self.push(id, path, Says::Bls { root, text, alone });
         }
         if sorted.left_out > 0
             && let Some(path) = directory

@@ -93,8 +93,13 @@ fn of_labels_of_extlinux_conf() {
 
 #[test]
 fn of_a_unified_kernel_image() {
-    let image = uki(Aarch64, &[(".linux", kernel(Aarch64))]);
-    takes(Tree::new().file("EFI/Linux/a.efi", image), 26);
+    // One of these asks for addons for all images. That none are beside it is seen in the listing.
+    let image = || uki(Aarch64, &[(".linux", kernel(Aarch64))]);
+    takes(Tree::new().file("EFI/Linux/a.efi", image()), 27);
+    // Else they are asked for in as many steps as the image.
+    let entry = "uki /EFI/a.efi\n";
+    let named = Tree::new().file("loader/entries/a.conf", entry);
+    takes(named.file("EFI/a.efi", image()), 34);
 }
 
 #[test]

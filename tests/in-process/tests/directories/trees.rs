@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::machine::{Boot, End, boot, device_tree, kernel, uki};
 use bootshare::loader::Architecture::{self, Aarch64, X86_64};
-use bootshare_test_device::Tree;
+use bootshare_test_device::{Opcode, Tree};
 use std::slice::from_ref;
 
 /// Paths and contents: `KERNEL` stands for a kernel, `-> PATH` for a link.
@@ -758,14 +758,14 @@ fn efi_programs_are_hidden_unless_they_are_asked_for() {
 fn keys_that_ask_for_what_is_not_done_are_no_entry() {
     for (line, shown) in [
         ("profile one", "profile one"),
-        ("extra /x.addon.efi", "extra /x.addon.efi"),
+        ("extra /x.cred", "extra /x.cred"),
     ] {
         let entry = format!("uki /EFI/a.efi\n{line}\n");
         let image = uki(Aarch64, &[(".linux", kernel(Aarch64))]);
         let tree = Tree::new()
             .file("loader/entries/a.conf", entry)
             .file("EFI/a.efi", image)
-            .file("x.addon.efi", "x");
+            .file("x.cred", "x");
         let boot = boot(Aarch64, &[tree], "");
         assert_eq!(boot.end, End::Failed);
         boot.line(&format!(
@@ -776,16 +776,42 @@ fn keys_that_ask_for_what_is_not_done_are_no_entry() {
 
 #[test]
 fn an_image_with_a_thousand_device_trees() {
-    let mut sections = vec![(".osrel", b"PRETTY_NAME=Many\n".to_vec())];
-    sections.extend((0..1456).map(|_| (".dtbauto", b"x".to_vec())));
-    sections.push((".cmdline", b"good".to_vec()));
-    sections.push((".linux", kernel(Aarch64)));
-    let tree = Tree::new().file("EFI/Linux/many.efi", uki(Aarch64, &sections));
-    let boot = boot(Aarch64, &[tree], "");
-    assert_eq!(boot.told(), "good");
-    boot.line(
-        "bootshare: /EFI/Linux/many.efi: its 1456 device trees for other machines are not used",
+    let image = |ours: Option<usize>| {
+        let mut sections = vec![
+            (".osrel", b"PRETTY_NAME=Many\n".to_vec()),
+            (".dtb", device_tree(&["acme,any", "linux,dummy-virt"])),
+        ];
+        sections.extend((0..1456).map(|index| {
+            let mut names = vec!["acme,board", "linux,dummy-virt"];
+            if ours.is_some_and(|ours| index >= ours) {
+                names = vec!["linux,dummy-virt", "acme,ours"];
+            }
+            (".dtbauto", device_tree(&names))
+        }));
+        sections.push((".cmdline", b"good".to_vec()));
+        sections.push((".linux", kernel(Aarch64)));
+        Tree::new().file("EFI/Linux/many.efi", uki(Aarch64, &sections))
+    };
+    let none = boot(Aarch64, &[image(None)], "");
+    assert_eq!(none.told(), "good");
+    assert_eq!(none.compatible(), "acme,any\0linux,dummy-virt\0");
+    none.line(
+        "bootshare: /EFI/Linux/many.efi: its 1456 device trees for other machines (.dtbauto) are \
+         not used",
     );
+    // One request for each that is not the one, three for that.
+    let ours = boot(Aarch64, &[image(Some(1000))], "");
+    assert_eq!(ours.compatible(), "linux,dummy-virt\0acme,ours\0");
+    ours.line("its 1000 device trees for other machines");
+    assert!(ours.requests[&Opcode::Read] < 1100, "{:?}", ours.requests);
+    // No request for what this machine takes none of.
+    let sections = [
+        (".linux", kernel(X86_64)),
+        (".dtbauto", device_tree(&["linux,dummy-virt"])),
+    ];
+    let image = Tree::new().file("EFI/Linux/a.efi", uki(X86_64, &sections));
+    let boot = boot(X86_64, &[image], "");
+    boot.line("its 1 device trees for other machines (.dtbauto) are not used");
 }
 
 #[test]
@@ -815,7 +841,7 @@ fn the_profiles_of_an_image() {
         let text = format!("uki /EFI/Linux/demo.efi\nprofile {profile}\noptions more\n");
         tree().file("loader/entries/reset.conf", text)
     };
-    assert_eq!(told(entry(1), "bootshare.entry=reset"), "reset=1 more");
+    assert_eq!(told(entry(1), "bootshare.entry=reset"), "more");
     let none = boot(Aarch64, &[entry(3)], "bootshare.entry=reset");
     assert_eq!(none.end, End::Failed);
     none.line(
@@ -830,17 +856,170 @@ fn the_profiles_of_an_image() {
 }
 
 #[test]
-fn addons_of_an_image_are_not_used_with_a_warning() {
-    let addon = uki(Aarch64, &[(".cmdline", b"two".to_vec())]);
-    let image = [(".linux", kernel(Aarch64)), (".cmdline", b"base".to_vec())];
-    let tree = Tree::new()
-        .file("EFI/Linux/demo.efi", uki(Aarch64, &image))
-        .file("EFI/Linux/demo.efi.extra.d/10-two.addon.efi", addon);
-    let boot = boot(Aarch64, &[tree], "");
-    assert_eq!(boot.told(), "base");
-    boot.line(
-        "bootshare: warning: /EFI/Linux/demo.efi.extra.d: addons and credentials of an image are not used",
+fn an_image_in_another_one() {
+    let inner = |cmdline: &str| {
+        let sections = [
+            (".cmdline", cmdline.as_bytes().to_vec()),
+            (".linux", kernel(X86_64)),
+            (".initrd", b"in  ".to_vec()),
+            (".ucode", b"in-u".to_vec()),
+        ];
+        uki(X86_64, &sections)
+    };
+    let outer = |linux: Vec<u8>, cmdline: &str| {
+        let sections = [
+            (".osrel", b"PRETTY_NAME=Ubuntu Core\n".to_vec()),
+            (".linux", linux),
+            (".cmdline", cmdline.as_bytes().to_vec()),
+            (".initrd", b"out ".to_vec()),
+            (".ucode", b"outu".to_vec()),
+        ];
+        uki(X86_64, &sections)
+    };
+    let run = |image: Vec<u8>| {
+        let entry = "uki /EFI/kernel.efi\ninitrd /own\n";
+        let tree = Tree::new()
+            .file("loader/entries/a.conf", entry)
+            .file("own", "own ")
+            .file("EFI/kernel.efi", image);
+        boot(X86_64, &[tree], "")
+    };
+    // What is handed to an image comes before its own initrd, but for microcode.
+    let told = |outer_line: &str, inner_line: &str| {
+        let boot = run(outer(inner(inner_line), outer_line));
+        assert_eq!(boot.initrd(), b"in-uoutuown out in  ");
+        boot.told().to_owned()
+    };
+    assert_eq!(told("", "inner"), "inner");
+    assert_eq!(told("outer", "inner"), "outer");
+    let deeper = run(outer(outer(inner("inner"), ""), ""));
+    assert_eq!(deeper.end, End::Failed);
+    deeper.line(
+        "/EFI/kernel.efi: more than 2 EFI programs are in one another; take the inner one out with \
+         objcopy",
     );
+    let program = uki(X86_64, &[(".text", vec![0xc3])]);
+    let none = run(outer(program, ""));
+    assert_eq!(none.end, End::Failed);
+    none.line(
+        "/EFI/kernel.efi: what its section .linux holds: it is an EFI program without a kernel",
+    );
+    let mut cut_off = inner("x");
+    cut_off.pop();
+    run(outer(cut_off, "")).line("what its section .linux holds: it is cut off: ");
+}
+
+/// An addon with these words.
+fn addon(words: &str) -> Vec<u8> {
+    uki(Aarch64, &[(".cmdline", words.as_bytes().to_vec())])
+}
+
+#[test]
+fn addons_of_an_image() {
+    let image = uki(
+        Aarch64,
+        &[
+            (".linux", kernel(Aarch64)),
+            (".cmdline", b"base good\n".to_vec()),
+            (".initrd", b"init".to_vec()),
+            (".ucode", b"uc  ".to_vec()),
+            (".dtb", device_tree(&["linux,dummy-virt", "image"])),
+            (".uname", b"6.12".to_vec()),
+        ],
+    );
+    let two = [
+        (".cmdline", b" two\n".to_vec()),
+        (".initrd", b"ini2".to_vec()),
+        (".ucode", b"uc2 ".to_vec()),
+        (".dtb", device_tree(&["linux,dummy-virt", "dtb"])),
+        (".dtbauto", device_tree(&["linux,dummy-virt", "auto"])),
+        (".uname", b"6.12".to_vec()),
+    ];
+    let uc3 = [(".ucode", b"uc3 ".to_vec()), (".cmdline", b"10".to_vec())];
+    let foreign = uki(X86_64, &[(".cmdline", b"wrong".to_vec())]);
+    let other = [(".uname", b"6.11".to_vec()), two[0].clone()];
+    let tree = |esp: &str| {
+        let own = |name: &str| format!("{esp}EFI/Linux/demo.efi.extra.d/{name}");
+        Tree::new()
+            .file(format!("{esp}EFI/Linux/demo+3-1.efi"), image.clone())
+            // In the order of bytes, as systemd-stub sorts them: 10 before 9.
+            .file(own("10-three.ADDON.EFI"), uki(Aarch64, &uc3))
+            .file(own("9-two.addon.efi"), uki(Aarch64, &two))
+            .file(own("20-foreign.addon.efi"), foreign.clone())
+            .file(own("30-kernel.addon.efi"), image.clone())
+            .file(own("40-other.addon.efi"), uki(Aarch64, &other))
+            .file(own("50-text.addon.efi"), "text")
+            .file(own(".hidden.addon.efi"), addon("wrong"))
+            .file(own("ssh.cred"), "secret")
+            .file(format!("{esp}loader/addons/one.addon.efi"), addon("one"))
+            .file(format!("{esp}loader/addons/README"), "")
+    };
+    for esp in ["", "boot/", "boot/efi/"] {
+        let booted = boot(Aarch64, &[tree(esp)], "-- last");
+        assert_eq!(booted.told(), "base good one 10 two last");
+        assert_eq!(booted.initrd(), b"uc2 uc3 uc  initini2");
+        assert_eq!(booted.compatible(), "linux,dummy-virt\0auto\0");
+        let extra = format!("/{esp}EFI/Linux/demo.efi.extra.d/");
+        for (name, what) in [
+            ("9-two", ""),
+            ("20-foreign", "the addon is left out: it is for x64"),
+            (
+                "30-kernel",
+                "the addon is left out: it is an image with a kernel",
+            ),
+            (
+                "40-other",
+                "the addon is left out: its .uname is not that of",
+            ),
+            ("50-text", "the addon is left out: it is no EFI program"),
+        ] {
+            let line = match what {
+                "" => format!("bootshare: addon {extra}{name}.addon.efi"),
+                _ => format!("bootshare: warning: {extra}{name}.addon.efi: {what}"),
+            };
+            booted.line(&line);
+        }
+        booted.line(&format!(
+            "bootshare: warning: {extra}ssh.cred: credentials and extensions are not used"
+        ));
+        booted.line(&format!(
+            "bootshare: addon /{esp}loader/addons/one.addon.efi"
+        ));
+        booted.lacks("hidden");
+        booted.lacks("README");
+    }
+    // What is asked for in an entry comes after them; its words take the place of the image's.
+    let entry = "uki /EFI/Linux/demo+3-1.efi\nextra /EFI/b.addon.efi\nextra /EFI/a.addon.efi\n";
+    let named = |options: &str| {
+        let tree = tree("")
+            .file(
+                "loader/entries/n.conf",
+                format!("{entry}options {options}\n"),
+            )
+            .file("EFI/a.addon.efi", addon("a"))
+            .file("EFI/b.addon.efi", addon("b"));
+        boot(Aarch64, &[tree], "bootshare.entry=n")
+    };
+    assert_eq!(named("").told(), "base good one 10 two b a");
+    assert_eq!(named("own").told(), "own one 10 two b a");
+}
+
+#[test]
+fn more_initrds_than_there_is_room_for_are_refused() {
+    let image = uki(Aarch64, &[(".linux", kernel(Aarch64))]);
+    let part = uki(Aarch64, &[(".initrd", b"init".to_vec())]);
+    let boot = |count: usize| {
+        let tree = Tree::new().file("EFI/Linux/demo.efi", image.clone());
+        let tree = (0..count).fold(tree, |tree, number| {
+            let name = format!("loader/addons/{number}.addon.efi");
+            tree.file(name, part.clone())
+        });
+        boot(Aarch64, &[tree], "")
+    };
+    assert_eq!(boot(33).initrd().len(), 33 * 4);
+    let more = boot(34);
+    assert_eq!(more.end, End::Failed);
+    more.line("/EFI/Linux/demo.efi: there are more than 34 initrds with those of its image");
 }
 
 #[test]

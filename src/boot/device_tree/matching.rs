@@ -1,0 +1,226 @@
+//! Tells by a few bytes of a device tree whether it is for a machine.
+
+use super::blob::{BEGIN_NODE, HEADER_BYTES, MAGIC, NOP, PROP};
+use crate::boot::bytes::array;
+
+/// The name of the property, as it is in the strings block.
+const COMPATIBLE: &[u8] = b"compatible\0";
+
+/// A comparison of a device tree's first name in the `compatible` of its root with that of a machine,
+/// as systemd-stub makes it. The other names may be those of a chip that many machines have.
+///
+/// Nothing is asked for but the header, the properties of the root and, of a property that might
+/// be the one, the name: an image may have more than a thousand trees.
+#[derive(Clone, Debug)]
+pub struct Matching<'a> {
+    machine: &'a [u8],
+    /// Bytes of the tree.
+    size: u64,
+    next: u64,
+    what: What,
+    strings: u32,
+    /// How many pieces are still taken.
+    left: u32,
+}
+
+/// What the next piece starts with.
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Header,
+    /// A token of the structure block.
+    Token,
+    /// A property's name. Behind the property the structure block goes on.
+    Name {
+        behind: u64,
+    },
+}
+
+impl<'a> Matching<'a> {
+    /// The most bytes that one piece needs.
+    pub const PIECE_BYTES: usize = 512;
+    /// The most pieces that are taken. The root of a real tree needs three at most.
+    const MAX_PIECES: u32 = 32;
+
+    /// Starts for a tree of `size` bytes and the [machine](super::machine) of this name.
+    #[must_use]
+    pub const fn new(machine: &'a [u8], size: u64) -> Self {
+        Self {
+            machine,
+            size,
+            next: 0,
+            what: What::Header,
+            strings: 0,
+            left: Self::MAX_PIECES,
+        }
+    }
+
+    /// Where in the tree the piece starts that is wanted next.
+    #[must_use]
+    pub const fn next_offset(&self) -> u64 {
+        self.next
+    }
+
+    /// Takes a piece of [`PIECE_BYTES`](Self::PIECE_BYTES), or as many as there are up to the tree's end,
+    /// from [`next_offset`](Self::next_offset) on: the answer, if it is known then. A tree that is
+    /// damaged is for no machine, nor is one whose root has too many properties.
+    pub fn take(&mut self, piece: &[u8]) -> Option<bool> {
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 {
+            return Some(false);
+        }
+        // What the piece has too few bytes for is asked for again, as the start of the next one.
+        let start = self.next;
+        self.look_at(piece).unwrap_or_else(|| {
+            let is_stuck = self.next == start || self.next >= self.size;
+            is_stuck.then_some(false)
+        })
+    }
+
+    /// [`None`] if the piece ends too early, the answer if it is known.
+    fn look_at(&mut self, piece: &[u8]) -> Option<Option<bool>> {
+        let mut rest = piece;
+        loop {
+            let word = |index: usize| array(rest, index.saturating_mul(4)).map(u32::from_be_bytes);
+            let skipped = match self.what {
+                What::Header => {
+                    rest.get(..HEADER_BYTES)?;
+                    if word(0)? != MAGIC || u64::from(word(1)?) > self.size {
+                        return Some(Some(false));
+                    }
+                    self.strings = word(3)?;
+                    self.what = What::Token;
+                    u64::from(word(2)?)
+                }
+                What::Name { behind } => {
+                    if rest.get(..COMPATIBLE.len())? == COMPATIBLE {
+                        return Some(Some(true));
+                    }
+                    self.what = What::Token;
+                    self.next = behind;
+                    return Some(None);
+                }
+                What::Token => match word(0)? {
+                    NOP => 4,
+                    // The root, which has no name, and no child of it.
+                    BEGIN_NODE if word(1)? == 0 => 8,
+                    PROP => {
+                        let size = u64::from(word(1)?);
+                        let skipped = size.saturating_add(12).saturating_add(3) & !3;
+                        let after_name = self.machine.len().saturating_add(1);
+                        if size >= after_name as u64 {
+                            let value = rest.get(12..)?.get(..after_name)?;
+                            if value.split_last() == Some((&0, self.machine)) {
+                                let behind = self.next.saturating_add(skipped);
+                                self.what = What::Name { behind };
+                                let name = u64::from(self.strings);
+                                self.next = name.saturating_add(word(2)?.into());
+                                return Some(None);
+                            }
+                        }
+                        skipped
+                    }
+                    _ => return Some(Some(false)),
+                },
+            };
+            self.next = self.next.saturating_add(skipped);
+            rest = rest.get(usize::try_from(skipped).ok()?..)?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    /// A tree whose root has these properties; their names are in the strings block in their order.
+    fn tree(properties: &[(&str, &[u8])]) -> Vec<u8> {
+        let number = |blob: &mut Vec<u8>, number: usize| {
+            blob.extend((number as u32).to_be_bytes());
+        };
+        let (mut structure, mut strings) = (Vec::new(), Vec::new());
+        number(&mut structure, 1);
+        number(&mut structure, 0);
+        for (name, value) in properties {
+            for word in [3, value.len(), strings.len()] {
+                number(&mut structure, word);
+            }
+            structure.extend(*value);
+            structure.resize(structure.len().next_multiple_of(4), 0);
+            strings.extend(name.as_bytes());
+            strings.push(0);
+        }
+        // A child with a name that the machine has, and the end.
+        for word in [1, 0x6100_0000, 2, 2, 9] {
+            number(&mut structure, word);
+        }
+        let mut blob = Vec::new();
+        let strings_at = 56 + structure.len();
+        let total = strings_at + strings.len();
+        let sizes = [strings.len(), structure.len()];
+        for word in [0xd00d_feed, total, 56, strings_at, 40, 17, 16, 0] {
+            number(&mut blob, word);
+        }
+        for size in sizes {
+            number(&mut blob, size);
+        }
+        blob.resize(56, 0);
+        blob.extend(structure);
+        blob.extend(strings);
+        blob
+    }
+
+    /// The answer, and how many pieces it took.
+    fn matching(blob: &[u8], machine: &str) -> (bool, usize) {
+        let mut matching = Matching::new(machine.as_bytes(), blob.len() as u64);
+        for count in 1.. {
+            let start = usize::try_from(matching.next_offset()).unwrap_or(usize::MAX);
+            let piece = blob.get(start..).unwrap_or_default();
+            let piece = &piece[..piece.len().min(Matching::PIECE_BYTES)];
+            if let Some(answer) = matching.take(piece) {
+                return (answer, count);
+            }
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn the_first_name_is_compared() {
+        let blob = tree(&[
+            ("#size-cells", &[0, 0, 0, 2]),
+            ("model", b"acme,board\0"),
+            ("compatible", b"acme,board\0acme,chip\0"),
+        ]);
+        // QEMU's model is the name as well: the first property of that value is another one.
+        assert_eq!(matching(&blob, "acme,board"), (true, 4));
+        assert_eq!(matching(&blob, "acme,boar"), (false, 1));
+        assert_eq!(matching(&blob, "acme,board2"), (false, 1));
+        assert_eq!(matching(&blob, "acme,chip"), (false, 1));
+    }
+
+    #[test]
+    fn properties_that_are_longer_than_a_piece_are_skipped() {
+        let blob = tree(&[
+            ("serial-number", &[b'x'; 1000]),
+            ("compatible", b"acme,board\0"),
+        ]);
+        assert_eq!(matching(&blob, "acme,board"), (true, 3));
+        let blob = tree(&[("a", &[b'x'; 430]), ("compatible", b"acme,board\0")]);
+        assert_eq!(matching(&blob, "acme,board"), (true, 3));
+    }
+
+    #[test]
+    fn what_is_damaged_is_for_no_machine() {
+        let blob = tree(&[("compatible", b"acme,board\0")]);
+        for size in 0..blob.len() {
+            assert!(!matching(&blob[..size], "acme,board").0, "{size}");
+        }
+        let mut endless = tree(&[]);
+        endless.truncate(64);
+        endless.extend(NOP.to_be_bytes().repeat(100_000));
+        assert_eq!(
+            matching(&endless, "acme,board"),
+            (false, Matching::MAX_PIECES as usize)
+        );
+    }
+}
