@@ -41,6 +41,22 @@ struct Tree {
     arch: Arch,
 }
 
+/// A kernel as a package has it, with just the modules that a run needs, in `dir`.
+fn package(arch: Arch, dir: &Path) {
+    let from = parts(arch).modules().unwrap();
+    let version = from.file_name().unwrap();
+    let to = dir.join("lib/modules").join(version);
+    fs::create_dir_all(to.join("kernel")).unwrap();
+    fs::copy(from.join("modules.builtin"), to.join("modules.builtin")).unwrap();
+    let names = ["virtio_mmio", "virtio_console", "virtiofs", "overlay"];
+    for (name, bytes) in Modules::read(&from).unwrap().load(&names).unwrap() {
+        fs::write(to.join("kernel").join(name).with_extension("ko"), bytes).unwrap();
+    }
+    let name = Path::new("boot").join(format!("vmlinuz-{}", version.display()));
+    fs::create_dir_all(dir.join("boot")).unwrap();
+    fs::copy(kernel(arch).join(&name), dir.join(name)).unwrap();
+}
+
 /// How a run ended.
 struct Ran {
     status: Option<i32>,
@@ -289,6 +305,80 @@ fn a_tree_can_be_read_only_and_the_command_another_user() {
     let ran = tree.run(&["--read-only", "--user=me"], &["sh", "-c", script]);
     let errors = "sh: can't create /home/me/y: Read-only file system\n";
     ran.expect(1, "uid=1000(me) gid=1001\nme\n", errors);
+}
+
+#[test]
+fn an_ordinary_users_files_are_roots_and_what_the_user_may_not_read_is_told_once() {
+    let tree = Tree::new(Arch::X86_64);
+    // All that an ordinary user needs is where one can reach it.
+    let (dir, program) = (tree.dir.path(), tree.dir.path().join("tool"));
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_bootshare-host"), &program).unwrap();
+    package(Arch::X86_64, &dir.join("package"));
+    for name in ["secret", "secret2"] {
+        fs::write(tree.path("data").join(name), "").unwrap();
+        let none = fs::Permissions::from_mode(0o000);
+        fs::set_permissions(tree.path("data").join(name), none).unwrap();
+    }
+    let wrapper: &[&str] = match rustix::process::geteuid().is_root() {
+        true => {
+            std::os::unix::fs::chown(tree.path("data/file"), Some(65534), Some(65534)).unwrap();
+            &[
+                "setpriv",
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+            ]
+        }
+        false => &[],
+    };
+    let user = fs::metadata(tree.path("data/file")).unwrap();
+    let run = |options: &[&str], script: &str| {
+        let mut command = Command::new("env");
+        command
+            .args(wrapper)
+            .arg(&program)
+            .args(["run", "--timeout=120"]);
+        command
+            .arg("--kernel")
+            .arg(dir.join("package"))
+            .args(options);
+        command.arg(tree.path("")).args(["--", "sh", "-c", script]);
+        tree.ran(command.stdin(Stdio::null()))
+    };
+    let script =
+        "ls -n /data/file; cd /data; for i in 1 2 3; do cat file secret* 2>/dev/null; done";
+    let ran = run(&[], script);
+    let lines: Vec<_> = std::str::from_utf8(&ran.out).unwrap().lines().collect();
+    let words: Vec<_> = lines[0].split_whitespace().collect();
+    assert_eq!(
+        (words[2], words[3], lines.len()),
+        ("0", "0", 4),
+        "{lines:?}"
+    );
+    let path = fs::canonicalize(tree.path("data/secret")).unwrap();
+    let told = format!(
+        "bootshare-host: warning: the guest could not read {}, and others as well: user {} of this \
+         machine may not (Permission denied (os error 13))",
+        path.display(),
+        user.uid()
+    );
+    assert!(ran.errors.starts_with(&told), "{}", ran.errors);
+    assert_eq!(
+        (ran.status, ran.errors.lines().count()),
+        (Some(1), 1),
+        "{}",
+        ran.errors
+    );
+    let ran = run(&["--owner=as-is"], "ls -n /data/file");
+    let out = String::from_utf8_lossy(&ran.out).into_owned();
+    let owner = format!(" {} ", user.uid());
+    assert!(
+        ran.status == Some(0) && out.contains(&owner),
+        "{out} {}",
+        ran.errors
+    );
+    assert_eq!(ran.errors, "");
 }
 
 #[test]

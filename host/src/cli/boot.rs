@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{ArgMatches, Args, ValueEnum, ValueHint, value_parser};
 
 use bootshare_host::explain::Explain;
-use bootshare_host::serve::{Cache, Fault, MAX_REQUEST_QUEUES, MAX_THREADS};
+use bootshare_host::serve::{Cache, Fault, MAX_REQUEST_QUEUES, MAX_THREADS, Owner};
 use bootshare_host::watch::{Expect, Pattern, Watch};
 use bootshare_host::{Accel, Board, Console, Machine, Outcome, Report, Share, demo, kvm};
 
@@ -126,6 +126,9 @@ pub(super) struct Boot {
     /// Let the guest see extended attributes: capabilities, access control lists
     #[arg(long)]
     xattr: bool,
+    /// Whose the caller's own files are seen to be: root's, or as-is, the caller's
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
+    owner: Owner,
     /// Let the server do wrong on purpose, e.g. delay=20ms,error=EIO@READ:5 (see serve --help)
     #[arg(long, value_name = "RULES", value_parser = parsed::<Fault>)]
     fault: Option<Fault>,
@@ -301,6 +304,7 @@ impl Boot {
         machine.thread_pool_size = self.thread_pool_size;
         machine.cache = self.cache;
         machine.xattr = self.xattr;
+        machine.owner = self.owner;
         machine.fault = self.fault;
         machine.trace = self.trace;
         machine.legacy_mmio = self.legacy_mmio;
@@ -456,6 +460,9 @@ fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
              with --timeout",
             report.unshown
         )));
+    }
+    for line in report.denied.iter().filter(|_| !quiet) {
+        text.push_str(&format!("bootshare-host: warning: {line}\n"));
     }
     // Who closed standard output wants no more.
     if code != 0 && report.outcome != Outcome::OutputClosed {

@@ -10,11 +10,12 @@ use clap::{Args, ValueHint};
 
 use bootshare_host::command::{How, Job, Kernel};
 use bootshare_host::modules::Modules;
+use bootshare_host::serve::Owner;
 use bootshare_host::{Board, Machine, Share, output};
 
 use super::boot::{Host, duration, memory};
 use super::firmware::{self, Image};
-use super::{error_line, say};
+use super::{error_line, note, say};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -64,6 +65,9 @@ pub(super) struct Run {
     /// Where the command starts [default: /]
     #[arg(long, value_name = "DIR")]
     cwd: Option<PathBuf>,
+    /// Whose the caller's own files are seen to be: root's, or as-is, the caller's
+    #[arg(long, value_enum, default_value_t = Owner::Root, hide_possible_values = true)]
+    owner: Owner,
     /// Have the command fail to write, rather than write to memory
     #[arg(long)]
     read_only: bool,
@@ -143,6 +147,9 @@ impl Run {
             });
             output::replace(path, format!("{object}\n").as_bytes())?;
         }
+        for line in &end.denied {
+            note(&format!("warning: {line}"));
+        }
         if is_ours {
             let mut text = error_line(&end);
             // A command that is not there has nothing to do with the kernel; and what was on our
@@ -182,6 +189,7 @@ impl Run {
             own_init: self.init,
             user: self.user,
             directory: self.cwd,
+            owner: self.owner,
             read_only: self.read_only,
             cmdline: self.cmdline,
             init: firmware::init(board.arch())?,

@@ -23,6 +23,7 @@ use crate::console::{Console, RawMode};
 use crate::modules::Modules;
 use crate::qemu::{Machine, Share};
 use crate::run::{Outcome, Report, socket_dir};
+use crate::serve::Owner;
 use channel::Event;
 pub use kernel::Kernel;
 
@@ -65,6 +66,8 @@ pub struct Job {
     pub user: Option<String>,
     /// Where it starts; `/` unless told otherwise.
     pub directory: Option<PathBuf>,
+    /// Whose the files are seen to be.
+    pub owner: Owner,
     /// Whether nothing can be written, not even for this run.
     pub read_only: bool,
     /// More shares, and where they are mounted.
@@ -142,6 +145,8 @@ pub struct End {
     pub console: Vec<u8>,
     /// The last lines of the console, without escape sequences.
     pub last_lines: Vec<String>,
+    /// For each share the first file that the host's permissions have kept from the command, and why.
+    pub denied: Vec<String>,
     /// Whether the tree's own init ran in place of a command.
     is_own_init: bool,
 }
@@ -229,6 +234,7 @@ impl Job {
         machine
             .shares
             .extend(self.shares.iter().map(|(share, _)| share.clone()));
+        machine.owner = self.owner;
         machine.append = format!("bootshare.tag={BOOT_TAG}");
         // The layer over the tree could not be used where something is mounted in it.
         machine.submounts = false;
@@ -370,9 +376,14 @@ impl Watch {
     }
 
     fn end(self) -> End {
-        let (outcome, console, last_lines) = match self.ended {
-            Some((_, report)) => (report.outcome, report.console, report.last_lines),
-            None => (Outcome::PowerOff, Vec::new(), Vec::new()),
+        let (outcome, console, last_lines, denied) = match self.ended {
+            Some((_, report)) => (
+                report.outcome,
+                report.console,
+                report.last_lines,
+                report.denied,
+            ),
+            None => (Outcome::PowerOff, Vec::new(), Vec::new(), Vec::new()),
         };
         let stage = self.stage.unwrap_or_else(|| {
             // The firmware's last line before it hands over (docs/firmware.md).
@@ -400,6 +411,7 @@ impl Watch {
             stage,
             console,
             last_lines,
+            denied,
             is_own_init: self.is_own_init,
         }
     }

@@ -285,6 +285,7 @@ impl<'a, 's> Run<'a, 's> {
         let (outcome, unshown) = self.show_rest(outcome)?;
         Ok(Report {
             outcome,
+            denied: self.servers.iter().filter_map(Serving::denied).collect(),
             unshown,
             last_lines: self.watcher.last_lines(),
             is_start_last: self.watcher.shows_start(),
