@@ -108,6 +108,9 @@ pub struct Machine {
     pub smp: u32,
     /// What runs the guest.
     pub accel: Accel,
+    /// Is told why when KVM fails as it starts and the machine goes on by QEMU's translator; without
+    /// it that is how the run ends.
+    pub fallback: Option<fn(&str)>,
     /// The shares, in device order; none is allowed.
     pub shares: Vec<Share>,
     /// An external virtiofsd; `None` serves the shares from threads of this process.
@@ -173,6 +176,7 @@ impl Machine {
             memory_mib: 512,
             smp: 1,
             accel: Accel::default(),
+            fallback: None,
             shares: Vec::new(),
             server: None,
             request_queues: 1,

@@ -4,17 +4,19 @@
 #![cfg(feature = "embed-init")]
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
-use bootshare_host::Arch;
+use bootshare_host::command::{How, Job, Kernel};
 use bootshare_host::guest::Parts;
 use bootshare_host::modules::Modules;
+use bootshare_host::{Accel, Arch, Board, Machine, Outcome};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
@@ -379,6 +381,50 @@ fn an_ordinary_users_files_are_roots_and_what_the_user_may_not_read_is_told_once
         ran.errors
     );
     assert_eq!(ran.errors, "");
+}
+
+#[test]
+fn where_kvm_fails_as_it_starts_the_command_runs_by_the_translator_with_all_of_its_input() {
+    static TOLD: Mutex<String> = Mutex::new(String::new());
+    let tree = Tree::new(Arch::X86_64);
+    // QEMU connects all sockets before it looks at the accelerator.
+    let script = "case \"$*\" in *'-accel kvm'*) set -- $(echo \"$*\" | sed 's/-accel kvm/-accel no/');; esac
+        exec qemu-system-x86_64 \"$@\"";
+    let qemu = tree.dir.path().join("qemu");
+    fs::write(&qemu, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/firmware");
+    let board = Board::X86_64Microvm;
+    let mut machine = Machine::new(board, images.join(board.firmware_name()));
+    machine.accel = Accel::Kvm;
+    machine.qemu = Some(qemu);
+    machine.memory_mib = 512;
+    machine.time_limit = Some(LIMIT);
+    let command = ["sh", "-c", "read n; exit $n"].map(OsString::from);
+    let job = Job {
+        trees: vec![tree.path("")],
+        command: command.to_vec(),
+        init: fs::read(images.join("init-x86_64")).unwrap(),
+        ..Job::default()
+    };
+    let found = Kernel::find(Some(&kernel(Arch::X86_64)), None, &job.trees).unwrap();
+    let modules = Modules::read(found.modules.as_deref().unwrap()).unwrap();
+    let (input, mut output) = std::io::pipe().unwrap();
+    output.write_all(b"7\n").unwrap();
+    rustix::stdio::dup2_stdin(&input).unwrap();
+    let end = job.run(&machine, &found, Some(&modules)).unwrap();
+    assert!(
+        matches!(end.how, How::Machine(Outcome::QemuFailed { .. })),
+        "{end}"
+    );
+    machine.fallback = Some(|text| TOLD.lock().unwrap().push_str(text));
+    let end = job.run(&machine, &found, Some(&modules)).unwrap();
+    assert!(matches!(end.how, How::Ended(7)), "{end}");
+    let told = TOLD.lock().unwrap();
+    assert!(
+        told.starts_with("KVM does not work: QEMU failed") && told.ends_with("; going on by tcg"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -185,9 +185,10 @@ pub(super) enum AccelChoice {
 }
 
 impl AccelChoice {
-    /// What it is for `board`, and why, where that was not told.
-    pub(super) fn of(self, board: Board) -> (Accel, String) {
-        match self {
+    /// Has the machine run by it; what it is, and why, where that was not told.
+    pub(super) fn set(self, machine: &mut Machine) -> String {
+        let board = machine.board;
+        let (accel, why) = match self {
             Self::Tcg => (Accel::Tcg, "tcg".to_owned()),
             Self::Kvm => (Accel::Kvm, "KVM".to_owned()),
             Self::Auto if board.arch() != Board::of_this_machine().arch() => {
@@ -198,7 +199,10 @@ impl AccelChoice {
                 Ok(()) => (Accel::Kvm, "KVM".to_owned()),
                 Err(error) => (Accel::Tcg, format!("tcg, since {error:#}")),
             },
-        }
+        };
+        machine.accel = accel;
+        machine.fallback = (self == Self::Auto).then_some(note);
+        why
     }
 }
 
@@ -240,11 +244,10 @@ impl Boot {
 
     pub(super) fn run(mut self: Box<Self>) -> Result<u8> {
         let board = self.board.unwrap_or_else(Board::of_this_machine);
-        let (accel, by) = self.host.accel.of(board);
+        let accel = self.host.accel;
         let is_ours = self.firmware.is_none();
         let image = Image::find(self.firmware.take(), board)?;
         let (dry_run, verbose, quiet) = (self.dry_run, self.verbose, self.quiet);
-        let is_choice = self.host.accel == AccelChoice::Auto;
         if is_ours
             && !quiet
             && let Some(words) = self.foreign_words()
@@ -255,7 +258,10 @@ impl Boot {
             ));
         }
         let mut machine = self.machine(board, &image)?;
-        machine.accel = accel;
+        let by = accel.set(&mut machine);
+        if quiet {
+            machine.fallback = machine.fallback.map(|_| (|_| ()) as fn(&str));
+        }
         if dry_run {
             print(image.dry_run(&machine)?.as_bytes())?;
             return Ok(0);
@@ -267,18 +273,7 @@ impl Boot {
                 machine.command()
             ));
         }
-        let mut report = machine.run(Console::Terminal)?;
-        let is_failure = matches!(report.outcome, Outcome::QemuFailed { .. });
-        if is_choice && accel == Accel::Kvm && is_failure && report.last_lines.is_empty() {
-            if !quiet {
-                note(&format!(
-                    "KVM does not work: {}; going on by tcg",
-                    report.outcome
-                ));
-            }
-            machine.accel = Accel::Tcg;
-            report = machine.run(Console::Terminal)?;
-        }
+        let report = machine.run(Console::Terminal)?;
         Ok(tell(&machine, &report, quiet))
     }
 

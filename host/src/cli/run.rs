@@ -120,12 +120,12 @@ impl Run {
         machine.qemu = self.host.qemu.take();
         machine.memory_mib = self.memory;
         machine.smp = self.host.smp;
-        (machine.accel, _) = self.host.accel.of(board);
+        self.host.accel.set(&mut machine);
         machine.qemu_args = std::mem::take(&mut self.qemu_args);
         machine.time_limit = self.timeout;
         let job = self.job(board, &kernel)?;
         let started = Instant::now();
-        let end = job.run(machine, &kernel, modules.as_ref())?;
+        let end = job.run(&machine, &kernel, modules.as_ref())?;
         let seconds = started.elapsed().as_secs_f64();
         if let Some(path) = &console {
             output::replace(path, &end.console)?;

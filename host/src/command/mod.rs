@@ -217,6 +217,22 @@ impl Job {
     /// The machine could not be started.
     pub fn run(
         &self,
+        machine: &Machine,
+        kernel: &Kernel,
+        modules: Option<&Modules>,
+    ) -> Result<End> {
+        machine.or_translated(
+            |machine| self.attempt(machine.clone(), kernel, modules),
+            |end| match &end.how {
+                How::Machine(outcome) => (outcome, &end.last_lines),
+                _ => (&Outcome::Expected, &end.last_lines),
+            },
+        )
+    }
+
+    /// Runs it once.
+    fn attempt(
+        &self,
         mut machine: Machine,
         kernel: &Kernel,
         modules: Option<&Modules>,
