@@ -187,8 +187,20 @@ impl Tree {
 #[test]
 fn the_streams_are_apart_and_a_signal_is_told_as_shells_do() {
     let tree = Tree::new(Arch::X86_64);
-    let ran = tree.run(&[], &["sh", "-c", "echo out; echo err >&2; kill -9 $$"]);
+    let junit = tree.dir.path().join("junit.xml");
+    let option = format!("--junit={}", junit.display());
+    let script = "echo out; echo err >&2; kill -9 $$";
+    let ran = tree.run(&[&option], &["sh", "-c", script]);
     ran.expect(137, "out\n", "err\n");
+    let text = fs::read_to_string(junit).unwrap();
+    let document = roxmltree::Document::parse(&text).unwrap();
+    let one = |name: &str| document.descendants().find(|node| node.has_tag_name(name));
+    let name = format!("sh -c {script}");
+    assert_eq!(one("testcase").unwrap().attribute("name"), Some(&*name));
+    let message = one("failure").unwrap().attribute("message");
+    assert_eq!(message, Some("the command ended with status 137"));
+    assert_eq!(one("system-out").unwrap().text(), Some("out\n"));
+    assert_eq!(one("system-err").unwrap().text(), Some("err\n"));
     // What the kernel says is on the console, all of it and nowhere else.
     assert!(ran.console.contains("Linux version 6."), "{}", ran.console);
 }
@@ -454,7 +466,22 @@ fn each_failure_has_a_line_and_a_status() {
     );
     let json = tree.dir.path().join("json");
     let option = format!("--json={}", json.display());
-    let ran = run(&["--cmdline=rdinit=/nosuch", "--bisect", &option], &["id"]);
+    let junit = tree.dir.path().join("junit");
+    let junit_option = format!("--junit={}", junit.display());
+    let ran = run(
+        &[
+            "--cmdline=rdinit=/nosuch",
+            "--bisect",
+            &option,
+            &junit_option,
+        ],
+        &["id"],
+    );
+    let text = fs::read_to_string(junit).unwrap();
+    assert!(
+        text.contains("<skipped message=\"the kernel panicked"),
+        "{text}"
+    );
     assert_eq!(ran.status, Some(125));
     let json: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
     assert_eq!(

@@ -3,6 +3,7 @@
 mod boot;
 mod doctor;
 mod firmware;
+mod junit;
 mod man;
 mod run;
 

@@ -15,6 +15,7 @@ use bootshare_host::{Board, Machine, Share, output};
 
 use super::boot::{Host, duration, memory};
 use super::firmware::{self, Image};
+use super::junit::{Case, Verdict};
 use super::{error_line, note, say};
 
 const EXAMPLES: &str = "\
@@ -83,6 +84,9 @@ pub(super) struct Run {
     /// Write how it ended to this file, as one JSON object
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     json: Option<PathBuf>,
+    /// Write the command as a test case of JUnit's XML to this file, with the end of its output
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    junit: Option<PathBuf>,
     /// Give up after so long: seconds, or with a unit, e.g. 90s, 2m, 1h
     #[arg(short, long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     timeout: Option<Duration>,
@@ -112,6 +116,7 @@ const SKIP: u8 = 125;
 impl Run {
     pub(super) fn run(mut self: Box<Self>) -> Result<u8> {
         let (console, json, bisect) = (self.console.take(), self.json.take(), self.bisect);
+        let (junit, command) = (self.junit.take(), self.words());
         let kernel = Kernel::find(self.kernel.as_deref(), self.modules.as_deref(), &self.dirs)?;
         let modules = kernel.modules.as_deref().map(Modules::read).transpose()?;
         let board = self.board.unwrap_or_else(|| kernel.board(modules.as_ref()));
@@ -130,7 +135,8 @@ impl Run {
         if let Some(path) = &console {
             output::replace(path, &end.console)?;
         }
-        let code = match bisect && !end.is_started() {
+        let is_skipped = bisect && !end.is_started();
+        let code = match is_skipped {
             true => SKIP,
             false => end.exit_code(),
         };
@@ -146,6 +152,21 @@ impl Run {
                 "board": board.name(),
             });
             output::replace(path, format!("{object}\n").as_bytes())?;
+        }
+        if let Some(path) = &junit {
+            let case = Case {
+                command,
+                kernel: kernel.version.as_deref().unwrap_or("unknown"),
+                seconds,
+                verdict: match (&end.how, code) {
+                    (_, 0) => Verdict::Passed,
+                    (_, SKIP) if is_skipped => Verdict::Skipped(end.to_string()),
+                    (How::Ended(_), _) => Verdict::Failed(end.to_string()),
+                    _ => Verdict::Broken(end.to_string(), end.last_lines.clone()),
+                },
+                output: &end.output,
+            };
+            output::replace(path, case.document().as_bytes())?;
         }
         for line in &end.denied {
             note(&format!("warning: {line}"));
@@ -164,6 +185,19 @@ impl Run {
             say(&text);
         }
         Ok(code)
+    }
+
+    /// What is run, as one would write it.
+    fn words(&self) -> String {
+        let init = self.init.as_ref().map(|init| init.as_os_str());
+        let words = init
+            .into_iter()
+            .chain(self.command.iter().map(OsString::as_os_str));
+        let words: Vec<_> = words.map(OsStr::to_string_lossy).collect();
+        match &words[..] {
+            [] => "a shell".to_owned(),
+            words => words.join(" "),
+        }
     }
 
     fn job(self, board: Board, kernel: &Kernel) -> Result<Job> {

@@ -37,8 +37,8 @@ pub(super) enum Event {
     Line(String),
     /// The guest says no more.
     Silent,
-    /// So much of a stream has come and was written: 0 is standard output, 1 standard error.
-    Written(usize, u64),
+    /// This has come of a stream and was written: 0 is standard output, 1 standard error.
+    Written(usize, Vec<u8>),
     /// No more of a stream will be written.
     Closed(usize),
     /// The machine has ended.
@@ -157,7 +157,6 @@ fn pass_on_input(mut guest: UnixStream, terminal: bool, begun: Option<Receiver<(
 /// Writes what comes to one of our streams.
 fn write_out(index: usize, mut guest: UnixStream, ours: BorrowedFd<'_>, events: &Sender<Event>) {
     let mut buffer = vec![0; 64 << 10];
-    let mut done = 0;
     // Without a buffer of the library's: what has come is seen at once.
     if let Ok(ours) = ours.try_clone_to_owned() {
         let mut ours = File::from(ours);
@@ -166,8 +165,7 @@ fn write_out(index: usize, mut guest: UnixStream, ours: BorrowedFd<'_>, events: 
                 // The guest's command is told so by SIGPIPE.
                 break;
             }
-            done += count as u64;
-            let _ = events.send(Event::Written(index, done));
+            let _ = events.send(Event::Written(index, buffer[..count].to_vec()));
         }
     }
     let _ = guest.shutdown(Shutdown::Both);

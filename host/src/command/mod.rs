@@ -7,6 +7,7 @@
 
 mod channel;
 mod initrd;
+mod kept;
 mod kernel;
 
 use std::ffi::OsString;
@@ -25,6 +26,7 @@ use crate::qemu::{Machine, Share};
 use crate::run::{Outcome, Report, socket_dir};
 use crate::serve::Owner;
 use channel::Event;
+pub use kept::Kept;
 pub use kernel::Kernel;
 
 /// The tags of the share that the firmware boots, and of the tree.
@@ -147,6 +149,8 @@ pub struct End {
     pub last_lines: Vec<String>,
     /// For each share the first file that the host's permissions have kept from the command, and why.
     pub denied: Vec<String>,
+    /// The end of the command's standard output, and of its standard error.
+    pub output: [Kept; 2],
     /// Whether the tree's own init ran in place of a command.
     is_own_init: bool,
 }
@@ -318,6 +322,7 @@ struct Watch {
     /// and whether more can be.
     sent: [u64; 2],
     written: [u64; 2],
+    output: [Kept; 2],
     closed: [bool; 2],
     connected: bool,
     silent: bool,
@@ -349,7 +354,10 @@ impl Watch {
             Event::Connected => self.connected = true,
             Event::Line(line) => self.line(&line),
             Event::Silent => self.silent = true,
-            Event::Written(index, count) => self.written[index] = count,
+            Event::Written(index, bytes) => {
+                self.written[index] += bytes.len() as u64;
+                self.output[index].add(&bytes);
+            }
             Event::Closed(index) => self.closed[index] = true,
             Event::Ended(report) => self.ended = Some((Instant::now(), report?)),
         }
@@ -428,6 +436,7 @@ impl Watch {
             console,
             last_lines,
             denied,
+            output: self.output,
             is_own_init: self.is_own_init,
         }
     }
