@@ -102,7 +102,7 @@ impl Tree {
         let busybox = tree.path("bin/busybox");
         fs::copy(parts(arch).busybox(), busybox).unwrap();
         for name in [
-            "cat", "chmod", "id", "ls", "mv", "pwd", "rm", "sh", "sleep", "stty", "uname",
+            "cat", "chmod", "id", "ls", "mv", "pwd", "rm", "sh", "sleep", "stty", "tee", "uname",
         ] {
             symlink("busybox", tree.path("bin").join(name)).unwrap();
         }
@@ -495,6 +495,17 @@ fn each_failure_has_a_line_and_a_status() {
             .starts_with("the kernel panicked"),
         "{json}"
     );
+    // Who writes what a kernel says when it panics is no kernel that panics.
+    let script = "echo 'Kernel panic - not syncing: no' | tee /dev/kmsg /dev/console
+        sleep 3; echo c > /proc/sysrq-trigger; sleep 1000";
+    let ran = run(&[], &["sh", "-c", script]);
+    ran.fails(118, "the kernel panicked while the command ran: ");
+    assert!(
+        ran.errors.lines().next().unwrap().contains("crash"),
+        "{}",
+        ran.errors
+    );
+    assert_eq!(ran.out, b"Kernel panic - not syncing: no\n");
     run(&["--timeout=10"], &["sleep", "1000"])
         .fails(124, "the time limit passed while the command");
     run(&[], &["sh", "-c", "echo b > /proc/sysrq-trigger"])

@@ -36,8 +36,12 @@ const ROOT_TAG: &str = "bootshare-root";
 /// What the init says on the console when it has nothing more to do: the machine need not power off.
 const DONE: &str = "^bootshare-init: done$";
 
-/// What a kernel says before it stops.
+/// What a kernel says when it panics. It is told to reset the machine then: who only writes this to
+/// the console, or to /dev/kmsg, does not.
 const PANIC: &str = "Kernel panic - not syncing";
+
+/// What it says behind that when it does not reset the machine.
+const PANIC_END: &str = r"---\[ end Kernel panic - not syncing";
 
 /// What our init says on the console when it has failed.
 const INIT_ERROR: &str = "bootshare-init: error: ";
@@ -258,7 +262,7 @@ impl Job {
         machine.append = format!("bootshare.tag={BOOT_TAG}");
         // The layer over the tree could not be used where something is mounted in it.
         machine.submounts = false;
-        machine.watch.fail = vec![PANIC.parse()?];
+        machine.watch.fail = vec![PANIC_END.parse()?];
         let console = match &self.own_init {
             Some(_) => Console::Terminal,
             None => {
@@ -430,6 +434,13 @@ impl Watch {
                 outcome => outcome,
             }),
         };
+        let how = match (how, panic_of(&console, &last_lines)) {
+            (How::Machine(Outcome::Reset), Some(line)) => How::Machine(Outcome::FailureShown {
+                pattern: PANIC.to_owned(),
+                line,
+            }),
+            (how, _) => how,
+        };
         End {
             how,
             stage,
@@ -440,4 +451,12 @@ impl Watch {
             is_own_init: self.is_own_init,
         }
     }
+}
+
+/// The last line that tells of a panic, of a console that was captured, else of its last lines.
+fn panic_of(console: &[u8], last_lines: &[String]) -> Option<String> {
+    let text = String::from_utf8_lossy(console);
+    let lines = last_lines.iter().map(String::as_str).chain(text.lines());
+    let line = lines.filter(|line| line.contains(PANIC)).next_back()?;
+    Some(line.trim_end().to_owned())
 }
