@@ -14,6 +14,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use bootshare_host::command::{How, Job, Kernel};
+use bootshare_host::debian::Packages;
 use bootshare_host::guest::Parts;
 use bootshare_host::modules::Modules;
 use bootshare_host::{Accel, Arch, Board, Machine, Outcome};
@@ -57,6 +58,33 @@ fn package(arch: Arch, dir: &Path) {
     let name = Path::new("boot").join(format!("vmlinuz-{}", version.display()));
     fs::create_dir_all(dir.join("boot")).unwrap();
     fs::copy(kernel(arch).join(&name), dir.join(name)).unwrap();
+}
+
+/// The package's kernel as a unified kernel image, of which anything but the kernel would not do.
+fn unified(package: &Path, to: &Path) {
+    let stub = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest/stub-amd64");
+    let packages = Packages {
+        arch: Arch::X86_64,
+        what: "EFI stub",
+        choose: |_| Ok(vec!["systemd-boot-efi".to_owned()]),
+    };
+    packages.fetch(&stub).unwrap();
+    let boot = fs::read_dir(package.join("boot")).unwrap();
+    let kernel = boot.map(|entry| entry.unwrap().path()).next().unwrap();
+    let wrong = package.join("wrong");
+    fs::write(&wrong, "rdinit=/nosuch").unwrap();
+    let mut command = Command::new("objcopy");
+    for (address, name, path) in [
+        ("0x10000000", ".cmdline", &wrong),
+        ("0x20000000", ".initrd", &wrong),
+        ("0x30000000", ".linux", &kernel),
+    ] {
+        command.arg(format!("--add-section={name}={}", path.display()));
+        command.arg(format!("--change-section-vma={name}={address}"));
+    }
+    let stub = stub.join("usr/lib/systemd/boot/efi/linuxx64.efi.stub");
+    assert!(command.arg(stub).arg(to).status().unwrap().success());
+    fs::remove_file(kernel).unwrap();
 }
 
 /// How a run ended.
@@ -347,22 +375,19 @@ fn an_ordinary_users_files_are_roots_and_what_the_user_may_not_read_is_told_once
         false => &[],
     };
     let user = fs::metadata(tree.path("data/file")).unwrap();
-    let run = |options: &[&str], script: &str| {
+    let run = |kernel: &str, options: &[&str], script: &str| {
         let mut command = Command::new("env");
         command
             .args(wrapper)
             .arg(&program)
             .args(["run", "--timeout=120"]);
-        command
-            .arg("--kernel")
-            .arg(dir.join("package"))
-            .args(options);
+        command.arg("--kernel").arg(dir.join(kernel)).args(options);
         command.arg(tree.path("")).args(["--", "sh", "-c", script]);
         tree.ran(command.stdin(Stdio::null()))
     };
     let script =
         "ls -n /data/file; cd /data; for i in 1 2 3; do cat file secret* 2>/dev/null; done";
-    let ran = run(&[], script);
+    let ran = run("package", &[], script);
     let lines: Vec<_> = std::str::from_utf8(&ran.out).unwrap().lines().collect();
     let words: Vec<_> = lines[0].split_whitespace().collect();
     assert_eq!(
@@ -384,7 +409,13 @@ fn an_ordinary_users_files_are_roots_and_what_the_user_may_not_read_is_told_once
         "{}",
         ran.errors
     );
-    let ran = run(&["--owner=as-is"], "ls -n /data/file");
+    // A unified kernel image, of which only the kernel is used, with its modules.
+    unified(&dir.join("package"), &dir.join("package/boot/uki.efi"));
+    let ran = run(
+        "package/boot/uki.efi",
+        &["--owner=as-is"],
+        "ls -n /data/file",
+    );
     let out = String::from_utf8_lossy(&ran.out).into_owned();
     let owner = format!(" {} ", user.uid());
     assert!(

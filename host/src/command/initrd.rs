@@ -37,9 +37,7 @@ pub(super) fn make(
         job.words(board)
     );
     write("loader/entries/run.conf", entry.as_bytes())?;
-    fs::copy(&kernel.path, dir.join("kernel"))
-        .with_context(|| format!("cannot copy the kernel {}", kernel.path.display()))?;
-    Ok(())
+    kernel.copy(&dir.join("kernel"))
 }
 
 /// The modules without which nothing runs, as the kernel has them.

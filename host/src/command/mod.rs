@@ -456,7 +456,7 @@ impl Watch {
 /// The last line that tells of a panic, of a console that was captured, else of its last lines.
 fn panic_of(console: &[u8], last_lines: &[String]) -> Option<String> {
     let text = String::from_utf8_lossy(console);
-    let lines = last_lines.iter().map(String::as_str).chain(text.lines());
-    let line = lines.filter(|line| line.contains(PANIC)).next_back()?;
+    let mut lines = last_lines.iter().map(String::as_str).chain(text.lines());
+    let line = lines.rfind(|line| line.contains(PANIC))?;
     Some(line.trim_end().to_owned())
 }
