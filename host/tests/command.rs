@@ -11,7 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bootshare_host::command::{How, Job, Kernel};
 use bootshare_host::debian::Packages;
@@ -551,6 +551,24 @@ fn each_failure_has_a_line_and_a_status() {
         123,
         "the kernel has virtio_mmio neither built in nor as a module",
     );
+    let lines = "kernel/drivers/virtio/virtio_mmio.ko\nkernel/drivers/char/virtio_console.ko\n";
+    fs::write(tree.path("data/modules.builtin"), lines).unwrap();
+    run(&["--modules", &empty, "--board=x86_64-microvm"], &["id"]).fails(
+        123,
+        "the kernel has virtiofs neither built in nor as a module",
+    );
+    let alone = tree.dir.path().join("kernel");
+    package(Arch::X86_64, &alone);
+    fs::remove_dir_all(alone.join("lib")).unwrap();
+    let ran = run(&["--kernel", &alone.display().to_string()], &["id"]);
+    ran.fails(119, "has the kernel virtio_console");
+    assert!(ran.errors.contains("with --modules"), "{}", ran.errors);
+    fs::remove_file(tree.path("bin/sh")).unwrap();
+    run(&[], &[]).expect(
+        127,
+        "",
+        "bootshare-host: error: /bin/sh: command not found\n",
+    );
     run(&["--env=NAME"], &["id"]).fails(123, "write NAME=VALUE");
     run(&["--share=a=b"], &["id"]).fails(123, "write TAG=DIR:/PATH");
 }
@@ -595,6 +613,116 @@ fn a_signal_ends_all_of_a_run() {
     let mut names: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["console", "root"]);
+}
+
+/// The QEMU whose sockets are in `dir`; one that has ended has no command line.
+fn qemu_in(dir: &Path) -> Option<Pid> {
+    let dir = dir.to_str().unwrap();
+    fs::read_dir("/proc").unwrap().find_map(|entry| {
+        let path = entry.unwrap().path();
+        let pid = path.file_name()?.to_str()?.parse().ok()?;
+        let line = fs::read(path.join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line);
+        Pid::from_raw(pid).filter(|_| line.contains("qemu-system") && line.contains(dir))
+    })
+}
+
+/// Waits until `is_so`.
+fn wait_until(is_so: impl Fn() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !is_so() {
+        assert!(Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn whatever_is_killed_is_told_and_leaves_no_process_behind() {
+    let tree = Tree::new(Arch::X86_64);
+    for is_started in [false, true] {
+        for is_tool in [false, true] {
+            // A processor that is not started stays before the firmware's first instruction.
+            let paused: &[&str] = if is_started { &[] } else { &["--qemu-arg=-S"] };
+            let mut command = tree.command(paused, &["sh", "-c", "echo begin; sleep 1000"]);
+            command.env("TMPDIR", tree.dir.path());
+            let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            if is_started {
+                let out = child.stdout.as_mut().unwrap();
+                out.read_exact(&mut [0; 6]).unwrap();
+            }
+            wait_until(|| qemu_in(tree.dir.path()).is_some());
+            let killed = match is_tool {
+                true => Pid::from_child(&child),
+                false => qemu_in(tree.dir.path()).unwrap(),
+            };
+            kill_process(killed, Signal::KILL).unwrap();
+            let output = child.wait_with_output().unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr);
+            if is_tool {
+                assert_eq!(output.status.code(), None);
+                wait_until(|| qemu_in(tree.dir.path()).is_none());
+            } else {
+                let place = match is_started {
+                    true => "while the command ran",
+                    false => "before the firmware started the kernel",
+                };
+                let line = format!("error: QEMU failed (signal: 9 (SIGKILL)) ({place})");
+                assert_eq!(output.status.code(), Some(121), "{errors}");
+                assert!(errors.contains(&line), "{errors}");
+            }
+            // Nor are there files, once the kernel has read them.
+            let left = fs::read_dir(tree.dir.path()).unwrap();
+            for path in left.map(|entry| entry.unwrap().path()) {
+                if path.display().to_string().contains("bootshare-") {
+                    assert!(is_tool && !is_started, "{}", path.display());
+                    fs::remove_dir_all(path).unwrap();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_place_for_files_that_will_not_do_is_told_with_the_remedy() {
+    let tree = Tree::new(Arch::X86_64);
+    let long = tree.dir.path().join("x".repeat(90));
+    fs::create_dir(&long).unwrap();
+    for (dir, line) in [
+        (
+            &*long,
+            "is too long for a socket: point TMPDIR at a shorter",
+        ),
+        (Path::new("/nosuch"), "cannot make a directory for sockets"),
+    ] {
+        let ran = tree.ran(tree.command(&[], &["id"]).env("TMPDIR", dir));
+        ran.fails(123, line);
+        assert_eq!(ran.errors.lines().count(), 1, "{}", ran.errors);
+    }
+    assert_eq!(fs::read_dir(&long).unwrap().count(), 0);
+    let small = tree.dir.path().join("small");
+    fs::create_dir(&small).unwrap();
+    // A file system that is full, and without /dev/shm: an ordinary user may mount in a user namespace.
+    let program = env!("CARGO_BIN_EXE_bootshare-host");
+    let run = |size: &str| {
+        let mut command = Command::new("unshare");
+        let flags: &[&str] = match rustix::process::geteuid().is_root() {
+            true => &["--mount"],
+            false => &["--mount", "--map-root-user"],
+        };
+        command.args(flags).args(["sh", "-c"]).arg(
+            "mount -t tmpfs -o size=$1 none $2 && mount -t tmpfs -o ro none /dev/shm || exit 99
+            TMPDIR=$2 exec $3 run --timeout=120 --kernel $4 $5 -- id",
+        );
+        command.args(["sh", size]).arg(&small).arg(program);
+        command.arg(kernel(tree.arch)).arg(tree.path(""));
+        tree.ran(command.stdin(Stdio::null()))
+    };
+    run("1m").fails(
+        123,
+        "No space left on device (os error 28): point TMPDIR at a directory with room",
+    );
+    run("100m").expect(0, "uid=0 gid=0\n", "");
 }
 
 #[test]

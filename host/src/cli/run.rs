@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueHint};
 
-use bootshare_host::command::{How, Job, Kernel};
+use bootshare_host::command::{How, Job, Kernel, Stage};
 use bootshare_host::modules::Modules;
 use bootshare_host::serve::Owner;
 use bootshare_host::{Board, Machine, Share, output};
@@ -173,6 +173,14 @@ impl Run {
         }
         if is_ours {
             let mut text = error_line(&end);
+            let is_driverless = end.stage <= Stage::Init && matches!(end.how, How::Failed(_));
+            if is_driverless && modules.is_none() {
+                text.push_str(&format!(
+                    "bootshare-host: no modules of this kernel (version {}) were found: name their \
+                     directory with --modules\n",
+                    kernel.version.as_deref().unwrap_or("unknown")
+                ));
+            }
             // A command that is not there has nothing to do with the kernel; and what was on our
             // terminal has been seen.
             let is_new = !matches!(end.how, How::Unstarted(..)) && !end.console.is_empty();

@@ -105,15 +105,12 @@ impl Kernel {
     ///
     /// # Errors
     /// It cannot be read, or the file cannot be written.
-    pub fn copy(&self, to: &Path) -> Result<()> {
-        let copied = match self.part {
-            None => fs::copy(&self.path, to),
-            Some((at, size)) => part(&self.path, at, size)
-                .and_then(|mut part| io::copy(&mut part, &mut File::create(to)?)),
+    pub fn copy(&self, to: &Path) -> io::Result<()> {
+        match self.part {
+            None => fs::copy(&self.path, to)?,
+            Some((at, size)) => io::copy(&mut part(&self.path, at, size)?, &mut File::create(to)?)?,
         };
-        copied
-            .map(drop)
-            .with_context(|| format!("cannot copy the kernel {}", self.path.display()))
+        Ok(())
     }
 
     /// Its modules as a share, and where the machine's programs look for them, unless they are in one

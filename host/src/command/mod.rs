@@ -87,7 +87,7 @@ pub struct Job {
 }
 
 /// How far a run came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// The firmware ran, and started no kernel.
     Firmware,
@@ -421,10 +421,13 @@ impl Watch {
                 false => Stage::Firmware,
             }
         });
-        let said = last_lines.iter().rev();
-        let failure = said
-            .clone()
-            .find_map(|line| Some(line.split_once(INIT_ERROR)?.1));
+        let mut said = last_lines.iter().rev();
+        let failure = said.find_map(|line| Some(line.split_once(INIT_ERROR)?.1));
+        let stage = match failure {
+            // It ran, and had no port yet to tell so.
+            Some(_) => stage.max(Stage::Init),
+            None => stage,
+        };
         let how = match (self.how, failure) {
             (Some(how), _) => how,
             (None, Some(why)) if outcome != Outcome::Interrupted => How::Failed(why.to_owned()),
@@ -459,4 +462,115 @@ fn panic_of(console: &[u8], last_lines: &[String]) -> Option<String> {
     let mut lines = last_lines.iter().map(String::as_str).chain(text.lines());
     let line = lines.rfind(|line| line.contains(PANIC))?;
     Some(line.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a run comes to in which the guest said `lines`, and whose machine ended so.
+    fn end(outcome: Outcome, console: &str, lines: &[&str]) -> End {
+        let mut watch = Watch::default();
+        for line in lines {
+            watch.line(line);
+        }
+        watch.ended = Some((
+            Instant::now(),
+            Report {
+                outcome,
+                console: console.into(),
+                last_lines: console.lines().map(str::to_owned).collect(),
+                unshown: 0,
+                denied: Vec::new(),
+                is_start_last: false,
+                is_cut: false,
+                steps_left: 0,
+                duration: Duration::ZERO,
+            },
+        ));
+        watch.end()
+    }
+
+    #[test]
+    fn how_far_a_run_came_is_told_whatever_ends_it() {
+        let started = "bootshare: starting /kernel\n";
+        let stages: [(&str, &[&str], &str); 5] = [
+            (
+                "bootshare: mounted\n",
+                &[],
+                "before the firmware started the kernel",
+            ),
+            (started, &[], "before the first program ran"),
+            (
+                started,
+                &["stage init"],
+                "before the root file system was mounted",
+            ),
+            (
+                started,
+                &["stage init", "stage mounted"],
+                "before the command started",
+            ),
+            (
+                started,
+                &["stage init", "stage mounted", "stage command"],
+                "while the command ran",
+            ),
+        ];
+        let qemu = Outcome::QemuFailed {
+            status: "signal: 9 (SIGKILL)".into(),
+            stderr: String::new(),
+        };
+        let server = Outcome::ServerFailed {
+            what: "the server of bootshare-root (/) failed".into(),
+            stderr: String::new(),
+        };
+        for (console, lines, place) in stages {
+            for (outcome, code, what) in [
+                (qemu.clone(), 121, "QEMU failed (signal: 9 (SIGKILL))"),
+                (
+                    server.clone(),
+                    122,
+                    "the server of bootshare-root (/) failed",
+                ),
+                (Outcome::Reset, 120, "the machine was reset"),
+                (Outcome::PowerOff, 120, "the machine was powered off"),
+                (Outcome::TimedOut, 124, "the time limit passed"),
+                (Outcome::Interrupted, 130, "interrupted"),
+            ] {
+                let end = end(outcome, console, lines);
+                let line = end.to_string();
+                assert!(line.starts_with(what) && line.contains(place), "{line}");
+                assert_eq!((end.exit_code(), line.lines().count()), (code, 1), "{line}");
+            }
+            let console = format!("{console}[ 1.5] Kernel panic - not syncing: why\r\n");
+            let end = end(Outcome::Reset, &console, lines);
+            assert_eq!(end.exit_code(), 118);
+            let line = end.to_string();
+            assert!(
+                line.contains(place) && line.ends_with("not syncing: why"),
+                "{line}"
+            );
+        }
+        let failed = end(
+            Outcome::PowerOff,
+            started,
+            &["stage init", "failed no virtiofs"],
+        );
+        assert_eq!(
+            (failed.exit_code(), &*failed.to_string()),
+            (119, "no virtiofs")
+        );
+        // Where there are no ports yet the console has it.
+        let console = format!("{started}bootshare-init: error: no ports\n");
+        let failed = end(Outcome::PowerOff, &console, &[]);
+        assert_eq!(
+            (failed.exit_code(), &*failed.to_string()),
+            (119, "no ports")
+        );
+        assert_eq!(failed.stage, Stage::Init);
+        // What the command came to stands, whatever becomes of the machine.
+        let ended = end(qemu, started, &["stage command", "ended 3 0 0"]);
+        assert_eq!(ended.exit_code(), 3);
+    }
 }
