@@ -796,6 +796,172 @@ fn on_a_terminal_a_shell_has_its_size_and_its_keys() {
     assert_eq!(before.local_modes, tcgetattr(&program).unwrap().local_modes);
 }
 
+/// What stands in for the programs that take minutes, or the network.
+const STAND_INS: [(&str, &str); 2] = [
+    (
+        "make",
+        r#"case "$*" in
+        *selftests*)
+            for word; do case $word in INSTALL_PATH=*) to=${word#*=};; esac; done
+            mkdir -p "$to"
+            printf '#!/bin/sh\npwd; echo ok 1; exit 4\n' > "$to/run_kselftest.sh"
+            chmod +x "$to/run_kselftest.sh" ;;
+        *bzImage*)
+            mkdir -p arch/x86/boot
+            if grep -q broken source; then echo none; else cat "$PACKAGE"/boot/vmlinuz-*; fi > arch/x86/boot/bzImage ;;
+        esac"#,
+    ),
+    (
+        "mmdebstrap",
+        r#"for word; do tar=$word; done; tar -C "$TREE" -cf "$tar" ."#,
+    ),
+];
+
+/// Runs a recipe of docs/run.md, the `number`th, where the programs stand in; its output and status.
+fn recipe(number: usize, dir: &Path, tree: &Path) -> (Option<i32>, String, String) {
+    let page = include_str!("../../docs/run.md");
+    let recipes = page.split_once("\n## Recipes\n").unwrap().1;
+    let script = recipes.split("```sh\n").nth(number).unwrap();
+    let script = script.split("```").next().unwrap();
+    let bin = dir.join("bin");
+    fs::create_dir_all(&bin).unwrap();
+    let program = env!("CARGO_BIN_EXE_bootshare-host");
+    let tool = format!("exec '{program}' \"$@\"");
+    for (name, text) in STAND_INS.into_iter().chain([("bootshare-host", &*tool)]) {
+        fs::write(bin.join(name), format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = std::env::var("PATH").unwrap();
+    let output = Command::new("sh")
+        .args(["-ec", script])
+        .current_dir(dir.join("work"))
+        .env("PATH", format!("{}:{path}", bin.display()))
+        .env("PACKAGE", dir.join("package"))
+        .env("TREE", tree)
+        .env_remove("CARGO_TARGET_DIR")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+/// A place that is there in the machine, too, with a kernel as its build and a package leave it.
+fn workplace() -> TempDir {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (package, work) = (dir.path().join("package"), dir.path().join("work"));
+    self::package(Arch::X86_64, &package);
+    fs::create_dir_all(work.join("scripts")).unwrap();
+    symlink("/bin/true", work.join("scripts/config")).unwrap();
+    symlink(package.join("lib"), work.join("lib")).unwrap();
+    symlink(&package, work.join("linux-image-6.1")).unwrap();
+    fs::write(work.join("source"), "good\n").unwrap();
+    dir
+}
+
+#[test]
+fn the_recipes_for_a_kernel_that_was_built_run_as_they_are_written() {
+    let dir = workplace();
+    let version = fs::read_dir(dir.path().join("package/lib/modules")).unwrap();
+    let version = version
+        .map(|entry| entry.unwrap().file_name())
+        .next()
+        .unwrap();
+    let (status, out, errors) = recipe(1, dir.path(), Path::new(""));
+    let expected = format!("{}\n", version.display());
+    assert_eq!((status, out, errors), (Some(0), expected, String::new()));
+    let (status, out, errors) = recipe(3, dir.path(), Path::new(""));
+    let expected = "/kselftest\nok 1\n".to_owned();
+    assert_eq!((status, out, errors), (Some(4), expected, String::new()));
+    let console = fs::read(dir.path().join("work/kernel.log")).unwrap();
+    assert!(String::from_utf8_lossy(&console).contains("Linux version"));
+}
+
+#[test]
+fn the_recipe_for_a_debian_tree_runs_as_it_is_written() {
+    let dir = workplace();
+    let tree = Tree::new(Arch::X86_64);
+    package(Arch::X86_64, &tree.path(""));
+    fs::create_dir(tree.path("dev")).unwrap();
+    fs::write(tree.path("dev/null"), "").unwrap();
+    fs::write(
+        tree.path("bin/apt"),
+        "#!/bin/sh\necho $@; ls -n bin | grep -c ' 0  *0 '\n",
+    )
+    .unwrap();
+    fs::set_permissions(tree.path("bin/apt"), fs::Permissions::from_mode(0o755)).unwrap();
+    let count = fs::read_dir(tree.path("bin")).unwrap().count();
+    let (status, out, errors) = recipe(2, dir.path(), &tree.path(""));
+    let expected = format!("list --installed\n{count}\n");
+    assert_eq!((status, out, errors), (Some(0), expected, String::new()));
+    assert!(!dir.path().join("work/debian/dev/null").exists());
+}
+
+#[test]
+fn the_recipe_for_a_crates_tests_runs_as_it_is_written() {
+    let dir = workplace();
+    let work = dir.path().join("work");
+    fs::create_dir(work.join("src")).unwrap();
+    fs::write(
+        work.join("Cargo.toml"),
+        "[package]\nname = \"one\"\nedition = \"2024\"\n[workspace]\n",
+    )
+    .unwrap();
+    let test = "#[test]\nfn old() { let id = std::process::id(); assert!(id < 1000, \"{id}\"); }\n";
+    fs::write(work.join("src/lib.rs"), test).unwrap();
+    let (status, out, errors) = recipe(4, dir.path(), Path::new(""));
+    assert_eq!(status, Some(0), "{out} {errors}");
+    assert!(out.contains("test old ... ok"), "{out} {errors}");
+    fs::write(
+        work.join("src/lib.rs"),
+        "#[test]\nfn fails() { panic!() }\n",
+    )
+    .unwrap();
+    let (status, out, errors) = recipe(4, dir.path(), Path::new(""));
+    assert_eq!(status, Some(101), "{out} {errors}");
+}
+
+#[test]
+fn the_recipe_for_git_bisect_runs_as_it_is_written() {
+    let dir = workplace();
+    let work = dir.path().join("work");
+    let git = |words: &[&str]| {
+        let mut git = Command::new("git");
+        git.args(["-c", "user.name=me", "-c", "user.email=me@localhost"]);
+        let output = git.args(words).current_dir(&work).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    git(&["init", "--quiet"]);
+    let reproducer = "#!/bin/sh\necho \"$(uname -r) $(cat source)\"; grep -q good source\n";
+    fs::write(work.join("reproducer"), reproducer).unwrap();
+    fs::set_permissions(work.join("reproducer"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(work.join(".gitignore"), "/lib\n/arch\n").unwrap();
+    for (index, kind) in ["good", "good", "broken", "good", "bad", "bad"]
+        .iter()
+        .enumerate()
+    {
+        fs::write(work.join("source"), format!("{index} {kind}\n")).unwrap();
+        git(&["add", "."]);
+        git(&["commit", "--quiet", "--message", &format!("{index} {kind}")]);
+    }
+    git(&["bisect", "start", "HEAD", "HEAD~5"]);
+    let (status, out, errors) = recipe(5, dir.path(), Path::new(""));
+    assert_eq!(status, Some(0), "{out} {errors}");
+    assert!(
+        out.contains("is the first bad commit") && out.contains("    4 bad"),
+        "{out} {errors}"
+    );
+    // One that does not start is skipped.
+    assert!(
+        errors.contains("the firmware could not start the kernel"),
+        "{out} {errors}"
+    );
+}
+
 #[test]
 fn modules_are_unpacked_from_each_form_that_a_kernels_build_makes() {
     let dir = parts(Arch::X86_64).modules().unwrap();
