@@ -817,12 +817,16 @@ const STAND_INS: [(&str, &str); 2] = [
     ),
 ];
 
-/// Runs a recipe of docs/run.md, the `number`th, where the programs stand in; its output and status.
+/// Runs a recipe of docs/run.md, the `number`th.
 fn recipe(number: usize, dir: &Path, tree: &Path) -> (Option<i32>, String, String) {
     let page = include_str!("../../docs/run.md");
     let recipes = page.split_once("\n## Recipes\n").unwrap().1;
     let script = recipes.split("```sh\n").nth(number).unwrap();
-    let script = script.split("```").next().unwrap();
+    run_script(script.split("```").next().unwrap(), dir, tree)
+}
+
+/// Runs a script where the programs stand in; its status and outputs.
+fn run_script(script: &str, dir: &Path, tree: &Path) -> (Option<i32>, String, String) {
     let bin = dir.join("bin");
     fs::create_dir_all(&bin).unwrap();
     let program = env!("CARGO_BIN_EXE_bootshare-host");
@@ -879,6 +883,33 @@ fn the_recipes_for_a_kernel_that_was_built_run_as_they_are_written() {
     assert_eq!((status, out, errors), (Some(4), expected, String::new()));
     let console = fs::read(dir.path().join("work/kernel.log")).unwrap();
     assert!(String::from_utf8_lossy(&console).contains("Linux version"));
+}
+
+#[test]
+fn the_workflow_for_github_runs_its_command_as_it_is_written() {
+    let dir = workplace();
+    let workflow = include_str!("../../examples/ci/github-actions.yml");
+    // Folded by YAML: each line end is a space.
+    let step = workflow.split_once("run: >\n").unwrap().1;
+    let lines = step
+        .lines()
+        .take_while(|line| line.starts_with("          "));
+    let line = lines.map(str::trim).collect::<Vec<_>>().join(" ");
+    let build = workflow.split_once("make defconfig").unwrap().1;
+    let build = build.split_once("\n\n").unwrap().0;
+    let build: Vec<_> = build.lines().map(str::trim).collect();
+    let script = format!("make defconfig{}\n{line}", build.join("\n"));
+    let script = script.replace("bootshare/target/release/bootshare-host", "bootshare-host");
+    let (status, out, errors) = run_script(&script, dir.path(), Path::new(""));
+    assert_eq!((status, &*errors), (Some(0), ""), "{out}");
+    let work = dir.path().join("work");
+    let text = fs::read_to_string(work.join("boot-test.xml")).unwrap();
+    let document = roxmltree::Document::parse(&text).unwrap();
+    let out_told = document
+        .descendants()
+        .find(|node| node.has_tag_name("system-out"));
+    assert_eq!(out_told.unwrap().text(), Some(&*out));
+    assert!(work.join("console.log").is_file());
 }
 
 #[test]
