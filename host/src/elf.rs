@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use crate::explain::Explain;
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use object::BinaryFormat;
 
 /// What `use_it` makes of the image at `path`.
 ///
@@ -17,9 +18,13 @@ pub(crate) fn with_image<T>(
     let name = path.display();
     let remedy = "name an image that `make firmware` has built";
     let bytes = fs::read(path).explain(format_args!("cannot read {name}"), remedy)?;
-    let image =
-        object::File::parse(&*bytes).explain(format_args!("{name} is no ELF file"), remedy)?;
-    use_it(&image)
+    let image = object::File::parse(&*bytes)
+        .map_err(anyhow::Error::from)
+        .and_then(|image| {
+            ensure!(image.format() == BinaryFormat::Elf, "it is of another kind");
+            Ok(image)
+        });
+    use_it(&image.explain(format_args!("{name} is no ELF file"), remedy)?)
 }
 
 #[cfg(test)]

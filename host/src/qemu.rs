@@ -14,7 +14,7 @@ use clap::ValueEnum;
 use crate::board::{Arch, Board, Transport};
 use crate::explain::Explain;
 use crate::process::Invocation;
-use crate::serve::{Cache, Fault, Options, Trace};
+use crate::serve::{Cache, Fault, Options, Owner, Trace};
 use crate::watch::Watch;
 
 /// Exit codes from here up are the firmware's: it reports `STATUS_BASE + status`. QEMU's own are 0
@@ -108,6 +108,9 @@ pub struct Machine {
     pub smp: u32,
     /// What runs the guest.
     pub accel: Accel,
+    /// Is told why when KVM fails as it starts and the machine goes on by QEMU's translator; without
+    /// it that is how the run ends.
+    pub fallback: Option<fn(&str)>,
     /// The shares, in device order; none is allowed.
     pub shares: Vec<Share>,
     /// An external virtiofsd; `None` serves the shares from threads of this process.
@@ -120,6 +123,8 @@ pub struct Machine {
     pub cache: Cache,
     /// Whether the embedded server shows extended attributes.
     pub xattr: bool,
+    /// Whose the guest sees the files of the embedded server to be.
+    pub owner: Owner,
     /// Whether the guest is told what is mounted in the shares: see [`Options::submounts`].
     pub submounts: bool,
     /// What the embedded server does wrong on purpose.
@@ -171,12 +176,14 @@ impl Machine {
             memory_mib: 512,
             smp: 1,
             accel: Accel::default(),
+            fallback: None,
             shares: Vec::new(),
             server: None,
             request_queues: 1,
             thread_pool_size: None,
             cache: Cache::default(),
             xattr: false,
+            owner: Owner::default(),
             submounts: true,
             fault: None,
             trace: None,
@@ -215,6 +222,7 @@ impl Machine {
                 ("--fault", self.fault.is_some()),
                 ("--cache", self.cache != Cache::default()),
                 ("--xattr", self.xattr),
+                ("--owner", self.owner != Owner::default()),
                 ("--trace", self.trace.is_some()),
             ] {
                 ensure!(
@@ -430,6 +438,7 @@ impl Machine {
         }
         options.cache = self.cache;
         options.xattr = self.xattr;
+        options.owner = self.owner;
         options.submounts = self.submounts;
         options.fault = self.fault.clone();
         options.trace = trace;

@@ -4,17 +4,20 @@
 #![cfg(feature = "embed-init")]
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
-use bootshare_host::Arch;
+use bootshare_host::command::{How, Job, Kernel};
+use bootshare_host::debian::Packages;
 use bootshare_host::guest::Parts;
 use bootshare_host::modules::Modules;
+use bootshare_host::{Accel, Arch, Board, Machine, Outcome};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
@@ -39,6 +42,49 @@ fn kernel(arch: Arch) -> PathBuf {
 struct Tree {
     dir: TempDir,
     arch: Arch,
+}
+
+/// A kernel as a package has it, with just the modules that a run needs, in `dir`.
+fn package(arch: Arch, dir: &Path) {
+    let from = parts(arch).modules().unwrap();
+    let version = from.file_name().unwrap();
+    let to = dir.join("lib/modules").join(version);
+    fs::create_dir_all(to.join("kernel")).unwrap();
+    fs::copy(from.join("modules.builtin"), to.join("modules.builtin")).unwrap();
+    let names = ["virtio_mmio", "virtio_console", "virtiofs", "overlay"];
+    for (name, bytes) in Modules::read(&from).unwrap().load(&names).unwrap() {
+        fs::write(to.join("kernel").join(name).with_extension("ko"), bytes).unwrap();
+    }
+    let name = Path::new("boot").join(format!("vmlinuz-{}", version.display()));
+    fs::create_dir_all(dir.join("boot")).unwrap();
+    fs::copy(kernel(arch).join(&name), dir.join(name)).unwrap();
+}
+
+/// The package's kernel as a unified kernel image, of which anything but the kernel would not do.
+fn unified(package: &Path, to: &Path) {
+    let stub = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest/stub-amd64");
+    let packages = Packages {
+        arch: Arch::X86_64,
+        what: "EFI stub",
+        choose: |_| Ok(vec!["systemd-boot-efi".to_owned()]),
+    };
+    packages.fetch(&stub).unwrap();
+    let boot = fs::read_dir(package.join("boot")).unwrap();
+    let kernel = boot.map(|entry| entry.unwrap().path()).next().unwrap();
+    let wrong = package.join("wrong");
+    fs::write(&wrong, "rdinit=/nosuch").unwrap();
+    let mut command = Command::new("objcopy");
+    for (address, name, path) in [
+        ("0x10000000", ".cmdline", &wrong),
+        ("0x20000000", ".initrd", &wrong),
+        ("0x30000000", ".linux", &kernel),
+    ] {
+        command.arg(format!("--add-section={name}={}", path.display()));
+        command.arg(format!("--change-section-vma={name}={address}"));
+    }
+    let stub = stub.join("usr/lib/systemd/boot/efi/linuxx64.efi.stub");
+    assert!(command.arg(stub).arg(to).status().unwrap().success());
+    fs::remove_file(kernel).unwrap();
 }
 
 /// How a run ended.
@@ -84,7 +130,7 @@ impl Tree {
         let busybox = tree.path("bin/busybox");
         fs::copy(parts(arch).busybox(), busybox).unwrap();
         for name in [
-            "cat", "chmod", "id", "ls", "mv", "pwd", "rm", "sh", "sleep", "stty", "uname",
+            "cat", "chmod", "id", "ls", "mv", "pwd", "rm", "sh", "sleep", "stty", "tee", "uname",
         ] {
             symlink("busybox", tree.path("bin").join(name)).unwrap();
         }
@@ -169,8 +215,20 @@ impl Tree {
 #[test]
 fn the_streams_are_apart_and_a_signal_is_told_as_shells_do() {
     let tree = Tree::new(Arch::X86_64);
-    let ran = tree.run(&[], &["sh", "-c", "echo out; echo err >&2; kill -9 $$"]);
+    let junit = tree.dir.path().join("junit.xml");
+    let option = format!("--junit={}", junit.display());
+    let script = "echo out; echo err >&2; kill -9 $$";
+    let ran = tree.run(&[&option], &["sh", "-c", script]);
     ran.expect(137, "out\n", "err\n");
+    let text = fs::read_to_string(junit).unwrap();
+    let document = roxmltree::Document::parse(&text).unwrap();
+    let one = |name: &str| document.descendants().find(|node| node.has_tag_name(name));
+    let name = format!("sh -c {script}");
+    assert_eq!(one("testcase").unwrap().attribute("name"), Some(&*name));
+    let message = one("failure").unwrap().attribute("message");
+    assert_eq!(message, Some("the command ended with status 137"));
+    assert_eq!(one("system-out").unwrap().text(), Some("out\n"));
+    assert_eq!(one("system-err").unwrap().text(), Some("err\n"));
     // What the kernel says is on the console, all of it and nowhere else.
     assert!(ran.console.contains("Linux version 6."), "{}", ran.console);
 }
@@ -292,6 +350,127 @@ fn a_tree_can_be_read_only_and_the_command_another_user() {
 }
 
 #[test]
+fn an_ordinary_users_files_are_roots_and_what_the_user_may_not_read_is_told_once() {
+    let tree = Tree::new(Arch::X86_64);
+    // All that an ordinary user needs is where one can reach it.
+    let (dir, program) = (tree.dir.path(), tree.dir.path().join("tool"));
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_bootshare-host"), &program).unwrap();
+    package(Arch::X86_64, &dir.join("package"));
+    for name in ["secret", "secret2"] {
+        fs::write(tree.path("data").join(name), "").unwrap();
+        let none = fs::Permissions::from_mode(0o000);
+        fs::set_permissions(tree.path("data").join(name), none).unwrap();
+    }
+    let wrapper: &[&str] = match rustix::process::geteuid().is_root() {
+        true => {
+            std::os::unix::fs::chown(tree.path("data/file"), Some(65534), Some(65534)).unwrap();
+            &[
+                "setpriv",
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+            ]
+        }
+        false => &[],
+    };
+    let user = fs::metadata(tree.path("data/file")).unwrap();
+    let run = |kernel: &str, options: &[&str], script: &str| {
+        let mut command = Command::new("env");
+        command
+            .args(wrapper)
+            .arg(&program)
+            .args(["run", "--timeout=120"]);
+        command.arg("--kernel").arg(dir.join(kernel)).args(options);
+        command.arg(tree.path("")).args(["--", "sh", "-c", script]);
+        tree.ran(command.stdin(Stdio::null()))
+    };
+    let script =
+        "ls -n /data/file; cd /data; for i in 1 2 3; do cat file secret* 2>/dev/null; done";
+    let ran = run("package", &[], script);
+    let lines: Vec<_> = std::str::from_utf8(&ran.out).unwrap().lines().collect();
+    let words: Vec<_> = lines[0].split_whitespace().collect();
+    assert_eq!(
+        (words[2], words[3], lines.len()),
+        ("0", "0", 4),
+        "{lines:?}"
+    );
+    let path = fs::canonicalize(tree.path("data/secret")).unwrap();
+    let told = format!(
+        "bootshare-host: warning: the guest could not read {}, and others as well: user {} of this \
+         machine may not (Permission denied (os error 13))",
+        path.display(),
+        user.uid()
+    );
+    assert!(ran.errors.starts_with(&told), "{}", ran.errors);
+    assert_eq!(
+        (ran.status, ran.errors.lines().count()),
+        (Some(1), 1),
+        "{}",
+        ran.errors
+    );
+    // A unified kernel image, of which only the kernel is used, with its modules.
+    unified(&dir.join("package"), &dir.join("package/boot/uki.efi"));
+    let ran = run(
+        "package/boot/uki.efi",
+        &["--owner=as-is"],
+        "ls -n /data/file",
+    );
+    let out = String::from_utf8_lossy(&ran.out).into_owned();
+    let owner = format!(" {} ", user.uid());
+    assert!(
+        ran.status == Some(0) && out.contains(&owner),
+        "{out} {}",
+        ran.errors
+    );
+    assert_eq!(ran.errors, "");
+}
+
+#[test]
+fn where_kvm_fails_as_it_starts_the_command_runs_by_the_translator_with_all_of_its_input() {
+    static TOLD: Mutex<String> = Mutex::new(String::new());
+    let tree = Tree::new(Arch::X86_64);
+    // QEMU connects all sockets before it looks at the accelerator.
+    let script = "case \"$*\" in *'-accel kvm'*) set -- $(echo \"$*\" | sed 's/-accel kvm/-accel no/');; esac
+        exec qemu-system-x86_64 \"$@\"";
+    let qemu = tree.dir.path().join("qemu");
+    fs::write(&qemu, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/firmware");
+    let board = Board::X86_64Microvm;
+    let mut machine = Machine::new(board, images.join(board.firmware_name()));
+    machine.accel = Accel::Kvm;
+    machine.qemu = Some(qemu);
+    machine.memory_mib = 512;
+    machine.time_limit = Some(LIMIT);
+    let command = ["sh", "-c", "read n; exit $n"].map(OsString::from);
+    let job = Job {
+        trees: vec![tree.path("")],
+        command: command.to_vec(),
+        init: fs::read(images.join("init-x86_64")).unwrap(),
+        ..Job::default()
+    };
+    let found = Kernel::find(Some(&kernel(Arch::X86_64)), None, &job.trees).unwrap();
+    let modules = Modules::read(found.modules.as_deref().unwrap()).unwrap();
+    let (input, mut output) = std::io::pipe().unwrap();
+    output.write_all(b"7\n").unwrap();
+    rustix::stdio::dup2_stdin(&input).unwrap();
+    let end = job.run(&machine, &found, Some(&modules)).unwrap();
+    assert!(
+        matches!(end.how, How::Machine(Outcome::QemuFailed { .. })),
+        "{end}"
+    );
+    machine.fallback = Some(|text| TOLD.lock().unwrap().push_str(text));
+    let end = job.run(&machine, &found, Some(&modules)).unwrap();
+    assert!(matches!(end.how, How::Ended(7)), "{end}");
+    let told = TOLD.lock().unwrap();
+    assert!(
+        told.starts_with("KVM does not work: QEMU failed") && told.ends_with("; going on by tcg"),
+        "{told}"
+    );
+}
+
+#[test]
 fn each_failure_has_a_line_and_a_status() {
     let tree = Tree::new(Arch::X86_64);
     let run = |options: &[&str], words: &[&str]| tree.run(options, words);
@@ -318,7 +497,22 @@ fn each_failure_has_a_line_and_a_status() {
     );
     let json = tree.dir.path().join("json");
     let option = format!("--json={}", json.display());
-    let ran = run(&["--cmdline=rdinit=/nosuch", "--bisect", &option], &["id"]);
+    let junit = tree.dir.path().join("junit");
+    let junit_option = format!("--junit={}", junit.display());
+    let ran = run(
+        &[
+            "--cmdline=rdinit=/nosuch",
+            "--bisect",
+            &option,
+            &junit_option,
+        ],
+        &["id"],
+    );
+    let text = fs::read_to_string(junit).unwrap();
+    assert!(
+        text.contains("<skipped message=\"the kernel panicked"),
+        "{text}"
+    );
     assert_eq!(ran.status, Some(125));
     let json: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
     assert_eq!(
@@ -332,6 +526,17 @@ fn each_failure_has_a_line_and_a_status() {
             .starts_with("the kernel panicked"),
         "{json}"
     );
+    // Who writes what a kernel says when it panics is no kernel that panics.
+    let script = "echo 'Kernel panic - not syncing: no' | tee /dev/kmsg /dev/console
+        sleep 3; echo c > /proc/sysrq-trigger; sleep 1000";
+    let ran = run(&[], &["sh", "-c", script]);
+    ran.fails(118, "the kernel panicked while the command ran: ");
+    assert!(
+        ran.errors.lines().next().unwrap().contains("crash"),
+        "{}",
+        ran.errors
+    );
+    assert_eq!(ran.out, b"Kernel panic - not syncing: no\n");
     run(&["--timeout=10"], &["sleep", "1000"])
         .fails(124, "the time limit passed while the command");
     run(&[], &["sh", "-c", "echo b > /proc/sysrq-trigger"])
@@ -345,6 +550,24 @@ fn each_failure_has_a_line_and_a_status() {
     run(&["--modules", &empty, "--board=x86_64-microvm"], &["id"]).fails(
         123,
         "the kernel has virtio_mmio neither built in nor as a module",
+    );
+    let lines = "kernel/drivers/virtio/virtio_mmio.ko\nkernel/drivers/char/virtio_console.ko\n";
+    fs::write(tree.path("data/modules.builtin"), lines).unwrap();
+    run(&["--modules", &empty, "--board=x86_64-microvm"], &["id"]).fails(
+        123,
+        "the kernel has virtiofs neither built in nor as a module",
+    );
+    let alone = tree.dir.path().join("kernel");
+    package(Arch::X86_64, &alone);
+    fs::remove_dir_all(alone.join("lib")).unwrap();
+    let ran = run(&["--kernel", &alone.display().to_string()], &["id"]);
+    ran.fails(119, "has the kernel virtio_console");
+    assert!(ran.errors.contains("with --modules"), "{}", ran.errors);
+    fs::remove_file(tree.path("bin/sh")).unwrap();
+    run(&[], &[]).expect(
+        127,
+        "",
+        "bootshare-host: error: /bin/sh: command not found\n",
     );
     run(&["--env=NAME"], &["id"]).fails(123, "write NAME=VALUE");
     run(&["--share=a=b"], &["id"]).fails(123, "write TAG=DIR:/PATH");
@@ -390,6 +613,116 @@ fn a_signal_ends_all_of_a_run() {
     let mut names: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["console", "root"]);
+}
+
+/// The QEMU whose sockets are in `dir`; one that has ended has no command line.
+fn qemu_in(dir: &Path) -> Option<Pid> {
+    let dir = dir.to_str().unwrap();
+    fs::read_dir("/proc").unwrap().find_map(|entry| {
+        let path = entry.unwrap().path();
+        let pid = path.file_name()?.to_str()?.parse().ok()?;
+        let line = fs::read(path.join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line);
+        Pid::from_raw(pid).filter(|_| line.contains("qemu-system") && line.contains(dir))
+    })
+}
+
+/// Waits until `is_so`.
+fn wait_until(is_so: impl Fn() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !is_so() {
+        assert!(Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn whatever_is_killed_is_told_and_leaves_no_process_behind() {
+    let tree = Tree::new(Arch::X86_64);
+    for is_started in [false, true] {
+        for is_tool in [false, true] {
+            // A processor that is not started stays before the firmware's first instruction.
+            let paused: &[&str] = if is_started { &[] } else { &["--qemu-arg=-S"] };
+            let mut command = tree.command(paused, &["sh", "-c", "echo begin; sleep 1000"]);
+            command.env("TMPDIR", tree.dir.path());
+            let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            if is_started {
+                let out = child.stdout.as_mut().unwrap();
+                out.read_exact(&mut [0; 6]).unwrap();
+            }
+            wait_until(|| qemu_in(tree.dir.path()).is_some());
+            let killed = match is_tool {
+                true => Pid::from_child(&child),
+                false => qemu_in(tree.dir.path()).unwrap(),
+            };
+            kill_process(killed, Signal::KILL).unwrap();
+            let output = child.wait_with_output().unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr);
+            if is_tool {
+                assert_eq!(output.status.code(), None);
+                wait_until(|| qemu_in(tree.dir.path()).is_none());
+            } else {
+                let place = match is_started {
+                    true => "while the command ran",
+                    false => "before the firmware started the kernel",
+                };
+                let line = format!("error: QEMU failed (signal: 9 (SIGKILL)) ({place})");
+                assert_eq!(output.status.code(), Some(121), "{errors}");
+                assert!(errors.contains(&line), "{errors}");
+            }
+            // Nor are there files, once the kernel has read them.
+            let left = fs::read_dir(tree.dir.path()).unwrap();
+            for path in left.map(|entry| entry.unwrap().path()) {
+                if path.display().to_string().contains("bootshare-") {
+                    assert!(is_tool && !is_started, "{}", path.display());
+                    fs::remove_dir_all(path).unwrap();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_place_for_files_that_will_not_do_is_told_with_the_remedy() {
+    let tree = Tree::new(Arch::X86_64);
+    let long = tree.dir.path().join("x".repeat(90));
+    fs::create_dir(&long).unwrap();
+    for (dir, line) in [
+        (
+            &*long,
+            "is too long for a socket: point TMPDIR at a shorter",
+        ),
+        (Path::new("/nosuch"), "cannot make a directory for sockets"),
+    ] {
+        let ran = tree.ran(tree.command(&[], &["id"]).env("TMPDIR", dir));
+        ran.fails(123, line);
+        assert_eq!(ran.errors.lines().count(), 1, "{}", ran.errors);
+    }
+    assert_eq!(fs::read_dir(&long).unwrap().count(), 0);
+    let small = tree.dir.path().join("small");
+    fs::create_dir(&small).unwrap();
+    // A file system that is full, and without /dev/shm: an ordinary user may mount in a user namespace.
+    let program = env!("CARGO_BIN_EXE_bootshare-host");
+    let run = |size: &str| {
+        let mut command = Command::new("unshare");
+        let flags: &[&str] = match rustix::process::geteuid().is_root() {
+            true => &["--mount"],
+            false => &["--mount", "--map-root-user"],
+        };
+        command.args(flags).args(["sh", "-c"]).arg(
+            "mount -t tmpfs -o size=$1 none $2 && mount -t tmpfs -o ro none /dev/shm || exit 99
+            TMPDIR=$2 exec $3 run --timeout=120 --kernel $4 $5 -- id",
+        );
+        command.args(["sh", size]).arg(&small).arg(program);
+        command.arg(kernel(tree.arch)).arg(tree.path(""));
+        tree.ran(command.stdin(Stdio::null()))
+    };
+    run("1m").fails(
+        123,
+        "No space left on device (os error 28): point TMPDIR at a directory with room",
+    );
+    run("100m").expect(0, "uid=0 gid=0\n", "");
 }
 
 #[test]
@@ -461,6 +794,203 @@ fn on_a_terminal_a_shell_has_its_size_and_its_keys() {
     typed("exit 3\n", "exit 3");
     assert_eq!(child.wait().unwrap().code(), Some(3));
     assert_eq!(before.local_modes, tcgetattr(&program).unwrap().local_modes);
+}
+
+/// What stands in for the programs that take minutes, or the network.
+const STAND_INS: [(&str, &str); 2] = [
+    (
+        "make",
+        r#"case "$*" in
+        *selftests*)
+            for word; do case $word in INSTALL_PATH=*) to=${word#*=};; esac; done
+            mkdir -p "$to"
+            printf '#!/bin/sh\npwd; echo ok 1; exit 4\n' > "$to/run_kselftest.sh"
+            chmod +x "$to/run_kselftest.sh" ;;
+        *bzImage*)
+            mkdir -p arch/x86/boot
+            if grep -q broken source; then echo none; else cat "$PACKAGE"/boot/vmlinuz-*; fi > arch/x86/boot/bzImage ;;
+        esac"#,
+    ),
+    (
+        "mmdebstrap",
+        r#"for word; do tar=$word; done; tar -C "$TREE" -cf "$tar" ."#,
+    ),
+];
+
+/// Runs a recipe of docs/run.md, the `number`th.
+fn recipe(number: usize, dir: &Path, tree: &Path) -> (Option<i32>, String, String) {
+    let page = include_str!("../../docs/run.md");
+    let recipes = page.split_once("\n## Recipes\n").unwrap().1;
+    let script = recipes.split("```sh\n").nth(number).unwrap();
+    run_script(script.split("```").next().unwrap(), dir, tree)
+}
+
+/// Runs a script where the programs stand in; its status and outputs.
+fn run_script(script: &str, dir: &Path, tree: &Path) -> (Option<i32>, String, String) {
+    let bin = dir.join("bin");
+    fs::create_dir_all(&bin).unwrap();
+    let program = env!("CARGO_BIN_EXE_bootshare-host");
+    let tool = format!("exec '{program}' \"$@\"");
+    for (name, text) in STAND_INS.into_iter().chain([("bootshare-host", &*tool)]) {
+        fs::write(bin.join(name), format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = std::env::var("PATH").unwrap();
+    let output = Command::new("sh")
+        .args(["-ec", script])
+        .current_dir(dir.join("work"))
+        .env("PATH", format!("{}:{path}", bin.display()))
+        .env("PACKAGE", dir.join("package"))
+        .env("TREE", tree)
+        .env_remove("CARGO_TARGET_DIR")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+/// A place that is there in the machine, too, with a kernel as its build and a package leave it.
+fn workplace() -> TempDir {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (package, work) = (dir.path().join("package"), dir.path().join("work"));
+    self::package(Arch::X86_64, &package);
+    fs::create_dir_all(work.join("scripts")).unwrap();
+    symlink("/bin/true", work.join("scripts/config")).unwrap();
+    symlink(package.join("lib"), work.join("lib")).unwrap();
+    symlink(&package, work.join("linux-image-6.1")).unwrap();
+    fs::write(work.join("source"), "good\n").unwrap();
+    dir
+}
+
+#[test]
+fn the_recipes_for_a_kernel_that_was_built_run_as_they_are_written() {
+    let dir = workplace();
+    let version = fs::read_dir(dir.path().join("package/lib/modules")).unwrap();
+    let version = version
+        .map(|entry| entry.unwrap().file_name())
+        .next()
+        .unwrap();
+    let (status, out, errors) = recipe(1, dir.path(), Path::new(""));
+    let expected = format!("{}\n", version.display());
+    assert_eq!((status, out, errors), (Some(0), expected, String::new()));
+    let (status, out, errors) = recipe(3, dir.path(), Path::new(""));
+    let expected = "/kselftest\nok 1\n".to_owned();
+    assert_eq!((status, out, errors), (Some(4), expected, String::new()));
+    let console = fs::read(dir.path().join("work/kernel.log")).unwrap();
+    assert!(String::from_utf8_lossy(&console).contains("Linux version"));
+}
+
+#[test]
+fn the_workflow_for_github_runs_its_command_as_it_is_written() {
+    let dir = workplace();
+    let workflow = include_str!("../../examples/ci/github-actions.yml");
+    // Folded by YAML: each line end is a space.
+    let step = workflow.split_once("run: >\n").unwrap().1;
+    let lines = step
+        .lines()
+        .take_while(|line| line.starts_with("          "));
+    let line = lines.map(str::trim).collect::<Vec<_>>().join(" ");
+    let build = workflow.split_once("make defconfig").unwrap().1;
+    let build = build.split_once("\n\n").unwrap().0;
+    let build: Vec<_> = build.lines().map(str::trim).collect();
+    let script = format!("make defconfig{}\n{line}", build.join("\n"));
+    let script = script.replace("bootshare/target/release/bootshare-host", "bootshare-host");
+    let (status, out, errors) = run_script(&script, dir.path(), Path::new(""));
+    assert_eq!((status, &*errors), (Some(0), ""), "{out}");
+    let work = dir.path().join("work");
+    let text = fs::read_to_string(work.join("boot-test.xml")).unwrap();
+    let document = roxmltree::Document::parse(&text).unwrap();
+    let out_told = document
+        .descendants()
+        .find(|node| node.has_tag_name("system-out"));
+    assert_eq!(out_told.unwrap().text(), Some(&*out));
+    assert!(work.join("console.log").is_file());
+}
+
+#[test]
+fn the_recipe_for_a_debian_tree_runs_as_it_is_written() {
+    let dir = workplace();
+    let tree = Tree::new(Arch::X86_64);
+    package(Arch::X86_64, &tree.path(""));
+    fs::create_dir(tree.path("dev")).unwrap();
+    fs::write(tree.path("dev/null"), "").unwrap();
+    fs::write(
+        tree.path("bin/apt"),
+        "#!/bin/sh\necho $@; ls -n bin | grep -c ' 0  *0 '\n",
+    )
+    .unwrap();
+    fs::set_permissions(tree.path("bin/apt"), fs::Permissions::from_mode(0o755)).unwrap();
+    let count = fs::read_dir(tree.path("bin")).unwrap().count();
+    let (status, out, errors) = recipe(2, dir.path(), &tree.path(""));
+    let expected = format!("list --installed\n{count}\n");
+    assert_eq!((status, out, errors), (Some(0), expected, String::new()));
+    assert!(!dir.path().join("work/debian/dev/null").exists());
+}
+
+#[test]
+fn the_recipe_for_a_crates_tests_runs_as_it_is_written() {
+    let dir = workplace();
+    let work = dir.path().join("work");
+    fs::create_dir(work.join("src")).unwrap();
+    fs::write(
+        work.join("Cargo.toml"),
+        "[package]\nname = \"one\"\nedition = \"2024\"\n[workspace]\n",
+    )
+    .unwrap();
+    let test = "#[test]\nfn old() { let id = std::process::id(); assert!(id < 1000, \"{id}\"); }\n";
+    fs::write(work.join("src/lib.rs"), test).unwrap();
+    let (status, out, errors) = recipe(4, dir.path(), Path::new(""));
+    assert_eq!(status, Some(0), "{out} {errors}");
+    assert!(out.contains("test old ... ok"), "{out} {errors}");
+    fs::write(
+        work.join("src/lib.rs"),
+        "#[test]\nfn fails() { panic!() }\n",
+    )
+    .unwrap();
+    let (status, out, errors) = recipe(4, dir.path(), Path::new(""));
+    assert_eq!(status, Some(101), "{out} {errors}");
+}
+
+#[test]
+fn the_recipe_for_git_bisect_runs_as_it_is_written() {
+    let dir = workplace();
+    let work = dir.path().join("work");
+    let git = |words: &[&str]| {
+        let mut git = Command::new("git");
+        git.args(["-c", "user.name=me", "-c", "user.email=me@localhost"]);
+        let output = git.args(words).current_dir(&work).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    git(&["init", "--quiet"]);
+    let reproducer = "#!/bin/sh\necho \"$(uname -r) $(cat source)\"; grep -q good source\n";
+    fs::write(work.join("reproducer"), reproducer).unwrap();
+    fs::set_permissions(work.join("reproducer"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(work.join(".gitignore"), "/lib\n/arch\n").unwrap();
+    for (index, kind) in ["good", "good", "broken", "good", "bad", "bad"]
+        .iter()
+        .enumerate()
+    {
+        fs::write(work.join("source"), format!("{index} {kind}\n")).unwrap();
+        git(&["add", "."]);
+        git(&["commit", "--quiet", "--message", &format!("{index} {kind}")]);
+    }
+    git(&["bisect", "start", "HEAD", "HEAD~5"]);
+    let (status, out, errors) = recipe(5, dir.path(), Path::new(""));
+    assert_eq!(status, Some(0), "{out} {errors}");
+    assert!(
+        out.contains("is the first bad commit") && out.contains("    4 bad"),
+        "{out} {errors}"
+    );
+    // One that does not start is skipped.
+    assert!(
+        errors.contains("the firmware could not start the kernel"),
+        "{out} {errors}"
+    );
 }
 
 #[test]

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{ArgMatches, Args, ValueEnum, ValueHint, value_parser};
 
 use bootshare_host::explain::Explain;
-use bootshare_host::serve::{Cache, Fault, MAX_REQUEST_QUEUES, MAX_THREADS};
+use bootshare_host::serve::{Cache, Fault, MAX_REQUEST_QUEUES, MAX_THREADS, Owner};
 use bootshare_host::watch::{Expect, Pattern, Watch};
 use bootshare_host::{Accel, Arch, Board, Console, Machine, Outcome, Report, Share, demo, kvm};
 
@@ -129,6 +129,9 @@ pub(super) struct Boot {
     /// Let the guest see extended attributes: capabilities, access control lists
     #[arg(long)]
     xattr: bool,
+    /// Whose the caller's own files are seen to be: root's, or as-is, the caller's
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
+    owner: Owner,
     /// Let the server do wrong on purpose, e.g. delay=20ms,error=EIO@READ:5 (see serve --help)
     #[arg(long, value_name = "RULES", value_parser = parsed::<Fault>)]
     fault: Option<Fault>,
@@ -185,9 +188,10 @@ pub(super) enum AccelChoice {
 }
 
 impl AccelChoice {
-    /// What it is for `board`, and why, where that was not told.
-    pub(super) fn of(self, board: Board) -> (Accel, String) {
-        match self {
+    /// Has the machine run by it; what it is, and why, where that was not told.
+    pub(super) fn set(self, machine: &mut Machine) -> String {
+        let board = machine.board;
+        let (accel, why) = match self {
             Self::Tcg => (Accel::Tcg, "tcg".to_owned()),
             Self::Kvm => (Accel::Kvm, "KVM".to_owned()),
             Self::Auto if board.arch() != Board::of_this_machine().arch() => {
@@ -198,7 +202,10 @@ impl AccelChoice {
                 Ok(()) => (Accel::Kvm, "KVM".to_owned()),
                 Err(error) => (Accel::Tcg, format!("tcg, since {error:#}")),
             },
-        }
+        };
+        machine.accel = accel;
+        machine.fallback = (self == Self::Auto).then_some(note);
+        why
     }
 }
 
@@ -240,11 +247,10 @@ impl Boot {
 
     pub(super) fn run(mut self: Box<Self>) -> Result<u8> {
         let board = self.board.unwrap_or_else(Board::of_this_machine);
-        let (accel, by) = self.host.accel.of(board);
+        let accel = self.host.accel;
         let is_ours = self.firmware.is_none();
         let image = Image::find(self.firmware.take(), board)?;
         let (dry_run, verbose, quiet) = (self.dry_run, self.verbose, self.quiet);
-        let is_choice = self.host.accel == AccelChoice::Auto;
         if is_ours
             && !quiet
             && let Some(words) = self.foreign_words()
@@ -255,7 +261,10 @@ impl Boot {
             ));
         }
         let mut machine = self.machine(board, &image)?;
-        machine.accel = accel;
+        let by = accel.set(&mut machine);
+        if quiet {
+            machine.fallback = machine.fallback.map(|_| (|_| ()) as fn(&str));
+        }
         if dry_run {
             print(image.dry_run(&machine)?.as_bytes())?;
             return Ok(0);
@@ -267,18 +276,7 @@ impl Boot {
                 machine.command()
             ));
         }
-        let mut report = machine.run(Console::Terminal)?;
-        let is_failure = matches!(report.outcome, Outcome::QemuFailed { .. });
-        if is_choice && accel == Accel::Kvm && is_failure && report.last_lines.is_empty() {
-            if !quiet {
-                note(&format!(
-                    "KVM does not work: {}; going on by tcg",
-                    report.outcome
-                ));
-            }
-            machine.accel = Accel::Tcg;
-            report = machine.run(Console::Terminal)?;
-        }
+        let report = machine.run(Console::Terminal)?;
         Ok(tell(&machine, &report, quiet))
     }
 
@@ -304,6 +302,7 @@ impl Boot {
         machine.thread_pool_size = self.thread_pool_size;
         machine.cache = self.cache;
         machine.xattr = self.xattr;
+        machine.owner = self.owner;
         machine.fault = self.fault;
         machine.trace = self.trace;
         machine.legacy_mmio = self.legacy_mmio;
@@ -476,6 +475,9 @@ fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
              with --timeout",
             report.unshown
         )));
+    }
+    for line in report.denied.iter().filter(|_| !quiet) {
+        text.push_str(&format!("bootshare-host: warning: {line}\n"));
     }
     // Who closed standard output wants no more.
     if code != 0 && report.outcome != Outcome::OutputClosed {

@@ -3,6 +3,7 @@
 mod boot;
 mod doctor;
 mod firmware;
+mod junit;
 mod man;
 mod run;
 
@@ -26,8 +27,8 @@ use bootshare_host::explain::Interrupted;
 use bootshare_host::guest::Parts;
 use bootshare_host::run::{EXIT_STATUSES, Outcome};
 use bootshare_host::serve::{
-    self, Cache, DEFAULT_THREADS, Endpoint, Fault, MAX_REQUEST_QUEUES, MAX_THREADS, Options, RULES,
-    Trace,
+    self, Cache, DEFAULT_THREADS, Endpoint, Fault, MAX_REQUEST_QUEUES, MAX_THREADS, Options, Owner,
+    RULES, Trace,
 };
 use bootshare_host::{Board, debian::Release, demo, output, rom, size, unpacked};
 
@@ -147,6 +148,9 @@ struct Serve {
     /// Show extended attributes: capabilities, access control lists
     #[arg(long)]
     xattr: bool,
+    /// Whose the caller's own files are seen to be
+    #[arg(long, value_enum, default_value_t)]
+    owner: Owner,
     /// The limit of open files [default: as many as the hard limit allows]
     #[arg(long, value_name = "N")]
     rlimit_nofile: Option<u64>,
@@ -172,6 +176,7 @@ impl Serve {
         options.threads = self.thread_pool_size as usize;
         options.cache = self.cache;
         options.xattr = self.xattr;
+        options.owner = self.owner;
         options.open_files = self.rlimit_nofile;
         options.fault = self.fault;
         options.trace = self

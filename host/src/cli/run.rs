@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueHint};
 
-use bootshare_host::command::{How, Job, Kernel};
+use bootshare_host::command::{How, Job, Kernel, Stage};
 use bootshare_host::modules::Modules;
+use bootshare_host::serve::Owner;
 use bootshare_host::{Board, Machine, Share, output};
 
 use super::boot::{Host, duration, memory};
 use super::firmware::{self, Image};
-use super::{error_line, say};
+use super::junit::{Case, Verdict};
+use super::{error_line, note, say};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -64,6 +66,9 @@ pub(super) struct Run {
     /// Where the command starts [default: /]
     #[arg(long, value_name = "DIR")]
     cwd: Option<PathBuf>,
+    /// Whose the caller's own files are seen to be: root's, or as-is, the caller's
+    #[arg(long, value_enum, default_value_t = Owner::Root, hide_possible_values = true)]
+    owner: Owner,
     /// Have the command fail to write, rather than write to memory
     #[arg(long)]
     read_only: bool,
@@ -79,6 +84,9 @@ pub(super) struct Run {
     /// Write how it ended to this file, as one JSON object
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     json: Option<PathBuf>,
+    /// Write the command as a test case of JUnit's XML to this file, with the end of its output
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    junit: Option<PathBuf>,
     /// Give up after so long: seconds, or with a unit, e.g. 90s, 2m, 1h
     #[arg(short, long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     timeout: Option<Duration>,
@@ -108,6 +116,7 @@ const SKIP: u8 = 125;
 impl Run {
     pub(super) fn run(mut self: Box<Self>) -> Result<u8> {
         let (console, json, bisect) = (self.console.take(), self.json.take(), self.bisect);
+        let (junit, command) = (self.junit.take(), self.words());
         let kernel = Kernel::find(self.kernel.as_deref(), self.modules.as_deref(), &self.dirs)?;
         let modules = kernel.modules.as_deref().map(Modules::read).transpose()?;
         let board = self.board.unwrap_or_else(|| kernel.board(modules.as_ref()));
@@ -116,17 +125,18 @@ impl Run {
         machine.qemu = self.host.qemu.take();
         machine.memory_mib = self.memory;
         machine.smp = self.host.smp;
-        (machine.accel, _) = self.host.accel.of(board);
+        self.host.accel.set(&mut machine);
         machine.qemu_args = std::mem::take(&mut self.qemu_args);
         machine.time_limit = self.timeout;
         let job = self.job(board, &kernel)?;
         let started = Instant::now();
-        let end = job.run(machine, &kernel, modules.as_ref())?;
+        let end = job.run(&machine, &kernel, modules.as_ref())?;
         let seconds = started.elapsed().as_secs_f64();
         if let Some(path) = &console {
             output::replace(path, &end.console)?;
         }
-        let code = match bisect && !end.is_started() {
+        let is_skipped = bisect && !end.is_started();
+        let code = match is_skipped {
             true => SKIP,
             false => end.exit_code(),
         };
@@ -143,8 +153,34 @@ impl Run {
             });
             output::replace(path, format!("{object}\n").as_bytes())?;
         }
+        if let Some(path) = &junit {
+            let case = Case {
+                command,
+                kernel: kernel.version.as_deref().unwrap_or("unknown"),
+                seconds,
+                verdict: match (&end.how, code) {
+                    (_, 0) => Verdict::Passed,
+                    (_, SKIP) if is_skipped => Verdict::Skipped(end.to_string()),
+                    (How::Ended(_), _) => Verdict::Failed(end.to_string()),
+                    _ => Verdict::Broken(end.to_string(), end.last_lines.clone()),
+                },
+                output: &end.output,
+            };
+            output::replace(path, case.document().as_bytes())?;
+        }
+        for line in &end.denied {
+            note(&format!("warning: {line}"));
+        }
         if is_ours {
             let mut text = error_line(&end);
+            let is_driverless = end.stage <= Stage::Init && matches!(end.how, How::Failed(_));
+            if is_driverless && modules.is_none() {
+                text.push_str(&format!(
+                    "bootshare-host: no modules of this kernel (version {}) were found: name their \
+                     directory with --modules\n",
+                    kernel.version.as_deref().unwrap_or("unknown")
+                ));
+            }
             // A command that is not there has nothing to do with the kernel; and what was on our
             // terminal has been seen.
             let is_new = !matches!(end.how, How::Unstarted(..)) && !end.console.is_empty();
@@ -157,6 +193,19 @@ impl Run {
             say(&text);
         }
         Ok(code)
+    }
+
+    /// What is run, as one would write it.
+    fn words(&self) -> String {
+        let init = self.init.as_ref().map(|init| init.as_os_str());
+        let words = init
+            .into_iter()
+            .chain(self.command.iter().map(OsString::as_os_str));
+        let words: Vec<_> = words.map(OsStr::to_string_lossy).collect();
+        match &words[..] {
+            [] => "a shell".to_owned(),
+            words => words.join(" "),
+        }
     }
 
     fn job(self, board: Board, kernel: &Kernel) -> Result<Job> {
@@ -182,6 +231,7 @@ impl Run {
             own_init: self.init,
             user: self.user,
             directory: self.cwd,
+            owner: self.owner,
             read_only: self.read_only,
             cmdline: self.cmdline,
             init: firmware::init(board.arch())?,

@@ -10,7 +10,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
@@ -37,8 +37,8 @@ pub(super) enum Event {
     Line(String),
     /// The guest says no more.
     Silent,
-    /// So much of a stream has come and was written: 0 is standard output, 1 standard error.
-    Written(usize, u64),
+    /// This has come of a stream and was written: 0 is standard output, 1 standard error.
+    Written(usize, Vec<u8>),
     /// No more of a stream will be written.
     Closed(usize),
     /// The machine has ended.
@@ -95,17 +95,21 @@ pub(super) fn open(
     machine.qemu_args.extend(args.into_iter().map(Into::into));
 
     let control = Control::default();
+    let (begin, begun) = mpsc::channel();
+    let (mut begin, mut begun) = (Some(begin), Some(begun));
     for (port, listener) in listeners.into_iter().enumerate() {
         let (control, events) = (control.clone(), events.clone());
+        let begun = begun.take_if(|_| port == 0);
+        let begin = begin.take_if(|_| port + 1 == PORTS.len());
         let serve = move || {
             let Ok((stream, _)) = listener.accept() else {
                 return;
             };
             match port {
-                0 => pass_on_input(stream, terminal),
+                0 => pass_on_input(stream, terminal, begun),
                 1 => write_out(0, stream, io::stdout().as_fd(), &events),
                 2 => write_out(1, stream, io::stderr().as_fd(), &events),
-                _ => listen(stream, &control, terminal, &events),
+                _ => listen(stream, &control, terminal, &events, begin),
             }
         };
         let thread = thread::Builder::new().name(PORTS[port].into());
@@ -121,8 +125,12 @@ fn doubled(path: PathBuf) -> Result<String> {
     Ok(text.replace(',', ",,"))
 }
 
-/// Passes our standard input on, and its end.
-fn pass_on_input(mut guest: UnixStream, terminal: bool) {
+/// Passes our standard input on, and its end, once the command has `begun`: before, another machine
+/// may need it, and with the tree's own init nobody reads it here.
+fn pass_on_input(mut guest: UnixStream, terminal: bool, begun: Option<Receiver<()>>) {
+    if begun.is_none_or(|begun| begun.recv().is_err()) {
+        return;
+    }
     let mut buffer = vec![0; 64 << 10];
     let mut escapes = 0;
     loop {
@@ -149,7 +157,6 @@ fn pass_on_input(mut guest: UnixStream, terminal: bool) {
 /// Writes what comes to one of our streams.
 fn write_out(index: usize, mut guest: UnixStream, ours: BorrowedFd<'_>, events: &Sender<Event>) {
     let mut buffer = vec![0; 64 << 10];
-    let mut done = 0;
     // Without a buffer of the library's: what has come is seen at once.
     if let Ok(ours) = ours.try_clone_to_owned() {
         let mut ours = File::from(ours);
@@ -158,16 +165,21 @@ fn write_out(index: usize, mut guest: UnixStream, ours: BorrowedFd<'_>, events: 
                 // The guest's command is told so by SIGPIPE.
                 break;
             }
-            done += count as u64;
-            let _ = events.send(Event::Written(index, done));
+            let _ = events.send(Event::Written(index, buffer[..count].to_vec()));
         }
     }
     let _ = guest.shutdown(Shutdown::Both);
     let _ = events.send(Event::Closed(index));
 }
 
-/// Hears what the guest says.
-fn listen(guest: UnixStream, control: &Control, terminal: bool, events: &Sender<Event>) {
+/// Hears what the guest says, and passes on that the command has begun.
+fn listen(
+    guest: UnixStream,
+    control: &Control,
+    terminal: bool,
+    events: &Sender<Event>,
+    begin: Option<Sender<()>>,
+) {
     if let Ok(copy) = guest.try_clone() {
         let _ = control.0.set(copy);
     }
@@ -183,6 +195,10 @@ fn listen(guest: UnixStream, control: &Control, terminal: bool, events: &Sender<
     for line in BufReader::new(guest).split(b'\n') {
         let Ok(line) = line else { break };
         let line = String::from_utf8_lossy(&line).into_owned();
+        if let Some(begin) = begin.as_ref().filter(|_| line == "stage command") {
+            // Nobody waits where the input's port is closed.
+            let _ = begin.send(());
+        }
         let _ = events.send(Event::Line(line));
     }
     let _ = events.send(Event::Silent);

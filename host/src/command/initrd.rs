@@ -12,7 +12,11 @@ use super::kernel::Kernel;
 use super::{Job, ROOT_TAG};
 use crate::board::{Board, Transport};
 use crate::demo::Archive;
+use crate::explain::Explain;
 use crate::modules::Modules;
+
+/// What to do where the directory takes nothing.
+const ROOM: &str = "point TMPDIR at a directory with room";
 
 /// Fills the directory that the firmware boots.
 pub(super) fn make(
@@ -27,7 +31,7 @@ pub(super) fn make(
         let parent = path.parent().unwrap_or(dir);
         fs::create_dir_all(parent)
             .and_then(|()| fs::write(&path, bytes))
-            .with_context(|| format!("cannot write {}", path.display()))
+            .explain(format_args!("cannot write {}", path.display()), ROOM)
     };
     let needs = needs(job, board, kernel, modules)?;
     write("initrd.img", &archive(job, &needs)?)?;
@@ -37,9 +41,10 @@ pub(super) fn make(
         job.words(board)
     );
     write("loader/entries/run.conf", entry.as_bytes())?;
-    fs::copy(&kernel.path, dir.join("kernel"))
-        .with_context(|| format!("cannot copy the kernel {}", kernel.path.display()))?;
-    Ok(())
+    kernel.copy(&dir.join("kernel")).explain(
+        format_args!("cannot copy the kernel {}", kernel.path.display()),
+        ROOM,
+    )
 }
 
 /// The modules without which nothing runs, as the kernel has them.

@@ -2,10 +2,13 @@
 
 use std::cmp::Ordering;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use object::read::ReadCache;
+use object::read::pe::PeFile64;
+use object::{Object, ObjectSection};
 
 use crate::board::{Arch, Board};
 use crate::modules::Modules;
@@ -35,6 +38,8 @@ const MODULES: [&str; 2] = ["usr/lib/modules", "lib/modules"];
 pub struct Kernel {
     /// The file.
     pub path: PathBuf,
+    /// Where the kernel lies in a unified kernel image: its offset and size in bytes.
+    pub part: Option<(u64, u64)>,
     /// Its version, as `uname -r` prints it, where that can be told.
     pub version: Option<String>,
     /// The directory of its modules, where there is one.
@@ -46,7 +51,7 @@ pub struct Kernel {
 impl Kernel {
     /// The kernel that is named, or the newest of `trees`: a file, a tree with kernels, an unpacked
     /// package, or the directory of a kernel's build. Its modules are those named, or are looked for
-    /// beside it and in `trees`.
+    /// beside it and in `trees`. Of a unified kernel image only the kernel is used.
     ///
     /// # Errors
     /// There is no kernel, or it cannot be read.
@@ -66,8 +71,14 @@ impl Kernel {
                 )
             })?,
         };
-        let head = head(&path)?;
-        let version = version_in(&head).or(name);
+        let unified =
+            unified(&path).with_context(|| format!("cannot read the kernel {}", path.display()))?;
+        let part = unified.as_ref().map(|unified| unified.linux);
+        let version = match &unified {
+            Some(unified) => version_in(&head(&path, unified.linux.0)?).or(unified.version.clone()),
+            None => version_in(&head(&path, 0)?),
+        };
+        let version = version.or(name);
         let modules = match (modules, &version) {
             (Some(dir), _) => {
                 ensure!(
@@ -82,11 +93,24 @@ impl Kernel {
             (None, None) => None,
         };
         Ok(Self {
-            arch: arch_of(&head),
+            arch: arch_of(&head(&path, 0)?),
             path,
+            part,
             version,
             modules,
         })
+    }
+
+    /// Writes the kernel to the file `to`.
+    ///
+    /// # Errors
+    /// It cannot be read, or the file cannot be written.
+    pub fn copy(&self, to: &Path) -> io::Result<()> {
+        match self.part {
+            None => fs::copy(&self.path, to)?,
+            Some((at, size)) => io::copy(&mut part(&self.path, at, size)?, &mut File::create(to)?)?,
+        };
+        Ok(())
     }
 
     /// Its modules as a share, and where the machine's programs look for them, unless they are in one
@@ -205,11 +229,43 @@ fn compare(one: &str, other: &str) -> Ordering {
     parts(one).cmp(&parts(other))
 }
 
-/// The start of a kernel: as much as tells what it is.
-fn head(path: &Path) -> Result<Vec<u8>> {
+/// A part of a file.
+fn part(path: &Path, at: u64, size: u64) -> io::Result<impl Read> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(at))?;
+    Ok(file.take(size))
+}
+
+/// What a unified kernel image holds that is of use here (UAPI.5).
+struct Unified {
+    /// Offset and size in bytes of `.linux`.
+    linux: (u64, u64),
+    /// `.uname`
+    version: Option<String>,
+}
+
+/// What a unified kernel image holds; `None` if the file is none. Of several profiles the base one
+/// comes first.
+fn unified(path: &Path) -> io::Result<Option<Unified>> {
+    let cache = ReadCache::new(File::open(path)?);
+    let Ok(image) = PeFile64::parse(&cache) else {
+        return Ok(None);
+    };
+    let section = |name: &str| image.sections().find(|section| section.name() == Ok(name));
+    let Some(linux) = section(".linux").and_then(|section| section.file_range()) else {
+        return Ok(None);
+    };
+    let version = section(".uname").and_then(|section| section.data().ok());
+    let version = version.and_then(|bytes| std::str::from_utf8(bytes).ok());
+    let version = version.map(|text| text.trim_end_matches(['\0', '\n']).to_owned());
+    Ok(Some(Unified { linux, version }))
+}
+
+/// The start of a kernel that is at `at` in a file: as much as tells what it is.
+fn head(path: &Path, at: u64) -> Result<Vec<u8>> {
     let mut head = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(64 << 10).read_to_end(&mut head))
+    part(path, at, 64 << 10)
+        .and_then(|mut part| part.read_to_end(&mut head))
         .with_context(|| format!("cannot read the kernel {}", path.display()))?;
     Ok(head)
 }

@@ -7,6 +7,7 @@
 
 mod channel;
 mod initrd;
+mod kept;
 mod kernel;
 
 use std::ffi::OsString;
@@ -23,7 +24,9 @@ use crate::console::{Console, RawMode};
 use crate::modules::Modules;
 use crate::qemu::{Machine, Share};
 use crate::run::{Outcome, Report, socket_dir};
+use crate::serve::Owner;
 use channel::Event;
+pub use kept::Kept;
 pub use kernel::Kernel;
 
 /// The tags of the share that the firmware boots, and of the tree.
@@ -33,8 +36,12 @@ const ROOT_TAG: &str = "bootshare-root";
 /// What the init says on the console when it has nothing more to do: the machine need not power off.
 const DONE: &str = "^bootshare-init: done$";
 
-/// What a kernel says before it stops.
+/// What a kernel says when it panics. It is told to reset the machine then: who only writes this to
+/// the console, or to /dev/kmsg, does not.
 const PANIC: &str = "Kernel panic - not syncing";
+
+/// What it says behind that when it does not reset the machine.
+const PANIC_END: &str = r"---\[ end Kernel panic - not syncing";
 
 /// What our init says on the console when it has failed.
 const INIT_ERROR: &str = "bootshare-init: error: ";
@@ -65,6 +72,8 @@ pub struct Job {
     pub user: Option<String>,
     /// Where it starts; `/` unless told otherwise.
     pub directory: Option<PathBuf>,
+    /// Whose the files are seen to be.
+    pub owner: Owner,
     /// Whether nothing can be written, not even for this run.
     pub read_only: bool,
     /// More shares, and where they are mounted.
@@ -78,7 +87,7 @@ pub struct Job {
 }
 
 /// How far a run came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// The firmware ran, and started no kernel.
     Firmware,
@@ -142,6 +151,10 @@ pub struct End {
     pub console: Vec<u8>,
     /// The last lines of the console, without escape sequences.
     pub last_lines: Vec<String>,
+    /// For each share the first file that the host's permissions have kept from the command, and why.
+    pub denied: Vec<String>,
+    /// The end of the command's standard output, and of its standard error.
+    pub output: [Kept; 2],
     /// Whether the tree's own init ran in place of a command.
     is_own_init: bool,
 }
@@ -212,6 +225,22 @@ impl Job {
     /// The machine could not be started.
     pub fn run(
         &self,
+        machine: &Machine,
+        kernel: &Kernel,
+        modules: Option<&Modules>,
+    ) -> Result<End> {
+        machine.or_translated(
+            |machine| self.attempt(machine.clone(), kernel, modules),
+            |end| match &end.how {
+                How::Machine(outcome) => (outcome, &end.last_lines),
+                _ => (&Outcome::Expected, &end.last_lines),
+            },
+        )
+    }
+
+    /// Runs it once.
+    fn attempt(
+        &self,
         mut machine: Machine,
         kernel: &Kernel,
         modules: Option<&Modules>,
@@ -229,10 +258,11 @@ impl Job {
         machine
             .shares
             .extend(self.shares.iter().map(|(share, _)| share.clone()));
+        machine.owner = self.owner;
         machine.append = format!("bootshare.tag={BOOT_TAG}");
         // The layer over the tree could not be used where something is mounted in it.
         machine.submounts = false;
-        machine.watch.fail = vec![PANIC.parse()?];
+        machine.watch.fail = vec![PANIC_END.parse()?];
         let console = match &self.own_init {
             Some(_) => Console::Terminal,
             None => {
@@ -296,6 +326,7 @@ struct Watch {
     /// and whether more can be.
     sent: [u64; 2],
     written: [u64; 2],
+    output: [Kept; 2],
     closed: [bool; 2],
     connected: bool,
     silent: bool,
@@ -327,7 +358,10 @@ impl Watch {
             Event::Connected => self.connected = true,
             Event::Line(line) => self.line(&line),
             Event::Silent => self.silent = true,
-            Event::Written(index, count) => self.written[index] = count,
+            Event::Written(index, bytes) => {
+                self.written[index] += bytes.len() as u64;
+                self.output[index].add(&bytes);
+            }
             Event::Closed(index) => self.closed[index] = true,
             Event::Ended(report) => self.ended = Some((Instant::now(), report?)),
         }
@@ -370,9 +404,14 @@ impl Watch {
     }
 
     fn end(self) -> End {
-        let (outcome, console, last_lines) = match self.ended {
-            Some((_, report)) => (report.outcome, report.console, report.last_lines),
-            None => (Outcome::PowerOff, Vec::new(), Vec::new()),
+        let (outcome, console, last_lines, denied) = match self.ended {
+            Some((_, report)) => (
+                report.outcome,
+                report.console,
+                report.last_lines,
+                report.denied,
+            ),
+            None => (Outcome::PowerOff, Vec::new(), Vec::new(), Vec::new()),
         };
         let stage = self.stage.unwrap_or_else(|| {
             // The firmware's last line before it hands over (docs/firmware.md).
@@ -382,10 +421,13 @@ impl Watch {
                 false => Stage::Firmware,
             }
         });
-        let said = last_lines.iter().rev();
-        let failure = said
-            .clone()
-            .find_map(|line| Some(line.split_once(INIT_ERROR)?.1));
+        let mut said = last_lines.iter().rev();
+        let failure = said.find_map(|line| Some(line.split_once(INIT_ERROR)?.1));
+        let stage = match failure {
+            // It ran, and had no port yet to tell so.
+            Some(_) => stage.max(Stage::Init),
+            None => stage,
+        };
         let how = match (self.how, failure) {
             (Some(how), _) => how,
             (None, Some(why)) if outcome != Outcome::Interrupted => How::Failed(why.to_owned()),
@@ -395,12 +437,140 @@ impl Watch {
                 outcome => outcome,
             }),
         };
+        let how = match (how, panic_of(&console, &last_lines)) {
+            (How::Machine(Outcome::Reset), Some(line)) => How::Machine(Outcome::FailureShown {
+                pattern: PANIC.to_owned(),
+                line,
+            }),
+            (how, _) => how,
+        };
         End {
             how,
             stage,
             console,
             last_lines,
+            denied,
+            output: self.output,
             is_own_init: self.is_own_init,
         }
+    }
+}
+
+/// The last line that tells of a panic, of a console that was captured, else of its last lines.
+fn panic_of(console: &[u8], last_lines: &[String]) -> Option<String> {
+    let text = String::from_utf8_lossy(console);
+    let mut lines = last_lines.iter().map(String::as_str).chain(text.lines());
+    let line = lines.rfind(|line| line.contains(PANIC))?;
+    Some(line.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a run comes to in which the guest said `lines`, and whose machine ended so.
+    fn end(outcome: Outcome, console: &str, lines: &[&str]) -> End {
+        let mut watch = Watch::default();
+        for line in lines {
+            watch.line(line);
+        }
+        watch.ended = Some((
+            Instant::now(),
+            Report {
+                outcome,
+                console: console.into(),
+                last_lines: console.lines().map(str::to_owned).collect(),
+                unshown: 0,
+                denied: Vec::new(),
+                is_start_last: false,
+                is_cut: false,
+                steps_left: 0,
+                duration: Duration::ZERO,
+            },
+        ));
+        watch.end()
+    }
+
+    #[test]
+    fn how_far_a_run_came_is_told_whatever_ends_it() {
+        let started = "bootshare: starting /kernel\n";
+        let stages: [(&str, &[&str], &str); 5] = [
+            (
+                "bootshare: mounted\n",
+                &[],
+                "before the firmware started the kernel",
+            ),
+            (started, &[], "before the first program ran"),
+            (
+                started,
+                &["stage init"],
+                "before the root file system was mounted",
+            ),
+            (
+                started,
+                &["stage init", "stage mounted"],
+                "before the command started",
+            ),
+            (
+                started,
+                &["stage init", "stage mounted", "stage command"],
+                "while the command ran",
+            ),
+        ];
+        let qemu = Outcome::QemuFailed {
+            status: "signal: 9 (SIGKILL)".into(),
+            stderr: String::new(),
+        };
+        let server = Outcome::ServerFailed {
+            what: "the server of bootshare-root (/) failed".into(),
+            stderr: String::new(),
+        };
+        for (console, lines, place) in stages {
+            for (outcome, code, what) in [
+                (qemu.clone(), 121, "QEMU failed (signal: 9 (SIGKILL))"),
+                (
+                    server.clone(),
+                    122,
+                    "the server of bootshare-root (/) failed",
+                ),
+                (Outcome::Reset, 120, "the machine was reset"),
+                (Outcome::PowerOff, 120, "the machine was powered off"),
+                (Outcome::TimedOut, 124, "the time limit passed"),
+                (Outcome::Interrupted, 130, "interrupted"),
+            ] {
+                let end = end(outcome, console, lines);
+                let line = end.to_string();
+                assert!(line.starts_with(what) && line.contains(place), "{line}");
+                assert_eq!((end.exit_code(), line.lines().count()), (code, 1), "{line}");
+            }
+            let console = format!("{console}[ 1.5] Kernel panic - not syncing: why\r\n");
+            let end = end(Outcome::Reset, &console, lines);
+            assert_eq!(end.exit_code(), 118);
+            let line = end.to_string();
+            assert!(
+                line.contains(place) && line.ends_with("not syncing: why"),
+                "{line}"
+            );
+        }
+        let failed = end(
+            Outcome::PowerOff,
+            started,
+            &["stage init", "failed no virtiofs"],
+        );
+        assert_eq!(
+            (failed.exit_code(), &*failed.to_string()),
+            (119, "no virtiofs")
+        );
+        // Where there are no ports yet the console has it.
+        let console = format!("{started}bootshare-init: error: no ports\n");
+        let failed = end(Outcome::PowerOff, &console, &[]);
+        assert_eq!(
+            (failed.exit_code(), &*failed.to_string()),
+            (119, "no ports")
+        );
+        assert_eq!(failed.stage, Stage::Init);
+        // What the command came to stands, whatever becomes of the machine.
+        let ended = end(qemu, started, &["stage command", "ended 3 0 0"]);
+        assert_eq!(ended.exit_code(), 3);
     }
 }

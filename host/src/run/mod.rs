@@ -24,7 +24,7 @@ use crate::explain::Explain;
 use crate::fd::{read_rest, read_some, ready};
 use crate::interrupt::{JobControl, interrupted};
 use crate::process::{Errors, Process};
-use crate::qemu::{Machine, Wiring, firmware_status};
+use crate::qemu::{Accel, Machine, Wiring, firmware_status};
 use crate::qmp::{ANSWER_LIMIT, Monitor, Shutdown};
 use crate::spool::Spool;
 use crate::watch::{Came, Found, Watcher};
@@ -162,7 +162,31 @@ impl Machine {
     /// The machine could not be started, or our own console failed. How a machine that was
     /// started ended is in the report.
     pub fn run(&self, console: Console) -> Result<Report> {
-        Run::start(self, console, &mut [])?.finish()
+        let run = |machine: &Self| Run::start(machine, console, &mut [])?.finish();
+        self.or_translated(run, |report| (&report.outcome, &report.last_lines))
+    }
+
+    /// Has `run` run it; once more, by QEMU's translator, if there is a [`Machine::fallback`] and
+    /// KVM fails before the console shows anything. `end` is how it ended, and the console's last
+    /// lines.
+    pub(crate) fn or_translated<T>(
+        &self,
+        run: impl Fn(&Self) -> Result<T>,
+        end: impl Fn(&T) -> (&Outcome, &[String]),
+    ) -> Result<T> {
+        let mut machine = self.clone();
+        let tell = machine.fallback.take();
+        let ran = run(&machine)?;
+        match (tell, end(&ran)) {
+            (Some(tell), (outcome @ Outcome::QemuFailed { .. }, []))
+                if machine.accel == Accel::Kvm =>
+            {
+                tell(&format!("KVM does not work: {outcome}; going on by tcg"));
+                machine.accel = Accel::Tcg;
+                run(&machine)
+            }
+            _ => Ok(ran),
+        }
     }
 
     /// Runs the machine to its end, its console captured, and takes `steps` on its way.
@@ -285,6 +309,7 @@ impl<'a, 's> Run<'a, 's> {
         let (outcome, unshown) = self.show_rest(outcome)?;
         Ok(Report {
             outcome,
+            denied: self.servers.iter().filter_map(Serving::denied).collect(),
             unshown,
             last_lines: self.watcher.last_lines(),
             is_start_last: self.watcher.shows_start(),

@@ -146,6 +146,9 @@ pub struct Report {
     pub console: Vec<u8>,
     /// How many bytes of the console our standard output did not take in time.
     pub unshown: u64,
+    /// For each share the first file that the host's permissions have kept from the guest, and why:
+    /// a line.
+    pub denied: Vec<String>,
     /// The last lines of the console, without escape sequences.
     pub last_lines: Vec<String>,
     /// Whether the last of them is the firmware's, which starts a kernel.

@@ -177,6 +177,14 @@ impl Serving {
         }
     }
 
+    /// Which file the host's permissions have kept from the guest first, and why.
+    pub(super) fn denied(&self) -> Option<String> {
+        match &self.server {
+            Running::External(_) => None,
+            Running::Embedded(server) => server.denied(),
+        }
+    }
+
     /// Ends the server, which has until `deadline` to do so by itself, and tells how the run fails if
     /// it had failed, also when the machine did not notice.
     pub(super) fn finish(&mut self, deadline: Instant) -> Result<Option<Outcome>> {

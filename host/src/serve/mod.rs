@@ -31,7 +31,7 @@ use rustix::event::PollFlags;
 use virtio_queue::DescriptorChain;
 
 pub use fault::{Fault, RULES};
-pub use fs::Cache;
+pub use fs::{Cache, Owner};
 pub use service::MemoryRef;
 pub use socket::Endpoint;
 pub use trace::{Trace, print};
@@ -69,6 +69,8 @@ pub struct Options {
     pub cache: Cache,
     /// Whether the guest sees extended attributes.
     pub xattr: bool,
+    /// Whose the guest sees the files to be.
+    pub owner: Owner,
     /// Whether the guest is told what is mounted in the directories. Linux's overlayfs refuses such a
     /// place in a lower layer, with EREMOTE.
     pub submounts: bool,
@@ -90,6 +92,7 @@ impl Options {
             threads: DEFAULT_THREADS,
             cache: Cache::default(),
             xattr: false,
+            owner: Owner::default(),
             submounts: true,
             open_files: None,
             fault: None,
@@ -109,7 +112,8 @@ impl Options {
             "{} threads: a share has at most {MAX_THREADS}",
             self.threads
         );
-        let mut share = Share::new(&self.dirs, self.cache, self.xattr, self.open_files)?;
+        let mut share =
+            Share::new(&self.dirs, self.cache, self.xattr, self.open_files)?.of_owner(self.owner);
         if !self.submounts {
             share = share.without_submounts();
         }
@@ -121,6 +125,7 @@ impl Options {
 
 /// A server that runs. Dropping it ends it.
 pub struct Server {
+    service: Arc<Service>,
     status: Arc<Status>,
     /// Its sender is gone when the thread's work is done.
     ended: Receiver<()>,
@@ -139,7 +144,8 @@ impl Server {
         let (end, ended) = channel::<()>();
         let thread = {
             let (queues, threads) = (options.request_queues as usize, options.threads);
-            let (status, tag) = (Arc::clone(&status), options.tag.clone());
+            let (service, status) = (Arc::clone(&service), Arc::clone(&status));
+            let tag = options.tag.clone();
             thread::Builder::new()
                 .name("share".into())
                 .spawn(move || {
@@ -149,6 +155,7 @@ impl Server {
                 .context("cannot start a thread")?
         };
         Ok(Self {
+            service,
             status,
             ended,
             thread: Some(thread),
@@ -163,6 +170,11 @@ impl Server {
     /// What went wrong first.
     pub fn failure(&self) -> Option<String> {
         self.status.failure().map(|failure| failure.what)
+    }
+
+    /// Which file the host's permissions have kept from a guest first, and why, on one line.
+    pub fn denied(&self) -> Option<String> {
+        self.service.denied()
     }
 
     /// Ends the server, also under a QEMU that runs, and waits for its threads; but not for ever for
@@ -225,6 +237,7 @@ pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
     eprintln!("bootshare-host: listening on {endpoint}");
     socket::tell_manager().context("cannot tell systemd that the server is ready")?;
     let status = &server.status;
+    let mut told_denied = false;
     loop {
         let fds = [interrupt, server.failed(), status.served.as_fd()];
         let ready = ready(&fds.map(|fd| (fd, PollFlags::IN)), None);
@@ -232,6 +245,12 @@ pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
             bail!("nothing to wait for");
         };
         let tag = &options.tag;
+        if (served || interrupted)
+            && let Some(what) = server.denied().filter(|_| !told_denied)
+        {
+            told_denied = true;
+            eprintln!("bootshare-host: warning: {tag}: {what}");
+        }
         match status.take_failure() {
             Some(failure) if failure.fatal || (once && served) => {
                 bail!("the server of {tag} failed: {}", failure.what);

@@ -74,6 +74,11 @@ impl Service {
         }
     }
 
+    /// Which file the host's permissions have kept from a guest first, and why.
+    pub(super) fn denied(&self) -> Option<String> {
+        self.share.denied()
+    }
+
     /// Closes all that a guest had open: it is gone.
     pub(super) fn forget_all(&self) {
         self.share.forget_all();

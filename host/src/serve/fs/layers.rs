@@ -63,7 +63,10 @@ impl Share {
             let fd = match host::open_name(dir.as_fd(), name) {
                 Ok(fd) => fd,
                 Err(Errno::NOENT | Errno::NOTDIR) => continue,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    self.caller.note(&self.descriptors, dir.as_fd(), error);
+                    return Err(error);
+                }
             };
             let found = Found {
                 layer: part.layer,

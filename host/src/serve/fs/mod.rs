@@ -9,6 +9,7 @@
 //! which neither leaves the directory nor follows a link: the guest reaches what is below the
 //! share's root and nothing else. Only regular files and directories are ever opened for reading.
 
+mod caller;
 mod descriptors;
 mod host;
 mod layers;
@@ -20,7 +21,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -39,6 +40,8 @@ use rustix::io::Errno;
 
 use super::lock;
 use crate::syscall::OPENAT2;
+use caller::Caller;
+pub use caller::Owner;
 use descriptors::Held;
 use host::{Descriptors, Key};
 use listing::{Item, Listing, Stream};
@@ -86,6 +89,7 @@ enum Opened {
 pub(super) struct Share {
     roots: Vec<(Key, Arc<Held>)>,
     descriptors: Descriptors,
+    caller: Caller,
     cache: Cache,
     xattr: bool,
     /// Whether the guest is told what is mounted in the layers.
@@ -132,6 +136,7 @@ impl Share {
         let share = Self {
             roots,
             descriptors: Descriptors::new()?,
+            caller: Caller::new(Owner::AsIs),
             cache,
             xattr,
             tells_submounts: true,
@@ -154,6 +159,19 @@ impl Share {
             tells_submounts: false,
             ..self
         }
+    }
+
+    /// The same, whose files are seen to be `owner`'s.
+    pub(super) fn of_owner(self, owner: Owner) -> Self {
+        Self {
+            caller: Caller::new(owner),
+            ..self
+        }
+    }
+
+    /// Which file the host's permissions have kept from a guest first, and why.
+    pub(super) fn denied(&self) -> Option<String> {
+        self.caller.denied()
     }
 
     /// Whether a guest has mounted the share.
@@ -289,10 +307,16 @@ impl Share {
             return Ok(held);
         }
         descriptors::reserve()?;
-        let fd = self.descriptors.open(held.as_fd(), node.is_dir())?;
+        let fd = self.open_held(&held, node.is_dir())?;
         let held = Arc::new(Held::new(fd, true));
         node.hold(index, Arc::clone(&held));
         Ok(held)
+    }
+
+    /// Opens what is held for reading.
+    fn open_held(&self, held: &Held, is_dir: bool) -> Result<OwnedFd, Errno> {
+        let opened = self.descriptors.open(held.as_fd(), is_dir);
+        opened.inspect_err(|&error| self.caller.note(&self.descriptors, held.as_fd(), error))
     }
 
     /// The open file that a request names: by its handle, or by its node when the guest does not
@@ -339,7 +363,7 @@ impl Share {
         }
         let held = self.held(&node, 0)?;
         descriptors::reserve()?;
-        let dir = self.descriptors.open(held.as_fd(), true)?;
+        let dir = self.open_held(&held, true)?;
         Ok(Listing::Stream(Stream::new(Held::new(dir, true))))
     }
 
@@ -404,8 +428,7 @@ impl Share {
         } else {
             stat.stx_nlink.into()
         };
-        out.st_uid = stat.stx_uid;
-        out.st_gid = stat.stx_gid;
+        (out.st_uid, out.st_gid) = self.caller.owner(stat.stx_uid, stat.stx_gid);
         out.st_rdev = makedev(stat.stx_rdev_major, stat.stx_rdev_minor);
         out.st_size = stat.stx_size as _;
         out.st_blksize = stat.stx_blksize as _;
