@@ -38,7 +38,7 @@ else
 fi
 
 # The images are no files of git's, which cargo takes for a change of the tree.
-cargo publish --quiet --dry-run --allow-dirty "$@"
+cargo package --quiet --allow-dirty "$@"
 
 # The library's package beside an example, as a firmware of somebody else's has it.
 version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)

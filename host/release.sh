@@ -83,7 +83,7 @@ END
 
 # A CycloneDX list of a workspace's package and all that is linked into it.
 components() {
-    cargo cyclonedx --quiet --manifest-path "$1/Cargo.toml" --target "$3" --format json --spec-version 1.5 \
+    cargo cyclonedx --quiet --manifest-path "$1/Cargo.toml" --target "$3" --format json --spec-version 1.5 --no-build-deps \
         --override-filename bootshare-release
     sed "s|$PWD|/bootshare|g" "$1/bootshare-release.json" >"$stage/$2.cdx.json"
     find . -name target -prune -o -name bootshare-release.json -exec rm {} +
@@ -103,10 +103,18 @@ done
 cp README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE docs/firmware.md docs/host-tool.md docs/run.md "$documents"
 cp "$(rustc --print sysroot)/share/doc/rust/COPYRIGHT-library.html" "$documents/rust-standard-library.html"
 
+# Debian has the Apache License, and wants no second copy of it in this file.
+{
+    echo "It has in it what is listed, with its licences, in /usr/share/doc/bootshare/LICENCES.txt. Its own licence"
+    echo "is either the Apache License 2.0 (/usr/share/common-licenses/Apache-2.0), or, at your choice:"
+    echo
+    cat LICENSE-MIT
+} >"$stage/copyright"
+gzip -9nc CHANGELOG.md >"$stage/changelog.gz"
 cat >"$stage/changelog" <<END
 bootshare ($version-1) unstable; urgency=medium
 
-  * What is new is in /usr/share/doc/bootshare/CHANGELOG.md.
+  * What is new is in /usr/share/doc/bootshare/changelog.gz.
 
  -- $maintainer  $(date -R -d "@$SOURCE_DATE_EPOCH")
 END
@@ -126,6 +134,17 @@ for arch in x86_64 aarch64; do
     tar -C "$stage" --sort=name --format=gnu --owner=0 --group=0 --numeric-owner \
         --mode=go=u,go-w --mtime="@$SOURCE_DATE_EPOCH" -cf - "$name" |
         zstd -q -19 -T1 -o "$out/$name.tar.zst"
+    # It is meant to be static, so that it runs on any Linux; lintian takes a static program that can lie
+    # anywhere in memory for a library. Debian has no bug that the first version closes.
+    case $arch in
+    x86_64) static=shared-library-lacks-prerequisites ;;
+    *) static=statically-linked-binary ;;
+    esac
+    cat >"$stage/overrides" <<END
+bootshare: $static [usr/bin/bootshare-host]
+bootshare: empty-field Depends
+bootshare: initial-upload-closes-no-bugs [usr/share/doc/bootshare/changelog.Debian.gz:1]
+END
     cargo deb -q -p bootshare-host --locked --no-build --no-strip --profile dist --target "$target" \
         --maintainer "$maintainer" -o "$out"
     cargo generate-rpm -p host --profile dist --target "$target" --source-date "$SOURCE_DATE_EPOCH" \
@@ -136,6 +155,11 @@ for arch in x86_64 aarch64; do
     components host/init "bootshare-init-$version-$arch" "$arch-unknown-linux-musl"
     cp "$stage/bootshare-firmware-$version-$arch.cdx.json" "$stage/bootshare-init-$version-$arch.cdx.json" "$out"
 done
+
+if command -v lintian >/dev/null; then
+    say "lintian"
+    lintian --fail-on error,warning "$out"/*.deb
+fi
 
 (cd "$out" && sha256sum -- * >../SHA256SUMS && mv ../SHA256SUMS .)
 say "made $out"

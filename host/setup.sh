@@ -235,8 +235,9 @@ install_nightly() {
 # A command of cargo's, unless this version of it is there: `install_cargo_command NAME VERSION`.
 install_cargo_command() {
     root=target/cargo-$1
-    case $("$root/bin/cargo-$1" --version 2>/dev/null || cargo "$1" --version 2>/dev/null) in
-    cargo-"$1 $2") return 0 ;;
+    case $(PATH="$root/bin:$PATH" cargo "$1" --version 2>/dev/null) in
+    # One says its name twice.
+    cargo-"$1 $2" | cargo-"$1-$1 $2") return 0 ;;
     esac
     say "building cargo-$1 $2 into $root"
     cargo install "cargo-$1" --version "$2" --locked --root "$root" \
