@@ -73,12 +73,18 @@ fn a_package_with_images_of_another_commit_is_refused() {
     );
     let refused = |output: Output, what: &str| {
         let errors = text(&output.stderr);
-        assert!(!output.status.success() && errors.contains(what), "{errors}");
+        assert!(
+            !output.status.success() && errors.contains(what),
+            "{errors}"
+        );
         assert!(errors.contains("make package"), "{errors}");
     };
     refused(build(&[PACKAGE, INFO]), "images/COMMIT: No such file");
     let old = ("images/COMMIT", "1234abcc\n");
-    refused(build(&[PACKAGE, INFO, old]), "the images are of commit 1234abcc");
+    refused(
+        build(&[PACKAGE, INFO, old]),
+        "the images are of commit 1234abcc",
+    );
     refused(build(&[PACKAGE, old]), "the images are of commit 1234abcc");
     for commit in ["1234abcd\n", "1234abcd-dirty\n"] {
         let output = build(&[PACKAGE, INFO, ("images/COMMIT", commit)]);
@@ -107,7 +113,8 @@ impl Job {
         let dir = tempfile::tempdir().unwrap();
         let arch = std::env::consts::ARCH;
         fs::write(
-            dir.path().join(format!("bootshare-host-0.1.0-{arch}-linux")),
+            dir.path()
+                .join(format!("bootshare-host-0.1.0-{arch}-linux")),
             PROGRAM,
         )
         .unwrap();
@@ -131,7 +138,15 @@ impl Job {
         let path = std::env::var("PATH").unwrap();
         let shown = dir.display();
         Command::new("bash")
-            .args(["--noprofile", "--norc", "-e", "-o", "pipefail", "-c", script])
+            .args([
+                "--noprofile",
+                "--norc",
+                "-e",
+                "-o",
+                "pipefail",
+                "-c",
+                script,
+            ])
             .env("PATH", format!("{shown}/bootshare:{shown}:{path}"))
             .env("RUNNER_TEMP", dir)
             .env("GITHUB_PATH", dir.join("path"))

@@ -483,7 +483,10 @@ mod tests {
             let row = row(arg);
             let name = row.split('`').nth(1).unwrap_or_default();
             let hidden = if arg.is_hide_set() { " (hidden)" } else { "" };
-            list.push(format!("{} {name}{hidden}", command.get_bin_name().unwrap()));
+            list.push(format!(
+                "{} {name}{hidden}",
+                command.get_bin_name().unwrap()
+            ));
         }
         let shown = command.get_subcommands().filter(|it| !it.is_hide_set());
         shown.for_each(|command| options(command, list));
@@ -496,7 +499,9 @@ mod tests {
         let mut list = Vec::new();
         options(&command, &mut list);
         let listed = include_str!("../../../docs/options.txt");
-        let listed = listed.lines().filter(|line| line.starts_with("bootshare-host "));
+        let listed = listed
+            .lines()
+            .filter(|line| line.starts_with("bootshare-host "));
         let found = list.join("\n");
         assert!(
             listed.eq(list.iter().map(String::as_str)),
