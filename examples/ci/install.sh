@@ -34,11 +34,11 @@ else
 fi
 found=$(sha256sum "$file" | cut -d ' ' -f 1)
 [ "$found" = "$sha256" ] || die "$name has the SHA-256 $found instead of $sha256: nothing is installed"
-if [ -d "$dir" ] && [ -w "$dir" ]; then
-    install -m 755 "$file" "$dir/bootshare-host"
-else
-    as_root install -D -m 755 "$file" "$dir/bootshare-host"
-fi
+# Of what is used here busybox has all.
+put() {
+    "$@" mkdir -p "$dir" && "$@" cp "$file" "$dir/bootshare-host" && "$@" chmod 755 "$dir/bootshare-host"
+}
+if mkdir -p "$dir" 2>/dev/null && [ -w "$dir" ]; then put env; else put as_root; fi
 
 if ! command -v qemu-system-x86_64 >/dev/null || ! command -v qemu-system-aarch64 >/dev/null; then
     if command -v apt-get >/dev/null; then
