@@ -41,6 +41,32 @@ fn the_version_names_what_the_program_carries() {
     assert_eq!(names.len(), 6, "{output}");
 }
 
+#[cfg(all(feature = "embed-firmware", feature = "embed-init"))]
+#[test]
+fn no_image_tells_where_it_was_built() {
+    let home = std::env::var("CARGO_HOME")
+        .or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))
+        .unwrap();
+    let root = root().canonicalize().unwrap();
+    for name in [
+        "bootshare-x86_64.elf",
+        "bootshare-aarch64.elf",
+        "init-x86_64",
+        "init-aarch64",
+    ] {
+        let image = fs::read(root.join("target/firmware").join(name)).unwrap();
+        let has = |text: &str| {
+            image
+                .windows(text.len())
+                .any(|part| part == text.as_bytes())
+        };
+        assert!(has("/crates/"), "{name} names no source file of a package");
+        for place in [root.to_str().unwrap(), &home] {
+            assert!(!has(place), "{name} names {place}");
+        }
+    }
+}
+
 /// What the build script says in a package with these files.
 fn build(files: &[(&str, &str)]) -> Output {
     let dir = tempfile::tempdir().unwrap();
