@@ -190,12 +190,12 @@ $(ARCHES:%=static-%): static-%: firmware init
 # What the registry would take; nothing is sent. Each is built from what was packed.
 .PHONY: package
 package: setup-build firmware init
-	TARGET="$(TARGET)" COMMIT=$(COMMIT) host/package.sh --dry-run
+	TARGET="$(TARGET)" COMMIT=$(COMMIT) BARE_FLAGS='$(BARE_FLAGS)' host/package.sh --dry-run
 
 # For the owner: sends them.
 .PHONY: publish
 publish: setup-build firmware init
-	TARGET="$(TARGET)" COMMIT=$(COMMIT) host/package.sh
+	TARGET="$(TARGET)" COMMIT=$(COMMIT) BARE_FLAGS='$(BARE_FLAGS)' host/package.sh
 
 .PHONY: $(ARCHES:%=lint-%)
 $(ARCHES:%=lint-%): lint-%: setup-test

@@ -9,7 +9,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 option=${1-}
-: "${TARGET:=target}" "${COMMIT=}"
+: "${TARGET:=target}" "${COMMIT=}" "${BARE_FLAGS=}"
 
 die() {
     echo "package: error: $*" >&2
@@ -29,12 +29,12 @@ trap 'exit 1' HUP INT TERM
 rm -rf "$images"
 mkdir "$images"
 set -- -p bootshare-zstd -p bootshare -p bootshare-test-device
-if [ -e target/firmware/init-x86_64 ]; then
+if [ -n "$COMMIT" ] && [ -e target/firmware/init-x86_64 ]; then
     cp target/firmware/bootshare-*.* target/firmware/init-* "$images"
     echo "$COMMIT" >"$images/COMMIT"
     set -- "$@" -p bootshare-host
 else
-    echo "package: without bootshare-host, whose init needs rustup" >&2
+    echo "package: without bootshare-host, whose init needs rustup, and its images a commit" >&2
 fi
 
 # The images are no files of git's, which cargo takes for a change of the tree.
@@ -58,7 +58,8 @@ cp -r examples/minimal-x86_64 "$library/examples"
     echo '[patch.crates-io]'
     echo "bootshare-zstd = { path = \"../bootshare-zstd-$version\" }"
 } >>"$library/Cargo.toml"
-cargo check --quiet --manifest-path "$library/Cargo.toml" -p minimal-x86_64 \
-    --target x86_64-unknown-none --target-dir "$TARGET/package/example/target"
+# shellcheck disable=SC2086 # a list of words: what builds `core` where there is no rustup
+${BARE_FLAGS:+env RUSTC_BOOTSTRAP=1} cargo check --quiet --manifest-path "$library/Cargo.toml" \
+    -p minimal-x86_64 --target x86_64-unknown-none --target-dir "$example/target" $BARE_FLAGS
 
 [ -n "$option" ] || cargo publish --allow-dirty "$@"
