@@ -241,6 +241,8 @@ panics: $(ARCHES:%=panics-%)
 	@cargo run -q -p bootshare-host --example panics -- docs/panics.md $(foreach a,$(ARCHES),"$(TARGET)/$a-unknown-none/panics/bootshare-qemu-$a")
 
 .PHONY: $(ARCHES:%=panics-%)
+# What looks at it knows the sources by where they are.
+$(ARCHES:%=panics-%): REMAPPED =
 $(ARCHES:%=panics-%): panics-%: setup-build
 	@$(BARE_CARGO) rustc -q --profile panics -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS) \
 		-- -Clink-arg=--emit-relocs -Cllvm-args=-enable-machine-outliner=never
