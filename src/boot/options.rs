@@ -319,6 +319,21 @@ mod tests {
     }
 
     #[test]
+    fn the_list_of_options_is_complete() {
+        let list = include_str!("../../docs/options.txt");
+        let listed = list.lines().filter_map(|line| {
+            let (name, _) = line.strip_prefix("firmware bootshare.")?.split_once('=')?;
+            Some(name)
+        });
+        // The arms of `set`, by their indentation.
+        let known = include_str!("options.rs").lines().filter_map(|line| {
+            let arm = line.strip_prefix("            b\"")?;
+            Some(arm.split_once("\" =>")?.0)
+        });
+        assert!(listed.eq(known), "docs/options.txt has to list each option");
+    }
+
+    #[test]
     fn without_options_the_defaults_hold() {
         let options = Options::parse(b"").unwrap();
         assert_eq!(options, Options::default());

@@ -56,6 +56,7 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
         }
     };
     log::set_max_level(options.log);
+    log::info!("version {}", env!("CARGO_PKG_VERSION"));
     // SAFETY: promised by the caller.
     let mut memory = unsafe { Memory::of(&board) };
 

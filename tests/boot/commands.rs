@@ -28,6 +28,9 @@ pub(crate) fn list(board: Board) {
         Transport::Pci => "virtio-pci",
     };
     devices.line(&[transport, demo::TAG]);
+    // The firmware's first line, which all later ones follow.
+    let version = concat!("bootshare: version ", env!("CARGO_PKG_VERSION"));
+    assert_eq!(devices.line(&["bootshare: "]), version);
 
     let files = succeed(run_commands(&format!(
         "ls -l /; stat /{kernel}; cat /greeting.txt"

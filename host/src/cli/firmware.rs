@@ -12,33 +12,51 @@ use bootshare_host::explain::Explain;
 use bootshare_host::process::Invocation;
 use bootshare_host::{Arch, Board, Machine, output};
 use rustix::fs::{MemfdFlags, memfd_create};
+use sha2::{Digest, Sha256};
 
 /// Where `make firmware` leaves the images.
 const BUILT: &str = "target/firmware";
 
-#[cfg(any(feature = "embed-firmware", feature = "embed-init"))]
+// Where they are when the program is built, `build.rs` knows.
+#[cfg(any(carries = "firmware", carries = "init"))]
 macro_rules! images {
     ($($name:literal),*) => {
-        &[$(($name, include_bytes!(concat!("../../../target/firmware/", $name)))),*]
+        &[$(($name, include_bytes!(concat!(env!("BOOTSHARE_IMAGES"), "/", $name)))),*]
     };
 }
 
 /// File names and images.
-#[cfg(feature = "embed-firmware")]
+#[cfg(carries = "firmware")]
 const CARRIED: &[(&str, &[u8])] = images!(
     "bootshare-x86_64.elf",
     "bootshare-x86_64.rom",
     "bootshare-aarch64.elf",
     "bootshare-aarch64.bin"
 );
-#[cfg(not(feature = "embed-firmware"))]
+#[cfg(not(carries = "firmware"))]
 const CARRIED: &[(&str, &[u8])] = &[];
 
 /// The first programs of machines that run commands.
-#[cfg(feature = "embed-init")]
+#[cfg(carries = "init")]
 const INITS: &[(&str, &[u8])] = images!("init-x86_64", "init-aarch64");
-#[cfg(not(feature = "embed-init"))]
+#[cfg(not(carries = "init"))]
 const INITS: &[(&str, &[u8])] = &[];
+
+/// What `--version` says: the version, the commit, and what the program carries, by SHA-256.
+pub(super) fn version() -> String {
+    let commit = match env!("BOOTSHARE_COMMIT") {
+        "" => "unknown",
+        commit => commit,
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    let mut text = format!("bootshare-host {version}\ncommit: {commit}\n");
+    for (name, bytes) in CARRIED.iter().chain(INITS) {
+        let digest = Sha256::digest(bytes);
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        text.push_str(&format!("{digest}  {name}\n"));
+    }
+    text
+}
 
 /// The first program of a machine that runs a command.
 pub(super) fn init(arch: Arch) -> Result<Vec<u8>> {
@@ -171,7 +189,7 @@ pub(super) fn write(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-#[cfg(all(test, feature = "embed-firmware"))]
+#[cfg(all(test, carries = "firmware"))]
 mod tests {
     use super::*;
 

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::builder::styling::{AnsiColor, Style, Styles};
+use clap::error::ErrorKind;
 use clap::{
     ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint, value_parser,
 };
@@ -275,6 +276,11 @@ fn command() -> clap::Command {
 
 /// Tells on one line what is wrong with the arguments, and prints help to who asks for it.
 fn explain(error: &clap::Error) -> ExitCode {
+    if error.kind() == ErrorKind::DisplayVersion {
+        // There is nobody to tell when the stream is closed.
+        let _ = print(firmware::version().as_bytes());
+        return ExitCode::SUCCESS;
+    }
     let text = error.render().to_string();
     let Some(text) = text.strip_prefix("error: ") else {
         let code = if error.use_stderr() { NOT_STARTED } else { 0 };
@@ -473,6 +479,39 @@ mod tests {
             .map(row)
             .collect();
         assert_table("| `bootshare-host boot` | meaning |", &rows);
+    }
+
+    /// All options and arguments of all commands, one a line, those for this project's own use but for
+    /// a word.
+    fn options(command: &clap::Command, list: &mut Vec<String>) {
+        for arg in command.get_arguments() {
+            let row = row(arg);
+            let name = row.split('`').nth(1).unwrap_or_default();
+            let hidden = if arg.is_hide_set() { " (hidden)" } else { "" };
+            list.push(format!(
+                "{} {name}{hidden}",
+                command.get_bin_name().unwrap()
+            ));
+        }
+        let shown = command.get_subcommands().filter(|it| !it.is_hide_set());
+        shown.for_each(|command| options(command, list));
+    }
+
+    #[test]
+    fn the_list_of_options_is_complete() {
+        let mut command = Cli::command().disable_help_subcommand(true);
+        command.build();
+        let mut list = Vec::new();
+        options(&command, &mut list);
+        let listed = include_str!("../../../docs/options.txt");
+        let listed = listed
+            .lines()
+            .filter(|line| line.starts_with("bootshare-host "));
+        let found = list.join("\n");
+        assert!(
+            listed.eq(list.iter().map(String::as_str)),
+            "docs/options.txt should have, and CHANGELOG.md should tell what changes:\n{found}"
+        );
     }
 
     #[test]
