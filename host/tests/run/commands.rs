@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -26,6 +27,9 @@ fn tool(tool: &Tool, args: &[&str]) -> Ran {
 #[test]
 fn options_reach_qemu_and_the_firmware() {
     let tool_ = Tool::new(&[]);
+    // The first program of a root file system, where only its own root has it.
+    fs::create_dir_all(tool_.path("root/sbin")).unwrap();
+    symlink("/usr/lib/systemd/systemd", tool_.path("root/sbin/init")).unwrap();
     let boot = ["boot", "share", "-n"];
     let arm = ["--board", "aarch64-virt"];
     for (args, parts) in [
@@ -33,13 +37,36 @@ fn options_reach_qemu_and_the_firmware() {
             &["-m", "2G", "-c", "3"][..],
             &["-m 2048M", "-smp 3", "size=2048M"][..],
         ),
-        (&["--log", "debug"], &["-append bootshare.log=debug"]),
-        (&["--entry", "deb*"], &["'bootshare.entry=deb*'"]),
-        (&["--entry", "a b"], &["-append 'bootshare.entry=\"a b\"'"]),
-        (&["--cmdline", "quiet"], &["-append '-- quiet'"]),
+        (
+            &["--log", "debug"],
+            &["-append 'bootshare.cmdline-default=console=ttyS0 bootshare.log=debug'"],
+        ),
+        (
+            &["--log", "debug", "--as-is"],
+            &["-append bootshare.log=debug"],
+        ),
+        (
+            &["root", "--entry", "a"],
+            &["-append 'bootshare.cmdline-default=console=ttyS0 \
+                bootshare.cmdline-default=\"root=bootshare rootfstype=virtiofs\" bootshare.entry=a'"],
+        ),
+        (
+            &["root", "--entry", "a", "--as-is"],
+            &["-append bootshare.entry=a"],
+        ),
+        (
+            &[arm[0], arm[1], "--log", "debug"],
+            &["-append bootshare.log=debug"],
+        ),
+        (&["--entry", "deb*"], &["bootshare.entry=deb*'"]),
+        (&["--entry", "a b"], &["bootshare.entry=\"a b\"'"]),
+        (
+            &["--cmdline", "quiet"],
+            &["bootshare.cmdline-default=console=ttyS0 -- quiet'"],
+        ),
         (
             &["-a", "bootshare.x=1 -- a", "--cmdline", "b"],
-            &["'bootshare.x=1 -- a b'"],
+            &["bootshare.x=1 -- a b'"],
         ),
         (&["--accel", "tcg"], &["-accel tcg"]),
         (&["--accel", "kvm"], &["-accel kvm", "-cpu host"]),
@@ -313,8 +340,10 @@ fn a_machine_that_stays_silent_is_told_what_may_be_missing() {
     fs::create_dir(tool_.path("silent")).unwrap();
     fs::copy(tool_.path("share/vmlinuz"), tool_.path("silent/vmlinuz")).unwrap();
     fs::write(tool_.path("silent/cmdline"), "panic=-1").unwrap();
-    let ran =
-        tool_.run(&mut tool_.command(&[], &["boot", "silent", "-t", "120", "-b", "x86_64-q35"]));
+    let ran = tool_.run(&mut tool_.command(
+        &[],
+        &["boot", "silent", "--as-is", "-t", "120", "-b", "x86_64-q35"],
+    ));
     ran.expect(
         120,
         &["\nbootshare-host: the kernel showed nothing: name its console with"],

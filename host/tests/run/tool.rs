@@ -813,7 +813,10 @@ fn doctor_finds_this_machine_fit_and_says_what_is_missing() {
         let line = format!("ok    a guest on {board}: read a file from a shared directory");
         assert!(ran.console.contains(&line), "{ran:?}");
     }
-    let ran = tool.run(tool.command(&[], &["doctor"]).env("PATH", "/nonexistent"));
+    let mut elsewhere = tool.command(&[], &["doctor"]);
+    elsewhere.env("PATH", "/nonexistent");
+    elsewhere.env("XDG_CACHE_HOME", tool.path("tmp")); // Nothing was downloaded there.
+    let ran = tool.run(&mut elsewhere);
     assert_eq!(ran.status, Some(1), "{ran:?}");
     assert!(
         ran.console.contains("fail  QEMU for x86_64: cannot run"),
