@@ -248,33 +248,61 @@ pub fn uki(mut source: Source<'_>) {
         assert!(entry.title.starts_with(release.title));
         assert_eq!(entry.profile, b"1");
     }
-    match parts(head, file_size) {
-        Ok(uki) => {
-            assert!(head.starts_with(b"MZ"));
-            let parts = [
-                uki.ucode,
-                uki.initrd,
-                uki.cmdline,
-                uki.device_tree,
-                uki.os_release,
-            ];
-            for part in parts.into_iter().flatten().chain([uki.linux]) {
-                assert!(part.size() > 0 && part.end <= file_size);
-            }
+    // In a file, or in an image that starts somewhere in one.
+    let start = if file_size.is_multiple_of(2) {
+        0x1_0000_0001
+    } else {
+        0
+    };
+    let image = Range::with_size(start, file_size);
+    let scan = match sections(head, image) {
+        Ok(scan) => scan,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    let check = |uki: &Uki| {
+        assert!(head.starts_with(b"MZ"));
+        let parts = [
+            uki.ucode,
+            uki.initrd,
+            uki.cmdline,
+            uki.device_tree,
+            uki.os_release,
+            uki.kernel_release,
+        ];
+        for part in parts.into_iter().flatten() {
+            assert!(part.size() > 0 && image.contains(&part));
         }
-        Err(error) => assert!(!error.to_string().is_empty()),
+    };
+    match scan.clone().finish_addon() {
+        Ok(addon) => {
+            check(&addon);
+            assert_eq!(addon.linux.size(), 0);
+            assert!(scan.finish().is_err());
+        }
+        Err(_) => match scan.finish() {
+            Ok(uki) => {
+                check(&uki);
+                assert!(uki.linux.size() > 0 && image.contains(&uki.linux));
+            }
+            Err(error) => assert!(!error.to_string().is_empty()),
+        },
     }
 }
 
-/// Of a unified kernel image whose section table goes on as its head does.
-fn parts(head: &[u8], file_size: u64) -> Result<Uki, UkiError> {
-    let is_ours = &mut |tree: Range| tree.start.is_multiple_of(2) || is_tree_for(head, tree, b"a");
-    let mut scan = Scan::new(head, Range::with_size(0, file_size), 1, is_ours)?;
+/// The sections of an image, whose table goes on as its head does.
+fn sections(head: &[u8], image: Range) -> Result<Scan, UkiError> {
+    let is_ours = &mut |tree: Range| {
+        let tree = Range::with_size(tree.start - image.start, tree.size());
+        tree.start.is_multiple_of(2) || is_tree_for(head, tree, b"a")
+    };
+    let mut scan = Scan::new(head, image, 1, is_ours)?;
     while let Some(offset) = scan.next_offset() {
-        let start = usize::try_from(offset).unwrap().min(head.len());
+        let start = usize::try_from(offset - image.start)
+            .unwrap()
+            .min(head.len());
         scan.take(&head[start..], is_ours)?;
     }
-    scan.finish()
+    Ok(scan)
 }
 
 /// A member in pieces comes to the same as the whole, whatever it is.
