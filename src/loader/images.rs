@@ -67,6 +67,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         payload: &mut Payload<'a, 'm, B>,
     ) -> Result<Kind, Failed> {
         let mut profile = entry.profile;
+        let mut takes_addons = false;
         for level in 0.. {
             let Kind::Efi { .. } = kind else {
                 break;
@@ -84,9 +85,18 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             // Lanzaboote's stub knows no addons, and the inner image is no file.
             if level == 0 && uki.linux_digest.is_none() {
                 self.add_addons(entry, &uki, payload)?;
+                takes_addons = true;
             }
             profile = 0;
             kind = self.kind(payload)?;
+        }
+        let extra = entry.addons.into_iter().flatten().next();
+        if !takes_addons && let Some(extra) = extra {
+            let what = format_args!(
+                "it takes no addons, and its entry has `extra {}`; remove that line",
+                Text(extra)
+            );
+            return Err(self.failed(&payload.path, what));
         }
         Ok(kind)
     }
@@ -133,6 +143,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     fn take_parts(&mut self, uki: &Uki, payload: &mut Payload<'a, 'm, B>) -> Result<(), Failed> {
         let (path, (place, file)) = (&payload.path, &payload.files.list[KERNEL]);
         if payload.inner.is_empty()
+            && payload.addons.is_empty()
             && let Some(part) = uki.cmdline
         {
             payload.inner = self.inner_command_line(path, file, part)?;

@@ -1005,6 +1005,30 @@ fn addons_of_an_image() {
 }
 
 #[test]
+fn addons_are_for_the_outer_image_and_for_no_plain_kernel() {
+    let inner = uki(
+        Aarch64,
+        &[(".linux", kernel(Aarch64)), (".cmdline", b"inner".to_vec())],
+    );
+    let outer = uki(Aarch64, &[(".linux", inner.clone())]);
+    let with = |image: Vec<u8>, entry: &str| {
+        let tree = Tree::new()
+            .file("loader/entries/a.conf", format!("uki /EFI/a.efi\n{entry}"))
+            .file("EFI/a.efi", image)
+            .file("EFI/one.addon.efi", addon("one"));
+        boot(Aarch64, &[tree], "")
+    };
+    let extra = "extra /EFI/one.addon.efi\n";
+    assert_eq!(with(inner, extra).told(), "inner one");
+    assert_eq!(with(outer.clone(), "").told(), "inner");
+    // What it is handed takes the place of its own.
+    assert_eq!(with(outer, extra).told(), "one");
+    let plain = with(kernel(Aarch64), extra);
+    assert_eq!(plain.end, End::Failed);
+    plain.line("/EFI/a.efi: it takes no addons, and its entry has `extra /EFI/one.addon.efi`");
+}
+
+#[test]
 fn more_initrds_than_there_is_room_for_are_refused() {
     let image = uki(Aarch64, &[(".linux", kernel(Aarch64))]);
     let part = uki(Aarch64, &[(".initrd", b"init".to_vec())]);
