@@ -546,7 +546,23 @@ fn each_failure_has_a_line_and_a_status() {
     let file = tree.path("etc/passwd").display().to_string();
     run(&["--kernel", &file], &["id"]).fails(117, "it is no kind of kernel");
     let empty = tree.path("data").display().to_string();
-    run(&["--kernel", &empty], &["id"]).fails(123, "there is no kernel in");
+    let [json, junit] = ["json", "junit"].map(|name| tree.dir.path().join(name));
+    let told = [("--json", &json), ("--junit", &junit)]
+        .map(|(option, path)| format!("{option}={}", path.display()));
+    for (status, more, element) in [(123, "--smp=1", "<error "), (125, "--bisect", "<skipped ")] {
+        run(&["--kernel", &empty, more, &told[0], &told[1]], &["id"])
+            .fails(status, "there is no kernel in");
+        let object: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+        assert_eq!(
+            (&object["status"], &object["stage"]),
+            (&status.into(), &().into())
+        );
+        let text = fs::read_to_string(&junit).unwrap();
+        assert!(
+            text.contains(element) && text.contains("there is no kernel in"),
+            "{text}"
+        );
+    }
     fs::write(tree.path("data/modules.builtin"), "").unwrap();
     run(&["--modules", &empty, "--board=x86_64-microvm"], &["id"]).fails(
         123,
