@@ -471,30 +471,9 @@ fn where_kvm_fails_as_it_starts_the_command_runs_by_the_translator_with_all_of_i
 }
 
 #[test]
-fn each_failure_has_a_line_and_a_status() {
+fn a_machine_that_fails_has_a_line_and_a_status() {
     let tree = Tree::new(Arch::X86_64);
     let run = |options: &[&str], words: &[&str]| tree.run(options, words);
-    fs::write(tree.path("bin/script"), "#!/usr/bin/nosuch\n").unwrap();
-    fs::set_permissions(tree.path("bin/script"), fs::Permissions::from_mode(0o755)).unwrap();
-    run(&[], &["nosuch"]).expect(
-        127,
-        "",
-        "bootshare-host: error: nosuch: command not found\n",
-    );
-    run(&[], &["script"]).fails(127, "script: the tree lacks its interpreter");
-    run(&[], &["/etc/passwd"]).fails(126, "/etc/passwd: cannot be executed: Permission denied");
-    run(&["--cwd=/nosuch"], &["id"]).fails(119, "no directory /nosuch");
-    run(&["--user=nosuch"], &["id"]).fails(119, "no user nosuch");
-    let panics = run(&["--cmdline=rdinit=/nosuch"], &["id"]);
-    panics.fails(
-        118,
-        "the kernel panicked after the kernel was started, before the first program",
-    );
-    assert!(
-        panics.errors.contains("VFS: Unable to mount root fs"),
-        "{}",
-        panics.errors
-    );
     let json = tree.dir.path().join("json");
     let option = format!("--json={}", json.display());
     let junit = tree.dir.path().join("junit");
@@ -513,7 +492,12 @@ fn each_failure_has_a_line_and_a_status() {
         text.contains("<skipped message=\"the kernel panicked"),
         "{text}"
     );
-    assert_eq!(ran.status, Some(125));
+    ran.fails(
+        125,
+        "the kernel panicked after the kernel was started, before the first program",
+    );
+    let lines = &ran.errors;
+    assert!(lines.contains("VFS: Unable to mount root fs"), "{lines}");
     let json: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
     assert_eq!(
         (&json["status"], &json["stage"]),
@@ -541,11 +525,44 @@ fn each_failure_has_a_line_and_a_status() {
         .fails(124, "the time limit passed while the command");
     run(&[], &["sh", "-c", "echo b > /proc/sysrq-trigger"])
         .fails(120, "reset while the command ran");
+}
+
+#[test]
+fn each_failure_has_a_line_and_a_status() {
+    let tree = Tree::new(Arch::X86_64);
+    let run = |options: &[&str], words: &[&str]| tree.run(options, words);
+    fs::write(tree.path("bin/script"), "#!/usr/bin/nosuch\n").unwrap();
+    fs::set_permissions(tree.path("bin/script"), fs::Permissions::from_mode(0o755)).unwrap();
+    run(&[], &["nosuch"]).expect(
+        127,
+        "",
+        "bootshare-host: error: nosuch: command not found\n",
+    );
+    run(&[], &["script"]).fails(127, "script: the tree lacks its interpreter");
+    run(&[], &["/etc/passwd"]).fails(126, "/etc/passwd: cannot be executed: Permission denied");
+    run(&["--cwd=/nosuch"], &["id"]).fails(119, "no directory /nosuch");
+    run(&["--user=nosuch"], &["id"]).fails(119, "no user nosuch");
     // What can be told before anything is started.
     let file = tree.path("etc/passwd").display().to_string();
     run(&["--kernel", &file], &["id"]).fails(117, "it is no kind of kernel");
     let empty = tree.path("data").display().to_string();
-    run(&["--kernel", &empty], &["id"]).fails(123, "there is no kernel in");
+    let [json, junit] = ["json", "junit"].map(|name| tree.dir.path().join(name));
+    let told = [("--json", &json), ("--junit", &junit)]
+        .map(|(option, path)| format!("{option}={}", path.display()));
+    for (status, more, element) in [(123, "--smp=1", "<error "), (125, "--bisect", "<skipped ")] {
+        run(&["--kernel", &empty, more, &told[0], &told[1]], &["id"])
+            .fails(status, "there is no kernel in");
+        let object: serde_json::Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+        assert_eq!(
+            (&object["status"], &object["stage"]),
+            (&status.into(), &().into())
+        );
+        let text = fs::read_to_string(&junit).unwrap();
+        assert!(
+            text.contains(element) && text.contains("there is no kernel in"),
+            "{text}"
+        );
+    }
     fs::write(tree.path("data/modules.builtin"), "").unwrap();
     run(&["--modules", &empty, "--board=x86_64-microvm"], &["id"]).fails(
         123,

@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueHint};
 
-use bootshare_host::command::{How, Job, Kernel, Stage};
+use bootshare_host::command::{End, How, Job, Kernel, Stage};
+use bootshare_host::explain::Interrupted;
 use bootshare_host::modules::Modules;
 use bootshare_host::serve::Owner;
-use bootshare_host::{Board, Machine, Share, output};
+use bootshare_host::{Board, Machine, Outcome, Share, output};
 
 use super::boot::{Host, duration, memory};
 use super::firmware::{self, Image};
 use super::junit::{Case, Verdict};
-use super::{error_line, note, say};
+use super::{NOT_STARTED, error_line, note, say};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -113,29 +114,57 @@ pub(super) struct Run {
 /// By which git bisect skips a commit.
 const SKIP: u8 = 125;
 
+/// What was run, and what it came to.
+struct Ran {
+    end: End,
+    kernel: Kernel,
+    has_modules: bool,
+    board: Board,
+    seconds: f64,
+}
+
 impl Run {
     pub(super) fn run(mut self: Box<Self>) -> Result<u8> {
         let (console, json, bisect) = (self.console.take(), self.json.take(), self.bisect);
         let (junit, command) = (self.junit.take(), self.words());
-        let kernel = Kernel::find(self.kernel.as_deref(), self.modules.as_deref(), &self.dirs)?;
-        let modules = kernel.modules.as_deref().map(Modules::read).transpose()?;
-        let board = self.board.unwrap_or_else(|| kernel.board(modules.as_ref()));
-        let image = Image::find(self.firmware.take(), board)?;
-        let mut machine = Machine::new(board, &image.path);
-        machine.qemu = self.host.qemu.take();
-        machine.memory_mib = self.memory;
-        machine.smp = self.host.smp;
-        self.host.accel.set(&mut machine);
-        machine.qemu_args = std::mem::take(&mut self.qemu_args);
-        machine.time_limit = self.timeout;
-        let job = self.job(board, &kernel)?;
-        let started = Instant::now();
-        let end = job.run(&machine, &kernel, modules.as_ref())?;
-        let seconds = started.elapsed().as_secs_f64();
+        let Ran {
+            end,
+            kernel,
+            has_modules,
+            board,
+            seconds,
+        } = match self.execute() {
+            Ok(ran) => ran,
+            Err(error) if error.is::<Interrupted>() => return Err(error),
+            Err(error) => {
+                let what = format!("{error:#}");
+                let code = if bisect { SKIP } else { NOT_STARTED };
+                if let Some(path) = &json {
+                    let object = serde_json::json!({"status": code, "stage": null, "error": what});
+                    output::replace(path, format!("{object}\n").as_bytes())?;
+                }
+                if let Some(path) = &junit {
+                    let case = Case {
+                        command,
+                        kernel: "unknown",
+                        seconds: 0.0,
+                        verdict: match bisect {
+                            true => Verdict::Skipped(what),
+                            false => Verdict::Broken(what, Vec::new()),
+                        },
+                        output: &Default::default(),
+                    };
+                    output::replace(path, case.document().as_bytes())?;
+                }
+                say(&error_line(format_args!("{error:#}")));
+                return Ok(code);
+            }
+        };
         if let Some(path) = &console {
             output::replace(path, &end.console)?;
         }
-        let is_skipped = bisect && !end.is_started();
+        let is_interrupted = matches!(end.how, How::Machine(Outcome::Interrupted));
+        let is_skipped = bisect && !end.is_started() && !is_interrupted;
         let code = match is_skipped {
             true => SKIP,
             false => end.exit_code(),
@@ -174,7 +203,7 @@ impl Run {
         if is_ours {
             let mut text = error_line(&end);
             let is_driverless = end.stage <= Stage::Init && matches!(end.how, How::Failed(_));
-            if is_driverless && modules.is_none() {
+            if is_driverless && !has_modules {
                 text.push_str(&format!(
                     "bootshare-host: no modules of this kernel (version {}) were found: name their \
                      directory with --modules\n",
@@ -193,6 +222,30 @@ impl Run {
             say(&text);
         }
         Ok(code)
+    }
+
+    /// Runs it, whatever comes of it.
+    fn execute(mut self) -> Result<Ran> {
+        let kernel = Kernel::find(self.kernel.as_deref(), self.modules.as_deref(), &self.dirs)?;
+        let modules = kernel.modules.as_deref().map(Modules::read).transpose()?;
+        let board = self.board.unwrap_or_else(|| kernel.board(modules.as_ref()));
+        let image = Image::find(self.firmware.take(), board)?;
+        let mut machine = Machine::new(board, &image.path);
+        machine.qemu = self.host.qemu.take();
+        machine.memory_mib = self.memory;
+        machine.smp = self.host.smp;
+        self.host.accel.set(&mut machine);
+        machine.qemu_args = std::mem::take(&mut self.qemu_args);
+        machine.time_limit = self.timeout;
+        let job = self.job(board, &kernel)?;
+        let started = Instant::now();
+        Ok(Ran {
+            end: job.run(&machine, &kernel, modules.as_ref())?,
+            has_modules: modules.is_some(),
+            kernel,
+            board,
+            seconds: started.elapsed().as_secs_f64(),
+        })
     }
 
     /// What is run, as one would write it.
