@@ -238,6 +238,11 @@ impl<'a> Options<'a> {
             value,
             expected,
         };
+        let yes = |word: &'a [u8]| match word {
+            b"yes" => Ok(true),
+            b"no" => Ok(false),
+            other => Err(bad(other, YES_OR_NO)),
+        };
         match name {
             b"tag" => {
                 let tag = value(TAG)?;
@@ -248,17 +253,8 @@ impl<'a> Options<'a> {
                 full.map_err(|_| OptionError::TooManyTags)?;
             }
             b"entry" => self.entry = Some(value(ENTRY)?),
-            b"fallback" | b"prepared" => {
-                let is_wanted = match value(YES_OR_NO)? {
-                    b"yes" => true,
-                    b"no" => false,
-                    other => return Err(bad(other, YES_OR_NO)),
-                };
-                match name {
-                    b"fallback" => self.fallback = is_wanted,
-                    _ => self.prepared = is_wanted,
-                }
-            }
+            b"fallback" => self.fallback = yes(value(YES_OR_NO)?)?,
+            b"prepared" => self.prepared = yes(value(YES_OR_NO)?)?,
             b"timeout" => {
                 let text = value(TIMEOUT)?;
                 let timeout = Timeout::parse(text).filter(|timeout| match timeout {
