@@ -238,11 +238,6 @@ impl<'a> Options<'a> {
             value,
             expected,
         };
-        let yes = |word: &'a [u8]| match word {
-            b"yes" => Ok(true),
-            b"no" => Ok(false),
-            other => Err(bad(other, YES_OR_NO)),
-        };
         match name {
             b"tag" => {
                 let tag = value(TAG)?;
@@ -253,8 +248,12 @@ impl<'a> Options<'a> {
                 full.map_err(|_| OptionError::TooManyTags)?;
             }
             b"entry" => self.entry = Some(value(ENTRY)?),
-            b"fallback" => self.fallback = yes(value(YES_OR_NO)?)?,
-            b"prepared" => self.prepared = yes(value(YES_OR_NO)?)?,
+            b"fallback" => {
+                self.fallback = is_yes(value(YES_OR_NO)?).map_err(|word| bad(word, YES_OR_NO))?
+            }
+            b"prepared" => {
+                self.prepared = is_yes(value(YES_OR_NO)?).map_err(|word| bad(word, YES_OR_NO))?
+            }
             b"timeout" => {
                 let text = value(TIMEOUT)?;
                 let timeout = Timeout::parse(text).filter(|timeout| match timeout {
@@ -310,6 +309,15 @@ impl<'a> Options<'a> {
             _ => return Err(OptionError::Unknown { key }),
         }
         Ok(())
+    }
+}
+
+/// Whether a word is `yes`, and not `no`.
+fn is_yes(word: &[u8]) -> Result<bool, &[u8]> {
+    match word {
+        b"yes" => Ok(true),
+        b"no" => Ok(false),
+        other => Err(other),
     }
 }
 

@@ -48,8 +48,8 @@ pub(crate) fn at_a_random_address(board: Board) {
     // Who wants it to have no random address unpacks it in the guest.
     machine.append = "bootshare.on-error=exit -- nokaslr".into();
     machine.watch.expect = vec!["bootshare: starting".parse().unwrap()];
-    let run = self::run(&machine);
-    let loaded = run.line(&["bootshare: loaded /vmlinuz"]);
+    let plain = run(&machine);
+    let loaded = plain.line(&["bootshare: loaded /vmlinuz"]);
     assert!(!loaded.contains("prepared"), "{loaded}");
     // What was made is there for the next run, once.
     assert_eq!(fs::read_dir(cache).unwrap().count(), 1);
