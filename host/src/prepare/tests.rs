@@ -81,11 +81,13 @@ fn last(end: u64) -> u64 {
     end - 1
 }
 
-/// All of an image, in pieces that begin and end wherever.
+/// All of an image, in pieces.
 fn prepare(file: &[u8], how: &Prepare, random: &mut Random<'_>) -> Result<Vec<u8>> {
     let image = Image::new(file, how, random)?;
     let mut bytes = Vec::with_capacity(image.size());
-    for size in (0..).map(|index| [0xffb, 0x1_0000, 0x258][index % 3]) {
+    // Each of the first ends within a place that depends on the address.
+    let sizes = [0x258 + 3, KERNEL + 0x1003 - 0x25b, 0xfff, 0xfff];
+    for size in sizes.into_iter().chain(std::iter::repeat(0x1_0000)) {
         let offset = bytes.len() as u64;
         let mut take = |piece: &[u8]| {
             bytes.extend_from_slice(piece);
