@@ -86,6 +86,8 @@ needs_to_test() {
     has xz || need xz-utils
     has zstd || need zstd
     has lz4 || need lz4
+    has bzip2 || need bzip2
+    has lzop || need lzop
     has shellcheck || need shellcheck
     [ -e /usr/include/cap-ng.h ] || need libcap-ng-dev
     [ -e /usr/include/seccomp.h ] || need libseccomp-dev

@@ -6,7 +6,7 @@ use crate::{
     share::{SMALL, Shares},
 };
 use anyhow::{Context, Result};
-use bootshare_host::{Arch, Board, Machine};
+use bootshare_host::{Arch, Board, Machine, prepare::Cache};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -16,6 +16,8 @@ use std::{
 pub const OURS: &str = "Bootshare";
 /// The same where the machine resets into it.
 pub const OURS_AS_ROM: &str = "Bootshare as a ROM";
+/// The same with a kernel that the host has unpacked.
+pub const PREPARED: &str = "Bootshare, kernel prepared";
 /// QEMU's own loader.
 pub const QEMU: &str = "QEMU's -kernel";
 
@@ -27,6 +29,8 @@ pub const MEMORY_MIB: u32 = 1024;
 enum Loader {
     /// Our firmware, from the share.
     Ours,
+    /// The same, which finds the kernel unpacked.
+    Prepared,
     /// QEMU, from its own command line.
     Qemu,
     /// EFI, from the share.
@@ -67,6 +71,7 @@ pub fn run(shares: &Shares, id: &str, rounds: usize) -> Result<Results> {
                 let ours = Case::new(&case.group, OURS);
                 results.aim(case, ours, Bound::AtLeast(2.5));
             }
+            Loader::Prepared => results.aim(case, qemu, Bound::AtMost(0.6)),
             Loader::Qemu | Loader::Disk => (),
         }
     }
@@ -86,6 +91,10 @@ fn cases() -> Vec<(Case, Board, Loader)> {
         }
         cases.push((Case::new(&name, QEMU), board, Loader::Qemu));
         cases.push((Case::new(&name, OURS), board, Loader::Ours));
+        // For arm64 the share has a kernel that is not packed.
+        if board.arch() == Arch::X86_64 {
+            cases.push((Case::new(&name, PREPARED), board, Loader::Prepared));
+        }
         if efi::BOARDS.contains(&board) {
             cases.push((Case::new(&name, efi::NAME), board, Loader::Efi));
         }
@@ -101,6 +110,11 @@ fn cases() -> Vec<(Case, Board, Loader)> {
 fn machine(shares: &Shares, board: Board, loader: Loader, id: &str) -> Result<Machine> {
     let mut machine = match loader {
         Loader::Ours => machines::ours(shares, board, &format!("bootshare.entry={id}")),
+        Loader::Prepared => {
+            let mut machine = machines::ours(shares, board, &format!("bootshare.entry={id}"));
+            machine.prepare = Some(Some(Cache::at("target/bench/kernels")));
+            machine
+        }
         Loader::Efi => efi::machine(shares, board, id)?,
         Loader::Disk => disk::machine(shares, id)?,
         Loader::Qemu => {

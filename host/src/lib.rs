@@ -18,6 +18,7 @@ mod interrupt;
 pub mod kvm;
 pub mod modules;
 pub mod output;
+pub mod prepare;
 pub mod process;
 pub mod qemu;
 mod qmp;

@@ -1,5 +1,6 @@
 //! QEMU's command line for a board: the one place where its arguments stand.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
@@ -13,6 +14,7 @@ use clap::ValueEnum;
 
 use crate::board::{Arch, Board, Transport};
 use crate::explain::Explain;
+use crate::prepare::{Cache as Kernels, Prepare};
 use crate::process::Invocation;
 use crate::serve::{Cache, Fault, Options, Owner, Trace};
 use crate::watch::Watch;
@@ -24,6 +26,9 @@ const STATUS_BASE: [i32; 2] = [0x10, 0x20];
 /// The fw_cfg file with the options of a firmware that starts as a ROM: QEMU takes `-append` with
 /// `-kernel` only.
 const COMMAND_LINE_FILE: &str = "opt/org.bootshare/cmdline";
+
+/// The firmware's option that has it ask for prepared kernels.
+const PREPARED: &str = "bootshare.prepared=yes";
 
 /// The greatest status a firmware may report.
 pub const MAX_STATUS: u8 = 0x3f;
@@ -127,6 +132,9 @@ pub struct Machine {
     pub owner: Owner,
     /// Whether the guest is told what is mounted in the shares: see [`Options::submounts`].
     pub submounts: bool,
+    /// Whether the embedded server unpacks kernels in place of the guest, for the firmware of this
+    /// project; where they are kept.
+    pub prepare: Option<Option<Kernels>>,
     /// What the embedded server does wrong on purpose.
     pub fault: Option<Fault>,
     /// Where the embedded server records all requests and replies.
@@ -185,6 +193,7 @@ impl Machine {
             xattr: false,
             owner: Owner::default(),
             submounts: true,
+            prepare: None,
             fault: None,
             trace: None,
             time_limit: None,
@@ -328,11 +337,12 @@ impl Machine {
 
         let rom = self.is_rom;
         qemu.option(if rom { "-bios" } else { "-kernel" }, &self.firmware);
-        if rom && !self.append.is_empty() {
+        let append = self.words();
+        if rom && !append.is_empty() {
             let file = format!("name={COMMAND_LINE_FILE},string=");
-            qemu.option("-fw_cfg", join(&file, &self.append));
-        } else if !self.append.is_empty() {
-            qemu.option("-append", &self.append);
+            qemu.option("-fw_cfg", join(&file, append.as_ref()));
+        } else if !append.is_empty() {
+            qemu.option("-append", append.as_ref());
         }
         if !self.without_status {
             self.status(&mut qemu);
@@ -343,6 +353,14 @@ impl Machine {
         qemu.args.extend(self.qemu_args.iter().cloned());
         self.devices(&mut qemu, &wiring.sockets);
         qemu
+    }
+
+    /// The firmware's command line.
+    fn words(&self) -> Cow<'_, str> {
+        match (&self.prepare, &self.server) {
+            (Some(_), None) => format!("{PREPARED} {}", self.append).into(),
+            _ => self.append.as_str().into(),
+        }
     }
 
     fn processor(&self, qemu: &mut Invocation) {
@@ -440,6 +458,10 @@ impl Machine {
         options.xattr = self.xattr;
         options.owner = self.owner;
         options.submounts = self.submounts;
+        options.prepare = self.prepare.clone().map(|cache| Prepare {
+            memory_mib: self.memory_mib,
+            cache,
+        });
         options.fault = self.fault.clone();
         options.trace = trace;
         options

@@ -194,6 +194,15 @@ impl Kind {
         Compression::of(head).map_or(Self::Unknown, Self::Compressed)
     }
 
+    /// Whether there is a kernel in it that has to be unpacked.
+    #[must_use]
+    pub const fn is_packed(self) -> bool {
+        matches!(
+            self,
+            Self::BzImage | Self::Compressed(_) | Self::EfiZboot { .. }
+        )
+    }
+
     /// The same, `start` bytes further on in its file.
     #[must_use]
     pub const fn at(mut self, start: u64) -> Self {

@@ -9,6 +9,7 @@
 //! | `bootshare.cmdline-default="WORDS"` | words for the payload, if its command line has none with the key of the first of them; may be repeated, up to 4 times |
 //! | `bootshare.cmd="ls /; walk /"` | shell commands to run instead of a boot |
 //! | `bootshare.on-error=shell\|exit\|halt` | what to do after the last entry failed |
+//! | `bootshare.prepared=yes\|no` | whether kernels that the host has unpacked are asked for |
 //! | `bootshare.deadline=SECONDS` | longest wait for progress from the host |
 //! | `bootshare.chunk-size=BYTES` | what one read request asks for at most |
 //! | `bootshare.depth=N` | how many of them are in flight |
@@ -54,7 +55,7 @@ const DEFAULTS: &str =
     "words of 64 bytes at most, as in \"root=TAG rootfstype=virtiofs\", in up to four such options";
 const COMMANDS: &str = "shell commands, as in \"ls /; walk /\"";
 const ON_ERROR: &str = "shell, exit or halt";
-const FALLBACK: &str = "yes or no";
+const YES_OR_NO: &str = "yes or no";
 const LOG: &str = "error, warn, info, debug or trace";
 
 /// What happens after the last boot entry failed.
@@ -88,6 +89,9 @@ pub struct Options<'a> {
     pub commands: Option<&'a [u8]>,
     /// What happens after the last boot entry failed.
     pub on_error: OnError,
+    /// Whether the host is asked for kernels that it has unpacked: only the host tool's own server
+    /// has them.
+    pub prepared: bool,
     /// Longest wait for progress from the host; never 0.
     pub deadline: Duration,
     /// Bytes that one read request asks for at most, if it is not the client's own choice.
@@ -110,6 +114,7 @@ impl Default for Options<'_> {
             defaults: Vec::new(),
             commands: None,
             on_error: OnError::default(),
+            prepared: false,
             deadline: DEFAULT_DEADLINE,
             chunk_size: None,
             depth: None,
@@ -158,7 +163,7 @@ impl fmt::Display for OptionError<'_> {
             Self::Unknown { key } => write!(
                 f,
                 "{}: there is no such option; bootshare.tag, .entry, .fallback, .timeout, .cmd, \
-                 .cmdline-default, .on-error, .deadline, .chunk-size, .depth and .log are known",
+                 .cmdline-default, .on-error, .prepared, .deadline, .chunk-size, .depth and .log are known",
                 key.escape_ascii()
             ),
             Self::NoValue { key, expected } => {
@@ -244,11 +249,10 @@ impl<'a> Options<'a> {
             }
             b"entry" => self.entry = Some(value(ENTRY)?),
             b"fallback" => {
-                self.fallback = match value(FALLBACK)? {
-                    b"yes" => true,
-                    b"no" => false,
-                    other => return Err(bad(other, FALLBACK)),
-                }
+                self.fallback = is_yes(value(YES_OR_NO)?).map_err(|word| bad(word, YES_OR_NO))?
+            }
+            b"prepared" => {
+                self.prepared = is_yes(value(YES_OR_NO)?).map_err(|word| bad(word, YES_OR_NO))?
             }
             b"timeout" => {
                 let text = value(TIMEOUT)?;
@@ -305,6 +309,15 @@ impl<'a> Options<'a> {
             _ => return Err(OptionError::Unknown { key }),
         }
         Ok(())
+    }
+}
+
+/// Whether a word is `yes`, and not `no`.
+fn is_yes(word: &[u8]) -> Result<bool, &[u8]> {
+    match word {
+        b"yes" => Ok(true),
+        b"no" => Ok(false),
+        other => Err(other),
     }
 }
 
@@ -401,7 +414,7 @@ mod tests {
         assert_eq!(
             error("bootshare.tags=a"),
             "bootshare.tags: there is no such option; bootshare.tag, .entry, .fallback, .timeout, \
-             .cmd, .cmdline-default, .on-error, .deadline, .chunk-size, .depth and .log are known"
+             .cmd, .cmdline-default, .on-error, .prepared, .deadline, .chunk-size, .depth and .log are known"
         );
         assert_eq!(
             error("quiet bootshare.on-error=reboot"),

@@ -103,6 +103,23 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         Ok(())
     }
 
+    /// The file that the host has below this one, which is no directory: servers of this project's
+    /// host tool have prepared kernels there.
+    #[cfg(feature = "loader")]
+    pub(crate) fn below(&self, name: &[u8]) -> Result<Self, Error> {
+        let Node {
+            share, epoch, id, ..
+        } = self.node;
+        let (id, attr) = share.lookup(epoch, id, name)?;
+        let attr = Some(attr);
+        Self::open(Node {
+            share,
+            epoch,
+            id,
+            attr,
+        })
+    }
+
     /// Reads at `offset`, in bytes, straight into `buf`: the host writes there, the guest copies
     /// nothing. Returns the bytes read, fewer than the buffer's only at the end of the file: a file
     /// that grows while it is read may end where it did when it was opened.

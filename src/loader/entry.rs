@@ -120,20 +120,46 @@ const MAX_PARTS: usize = MAX_INITRDS + 2;
 pub(super) struct Files<'s, 'm, B: Board> {
     /// Where each was found.
     pub list: Vec<(Place<'m>, BoardFile<'s, B>), MAX_PARTS>,
+    /// What is read in place of the kernel's.
+    pub prepared: Option<Prepared<'s, B>>,
+}
+
+/// A kernel that the host has unpacked.
+pub(super) struct Prepared<'s, B: Board> {
+    /// Below the file that it was packed in.
+    name: String<64>,
+    file: BoardFile<'s, B>,
 }
 
 impl<'s, 'm, B: Board> Files<'s, 'm, B> {
     /// The path of the file with this place in the list.
     pub fn path(&self, index: usize) -> Path {
-        Path::of(&self.list[index].0)
+        Path::of(&self.list[in_list(index)].0)
     }
 
     pub fn get(&self, index: usize) -> &BoardFile<'s, B> {
-        &self.list[index].1
+        match &self.prepared {
+            Some(prepared) if index == KERNEL => &prepared.file,
+            _ => &self.list[in_list(index)].1,
+        }
     }
 
-    pub fn get_mut(&mut self, index: usize) -> &mut BoardFile<'s, B> {
-        &mut self.list[index].1
+    /// Opens a file of a share again that was resumed.
+    pub fn resume(&mut self, index: usize) -> Result<(), Error> {
+        let path = self.path(index);
+        let file = &mut self.list[index].1;
+        file.resume(&path)?;
+        match &mut self.prepared {
+            Some(prepared) if index == KERNEL => {
+                let again = file.below(prepared.name.as_bytes())?;
+                if again.metadata() != prepared.file.metadata() {
+                    return Err(Error::Changed);
+                }
+                prepared.file = again;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     pub fn count(&self) -> usize {
@@ -171,6 +197,14 @@ pub(super) struct Payload<'s, 'm, B: Board> {
 
 /// The kernel's place in the list of files.
 pub(super) const KERNEL: usize = 0;
+
+/// The same file, when what was packed in it is read in place of it.
+pub(super) const PACKED: usize = usize::MAX;
+
+/// Where in the list a file is.
+pub(super) const fn in_list(index: usize) -> usize {
+    if index == PACKED { KERNEL } else { index }
+}
 
 /// A device tree as it was found.
 #[derive(Clone, Copy)]
@@ -259,6 +293,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         };
         payload.more = more;
         payload.device_tree = self.find_device_tree(entry, payload)?;
+        let kind = self.find_prepared(kind, payload)?;
         let hand_off = self.load_kernel(kind, payload)?;
         self.unwrap_initrds(payload)?;
         Ok(hand_off)
@@ -282,6 +317,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         let payload = self.payload(entry)?;
         let result = act(self, payload);
         // What the arena keeps is never dropped.
+        payload.files.prepared = None;
         payload.files.list.clear();
         result
     }
@@ -290,7 +326,10 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     #[inline(never)] // So that it is there for a moment only.
     fn payload(&mut self, entry: &Entry<'m>) -> Result<&'m mut Payload<'a, 'm, B>, Failed> {
         let payload = Payload {
-            files: Files { list: Vec::new() },
+            files: Files {
+                list: Vec::new(),
+                prepared: None,
+            },
             path: Path::join("", b""),
             kernel: Range::with_size(0, 0),
             head: Vec::new(),
@@ -321,6 +360,45 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         payload.kernel = Range::with_size(0, size);
         let kind = self.kind(payload)?;
         self.open_images(entry, kind, payload)
+    }
+
+    /// Takes the kernel as the host has unpacked it, if it has; what it is then.
+    ///
+    /// Not for a kernel that is told what the program around it would heed: where it shall not lie, and
+    /// with how many levels of page tables.
+    #[inline(never)] // As above.
+    fn find_prepared(&self, kind: Kind, payload: &mut Payload<'a, 'm, B>) -> Result<Kind, Failed> {
+        let is_told = |word: &[u8]| {
+            let parts = [payload.text, payload.more].into_iter();
+            let mut parts = parts.chain(self.defaults.iter().copied());
+            is_x86::<B>() && parts.any(|part| has_key_of(part, word))
+        };
+        if !self.share.prepared || !kind.is_packed() || is_told(b"nokaslr") || is_told(b"no5lvl") {
+            return Ok(kind);
+        }
+        let Range { start, .. } = payload.kernel;
+        let mut name = String::new();
+        // There is room for two numbers.
+        _ = write!(
+            name,
+            ".bootshare-prepared-{start}-{}",
+            payload.kernel.size()
+        );
+        let file = match payload.files.get(KERNEL).below(name.as_bytes()) {
+            Ok(file) => file,
+            Err(Error::Disconnected) => return Err(self.failed(&payload.path, Error::Disconnected)),
+            // The server has said why, or is another one.
+            Err(_) => return Ok(kind),
+        };
+        payload.kernel = Range::with_size(0, file.metadata().len());
+        payload.files.prepared = Some(Prepared { name, file });
+        // What else is in a unified kernel image.
+        for (file, _) in &mut payload.initrds {
+            if *file == KERNEL {
+                *file = PACKED;
+            }
+        }
+        self.kind(payload)
     }
 
     /// Opens a file of an entry, where the first of its places has it.
@@ -482,7 +560,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     fn unwrap_initrds(&self, payload: &mut Payload<'_, 'm, B>) -> Result<(), Failed> {
         let Payload { wanted, files, .. } = payload;
         for Wanted { file, bytes, .. } in wanted {
-            if *file == KERNEL || !uboot_image::has_magic(bytes) {
+            if in_list(*file) == KERNEL || !uboot_image::has_magic(bytes) {
                 continue;
             }
             uboot_image::initrd(bytes).map_err(|e| self.failed(&files.path(*file), e))?;

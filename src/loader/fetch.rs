@@ -4,7 +4,7 @@ use super::{
     Board, Failed,
     arena::is_x86,
     console::{Progress, Speed, Text},
-    entry::{Files, KERNEL, Loader, Payload},
+    entry::{Files, KERNEL, Loader, Payload, in_list},
     output::DigestText,
 };
 use crate::{
@@ -181,9 +181,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     #[inline(never)] // As above.
     fn resume(&self, files: &mut Files<'_, 'm, B>) -> Result<(), Failed> {
         for index in 0..files.count() {
-            let path = files.path(index);
-            let resumed = files.get_mut(index).resume(&path);
-            resumed.map_err(|e| self.failed(&path, e))?;
+            let resumed = files.resume(index);
+            resumed.map_err(|e| self.failed(&files.path(index), e))?;
         }
         Ok(())
     }
@@ -201,7 +200,11 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             arrival.reported += 1;
             let took = arrival.lap();
             match unpacking.filter(|_| file == KERNEL) {
-                None => self.report_loaded(&files.path(file), size, took, &""),
+                None => {
+                    let is_prepared = file == KERNEL && files.prepared.is_some();
+                    let how = if is_prepared { ", prepared" } else { "" };
+                    self.report_loaded(&files.path(file), size, took, &how);
+                }
                 Some(unpacking) if matches!(unpacking.result, Some(Ok(()))) => {
                     let how = format_args!(", unpacked from {size} bytes");
                     self.report_loaded(&files.path(file), unpacking.unpacked(), took, &how);
@@ -278,7 +281,7 @@ impl Row {
 impl<B: Board> Arrival<B> {
     fn new(clock: B::Clock, wanted: &[Wanted<'_>]) -> Self {
         let rows = wanted.iter().map(|wanted| Row {
-            file: wanted.file,
+            file: in_list(wanted.file),
             size: wanted.bytes.len(),
             come: 0,
             before: 0,

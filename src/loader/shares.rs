@@ -176,6 +176,7 @@ impl<B: Board> Shares<B> {
         let named = self.mounted.len() > 1;
         for mount in &mut self.mounted {
             mount.named = named;
+            mount.prepared = options.prepared;
         }
         time_line.reach(Stage::Mounted);
     }
@@ -196,6 +197,7 @@ impl<B: Board> Shares<B> {
         _ = self.mounted.push(Mount {
             share,
             named: false,
+            prepared: false,
             resumes: Cell::new(Mount::<B>::RESUMES),
         });
         Ok(())
@@ -310,6 +312,8 @@ pub(super) struct Mount<B: Board> {
     share: BoardShare<B>,
     /// There are others: its paths are shown with its tag.
     named: bool,
+    /// Its host has unpacked kernels.
+    pub prepared: bool,
     /// How often it is still resumed after a loss. A host that does not come back is asked once.
     resumes: Cell<u32>,
 }

@@ -20,6 +20,7 @@ mod linux;
 mod machines;
 mod machines_arm;
 mod menu;
+mod prepared;
 mod qemus;
 mod tree;
 
@@ -232,6 +233,11 @@ cells! {
     images_x86_64_names_what_is_wrong_and_goes_on: images::wrong_on_x86_64(X86_64Microvm);
     images_arm64_names_what_is_wrong_and_goes_on: images::wrong_on_arm64(Aarch64Virt);
     images_a_tree_from_elsewhere_gets_this_machines_memory_and_seeds: images::tree_from_elsewhere(Aarch64Virt);
+}
+
+cells! {
+    prepared_linux_has_a_random_address_on_microvm: prepared::at_a_random_address(X86_64Microvm);
+    prepared_linux_boots_on_virt: prepared::of_arm64(Aarch64Virt);
 }
 
 // What a payload finds.

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{ArgMatches, Args, ValueEnum, ValueHint, value_parser};
 
 use bootshare_host::explain::Explain;
+use bootshare_host::prepare::Cache as Kernels;
 use bootshare_host::serve::{Cache, Fault, MAX_REQUEST_QUEUES, MAX_THREADS, Owner};
 use bootshare_host::watch::{Expect, Pattern, Watch};
 use bootshare_host::{Accel, Arch, Board, Console, Machine, Outcome, Report, Share, demo, kvm};
@@ -174,6 +175,17 @@ pub(super) struct Host {
     /// What runs the guest: auto is KVM where that works for the board, else QEMU's translator
     #[arg(long, default_value = "auto")]
     pub accel: AccelChoice,
+    /// Leave it to the guest to unpack its kernel, and to choose the kernel's address
+    #[arg(long)]
+    pub no_prepare: bool,
+}
+
+impl Host {
+    /// Whether kernels are prepared, and where they are kept: only the firmware that goes with this
+    /// program is sure to know of them.
+    pub(super) fn prepare(&self, is_ours: bool) -> Option<Option<Kernels>> {
+        (is_ours && !self.no_prepare).then(Kernels::of_user)
+    }
 }
 
 /// What runs the guest.
@@ -260,11 +272,13 @@ impl Boot {
                  does not get it: use --cmdline '{words}'"
             ));
         }
+        let prepare = self.host.prepare(is_ours && !dry_run);
         let mut machine = self.machine(board, &image)?;
         let by = accel.set(&mut machine);
         if quiet {
             machine.fallback = machine.fallback.map(|_| (|_| ()) as fn(&str));
         }
+        machine.prepare = prepare;
         if dry_run {
             print(image.dry_run(&machine)?.as_bytes())?;
             return Ok(0);

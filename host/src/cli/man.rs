@@ -22,7 +22,7 @@ const ENVIRONMENT: [(&str, &str); 5] = [
     ),
     (
         "XDG_CACHE_HOME, HOME",
-        "Where demo and qemu keep what they download: $XDG_CACHE_HOME/bootshare, or ~/.cache/bootshare.",
+        "Where demo and qemu keep what they download, and boot and run what they unpack: $XDG_CACHE_HOME/bootshare, or ~/.cache/bootshare.",
     ),
     ("NO_COLOR", "When it is set, nothing is coloured."),
     (
@@ -34,7 +34,7 @@ const ENVIRONMENT: [(&str, &str); 5] = [
 const FILES: [(&str, &str); 3] = [
     (
         "~/.cache/bootshare",
-        "What demo and qemu have downloaded; it can be removed.",
+        "What demo and qemu have downloaded, and kernels that boot and run have unpacked; it can be removed.",
     ),
     (
         "target/firmware",

@@ -229,8 +229,10 @@ impl Run {
         let kernel = Kernel::find(self.kernel.as_deref(), self.modules.as_deref(), &self.dirs)?;
         let modules = kernel.modules.as_deref().map(Modules::read).transpose()?;
         let board = self.board.unwrap_or_else(|| kernel.board(modules.as_ref()));
+        let is_ours = self.firmware.is_none();
         let image = Image::find(self.firmware.take(), board)?;
         let mut machine = Machine::new(board, &image.path);
+        machine.prepare = self.host.prepare(is_ours);
         machine.qemu = self.host.qemu.take();
         machine.memory_mib = self.memory;
         machine.smp = self.host.smp;

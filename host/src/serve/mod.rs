@@ -37,6 +37,7 @@ pub use socket::Endpoint;
 pub use trace::{Trace, print};
 
 use crate::fd::ready;
+use crate::prepare::Prepare;
 use connection::Status;
 use fault::Injector;
 use fs::Share;
@@ -74,6 +75,8 @@ pub struct Options {
     /// Whether the guest is told what is mounted in the directories. Linux's overlayfs refuses such a
     /// place in a lower layer, with EREMOTE.
     pub submounts: bool,
+    /// How kernels are prepared for the firmware, if they are.
+    pub prepare: Option<Prepare>,
     /// The process's limit of open files [default: as many as it may have].
     pub open_files: Option<u64>,
     /// What goes wrong on purpose.
@@ -94,6 +97,7 @@ impl Options {
             xattr: false,
             owner: Owner::default(),
             submounts: true,
+            prepare: None,
             open_files: None,
             fault: None,
             trace: None,
@@ -116,6 +120,11 @@ impl Options {
             Share::new(&self.dirs, self.cache, self.xattr, self.open_files)?.of_owner(self.owner);
         if !self.submounts {
             share = share.without_submounts();
+        }
+        if let Some(how) = &self.prepare {
+            let mut how = how.clone();
+            how.cache.take_if(|cache| cache.is_below(&self.dirs));
+            share = share.with_kernels(how);
         }
         let injector = self.fault.clone().map(Injector::new);
         let trace = self.trace.clone();
@@ -222,7 +231,7 @@ impl Handler {
 }
 
 /// A panic elsewhere leaves nothing half done that matters here.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

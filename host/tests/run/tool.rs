@@ -301,6 +301,45 @@ fn an_embedded_server_that_hangs_up_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_kernel_that_cannot_be_prepared_is_started_as_it_is() {
+    let tool = Tool::new(&[]);
+    let started = |args: &[&str]| {
+        let all = ["boot", "share", "--board", BOARD_NAME, "--timeout=120"];
+        let mut command = tool.command(&[], &all);
+        command
+            .args(["--expect=starting /vmlinuz", "--accel=tcg"])
+            .args(args);
+        command.env("XDG_CACHE_HOME", tool.path("cache"));
+        let ran = tool.run(&mut command);
+        ran.expect(0, &[]);
+        ran
+    };
+    let kept = || fs::read_dir(tool.path("cache/bootshare/kernels")).map_or(0, Iterator::count);
+    let ran = started(&["--no-prepare"]);
+    assert!(!ran.console.contains(", prepared"), "{ran:?}");
+    assert_eq!((ran.errors.as_str(), kept()), ("", 0));
+    let ran = started(&[]);
+    assert!(ran.console.contains(", prepared"), "{ran:?}");
+    assert_eq!((ran.errors.as_str(), kept()), ("", 1));
+    // In the middle of what it packs.
+    let path = tool.path("share/vmlinuz");
+    let mut kernel = fs::read(&path).unwrap();
+    let middle = kernel.len() / 2;
+    kernel[middle..middle + 0x1000].fill(0x55);
+    fs::write(&path, kernel).unwrap();
+    let ran = started(&[]);
+    assert!(!ran.console.contains(", prepared"), "{ran:?}");
+    let warning = "bootshare-host: warning: the kernel vmlinuz is not prepared: cannot unpack it (";
+    assert!(ran.errors.starts_with(warning), "{ran:?}");
+    assert_eq!((ran.errors.lines().count(), kept()), (1, 1));
+    // A share that the cache would be in is not written to.
+    let mut command = tool.command(&[], &["boot", "share", "--board", BOARD_NAME]);
+    command.args(["--expect=starting /vmlinuz", "--timeout=120", "--accel=tcg"]);
+    tool.run(command.env("XDG_CACHE_HOME", tool.path("share/cache")));
+    assert!(!Path::new(&tool.path("share/cache")).exists());
+}
+
+#[test]
 fn a_server_keeps_nothing_of_a_connection() {
     const CONNECTIONS: usize = 50;
     let tool = Tool::new(&[]);

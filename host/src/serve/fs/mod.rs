@@ -12,6 +12,7 @@
 mod caller;
 mod descriptors;
 mod host;
+mod kernels;
 mod layers;
 mod listing;
 mod nodes;
@@ -39,11 +40,13 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::lock;
+use crate::prepare::{Part, Prepare};
 use crate::syscall::OPENAT2;
 use caller::Caller;
 pub use caller::Owner;
 use descriptors::Held;
 use host::{Descriptors, Key};
+use kernels::{Kernel, Kernels};
 use listing::{Item, Listing, Stream};
 use nodes::{Node, Nodes, Version};
 
@@ -83,6 +86,8 @@ impl Cache {
 enum Opened {
     File(Arc<Held>),
     Dir(Mutex<Listing>),
+    /// A prepared kernel, which its node tells.
+    Kernel,
 }
 
 /// A read-only file system of one or more directories.
@@ -94,6 +99,8 @@ pub(super) struct Share {
     xattr: bool,
     /// Whether the guest is told what is mounted in the layers.
     tells_submounts: bool,
+    /// Whether kernels are prepared.
+    kernels: Option<Kernels>,
     nodes: Nodes,
     handles: Mutex<HashMap<u64, Arc<Opened>>>,
     last_handle: AtomicU64,
@@ -140,6 +147,7 @@ impl Share {
             cache,
             xattr,
             tells_submounts: true,
+            kernels: None,
             nodes: Nodes::default(),
             handles: Mutex::default(),
             last_handle: AtomicU64::new(0),
@@ -165,6 +173,14 @@ impl Share {
     pub(super) fn of_owner(self, owner: Owner) -> Self {
         Self {
             caller: Caller::new(owner),
+            ..self
+        }
+    }
+
+    /// The same, with prepared kernels.
+    pub(super) fn with_kernels(self, how: Prepare) -> Self {
+        Self {
+            kernels: Some(Kernels::new(how)),
             ..self
         }
     }
@@ -325,6 +341,7 @@ impl Share {
         match lock(&self.handles).get(&handle).map(Arc::as_ref) {
             Some(Opened::File(file)) => return Ok(Arc::clone(file)),
             Some(Opened::Dir(_)) => return Err(Errno::ISDIR),
+            Some(Opened::Kernel) => return Err(Errno::BADF),
             None => {}
         }
         if handle != 0 || !self.without_open.load(Ordering::Relaxed) {
@@ -392,7 +409,7 @@ impl Share {
         let opened = lock(&self.handles).get(&handle).map(Arc::clone);
         match opened.as_deref() {
             Some(Opened::Dir(listing)) => self.list(&node, &mut lock(listing), offset, add),
-            Some(Opened::File(_)) => Err(Errno::NOTDIR.into()),
+            Some(Opened::File(_) | Opened::Kernel) => Err(Errno::NOTDIR.into()),
             None if handle == 0 && self.without_open.load(Ordering::Relaxed) => {
                 self.list(&node, &mut self.open_dir(inode)?, offset, add)
             }
@@ -458,6 +475,42 @@ impl Share {
         })
     }
 
+    /// The prepared kernel that a name below a file asks for.
+    fn enter_kernel(&self, parent: &Arc<Node>, name: &CStr) -> Result<Option<Entry>, Errno> {
+        let (Some(kernels), Some(part)) = (&self.kernels, Part::of(name.to_bytes())) else {
+            return Ok(None);
+        };
+        if Self::check_file(parent).is_err() {
+            return Ok(None);
+        }
+        let file = self.readable(parent, 0)?;
+        let (_, own) = parent.place();
+        let own = own.to_string_lossy();
+        let (inode, kernel) = kernels.find(parent.id, file.as_fd(), &own, part)?;
+        Ok(Some(Entry {
+            inode,
+            attr: self.attributes_of_kernel(&kernel)?,
+            ..Entry::default()
+        }))
+    }
+
+    /// Those of the file that it is made of, but for the size.
+    fn attributes_of_kernel(&self, kernel: &Kernel) -> Result<stat64, Errno> {
+        let node = self.node(kernel.below)?;
+        let stat = host::stat(self.held(&node, 0)?.as_fd())?;
+        let mut attributes = self.attributes(&node, &stat);
+        attributes.st_size = kernel.image.size() as _;
+        Ok(attributes)
+    }
+
+    /// The prepared kernel with this number, if it is one's.
+    fn kernel(&self, inode: u64) -> Result<Option<Kernel>, Errno> {
+        match &self.kernels {
+            Some(kernels) if Kernels::has(inode) => kernels.get(inode).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Refuses extended attributes unless they were asked for: ENOSYS, and Linux asks no more.
     fn check_attributes(&self, node: &Node) -> Result<(), Errno> {
         if !self.xattr {
@@ -509,10 +562,17 @@ impl FileSystem for Share {
 
     fn destroy(&self) {
         self.forget_all();
+        if let Some(kernels) = &self.kernels {
+            kernels.forget();
+        }
     }
 
     fn lookup(&self, _: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
-        match self.enter(&self.node(parent)?, name) {
+        let parent = self.node(parent)?;
+        if let Some(kernel) = self.enter_kernel(&parent, name)? {
+            return Ok(kernel);
+        }
+        match self.enter(&parent, name) {
             // A name that is not there, to be remembered.
             Err(Errno::NOENT) if self.cache == Cache::Always => Ok(Entry {
                 entry_timeout: self.cache.validity(),
@@ -532,6 +592,9 @@ impl FileSystem for Share {
         inode: u64,
         _handle: Option<u64>,
     ) -> io::Result<(stat64, Duration)> {
+        if let Some(kernel) = self.kernel(inode)? {
+            return Ok((self.attributes_of_kernel(&kernel)?, Duration::ZERO));
+        }
         let node = self.node(inode)?;
         let stat = host::stat(self.held(&node, 0)?.as_fd())?;
         Ok((self.attributes(&node, &stat), self.cache.validity()))
@@ -555,6 +618,10 @@ impl FileSystem for Share {
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
         if self.without_open.load(Ordering::Relaxed) {
             return Err(Errno::NOSYS.into());
+        }
+        if self.kernel(inode)?.is_some() {
+            let id = self.insert(Opened::Kernel);
+            return Ok((Some(id), OpenOptions::DIRECT_IO, None));
         }
         let node = self.node(inode)?;
         Self::check_file(&node)?;
@@ -590,6 +657,9 @@ impl FileSystem for Share {
         _lock_owner: Option<u64>,
         _flags: u32,
     ) -> io::Result<usize> {
+        if let Some(kernel) = self.kernel(inode)? {
+            return kernel.read(writer, size, offset);
+        }
         let held = self.opened(inode, handle)?;
         // SAFETY: the descriptor is open as long as `held`, and is not closed by this.
         let file = unsafe { File::from_raw_fd(held.as_fd().as_raw_fd()) };
