@@ -1,7 +1,7 @@
 //! Prepared kernels: unpacked on the host, once, so that no guest has to.
 //!
 //! The embedded server offers them to the firmware, which asks for one below the kernel's own file:
-//! [`Part`] is the name. A guest's kernel never looks there, and no directory lists it.
+//! `Part` has the names. A guest's kernel never looks there, and no directory lists them.
 
 mod bzimage;
 mod cache;
