@@ -72,6 +72,8 @@ help:
 	@echo 'make test      everything CI runs'
 	@echo 'make test-qemus  all boards on QEMU 7.2, 10.0 and 11.1 with Linux 6.1, 6.12 and 7.2'
 	@echo 'make test-kvm  all boards by KVM of Debian 13 and sid; needs no KVM here'
+	@echo 'make test-distributions  whole trees of Debian 12, 13 and sid to their login prompts'
+	@echo '                 NAMES=    some of those in host/distributions.sh'
 	@echo 'make firmware  the images, in target/firmware'
 	@echo 'make examples  the minimal firmware of examples/, in target/examples'
 	@echo 'make fuzz      hostile input for each fuzz target'
@@ -163,6 +165,11 @@ test-qemus: setup-test firmware
 .PHONY: test-kvm
 test-kvm: setup-test firmware
 	cargo test -p bootshare --features loader --test boot kvm_ -- --include-ignored --nocapture
+
+# Ten minutes and 4 GB: the trees are made by mmdebstrap, once.
+.PHONY: test-distributions
+test-distributions: setup-distributions host
+	host/distributions.sh "$(TARGET)/release/bootshare-host" $(NAMES)
 
 DOCUMENTED := -p bootshare -p bootshare-test-device -p bootshare-zstd -p bootshare-host --features bootshare/loader
 SCRIPTS := .ci/run host/*.sh host/src/*.sh fuzz/run.sh benches/src/*.sh examples/ci/*.sh
@@ -267,7 +274,7 @@ clean:
 	@[ -z "$(CARGO_TARGET_DIR)" ] || echo 'kept, since others may use it: $(CARGO_TARGET_DIR)'
 
 # Each installs what is missing for its purpose, and does nothing when nothing is.
-SETUPS := setup-build setup-run setup-test setup-fuzz setup-miri setup-mutants setup-licences setup-callgrind setup-release setup-actions
+SETUPS := setup-distributions setup-build setup-run setup-test setup-fuzz setup-miri setup-mutants setup-licences setup-callgrind setup-release setup-actions
 .PHONY: $(SETUPS)
 $(SETUPS): setup-%:
 	@host/setup.sh $*

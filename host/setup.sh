@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what is missing for a purpose: `host/setup.sh build|run|test|fuzz|miri|mutants|licences|callgrind|release|actions`.
+# Installs what is missing for a purpose: `host/setup.sh build|run|test|distributions|fuzz|miri|mutants|licences|callgrind|release|actions`.
 #
 # Where there is apt (Debian, Ubuntu and their kin) it is used, as root or through sudo; elsewhere
 # the packages to install are printed by the names that they have there. When nothing is missing
@@ -8,7 +8,7 @@ set -eu
 # What programs say is read below.
 export LC_ALL=C
 cd "$(dirname "$0")/.."
-purpose=${1:?"usage: host/setup.sh build|run|test|fuzz|miri|mutants|licences|callgrind|release|actions"}
+purpose=${1:?"usage: host/setup.sh build|run|test|distributions|fuzz|miri|mutants|licences|callgrind|release|actions"}
 
 # The version the boot tests run, beside QEMU 7.2's server.
 virtiofsd_version=1.14.0
@@ -268,6 +268,14 @@ test)
     install_toolchain
     install_test_server
     ;;
+distributions)
+    needs_to_build
+    needs_to_run
+    has mmdebstrap || need mmdebstrap
+    [ "$(id -u)" = 0 ] || has newuidmap || need uidmap
+    install_missing
+    install_toolchain
+    ;;
 fuzz)
     needs_to_build
     has c++ || need g++
@@ -316,5 +324,5 @@ actions)
             die "could not install actionlint $actionlint_version: see above, then try again"
     fi
     ;;
-*) die "unknown purpose $purpose: build, run, test, fuzz, miri, mutants, licences, callgrind, release or actions" ;;
+*) die "unknown purpose $purpose: build, run, test, distributions, fuzz, miri, mutants, licences, callgrind, release or actions" ;;
 esac
