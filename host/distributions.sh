@@ -3,7 +3,7 @@
 # file system. `host/distributions.sh PROGRAM [NAME...]`: PROGRAM is bootshare-host, NAME one of the list below.
 #
 # mmdebstrap makes the trees, as root or in a user namespace, and runs all that the packages bring: their initrds
-# are what their own tools make. They are kept in target/distributions.
+# are what their own tools make. They are kept in target/distributions. MIRROR names another one than Debian's own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 program=${1:?"usage: host/distributions.sh PROGRAM [NAME...]"}
@@ -15,7 +15,6 @@ all=(
     trixie-dracut-links bookworm-dracut-links sid-dracut-links
     trixie-initramfs-bls trixie-initramfs-uki
 )
-mirror=${MIRROR:-http://deb.debian.org/debian}
 trees=target/distributions
 failed=()
 
@@ -56,7 +55,7 @@ make_tree() {
     rm -rf "$trees/$name.new"
     # A mirror's lists may be older than their date allows.
     mmdebstrap --quiet --variant=minbase --include="$packages" "${hooks[@]}" \
-        --aptopt='Acquire::Check-Valid-Until "false"' "$release" "$trees/$name.new" "$mirror" >&2
+        --aptopt='Acquire::Check-Valid-Until "false"' "$release" "$trees/$name.new" ${MIRROR:+"$MIRROR"} >&2
     mv "$trees/$name.new" "$trees/$name"
 }
 
