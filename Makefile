@@ -74,6 +74,7 @@ help:
 	@echo 'make test-kvm  all boards by KVM of Debian 13 and sid; needs no KVM here'
 	@echo 'make test-distributions  whole trees of Debian 12, 13 and sid to their login prompts'
 	@echo '                 NAMES=    some of those in host/distributions.sh'
+	@echo 'make test-release  what make release made, installed, used and removed in clean trees; NAMES= as above'
 	@echo 'make firmware  the images, in target/firmware'
 	@echo 'make examples  the minimal firmware of examples/, in target/examples'
 	@echo 'make fuzz      hostile input for each fuzz target'
@@ -170,6 +171,11 @@ test-kvm: setup-test firmware
 .PHONY: test-distributions
 test-distributions: setup-distributions host
 	host/distributions.sh "$(TARGET)/release/bootshare-host" $(NAMES)
+
+# As root, after make release: clean trees of Debian 12, 13 and sid, an ordinary user, busybox alone.
+.PHONY: test-release
+test-release: setup-distributions
+	host/trial.sh $(NAMES)
 
 DOCUMENTED := -p bootshare -p bootshare-test-device -p bootshare-zstd -p bootshare-host --features bootshare/loader
 SCRIPTS := .ci/run host/*.sh host/src/*.sh fuzz/run.sh benches/src/*.sh examples/ci/*.sh
