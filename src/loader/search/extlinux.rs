@@ -1,4 +1,4 @@
-//! Labels of an `extlinux.conf`, and of the files that it includes.
+//! Searches for labels in an `extlinux.conf` and in the files that it includes.
 
 use super::{DIRECT, Search, warn_left_out};
 use crate::{
@@ -11,28 +11,28 @@ use crate::{
     fuse::NAME_MAX,
     loader::{
         Board, Failed,
-        choose::Says,
+        choices::Content,
         console::{Text, failure},
-        entry::Path,
+        path::Path,
         shares::BoardFile,
     },
 };
 use heapless::Vec;
 
 pub(super) const CONF: &str = "extlinux.conf";
-/// What SYSLINUX and EXTLINUX read.
+/// The names that EXTLINUX and SYSLINUX read.
 pub(super) const NAMES: [&str; 2] = [CONF, "syslinux.cfg"];
-/// The same, as FAT may show them.
+/// The same names in upper case, as FAT may show them.
 pub(super) const UPPER_NAMES: [&str; 2] = ["EXTLINUX.CONF", "SYSLINUX.CFG"];
 
 impl<'m, B: Board> Search<'_, 'm, B> {
-    /// The first of these files counts, as on a disk that U-Boot looks at.
+    /// Adds the labels of the first of these files that exists, as U-Boot does it.
     pub(super) fn extlinux(
         &mut self,
         directory: &'static str,
         names: &[&str],
     ) -> Result<(), Failed> {
-        // The share's root is listed for what is in `/boot` anyway.
+        // If `/boot` exists, the share's root is listed in any case.
         let has_boot = self.boot.as_ref().is_some_and(Option::is_some);
         let is_listed = self.choices.source >= DIRECT || (directory == "/" && has_boot);
         if is_listed && !self.may_be_at(directory.as_bytes())? {
@@ -72,7 +72,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         Ok(())
     }
 
-    /// Lists the labels, the default one first.
+    /// Adds the labels to the list, starting with the default one.
     fn labels(
         &mut self,
         directory: &'static str,
@@ -87,7 +87,8 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         let count = config.labels().count();
         let first = default.map_or(0, |(index, _)| index);
         let mut listed = 0;
-        // Those that are asked for, whichever of many they are, and the default before the others.
+        // Wanted labels come before all others, so that they are in the list even if it gets full, and the
+        // default label comes first among each.
         for (asked, is_first) in [(true, true), (true, false), (false, true), (false, false)] {
             for (index, label) in config.labels().enumerate() {
                 let fits = |name| Fit::of(name, label.name, label.name) != Fit::None;
@@ -99,13 +100,13 @@ impl<'m, B: Board> Search<'_, 'm, B> {
                 let more = default
                     .filter(|_| is_first)
                     .map_or(&b""[..], |(_, more)| more);
-                let says = Says::Label {
+                let content = Content::Label {
                     directory,
                     text: label.text,
                     append: config.append,
                     more,
                 };
-                self.push(label.name, file, says);
+                self.push(label.name, file, content);
             }
         }
         if count == 0 {
@@ -118,7 +119,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         Ok(())
     }
 
-    /// The text with the files that it includes in it.
+    /// Replaces lines that include files by the content of these files.
     fn with_included(
         &mut self,
         directory: &'static str,
@@ -131,7 +132,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         let memory = self.take(MAX_BYTES)?;
         let mut size = text.len().min(MAX_BYTES);
         memory[..size].copy_from_slice(&text[..size]);
-        // How much of the text is behind each of the files that it is in.
+        // For each open level of included files, the number of bytes after the included text.
         let mut levels: Vec<usize, MAX_LEVELS> = Vec::new();
         let (mut from, mut count, mut is_reported) = (0, 0, false);
         while let Some(Include { line, path }) = Include::find(&memory[..size], from) {
@@ -139,7 +140,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
                 levels.pop();
             }
             count += 1;
-            // SYSLINUX counts the main file, too.
+            // Like SYSLINUX, count the main file as a level.
             let is_deep = levels.len() + 2 > MAX_LEVELS;
             if is_deep || count > MAX_INCLUDES {
                 if !is_reported {
@@ -158,7 +159,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
             let path = path.unwrap_or_default();
             let opened = self.open_included(directory, &path);
             let rest = size - line.end;
-            // The rest waits at the end of the memory; the file goes before it.
+            // Move the rest to the end of the memory, and read the file into the space before it.
             memory.copy_within(line.end..size, MAX_BYTES - rest);
             let room = &mut memory[line.start..MAX_BYTES - rest];
             let read = match opened {
@@ -171,20 +172,20 @@ impl<'m, B: Board> Search<'_, 'm, B> {
             };
             let mut end = line.start;
             if let Some(read) = read {
-                // There is room: it was read with one byte more.
+                // It fits: `read` accepts only files shorter than the space.
                 end += read + 1;
                 memory[end - 1] = b'\n';
             }
             memory.copy_within(MAX_BYTES - rest.., end);
             size = end + rest;
             from = line.start;
-            _ = levels.push(rest); // There is room, as was checked.
+            _ = levels.push(rest); // Not full: see `is_deep`.
         }
         Ok(&memory[..size])
     }
 
-    /// Opens a file that is included, by a path as labels have them.
-    #[inline(never)] // So that the large frames of the boot flow do not add up.
+    /// Opens an included file, whose path is resolved like those of labels.
+    #[inline(never)] // Keeps large stack frames from adding up.
     fn open_included(
         &self,
         directory: &'static str,

@@ -93,13 +93,15 @@ fn of_labels_of_extlinux_conf() {
 
 #[test]
 fn of_a_unified_kernel_image() {
-    // One of these asks for addons for all images. That none are beside it is seen in the listing.
+    // One of these looks for `/loader`, which may have addons for all images. That none are beside the image is seen
+    // in the listing.
     let image = || uki(Aarch64, &[(".linux", kernel(Aarch64))]);
     takes(Tree::new().file("EFI/Linux/a.efi", image()), 27);
-    // Else they are asked for in as many steps as the image.
+    // Otherwise they are looked up in as many steps as the image; in `/loader`, so are addons, credentials and
+    // extensions.
     let entry = "uki /EFI/a.efi\n";
     let named = Tree::new().file("loader/entries/a.conf", entry);
-    takes(named.file("EFI/a.efi", image()), 34);
+    takes(named.file("EFI/a.efi", image()), 36);
 }
 
 #[test]

@@ -895,18 +895,17 @@ fn an_image_in_another_one() {
     let deeper = run(outer(outer(inner("inner"), ""), ""));
     assert_eq!(deeper.end, End::Failed);
     deeper.line(
-        "/EFI/kernel.efi: more than 2 EFI programs are in one another; take the inner one out with \
-         objcopy",
+        "/EFI/kernel.efi: more than 2 EFI programs are nested; extract the inner one with objcopy",
     );
     let program = uki(X86_64, &[(".text", vec![0xc3])]);
     let none = run(outer(program, ""));
     assert_eq!(none.end, End::Failed);
     none.line(
-        "/EFI/kernel.efi: what its section .linux holds: it is an EFI program without a kernel",
+        "/EFI/kernel.efi: the image in its section .linux: it is an EFI program without a kernel",
     );
     let mut cut_off = inner("x");
     cut_off.pop();
-    run(outer(cut_off, "")).line("what its section .linux holds: it is cut off: ");
+    run(outer(cut_off, "")).line("the image in its section .linux: it is cut off: ");
 }
 
 /// An addon with these words.
@@ -950,7 +949,11 @@ fn addons_of_an_image() {
             .file(own("40-other.addon.efi"), uki(Aarch64, &other))
             .file(own("50-text.addon.efi"), "text")
             .file(own(".hidden.addon.efi"), addon("wrong"))
+            .file(own("60-directory.addon.efi/file"), "text")
             .file(own("ssh.cred"), "secret")
+            .file(own("a.sysext.RAW"), "squashfs")
+            .file(format!("{esp}loader/credentials/b.cred"), "secret")
+            .file(format!("{esp}loader/extensions/c.confext.raw"), "squashfs")
             .file(format!("{esp}loader/addons/one.addon.efi"), addon("one"))
             .file(format!("{esp}loader/addons/README"), "")
     };
@@ -972,6 +975,10 @@ fn addons_of_an_image() {
                 "the addon is left out: its .uname is not that of",
             ),
             ("50-text", "the addon is left out: it is no EFI program"),
+            (
+                "60-directory",
+                "the addon is left out: it is a directory, a file is needed",
+            ),
         ] {
             let line = match what {
                 "" => format!("bootshare: addon {extra}{name}.addon.efi"),
@@ -979,9 +986,16 @@ fn addons_of_an_image() {
             };
             booted.line(&line);
         }
-        booted.line(&format!(
-            "bootshare: warning: {extra}ssh.cred: credentials and extensions are not used"
-        ));
+        for path in [
+            format!("{extra}ssh.cred"),
+            format!("{extra}a.sysext.RAW"),
+            format!("/{esp}loader/credentials"),
+            format!("/{esp}loader/extensions"),
+        ] {
+            booted.line(&format!(
+                "bootshare: warning: {path}: credentials and extensions are not used"
+            ));
+        }
         booted.line(&format!(
             "bootshare: addon /{esp}loader/addons/one.addon.efi"
         ));
@@ -1077,8 +1091,8 @@ fn an_image_of_lanzaboote_names_kernel_and_initrd() {
     assert_eq!(boot.end, End::Failed);
     boot.line(
         "/EFI/nixos/initrd-6.6.efi: its SHA-256 is \
-         ae448ac86c4e8e4dec645729708ef41873ae79c6dff84eff73360989487f08e5, not the one that \
-         /EFI/Linux/nixos-42.efi has: ",
+         ae448ac86c4e8e4dec645729708ef41873ae79c6dff84eff73360989487f08e5, but \
+         /EFI/Linux/nixos-42.efi has ",
     );
 }
 

@@ -1,24 +1,24 @@
-//! What is started: what a person chooses, or else the first entry that can be loaded.
+//! The boot flow: searches for entries and loads the first one that can be loaded.
 
 use super::{
-    Board, End, Failed, HandOff,
-    arena::{Arena, is_x86},
-    choose::{self, Choices, Kind, Listed, Look},
-    console,
-    entry::Loader,
-    menu::{self, Pick},
+    Board, Failed, HandOff,
+    arena::Arena,
+    board::is_x86,
+    choices::{Choices, Kind, Listed},
+    console, keys,
+    load::Loader,
+    search::{self, Look},
     shares::{Mount, Shares},
-    shell::{self, State, Typed},
     time_line::{Stage, TimeLine},
 };
 use crate::boot::{
-    bls::{self, Timeout},
+    bls,
     entry::{Base, Entry},
     options::Options,
 };
 use core::fmt;
 
-/// What the boot flow works with.
+/// The context of the boot flow.
 pub(super) struct Flow<'a, B: Board> {
     pub board: &'a B,
     pub options: &'a Options<'a>,
@@ -28,99 +28,22 @@ pub(super) struct Flow<'a, B: Board> {
 
 /// Why nothing was loaded.
 pub(super) enum Stop {
-    /// Error lines have said why.
+    /// The errors were reported.
     Failed,
-    /// A person wants the menu.
+    /// The user has asked for the menu.
     Asked,
 }
 
-/// What goes on after a look at the entries.
-#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
-enum Next {
-    End(End),
-    Menu,
-    Shell,
-}
-
 impl<B: Board> Flow<'_, B> {
-    /// Has something started: what is chosen in the menu, if there is one, or the first entry that
-    /// can be loaded.
-    pub fn run(&self, state: &mut State, arena: &mut Arena<'_>) -> Result<End, Failed> {
-        let mut asked = false;
-        loop {
-            match self.look(asked, state, &mut arena.rest())? {
-                Next::End(end) => return Ok(end),
-                Next::Menu => {}
-                Next::Shell => {
-                    if let Some(end) = shell::run(self, state, arena) {
-                        return Ok(end);
-                    }
-                }
-            }
-            asked = true;
-        }
-    }
-
-    /// Gathers the entries and loads the one that is to be started.
-    #[inline(never)] // So that the large frames of the boot flow do not add up.
-    fn look<'m>(
-        &'m self,
-        asked: bool,
-        state: &mut State,
-        arena: &mut Arena<'m>,
-    ) -> Result<Next, Failed> {
-        // Most boots need no more than the first that is found.
-        let choices = self.choices(arena)?;
-        let wanted = self.options.entry;
-        self.more(choices, wanted, false, arena)?;
-        let timeout = self.options.timeout.or(choices.timeout);
-        let (seconds, is_hidden) = match timeout.unwrap_or(Timeout::Hidden) {
-            _ if asked => (menu::IDLE, false),
-            Timeout::Disabled => (0, false),
-            Timeout::Hidden | Timeout::Seconds(0) if menu::is_asked_for::<B>() => {
-                (menu::IDLE, false)
-            }
-            Timeout::Hidden | Timeout::Seconds(0) => (0, true),
-            Timeout::Force => (menu::IDLE, false),
-            Timeout::Seconds(seconds) => (seconds, false),
-        };
-        if seconds > 0 {
-            self.more(choices, wanted, true, arena)?;
-        }
-        let pick = match (seconds, choices.list.is_empty()) {
-            (0, _) => Pick::First,
-            (_, false) => menu::show(self, choices, seconds, state, arena),
-            (_, true) if asked => Pick::Shell,
-            (_, true) => Pick::First,
-        };
-        let (index, edited) = match pick {
-            Pick::Shell => return Ok(Next::Shell),
-            Pick::First => {
-                return match self.first(choices, wanted, is_hidden, arena) {
-                    Ok(hand_off) => Ok(Next::End(End::Start(hand_off))),
-                    Err(Stop::Asked) => Ok(Next::Menu),
-                    Err(Stop::Failed) => Err(Failed),
-                };
-            }
-            Pick::Entry(index) => (index, None),
-            Pick::Edited(index) => (index, Some(state.editor.text())),
-        };
-        match self.load(&choices.list[index], edited, wanted.is_some(), arena) {
-            Ok(hand_off) => Ok(Next::End(End::Start(hand_off))),
-            // It was reported; there may be another.
-            Err(Failed) => Ok(Next::Menu),
-        }
-    }
-
-    /// The entries, or those that `bootshare.entry` names.
+    /// All entries, or those that match `bootshare.entry`.
     pub fn entries<'m>(&'m self, arena: &mut Arena<'m>) -> Result<&'m Choices<'m, B>, Failed> {
         let choices = self.choices(arena)?;
         self.more(choices, self.options.entry, true, arena)?;
         Ok(choices)
     }
 
-    /// None yet, of shares that are there, or there again. The list is too large for the stack.
-    fn choices<'m>(&'m self, arena: &mut Arena<'m>) -> Result<&'m mut Choices<'m, B>, Failed> {
+    /// An empty list in memory of the arena, since it is too large for the stack. Lost shares are resumed.
+    pub fn choices<'m>(&'m self, arena: &mut Arena<'m>) -> Result<&'m mut Choices<'m, B>, Failed> {
         for mount in &self.shares.mounted {
             mount.renew();
         }
@@ -131,8 +54,8 @@ impl<B: Board> Flow<'_, B> {
         })
     }
 
-    /// Adds entries that were not looked at yet, up to the one that is wanted, or `all`.
-    fn more<'m>(
+    /// Continues the search for entries, up to one that matches `wanted`, or for `all` entries.
+    pub fn more<'m>(
         &'m self,
         choices: &mut Choices<'m, B>,
         wanted: Option<&[u8]>,
@@ -144,15 +67,15 @@ impl<B: Board> Flow<'_, B> {
             fallback: self.options.fallback,
             all,
         };
-        choose::gather(self.shares, choices, look, arena);
+        search::gather(self.shares, choices, look, arena);
         match self.options.entry {
             Some(wanted) if !choices.list.is_empty() => choices.keep("bootshare.entry=", wanted),
             _ => Ok(()),
         }
     }
 
-    /// Loads the first entry that `wanted` names, or of all, for a person or a script.
-    #[inline(never)] // As above.
+    /// Loads the first entry that matches `wanted`, for the command `boot`.
+    #[inline(never)] // Keeps large stack frames from adding up; so do the others in this file.
     pub fn chosen(&self, wanted: Option<&[u8]>, arena: &mut Arena<'_>) -> Result<HandOff, Failed> {
         let arena = &mut arena.rest();
         let choices = self.choices(arena)?;
@@ -165,12 +88,17 @@ impl<B: Board> Flow<'_, B> {
         first.map_err(|_| Failed)
     }
 
-    /// Loads what `linux` and `initrd` have named.
-    #[inline(never)] // As above.
-    pub fn typed(&self, typed: &Typed, arena: &mut Arena<'_>) -> Result<HandOff, Failed> {
-        let entry = bls::Entry::parse(&typed.text);
+    /// Loads an entry that the commands `linux` and `initrd` have built, with files on the share of this index.
+    #[inline(never)]
+    pub fn typed(
+        &self,
+        share: usize,
+        text: &[u8],
+        arena: &mut Arena<'_>,
+    ) -> Result<HandOff, Failed> {
+        let entry = bls::Entry::parse(text);
         let entry = Entry::from_bls(Base::Exact("/"), &entry, B::ARCHITECTURE, true);
-        match (self.shares.mounted.get(typed.share), entry) {
+        match (self.shares.mounted.get(share), entry) {
             (Some(mount), Ok(entry)) if mount.renew() => {
                 self.load_files(mount, &mount.prefix(), &entry, None, &|| (), arena)
             }
@@ -182,9 +110,9 @@ impl<B: Board> Flow<'_, B> {
         }
     }
 
-    /// Loads the first entry that can be loaded, of all; says why others can't. Stops when
-    /// `is_hidden` and the menu is asked for meanwhile.
-    fn first<'m>(
+    /// Loads the first entry that can be loaded; reports why others cannot. If the menu `is_hidden`, stops when
+    /// the user asks for it.
+    pub fn first<'m>(
         &'m self,
         choices: &mut Choices<'m, B>,
         wanted: Option<&[u8]>,
@@ -195,12 +123,12 @@ impl<B: Board> Flow<'_, B> {
         loop {
             while let Some(listed) = choices.list.get(tried) {
                 tried += 1;
-                // Of a share that was given up nothing more is tried.
+                // The entries of a share that was given up are skipped.
                 if !listed.mount.is_connected() {
                     continue;
                 }
                 let loaded = self.load(listed, None, wanted.is_some(), arena);
-                if is_hidden && menu::is_asked_for::<B>() {
+                if is_hidden && keys::is_menu_key_held::<B>() {
                     return Err(Stop::Asked);
                 }
                 if let Ok(hand_off) = loaded {
@@ -215,10 +143,10 @@ impl<B: Board> Flow<'_, B> {
         }
     }
 
-    /// Loads an entry, with another command line than its own if that was edited, and says why if
-    /// it can't. It may be hidden if it is `asked` for by its name.
-    #[inline(never)] // As above.
-    fn load(
+    /// Loads an entry, with the command line `edited` if given; reports errors. With `asked`, the user has chosen
+    /// it by name, so that it may be hidden.
+    #[inline(never)]
+    pub fn load(
         &self,
         listed: &Listed<'_, B>,
         edited: Option<&[u8]>,
@@ -253,9 +181,9 @@ impl<B: Board> Flow<'_, B> {
         self.load_files(listed.mount, listed, &entry, edited, &origin, arena)
     }
 
-    /// Loads what `entry` asks for from the share `mount`; `name` stands before paths in messages,
-    /// `origin` says what it is before it is started.
-    pub fn load_files(
+    /// Loads the files of `entry` from `mount`. `name` is the prefix of paths in messages; `origin` reports the
+    /// entry before it is started.
+    fn load_files(
         &self,
         mount: &Mount<B>,
         name: &dyn fmt::Display,
@@ -264,7 +192,7 @@ impl<B: Board> Flow<'_, B> {
         origin: &dyn Fn(),
         arena: &mut Arena<'_>,
     ) -> Result<HandOff, Failed> {
-        // What a person has edited had these words in it.
+        // An edited command line includes these words already.
         let extra = match edited {
             Some(_) => b"",
             None => self.options.payload,
@@ -290,8 +218,7 @@ impl<B: Board> Flow<'_, B> {
         }
     }
 
-    /// Says what to put into shares that have nothing to boot, unless something else was wrong: an
-    /// error line has told of that.
+    /// Reports that no entry can be started, or that there is none, unless another error was reported.
     fn report_none(&self, choices: &Choices<'_, B>) {
         if choices.kind.is_some_and(|kind| kind != Kind::Conventional) {
             let mut mounted = self.shares.mounted.iter();
