@@ -28,7 +28,7 @@
 use crate::boot::{
     Architecture, glob,
     grub::{Environment, has_variables},
-    text::{Lines, lines, number, unquoted},
+    text::{Lines, as_str, lines, number, unquoted},
     version,
 };
 use core::cmp::{Ordering, Reverse};
@@ -312,7 +312,7 @@ impl<'a> Iterator for Paths<'a> {
 
 /// Whether GRUB expands variables in the values of `key`.
 fn is_expanded(key: &[u8]) -> bool {
-    matches!(key, b"linux" | b"initrd" | b"options" | b"devicetree")
+    matches!(as_str(key), "linux" | "initrd" | "options" | "devicetree")
 }
 
 /// Whether an entry has variables for [`expand`] to replace.
@@ -405,10 +405,10 @@ impl Timeout {
     /// Parses the value of `timeout`; `None` if it is not valid.
     #[must_use]
     pub fn parse(value: &[u8]) -> Option<Self> {
-        match value {
-            b"menu-force" => Some(Self::Force),
-            b"menu-hidden" => Some(Self::Hidden),
-            b"menu-disabled" => Some(Self::Disabled),
+        match as_str(value) {
+            "menu-force" => Some(Self::Force),
+            "menu-hidden" => Some(Self::Hidden),
+            "menu-disabled" => Some(Self::Disabled),
             _ => number(value).map(Self::Seconds),
         }
     }
@@ -421,10 +421,10 @@ impl<'a> LoaderConf<'a> {
         let mut conf = Self::default();
         for (key, value) in lines(text) {
             let value = unquoted(value);
-            match (key, value) {
+            match (as_str(key), value) {
                 (_, b"") => {}
-                (b"default", _) => conf.default = Some(value),
-                (b"timeout", _) => conf.timeout = Timeout::parse(value).or(conf.timeout),
+                ("default", _) => conf.default = Some(value),
+                ("timeout", _) => conf.timeout = Timeout::parse(value).or(conf.timeout),
                 _ => {}
             }
         }

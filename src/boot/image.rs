@@ -4,6 +4,7 @@ use crate::boot::{
     Architecture, arm64_image, bzimage, device_tree, elf,
     memory::Range,
     pe::{MACHINE_ARM64, MACHINE_X86_64, Pe},
+    text::as_str,
     zboot::Zboot,
 };
 use core::fmt;
@@ -59,14 +60,14 @@ impl Compression {
 
     /// The method with this name in an EFI zboot image (`COMP_TYPE` in the kernel's `Makefile.zboot`).
     fn named(name: &[u8]) -> Self {
-        match name {
-            b"gzip" => Self::Gzip,
-            b"zstd" | b"zstd22" => Self::Zstd,
-            b"xz" | b"xzkern" => Self::Xz,
-            b"lz4" => Self::Lz4,
-            b"lzma" => Self::Lzma,
-            b"bzip2" => Self::Bzip2,
-            b"lzo" => Self::Lzo,
+        match as_str(name) {
+            "gzip" => Self::Gzip,
+            "zstd" | "zstd22" => Self::Zstd,
+            "xz" | "xzkern" => Self::Xz,
+            "lz4" => Self::Lz4,
+            "lzma" => Self::Lzma,
+            "bzip2" => Self::Bzip2,
+            "lzo" => Self::Lzo,
             _ => Self::Other,
         }
     }

@@ -36,7 +36,7 @@ pub mod options;
 pub mod packed;
 pub mod pe;
 pub mod pvh;
-mod text;
+pub(crate) mod text;
 pub mod uboot_image;
 pub mod uki;
 pub mod version;

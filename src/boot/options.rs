@@ -21,7 +21,7 @@
 use crate::boot::{
     bls::Timeout,
     cmdline::{key_and_value, words},
-    text::number,
+    text::{as_str, number},
 };
 use core::{fmt, time::Duration};
 use heapless::Vec;
@@ -237,8 +237,8 @@ impl<'a> Options<'a> {
             value,
             expected,
         };
-        match name {
-            b"tag" => {
+        match as_str(name) {
+            "tag" => {
                 let tag = value(TAG)?;
                 if tag.len() > MAX_TAG_BYTES {
                     return Err(bad(tag, TAG));
@@ -246,14 +246,14 @@ impl<'a> Options<'a> {
                 let full = self.tags.push(tag);
                 full.map_err(|_| OptionError::TooManyTags)?;
             }
-            b"entry" => self.entry = Some(value(ENTRY)?),
-            b"fallback" => {
+            "entry" => self.entry = Some(value(ENTRY)?),
+            "fallback" => {
                 self.fallback = is_yes(value(YES_OR_NO)?).map_err(|word| bad(word, YES_OR_NO))?
             }
-            b"prepared" => {
+            "prepared" => {
                 self.prepared = is_yes(value(YES_OR_NO)?).map_err(|word| bad(word, YES_OR_NO))?
             }
-            b"timeout" => {
+            "timeout" => {
                 let text = value(TIMEOUT)?;
                 let timeout = Timeout::parse(text).filter(|timeout| match timeout {
                     Timeout::Seconds(seconds) => *seconds <= MAX_SECONDS,
@@ -261,7 +261,7 @@ impl<'a> Options<'a> {
                 });
                 self.timeout = Some(timeout.ok_or_else(|| bad(text, TIMEOUT))?);
             }
-            b"cmdline-default" => {
+            "cmdline-default" => {
                 let group = value(DEFAULTS)?;
                 if words(group).any(|word| word.len() > MAX_DEFAULT_BYTES)
                     || str::from_utf8(group).is_err()
@@ -270,39 +270,39 @@ impl<'a> Options<'a> {
                     return Err(bad(group, DEFAULTS));
                 }
             }
-            b"cmd" => self.commands = Some(value(COMMANDS)?),
-            b"on-error" => {
-                self.on_error = match value(ON_ERROR)? {
-                    b"shell" => OnError::Shell,
-                    b"exit" => OnError::Exit,
-                    b"halt" => OnError::Halt,
-                    other => return Err(bad(other, ON_ERROR)),
+            "cmd" => self.commands = Some(value(COMMANDS)?),
+            "on-error" => {
+                self.on_error = match as_str(value(ON_ERROR)?) {
+                    "shell" => OnError::Shell,
+                    "exit" => OnError::Exit,
+                    "halt" => OnError::Halt,
+                    _ => return Err(bad(value(ON_ERROR)?, ON_ERROR)),
                 }
             }
-            b"deadline" => {
+            "deadline" => {
                 let text = value(DEADLINE_SECONDS)?;
                 let seconds = number(text).filter(|seconds| (1..=MAX_SECONDS).contains(seconds));
                 let seconds = seconds.ok_or_else(|| bad(text, DEADLINE_SECONDS))?;
                 self.deadline = Duration::from_secs(seconds.into());
             }
-            b"chunk-size" => {
+            "chunk-size" => {
                 let text = value(CHUNK_SIZE)?;
                 let bytes = number(text).filter(|bytes| (4096..=1 << 30).contains(bytes));
                 self.chunk_size = Some(bytes.ok_or_else(|| bad(text, CHUNK_SIZE))?);
             }
-            b"depth" => {
+            "depth" => {
                 let text = value(DEPTH)?;
                 let depth = number(text).filter(|depth| (1..=64).contains(depth));
                 self.depth = Some(depth.ok_or_else(|| bad(text, DEPTH))?);
             }
-            b"log" => {
-                self.log = match value(LOG)? {
-                    b"error" => LevelFilter::Error,
-                    b"warn" => LevelFilter::Warn,
-                    b"info" => LevelFilter::Info,
-                    b"debug" => LevelFilter::Debug,
-                    b"trace" => LevelFilter::Trace,
-                    other => return Err(bad(other, LOG)),
+            "log" => {
+                self.log = match as_str(value(LOG)?) {
+                    "error" => LevelFilter::Error,
+                    "warn" => LevelFilter::Warn,
+                    "info" => LevelFilter::Info,
+                    "debug" => LevelFilter::Debug,
+                    "trace" => LevelFilter::Trace,
+                    _ => return Err(bad(value(LOG)?, LOG)),
                 }
             }
             _ => return Err(OptionError::Unknown { key }),
@@ -340,7 +340,7 @@ mod tests {
         });
         // The match arms of `set`, recognised by their indentation.
         let known = include_str!("options.rs").lines().filter_map(|line| {
-            let arm = line.strip_prefix("            b\"")?;
+            let arm = line.strip_prefix("            \"")?;
             Some(arm.split_once("\" =>")?.0)
         });
         let (listed, known): (BTreeSet<_>, BTreeSet<_>) = (listed.collect(), known.collect());

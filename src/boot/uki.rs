@@ -25,6 +25,7 @@
 use crate::boot::{
     memory::Range,
     pe::{MACHINE_ARM64, MACHINE_X86_64, Pe, SECTION_BYTES, Section, sections},
+    text::as_str,
 };
 use core::fmt::{self, Write as _};
 use heapless::String;
@@ -218,8 +219,8 @@ impl Scan {
         // Sections before the first `.profile` are the base profile.
         let is_other = uki.profiles > 0 && uki.profiles.wrapping_sub(1) != self.profile;
         let (mut linux, mut tree) = (None, None);
-        let field = match section.name() {
-            b".profile" => {
+        let field = match as_str(section.name()) {
+            ".profile" => {
                 uki.profiles = uki.profiles.saturating_add(1);
                 if uki.profiles.wrapping_sub(1) != self.profile {
                     return Ok(());
@@ -228,17 +229,17 @@ impl Scan {
             }
             _ if is_other => return Ok(()),
             // The first match wins; one in the profile overrides one in the base profile.
-            b".dtbauto" if self.tree.is_some_and(|(_, of)| of == uki.profiles) => return Ok(()),
-            b".dtbauto" => &mut tree,
-            b".linux" => &mut linux,
-            b".ucode" => &mut uki.ucode,
-            b".initrd" => &mut uki.initrd,
-            b".cmdline" => &mut uki.cmdline,
-            b".dtb" => &mut uki.device_tree,
-            b".osrel" => &mut uki.os_release,
-            b".uname" => &mut uki.kernel_release,
-            b".linuxh" => &mut uki.linux_digest,
-            b".initrdh" => &mut uki.initrd_digest,
+            ".dtbauto" if self.tree.is_some_and(|(_, of)| of == uki.profiles) => return Ok(()),
+            ".dtbauto" => &mut tree,
+            ".linux" => &mut linux,
+            ".ucode" => &mut uki.ucode,
+            ".initrd" => &mut uki.initrd,
+            ".cmdline" => &mut uki.cmdline,
+            ".dtb" => &mut uki.device_tree,
+            ".osrel" => &mut uki.os_release,
+            ".uname" => &mut uki.kernel_release,
+            ".linuxh" => &mut uki.linux_digest,
+            ".initrdh" => &mut uki.initrd_digest,
             _ => return Ok(()),
         };
         let mut content = section.content();

@@ -1,14 +1,18 @@
 //! A boot that a user may attend: the menu, the shell, and the first entry if nobody interferes.
 
+pub(super) use super::shell::State;
+
 use super::{
-    Board, End, Failed,
+    Board, End, ExitStatus, Failed,
     arena::Arena,
+    builtins,
     flow::{Flow, Stop},
     keys,
     menu::{self, Pick},
-    shell::{self, State},
+    shell,
 };
-use crate::boot::bls::Timeout;
+use crate::boot::{bls::Timeout, options::OnError};
+use core::ops::ControlFlow;
 
 /// The next step after the entries were searched.
 #[expect(
@@ -21,8 +25,29 @@ enum Next {
     Shell,
 }
 
+/// Runs the commands of the options, or boots; and does what the options require if that fails.
+pub(super) fn work<B: Board>(flow: &Flow<'_, B>, state: &mut State, arena: &mut Arena<'_>) -> End {
+    let end = match flow.options.commands {
+        None => run(flow, state, arena),
+        Some(line) => match builtins::run(flow, line, &mut state.typed, arena) {
+            ControlFlow::Break(Some(end)) => Ok(end),
+            ControlFlow::Break(None) | ControlFlow::Continue(true) => {
+                Ok(End::Exit(ExitStatus::Success))
+            }
+            ControlFlow::Continue(false) => Err(Failed),
+        },
+    };
+    let failure = End::Exit(ExitStatus::Failure);
+    match (end, flow.options.on_error) {
+        (Ok(end), _) => end,
+        (Err(Failed), OnError::Exit) => failure,
+        (Err(Failed), OnError::Shell) => shell::run(flow, state, arena).unwrap_or(failure),
+        (Err(Failed), OnError::Halt) => End::Halt,
+    }
+}
+
 /// Starts the entry that the user chooses in the menu, or the first one that can be loaded.
-pub(super) fn run<B: Board>(
+fn run<B: Board>(
     flow: &Flow<'_, B>,
     state: &mut State,
     arena: &mut Arena<'_>,
@@ -78,7 +103,8 @@ fn look<'m, B: Board>(
     let (index, edited) = match pick {
         Pick::Shell => return Ok(Next::Shell),
         Pick::First => {
-            return match flow.first(choices, wanted, is_hidden, arena) {
+            let is_asked = is_hidden.then_some(keys::is_menu_key_held::<B> as fn() -> bool);
+            return match flow.first(choices, wanted, is_asked, arena) {
                 Ok(hand_off) => Ok(Next::End(End::Start(hand_off))),
                 Err(Stop::Asked) => Ok(Next::Menu),
                 Err(Stop::Failed) => Err(Failed),

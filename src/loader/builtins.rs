@@ -11,7 +11,10 @@ use super::{
     shares::{Mount, for_each_piece},
     walk::walk,
 };
-use crate::{boot::commands::Commands, hal::Clock};
+use crate::{
+    boot::{commands::Commands, text::as_str},
+    hal::Clock,
+};
 use core::{fmt::Write, ops::ControlFlow};
 use heapless::Vec;
 
@@ -112,20 +115,21 @@ pub(super) fn run<B: Board>(
             }
         };
         let arena = &mut arena.rest();
-        ok &= match &words[..] {
-            [b"boot"] if !typed.text.is_empty() => {
+        let (name, arguments) = words.split_at(1);
+        ok &= match (as_str(name[0]), arguments) {
+            ("boot", []) if !typed.text.is_empty() => {
                 start(flow.typed(typed.share, &typed.text, arena))?
             }
-            [b"boot"] => start(flow.chosen(None, arena))?,
-            [b"boot", entry] => start(flow.chosen(Some(entry), arena))?,
-            [b"linux", path, arguments @ ..] => linux(flow, typed, path, arguments),
-            [b"initrd", path] => initrd(flow, typed, path),
-            [b"reboot"] => return ControlFlow::Break(Some(End::Reset)),
-            [b"poweroff"] => return ControlFlow::Break(Some(End::PowerOff)),
-            [b"exit"] => return ControlFlow::Break(None),
-            [b"entries"] => entries(flow, arena),
-            [b"read-bench", word] => read_bench(flow, word, arena),
-            words => with_files(flow, words, arena),
+            ("boot", []) => start(flow.chosen(None, arena))?,
+            ("boot", [entry]) => start(flow.chosen(Some(entry), arena))?,
+            ("linux", [path, arguments @ ..]) => linux(flow, typed, path, arguments),
+            ("initrd", [path]) => initrd(flow, typed, path),
+            ("reboot", []) => return ControlFlow::Break(Some(End::Reset)),
+            ("poweroff", []) => return ControlFlow::Break(Some(End::PowerOff)),
+            ("exit", []) => return ControlFlow::Break(None),
+            ("entries", []) => entries(flow, arena),
+            ("read-bench", [word]) => read_bench(flow, word, arena),
+            _ => with_files(flow, &words, arena),
         };
     }
     ControlFlow::Continue(ok)
@@ -233,19 +237,20 @@ fn with_files<B: Board>(flow: &Flow<'_, B>, words: &[&[u8]], arena: &mut Arena<'
 
 impl<B: Board> Shell<'_, B> {
     fn command(&mut self, words: &[&[u8]]) -> bool {
-        match words {
-            [b"help"] => self.output.text(HELP),
-            [b"devices"] => self.devices(),
-            [b"mounts"] => self.mounts(),
-            [b"ls"] => return self.at(b"/", Self::ls),
-            [b"ls", b"-l"] => return self.at(b"/", Self::ls_long),
-            [b"ls", b"-l", word] => return self.at(word, Self::ls_long),
-            [b"ls", word] => return self.at(word, Self::ls),
-            [b"stat", word] => return self.at(word, Self::stat),
-            [b"cat", word] => return self.at(word, Self::cat),
-            [b"sha256", word] => return self.at(word, Self::sha256),
-            [b"walk"] => return self.at(b"/", Self::walk),
-            [b"walk", word] => return self.at(word, Self::walk),
+        let (name, arguments) = words.split_at(1);
+        match (as_str(name[0]), arguments) {
+            ("help", []) => self.output.text(HELP),
+            ("devices", []) => self.devices(),
+            ("mounts", []) => self.mounts(),
+            ("ls", []) => return self.at(b"/", Self::ls),
+            ("ls", [b"-l"]) => return self.at(b"/", Self::ls_long),
+            ("ls", [b"-l", word]) => return self.at(word, Self::ls_long),
+            ("ls", [word]) => return self.at(word, Self::ls),
+            ("stat", [word]) => return self.at(word, Self::stat),
+            ("cat", [word]) => return self.at(word, Self::cat),
+            ("sha256", [word]) => return self.at(word, Self::sha256),
+            ("walk", []) => return self.at(b"/", Self::walk),
+            ("walk", [word]) => return self.at(word, Self::walk),
             _ => {
                 let is_known = names().any(|name| name.as_bytes() == words[0]);
                 let why = if is_known {

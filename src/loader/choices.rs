@@ -6,11 +6,12 @@ use super::{
     path::Path,
     shares::{MAX_SHARES, Mount},
 };
+#[cfg(feature = "extlinux")]
+use crate::boot::extlinux::Label;
 use crate::boot::{
     Architecture,
     bls::{self, Fit, Timeout},
     entry::{Base, CommandLine, Entry, EntryError},
-    extlinux::Label,
 };
 use core::fmt;
 use heapless::Vec;
@@ -44,6 +45,27 @@ impl<'m, B: Board> Listed<'m, B> {
         let named = named.map_or(Fit::None, |rest| self.choice.fit(rest));
         self.choice.fit(pattern).min(named)
     }
+
+    /// Warns of keywords of a label that are ignored.
+    #[cfg(feature = "extlinux")]
+    pub fn warn_of_ignored_keywords(&self, entry: &Entry<'_>) {
+        let label = self.choice.label();
+        if !label.fdtdir.is_empty() && entry.device_tree.is_none() && !super::board::is_x86::<B>() {
+            log::warn!(
+                "{self}fdtdir has no effect, the machine's own device tree is used; \
+                 name another one with fdt"
+            );
+        }
+        if !label.fdtoverlays.is_empty() {
+            log::warn!(
+                "{self}fdtoverlays has no effect; merge them into a device tree with fdtoverlay, \
+                 and name that with fdt"
+            );
+        }
+    }
+
+    #[cfg(not(feature = "extlinux"))]
+    pub fn warn_of_ignored_keywords(&self, _: &Entry<'_>) {}
 
     /// The id of the entry and the path of its file, for messages.
     pub const fn origin(&'m self) -> Origin<'m, B> {
@@ -100,6 +122,7 @@ impl<B: Board> fmt::Display for Listed<'_, B> {
         }
         write!(f, "{}: ", mount.shown(choice.file))?;
         match choice.content {
+            #[cfg(feature = "extlinux")]
             Content::Label { .. } => write!(f, "label {}: ", Text(choice.id)),
             _ => Ok(()),
         }
@@ -126,6 +149,7 @@ pub(super) enum Content<'m> {
         alone: bool,
     },
     /// A label of an `extlinux.conf`.
+    #[cfg(feature = "extlinux")]
     Label {
         /// The directory of the file.
         directory: &'static str,
@@ -150,6 +174,7 @@ impl<'m> Choice<'m> {
     fn title(&self) -> &'m [u8] {
         match self.content {
             Content::Bls { text, .. } => bls::Entry::parse(text).title,
+            #[cfg(feature = "extlinux")]
             Content::Label { .. } => self.label().menu_label,
             Content::Conventional { .. } => b"",
         }
@@ -163,6 +188,7 @@ impl<'m> Choice<'m> {
                 let entry = Entry::from_bls(base, &bls::Entry::parse(text), machine, asked)?;
                 Ok(Entry { alone, ..entry })
             }
+            #[cfg(feature = "extlinux")]
             Content::Label {
                 directory, more, ..
             } => {
@@ -188,8 +214,10 @@ impl<'m> Choice<'m> {
     }
 
     /// The label of an `extlinux.conf`; empty for other entries.
-    pub fn label(&self) -> Label<'m> {
+    #[cfg(feature = "extlinux")]
+    fn label(&self) -> Label<'m> {
         match self.content {
+            #[cfg(feature = "extlinux")]
             Content::Label { text, append, .. } => Label::parse(text, append).unwrap_or_default(),
             _ => Label::default(),
         }
@@ -208,6 +236,7 @@ impl<'m> Choice<'m> {
     fn has_file(&self) -> bool {
         match self.content {
             Content::Bls { .. } => !bls::is_image(self.file),
+            #[cfg(feature = "extlinux")]
             Content::Label { .. } => true,
             Content::Conventional { .. } => false,
         }

@@ -3,8 +3,7 @@
 use super::{
     Board, Failed,
     board::is_x86,
-    console::{Progress, Speed, Text},
-    digest::DigestText,
+    console::{Progress, Speed},
     load::Loader,
     payload::{Files, KERNEL, MAX_WANTED, Payload, Wanted, in_list},
 };
@@ -297,9 +296,14 @@ impl<B: Board> Arrival<B> {
 }
 
 /// Reports a digest at log level trace. Otherwise the firmware does not touch the loaded data.
+#[cfg(feature = "digest")]
 pub(super) fn trace_digest(path: &[u8], bytes: &[u8], offset: u64) {
+    use super::{console::Text, digest::DigestText};
     if log::log_enabled!(log::Level::Trace) {
         let digest = DigestText::of(bytes);
         log::trace!("sha256 {digest} {} from {offset}", Text(path));
     }
 }
+
+#[cfg(not(feature = "digest"))]
+pub(super) fn trace_digest(_: &[u8], _: &[u8], _: u64) {}

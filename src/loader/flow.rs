@@ -3,9 +3,8 @@
 use super::{
     Board, Failed, HandOff,
     arena::Arena,
-    board::is_x86,
     choices::{Choices, Kind, Listed},
-    console, keys,
+    console,
     load::Loader,
     search::{self, Look},
     shares::{Mount, Shares},
@@ -84,7 +83,7 @@ impl<B: Board> Flow<'_, B> {
         if let Some(wanted) = wanted {
             choices.keep("boot ", wanted)?;
         }
-        let first = self.first(choices, look, false, arena);
+        let first = self.first(choices, look, None, arena);
         first.map_err(|_| Failed)
     }
 
@@ -110,13 +109,13 @@ impl<B: Board> Flow<'_, B> {
         }
     }
 
-    /// Loads the first entry that can be loaded; reports why others cannot. If the menu `is_hidden`, stops when
-    /// the user asks for it.
+    /// Loads the first entry that can be loaded; reports why others cannot. Stops when `is_asked`, if given,
+    /// returns that the user asks for the menu.
     pub fn first<'m>(
         &'m self,
         choices: &mut Choices<'m, B>,
         wanted: Option<&[u8]>,
-        is_hidden: bool,
+        is_asked: Option<fn() -> bool>,
         arena: &mut Arena<'m>,
     ) -> Result<HandOff, Stop> {
         let mut tried = 0;
@@ -128,7 +127,7 @@ impl<B: Board> Flow<'_, B> {
                     continue;
                 }
                 let loaded = self.load(listed, None, wanted.is_some(), arena);
-                if is_hidden && keys::is_menu_key_held::<B>() {
+                if is_asked.is_some_and(|is_asked| is_asked()) {
                     return Err(Stop::Asked);
                 }
                 if let Ok(hand_off) = loaded {
@@ -164,19 +163,7 @@ impl<B: Board> Flow<'_, B> {
                 return Err(Failed);
             }
         };
-        let label = listed.choice.label();
-        if !label.fdtdir.is_empty() && entry.device_tree.is_none() && !is_x86::<B>() {
-            log::warn!(
-                "{listed}fdtdir has no effect, the machine's own device tree is used; \
-                 name another one with fdt"
-            );
-        }
-        if !label.fdtoverlays.is_empty() {
-            log::warn!(
-                "{listed}fdtoverlays has no effect; merge them into a device tree with fdtoverlay, \
-                 and name that with fdt"
-            );
-        }
+        listed.warn_of_ignored_keywords(&entry);
         let origin = || log::info!("entry {}", listed.origin());
         self.load_files(listed.mount, listed, &entry, edited, &origin, arena)
     }

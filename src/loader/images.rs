@@ -4,7 +4,7 @@ use super::{
     Board, Failed,
     board::is_x86,
     console::Text,
-    load::{DEVICE_TREE, Loader, MAX_DEVICE_TREE},
+    load::{COMMAND_LINE, DEVICE_TREE, Loader, MAX_CMDLINE, MAX_DEVICE_TREE},
     names::{List, Names},
     path::Path,
     payload::{KERNEL, Payload},
@@ -146,6 +146,18 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             true => None,
             false => self.board.device_tree().and_then(device_tree::machine),
         }
+    }
+
+    /// The command line in a unified kernel image.
+    pub fn inner_command_line(
+        &mut self,
+        path: &[u8],
+        image: &BoardFile<'_, B>,
+        part: Range,
+    ) -> Result<&'m [u8], Failed> {
+        let text = self.small_part(path, image, part, COMMAND_LINE, MAX_CMDLINE)?;
+        // The section may be padded with NULs.
+        Ok(text.split(|&byte| byte == 0).next().unwrap_or_default())
     }
 
     /// Reads the command line of an image. In nested images, that of the outer one is kept.

@@ -29,12 +29,12 @@ use core::{
 use heapless::{String, Vec};
 
 /// Longest command line to read, in bytes; kernels accept less.
-const MAX_CMDLINE: u64 = 64 << 10;
+pub(super) const MAX_CMDLINE: u64 = 64 << 10;
 /// Largest device tree file in bytes: arm64 kernels map 2 MiB (booting.rst, "Setup the device tree").
 pub(super) const MAX_DEVICE_TREE: u64 = 2 << 20;
 const PAGE: u64 = 4096;
 /// The names of these files in messages.
-const COMMAND_LINE: &str = "command line";
+pub(super) const COMMAND_LINE: &str = "command line";
 pub(super) const DEVICE_TREE: &str = "device tree";
 
 /// The other places where a file was not found, for an error message.
@@ -134,6 +134,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     }
 
     /// The command line of `entry`.
+    #[cfg(feature = "shell")]
     #[inline(never)]
     pub fn words(mut self, entry: &Entry<'m>) -> Result<&'m [u8], Failed> {
         self.with_payload(entry, |loader, payload| {
@@ -176,6 +177,26 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         self.add_file(place, file, payload)?;
         let kind = self.kind(payload)?;
         self.open_images(entry, kind, payload)
+    }
+
+    /// Without the feature `uki`, EFI programs are refused.
+    #[cfg(not(feature = "uki"))]
+    fn open_images(
+        &self,
+        _: &Entry<'m>,
+        kind: Kind,
+        payload: &Payload<'a, 'm, B>,
+    ) -> Result<Kind, Failed> {
+        match kind {
+            Kind::Efi { .. } => Err(self.unsupported(kind, &payload.path)),
+            kind => Ok(kind),
+        }
+    }
+
+    /// The error for a kind of kernel that this build of the firmware does not support.
+    pub fn unsupported(&self, kind: Kind, path: &[u8]) -> Failed {
+        let what = format_args!("it is {kind}, and this firmware was built without support for it");
+        self.failed(path, what)
     }
 
     /// Replaces the kernel by the one that the host has decompressed, if there is one; returns its kind.
@@ -420,18 +441,6 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             own => own,
         };
         self.join_two(path, own, payload.addons)
-    }
-
-    /// The command line in a unified kernel image.
-    pub fn inner_command_line(
-        &mut self,
-        path: &[u8],
-        image: &BoardFile<'_, B>,
-        part: Range,
-    ) -> Result<&'m [u8], Failed> {
-        let text = self.small_part(path, image, part, COMMAND_LINE, MAX_CMDLINE)?;
-        // The section may be padded with NULs.
-        Ok(text.split(|&byte| byte == 0).next().unwrap_or_default())
     }
 
     /// Joins two lines by a space, unless one of them is empty.

@@ -2,43 +2,57 @@
 //!
 //! Floor 6. `unsafe` is used only in `arena`, where free memory becomes slices, and for the two calls that rely on
 //! the board: taking over its memory, and the hand-off.
+// Some functions of the common modules are used by optional ones only.
+#![cfg_attr(not(feature = "loader"), allow(dead_code))]
 
 mod arena;
+#[cfg_attr(not(feature = "shell"), path = "unattended.rs")]
 mod attended;
 mod board;
+#[cfg(feature = "shell")]
 mod builtins;
 mod choices;
 mod console;
+#[cfg(feature = "digest")]
 mod digest;
+#[cfg(feature = "shell")]
 mod editor;
 mod fetch;
 mod flow;
+#[cfg(feature = "uki")]
 mod images;
 mod kernels;
+#[cfg(feature = "shell")]
 mod keys;
 mod load;
+#[cfg(feature = "shell")]
 mod menu;
+#[cfg(any(feature = "shell", feature = "uki"))]
 mod names;
+#[cfg(feature = "shell")]
 mod output;
 mod path;
 mod payload;
 mod search;
+#[cfg(feature = "uki")]
 mod sections;
 mod shares;
+#[cfg(feature = "shell")]
 mod shell;
+#[cfg(feature = "uki")]
 mod thin;
 mod time_line;
+#[cfg(feature = "shell")]
 mod walk;
 
 pub use crate::boot::Architecture;
 pub use board::{Board, ExitStatus, HandOff, Move, Protocol};
 
-use crate::boot::options::{OnError, Options};
-use arena::{Arena, Memory};
-use core::ops::ControlFlow;
+use crate::boot::options::Options;
+use arena::Memory;
+use attended::State;
 use flow::Flow;
 use shares::Shares;
-use shell::State;
 use time_line::{Stage, TimeLine};
 
 /// Runs the boot flow on `board` with the options on its command line. This is what a board's firmware calls.
@@ -82,7 +96,7 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
         shares,
         time_line: &time_line,
     };
-    let end = work(&flow, state, &mut arena);
+    let end = attended::work(&flow, state, &mut arena);
     let unmounted = shares.unmount();
     match end {
         End::Start(hand_off) => {
@@ -92,7 +106,9 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
             // were unmounted and their devices reset.
             unsafe { board.start(&hand_off) }
         }
+        #[cfg(feature = "shell")]
         End::PowerOff => B::power_off(),
+        #[cfg(feature = "shell")]
         End::Reset => B::reset(),
         End::Exit(ExitStatus::Success) if unmounted.is_ok() => B::exit(ExitStatus::Success),
         End::Exit(_) => B::exit(ExitStatus::Failure),
@@ -115,29 +131,10 @@ enum End {
     Start(HandOff),
     Exit(ExitStatus),
     Halt,
+    #[cfg(feature = "shell")]
     PowerOff,
+    #[cfg(feature = "shell")]
     Reset,
-}
-
-/// Runs the commands of the options, or boots; and does what the options require if that fails.
-fn work<B: Board>(flow: &Flow<'_, B>, state: &mut State, arena: &mut Arena<'_>) -> End {
-    let end = match flow.options.commands {
-        None => attended::run(flow, state, arena),
-        Some(line) => match builtins::run(flow, line, &mut state.typed, arena) {
-            ControlFlow::Break(Some(end)) => Ok(end),
-            ControlFlow::Break(None) | ControlFlow::Continue(true) => {
-                Ok(End::Exit(ExitStatus::Success))
-            }
-            ControlFlow::Continue(false) => Err(Failed),
-        },
-    };
-    let failure = End::Exit(ExitStatus::Failure);
-    match (end, flow.options.on_error) {
-        (Ok(end), _) => end,
-        (Err(Failed), OnError::Exit) => failure,
-        (Err(Failed), OnError::Shell) => shell::run(flow, state, arena).unwrap_or(failure),
-        (Err(Failed), OnError::Halt) => End::Halt,
-    }
 }
 
 /// Something failed, and the error was reported.

@@ -2,7 +2,12 @@
 
 mod arm64;
 mod common;
+#[cfg(feature = "elf")]
 mod elf;
+#[cfg(feature = "packed")]
+mod packed;
+#[cfg(feature = "elf")]
+mod pvh;
 mod x86;
 
 use super::{Board, Failed, HandOff, board::is_x86, load::Loader, payload::Payload};
@@ -18,10 +23,14 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         // `is_x86` is constant: the firmware contains only the code for its own architecture.
         match (is_x86::<B>(), kind) {
             (true, Kind::BzImage) => self.bzimage(payload),
+            #[cfg(feature = "elf")]
             (true, Kind::Elf { .. }) => self.pvh(payload),
+            #[cfg(feature = "elf")]
             (false, Kind::Elf { .. }) => self.arm64_elf(payload),
             (false, Kind::Arm64Image) => self.arm64_image(payload),
+            #[cfg(feature = "packed")]
             (false, Kind::Compressed(compression)) => self.arm64_packed(payload, compression),
+            #[cfg(feature = "packed")]
             (
                 false,
                 Kind::EfiZboot {
@@ -33,9 +42,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
                 payload.kernel = self.zboot_payload(payload, inner)?;
                 self.arm64_packed(payload, compression)
             }
-            (_, kind) => {
-                Err(self.failed(&payload.path, format_args!("the kernel in it is {kind}")))
-            }
+            (_, kind) => Err(self.unsupported(kind, &payload.path)),
         }
     }
 }

@@ -7,6 +7,10 @@
 mod bls;
 mod conventional;
 mod extlinux;
+#[cfg(feature = "uki")]
+mod images;
+#[cfg(feature = "extlinux")]
+mod labels;
 
 use super::{
     Board, Failed,
