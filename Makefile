@@ -90,7 +90,7 @@ help:
 	@echo 'make bench     how fast it is, beside Linux and QEMU itself'
 	@echo '                 ROUNDS=   how often (default $(ROUNDS))'
 	@echo '                 ONLY=     reads,boots,initrd,trips,growth,size; PICTURES= docs for those of the README'
-	@echo 'make size      what the images take'
+	@echo 'make size      what the images take; the table in docs/size.md'
 	@echo 'make doc       the documentation, in $(TARGET)/doc'
 	@echo 'make clean     remove target, downloads included'
 
@@ -273,8 +273,9 @@ bench: setup-test firmware
 		$(if $(PICTURES),--pictures $(PICTURES))
 
 .PHONY: size
-size: tool firmware
+size: tool firmware minimal
 	@$(TOOL) size $(ARCHES:%=target/firmware/bootshare-%.elf)
+	@cargo run -q -p bootshare-host --example sizes -- docs/size.md $(foreach a,$(ARCHES),$a=target/firmware/bootshare-$a.elf "$a minimal=target/firmware/bootshare-minimal-$a.elf")
 
 .PHONY: doc
 doc: setup-build

@@ -214,8 +214,8 @@ fn feed<'b, B: Board>(
     rows: &[Row],
     arrived: impl Fn(&Row) -> (usize, &'b [u8]),
 ) {
-    // The compiler removes the decompressors from x86-64 firmware, where nothing is decompressed.
-    if is_x86::<B>() {
+    // Constant: without this, firmware that decompresses nothing would contain the decompressors.
+    if is_x86::<B>() || cfg!(not(feature = "packed")) {
         return;
     }
     if let (Some(unpacking), [row, ..]) = (unpacking, rows) {
