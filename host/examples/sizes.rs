@@ -17,7 +17,10 @@ fn main() -> Result<()> {
     let images: Vec<_> = args.collect();
     let images: Option<Vec<_>> = images.iter().map(|arg| arg.split_once('=')).collect();
     let images: Vec<_> = images.context(usage)?;
-    let images: Vec<_> = images.iter().map(|(name, path)| (*name, path.as_ref())).collect();
+    let images: Vec<_> = images
+        .iter()
+        .map(|(name, path)| (*name, path.as_ref()))
+        .collect();
     let table = size::table(&images)?;
     print!("{table}");
     let text = fs::read_to_string(&document)?;

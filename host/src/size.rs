@@ -149,7 +149,10 @@ fn room(name: &str) -> String {
     let path = name
         .split(|c| !is_path(c))
         .find(|part| part.contains("::") && part.starts_with(|c: char| c.is_ascii_lowercase()));
-    let parts: Vec<_> = path.unwrap_or("assembly and outlined code").split("::").collect();
+    let parts: Vec<_> = path
+        .unwrap_or("assembly and outlined code")
+        .split("::")
+        .collect();
     let is_module = |part: &&&str| part.starts_with(|c: char| c.is_ascii_lowercase());
     let levels = match parts[..] {
         ["bootshare", "boot" | "loader", ..] => 3,
