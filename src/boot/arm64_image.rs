@@ -283,7 +283,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn page_sizes_are_told() {
+    fn page_sizes_are_parsed() {
         for (flags, size) in [
             (0, None),
             (2, Some(4096)),

@@ -530,7 +530,7 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
     }
 
     #[test]
-    fn architectures_are_told_in_any_case() {
+    fn the_case_of_an_architecture_is_ignored() {
         // "architecture": "The comparison should be done case-insensitively."
         let is_for = |line: &[u8], machine| Entry::parse(line).is_for(machine);
         for name in ["x64", "X64", "x86-64", "x86_64", "amd64"] {

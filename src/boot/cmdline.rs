@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn words_for_init_come_last_behind_one_separator() {
+    fn words_for_init_come_last_after_one_separator() {
         assert_eq!(
             built(&["a=1"], "quiet -- single\n", "debug"),
             b"a=1 quiet debug -- single"

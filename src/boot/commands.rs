@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_escaped_is_read_as_it_was() {
+    fn escaped_text_is_read_back_unchanged() {
         let all: StdVec<u8> = (0..=255).collect();
         for word in [&all[..], "a é;'\"\\\n".as_bytes()] {
             for part in word.chunks(8) {

@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_others_are_left_alone() {
+    fn words_without_the_prefix_are_ignored() {
         let line = b"console=ttyS0 virtio_mmio.device=512@0xfeb00e00:12 bootshare bootshares.x=1 \
                      bootshare.entry=x -- bootshare.nonsense";
         let options = Options::parse(line).unwrap();
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_followed_is_named_with_what_can() {
+    fn an_invalid_option_is_named_with_the_valid_ones() {
         assert_eq!(
             error("bootshare.tags=a"),
             "bootshare.tags: there is no such option; bootshare.tag, .entry, .fallback, .timeout, \

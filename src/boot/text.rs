@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn quotation_marks_around_a_whole_value_go() {
+    fn quotation_marks_around_a_whole_value_are_removed() {
         for (value, plain) in [
             ("\"a b\"", "a b"),
             ("'a \"b\"'", "a \"b\""),

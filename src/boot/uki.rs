@@ -622,7 +622,7 @@ mod tests {
     }
 
     #[test]
-    fn the_system_is_told_by_the_best_field_there_is() {
+    fn the_first_present_field_of_os_release_is_used() {
         // systemd's bootspec_pick_name_version_sort_key.
         let text = b"# no\nPRETTY_NAME=\"Debian GNU/Linux 12\"\nNAME='Debian'\nID=debian\r\n\
             VERSION_ID=\"12\"\nVERSION=\nIMAGE_VERSION=\"\"\n\0\0";

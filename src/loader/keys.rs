@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn terminals_say_the_same_in_several_ways() {
+    fn different_sequences_mean_the_same_key() {
         for (key, ways) in [
             (Key::Up, &[&b"\x1b[A"[..], b"\x1bOA", b"\x10"][..]),
             (Key::Down, &[b"\x1b[B", b"\x1bOB", b"\x0e"]),
