@@ -50,7 +50,7 @@ HOSTED := $(ARCHES:%=--exclude minimal-%) --exclude bootshare-test-payload
 PAYLOAD_x86_64 := -p bootshare-test-payload
 
 # Each feature of the library alone; none is written as a comma.
-FEATURES := , embedded-io mmio pci boot loader
+FEATURES := , embedded-io mmio pci boot minimal elf extlinux packed shell uki loader
 
 # Two set-ups at once would fight over apt's lock; cargo is parallel by itself.
 .NOTPARALLEL:
@@ -76,6 +76,7 @@ help:
 	@echo '                 NAMES=    some of those in host/distributions.sh'
 	@echo 'make test-release  what make release made, installed, used and removed in clean trees; NAMES= as above'
 	@echo 'make firmware  the images, in target/firmware'
+	@echo 'make minimal   images that boot by entries and conventional names only: no menu, shell, ...'
 	@echo 'make examples  the minimal firmware of examples/, in target/examples'
 	@echo 'make fuzz      hostile input for each fuzz target'
 	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client zstd'
@@ -90,7 +91,7 @@ help:
 	@echo 'make bench     how fast it is, beside Linux and QEMU itself'
 	@echo '                 ROUNDS=   how often (default $(ROUNDS))'
 	@echo '                 ONLY=     reads,boots,initrd,trips,growth,size; PICTURES= docs for those of the README'
-	@echo 'make size      what the images take'
+	@echo 'make size      what the images take; the table in docs/size.md'
 	@echo 'make doc       the documentation, in $(TARGET)/doc'
 	@echo 'make clean     remove target, downloads included'
 
@@ -124,6 +125,16 @@ $(ARCHES:%=firmware-%): firmware-%: setup-build tool
 	@install -C "$(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$*" target/firmware/bootshare-$*.elf
 	@$(TOOL) rom target/firmware/bootshare-$*.elf target/firmware/bootshare-$*.$(ROM_$*)
 
+# The boot flow without its optional features: see docs/size.md.
+.PHONY: minimal
+minimal: $(ARCHES:%=minimal-%)
+
+.PHONY: $(ARCHES:%=minimal-%)
+$(ARCHES:%=minimal-%): minimal-%: setup-build
+	$(BARE_CARGO) build --profile firmware -p bootshare-qemu-$* --no-default-features --target $*-unknown-none $(BARE_FLAGS)
+	@mkdir -p target/firmware
+	@install -C "$(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$*" target/firmware/bootshare-minimal-$*.elf
+
 # The first program of a machine in which `bootshare-host run` runs a command.
 .PHONY: init
 init: $(ARCHES:%=init-%)
@@ -151,7 +162,7 @@ payload: setup-build
 TESTED = --workspace $(HOSTED) --features bootshare/loader,$(EMBEDDED)
 
 .PHONY: test
-test: setup-test lint package firmware init examples payload
+test: setup-test lint package firmware minimal init examples payload
 	cargo test $(TESTED) --no-fail-fast
 	@if [ "$$(id -u)" = 0 ]; then \
 		cargo test $(TESTED) --test embedded trusted_ -- --ignored 2>&1 | tee target/root.log; \
@@ -213,6 +224,7 @@ publish: setup-build firmware init
 .PHONY: $(ARCHES:%=lint-%)
 $(ARCHES:%=lint-%): lint-%: setup-test
 	$(BARE_CARGO) clippy -p bootshare-qemu-$* -p minimal-$* $(PAYLOAD_$*) -p bootshare --features bootshare/loader --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
+	$(BARE_CARGO) clippy -p bootshare-qemu-$* --no-default-features --target $*-unknown-none $(BARE_FLAGS) -- -D warnings
 
 .PHONY: fuzz
 fuzz: setup-fuzz
@@ -267,8 +279,9 @@ bench: setup-test firmware
 		$(if $(PICTURES),--pictures $(PICTURES))
 
 .PHONY: size
-size: tool firmware
+size: tool firmware minimal
 	@$(TOOL) size $(ARCHES:%=target/firmware/bootshare-%.elf)
+	@cargo run -q -p bootshare-host --example sizes -- docs/size.md $(foreach a,$(ARCHES),$a=target/firmware/bootshare-$a.elf "$a minimal=target/firmware/bootshare-minimal-$a.elf")
 
 .PHONY: doc
 doc: setup-build

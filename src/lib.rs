@@ -77,7 +77,9 @@
 //! | `pci` | yes | `transport::pci` |
 //! | `embedded-io` | yes | `embedded_io::Read` and `Seek` for [`File`], `Error` for [`Error`] |
 //! | `boot` | no | parsers and planners for boot entries, kernel images, memory, device trees |
-//! | `loader` | no | the boot flow that the firmware images are made of; implies `boot`, `mmio`, `pci` |
+//! | `minimal` | no | the boot flow, for entries of the Boot Loader Specification and conventional names; implies `boot`, `mmio`, `pci` |
+//! | `elf`, `extlinux`, `packed`, `shell`, `uki` | no | what the boot flow can do besides: ELF programs, `extlinux.conf`, compressed arm64 kernels, menu and shell, unified kernel images |
+//! | `loader` | no | all of it: what the firmware images are made of |
 //!
 //! # Where to read on
 //!
@@ -96,7 +98,7 @@ mod error;
 pub mod fs;
 pub mod fuse;
 pub mod hal;
-#[cfg(feature = "loader")]
+#[cfg(feature = "minimal")]
 pub mod loader;
 pub mod session;
 pub mod transport;

@@ -1,5 +1,6 @@
-//! What a firmware image takes: sections, totals against the aims, and the largest symbols.
+//! The size of a firmware image: sections, totals against the aims, the largest symbols, and a table by room.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -57,6 +58,116 @@ fn sections(image: &object::File<'_>, text: &mut String) -> Result<()> {
     Ok(())
 }
 
+/// A table of the size of several images, named by their columns: one row for each room, the largest in the first
+/// image first.
+///
+/// # Errors
+/// An image cannot be read, or is no ELF file.
+pub fn table(images: &[(&str, &Path)]) -> Result<String> {
+    let mut columns = Vec::new();
+    for (_, path) in images {
+        columns.push(with_image(path, |image| Ok(rooms(image)))?);
+    }
+    let mut names: BTreeSet<&str> = BTreeSet::new();
+    for column in &columns {
+        let large = column.iter().filter(|(_, size)| **size >= SMALL);
+        names.extend(large.map(|(name, _)| name.as_str()));
+    }
+    let cell = |column: &Rooms, name| column.get(name).copied().unwrap_or(0);
+    let mut rows: Vec<_> = names
+        .iter()
+        .map(|name| (*name, columns.iter().map(|c| cell(c, *name)).collect()))
+        .collect();
+    rows.sort_by(|a: &(_, Vec<_>), b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    let total: Vec<u64> = columns.iter().map(|column| column.values().sum()).collect();
+    let listed = |index: usize| rows.iter().map(|(_, cells)| cells[index]).sum::<u64>();
+    let rest = (0..total.len()).map(|index| total[index] - listed(index));
+    rows.push(("smaller rooms", rest.collect()));
+    rows.insert(0, ("code and data", total));
+    let mut text = String::from("| room, KiB |");
+    for (name, _) in images {
+        write!(text, " {name} |")?;
+    }
+    write!(text, "\n|---|{}\n", "---:|".repeat(images.len()))?;
+    for (name, cells) in rows {
+        write!(text, "| {name} |")?;
+        for size in cells {
+            write!(text, " {:.1} |", kib(size))?;
+        }
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// Bytes of code and data by room.
+type Rooms = BTreeMap<String, u64>;
+
+/// A room smaller than this in each image is not listed.
+const SMALL: u64 = 512;
+
+/// The size of each room: the symbols of a module or crate, and the parts of sections without symbols.
+fn rooms(image: &object::File<'_>) -> Rooms {
+    let mut rooms = Rooms::new();
+    let mut in_section: BTreeMap<usize, u64> = BTreeMap::new();
+    for symbol in image.symbols() {
+        let (Some(section), Ok(name)) = (symbol.section_index(), symbol.name()) else {
+            continue;
+        };
+        let is_reserved = image
+            .section_by_index(section)
+            .is_ok_and(|section| section.kind() == SectionKind::UninitializedData);
+        if is_reserved || symbol.size() == 0 {
+            continue;
+        }
+        *in_section.entry(section.0).or_default() += symbol.size();
+        let name = format!("{:#}", rustc_demangle::demangle(name));
+        *rooms.entry(room(&name)).or_default() += symbol.size();
+    }
+    for section in image.sections() {
+        let SectionFlags::Elf { sh_flags, .. } = section.flags() else {
+            continue;
+        };
+        let is_loaded = sh_flags.contains(object::elf::SHF_ALLOC)
+            && section.kind() != SectionKind::UninitializedData;
+        if is_loaded {
+            let known = in_section.get(&section.index().0).copied().unwrap_or(0);
+            let rest = section.size().saturating_sub(known);
+            let name = section.name().unwrap_or("?");
+            let what = match section.kind() {
+                SectionKind::Text => format!("assembly and padding in {name}"),
+                _ => format!("texts and tables in {name}"),
+            };
+            *rooms.entry(what).or_default() += rest;
+        }
+    }
+    rooms
+}
+
+/// The room of a symbol: its crate, of the library also the module, of `boot` and `loader` also the module in it.
+fn room(name: &str) -> String {
+    let is_path = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
+    let path = name
+        .split(|c| !is_path(c))
+        .find(|part| part.contains("::") && part.starts_with(|c: char| c.is_ascii_lowercase()));
+    let parts: Vec<_> = path
+        .unwrap_or("assembly and outlined code")
+        .split("::")
+        .collect();
+    let is_module = |part: &&&str| part.starts_with(|c: char| c.is_ascii_lowercase());
+    let levels = match parts[..] {
+        ["bootshare", "boot" | "loader", ..] => 3,
+        ["bootshare", ..] => 2,
+        _ => 1,
+    };
+    let parts: Vec<_> = parts
+        .iter()
+        .take(levels)
+        .take_while(is_module)
+        .copied()
+        .collect();
+    parts.join("::")
+}
+
 /// The largest symbols.
 fn symbols(image: &object::File<'_>, text: &mut String) -> Result<()> {
     let mut symbols: Vec<_> = image
@@ -90,6 +201,33 @@ fn kib(bytes: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn symbols_belong_to_rooms() {
+        for (symbol, expected) in [
+            ("bootshare::loader::run", "bootshare::loader::run"),
+            (
+                "<bootshare::loader::load::Loader<B>>::open",
+                "bootshare::loader::load",
+            ),
+            (
+                "<bootshare::session::Session<T,H>>::poll",
+                "bootshare::session",
+            ),
+            ("<u128 as core::fmt::Display>::fmt", "core"),
+            (
+                "<bootshare::error::Error as core::fmt::Display>::fmt",
+                "bootshare::error",
+            ),
+            ("memcpy", "assembly and outlined code"),
+        ] {
+            assert_eq!(room(symbol), expected, "{symbol}");
+        }
+        let own = std::env::current_exe().unwrap();
+        let text = table(&[("a", &own), ("b", &own)]).unwrap();
+        assert!(text.starts_with("| room, KiB | a | b |\n|---|---:|---:|\n| code and data |"));
+        assert!(text.contains("\n| bootshare_host |"), "{text}");
+    }
 
     #[test]
     fn our_own_program_has_sections_and_demangled_symbols() {

@@ -10,12 +10,12 @@ use crate::boot::{
 };
 use core::fmt;
 
-/// How many bytes of the file [`Arm64Image::parse`] has to see: the header.
+/// How many bytes of the file [`Arm64Image::parse`] needs: the header.
 ///
-/// With more, up to a page, it can tell from the EFI headers whether the file is cut off.
+/// Given up to a page, it also detects from the EFI headers whether the file is cut off.
 pub const HEAD_BYTES: usize = 64;
 
-/// The image is loaded `text_offset` bytes after a multiple of this.
+/// The image is loaded `text_offset` bytes after an address that is a multiple of this.
 const BASE_ALIGNMENT: u64 = 2 << 20;
 const MAGIC: [u8; 4] = *b"ARM\x64";
 const MAGIC_OFFSET: usize = 56;
@@ -28,40 +28,39 @@ const GIB: u64 = 1 << 30;
 /// A raw arm64 kernel image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arm64Image {
-    /// Bytes from a base that is a multiple of 2 MiB to the image.
+    /// Offset in bytes of the image from its base, which is a multiple of 2 MiB.
     pub text_offset: u64,
-    /// Bytes that the kernel needs from its start, those of the file among them.
+    /// Bytes of memory that the kernel needs from its start, including the file's.
     pub image_size: u64,
     /// Size of the file in bytes; all of it is loaded.
     pub file_size: u64,
-    /// Size of the kernel's pages in bytes, if it says so, as kernels do since Linux 4.4.
+    /// Size of the kernel's pages in bytes, if the header has it (since Linux 4.4).
     pub page_size: Option<u32>,
-    /// Whether memory below the kernel is of use to it; if not, it should lie low. It always does
-    /// here.
+    /// Whether the kernel can use memory below itself. Otherwise it should be placed low in memory, which is
+    /// always done here.
     pub place_anywhere: bool,
 }
 
-/// Why a file is not an arm64 kernel that can be started. The sentences go on from "it": the file.
+/// Why a file cannot be started as an arm64 kernel. In its messages, "it" is the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arm64ImageError {
     /// The magic number is missing.
     NotImage,
     /// The file is shorter than its headers say.
     Truncated {
-        /// Bytes that should be there at least.
+        /// The smallest valid size in bytes.
         needed: u64,
-        /// Bytes that are there.
+        /// The actual size in bytes.
         file_size: u64,
     },
     /// The kernel is built for big-endian processors.
     BigEndian,
-    /// `image_size` is 0: the kernel is older than 3.17 and does not tell how much memory it
-    /// needs. Whatever was guessed, its first writes could fall on the initrd, so it is not
-    /// started.
+    /// `image_size` is 0: the kernel is older than 3.17 and does not state how much memory it needs. With any
+    /// guess, its first writes could overwrite the initrd, so it is not started.
     NoImageSize,
-    /// This field of the header makes no sense.
+    /// This field of the header has an invalid value.
     Field(&'static str),
-    /// The kernel's pages have so many bytes, which the processor does not support.
+    /// The kernel uses pages of this size in bytes, which the processor does not support.
     PageSize(u32),
 }
 
@@ -99,23 +98,23 @@ impl fmt::Display for Arm64ImageError {
 impl core::error::Error for Arm64ImageError {}
 
 impl Arm64Image {
-    /// Reads the header out of `head`, the first bytes of a file of `file_size` bytes.
+    /// Parses the header in `head`, the first bytes of a file of `file_size` bytes.
     ///
     /// # Errors
     ///
-    /// [`Arm64ImageError`] for what can't be started.
+    /// [`Arm64ImageError`] if the file cannot be started.
     pub fn parse(head: &[u8], file_size: u64) -> Result<Self, Arm64ImageError> {
         let image = Self::parse_packed(head)?;
         Self::check_size(head, file_size)?;
         Ok(Self { file_size, ..image })
     }
 
-    /// As [`Self::parse`], for a kernel that is still to be unpacked, of which `head` is the start:
-    /// no more than `image_size` is expected. [`Self::check_size`] is left to the caller.
+    /// Like [`Self::parse`], for a kernel that is not decompressed yet, except for its start `head`.
+    /// `image_size` is assumed as the size; the caller calls [`Self::check_size`] after the decompression.
     ///
     /// # Errors
     ///
-    /// [`Arm64ImageError`] for what can't be started.
+    /// [`Arm64ImageError`] if the kernel cannot be started.
     pub fn parse_packed(head: &[u8]) -> Result<Self, Arm64ImageError> {
         use Arm64ImageError::{BigEndian, Field, NoImageSize, NotImage};
         if !has_magic(head) {
@@ -149,13 +148,13 @@ impl Arm64Image {
         })
     }
 
-    /// Whether all of the image is in `file_size` bytes that start with `head`.
+    /// Checks that a file of `file_size` bytes, which starts with `head`, holds the whole image.
     ///
     /// # Errors
     ///
     /// [`Arm64ImageError::Truncated`]
     pub fn check_size(head: &[u8], file_size: u64) -> Result<(), Arm64ImageError> {
-        // image_size counts memory that is not in the file; the EFI sections tell what is.
+        // image_size includes memory beyond the file; the EFI sections give the size of the file.
         let needed = Pe::parse(head).map_or(0, |pe| pe.file_end());
         let needed = needed.max(HEAD_BYTES as u64);
         if file_size < needed {
@@ -164,10 +163,10 @@ impl Arm64Image {
         Ok(())
     }
 
-    /// The memory it needs from its base, which is a multiple of 2 MiB, low in memory.
+    /// The memory that the kernel needs from its base, a multiple of 2 MiB, low in memory.
     ///
-    /// [`Self::load_address`] says where in it the file goes. A file larger than `image_size` is
-    /// given room for all of it.
+    /// [`Self::load_address`] gives the address of the file in it. If the file is larger than `image_size`,
+    /// the memory is large enough for the file.
     #[must_use]
     pub fn memory_request(&self) -> Request {
         let size = self.image_size.max(self.file_size);
@@ -179,8 +178,8 @@ impl Arm64Image {
         }
     }
 
-    /// Whether the processor can run it. `has` tells whether pages of that size, in bytes, are
-    /// supported (`ID_AA64MMFR0_EL1`). Without them the kernel stops before it can say so.
+    /// Checks that the processor supports the kernel's page size: `has` returns whether it supports pages of
+    /// this size in bytes (`ID_AA64MMFR0_EL1`). Otherwise the kernel would stop before it prints anything.
     ///
     /// # Errors
     ///
@@ -192,25 +191,25 @@ impl Arm64Image {
         }
     }
 
-    /// Where the device tree of a kernel whose memory is `kernel` must lie, if not all of memory will
-    /// do. It must not cross a multiple of 2 MiB there.
+    /// The range in which the device tree of a kernel in the memory `kernel` must lie, if it is restricted. The
+    /// tree must not cross a multiple of 2 MiB then.
     ///
-    /// That is so before Linux 4.2 (booting.rst, section 2). The header does not tell these from the
-    /// next two, which are given the same.
+    /// Linux before 4.2 has this restriction (booting.rst, section 2). The header cannot distinguish 4.2 and
+    /// 4.3 from older versions, so that it is applied to these as well.
     #[must_use]
     pub fn device_tree_window(&self, kernel: &Range) -> Option<Range> {
         let window = Range::with_size(kernel.start, 512 << 20);
         self.page_size.is_none().then_some(window)
     }
 
-    /// Where the file goes, and where the kernel is entered, in the memory at `base`.
+    /// The address to load the file to, which is also the entry point, for memory at `base`.
     #[must_use]
     pub const fn load_address(&self, base: u64) -> u64 {
         base.saturating_add(self.text_offset)
     }
 
-    /// The window in which the initrd of a kernel at `kernel` must lie: 32 GiB that start at a
-    /// multiple of 1 GiB and cover the kernel.
+    /// The range in which the initrd of a kernel at `kernel` must lie: 32 GiB that start at a multiple of 1 GiB
+    /// and include the kernel.
     #[must_use]
     pub const fn initrd_window(kernel: &Range) -> Range {
         Range::with_size(kernel.start & GIB.wrapping_neg(), 32 * GIB)
@@ -284,7 +283,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn page_sizes_are_told() {
+    fn page_sizes_are_parsed() {
         for (flags, size) in [
             (0, None),
             (2, Some(4096)),
@@ -304,7 +303,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn old_kernels_want_the_device_tree_behind_them() {
+    fn old_kernels_need_the_device_tree_within_512_mib_after_their_start() {
         let kernel = Range::with_size(0x4020_0000, 0x200_0000);
         let window = |flags| changed(24, flags).unwrap().device_tree_window(&kernel);
         assert_eq!(window(0), Some(Range::with_size(0x4020_0000, 512 << 20)));

@@ -1,65 +1,64 @@
-//! Boot entries and the loader's configuration as text files: UAPI.1, the "Boot Loader
-//! Specification" 1.0, type 1 (<https://uapi-group.org/specifications/specs/boot_loader_specification/>),
-//! and `loader.conf` as systemd-boot has it (loader.conf(5)).
+//! Boot entries of UAPI.1, the "Boot Loader Specification" 1.0, type 1
+//! (<https://uapi-group.org/specifications/specs/boot_loader_specification/>), and systemd-boot's
+//! `loader.conf` (loader.conf(5)).
 //!
-//! An entry is a file `/loader/entries/NAME.conf`:
+//! An entry is a text file, `/loader/entries/NAME.conf`:
 //!
 //! | key | meaning |
 //! |---|---|
-//! | `title`, `version`, `machine-id`, `sort-key` | what it is, and where it comes in the list |
+//! | `title`, `version`, `machine-id`, `sort-key` | the name, and the position in the list |
 //! | `linux` | the kernel's path |
-//! | `initrd` | an initrd's path; each line adds one |
-//! | `options` | words for the kernel's command line; each line adds some |
+//! | `initrd` | the path of an initrd; may be repeated |
+//! | `options` | words for the kernel's command line; may be repeated |
 //! | `devicetree` | the path of a device tree that replaces the machine's |
 //! | `devicetree-overlay` | refused: see [`entry`](crate::boot::entry) |
 //! | `architecture` | hides the entry from other machines |
-//! | `uki` | the path of an EFI program with a [kernel in it](crate::boot::uki) |
-//! | `efi` | the same, of any EFI program: such an entry is hidden unless it is asked for |
-//! | `uki-url` | hides it from this loader, which has no network |
-//! | `profile` | which profile of a unified kernel image is started |
-//! | `extra` | the path of an addon of a unified kernel image; each line adds one |
+//! | `uki` | the path of a [unified kernel image](crate::boot::uki) |
+//! | `efi` | the path of any EFI program: the entry is hidden unless it is chosen by name |
+//! | `uki-url` | hides the entry: this loader has no network |
+//! | `profile` | the profile of a unified kernel image to start |
+//! | `extra` | the path of an addon for a unified kernel image; may be repeated |
 //!
-//! Other keys are ignored. Of a key that may stand there once, the last line counts. All paths
-//! start at the root of the file system that the entry is on, with a `/` or without. Quotation marks
-//! around a whole value go, as with systemd-boot. Several paths may stand in a line `initrd`, as with
-//! GRUB, which also has [variables](crate::boot::grub) in `linux`, `initrd`, `options` and
-//! `devicetree`: [`expand`].
+//! Other keys are ignored. If a single-valued key is repeated, the last line wins. All paths are relative to
+//! the root of the file system that holds the entry, with a leading `/` or without. As in systemd-boot,
+//! quotation marks around a whole value are removed. As in GRUB, an `initrd` line may name several paths,
+//! and `linux`, `initrd`, `options` and `devicetree` may contain [variables](crate::boot::grub), which
+//! [`expand`] replaces.
 
 use crate::boot::{
-    glob,
+    Architecture, glob,
     grub::{Environment, has_variables},
-    image::Architecture,
-    text::{Lines, lines, number, unquoted},
+    text::{Lines, as_str, lines, number, unquoted},
     version,
 };
 use core::cmp::{Ordering, Reverse};
 
-/// The name of an entry's file.
+/// The parsed file name of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileName<'a> {
-    /// The entry's id: the name without its ending and without boot counters.
+    /// The entry's id: the name without its extension and without boot counters.
     pub id: &'a [u8],
-    /// Boot counters, if the name has some.
+    /// The boot counters, if any.
     pub tries: Option<Tries>,
-    /// Which profile of a unified kernel image it is, if it has several: 0 is the file itself.
+    /// The profile of a unified kernel image: 0 for the file itself, otherwise the number after `@`.
     pub profile: u32,
-    /// All of it.
+    /// The whole name.
     pub name: &'a [u8],
 }
 
-/// The boot counters of an entry ("Boot counting"). They are read, never written.
+/// The boot counters of an entry ("Boot counting"). They are read but never written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tries {
-    /// How often it is still to be tried.
+    /// Tries left.
     pub left: u32,
-    /// How often it failed.
+    /// Failed tries.
     pub done: u32,
 }
 
 impl<'a> FileName<'a> {
-    /// Takes the name of a file in `/loader/entries` or, of type 2, in `/EFI/Linux` apart; `None` if
-    /// it is no entry's. Behind the name of an image, `@1` and so on stand for its other profiles, as with
-    /// systemd-boot; such an entry's id is the whole name.
+    /// Parses the name of a file in `/loader/entries` or (type 2) `/EFI/Linux`; `None` if it is not the name
+    /// of an entry. As in systemd-boot, `@1` and so on after the name of an image select its other profiles;
+    /// the id of such an entry is the whole name.
     #[must_use]
     pub fn parse(name: &'a [u8]) -> Option<Self> {
         if let Some((file, profile)) = profile(name) {
@@ -71,7 +70,7 @@ impl<'a> FileName<'a> {
             });
         }
         let stem = stem(name)?;
-        // `*.conf` matches no hidden files.
+        // `*.conf` does not match hidden files.
         if stem.is_empty() || stem.starts_with(b".") {
             return None;
         }
@@ -87,33 +86,33 @@ impl<'a> FileName<'a> {
         })
     }
 
-    /// The id of its file, whichever profile it is.
+    /// The id without the profile: that of the file.
     fn file_id(&self) -> &'a [u8] {
         let file = profile(self.name).and_then(|(file, _)| Self::parse(file));
         file.map_or(self.id, |file| file.id)
     }
 
-    /// Whether all tries are used up.
+    /// Whether no tries are left.
     #[must_use]
     pub fn is_bad(&self) -> bool {
         self.tries.is_some_and(|tries| tries.left == 0)
     }
 }
 
-/// How well a name fits a pattern: the less, the better.
+/// How well a name fits a pattern; smaller is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fit {
     /// It matches.
     Exact,
-    /// It does if letters of either case count as the same, as with systemd-boot.
+    /// It matches if the case of letters is ignored, as in systemd-boot.
     AnyCase,
-    /// It is for another one.
+    /// It does not match.
     None,
 }
 
 impl Fit {
-    /// Of the entry with this id, from a file of this name: `pattern` may be for the id, with an ending
-    /// or without, or for the name.
+    /// Compares `pattern` with an entry. It may match the id, with or without an extension, or the whole
+    /// file name.
     #[must_use]
     pub fn of(pattern: &[u8], id: &[u8], name: &[u8]) -> Self {
         let fits = |matches: fn(&[u8], &[u8]) -> bool| {
@@ -127,24 +126,33 @@ impl Fit {
     }
 }
 
-/// A name without the ending of an entry's file.
+/// A name without the extension of an entry file.
 fn stem(name: &[u8]) -> Option<&[u8]> {
     before(name, b".conf").or_else(|| before(name, b".efi"))
 }
 
-/// Whether it is the name of a unified kernel image, which is an entry of type 2.
+/// Whether `name` is that of a unified kernel image: an entry of type 2.
 #[must_use]
 pub fn is_image(name: &[u8]) -> bool {
     before(name, b".efi").is_some()
 }
 
-/// Whether it is the name of an addon of such an image.
+/// Whether `name` is that of an addon for a unified kernel image.
 #[must_use]
 pub fn is_addon(name: &[u8]) -> bool {
     before(name, b".addon.efi").is_some()
 }
 
-/// The name of an image's file and the number of one of its profiles but the first.
+/// Whether `name` is that of a credential, or of a system or configuration extension: files that systemd-stub
+/// passes to the system in an initrd.
+#[must_use]
+pub fn is_credential_or_extension(name: &[u8]) -> bool {
+    before(name, b".cred")
+        .or_else(|| before(name, b".raw"))
+        .is_some()
+}
+
+/// Splits `FILE@N`, which names profile N (at least 1) of an image, into the file name and N.
 #[must_use]
 pub fn profile(name: &[u8]) -> Option<(&[u8], u32)> {
     let at = name.iter().rposition(|&byte| byte == b'@')?;
@@ -153,13 +161,13 @@ pub fn profile(name: &[u8]) -> Option<(&[u8], u32)> {
     is_image(file).then_some((file, profile))
 }
 
-/// A name without this ending, which may be in any case, as on FAT.
+/// `name` without `ending`, in upper or lower case, since FAT does not keep the case.
 fn before<'a>(name: &'a [u8], ending: &[u8]) -> Option<&'a [u8]> {
     let (stem, end) = name.split_at_checked(name.len().checked_sub(ending.len())?)?;
     end.eq_ignore_ascii_case(ending).then_some(stem)
 }
 
-/// An id and the counters behind it: `ID+LEFT` or `ID+LEFT-DONE`.
+/// Splits off boot counters: `ID+LEFT` or `ID+LEFT-DONE`.
 fn counters(stem: &[u8]) -> Option<(&[u8], Tries)> {
     let plus = stem.iter().rposition(|&byte| byte == b'+')?;
     let (id, counters) = stem.split_at_checked(plus)?;
@@ -169,77 +177,79 @@ fn counters(stem: &[u8]) -> Option<(&[u8], Tries)> {
     (!id.is_empty()).then_some((id, Tries { left, done }))
 }
 
-/// What an entry's file says. Empty values stand for keys that are not there.
+/// The content of an entry file. A missing key has an empty value.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Entry<'a> {
-    /// For people.
+    /// The human-readable name.
     pub title: &'a [u8],
-    /// The version of what it starts.
+    /// The version of the kernel or system.
     pub version: &'a [u8],
-    /// Which installation it belongs to.
+    /// The installation that the entry belongs to.
     pub machine_id: &'a [u8],
-    /// Its place in the list.
+    /// The first key to sort by.
     pub sort_key: &'a [u8],
     /// The kernel's path.
     pub linux: &'a [u8],
     /// The path of a device tree.
     pub devicetree: &'a [u8],
-    /// Paths of overlays for it, apart at spaces.
+    /// Paths of device tree overlays, separated by spaces.
     pub devicetree_overlay: &'a [u8],
-    /// What it is for, in the words of the EFI specification.
+    /// The architecture that the entry is for, as the EFI specification names it.
     pub architecture: &'a [u8],
     /// The path of a unified kernel image.
     pub uki: &'a [u8],
     /// The path of an EFI program.
     pub efi: &'a [u8],
-    /// Which profile of a unified kernel image it starts.
+    /// The profile of the unified kernel image to start.
     pub profile: &'a [u8],
-    /// Where an image is to be fetched from.
+    /// The URL of a unified kernel image.
     pub uki_url: &'a [u8],
     text: &'a [u8],
 }
 
 impl<'a> Entry<'a> {
-    /// Reads an entry's file, which may hold any bytes.
+    /// Parses an entry file, which may hold any bytes.
     #[must_use]
     pub fn parse(text: &'a [u8]) -> Self {
         let mut entry = Self {
             text,
             ..Self::default()
         };
+        // A table: comparing with each key in a `match` would take 1 KiB more code.
+        let mut fields: [(&[u8], &mut &'a [u8]); 12] = [
+            (b"title", &mut entry.title),
+            (b"version", &mut entry.version),
+            (b"machine-id", &mut entry.machine_id),
+            (b"sort-key", &mut entry.sort_key),
+            (b"linux", &mut entry.linux),
+            (b"devicetree", &mut entry.devicetree),
+            (b"devicetree-overlay", &mut entry.devicetree_overlay),
+            (b"architecture", &mut entry.architecture),
+            (b"uki", &mut entry.uki),
+            (b"efi", &mut entry.efi),
+            (b"profile", &mut entry.profile),
+            (b"uki-url", &mut entry.uki_url),
+        ];
         for (key, value) in lines(text) {
-            let field = match key {
-                b"title" => &mut entry.title,
-                b"version" => &mut entry.version,
-                b"machine-id" => &mut entry.machine_id,
-                b"sort-key" => &mut entry.sort_key,
-                b"linux" => &mut entry.linux,
-                b"devicetree" => &mut entry.devicetree,
-                b"devicetree-overlay" => &mut entry.devicetree_overlay,
-                b"architecture" => &mut entry.architecture,
-                b"uki" => &mut entry.uki,
-                b"efi" => &mut entry.efi,
-                b"profile" => &mut entry.profile,
-                b"uki-url" => &mut entry.uki_url,
-                _ => continue,
-            };
-            *field = unquoted(value);
+            if let Some((_, field)) = fields.iter_mut().find(|(name, _)| *name == key) {
+                **field = unquoted(value);
+            }
         }
         entry
     }
 
-    /// The paths of the initrds, in their order.
+    /// The paths of the initrds, in the order of the file.
     pub fn initrds(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         self.values(b"initrd").flat_map(Paths)
     }
 
-    /// The lines of words for the kernel's command line, to be joined in their order.
+    /// The `options` lines, in the order of the file; together they are the kernel's command line.
     #[must_use]
     pub fn options(&self) -> Values<'a> {
         self.values(b"options")
     }
 
-    /// The paths of what is to be handed to a unified kernel image besides, in their order.
+    /// The `extra` paths (addons for a unified kernel image), in the order of the file.
     #[must_use]
     pub fn extras(&self) -> Values<'a> {
         self.values(b"extra")
@@ -252,10 +262,10 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// Whether it may be started on `machine`, as far as it says.
+    /// Whether the entry may be started on `machine`, by its key `architecture`.
     #[must_use]
     pub fn is_for(&self, machine: Architecture) -> bool {
-        // The EFI specification's names, and those that people write.
+        // The names of the EFI specification, then others in common use.
         let names: [&[u8]; 4] = match machine {
             Architecture::X86_64 => [b"x64", b"x86-64", b"x86_64", b"amd64"],
             Architecture::Aarch64 => [b"aa64", b"aarch64", b"arm64", b"armv8"],
@@ -265,7 +275,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// The values of a key that may be repeated.
+/// Iterates over the values of a repeated key; empty values are skipped.
 #[derive(Clone, Copy, Debug)]
 pub struct Values<'a> {
     lines: Lines<'a>,
@@ -283,7 +293,8 @@ impl<'a> Iterator for Values<'a> {
     }
 }
 
-/// The paths in a line: each starts with a `/` behind white space, which may itself be in a path.
+/// Iterates over the paths in a line. A `/` after white space starts the next path, so that a path may
+/// contain spaces.
 struct Paths<'a>(&'a [u8]);
 
 impl<'a> Iterator for Paths<'a> {
@@ -299,19 +310,19 @@ impl<'a> Iterator for Paths<'a> {
     }
 }
 
-/// The keys whose values GRUB expands.
+/// Whether GRUB expands variables in the values of `key`.
 fn is_expanded(key: &[u8]) -> bool {
-    matches!(key, b"linux" | b"initrd" | b"options" | b"devicetree")
+    matches!(as_str(key), "linux" | "initrd" | "options" | "devicetree")
 }
 
-/// Whether [`expand`] has something to do.
+/// Whether an entry has variables for [`expand`] to replace.
 #[must_use]
 pub fn wants_expansion(text: &[u8]) -> bool {
     lines(text).any(|(key, value)| is_expanded(key) && has_variables(value))
 }
 
-/// Writes an entry's file anew to the start of `out`, with the values in place of GRUB's variables;
-/// its size in bytes, which may be more than `out` has.
+/// Writes the entry `text` to the start of `out` with GRUB's variables replaced by their values. Returns the
+/// size in bytes; if that is more than `out` holds, the output is incomplete.
 pub fn expand(text: &[u8], environment: &Environment<'_>, out: &mut [u8]) -> usize {
     let mut size = 0_usize;
     for (key, value) in lines(text) {
@@ -337,7 +348,7 @@ pub fn expand(text: &[u8], environment: &Environment<'_>, out: &mut [u8]) -> usi
     size
 }
 
-/// The order of a menu ("Sorting"): what is less comes first.
+/// The order of the menu ("Sorting"): the smaller entry comes first.
 #[must_use]
 pub fn compare(a: (&FileName<'_>, &Entry<'_>), b: (&FileName<'_>, &Entry<'_>)) -> Ordering {
     let ((name_a, a), (name_b, b)) = (a, b);
@@ -345,76 +356,75 @@ pub fn compare(a: (&FileName<'_>, &Entry<'_>), b: (&FileName<'_>, &Entry<'_>)) -
     let bad = name_a.is_bad().cmp(&name_b.is_bad());
     bad.then_with(|| match (a.sort_key, b.sort_key) {
         ([], []) => Ordering::Equal,
-        // 3. One that has a sort-key comes before one that has none.
+        // 3. Entries with a sort-key come before those without one.
         ([], _) => Ordering::Greater,
         (_, []) => Ordering::Less,
-        // 2. "Alphanumerical order" is that of bytes, with what is not there first.
+        // 2. "Alphanumerical order" is byte order; a missing value comes first.
         (key_a, key_b) => key_a
             .cmp(key_b)
             .then_with(|| a.machine_id.cmp(b.machine_id))
             .then_with(|| version::compare(b.version, a.version)),
     })
-    // 4. The file's name, the newest version first.
+    // 4. By file name, newest version first.
     .then_with(|| version::compare(name_b.file_id(), name_a.file_id()))
-    // The profiles of one file, in their order.
+    // The profiles of one file, by number.
     .then_with(|| name_a.profile.cmp(&name_b.profile))
-    // As systemd-boot: the one with more tries left, then the one that failed less often.
+    // As in systemd-boot: more tries left first, then fewer failed tries.
     .then_with(|| {
         let key = |name: &FileName<'_>| name.tries.map(|tries| (Reverse(tries.left), tries.done));
         key(name_a).cmp(&key(name_b))
     })
-    // Not to depend on the order of the directory.
+    // Make the result independent of the order of the directory.
     .then_with(|| name_b.name.cmp(name_a.name))
 }
 
-/// What `/loader/loader.conf` says.
+/// The settings in `/loader/loader.conf`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoaderConf<'a> {
-    /// Which entry comes first: a [pattern](crate::boot::glob) for its id or its file's name.
-    /// Values such as `@saved` ask for what a loader has stored, which this one does not.
+    /// The entry to try first: a [pattern](crate::boot::glob) for its id or file name. Values such as
+    /// `@saved` refer to state that a boot loader keeps between boots; this one keeps none.
     pub default: Option<&'a [u8]>,
-    /// What it says about the menu.
+    /// How long the menu waits.
     pub timeout: Option<Timeout>,
 }
 
-/// Whether there is a menu, and how long it waits for a key (loader.conf(5), "timeout").
+/// Whether the menu is shown, and how long it waits for a key (loader.conf(5), "timeout").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timeout {
-    /// So many seconds; at 0 as [`Timeout::Hidden`].
+    /// The menu waits for this many seconds; 0 is the same as [`Timeout::Hidden`].
     Seconds(u32),
-    /// It has no countdown.
+    /// The menu is shown without a countdown.
     Force,
-    /// There is none unless a key is held.
+    /// The menu is shown only if a key is held down.
     Hidden,
-    /// There is none.
+    /// The menu is never shown.
     Disabled,
 }
 
 impl Timeout {
-    /// Reads the value; `None` if it is none.
+    /// Parses the value of `timeout`; `None` if it is not valid.
     #[must_use]
     pub fn parse(value: &[u8]) -> Option<Self> {
-        match value {
-            b"menu-force" => Some(Self::Force),
-            b"menu-hidden" => Some(Self::Hidden),
-            b"menu-disabled" => Some(Self::Disabled),
+        match as_str(value) {
+            "menu-force" => Some(Self::Force),
+            "menu-hidden" => Some(Self::Hidden),
+            "menu-disabled" => Some(Self::Disabled),
             _ => number(value).map(Self::Seconds),
         }
     }
 }
 
 impl<'a> LoaderConf<'a> {
-    /// Reads the file, which may hold any bytes. Other keys, and a timeout that is none, are
-    /// ignored.
+    /// Parses the file, which may hold any bytes. Unknown keys and invalid timeouts are ignored.
     #[must_use]
     pub fn parse(text: &'a [u8]) -> Self {
         let mut conf = Self::default();
         for (key, value) in lines(text) {
             let value = unquoted(value);
-            match (key, value) {
+            match (as_str(key), value) {
                 (_, b"") => {}
-                (b"default", _) => conf.default = Some(value),
-                (b"timeout", _) => conf.timeout = Timeout::parse(value).or(conf.timeout),
+                ("default", _) => conf.default = Some(value),
+                ("timeout", _) => conf.timeout = Timeout::parse(value).or(conf.timeout),
                 _ => {}
             }
         }
@@ -520,7 +530,7 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
     }
 
     #[test]
-    fn architectures_are_told_in_any_case() {
+    fn the_case_of_an_architecture_is_ignored() {
         // "architecture": "The comparison should be done case-insensitively."
         let is_for = |line: &[u8], machine| Entry::parse(line).is_for(machine);
         for name in ["x64", "X64", "x86-64", "x86_64", "amd64"] {

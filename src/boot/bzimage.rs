@@ -1,7 +1,7 @@
-//! The x86 Linux kernel image, bzImage, as its 64-bit boot protocol sees it.
+//! The x86 Linux kernel image, bzImage, for the 64-bit boot protocol.
 //!
-//! Follows the kernel's `Documentation/arch/x86/boot.rst` ("The Linux/x86 Boot Protocol"); field
-//! names are those of its table "The Real-Mode Kernel Header".
+//! Follows the kernel's `Documentation/arch/x86/boot.rst` ("The Linux/x86 Boot Protocol"). The names of
+//! fields are from its table "The Real-Mode Kernel Header".
 
 use crate::boot::memory::Request;
 use core::fmt;
@@ -10,20 +10,20 @@ use zerocopy::{
     little_endian::{U16, U32, U64},
 };
 
-/// How many bytes of the file [`BzImage::parse`] has to see, unless the file is shorter: up to the
-/// end of the room that the setup header has in a zero page (`edd_mbr_sig_buffer`).
+/// How many bytes of the file [`BzImage::parse`] needs, unless the file is shorter: up to the end of the
+/// space for the setup header in a zero page (`edd_mbr_sig_buffer`).
 pub const HEAD_BYTES: usize = 0x290;
 
-/// Where the setup header starts, in the file and in the zero page.
+/// Offset of the setup header, in the file and in the zero page.
 pub(super) const HEADER_OFFSET: usize = 0x1f1;
 
-/// A kernel is entered this far from its load address (boot.rst, "64-bit Boot Protocol").
+/// Offset of the 64-bit entry point from the load address (boot.rst, "64-bit Boot Protocol").
 const ENTRY_OFFSET: u64 = 0x200;
 const BOOT_FLAG: u16 = 0xaa55;
 const MAGIC: [u8; 4] = *b"HdrS";
-/// `EB`, a jump of one signed byte. Its distance tells where the header ends.
+/// `EB`: a short jump. Its distance gives the end of the header.
 const JUMP: u8 = 0xeb;
-/// Protocol 2.12 (kernel 3.8) is the first with `xloadflags`, which tells of the 64-bit entry.
+/// Protocol 2.12 (Linux 3.8) introduced `xloadflags`, which has the flag for the 64-bit entry.
 const OLDEST_VERSION: u16 = 0x020c;
 const LOADED_HIGH: u8 = 1 << 0;
 const XLF_KERNEL_64: u16 = 1 << 0;
@@ -33,7 +33,7 @@ const PARAGRAPH_BYTES: u64 = 16;
 const FOUR_GIB: u64 = 1 << 32;
 const MIB: u64 = 1 << 20;
 
-/// The setup header from [`HEADER_OFFSET`], up to the last field that is known here.
+/// The setup header from [`HEADER_OFFSET`] to the last field defined here.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct SetupHeader {
@@ -80,45 +80,45 @@ pub(super) struct SetupHeader {
 
 /// A bzImage that the 64-bit boot protocol can start.
 ///
-/// File layout: [`BzImage::setup_bytes`] of real-mode code, not needed here, then
-/// [`BzImage::payload_bytes`] that go to the load address.
+/// File layout: [`BzImage::setup_bytes`] of real-mode code, which is not needed, then
+/// [`BzImage::payload_bytes`] of the kernel, which are loaded to the load address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BzImage {
     /// Boot protocol version, `0x020f` for 2.15.
     pub version: u16,
-    /// Bytes before the protected-mode kernel: where reading starts.
+    /// Offset of the protected-mode kernel in the file.
     pub setup_bytes: u64,
-    /// Bytes to load, to the end of the file. Bytes after `syssize`, such as a signature, are
-    /// among them: other loaders load them as well, and the kernel does not mind.
+    /// Bytes to load, to the end of the file. This includes bytes after `syssize`, such as a signature: other
+    /// boot loaders load them as well, and the kernel ignores them.
     pub payload_bytes: u64,
     /// End of the setup header in the file; at most [`HEAD_BYTES`].
     pub header_end: usize,
-    /// What the kernel can do, as bits.
+    /// Capabilities of the kernel (`XLF_*`).
     pub xloadflags: u16,
     /// Highest address that an initrd may occupy, for a kernel that is not [`Self::above_4_gib`].
     pub initrd_addr_max: u32,
     /// Longest command line in bytes, without its NUL.
     pub cmdline_size: u32,
-    /// Bytes from the load address that the kernel needs before it reads its memory map.
+    /// Bytes from the load address that the kernel uses before it examines the memory map.
     pub init_size: u32,
-    /// Where it would like to be loaded; it does not run below.
+    /// The preferred load address, which is also the lowest one.
     pub pref_address: u64,
     /// Alignment of the load address in bytes, a power of two.
     pub kernel_alignment: u32,
-    /// Whether it runs elsewhere than at `pref_address`.
+    /// Whether it can run at other addresses than `pref_address`.
     pub relocatable: bool,
 }
 
-/// Why a file is not a bzImage that can be started. The sentences go on from "it": the file.
+/// Why a file cannot be started as a bzImage. In its messages, "it" is the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BzImageError {
     /// The magic numbers are missing.
     NotBzImage,
     /// The file is shorter than its header says.
     Truncated {
-        /// Bytes that should be there at least.
+        /// The smallest valid size in bytes.
         needed: u64,
-        /// Bytes that are there.
+        /// The actual size in bytes.
         file_size: u64,
     },
     /// The protocol version is older than 2.12.
@@ -128,7 +128,7 @@ pub enum BzImageError {
     },
     /// It has no 64-bit entry.
     Not64Bit,
-    /// This field of the header makes no sense.
+    /// This field of the header has an invalid value.
     Field(&'static str),
 }
 
@@ -162,11 +162,11 @@ impl fmt::Display for BzImageError {
 impl core::error::Error for BzImageError {}
 
 impl BzImage {
-    /// Reads the setup header out of `head`, the first bytes of a file of `file_size` bytes.
+    /// Parses the setup header in `head`, the first bytes of a file of `file_size` bytes.
     ///
     /// # Errors
     ///
-    /// [`BzImageError`] for what cannot be started by the 64-bit boot protocol.
+    /// [`BzImageError`] if the file cannot be started by the 64-bit boot protocol.
     pub fn parse(head: &[u8], file_size: u64) -> Result<Self, BzImageError> {
         let header = read_header(head).ok_or(BzImageError::NotBzImage)?;
         if header.boot_flag.get() != BOOT_FLAG || header.header != MAGIC {
@@ -181,16 +181,15 @@ impl BzImage {
             return Err(BzImageError::Not64Bit);
         }
 
-        // boot.rst, "64-bit Boot Protocol": the header ends at 0x202 plus the byte at 0x201. A
-        // backward jump is no size, and every field up to init_size has to be there.
+        // boot.rst, "64-bit Boot Protocol": the header ends at 0x202 plus the byte at 0x201. A backward jump
+        // is invalid, and the header must contain every field up to init_size.
         let [jump, distance] = header.jump;
         let header_end = 0x202_usize.saturating_add(usize::from(distance));
         if jump != JUMP || distance > 0x7f || header_end < 0x264 {
             return Err(BzImageError::Field("jump"));
         }
 
-        // For backwards compatibility, if setup_sects is 0, the real value is 4; the boot sector
-        // comes on top.
+        // For backwards compatibility, setup_sects = 0 means 4. The boot sector is not counted in it.
         let sectors = match header.setup_sects {
             0 => 4,
             sectors => u64::from(sectors),
@@ -209,7 +208,7 @@ impl BzImage {
             return Err(BzImageError::Field("loadflags"));
         }
 
-        // The image is unpacked in place: it needs more than itself.
+        // The kernel decompresses itself in place, so init_size is larger than the image.
         let init_size = header.init_size.get();
         if u64::from(init_size) < system_bytes {
             return Err(BzImageError::Field("init_size"));
@@ -244,10 +243,11 @@ impl BzImage {
         self.xloadflags & XLF_CAN_BE_LOADED_ABOVE_4G != 0
     }
 
-    /// The memory it needs: at `pref_address` if possible, else at the lowest place above.
+    /// The memory that the kernel needs: at `pref_address` if possible, otherwise at the lowest free place
+    /// above it.
     ///
-    /// Not below, although the kernel is relocatable: its 64-bit entry moves it up to
-    /// `pref_address` from a lower place, over whatever is there.
+    /// A relocatable kernel is not placed below `pref_address`: there, its 64-bit entry would move it up to
+    /// `pref_address` and overwrite what is in that memory.
     #[must_use]
     pub fn memory_request(&self) -> Request {
         let size = self.payload_bytes.max(self.init_size.into());
@@ -270,7 +270,7 @@ impl BzImage {
         }
     }
 
-    /// End of the addresses at which the kernel, its zero page and its command line may lie.
+    /// End of the addresses for the kernel, its zero page and its command line.
     #[must_use]
     pub const fn limit(&self) -> u64 {
         if self.above_4_gib() {
@@ -280,7 +280,7 @@ impl BzImage {
         }
     }
 
-    /// End of the addresses at which an initrd may lie.
+    /// End of the addresses for an initrd.
     #[must_use]
     pub fn initrd_limit(&self) -> u64 {
         if self.above_4_gib() {
@@ -290,16 +290,16 @@ impl BzImage {
         }
     }
 
-    /// The 64-bit entry of a kernel at `load_address`.
+    /// Address of the 64-bit entry of a kernel loaded at `load_address`.
     #[must_use]
     pub const fn entry(&self, load_address: u64) -> u64 {
         load_address.saturating_add(ENTRY_OFFSET)
     }
 }
 
-/// Whether `head` has the magic numbers of a bzImage, of whatever version.
+/// Whether `head` has the magic numbers of a bzImage of any version.
 pub(super) fn has_magic(head: &[u8]) -> bool {
-    // Old images end their header sooner: look at the two fields alone.
+    // The header of old images is shorter, so that only these two fields are examined.
     head.get(0x1fe..0x200) == Some(&BOOT_FLAG.to_le_bytes())
         && head.get(0x202..0x206) == Some(&MAGIC)
 }

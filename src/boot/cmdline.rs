@@ -1,25 +1,25 @@
-//! The payload's command line, put together, and the words of a command line, taken apart.
+//! Builds the payload's command line, and splits command lines into words.
 
 use core::{ffi::CStr, fmt};
 
-/// Longest command line of an arm64 kernel in bytes, without its NUL (`COMMAND_LINE_SIZE` of
-/// `arch/arm64/include/uapi/asm/setup.h` is 2048). x86 kernels tell theirs:
+/// Longest command line of an arm64 kernel in bytes, without the NUL (`COMMAND_LINE_SIZE` in
+/// `arch/arm64/include/uapi/asm/setup.h` is 2048). x86 kernels state their limit:
 /// [`BzImage::cmdline_size`](crate::boot::bzimage::BzImage::cmdline_size).
 pub const ARM64_LIMIT: usize = 2047;
 
-/// Why there is no command line.
+/// Why a command line cannot be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandLineError {
-    /// There is a NUL in the text, which would end the command line there.
+    /// The text contains a NUL, which would end the command line.
     Nul {
         /// Its offset in bytes.
         offset: usize,
     },
-    /// It is longer than the kernel takes.
+    /// The command line is longer than the kernel allows.
     TooLong {
-        /// Bytes that it would have.
+        /// Its length in bytes.
         bytes: usize,
-        /// Bytes that it may have.
+        /// The longest allowed length in bytes.
         limit: usize,
     },
 }
@@ -42,22 +42,24 @@ impl fmt::Display for CommandLineError {
 
 impl core::error::Error for CommandLineError {}
 
-/// Puts a payload's command line together in `buffer`.
+/// Builds a payload's command line in `buffer`.
 ///
-/// In this order, one space between them:
+/// It consists of these parts, separated by one space:
 /// 1. `board_words`;
-/// 2. `text`, as a file or an entry has it: line ends and tabs become spaces, white space at both
-///    ends goes;
-/// 3. `extra`, the words after `--` of the firmware's own command line, cleaned the same way.
+/// 2. `text`, from a file or an entry: line ends and tabs become spaces, and white space at both ends is
+///    removed;
+/// 3. `extra`, the words after `--` on the firmware's own command line, cleaned in the same way.
 ///
-/// A word `--` in `text` or `extra` ends what the kernel reads: the words behind it are init's
-/// (the kernel's `Documentation/admin-guide/kernel-parameters.rst`). They come last, behind one `--`.
+/// A word `--` in `text` or `extra` ends the kernel's own words: those after it are for init (the kernel's
+/// `Documentation/admin-guide/kernel-parameters.rst`). The init words of both parts come last, after a single
+/// `--`.
 ///
-/// `limit` is the most bytes that the kernel takes, without the NUL; `buffer` needs one more.
+/// `limit` is the longest command line in bytes that the kernel accepts, without the NUL; `buffer` needs one
+/// byte more.
 ///
 /// # Errors
 ///
-/// [`CommandLineError`] if the text has a NUL or the whole is longer than `limit` or `buffer`.
+/// [`CommandLineError`] if the text contains a NUL, or if the result does not fit into `limit` or `buffer`.
 pub fn build<'b, W: AsRef<[u8]>>(
     buffer: &'b mut [u8],
     limit: usize,
@@ -97,7 +99,7 @@ pub fn build<'b, W: AsRef<[u8]>>(
     CStr::from_bytes_until_nul(written).map_err(|_| too_long)
 }
 
-/// A line that goes on counting where its buffer ends.
+/// A line being written. Bytes beyond the end of the buffer are counted but not stored.
 struct Line<'b> {
     buffer: &'b mut [u8],
     len: usize,
@@ -125,10 +127,10 @@ impl Line<'_> {
     }
 }
 
-/// The word behind which words are init's.
+/// The word that separates the kernel's words from those for init.
 const END_OF_KERNEL_WORDS: &[u8] = b"--";
 
-/// The kernel's part of a command line, and init's if there is a `--` between them.
+/// Splits a command line at `--` into the kernel's part and, if there is a `--`, init's part.
 fn split_at_init(line: &[u8]) -> (&[u8], Option<&[u8]>) {
     let mut words = words(line);
     while let Some(word) = words.next() {
@@ -141,13 +143,13 @@ fn split_at_init(line: &[u8]) -> (&[u8], Option<&[u8]>) {
     (line, None)
 }
 
-/// White space between words, as the kernel sees it in ASCII.
+/// Whether the kernel treats `byte` as white space (`isspace`, for ASCII).
 fn is_space(byte: u8) -> bool {
     byte.is_ascii_whitespace() || byte == 0x0b
 }
 
-/// Whether the kernel finds a word in `line` that has the same key as `word`. `-` and `_` are the same
-/// in a key, as in the kernel.
+/// Whether the kernel's part of `line` has a word with the same key as `word`. As in the kernel, `-` and `_`
+/// are the same in a key.
 #[must_use]
 pub fn has_key_of(line: &[u8], word: &[u8]) -> bool {
     let same = |a: &u8, b: &u8| a == b || (matches!(a, b'-' | b'_') && matches!(b, b'-' | b'_'));
@@ -158,15 +160,15 @@ pub fn has_key_of(line: &[u8], word: &[u8]) -> bool {
     })
 }
 
-/// The words of a command line; see [`words`].
+/// Iterates over the words of a command line; see [`words`].
 #[derive(Clone, Debug)]
 pub struct Words<'a> {
     rest: &'a [u8],
     open_quote: bool,
 }
 
-/// Splits a command line at white space outside of double quotes, as the kernel does
-/// (`next_arg` of `lib/cmdline.c`). Quotes may begin anywhere in a word, and stay in it.
+/// Splits a command line at white space outside of double quotes, like the kernel (`next_arg` in
+/// `lib/cmdline.c`). Quotes may begin anywhere in a word; they are not removed.
 #[must_use]
 pub const fn words(line: &[u8]) -> Words<'_> {
     Words {
@@ -176,13 +178,13 @@ pub const fn words(line: &[u8]) -> Words<'_> {
 }
 
 impl<'a> Words<'a> {
-    /// What comes after the words that were taken.
+    /// The text after the last word taken.
     #[must_use]
     pub const fn rest(&self) -> &'a [u8] {
         self.rest
     }
 
-    /// Whether the last word taken had a quote that no other one closed: it went on to the end.
+    /// Whether the last word taken has an unclosed quote, and so extends to the end of the line.
     #[must_use]
     pub const fn open_quote(&self) -> bool {
         self.open_quote
@@ -206,8 +208,8 @@ impl<'a> Iterator for Words<'a> {
     }
 }
 
-/// A word's key and value, apart at the first `=`. Quotes around the word or the value are not
-/// part of them, as in the kernel's `next_arg`.
+/// Splits a word into key and value at the first `=`. Quotes around the word or the value are removed, as in
+/// the kernel's `next_arg`.
 #[must_use]
 pub fn key_and_value(word: &[u8]) -> (&[u8], Option<&[u8]>) {
     let word = unquote(word);
@@ -220,7 +222,7 @@ pub fn key_and_value(word: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// Without the double quote it starts with, and the one it ends with then.
+/// `text` without a double quote at its start and, if there was one, the double quote at its end.
 fn unquote(text: &[u8]) -> &[u8] {
     match text.strip_prefix(b"\"") {
         Some(inner) => inner.strip_suffix(b"\"").unwrap_or(inner),
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn words_for_init_come_last_behind_one_separator() {
+    fn words_for_init_come_last_after_one_separator() {
         assert_eq!(
             built(&["a=1"], "quiet -- single\n", "debug"),
             b"a=1 quiet debug -- single"

@@ -1,23 +1,22 @@
-//! Shell commands out of a line of text: `ls /; cat '/a file'`.
+//! Splits a line of text into shell commands and their words: `ls /; cat '/a file'`.
 //!
-//! Commands end at `;` or a line end, words at white space. In single quotes everything stands for
-//! itself. In double quotes and outside of quotes a backslash takes the meaning from the byte
-//! after it, and `\xNN` is the byte with that hexadecimal number, which is how `walk` and `ls`
-//! print names that are not ASCII.
+//! Commands end at `;` or a line end, words at white space. In single quotes every byte is literal. In
+//! double quotes and outside of quotes, a backslash makes the next byte literal, and `\xNN` is the byte with
+//! that hexadecimal number: `walk` and `ls` print names that are not ASCII in this form.
 
 use core::fmt;
 use heapless::Vec;
 
-/// The most words of one command.
+/// Most words of one command.
 pub const MAX_WORDS: usize = 32;
 
 /// The words of a command.
 pub type Words<'b> = Vec<&'b [u8], MAX_WORDS>;
 
-/// Why a line can't be run.
+/// Why a line cannot be split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandError {
-    /// This quote is never closed.
+    /// This quotation mark has no closing one.
     OpenQuote(u8),
     /// The line ends in a backslash.
     OpenEscape,
@@ -25,7 +24,7 @@ pub enum CommandError {
     TooManyWords,
     /// A command is longer than the buffer for it.
     TooLong {
-        /// Bytes that a command may have.
+        /// Size of the buffer in bytes.
         limit: usize,
     },
 }
@@ -56,26 +55,27 @@ impl fmt::Display for CommandError {
 
 impl core::error::Error for CommandError {}
 
-/// The commands of a line, one after the other.
+/// Iterates over the commands of a line.
 #[derive(Clone, Debug)]
 pub struct Commands<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Commands<'a> {
-    /// The commands of `line`.
+    /// Starts at the first command of `line`.
     #[must_use]
     pub const fn new(line: &'a [u8]) -> Self {
         Self { rest: line }
     }
 
-    /// The words of the next command that has any, without their quotes and escapes, in `buffer`.
+    /// Writes the words of the next command into `buffer`, without quotes and escapes, and returns them.
+    /// Empty commands are skipped.
     ///
-    /// A command needs no more of the buffer than it has bytes.
+    /// A buffer as long as the command is always large enough.
     ///
     /// # Errors
     ///
-    /// [`CommandError`]; there is no next command after it.
+    /// [`CommandError`]; the rest of the line is dropped then.
     pub fn next<'b>(&mut self, buffer: &'b mut [u8]) -> Option<Result<Words<'b>, CommandError>> {
         let mut ends = Vec::new();
         while !self.rest.is_empty() {
@@ -90,7 +90,7 @@ impl<'a> Commands<'a> {
         None
     }
 
-    /// Writes a command's words to `buffer`, one after the other, and where each ends to `ends`.
+    /// Writes the words of one command to `buffer`, without gaps, and the end of each to `ends`.
     fn split(
         &mut self,
         buffer: &mut [u8],
@@ -99,7 +99,7 @@ impl<'a> Commands<'a> {
         let limit = buffer.len();
         let mut len = 0_usize;
         let mut quote = None;
-        // An empty pair of quotes is a word too.
+        // An empty pair of quotes is a word, too.
         let mut in_word = false;
         let mut end_word = |in_word: &mut bool, len| {
             if core::mem::take(in_word) {
@@ -138,7 +138,7 @@ impl<'a> Commands<'a> {
         }
     }
 
-    /// The byte that stands for what comes after a backslash.
+    /// Takes the escape sequence after a backslash and returns the byte that it stands for.
     fn escaped(&mut self) -> Result<u8, CommandError> {
         let digit = |byte: u8| char::from(byte).to_digit(16);
         if let [b'x', high, low, rest @ ..] = self.rest
@@ -154,7 +154,7 @@ impl<'a> Commands<'a> {
     }
 }
 
-/// The pieces of `buffer` that end at `ends`.
+/// Cuts `buffer` into the words that end at `ends`.
 fn slices<'b>(buffer: &'b [u8], ends: &[usize]) -> Words<'b> {
     let mut start = 0;
     ends.iter()
@@ -166,7 +166,7 @@ fn slices<'b>(buffer: &'b [u8], ends: &[usize]) -> Words<'b> {
         .collect()
 }
 
-/// A part of a word, as it is written so that [`Commands`] reads it.
+/// Displays part of a word with the escapes that [`Commands`] needs to read it back.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<'a>(pub &'a [u8]);
 
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_escaped_is_read_as_it_was() {
+    fn escaped_text_is_read_back_unchanged() {
         let all: StdVec<u8> = (0..=255).collect();
         for word in [&all[..], "a é;'\"\\\n".as_bytes()] {
             for part in word.chunks(8) {

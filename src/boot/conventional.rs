@@ -1,31 +1,29 @@
-//! What to boot in a directory without boot entries: files with the names that they have by
-//! convention.
+//! Kernels, initrds and command lines with conventional names, for directories without boot entries.
 //!
-//! | file | names, the first that is there |
+//! | file | names; the first one found is used |
 //! |---|---|
 //! | kernel | `vmlinuz`; `Image`; the newest `vmlinuz-VERSION`; the newest `Image-VERSION`; the newest `vmlinux-VERSION`, `bzImage-VERSION`, `kernel-VERSION` in this order; `bzImage`; `Image.gz`; `vmlinuz.efi`; `kernel`; `vmlinux` |
-//! | initrd of a kernel with a version | `initrd.img-VERSION` (Debian), `initramfs-VERSION.img` (Fedora, Arch), `initrd-VERSION` (SUSE), `initramfs-VERSION` (Alpine), `initrd-VERSION.img` (Mageia), `uInitrd-VERSION` (Armbian); else as below, but `initramfs*` with no version |
+//! | initrd of a kernel with a version | `initrd.img-VERSION` (Debian), `initramfs-VERSION.img` (Fedora, Arch), `initrd-VERSION` (SUSE), `initramfs-VERSION` (Alpine), `initrd-VERSION.img` (Mageia), `uInitrd-VERSION` (Armbian); otherwise as below, but `initramfs*` only without a version |
 //! | initrd of another kernel | `initrd.img`; `initrd`; `initrd.gz`; the newest `initramfs*`; `uInitrd` |
 //! | command line | `cmdline`; `cmdline.txt`: see [`command_line`] |
 //!
-//! Newest goes by the order of [`version`]. Rescue and fallback images are
-//! taken if there is no other; names that end like a backup (`.old`, `~`), like a signature or like
-//! a kernel for a debugger (`vmlinux-VERSION.gz`) never are.
+//! The newest is determined by [`version`]. Rescue and fallback images are used only if there is no other.
+//! Names with the suffix of a backup (`.old`, `~`), of a signature, or of a kernel for a debugger
+//! (`vmlinux-VERSION.gz`) are never used.
 //!
-//! Where the packages of a system keep it, [`MODULES`]`/VERSION`, the kernel is `vmlinuz`: see
-//! [`module_initrds`].
+//! Packages of some systems install the kernel as `vmlinuz` in [`MODULES`]`/VERSION`: see [`module_initrds`].
 
 use crate::boot::{text::without_mark, version};
 use core::cmp::{Ordering, Reverse};
 use heapless::Vec;
 
-/// The longest name in bytes that a directory entry can have.
+/// Longest name of a directory entry in bytes.
 pub const MAX_NAME_BYTES: usize = 255;
 
 /// A file's name.
 pub type Name = Vec<u8, MAX_NAME_BYTES>;
 
-/// What goes around the version in the name of a versioned kernel's initrd, best first.
+/// Prefix and suffix of the version in the names of initrds, best first.
 const INITRDS: [(&[u8], &[u8]); 6] = [
     (b"initrd.img-", b""),
     (b"initramfs-", b".img"),
@@ -37,10 +35,10 @@ const INITRDS: [(&[u8], &[u8]); 6] = [
 
 /// Names of initrds without a version, best first; `initramfs*` comes before the last one.
 const PLAIN_INITRDS: [&[u8]; 4] = [b"initrd.img", b"initrd", b"initrd.gz", b"uInitrd"];
-/// How many of them come before `initramfs*`.
+/// How many of [`PLAIN_INITRDS`] come before `initramfs*`.
 const BEFORE_INITRAMFS: usize = 3;
 
-/// Names of kernels without a version, best first; those with one come in between.
+/// Names of kernels without a version, best first; kernels with a version come in between.
 const KERNELS: [&[u8]; 7] = [
     b"vmlinuz",
     b"Image",
@@ -50,20 +48,20 @@ const KERNELS: [&[u8]; 7] = [
     b"kernel",
     b"vmlinux",
 ];
-/// How many of them come before those with a version.
+/// How many of [`KERNELS`] come before kernels with a version.
 const BEFORE_VERSIONS: usize = 2;
 
-/// What stands before the version in a kernel's name, best first.
+/// Prefixes of the version in the names of kernels, best first.
 const PREFIXES: [&[u8]; 5] = [b"vmlinuz-", b"Image-", b"vmlinux-", b"bzImage-", b"kernel-"];
 
-/// Where packages keep a kernel with its modules, in a directory for each version.
+/// Directories in which packages install kernel and modules, in a subdirectory for each version.
 pub const MODULES: [&str; 2] = ["/usr/lib/modules", "/lib/modules"];
 
-/// The kernel's name there.
+/// The kernel's name in such a subdirectory.
 pub const MODULES_KERNEL: &str = "vmlinuz";
 
-/// Where the initrd of a kernel in [`MODULES`] is, in two parts: a directory, `None` for the kernel's
-/// own, and a name. The best first.
+/// The places for the initrd of a kernel in [`MODULES`], best first: a directory, `None` for that of the
+/// kernel, and a name.
 pub fn module_initrds(version: &[u8]) -> impl Iterator<Item = (Option<&'static str>, Name)> {
     let in_boot = INITRDS.iter().filter_map(move |(prefix, suffix)| {
         Some((Some("/boot"), joined(&[prefix, version, suffix])?))
@@ -80,8 +78,8 @@ fn joined(parts: &[&[u8]]) -> Option<Name> {
     all.then_some(name)
 }
 
-/// The command line in a file of that name, put to the start of `text`: without lines that start with
-/// `#`, which are comments as in /etc/kernel/cmdline (kernel-install(8)). Its size in bytes.
+/// Removes comments, lines that start with `#` as in /etc/kernel/cmdline (kernel-install(8)), from the content
+/// `text` of a file `cmdline`. Returns the size in bytes of the command line, at the start of `text`.
 pub fn command_line(text: &mut [u8]) -> usize {
     let mark = text.len().saturating_sub(without_mark(text).len());
     let (mut from, mut to) = (mark, 0_usize);
@@ -100,10 +98,10 @@ pub fn command_line(text: &mut [u8]) -> usize {
     to
 }
 
-/// The choice among the names of one directory, in constant memory.
+/// Chooses among the names of one directory, in constant memory.
 ///
-/// The names may come in any order. As an initrd belongs to a kernel that may come after it,
-/// one look at the directory is not always enough:
+/// The names may come in any order. Since the name of an initrd may come before that of its kernel, the
+/// directory sometimes has to be listed twice:
 ///
 /// ```
 /// # use bootshare::boot::conventional::Conventional;
@@ -122,29 +120,28 @@ pub fn command_line(text: &mut [u8]) -> usize {
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Conventional {
-    /// Which of [`KERNELS`] are there.
+    /// Which of [`KERNELS`] were found.
     kernels: [bool; KERNELS.len()],
-    /// The newest kernel with a version, of the best prefix.
+    /// The newest kernel with a version and the best prefix.
     versioned: Name,
-    /// Which of [`INITRDS`] are there for `versioned`.
+    /// Which of [`INITRDS`] were found for `versioned`.
     matching: [bool; INITRDS.len()],
-    /// Whether an initrd with a version was seen,
+    /// Whether any initrd with a version was found.
     seen_versioned_initrd: bool,
-    /// and whether one was seen before the kernel that counts.
+    /// Whether one was found before `versioned`, and so not compared with it.
     missed_initrd: bool,
-    /// Which of [`PLAIN_INITRDS`] are there.
+    /// Which of [`PLAIN_INITRDS`] were found.
     initrds: [bool; PLAIN_INITRDS.len()],
     /// The newest `initramfs*`.
     initramfs: Name,
-    /// The newest `initramfs*` that has no version.
+    /// The newest `initramfs*` without a version.
     plain_initramfs: Name,
     cmdline: bool,
     cmdline_txt: bool,
 }
 
 impl Conventional {
-    /// Takes a name into account. To be called for each regular file and symbolic link; a name
-    /// that is longer than any can be is passed over.
+    /// Considers the name of a regular file or symbolic link. A name longer than [`MAX_NAME_BYTES`] is ignored.
     pub fn consider(&mut self, name: &[u8]) {
         if name.len() > MAX_NAME_BYTES || is_leftover(name) {
             return;
@@ -165,7 +162,7 @@ impl Conventional {
         }
         if version_of(name).is_some() && better_kernel(name, &self.versioned).is_gt() {
             replace(&mut self.versioned, name);
-            // What was seen so far was compared with another kernel.
+            // The initrds found so far were compared with another kernel.
             self.matching = Default::default();
             self.missed_initrd = self.seen_versioned_initrd;
         }
@@ -193,7 +190,7 @@ impl Conventional {
         }
     }
 
-    /// Whether [`Self::initrd`] may be found only by considering all names a second time.
+    /// Whether all names have to be considered a second time to find the initrd.
     #[must_use]
     pub fn look_again(&self) -> bool {
         let [best, ..] = self.matching;
@@ -215,7 +212,7 @@ impl Conventional {
         both.filter_map(|(index, (name, found))| found.then_some((index, *name)))
     }
 
-    /// The initrd's name, if there is one for the kernel.
+    /// The name of the kernel's initrd.
     #[must_use]
     pub fn initrd(&self) -> Option<Name> {
         let versioned = self.has_versioned_kernel();
@@ -249,7 +246,7 @@ impl Conventional {
         }
     }
 
-    /// Whether the kernel is one with a version in its name.
+    /// Whether the chosen kernel has a version in its name.
     fn has_versioned_kernel(&self) -> bool {
         let mut plain = self.plain_kernels();
         let before = plain.any(|(index, _)| index < BEFORE_VERSIONS);
@@ -273,7 +270,7 @@ fn version_of(name: &[u8]) -> Option<&[u8]> {
     Some(version)
 }
 
-/// How good the prefix of a kernel's name with a version is, and the version.
+/// Splits a kernel's name into the index of its prefix in [`PREFIXES`] and the version.
 fn kernel_parts(name: &[u8]) -> Option<(usize, &[u8])> {
     let mut prefixes = PREFIXES.iter().enumerate();
     let (index, version) =
@@ -286,7 +283,7 @@ fn kernel_parts(name: &[u8]) -> Option<(usize, &[u8])> {
     (!version.is_empty() && !is_debugged).then_some((index, version))
 }
 
-/// Orders kernels with a version, the one to prefer being greater.
+/// Compares kernels with a version: the better one is greater.
 fn better_kernel(a: &[u8], b: &[u8]) -> Ordering {
     let prefix = |name: &[u8]| {
         let parts = kernel_parts(name);
@@ -299,22 +296,23 @@ fn better_kernel(a: &[u8], b: &[u8]) -> Ordering {
     prefix(a).cmp(&prefix(b)).then_with(|| newer(a, b))
 }
 
-/// Orders names, the one to prefer being greater. The empty name, for none, is the least.
+/// Compares names: the better one is greater. The empty name stands for none and is the smallest.
 fn newer(a: &[u8], b: &[u8]) -> Ordering {
     let key = |name: &[u8]| (!name.is_empty(), !is_spare(name));
     key(a)
         .cmp(&key(b))
         .then_with(|| version::compare(a, b))
-        // The choice is not to depend on the order of the directory.
+        // Make the result independent of the order of the directory.
         .then_with(|| a.cmp(b))
 }
 
-/// Whether it is for the day when nothing else boots.
+/// Whether it is a rescue or fallback image.
 fn is_spare(name: &[u8]) -> bool {
     contains(name, b"-rescue") || contains(name, b"fallback")
 }
 
-/// Whether it was left by a package manager or an editor, or goes with another file.
+/// Whether it was left over by a package manager or an editor, or is the signature or checksum of another
+/// file.
 fn is_leftover(name: &[u8]) -> bool {
     const ENDINGS: [&[u8]; 10] = [
         b"~",

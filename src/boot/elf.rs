@@ -1,24 +1,24 @@
-//! ELF files as payloads: where their segments go, and where they are entered.
+//! ELF files as payloads: their segments and their entry points.
 //!
-//! Follows the System V ABI's "Object Files" and "Program Loading". Segments go to their physical
-//! addresses (`p_paddr`) and nowhere else: only files that are linked for fixed addresses
-//! (`ET_EXEC`) are started, since nobody would relocate the others.
+//! Follows the System V ABI's "Object Files" and "Program Loading". Segments are loaded to their physical
+//! addresses (`p_paddr`). Only files that are linked for fixed addresses (`ET_EXEC`) are started: the others
+//! would need relocation.
 //!
-//! x86-64 machines enter them by PVH, at the address in the note of Xen's direct boot ABI
-//! (`docs/misc/pvh.pandoc`), which 32-bit files may have as well; arm64 machines at `e_entry`, as
-//! they enter Linux.
+//! On x86-64 they are entered by PVH, at the address in the note of Xen's direct boot ABI
+//! (`docs/misc/pvh.pandoc`), which 32-bit files may have as well; on arm64 at `e_entry`, in the same state as
+//! Linux.
 
 use crate::boot::{
+    Architecture,
     bytes::{array, u16_le, u32_le, u64_le},
-    image::Architecture,
     memory::Range,
 };
 use core::fmt;
 use heapless::Vec;
 
-/// The most segments that are loaded.
+/// Most segments to load.
 pub const MAX_SEGMENTS: usize = 16;
-/// The most bytes of a file's program headers, and of one of its note segments.
+/// Largest size in bytes of a file's program headers, and of the part of a note segment that is searched.
 pub const MAX_BYTES: usize = 4096;
 
 const MAGIC: [u8; 4] = *b"\x7fELF";
@@ -32,30 +32,30 @@ const EM_X86_64: u16 = 62;
 const EM_AARCH64: u16 = 183;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
-/// The name and the type of the note with PVH's entry.
+/// Name and type of the note with the PVH entry point.
 const XEN: [u8; 4] = *b"Xen\0";
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 
-/// What a file's header says.
+/// The header of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Elf {
-    /// Virtual address of its first instruction.
+    /// Virtual address of the entry point.
     pub entry: u64,
-    /// Where its program headers lie in the file.
+    /// The range of the program headers in the file.
     pub headers: Range,
     /// `e_type`
     kind: u16,
     is_64_bit: bool,
-    /// Bytes of one program header.
+    /// Size of a program header in bytes.
     header_bytes: u16,
 }
 
 /// One segment to load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Its content in the file.
+    /// Its range in the file.
     pub file: Range,
-    /// Its physical addresses. What the file does not fill is zero.
+    /// Its physical addresses. Memory beyond the content of the file is zeroed.
     pub memory: Range,
     /// Its first virtual address.
     pub virtual_address: u64,
@@ -64,49 +64,48 @@ pub struct Segment {
 /// The program headers.
 #[derive(Clone, Debug, Default)]
 pub struct Segments {
-    /// What to load, in the file's order.
+    /// The segments to load, in the order of the file.
     pub load: Vec<Segment, MAX_SEGMENTS>,
-    /// Where there are notes in the file.
+    /// The ranges of note segments in the file.
     pub notes: Vec<Range, MAX_SEGMENTS>,
 }
 
-/// Why a file can't be started. The sentences go on from "it": the file.
+/// Why a file cannot be started. In its messages, "it" is the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ElfError {
-    /// It is no ELF file, or one of big-endian numbers.
+    /// It is not a little-endian ELF file.
     NotElf,
     /// It is position-independent.
     Dynamic,
-    /// It is no program.
+    /// It is not a program.
     NotProgram {
         /// `e_type`
         kind: u16,
     },
     /// The file is shorter than its headers say.
     Truncated {
-        /// Bytes that should be there at least.
+        /// The smallest valid size in bytes.
         needed: u64,
-        /// Bytes that are there.
+        /// The actual size in bytes.
         file_size: u64,
     },
-    /// It has more program headers than [`MAX_BYTES`] hold, or more segments than
-    /// [`MAX_SEGMENTS`].
+    /// Its program headers are larger than [`MAX_BYTES`], or it has more segments than [`MAX_SEGMENTS`].
     TooManySegments,
     /// Two segments overlap in memory.
     Overlap {
-        /// The second one's addresses.
+        /// The addresses of the second one.
         segment: Range,
     },
-    /// There is nothing to load.
+    /// It has no segment to load.
     NoSegment,
-    /// It has no note for PVH.
+    /// It has no note with a PVH entry point.
     NoPvh,
-    /// It is entered where it has nothing.
+    /// Its entry point is outside of its segments.
     Entry {
         /// The address.
         entry: u64,
     },
-    /// This field makes no sense.
+    /// This field has an invalid value.
     Field(&'static str),
 }
 
@@ -153,12 +152,11 @@ impl fmt::Display for ElfError {
 impl core::error::Error for ElfError {}
 
 impl Elf {
-    /// Reads the header out of `head`, the first bytes of a file of `file_size` bytes.
+    /// Parses the header in `head`, the first bytes of a file of `file_size` bytes.
     ///
     /// # Errors
     ///
-    /// [`ElfError`] for what is no program with a fixed address. What it is built for is for the
-    /// caller to look at.
+    /// [`ElfError`] if the file is not a program for fixed addresses. The architecture is not checked.
     pub fn parse(head: &[u8], file_size: u64) -> Result<Self, ElfError> {
         use ElfError::{Field, NotElf, TooManySegments, Truncated};
         let (true, Some([class, LITTLE_ENDIAN])) = (has_magic(head), array(head, 4)) else {
@@ -169,7 +167,7 @@ impl Elf {
             file_size,
         };
         let half = |offset| u16_le(head, offset).ok_or(cut_off);
-        // Address-sized fields: `e_entry`, then `e_phoff`; what follows them is behind by as much.
+        // `e_entry` and `e_phoff` have the size of an address, so that later fields are at other offsets.
         let (entry, offset, rest) = match class {
             CLASS_64 => (u64_le(head, 24), u64_le(head, 32), 54),
             CLASS_32 => (
@@ -207,11 +205,11 @@ impl Elf {
         Ok(elf)
     }
 
-    /// Reads the program headers, `headers`, which are those bytes of a file of `file_size` bytes.
+    /// Parses `headers`, the program headers of a file of `file_size` bytes.
     ///
     /// # Errors
     ///
-    /// [`ElfError`] for segments that can't be loaded.
+    /// [`ElfError`] for segments that cannot be loaded.
     pub fn segments(&self, headers: &[u8], file_size: u64) -> Result<Segments, ElfError> {
         let mut segments = Segments::default();
         for header in headers.chunks_exact(usize::from(self.header_bytes).max(1)) {
@@ -271,11 +269,11 @@ impl Elf {
         (is_note || file_bytes <= memory_bytes).then_some(segment)
     }
 
-    /// The physical address of `e_entry`, by the segment that it is in.
+    /// Converts `e_entry` to a physical address, by the segment that contains it.
     ///
     /// # Errors
     ///
-    /// [`ElfError::Entry`] if it is in none.
+    /// [`ElfError::Entry`] if no segment contains it.
     pub fn physical_entry(&self, segments: &Segments) -> Result<u64, ElfError> {
         let entry = self.entry;
         let found = segments.load.iter().find_map(|segment| {
@@ -287,13 +285,14 @@ impl Elf {
     }
 }
 
-/// PVH's entry, if it is among `notes`, the bytes of a note segment: a physical address.
+/// Searches `notes`, the content of a note segment, for the PVH entry point: a physical address.
 ///
-/// A note is the sizes of name and content, a type, then both, each padded to four bytes.
+/// A note consists of the size of its name, the size of its content, its type, the name and the content; the
+/// last two are padded to four bytes.
 #[must_use]
 pub fn pvh_entry(notes: &[u8]) -> Option<u32> {
     let mut rest = notes;
-    // Each round takes twelve bytes at least.
+    // Each round consumes at least twelve bytes.
     loop {
         let size = |offset| usize::try_from(u32_le(rest, offset)?).ok();
         let (name_bytes, bytes, kind) = (size(0)?, size(4)?, u32_le(rest, 8)?);
@@ -302,7 +301,7 @@ pub fn pvh_entry(notes: &[u8]) -> Option<u32> {
             && name_bytes == XEN.len()
             && array(rest, 12) == Some(XEN);
         if is_entry {
-            // 64-bit files may give it 64 bits.
+            // In 64-bit files the address may have 64 bits.
             return match bytes {
                 4 => u32_le(rest, content),
                 8 => u64_le(rest, content).and_then(|entry| entry.try_into().ok()),
@@ -314,7 +313,7 @@ pub fn pvh_entry(notes: &[u8]) -> Option<u32> {
     }
 }
 
-/// What a file is built for that starts with `head`, if known here.
+/// The architecture of a file that starts with `head`, if known.
 pub(super) fn architecture(head: &[u8]) -> Option<Architecture> {
     match (array(head, 4)?, u16_le(head, 18)?) {
         ([CLASS_32, LITTLE_ENDIAN], EM_386) | ([CLASS_64, LITTLE_ENDIAN], EM_X86_64) => {
@@ -325,7 +324,7 @@ pub(super) fn architecture(head: &[u8]) -> Option<Architecture> {
     }
 }
 
-/// Whether `head` starts as an ELF file does.
+/// Whether `head` has the magic number of an ELF file.
 pub(super) fn has_magic(head: &[u8]) -> bool {
     head.starts_with(&MAGIC)
 }

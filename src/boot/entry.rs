@@ -1,88 +1,88 @@
-//! A boot entry, wherever it was found: the files to load, and what goes to the kernel.
+//! A boot entry of any source: the files to load, and the kernel's command line.
 
 use crate::boot::{
+    Architecture,
     bls::{self, Values},
     extlinux::Label,
-    image::Architecture,
     text::number,
 };
 use core::fmt;
 use heapless::Vec;
 
-/// The most initrds of one entry.
+/// Most initrds of one entry.
 pub const MAX_INITRDS: usize = 32;
 
-/// What a boot entry asks for.
+/// The files and the command line that a boot entry asks for.
 #[derive(Clone, Debug)]
 pub struct Entry<'a> {
-    /// Where its paths start.
+    /// What its paths are relative to.
     pub base: Base<'a>,
     /// The kernel's path.
     pub kernel: &'a [u8],
-    /// Which profile of a unified kernel image is started.
+    /// The profile of a unified kernel image to start.
     pub profile: u32,
-    /// The paths of addons of that image, in their order.
+    /// The paths of addons that the entry names for that image.
     pub addons: Option<Values<'a>>,
-    /// There are no other addons beside it. That spares requests, if it is known.
+    /// The image is known to have no directory of addons beside it, so that none is requested.
     pub alone: bool,
-    /// The paths of the initrds, in their order.
+    /// The paths of the initrds, in the order in which they are loaded.
     pub initrds: Vec<&'a [u8], MAX_INITRDS>,
-    /// What the kernel is told.
+    /// The kernel's command line.
     pub command_line: CommandLine<'a>,
     /// The path of a device tree that replaces the machine's.
     pub device_tree: Option<&'a [u8]>,
 }
 
-/// Where an entry's command line is.
+/// Where the command line of an entry is.
 #[derive(Clone, Copy, Debug)]
 pub enum CommandLine<'a> {
-    /// In these lines, to be joined by spaces.
+    /// These lines, joined by spaces.
     Lines(Values<'a>),
-    /// It is these, to be joined by a space, with [variables](crate::boot::extlinux::remove_variables)
-    /// of U-Boot.
+    /// These two parts, joined by a space; they may contain
+    /// [variables](crate::boot::extlinux::remove_variables) of U-Boot.
     Label([&'a [u8]; 2]),
-    /// In the file with this path.
+    /// The content of the file with this path.
     File(&'a [u8]),
-    /// It is empty.
+    /// An empty command line.
     None,
 }
 
-/// Where the paths of an entry start.
+/// What the paths of an entry are relative to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Base<'a> {
-    /// In this directory, nowhere else.
+    /// This directory, without alternatives.
     Exact(&'a str),
-    /// A Boot Loader Specification entry on the file system whose root is here in the share.
+    /// The file system that holds an entry of the Boot Loader Specification.
     Bls {
-        /// `/` if all of the share is that file system.
+        /// The path of its root in the share; `/` if the share is this file system.
         root: &'a str,
     },
-    /// A label of an `extlinux.conf`.
+    /// The directory of an `extlinux.conf`.
     Extlinux {
-        /// Where the file lies.
+        /// The path of the directory.
         directory: &'a str,
-        /// The root of its file system, if that is not all of the share.
+        /// The path of the root of its file system in the share.
         root: &'a str,
     },
 }
 
-/// A place for a file: a name in a directory.
+/// A place where a file may be: a path relative to a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place<'a> {
     /// The directory's path.
     pub directory: &'a str,
-    /// The path from there.
+    /// The path relative to the directory.
     pub name: &'a [u8],
 }
 
-/// The most places for one path.
+/// Most places for one path.
 pub const MAX_PLACES: usize = 6;
 
-/// Where a system has the file systems that its boot loader reads.
+/// Where systems mount the file systems that a boot loader reads.
 const MOUNT_POINTS: [&str; 3] = ["boot/efi/", "boot/", "efi/"];
 
 impl<'a> Base<'a> {
-    /// That of the labels in the `extlinux.conf` of this directory.
+    /// The base of the labels in the `extlinux.conf` of `directory`.
     #[must_use]
     pub fn extlinux(directory: &'a str) -> Self {
         let is_boot = directory.starts_with("/boot");
@@ -90,12 +90,12 @@ impl<'a> Base<'a> {
         Self::Extlinux { directory, root }
     }
 
-    /// Where the file with this path may be, the likeliest place first.
+    /// The places where the file `path` may be, most likely first.
     ///
-    /// The share may be a system's root, or the file system at `/boot` or `/efi` alone; and what is at
-    /// `/boot` may be a file system of its own, which paths count from, or not. So a path is looked
-    /// for as it is and from the root of its file system, then without the name of such a place
-    /// before it, or with `/boot`.
+    /// The share may be the root of a system, or only the file system that the system mounts at `/boot` or
+    /// `/efi`; and `/boot` may be a file system of its own, whose root the paths are relative to, or a plain
+    /// directory. So the path is tried relative to the root of the share and to the root of the entry's
+    /// file system, then without a mount point at its start, or else below `/boot`.
     #[must_use]
     pub fn places(&self, path: &'a [u8]) -> Vec<Place<'a>, MAX_PLACES> {
         let slashes = path.iter().take_while(|&&byte| byte == b'/').count();
@@ -104,7 +104,7 @@ impl<'a> Base<'a> {
         let mut push = |directory, name: &'a [u8]| {
             let place = Place { directory, name };
             if !name.is_empty() && !places.contains(&place) {
-                _ = places.push(place); // There is room: see below.
+                _ = places.push(place); // At most MAX_PLACES are pushed below.
             }
         };
         let (root, is_whole) = match *self {
@@ -112,7 +112,7 @@ impl<'a> Base<'a> {
                 push(if slashes > 0 { "/" } else { directory }, name);
                 return places;
             }
-            // GRUB and systemd-boot know one file system: its root is the start.
+            // GRUB and systemd-boot know one file system only; paths are relative to its root.
             Self::Bls { root } => (root, is_below(name, root)),
             Self::Extlinux { directory, root } => {
                 if slashes == 0 {
@@ -138,36 +138,36 @@ impl<'a> Base<'a> {
     }
 }
 
-/// Whether the path `name`, without the `/` that it starts with, leads below `directory`.
+/// Whether the path `name`, which has no leading `/`, is below `directory`.
 fn is_below(name: &[u8], directory: &str) -> bool {
     let directory = directory.as_bytes().get(1..).unwrap_or_default();
     let rest = name.strip_prefix(directory);
     rest.is_some_and(|rest| directory.is_empty() || rest.starts_with(b"/"))
 }
 
-/// Why an entry is not for this machine, or can't be started as it stands. The sentence goes on
-/// from the entry's name and a colon.
+/// Why an entry is not for this machine or cannot be started. The message follows the entry's name and a
+/// colon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryError<'a> {
-    /// It names another architecture.
+    /// It is for another architecture.
     Foreign {
-        /// The word it uses.
+        /// Its value of `architecture`.
         architecture: &'a [u8],
-        /// What the machine is.
+        /// The machine's architecture.
         machine: Architecture,
     },
-    /// It is to be fetched from elsewhere.
+    /// Its image has to be downloaded.
     Url,
-    /// It starts an EFI program, which may be no kernel.
+    /// It starts an EFI program that may not be a kernel.
     EfiProgram,
-    /// It starts what only SYSLINUX or U-Boot can.
+    /// It starts something that only SYSLINUX or U-Boot can start.
     NoLinux {
-        /// The words that say so.
+        /// The keyword and its value.
         words: &'a [u8],
     },
     /// It names no kernel.
     NoKernel,
-    /// It has a key that asks for what is not done here.
+    /// One of its keys asks for something that is not supported.
     Unsupported {
         /// The key.
         key: &'static str,
@@ -178,13 +178,13 @@ pub enum EntryError<'a> {
     TooManyInitrds,
     /// It has device tree overlays.
     Overlay,
-    /// It has a device tree, which this machine can't use.
+    /// It has a device tree, and the machine's architecture uses none.
     DeviceTree(Architecture),
 }
 
 impl EntryError<'_> {
-    /// Whether the entry is not meant for a machine like this one. It is to be hidden then ("Type
-    /// #1 Boot Loader Entry Keys"), not to count as broken.
+    /// Whether the entry is meant for other machines. Such an entry is hidden ("Type #1 Boot Loader Entry
+    /// Keys") and does not count as broken.
     #[must_use]
     pub const fn is_hidden(&self) -> bool {
         matches!(
@@ -239,8 +239,8 @@ impl fmt::Display for EntryError<'_> {
 impl core::error::Error for EntryError<'_> {}
 
 impl<'a> Entry<'a> {
-    /// What a Boot Loader Specification entry asks for on `machine`. With `asked`, it is one that a
-    /// person asks for by its name, which may be any EFI program.
+    /// Converts an entry of the Boot Loader Specification for `machine`. `asked` means that the user chose it
+    /// by name: then it may be any EFI program.
     ///
     /// # Errors
     ///
@@ -273,7 +273,7 @@ impl<'a> Entry<'a> {
                 None => return unsupported("profile", profile),
             },
         };
-        // Credentials and extensions are files in an initrd that systemd-boot makes.
+        // systemd-boot packs credentials and extensions into an initrd of its own. That is not done here.
         let is_image = entry.linux.is_empty();
         let mut extras = entry.extras();
         if let Some(extra) = extras.find(|extra| !is_image || !bls::is_addon(extra)) {
@@ -295,11 +295,10 @@ impl<'a> Entry<'a> {
         .checked(machine)
     }
 
-    /// What a label of an `extlinux.conf` asks for on `machine`; `more` words go to the end of its
-    /// command line.
+    /// Converts a label of an `extlinux.conf` for `machine`; `more` is appended to its command line.
     ///
-    /// Its `fdtdir` and `fdtoverlays` are left to the caller: without U-Boot's board there is no file
-    /// name in the first, and U-Boot boots without the second, too.
+    /// The caller warns of `fdtdir` and `fdtoverlays`: U-Boot takes the file name in the first from its board,
+    /// and also boots without the second.
     ///
     /// # Errors
     ///

@@ -1,26 +1,27 @@
-//! `extlinux.conf`, as SYSLINUX (<https://wiki.syslinux.org/wiki/index.php?title=Config>) and U-Boot
-//! (`doc/develop/distro.rst`, `doc/README.pxe`) read it.
+//! The configuration file `extlinux.conf`, as SYSLINUX
+//! (<https://wiki.syslinux.org/wiki/index.php?title=Config>) and U-Boot (`doc/develop/distro.rst`,
+//! `doc/README.pxe`) read it.
 //!
 //! | line | meaning |
 //! |---|---|
-//! | `ONTIMEOUT NAME`, `DEFAULT NAME [WORDS]` | the label that comes first; words for the end of its command line |
-//! | `TIMEOUT TENTHS` | how long the menu waits for a key; 0, or without it: no countdown; below 0: not at all |
-//! | `PROMPT 0\|1` | whether there is a menu without a key being held; not without it |
-//! | `MENU TITLE` and the like | there is one, as with U-Boot, unless `PROMPT 0` says otherwise |
-//! | `UI NAME`, `DEFAULT NAME.c32` | there is one, as with SYSLINUX; with `MENU HIDDEN` only if a key is held |
-//! | `INCLUDE FILE`, `MENU INCLUDE FILE` | the file's lines in place of this one: see [`Include`] |
-//! | `LABEL NAME` | starts a label; the lines below belong to it |
-//! | `LINUX PATH`, `KERNEL PATH` | the kernel; what follows a `#`, the part of a FIT image, is left out |
-//! | `INITRD PATH[,PATH]...` | initrds; without it, those that an `initrd=` of `APPEND` names |
-//! | `APPEND WORDS` | the kernel's command line; before the first label, that of labels without one; `-` for none |
+//! | `ONTIMEOUT NAME`, `DEFAULT NAME [WORDS]` | the label to start first; `WORDS` are appended to its command line |
+//! | `TIMEOUT TENTHS` | how long the menu waits for a key; 0 or missing: no countdown; negative: no menu |
+//! | `PROMPT 0\|1` | whether the menu is shown without a key held down; default 0 |
+//! | `MENU TITLE` and the like | shows the menu, as in U-Boot, unless there is `PROMPT 0` |
+//! | `UI NAME`, `DEFAULT NAME.c32` | shows the menu, as in SYSLINUX; with `MENU HIDDEN` only if a key is held down |
+//! | `INCLUDE FILE`, `MENU INCLUDE FILE` | is replaced by the lines of that file: see [`Include`] |
+//! | `LABEL NAME` | begins a label, to which the following lines belong |
+//! | `LINUX PATH`, `KERNEL PATH` | the kernel; a `#` and the text after it (the part of a FIT image) are removed |
+//! | `INITRD PATH[,PATH]...` | initrds; if missing, those of an `initrd=` in `APPEND` |
+//! | `APPEND WORDS` | the kernel's command line; before the first label: the default for all labels; `-` for none |
 //! | `FDT PATH`, `DEVICETREE PATH` | a device tree that replaces the machine's |
 //! | `FDTDIR PATH`, `DEVICETREEDIR PATH` | where U-Boot looks for a board's device tree |
-//! | `FDTOVERLAYS PATHS`, `DEVICETREE-OVERLAY PATHS` | left out, with a warning |
-//! | `LOCALBOOT N`, `COM32 PATH` and others that are no kernel | the label is passed over |
-//! | `MENU LABEL TEXT`, `MENU DEFAULT` | the label's title; it comes first |
+//! | `FDTOVERLAYS PATHS`, `DEVICETREE-OVERLAY PATHS` | ignored, with a warning |
+//! | `LOCALBOOT N`, `COM32 PATH` and others that start no Linux | the label is passed over |
+//! | `MENU LABEL TEXT`, `MENU DEFAULT` | the label's title; the label to start first |
 //!
-//! Keywords may be written in any case. Other lines are ignored, and so is what stands between
-//! `TEXT` and `ENDTEXT`. Paths start at the directory of the file unless they begin with `/`.
+//! The case of keywords is ignored. Other lines are ignored, and also all lines between `TEXT` and `ENDTEXT`.
+//! Paths without a leading `/` are relative to the directory of the file.
 
 use crate::boot::{
     bls::Timeout,
@@ -29,44 +30,44 @@ use crate::boot::{
 };
 use core::ops::Range;
 
-/// Longest file in bytes, with all that it includes.
+/// Longest file in bytes, including all files that it includes.
 pub const MAX_BYTES: usize = 1 << 20;
 
-/// How deep one file may include another, as with SYSLINUX and U-Boot.
+/// Deepest nesting of included files, as in SYSLINUX and U-Boot.
 pub const MAX_LEVELS: usize = 16;
 
-/// How many files may be included in all.
+/// Most included files.
 pub const MAX_INCLUDES: usize = 256;
 
 /// Longest menu in tenths of a second (SYSLINUX, "TIMEOUT").
 const MAX_TENTHS: u32 = 35_996;
 
-/// What the file says before its first label, and where the labels are.
+/// The global settings of a file.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Config<'a> {
-    /// What is to come first: a label, which need not exist, maybe with words behind it.
+    /// `DEFAULT`: the name of a label, which need not exist, and optional words for its command line.
     pub default: &'a [u8],
-    /// The label that comes first where nobody chooses one.
+    /// `ONTIMEOUT`: the label to start if the user does not choose one.
     on_timeout: &'a [u8],
     /// How long the menu waits, in tenths of a second; 0 for no countdown.
     timeout_tenths: u32,
-    /// It does not wait at all.
+    /// The timeout is negative: the menu is not shown.
     at_once: bool,
-    /// Whether the menu is shown without a key being held.
+    /// `PROMPT`: whether the menu is shown without a key held down.
     prompt: Option<bool>,
-    /// There is something in it, as U-Boot sees it.
+    /// There is a global `MENU` line, for which U-Boot shows the menu.
     menu: bool,
-    /// The menu is shown whatever `prompt` says.
+    /// There is a `UI`: `prompt` has no effect on the menu.
     ui: bool,
-    /// It is shown when a key is held.
+    /// `MENU HIDDEN`: the menu of `UI` is shown only if a key is held down.
     hidden: bool,
-    /// The command line of labels without one.
+    /// The command line of labels without `APPEND`.
     pub append: &'a [u8],
     text: &'a [u8],
 }
 
 impl<'a> Config<'a> {
-    /// Reads the file, which may hold any bytes.
+    /// Parses the file, which may hold any bytes.
     #[must_use]
     pub fn parse(text: &'a [u8]) -> Self {
         let mut config = Self {
@@ -76,7 +77,7 @@ impl<'a> Config<'a> {
         let mut in_label = false;
         for (keyword, value) in Keywords(lines(text)) {
             match keyword {
-                // These are global wherever they stand.
+                // These are global even after a label.
                 Keyword::Default => config.default = value,
                 Keyword::OnTimeout => config.on_timeout = value,
                 Keyword::Timeout => {
@@ -99,7 +100,7 @@ impl<'a> Config<'a> {
         config
     }
 
-    /// What the file says about the menu.
+    /// How long the menu waits; `None` if the file does not define it.
     #[must_use]
     pub fn timeout(&self) -> Option<Timeout> {
         let shown = match self.prompt {
@@ -115,7 +116,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// The labels, in the file's order.
+    /// The labels, in the order of the file.
     #[must_use]
     pub const fn labels(&self) -> Labels<'a> {
         Labels {
@@ -124,8 +125,8 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// Which of the labels comes first, if the file says so, and the words for the end of its command
-    /// line: the one that `ONTIMEOUT` or `DEFAULT` names, or else the first with `MENU DEFAULT`.
+    /// The index of the label to start first, and words to append to its command line: the label named by
+    /// `ONTIMEOUT` or `DEFAULT`, otherwise the first one with `MENU DEFAULT`, if any.
     #[must_use]
     pub fn default_label(&self) -> Option<(usize, &'a [u8])> {
         let position = |name: &[u8], any_case: bool| {
@@ -149,14 +150,14 @@ impl<'a> Config<'a> {
     }
 }
 
-/// What one label says. Empty values stand for what is not there.
+/// A label. Missing values are empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Label<'a> {
     /// Its name.
     pub name: &'a [u8],
-    /// For people.
+    /// The human-readable name.
     pub menu_label: &'a [u8],
-    /// It asks to be the default.
+    /// Whether it has `MENU DEFAULT`.
     pub menu_default: bool,
     /// The kernel's path.
     pub linux: &'a [u8],
@@ -166,18 +167,18 @@ pub struct Label<'a> {
     pub fdt: &'a [u8],
     /// The directory of device trees.
     pub fdtdir: &'a [u8],
-    /// Paths of overlays.
+    /// Paths of device tree overlays.
     pub fdtoverlays: &'a [u8],
-    /// The keyword of what it starts, where that is no kernel.
+    /// The keyword or program, if the label starts something other than Linux.
     pub other: &'a [u8],
-    /// Paths, apart at commas.
+    /// Paths, separated by commas.
     initrd: &'a [u8],
-    /// All of its lines.
+    /// All lines of the label.
     pub text: &'a [u8],
 }
 
 impl<'a> Label<'a> {
-    /// Reads the label that `text` starts with; `append` is the command line of labels without one.
+    /// Parses the label at the start of `text`; `append` is the command line of labels without `APPEND`.
     #[must_use]
     pub fn parse(text: &'a [u8], append: &'a [u8]) -> Option<Self> {
         let mut all = Keywords(lines(text));
@@ -232,7 +233,7 @@ impl<'a> Label<'a> {
         Some(label)
     }
 
-    /// The paths of the initrds, in their order.
+    /// The paths of the initrds, in the order of the file.
     pub fn initrds(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         self.initrd
             .split(|&byte| byte == b',')
@@ -241,7 +242,7 @@ impl<'a> Label<'a> {
     }
 }
 
-/// The labels of a file, one after the other.
+/// Iterates over the labels of a file.
 #[derive(Clone, Copy, Debug)]
 pub struct Labels<'a> {
     rest: &'a [u8],
@@ -266,17 +267,17 @@ impl<'a> Iterator for Labels<'a> {
     }
 }
 
-/// A line that includes another file. Its path starts where those of the main file do.
+/// A line that includes another file. Its path is relative to the directory of the main file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Include<'a> {
-    /// Which bytes of the text the line is, with its end.
+    /// The range of the line in the text, with its line end.
     pub line: Range<usize>,
     /// The file's path.
     pub path: &'a [u8],
 }
 
 impl<'a> Include<'a> {
-    /// The first one in `text` at `from` or behind it.
+    /// Finds the first such line in `text` at or after the offset `from`.
     #[must_use]
     pub fn find(text: &'a [u8], from: usize) -> Option<Self> {
         let mut lines = lines(text.get(from..)?);
@@ -308,8 +309,8 @@ impl<'a> Include<'a> {
     }
 }
 
-/// Takes U-Boot's variables, `${NAME}`, out of a command line: there are none here, and those that
-/// are not there are empty. The size that is left, and one of their names, if there was one.
+/// Removes U-Boot's variables, `${NAME}`, from a command line: outside of U-Boot they are undefined, and so
+/// empty. Returns the new size, and the name of the last removed variable, if any, which is stored in `name`.
 pub fn remove_variables<'t>(line: &mut [u8], name: &'t mut [u8]) -> (usize, Option<&'t [u8]>) {
     let (mut from, mut to) = (0_usize, 0_usize);
     let mut named = None;
@@ -336,7 +337,7 @@ pub fn remove_variables<'t>(line: &mut [u8], name: &'t mut [u8]) -> (usize, Opti
     (to, named.and_then(|size| name.get(..size)))
 }
 
-/// A value's first word, and the rest.
+/// Splits a value into its first word and the rest.
 fn split_word(value: &[u8]) -> (&[u8], &[u8]) {
     let end = value.iter().position(u8::is_ascii_whitespace);
     let (word, rest) = value
@@ -345,14 +346,14 @@ fn split_word(value: &[u8]) -> (&[u8], &[u8]) {
     (word, rest.trim_ascii())
 }
 
-/// Whether it is a program for SYSLINUX ("KERNEL": the type of a file by its name).
+/// Whether a path is that of a program for SYSLINUX, by its name (SYSLINUX, "KERNEL").
 fn is_module(value: &[u8]) -> bool {
     let (path, _) = split_word(value);
     let end = path.len().checked_sub(4).and_then(|at| path.get(at..));
     end.is_some_and(|end| end.eq_ignore_ascii_case(b".c32"))
 }
 
-/// The lines that mean something.
+/// The known keywords.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Keyword<'a> {
     Default,
@@ -369,10 +370,10 @@ enum Keyword<'a> {
     MenuLabel,
     MenuDefault,
     MenuHidden,
-    /// Something else about the menu.
+    /// Any other line that begins with `MENU`.
     Menu,
     Ui,
-    /// It starts something that is no kernel.
+    /// One of [`OTHERS`].
     Other(&'a [u8]),
 }
 
@@ -396,7 +397,7 @@ const KEYWORDS: [(&[u8], Keyword<'_>); 17] = [
     (b"fdtoverlay", Keyword::FdtOverlays),
 ];
 
-/// What SYSLINUX starts in place of a kernel ("LOCALBOOT", "KERNEL").
+/// Keywords by which SYSLINUX starts something other than Linux ("LOCALBOOT", "KERNEL").
 const OTHERS: [&[u8]; 8] = [
     b"localboot",
     b"com32",
@@ -408,7 +409,7 @@ const OTHERS: [&[u8]; 8] = [
     b"comboot",
 ];
 
-/// The known lines of a file.
+/// Iterates over the lines that begin with a known keyword.
 #[derive(Clone, Copy, Debug)]
 struct Keywords<'a>(Lines<'a>);
 
@@ -439,13 +440,13 @@ impl<'a> Iterator for Keywords<'a> {
     }
 }
 
-/// The next line that is no help for a menu, of any words, between `TEXT` and `ENDTEXT`.
+/// The next line that is not part of a help text between `TEXT` and `ENDTEXT`.
 fn next_line<'a>(lines: &mut Lines<'a>) -> Option<(&'a [u8], &'a [u8])> {
     let mut in_help = false;
     lines.find(|(word, _)| !is_help(word, &mut in_help))
 }
 
-/// Whether the line that starts with `word` is part of such help; `in_help` if the one before was.
+/// Whether the line that starts with `word` is part of a help text. `in_help` is the state between lines.
 fn is_help(word: &[u8], in_help: &mut bool) -> bool {
     let was_in = *in_help;
     *in_help = match was_in {
@@ -612,7 +613,7 @@ label l0r
     }
 
     #[test]
-    fn what_is_no_kernel_is_told_apart() {
+    fn labels_that_start_no_linux_are_detected() {
         let label = |text: &'static [u8]| Config::parse(text).labels().next().unwrap();
         assert_eq!(label(b"label a\nlocalboot 0").other, b"localboot");
         assert_eq!(

@@ -1,14 +1,14 @@
-//! Shell patterns for the names of boot entries, as fnmatch(3) has them without flags.
+//! Shell patterns for the names of boot entries, like fnmatch(3) without flags.
 //!
 //! | pattern | matches |
 //! |---|---|
 //! | `*` | any bytes, or none |
 //! | `?` | one byte |
-//! | `[a-z]`, `[!a-z]` | one byte of the set, or not of it |
-//! | `\x` | `x`, whatever it is |
-//! | all else | itself; so does a `[` whose set does not end |
+//! | `[a-z]`, `[!a-z]` | one byte that is, or is not, in the set |
+//! | `\x` | the byte `x` |
+//! | any other byte | itself; also a `[` without a closing `]` |
 
-/// Longest set in bytes, to bound the time of a match.
+/// Longest set in bytes. It bounds the time of a match.
 const MAX_SET: usize = 64;
 
 /// Whether `pattern` matches all of `name`.
@@ -24,16 +24,16 @@ pub fn matches(pattern: &[u8], name: &[u8]) -> bool {
     is_match(pattern, name, |byte| byte)
 }
 
-/// As [`matches()`], with ASCII letters of either case taken for the same.
+/// Like [`matches()`], but ignores the case of ASCII letters.
 #[must_use]
 pub fn matches_any_case(pattern: &[u8], name: &[u8]) -> bool {
     is_match(pattern, name, |byte| byte.to_ascii_lowercase())
 }
 
-/// `fold` makes the same of bytes that are to count as the same.
+/// Matches with `fold` applied to both bytes before they are compared.
 fn is_match(pattern: &[u8], name: &[u8], fold: fn(u8) -> u8) -> bool {
     let (mut pattern, mut name) = (pattern, name);
-    // What comes after the last star, and the part of the name that it was tried on.
+    // The pattern after the last star, and the part of the name where that was tried.
     let mut star = None;
     loop {
         if let Some(rest) = pattern.strip_prefix(b"*") {
@@ -49,8 +49,8 @@ fn is_match(pattern: &[u8], name: &[u8], fold: fn(u8) -> u8) -> bool {
         } else if pattern.is_empty() {
             return true;
         }
-        // The star takes one byte more. An earlier star need not: what it would give away, the
-        // last one can take.
+        // Let the last star match one byte more. Earlier stars need not be tried again: any byte that they
+        // would leave over, the last star can match.
         let Some((after, [_, rest @ ..])) = star else {
             return false;
         };
@@ -59,7 +59,7 @@ fn is_match(pattern: &[u8], name: &[u8], fold: fn(u8) -> u8) -> bool {
     }
 }
 
-/// What is left of `pattern` when its start, which is no star, matches `byte`.
+/// Matches `byte` with the start of `pattern`, which is not a star; returns the rest of the pattern.
 fn step(pattern: &[u8], byte: u8, fold: fn(u8) -> u8) -> Option<&[u8]> {
     let same = |other: u8| fold(other) == fold(byte);
     let (matched, rest) = match pattern {
@@ -79,13 +79,13 @@ fn step(pattern: &[u8], byte: u8, fold: fn(u8) -> u8) -> Option<&[u8]> {
     matched.then_some(rest)
 }
 
-/// A set behind its `[`: whether it is negated, its members, and what follows it.
+/// Parses a set after its `[`: whether it is negated, its members, and the rest of the pattern.
 fn set(pattern: &[u8]) -> Option<(bool, &[u8], &[u8])> {
     let (negated, inside) = match pattern {
         [b'!' | b'^', rest @ ..] => (true, rest),
         _ => (false, pattern),
     };
-    // A `]` that comes first is a member.
+    // A `]` at the start is a member.
     let mut ends = inside.iter().take(MAX_SET).enumerate().skip(1);
     let (end, _) = ends.find(|(_, byte)| **byte == b']')?;
     let (members, rest) = inside.split_at_checked(end)?;

@@ -1,28 +1,28 @@
-//! What GRUB adds to the Boot Loader Specification on Fedora, RHEL and their kin: values with
-//! `$variables`, which stand in its environment block, `grub2/grubenv` or `grub/grubenv`.
+//! GRUB's extension of the Boot Loader Specification, used by Fedora, RHEL and their derivatives: values may
+//! contain `$variables`, which are defined in GRUB's environment block, `grub2/grubenv` or `grub/grubenv`.
 //!
-//! The block is text of 1024 bytes: a line of comment, lines `NAME=VALUE`, and `#` up to its end
-//! (GRUB manual, "The GRUB environment block"). A backslash in a value makes the byte after it
-//! a literal one. Variables that are not there are empty, as in GRUB.
+//! The block is text of 1024 bytes: a comment line, lines `NAME=VALUE`, and `#` up to the end (GRUB manual,
+//! "The GRUB environment block"). A backslash in a value makes the next byte literal. As in GRUB, undefined
+//! variables are empty.
 
 use crate::boot::text::without_mark;
 
-/// The values of an environment block, which may hold any bytes.
+/// The variables of an environment block.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Environment<'a>(&'a [u8]);
 
 impl<'a> Environment<'a> {
-    /// Those of this block.
+    /// Parses an environment block, which may hold any bytes.
     #[must_use]
     pub fn parse(block: &'a [u8]) -> Self {
         Self(without_mark(block))
     }
 
-    /// The value of a variable as it stands there; empty without it.
+    /// The value of a variable with its escapes; empty if it is not defined.
     fn get(&self, name: &[u8]) -> &'a [u8] {
         let mut rest = self.0;
         while !rest.is_empty() {
-            // A line end in a value has a backslash before it.
+            // In a value, a line end is escaped by a backslash.
             let mut escaped = false;
             let end = rest.iter().position(|&byte| {
                 let ends = byte == b'\n' && !escaped;
@@ -41,8 +41,8 @@ impl<'a> Environment<'a> {
         b""
     }
 
-    /// `text` with the values in place of the variables, at the start of `out`; its size in bytes,
-    /// which may be more than `out` has.
+    /// Writes `text` to the start of `out` with variables replaced by their values. Returns the size in bytes;
+    /// if that is more than `out` holds, the output is incomplete.
     pub fn expand(&self, text: &[u8], out: &mut [u8]) -> usize {
         let mut size = 0_usize;
         let mut put = |byte| {
@@ -58,7 +58,7 @@ impl<'a> Environment<'a> {
                     let mut value = self.get(name).iter();
                     while let Some(&byte) = value.next() {
                         let literal = if byte == b'\\' { value.next() } else { None };
-                        // An entry's value is one line.
+                        // A value in an entry must stay on one line.
                         match *literal.unwrap_or(&byte) {
                             b'\n' => put(b' '),
                             byte => put(byte),
@@ -76,14 +76,14 @@ impl<'a> Environment<'a> {
     }
 }
 
-/// Whether a variable is in `text`.
+/// Whether `text` contains a variable.
 #[must_use]
 pub fn has_variables(text: &[u8]) -> bool {
     (0..text.len()).any(|at| text.get(at..).and_then(variable).is_some())
 }
 
-/// The variable that `text` starts with, `$NAME` or `${NAME}`, and what comes after it. A dollar
-/// before a digit stands for itself, as in `memmap=1G$4G`.
+/// The name of the variable that `text` starts with, `$NAME` or `${NAME}`, and the text after it. A dollar
+/// sign before a digit is literal, as in `memmap=1G$4G`.
 fn variable(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let text = text.strip_prefix(b"$")?;
     let (braces, text) = match text.strip_prefix(b"{") {

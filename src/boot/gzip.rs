@@ -1,8 +1,7 @@
-//! Unpacks a gzip member, piece by piece, straight into its place.
+//! Decompresses a gzip member, piece by piece, straight into its final memory.
 //!
-//! Follows RFC 1952; DEFLATE itself is `miniz_oxide`'s. What was unpacked is its own window, so
-//! there is no second copy of it. What comes after the member, such as padding or a signature, does
-//! not matter.
+//! Follows RFC 1952; `miniz_oxide` does the DEFLATE part. The output serves as the window, so that there is
+//! no second copy of it. Bytes after the member, such as padding or a signature, are ignored.
 
 use crate::boot::bytes::{array, u16_le, u32_le};
 use core::fmt;
@@ -12,8 +11,8 @@ use miniz_oxide::inflate::{
     core::{DecompressorOxide, decompress, inflate_flags},
 };
 
-/// How many of a member's first bytes [`Unpacker::push`] has to see at once, unless it is shorter:
-/// its header ends there, with the name of the file that was packed.
+/// How many bytes the first call of [`Unpacker::push`] needs, unless the member is shorter: the header, which
+/// may contain the name of the original file, must end within them.
 pub const HEADER_BYTES: usize = 4096;
 
 const MAGIC: [u8; 2] = [0x1f, 0x8b];
@@ -27,43 +26,43 @@ const FCOMMENT: u8 = 1 << 4;
 /// CRC-32 and ISIZE.
 const TRAILER_BYTES: usize = 8;
 
-/// One table: a second look-up for each byte would cost 15 KiB of tables more.
+/// The crate's implementation with one table; the faster ones have 15 KiB of tables more.
 static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 
-/// Why a member can't be unpacked. The sentences go on from "it": the file.
+/// Why a member cannot be unpacked. In its messages, "it" is the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GzipError {
-    /// It does not start as one.
+    /// It has no gzip header, or is not compressed by DEFLATE.
     NotGzip,
-    /// Its header goes on after [`HEADER_BYTES`].
+    /// Its header is longer than [`HEADER_BYTES`].
     HeaderTooLong,
-    /// The member goes on after its last byte.
+    /// The input ends within the member.
     Truncated {
         /// Bytes that were unpacked.
         unpacked: usize,
     },
-    /// It can't be what a packer wrote.
+    /// The compressed data is invalid.
     Damaged {
-        /// Bytes that were unpacked before.
+        /// Bytes that were unpacked before the error.
         unpacked: usize,
     },
-    /// It unpacks to more than there is room for.
+    /// The content is larger than the output buffer.
     TooLarge {
-        /// The room in bytes.
+        /// Size of the output buffer in bytes.
         room: usize,
     },
-    /// What was unpacked is not what was packed, by its CRC-32.
+    /// The CRC-32 of the content is wrong.
     Checksum {
-        /// What the member says.
+        /// The value in the member's trailer.
         expected: u32,
-        /// What came out.
+        /// The value of the unpacked content.
         found: u32,
     },
-    /// What was unpacked is not as long as what was packed.
+    /// The content does not have the size in the member's trailer.
     Size {
-        /// What the member says in bytes, modulo 2^32.
+        /// The size in the trailer, in bytes, modulo 2^32.
         expected: u32,
-        /// What came out in bytes.
+        /// Bytes that were unpacked.
         unpacked: usize,
     },
 }
@@ -108,7 +107,7 @@ impl fmt::Display for GzipError {
 
 impl core::error::Error for GzipError {}
 
-/// One member on its way into memory. It takes some 11 KiB.
+/// Decompresses one member. The value takes about 11 KiB.
 pub struct Unpacker {
     inflate: DecompressorOxide,
     stage: Stage,
@@ -125,9 +124,9 @@ enum Stage {
 }
 
 impl Unpacker {
-    /// At the start of a member.
+    /// Prepares for the start of a member.
     #[must_use]
-    #[inline(never)] // It is large: this way it is made in its place.
+    #[inline(never)] // The value is large: a call constructs it in place.
     pub fn new() -> Self {
         Self {
             inflate: DecompressorOxide::new(),
@@ -138,20 +137,20 @@ impl Unpacker {
         }
     }
 
-    /// Bytes that were unpacked so far.
+    /// Number of bytes unpacked so far.
     #[must_use]
     pub const fn unpacked(&self) -> usize {
         self.unpacked
     }
 
-    /// Unpacks the next bytes of the member, `input`, behind what is in `out` already; `true` when
-    /// the member is complete and its checksum right. `out` is the same each time, and `is_last`
-    /// says that no more input comes.
+    /// Unpacks `input`, the next bytes of the member, and appends to what `out` already holds. Returns `true`
+    /// when the member is complete and its checksum correct. `out` must be the same slice each time;
+    /// `is_last` means that the input ends here.
     ///
     /// # Errors
     ///
-    /// [`GzipError`]; what is in `out` is of no use then, except with [`GzipError::TooLarge`], which
-    /// leaves as many bytes as there is room for.
+    /// [`GzipError`]; `out` is not valid then, except with [`GzipError::TooLarge`]: `out` is then filled with
+    /// the start of the content.
     pub fn push(&mut self, input: &[u8], out: &mut [u8], is_last: bool) -> Result<bool, GzipError> {
         let mut rest = input;
         if self.stage == Stage::Header {
@@ -166,7 +165,7 @@ impl Unpacker {
         if self.stage == Stage::Trailer {
             let missing = TRAILER_BYTES.saturating_sub(self.trailer.len());
             let taken = rest.get(..missing).unwrap_or(rest);
-            _ = self.trailer.extend_from_slice(taken); // There is room for as many.
+            _ = self.trailer.extend_from_slice(taken); // At most as many as are missing.
             if self.trailer.is_full() {
                 return self.check().map(|()| true);
             }
@@ -179,7 +178,7 @@ impl Unpacker {
         Ok(false)
     }
 
-    /// How many bytes of `input` were used.
+    /// Decompresses `input`; returns the number of bytes used.
     fn inflate(&mut self, input: &[u8], out: &mut [u8], is_last: bool) -> Result<usize, GzipError> {
         let mut flags = inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
         if !is_last {
@@ -195,7 +194,7 @@ impl Unpacker {
         match status {
             TINFLStatus::Done => self.stage = Stage::Trailer,
             TINFLStatus::NeedsMoreInput => {}
-            // It says so as well where no more than the end is missing.
+            // This status is also returned when only the end of the stream is still missing.
             TINFLStatus::HasMoreOutput if used == input.len() && !is_last => {}
             TINFLStatus::HasMoreOutput => return Err(GzipError::TooLarge { room }),
             TINFLStatus::FailedCannotMakeProgress => {
@@ -236,7 +235,7 @@ impl Default for Unpacker {
     }
 }
 
-/// Size of the header that `input` starts with (RFC 1952, 2.3).
+/// Size in bytes of the header at the start of `input` (RFC 1952, 2.3).
 fn header_bytes(input: &[u8], is_last: bool) -> Result<usize, GzipError> {
     if !input.starts_with(&MAGIC) || input.get(2) != Some(&METHOD_DEFLATE) {
         return Err(GzipError::NotGzip);

@@ -1,36 +1,19 @@
-//! What a file is, by its content: a file's name says nothing about that.
+//! Detects the kind of a file by its content, never by its name.
 
 use crate::boot::{
-    arm64_image, bzimage, device_tree, elf,
+    Architecture, arm64_image, bzimage, device_tree, elf,
     memory::Range,
     pe::{MACHINE_ARM64, MACHINE_X86_64, Pe},
+    text::as_str,
     zboot::Zboot,
 };
 use core::fmt;
 
-/// How many of a file's first bytes [`Kind::of`] should see, unless the file is shorter. It is
-/// enough for the parsers of each kind as well.
+/// How many of a file's first bytes [`Kind::of`] needs, unless the file is shorter. They are also enough for
+/// the parser of each kind.
 pub const HEAD_BYTES: usize = 4096;
 
-/// An instruction set, as a payload's and the board's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// x86-64.
-    X86_64,
-    /// aarch64.
-    Aarch64,
-}
-
-impl fmt::Display for Architecture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::X86_64 => "x86-64",
-            Self::Aarch64 => "arm64",
-        })
-    }
-}
-
-/// A way to make a file smaller.
+/// A compression method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compression {
@@ -40,22 +23,23 @@ pub enum Compression {
     Zstd,
     /// xz.
     Xz,
-    /// LZ4, as a frame or as the kernel's legacy format.
+    /// LZ4, in the frame format or the legacy format that the kernel uses.
     Lz4,
-    /// LZMA alone.
+    /// LZMA, in the format without a container.
     Lzma,
     /// bzip2.
     Bzip2,
     /// LZO, as lzop writes it.
     Lzo,
-    /// One that is not known here.
+    /// An unknown method.
     Other,
 }
 
 impl Compression {
-    /// The one that a compressed file starts with, if it is known.
+    /// The method of a compressed file, by its first bytes.
     fn of(head: &[u8]) -> Option<Self> {
-        // LZMA has no magic: properties 5D and a dictionary of a whole number of 64 KiB.
+        // LZMA has no magic: this is the usual properties byte, and a dictionary size that is a multiple of
+        // 64 KiB.
         const MAGICS: [(&[u8], Compression); 8] = [
             (b"\x1f\x8b", Compression::Gzip),
             (b"\x28\xb5\x2f\xfd", Compression::Zstd),
@@ -66,7 +50,7 @@ impl Compression {
             (b"\x89LZO\0", Compression::Lzo),
             (b"\x5d\0\0", Compression::Lzma),
         ];
-        // A frame to skip, as pzstd writes one before each of its own.
+        // A skippable frame, which pzstd writes before each of its frames.
         if let [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] = head {
             return Some(Self::Zstd);
         }
@@ -74,26 +58,26 @@ impl Compression {
         found.map(|(_, compression)| *compression)
     }
 
-    /// The one that an EFI zboot image names (`COMP_TYPE` of the kernel's `Makefile.zboot`).
+    /// The method with this name in an EFI zboot image (`COMP_TYPE` in the kernel's `Makefile.zboot`).
     fn named(name: &[u8]) -> Self {
-        match name {
-            b"gzip" => Self::Gzip,
-            b"zstd" | b"zstd22" => Self::Zstd,
-            b"xz" | b"xzkern" => Self::Xz,
-            b"lz4" => Self::Lz4,
-            b"lzma" => Self::Lzma,
-            b"bzip2" => Self::Bzip2,
-            b"lzo" => Self::Lzo,
+        match as_str(name) {
+            "gzip" => Self::Gzip,
+            "zstd" | "zstd22" => Self::Zstd,
+            "xz" | "xzkern" => Self::Xz,
+            "lz4" => Self::Lz4,
+            "lzma" => Self::Lzma,
+            "bzip2" => Self::Bzip2,
+            "lzo" => Self::Lzo,
             _ => Self::Other,
         }
     }
 
-    /// Whether [`packed`](crate::boot::packed) undoes it.
+    /// Whether [`packed`](crate::boot::packed) can decompress it.
     const fn is_unpacked(self) -> bool {
         matches!(self, Self::Gzip | Self::Zstd)
     }
 
-    /// The program that undoes it.
+    /// The command that decompresses it.
     const fn unpacker(self) -> &'static str {
         match self {
             Self::Gzip => "gunzip",
@@ -123,48 +107,48 @@ impl fmt::Display for Compression {
     }
 }
 
-/// What a file is.
+/// The kind of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kind {
-    /// A file without a byte.
+    /// An empty file.
     Empty,
     /// An x86 Linux kernel (boot.rst).
     BzImage,
     /// A raw arm64 Linux kernel (booting.rst).
     Arm64Image,
-    /// A compressed Linux kernel in an EFI program that unpacks it.
+    /// An EFI program that contains a compressed Linux kernel and decompresses it.
     EfiZboot {
-        /// What it was built for, if known here.
+        /// Its architecture, if known.
         architecture: Option<Architecture>,
-        /// How it is compressed.
+        /// The compression method.
         compression: Compression,
-        /// Where the compressed kernel is in the file.
+        /// The range of the compressed kernel in the file.
         payload: Range,
     },
-    /// Some other EFI program; it may be a unified kernel image.
+    /// Another EFI program; it may be a unified kernel image.
     Efi {
-        /// What it was built for, if known here.
+        /// Its architecture, if known.
         architecture: Option<Architecture>,
     },
     /// An ELF file.
     Elf {
-        /// What it was built for, if known here. 32-bit programs for x86 count as x86-64's, which
-        /// enters both the same way.
+        /// Its architecture, if known. A 32-bit program for x86 counts as x86-64: PVH enters both in the
+        /// same way.
         architecture: Option<Architecture>,
     },
-    /// A compressed file: a kernel by its place, an initrd by its look.
+    /// A compressed file. Where a kernel is expected, a compressed kernel.
     Compressed(Compression),
-    /// A cpio archive, which is what an initramfs is.
+    /// A cpio archive, such as an initramfs.
     Cpio,
-    /// A device tree blob, as which U-Boot has kernels in FIT images.
+    /// A device tree blob; U-Boot's FIT images are such.
     Fit,
     /// None of these.
     Unknown,
 }
 
 impl Kind {
-    /// Tells what a file of `file_size` bytes is that starts with `head`.
+    /// Detects the kind of a file of `file_size` bytes by `head`, its first bytes.
     #[must_use]
     pub fn of(head: &[u8], file_size: u64) -> Self {
         if file_size == 0 || head.is_empty() {
@@ -194,7 +178,7 @@ impl Kind {
         Compression::of(head).map_or(Self::Unknown, Self::Compressed)
     }
 
-    /// Whether there is a kernel in it that has to be unpacked.
+    /// Whether it contains a compressed kernel.
     #[must_use]
     pub const fn is_packed(self) -> bool {
         matches!(
@@ -203,7 +187,7 @@ impl Kind {
         )
     }
 
-    /// The same, `start` bytes further on in its file.
+    /// The same kind for an image at offset `start` of a file: ranges become relative to that file.
     #[must_use]
     pub const fn at(mut self, start: u64) -> Self {
         if let Self::EfiZboot { payload, .. } = &mut self {
@@ -213,11 +197,11 @@ impl Kind {
         self
     }
 
-    /// What it was built for, as far as the file tells.
+    /// The architecture of the file, if known.
     #[must_use]
     pub const fn architecture(self) -> Option<Architecture> {
         match self {
-            // 32-bit kernels are bzImages too; their parser refuses them.
+            // A 32-bit kernel is also a bzImage; the parser refuses it.
             Self::BzImage => Some(Architecture::X86_64),
             Self::Arm64Image => Some(Architecture::Aarch64),
             Self::EfiZboot { architecture, .. }
@@ -227,12 +211,12 @@ impl Kind {
         }
     }
 
-    /// Whether a kernel of this kind can be started on `machine`; an EFI program can if there is a
-    /// kernel in it.
+    /// Checks that a kernel of this kind can be started on `machine`. An EFI program passes: it may contain a
+    /// kernel.
     ///
     /// # Errors
     ///
-    /// [`KindError`] says what it is and what to put there.
+    /// [`KindError`], whose message names the kind of the file and the remedy.
     pub fn check(self, machine: Architecture) -> Result<(), KindError> {
         use Architecture::{Aarch64, X86_64};
         let is_ok = match self {
@@ -307,7 +291,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// "an arm64 ", "an x86-64 ", or "an " alone: what follows starts with a vowel.
+/// Writes "an arm64 ", "an x86-64 ", or only "an ": the next word starts with a vowel.
 fn article_for(f: &mut fmt::Formatter<'_>, architecture: Option<Architecture>) -> fmt::Result {
     match architecture {
         Some(architecture) => write!(f, "an {architecture} "),
@@ -315,13 +299,13 @@ fn article_for(f: &mut fmt::Formatter<'_>, architecture: Option<Architecture>) -
     }
 }
 
-/// Why a file can't be started as a kernel on this machine. The sentence goes on from the file's
-/// name and a colon.
+/// Why a file cannot be started as a kernel on this machine. The message follows the file's name and a
+/// colon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KindError {
-    /// What the file is.
+    /// The kind of the file.
     pub kind: Kind,
-    /// What the machine can run.
+    /// The architecture of the machine.
     pub machine: Architecture,
 }
 
@@ -609,7 +593,6 @@ mod tests {
         }
     }
 
-    /// The programs' own manuals name what they undo.
     #[test]
     fn a_refusal_names_the_command_that_unpacks_it() {
         for (start, name, command) in [

@@ -1,9 +1,9 @@
 //! Pure parsers and planners: bytes in, decisions out.
 //!
-//! Floor 5. Nothing here does I/O or touches a device; every function takes arbitrary bytes and
-//! answers with a value or an error in bounded time.
+//! Floor 5. Nothing here does I/O or accesses a device. Every function accepts arbitrary bytes and returns a
+//! value or an error in bounded time.
 #![forbid(unsafe_code)]
-// No input may end the firmware: what could panic is refused here, tests apart.
+// No input may end the firmware: constructs that could panic are denied outside of tests.
 #![cfg_attr(
     not(test),
     deny(
@@ -15,6 +15,7 @@
     )
 )]
 
+mod architecture;
 pub mod arm64_image;
 pub mod bls;
 mod bytes;
@@ -35,12 +36,14 @@ pub mod options;
 pub mod packed;
 pub mod pe;
 pub mod pvh;
-mod text;
+pub(crate) mod text;
 pub mod uboot_image;
 pub mod uki;
 pub mod version;
 pub mod zboot;
 pub mod zero_page;
+
+pub use architecture::Architecture;
 
 #[cfg(test)]
 pub(crate) mod testing;

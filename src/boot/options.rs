@@ -2,38 +2,38 @@
 //!
 //! | option | meaning |
 //! |---|---|
-//! | `bootshare.tag=TAG` | which share; may be repeated, up to 4 times |
-//! | `bootshare.entry=NAME` | which boot entry, as its id or a glob |
-//! | `bootshare.fallback=yes\|no` | whether other kinds of entries than those found first are tried, too |
-//! | `bootshare.timeout=SECONDS` | how long the menu waits; 0 for no menu; or as [`Timeout`] |
-//! | `bootshare.cmdline-default="WORDS"` | words for the payload, if its command line has none with the key of the first of them; may be repeated, up to 4 times |
+//! | `bootshare.tag=TAG` | the share to use; may be given up to 4 times |
+//! | `bootshare.entry=NAME` | the boot entry to start: its id or a glob |
+//! | `bootshare.fallback=yes\|no` | whether entries of other kinds than the first one found are tried, too |
+//! | `bootshare.timeout=SECONDS` | how long the menu waits; 0 for no menu; or a word as in [`Timeout`] |
+//! | `bootshare.cmdline-default="WORDS"` | words for the payload's command line, unless it has the key of the first of them; may be given up to 4 times |
 //! | `bootshare.cmd="ls /; walk /"` | shell commands to run instead of a boot |
 //! | `bootshare.on-error=shell\|exit\|halt` | what to do after the last entry failed |
-//! | `bootshare.prepared=yes\|no` | whether kernels that the host has unpacked are asked for |
+//! | `bootshare.prepared=yes\|no` | whether the host is asked for kernels that it has decompressed |
 //! | `bootshare.deadline=SECONDS` | longest wait for progress from the host |
-//! | `bootshare.chunk-size=BYTES` | what one read request asks for at most |
-//! | `bootshare.depth=N` | how many of them are in flight |
+//! | `bootshare.chunk-size=BYTES` | largest read request |
+//! | `bootshare.depth=N` | most read requests in flight |
 //! | `bootshare.log=error\|warn\|info\|debug\|trace` | log level |
 //! | words after `--` | for the payload's command line |
 //!
-//! Of an option that may not be repeated, the last one counts. Words of others are left alone.
+//! If any other option is repeated, the last one wins. Words without the prefix `bootshare.` are ignored.
 
 use crate::boot::{
     bls::Timeout,
     cmdline::{key_and_value, words},
-    text::number,
+    text::{as_str, number},
 };
 use core::{fmt, time::Duration};
 use heapless::Vec;
 use log::LevelFilter;
 
-/// The most tags that can be asked for: as many as the client's own DMA memory has room for.
+/// Most tags: the client's DMA memory is large enough for as many shares.
 pub const MAX_TAGS: usize = 4;
 
-/// The most groups of words that can be given for payloads whose command line has none like them.
+/// Most groups of default words for the payload's command line.
 pub const MAX_DEFAULTS: usize = 4;
 
-/// The longest of such words in bytes.
+/// Longest default word in bytes.
 pub const MAX_DEFAULT_BYTES: usize = 64;
 
 /// Longest tag in bytes (virtio 1.3, 5.11.4, `tag`).
@@ -41,7 +41,7 @@ pub const MAX_TAG_BYTES: usize = 36;
 
 const PREFIX: &[u8] = b"bootshare.";
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
-/// A day: longer is a mistyped figure.
+/// One day. A larger number is a typing error.
 const MAX_SECONDS: u32 = 86_400;
 
 const TIMEOUT: &str =
@@ -63,44 +63,44 @@ const LOG: &str = "error, warn, info, debug or trace";
 pub enum OnError {
     /// The shell is started.
     Shell,
-    /// The machine ends with a failure, so that a script never hangs.
+    /// The machine exits with a failure, so that a script never hangs.
     #[default]
     Exit,
-    /// The machine stands still, for someone to look at.
+    /// The machine halts, so that it can be examined.
     Halt,
 }
 
-/// What the firmware was told; values borrow from its command line.
+/// The parsed options; values borrow from the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options<'a> {
-    /// Tags of the shares to use; none for all of them.
+    /// Tags of the shares to use; empty for all shares.
     pub tags: Vec<&'a [u8], MAX_TAGS>,
     /// Id or glob of the boot entry.
     pub entry: Option<&'a [u8]>,
-    /// Whether other kinds of boot entries than those that were found first are tried, too: kernels by
-    /// conventional names, where no entry can be loaded.
+    /// Whether boot entries of other kinds than the first one found are tried, too: for example kernels with
+    /// conventional names, if no entry can be loaded.
     pub fallback: bool,
     /// Whether there is a menu, and how long it waits.
     pub timeout: Option<Timeout>,
-    /// Groups of words for the payload. Each is left out if the payload's command line has a word with
-    /// the key of the group's first word.
+    /// Groups of default words for the payload. A group is added unless the payload's command line has a word
+    /// with the key of the group's first word.
     pub defaults: Vec<&'a [u8], MAX_DEFAULTS>,
     /// Shell commands to run: see [`commands`](crate::boot::commands).
     pub commands: Option<&'a [u8]>,
     /// What happens after the last boot entry failed.
     pub on_error: OnError,
-    /// Whether the host is asked for kernels that it has unpacked: only the host tool's own server
-    /// has them.
+    /// Whether the host is asked for kernels that it has decompressed. Only the server of the host tool has
+    /// such kernels.
     pub prepared: bool,
     /// Longest wait for progress from the host; never 0.
     pub deadline: Duration,
-    /// Bytes that one read request asks for at most, if it is not the client's own choice.
+    /// Largest read request in bytes; `None` for the client's default.
     pub chunk_size: Option<u32>,
-    /// Read requests in flight at most, if it is not the client's own choice.
+    /// Most read requests in flight; `None` for the client's default.
     pub depth: Option<u32>,
-    /// Which messages are shown.
+    /// The most verbose level of messages to print.
     pub log: LevelFilter,
-    /// What goes to the payload: all after the word `--`, as it stands there.
+    /// The text after the word `--`, for the payload's command line.
     pub payload: &'a [u8],
 }
 
@@ -124,7 +124,7 @@ impl Default for Options<'_> {
     }
 }
 
-/// Why the command line can't be followed.
+/// Why the command line cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptionError<'a> {
     /// There is no such option.
@@ -132,27 +132,27 @@ pub enum OptionError<'a> {
         /// Its name, with the prefix.
         key: &'a [u8],
     },
-    /// The option stands there without a value, or with an empty one.
+    /// The option has no value, or an empty one.
     NoValue {
         /// Its name, with the prefix.
         key: &'a [u8],
-        /// What it takes.
+        /// A description of valid values.
         expected: &'static str,
     },
-    /// The value is none that the option takes.
+    /// The value is not valid for the option.
     BadValue {
         /// The option's name, with the prefix.
         key: &'a [u8],
         /// The value.
         value: &'a [u8],
-        /// What the option takes.
+        /// A description of valid values.
         expected: &'static str,
     },
     /// There are more than [`MAX_TAGS`] tags.
     TooManyTags,
-    /// A double quote is never closed.
+    /// A double quote is not closed.
     OpenQuote {
-        /// The word that has it, to the end of the line.
+        /// The text from the start of the word to the end of the line.
         word: &'a [u8],
     },
 }
@@ -179,19 +179,19 @@ impl fmt::Display for OptionError<'_> {
                 expected,
             } => write!(
                 f,
-                "{}={}: that is no value for it; write {expected}",
+                "{}={}: invalid value; expected {expected}",
                 key.escape_ascii(),
                 value.escape_ascii()
             ),
             Self::TooManyTags => {
                 write!(
                     f,
-                    "bootshare.tag: it is there more than {MAX_TAGS} times; leave some out"
+                    "bootshare.tag: given more than {MAX_TAGS} times; remove some"
                 )
             }
             Self::OpenQuote { word } => write!(
                 f,
-                "{}: a double quote is never closed; write another one at its end",
+                "{}: a double quote is not closed; add another one at the end",
                 word.escape_ascii()
             ),
         }
@@ -201,12 +201,11 @@ impl fmt::Display for OptionError<'_> {
 impl core::error::Error for OptionError<'_> {}
 
 impl<'a> Options<'a> {
-    /// Reads the firmware's command line.
+    /// Parses the firmware's command line.
     ///
     /// # Errors
     ///
-    /// [`OptionError`] for the first word that starts with `bootshare.` and can't be followed, or
-    /// for a quote without end.
+    /// [`OptionError`] for the first invalid word that starts with `bootshare.`, or for an unclosed quote.
     pub fn parse(line: &'a [u8]) -> Result<Self, OptionError<'a>> {
         let mut options = Self::default();
         let mut all = words(line);
@@ -216,7 +215,7 @@ impl<'a> Options<'a> {
                 break;
             }
             if all.open_quote() {
-                // It may have swallowed words of ours and the `--`.
+                // The word may contain options of ours and the `--`.
                 return Err(OptionError::OpenQuote { word });
             }
             options.set(word)?;
@@ -238,8 +237,8 @@ impl<'a> Options<'a> {
             value,
             expected,
         };
-        match name {
-            b"tag" => {
+        match as_str(name) {
+            "tag" => {
                 let tag = value(TAG)?;
                 if tag.len() > MAX_TAG_BYTES {
                     return Err(bad(tag, TAG));
@@ -247,14 +246,14 @@ impl<'a> Options<'a> {
                 let full = self.tags.push(tag);
                 full.map_err(|_| OptionError::TooManyTags)?;
             }
-            b"entry" => self.entry = Some(value(ENTRY)?),
-            b"fallback" => {
+            "entry" => self.entry = Some(value(ENTRY)?),
+            "fallback" => {
                 self.fallback = is_yes(value(YES_OR_NO)?).map_err(|word| bad(word, YES_OR_NO))?
             }
-            b"prepared" => {
+            "prepared" => {
                 self.prepared = is_yes(value(YES_OR_NO)?).map_err(|word| bad(word, YES_OR_NO))?
             }
-            b"timeout" => {
+            "timeout" => {
                 let text = value(TIMEOUT)?;
                 let timeout = Timeout::parse(text).filter(|timeout| match timeout {
                     Timeout::Seconds(seconds) => *seconds <= MAX_SECONDS,
@@ -262,7 +261,7 @@ impl<'a> Options<'a> {
                 });
                 self.timeout = Some(timeout.ok_or_else(|| bad(text, TIMEOUT))?);
             }
-            b"cmdline-default" => {
+            "cmdline-default" => {
                 let group = value(DEFAULTS)?;
                 if words(group).any(|word| word.len() > MAX_DEFAULT_BYTES)
                     || str::from_utf8(group).is_err()
@@ -271,39 +270,39 @@ impl<'a> Options<'a> {
                     return Err(bad(group, DEFAULTS));
                 }
             }
-            b"cmd" => self.commands = Some(value(COMMANDS)?),
-            b"on-error" => {
-                self.on_error = match value(ON_ERROR)? {
-                    b"shell" => OnError::Shell,
-                    b"exit" => OnError::Exit,
-                    b"halt" => OnError::Halt,
-                    other => return Err(bad(other, ON_ERROR)),
+            "cmd" => self.commands = Some(value(COMMANDS)?),
+            "on-error" => {
+                self.on_error = match as_str(value(ON_ERROR)?) {
+                    "shell" => OnError::Shell,
+                    "exit" => OnError::Exit,
+                    "halt" => OnError::Halt,
+                    _ => return Err(bad(value(ON_ERROR)?, ON_ERROR)),
                 }
             }
-            b"deadline" => {
+            "deadline" => {
                 let text = value(DEADLINE_SECONDS)?;
                 let seconds = number(text).filter(|seconds| (1..=MAX_SECONDS).contains(seconds));
                 let seconds = seconds.ok_or_else(|| bad(text, DEADLINE_SECONDS))?;
                 self.deadline = Duration::from_secs(seconds.into());
             }
-            b"chunk-size" => {
+            "chunk-size" => {
                 let text = value(CHUNK_SIZE)?;
                 let bytes = number(text).filter(|bytes| (4096..=1 << 30).contains(bytes));
                 self.chunk_size = Some(bytes.ok_or_else(|| bad(text, CHUNK_SIZE))?);
             }
-            b"depth" => {
+            "depth" => {
                 let text = value(DEPTH)?;
                 let depth = number(text).filter(|depth| (1..=64).contains(depth));
                 self.depth = Some(depth.ok_or_else(|| bad(text, DEPTH))?);
             }
-            b"log" => {
-                self.log = match value(LOG)? {
-                    b"error" => LevelFilter::Error,
-                    b"warn" => LevelFilter::Warn,
-                    b"info" => LevelFilter::Info,
-                    b"debug" => LevelFilter::Debug,
-                    b"trace" => LevelFilter::Trace,
-                    other => return Err(bad(other, LOG)),
+            "log" => {
+                self.log = match as_str(value(LOG)?) {
+                    "error" => LevelFilter::Error,
+                    "warn" => LevelFilter::Warn,
+                    "info" => LevelFilter::Info,
+                    "debug" => LevelFilter::Debug,
+                    "trace" => LevelFilter::Trace,
+                    _ => return Err(bad(value(LOG)?, LOG)),
                 }
             }
             _ => return Err(OptionError::Unknown { key }),
@@ -312,7 +311,7 @@ impl<'a> Options<'a> {
     }
 }
 
-/// Whether a word is `yes`, and not `no`.
+/// Parses `yes` or `no`; any other word is the error.
 fn is_yes(word: &[u8]) -> Result<bool, &[u8]> {
     match word {
         b"yes" => Ok(true),
@@ -339,9 +338,9 @@ mod tests {
             let (name, _) = line.strip_prefix("firmware bootshare.")?.split_once('=')?;
             Some(name)
         });
-        // The arms of `set`, by their indentation.
+        // The match arms of `set`, recognised by their indentation.
         let known = include_str!("options.rs").lines().filter_map(|line| {
-            let arm = line.strip_prefix("            b\"")?;
+            let arm = line.strip_prefix("            \"")?;
             Some(arm.split_once("\" =>")?.0)
         });
         let (listed, known): (BTreeSet<_>, BTreeSet<_>) = (listed.collect(), known.collect());
@@ -365,7 +364,7 @@ mod tests {
               bootshare.cmdline-default=\"root=a ro\" bootshare.cmdline-default=b bootshare.cmd=\"ls /; walk /\" bootshare.on-error=halt bootshare.deadline=3 \
               bootshare.chunk-size=65536 bootshare.depth=2 bootshare.log=trace -- quiet  root=\"a b\" ",
         );
-        // The quote inside of a value belongs to it, as in the kernel.
+        // A quote within a value is part of it, as in the kernel.
         let options = options.unwrap();
         assert_eq!(options.tags, [&b"a"[..], b"\xff\"b bootshare.entry=deb*\""]);
         assert!(options.fallback);
@@ -395,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_others_are_left_alone() {
+    fn words_without_the_prefix_are_ignored() {
         let line = b"console=ttyS0 virtio_mmio.device=512@0xfeb00e00:12 bootshare bootshares.x=1 \
                      bootshare.entry=x -- bootshare.nonsense";
         let options = Options::parse(line).unwrap();
@@ -404,13 +403,13 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_an_option_counts() {
+    fn the_last_value_of_a_repeated_option_wins() {
         let options = Options::parse(b"bootshare.deadline=1 bootshare.deadline=2").unwrap();
         assert_eq!(options.deadline, Duration::from_secs(2));
     }
 
     #[test]
-    fn what_cannot_be_followed_is_named_with_what_can() {
+    fn an_invalid_option_is_named_with_the_valid_ones() {
         assert_eq!(
             error("bootshare.tags=a"),
             "bootshare.tags: there is no such option; bootshare.tag, .entry, .fallback, .timeout, \
@@ -418,7 +417,7 @@ mod tests {
         );
         assert_eq!(
             error("quiet bootshare.on-error=reboot"),
-            "bootshare.on-error=reboot: that is no value for it; write shell, exit or halt"
+            "bootshare.on-error=reboot: invalid value; expected shell, exit or halt"
         );
         assert_eq!(
             error("bootshare.entry"),
@@ -431,20 +430,19 @@ mod tests {
         );
         assert_eq!(
             error("bootshare.cmd=\"ls / -- quiet"),
-            "bootshare.cmd=\\\"ls / -- quiet: a double quote is never closed; \
-             write another one at its end"
+            "bootshare.cmd=\\\"ls / -- quiet: a double quote is not closed; \
+             add another one at the end"
         );
         let long = std::format!("bootshare.cmdline-default=\"a b={}\"", "x".repeat(63));
         for bad in [long, "bootshare.cmdline-default=a ".repeat(5)] {
             let error = error(&bad);
-            let remedy = ": that is no value for it; write words of 64 bytes at most, as in \
+            let remedy = ": invalid value; expected words of 64 bytes at most, as in \
                           \"root=TAG rootfstype=virtiofs\", in up to four such options";
             assert!(error.ends_with(remedy), "{error}");
         }
         assert_eq!(
             error("bootshare.log=loud"),
-            "bootshare.log=loud: that is no value for it; \
-             write error, warn, info, debug or trace"
+            "bootshare.log=loud: invalid value; expected error, warn, info, debug or trace"
         );
     }
 
@@ -454,8 +452,8 @@ mod tests {
             assert_eq!(
                 error(&std::format!("bootshare.deadline={bad}")),
                 std::format!(
-                    "bootshare.deadline={bad}: that is no value for it; \
-                     write a whole number of seconds, from 1 to 86400"
+                    "bootshare.deadline={bad}: invalid value; \
+                     expected a whole number of seconds, from 1 to 86400"
                 )
             );
         }
@@ -470,11 +468,11 @@ mod tests {
     fn a_tag_has_36_bytes_at_most_and_there_are_4_at_most() {
         let tag = |n| std::format!("bootshare.tag={}", "t".repeat(n));
         Options::parse(tag(36).as_bytes()).unwrap();
-        assert!(error(&tag(37)).ends_with("write a virtio-fs tag of 1 to 36 bytes"));
+        assert!(error(&tag(37)).ends_with("expected a virtio-fs tag of 1 to 36 bytes"));
         Options::parse("bootshare.tag=a ".repeat(4).as_bytes()).unwrap();
         assert_eq!(
             error(&"bootshare.tag=a ".repeat(5)),
-            "bootshare.tag: it is there more than 4 times; leave some out"
+            "bootshare.tag: given more than 4 times; remove some"
         );
     }
 

@@ -1,11 +1,11 @@
-//! Unpacks kernels piece by piece, straight into their place: gzip and Zstandard.
+//! Decompresses gzip and Zstandard kernels piece by piece, straight into their final memory.
 //!
-//! Zstandard is `bootshare-zstd`'s, which is part of this project: of the decoders at hand, `ruzstd`
-//! and `zstd-nostd` need a heap, and `zstd-zero` needs a buffer of the whole window. That is 128 MiB
-//! for a kernel in `zstd -22 --ultra`, as the kernel's `Makefile.zboot` packs it, however small it
-//! is. Here what was unpacked is its own window. It is also three times as fast as `zstd-zero`: Debian's
-//! arm64 kernel, levels 3, 19 and 22, on one core of the machine it was written on, 296, 226 and 219 MiB/s
-//! in place of 79, 78 and 77; gzip has 166.
+//! The Zstandard decoder, `bootshare-zstd`, is part of this project. Of the existing `no_std` decoders,
+//! `ruzstd` and `zstd-nostd` need a heap, and `zstd-zero` needs a buffer as large as the window. The kernel's
+//! `Makefile.zboot` uses `zstd -22 --ultra`, which declares a window of 128 MiB for a kernel of any size. Our
+//! decoder uses its output as the window. It is also three times as fast as `zstd-zero`: Debian's arm64
+//! kernel, packed with levels 3, 19 and 22, was unpacked at 296, 226 and 219 MiB/s instead of 79, 78 and
+//! 77 MiB/s on one core of the development machine; gzip reached 166 MiB/s.
 
 use crate::boot::{
     gzip::{self, GzipError},
@@ -14,27 +14,27 @@ use crate::boot::{
 use bootshare_zstd::{Decoder, Error, MAX_BLOCK_BYTES};
 use core::fmt;
 
-/// Bytes of memory that an [`Unpacker`] works in.
+/// Size in bytes of the buffer that an [`Unpacker`] needs.
 pub const SCRATCH_BYTES: usize = MAX_BLOCK_BYTES;
 
-/// Why a file can't be unpacked. The sentences go on from "it": the file.
+/// Why a file cannot be unpacked. In its messages, "it" is the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnpackError {
-    /// Of gzip.
+    /// An error in gzip data.
     Gzip(GzipError),
-    /// Of Zstandard.
+    /// An error in Zstandard data.
     Zstd {
-        /// What is wrong.
+        /// The decoder's error.
         error: Error,
-        /// Bytes that were unpacked before.
+        /// Bytes that were unpacked before the error.
         unpacked: usize,
-        /// The room in bytes.
+        /// Size of the output buffer in bytes.
         room: usize,
     },
 }
 
 impl UnpackError {
-    /// Whether all that is wrong is that there is no room for more.
+    /// Whether the output buffer is too small and nothing else is wrong.
     #[must_use]
     pub const fn is_too_large(&self) -> bool {
         matches!(
@@ -92,7 +92,7 @@ impl fmt::Display for UnpackError {
 
 impl core::error::Error for UnpackError {}
 
-/// A packed file on its way into memory. It takes some 11 KiB.
+/// Decompresses one file. The value takes about 11 KiB.
 #[derive(Debug)]
 pub struct Unpacker<'s>(Method<'s>);
 
@@ -103,10 +103,10 @@ enum Method<'s> {
 }
 
 impl<'s> Unpacker<'s> {
-    /// At the start of a file; [`None`] if it is packed in another way. What is in `scratch` does
-    /// not matter.
+    /// Prepares for a file with this compression; [`None`] if it is not supported. `scratch` may hold any
+    /// bytes.
     #[must_use]
-    #[inline(never)] // It is large: this way it is made in its place.
+    #[inline(never)] // The value is large: a call constructs it in place.
     pub fn new(compression: Compression, scratch: &'s mut [u8; SCRATCH_BYTES]) -> Option<Self> {
         Some(Self(match compression {
             Compression::Gzip => Method::Gzip(gzip::Unpacker::new()),
@@ -115,18 +115,18 @@ impl<'s> Unpacker<'s> {
         }))
     }
 
-    /// How many of the first bytes [`Self::push`] has to see at once to unpack some, unless there
-    /// are fewer.
+    /// How many bytes the first call of [`Self::push`] needs to unpack anything, unless the file is
+    /// shorter.
     #[must_use]
     pub const fn head_bytes(&self) -> usize {
         match &self.0 {
             Method::Gzip(_) => gzip::HEADER_BYTES,
-            // The headers and the first block, with a few small frames to skip before them.
+            // The headers and the first block, and a few small skippable frames before them.
             Method::Zstd(..) => MAX_BLOCK_BYTES + 4096,
         }
     }
 
-    /// Goes back to the start of the file.
+    /// Starts again at the start of the file.
     #[inline(never)] // As above.
     pub fn restart(&mut self) {
         match &mut self.0 {
@@ -135,7 +135,7 @@ impl<'s> Unpacker<'s> {
         }
     }
 
-    /// Bytes that were unpacked so far.
+    /// Number of bytes unpacked so far.
     #[must_use]
     pub const fn unpacked(&self) -> usize {
         match &self.0 {
@@ -144,15 +144,16 @@ impl<'s> Unpacker<'s> {
         }
     }
 
-    /// Unpacks the next bytes of the file, `input`, behind what is in `out` already: how many were
-    /// used, and whether that was all of the content, with its checksum right if it has one. What
-    /// was not used has to come again with more behind it. `out` is the same each time, and
-    /// `is_last` says that no more input comes.
+    /// Unpacks `input`, the next bytes of the file, and appends to what `out` already holds. Returns the
+    /// number of input bytes used, and whether the content is complete and its checksum, if any, correct.
+    ///
+    /// The caller passes unused input again, followed by more. `out` must be the same slice each time;
+    /// `is_last` means that the input ends here.
     ///
     /// # Errors
     ///
-    /// [`UnpackError`]; what is in `out` is of no use then, except when
-    /// [it is too large](UnpackError::is_too_large), which leaves as many bytes as there is room for.
+    /// [`UnpackError`]; `out` is not valid then, unless [it is too large](UnpackError::is_too_large): `out` is
+    /// then filled with the start of the content.
     pub fn push(
         &mut self,
         input: &[u8],

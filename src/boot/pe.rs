@@ -1,4 +1,4 @@
-//! PE/COFF headers, as far as Linux images carry them for EFI.
+//! The PE/COFF headers of EFI programs, among them Linux images.
 //!
 //! Follows Microsoft's "PE Format": MS-DOS stub, COFF file header, section table.
 
@@ -7,9 +7,9 @@ use crate::boot::{
     memory::Range,
 };
 
-/// Bytes of a COFF file header with its signature before it.
+/// Size in bytes of the PE signature and the COFF file header.
 const COFF_BYTES: usize = 24;
-/// Bytes of a section's header.
+/// Size in bytes of a section header.
 pub const SECTION_BYTES: usize = 40;
 
 /// `IMAGE_FILE_MACHINE_AMD64`.
@@ -22,29 +22,29 @@ pub const MACHINE_ARM64: u16 = 0xaa64;
 pub struct Pe<'a> {
     /// `IMAGE_FILE_MACHINE_*`.
     pub machine: u16,
-    /// The section table, as far as it is in the bytes that were given.
+    /// The section table, or the part of it that the given bytes hold.
     table: &'a [u8],
-    /// Where the section table starts in the file.
+    /// Offset of the section table in the file.
     pub table_offset: u64,
-    /// How many sections there are.
+    /// Number of sections.
     pub sections: u16,
 }
 
 /// One section of a PE image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Section {
-    /// Its name, filled up with NULs.
+    /// Its name, padded with NULs.
     pub name: [u8; 8],
     /// Its size in memory, in bytes.
     pub virtual_size: u32,
-    /// Where its data starts in the file.
+    /// Offset of its data in the file.
     pub file_offset: u32,
-    /// Bytes of data in the file.
+    /// Size of its data in the file, in bytes.
     pub file_bytes: u32,
 }
 
 impl Section {
-    /// Its name, without what fills it up.
+    /// Its name without the padding.
     #[must_use]
     pub fn name(&self) -> &[u8] {
         let end = self.name.iter().position(|&byte| byte == 0);
@@ -52,11 +52,11 @@ impl Section {
         name.unwrap_or(&self.name)
     }
 
-    /// Where its content lies in the file, without what fills it up to the file's alignment.
+    /// The range of its content in the file, without the padding to the file alignment.
     #[must_use]
     pub fn content(&self) -> Range {
         let size = match self.virtual_size {
-            // Some linkers leave it out.
+            // Some linkers do not set it.
             0 => self.file_bytes,
             size => size.min(self.file_bytes),
         };
@@ -65,7 +65,7 @@ impl Section {
 }
 
 impl<'a> Pe<'a> {
-    /// Reads the headers out of a file's first bytes; [`None`] if there are none.
+    /// Parses the headers in the first bytes of a file; [`None`] if the file has none.
     #[must_use]
     pub fn parse(head: &'a [u8]) -> Option<Self> {
         if !head.starts_with(b"MZ") {
@@ -87,12 +87,12 @@ impl<'a> Pe<'a> {
         })
     }
 
-    /// The sections; those whose headers lie after the bytes that were given are missing.
+    /// The sections whose headers are within the given bytes.
     pub fn sections(&self) -> impl Iterator<Item = Section> + use<'a> {
         sections(self.table).take(self.sections.into())
     }
 
-    /// The bytes a file has at least that holds every section's data.
+    /// The smallest size in bytes of a file that holds the data of all sections.
     #[must_use]
     pub fn file_end(&self) -> u64 {
         self.sections()
@@ -102,7 +102,7 @@ impl<'a> Pe<'a> {
     }
 }
 
-/// The sections whose whole headers are in this part of a section table.
+/// The sections whose complete headers are in this part of a section table.
 pub fn sections(table: &[u8]) -> impl Iterator<Item = Section> {
     let headers = table.chunks_exact(SECTION_BYTES);
     headers.filter_map(|header| {

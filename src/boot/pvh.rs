@@ -1,4 +1,4 @@
-//! PVH's start info: what a payload is told that is entered by Xen's direct boot ABI.
+//! PVH's start info: the parameters of a payload that is entered by Xen's direct boot ABI.
 //!
 //! Follows Xen's `public/arch-x86/hvm/start_info.h`, version 1, which carries a memory map.
 
@@ -11,14 +11,14 @@ use zerocopy::{
 
 /// `XEN_HVM_START_MAGIC_VALUE`: "xEn3" with the 0x80 bit of the "E" set.
 pub const MAGIC: u32 = 0x336e_c578;
-/// The first version that carries a memory map.
+/// The first version with a memory map.
 pub const VERSION_WITH_MEMORY_MAP: u32 = 1;
 
-/// End of the addresses that a payload can be told of: it is entered in 32-bit mode.
+/// End of the addresses that a payload can use: it is entered in 32-bit mode.
 pub const LIMIT: u64 = 1 << 32;
 
-/// Longest command line in bytes, without its NUL: the ABI has no limit to tell, and this is what
-/// x86 Linux takes (`COMMAND_LINE_SIZE` of `arch/x86/include/asm/setup.h` is 2048).
+/// Longest command line in bytes, without its NUL. The ABI does not define a limit; this is the one of x86
+/// Linux (`COMMAND_LINE_SIZE` in `arch/x86/include/asm/setup.h` is 2048).
 pub const CMDLINE_LIMIT: usize = 2047;
 
 /// `struct hvm_start_info`.
@@ -65,32 +65,32 @@ pub struct Entry {
 
 const _: () = assert!(size_of::<Entry>() == 24);
 
-/// Where the memory map is in what [`StartInfo::write`] writes: after the header and one module.
+/// Offset of the memory map in the output of [`StartInfo::write`]: after the header and one module.
 const MAP_OFFSET: usize = 56 + 32;
 
-/// What a payload is told.
+/// The values of the start info.
 #[derive(Clone, Copy, Debug)]
 pub struct StartInfo<'a> {
     /// Physical address of the command line, which ends in a NUL.
     pub command_line: u64,
-    /// Where the initrd lies, if there is one: the one module.
+    /// The initrd in memory, passed as the only module.
     pub initrd: Option<Range>,
-    /// The machine's memory. Empty regions are left out.
+    /// The machine's memory. Empty regions are skipped.
     pub memory_map: &'a [MemoryRegion],
     /// Physical address of the ACPI root pointer; 0 if there is none.
     pub acpi_rsdp: u64,
 }
 
 impl StartInfo<'_> {
-    /// Bytes that [`Self::write`] needs at most.
+    /// Most bytes that [`Self::write`] needs.
     #[must_use]
     pub const fn bytes(&self) -> usize {
         let entries = size_of::<Entry>().saturating_mul(self.memory_map.len());
         entries.saturating_add(MAP_OFFSET)
     }
 
-    /// Writes it to the start of `out`, which lies at `address`; [`None`] if there is too little
-    /// room.
+    /// Writes the start info to the start of `out`, whose physical address is `address`; [`None`] if `out` is
+    /// too small.
     pub fn write(&self, address: u64, out: &mut [u8]) -> Option<()> {
         let regions = || self.memory_map.iter().filter(|r| r.range.size() > 0);
         let modules = size_of::<Header>();
@@ -138,15 +138,12 @@ mod tests {
     use crate::boot::{
         bytes::{u32_le, u64_le},
         memory::MemoryKind,
+        testing::region,
     };
     use std::vec;
 
     #[test]
     fn the_parts_are_where_the_header_says() {
-        let region = |start, end, kind| MemoryRegion {
-            range: Range { start, end },
-            kind,
-        };
         let map = [
             region(0, 0x9_fc00, MemoryKind::Usable),
             region(0x5000, 0x5000, MemoryKind::Reserved),

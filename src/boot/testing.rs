@@ -1,15 +1,23 @@
-//! What tests share.
+//! Helpers for tests.
 
-/// Seeds of `count` cases. Miri gets a few of them: it is a thousand times slower, and there for the
-/// pointers, of which the last of many cases has no others than the first.
+use super::memory::{MemoryKind, MemoryRegion, Range};
+
+/// A region of a memory map.
+pub(crate) fn region(start: u64, end: u64, kind: MemoryKind) -> MemoryRegion {
+    let range = Range { start, end };
+    MemoryRegion { range, kind }
+}
+
+/// Seeds for `count` random cases. Under Miri there are only two: it is a thousand times slower, and it
+/// checks pointers, which all cases use in the same way.
 pub(crate) fn seeds(count: u64) -> core::ops::Range<u64> {
     0..if cfg!(miri) { 2 } else { count }
 }
 
-/// How far apart the lengths are that are tried where all of them count: Miri gets some.
+/// Step between the lengths to try in tests that try all lengths. Under Miri they try only some.
 pub(crate) const STRIDE: usize = if cfg!(miri) { 61 } else { 1 };
 
-/// A small generator of repeatable numbers (xorshift64*): a failing case comes back with its seed.
+/// A small generator of pseudo-random numbers (xorshift64*). A failing case can be repeated by its seed.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -29,7 +37,7 @@ impl Random {
         (self.next() >> 11) % end
     }
 
-    /// Overwrites a few bytes, mostly with values that sit at the edge of something.
+    /// Overwrites a few bytes, mostly with boundary values.
     pub(crate) fn damage(&mut self, bytes: &mut [u8]) {
         for _ in 0..=self.below(8) {
             let at = self.below(bytes.len() as u64) as usize;

@@ -1,18 +1,18 @@
-//! What the text files of boot loaders have in common: lines of a key and a value.
+//! The common syntax of boot loaders' text files: lines of a key and a value.
 
-/// The lines of `text` as key and value, apart at the first white space; the value is empty where
-/// there is none. White space at both ends of a line goes, the CR of a Windows line end with it;
-/// empty lines and comments (`#`) are left out, and so is a byte order mark before a line.
+/// Splits each line of `text` at the first white space into key and value; the value may be empty. White
+/// space at both ends of a line is removed, including the CR of a Windows line end. Empty lines, comments
+/// (`#`) and byte order marks are skipped.
 pub(super) const fn lines(text: &[u8]) -> Lines<'_> {
     Lines { rest: text }
 }
 
-/// Without the byte order mark that some editors put before UTF-8.
+/// `text` without the byte order mark that some editors write before UTF-8.
 pub(super) fn without_mark(text: &[u8]) -> &[u8] {
     text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
 }
 
-/// A value without the quotation marks around the whole of it.
+/// `value` without quotation marks, if they enclose all of it.
 pub(super) fn unquoted(value: &[u8]) -> &[u8] {
     match value {
         [first @ (b'"' | b'\''), inside @ .., last] if first == last && !inside.contains(first) => {
@@ -22,14 +22,20 @@ pub(super) fn unquoted(value: &[u8]) -> &[u8] {
     }
 }
 
-/// See [`lines`].
+/// `bytes` as a string for a `match`: comparing with string literals takes a fraction of the code that comparing with
+/// byte string literals takes. Bytes that are not UTF-8 match nothing: the result is empty.
+pub(crate) fn as_str(bytes: &[u8]) -> &str {
+    core::str::from_utf8(bytes).unwrap_or_default()
+}
+
+/// The iterator of [`lines`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lines<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Lines<'a> {
-    /// What comes after the lines that were taken.
+    /// The text after the last line taken.
     pub(super) const fn rest(&self) -> &'a [u8] {
         self.rest
     }
@@ -52,14 +58,14 @@ impl<'a> Iterator for Lines<'a> {
     }
 }
 
-/// `text` before and from the first byte that `ends` says yes to.
+/// Splits `text` before the first byte for which `ends` is true.
 fn split(text: &[u8], ends: impl Fn(u8) -> bool) -> (&[u8], &[u8]) {
     let end = text.iter().position(|&byte| ends(byte));
     text.split_at_checked(end.unwrap_or(text.len()))
         .unwrap_or((text, b""))
 }
 
-/// A decimal number without a sign; one beyond 32 bits counts as the greatest.
+/// Parses a decimal number without a sign. A number beyond 32 bits becomes the largest one.
 pub(super) fn number(text: &[u8]) -> Option<u32> {
     text.iter().try_fold(None, |number: Option<u32>, byte| {
         let digit = byte.is_ascii_digit().then(|| byte.wrapping_sub(b'0'))?;
@@ -92,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn quotation_marks_around_a_whole_value_go() {
+    fn quotation_marks_around_a_whole_value_are_removed() {
         for (value, plain) in [
             ("\"a b\"", "a b"),
             ("'a \"b\"'", "a \"b\""),

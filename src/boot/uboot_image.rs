@@ -1,11 +1,11 @@
-//! U-Boot's legacy image, in which some systems keep their initrd, `uInitrd`: a header of 64 bytes and
-//! the data (U-Boot, `include/image.h`).
+//! U-Boot's legacy image format: a header of 64 bytes and the data (U-Boot, `include/image.h`). Some systems
+//! store their initrd in it, as `uInitrd`.
 
 use crate::boot::bytes::array;
 use core::fmt;
 use crc::{CRC_32_ISO_HDLC, Crc};
 
-/// Size of the header.
+/// Size of the header in bytes.
 pub const HEADER_BYTES: usize = 64;
 
 const MAGIC: u32 = 0x2705_1956;
@@ -13,22 +13,22 @@ const MAGIC: u32 = 0x2705_1956;
 const RAMDISK: u8 = 3;
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 
-/// Why an image can't be used. The sentences go on from "it": the file.
+/// Why an image cannot be used. In its messages, "it" is the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UbootImageError {
-    /// It is an image of something else.
+    /// It does not contain an initrd.
     NotInitrd {
-        /// U-Boot's number for what it is.
+        /// The image type (`IH_TYPE_*`).
         kind: u8,
     },
-    /// The data are shorter than the header says.
+    /// The file is shorter than the header says.
     Truncated {
-        /// Bytes that should be there.
+        /// The expected size in bytes.
         needed: u64,
-        /// Bytes that are there.
+        /// The actual size in bytes.
         size: u64,
     },
-    /// A checksum is not that of what is there.
+    /// The checksum of this part, `header` or `content`, is wrong.
     Checksum(&'static str),
 }
 
@@ -37,7 +37,7 @@ impl fmt::Display for UbootImageError {
         match *self {
             Self::NotInitrd { kind } => write!(
                 f,
-                "it is an image for U-Boot, but of no initrd (type {kind}); \
+                "it is an image for U-Boot, but does not contain an initrd (type {kind}); \
                  make one with mkimage -T ramdisk"
             ),
             Self::Truncated { needed, size } => write!(
@@ -54,24 +54,24 @@ impl fmt::Display for UbootImageError {
 
 impl core::error::Error for UbootImageError {}
 
-/// Whether `file` starts as such an image does.
+/// Whether `file` has the magic number of such an image.
 #[must_use]
 pub fn has_magic(file: &[u8]) -> bool {
     array(file, 0).map(u32::from_be_bytes) == Some(MAGIC)
 }
 
-/// The data of an initrd in the image `file`, whatever they are packed with.
+/// Checks the image `file` and returns the initrd in it, which may itself be compressed.
 ///
 /// # Errors
 ///
-/// [`UbootImageError`] for what is no such image, or not a whole one.
+/// [`UbootImageError`] if it is not a complete image of an initrd.
 pub fn initrd(file: &[u8]) -> Result<&[u8], UbootImageError> {
     let head: [u8; HEADER_BYTES] = array(file, 0).ok_or(UbootImageError::Truncated {
         needed: HEADER_BYTES as u64,
         size: file.len() as u64,
     })?;
     let word = |offset| array(&head, offset).map_or(0, u32::from_be_bytes);
-    // The header's own checksum counts as 0 in it.
+    // The checksum of the header is computed with 0 in place of itself.
     let mut digest = CRC.digest();
     let (magic, fields) = head.split_at_checked(4).unwrap_or_default();
     for part in [magic, &[0; 4], fields.get(4..).unwrap_or_default()] {
@@ -103,7 +103,7 @@ mod tests {
     use crate::boot::testing::{Random, seeds};
     use std::{string::ToString, vec::Vec};
 
-    // What `mkimage -A arm64 -T ramdisk -C none -d FILE` makes of "PLACEHOLDER INITRD\n", with 0 as time.
+    // The output of `mkimage -A arm64 -T ramdisk -C none -d FILE` for "PLACEHOLDER INITRD\n", with time 0.
     fn image() -> Vec<u8> {
         let data = b"PLACEHOLDER INITRD\n";
         let mut image = Vec::new();
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_data_are_behind_the_header() {
+    fn the_data_follow_the_header() {
         assert!(has_magic(&image()));
         assert_eq!(initrd(&image()), Ok(&b"PLACEHOLDER INITRD\n"[..]));
         // Such as the padding of a block device.
@@ -140,7 +140,7 @@ mod tests {
         other[4..8].fill(0);
         let checksum = CRC.checksum(&other[..HEADER_BYTES]);
         other[4..8].copy_from_slice(&checksum.to_be_bytes());
-        assert!(refused(&other).contains("of no initrd (type 2)"));
+        assert!(refused(&other).contains("not contain an initrd (type 2)"));
         let mut damaged = image();
         *damaged.last_mut().unwrap() ^= 1;
         assert!(refused(&damaged).contains("checksum of its content"));

@@ -1,37 +1,39 @@
-//! Unified kernel images: a kernel with what belongs to it, in the sections of an EFI program.
+//! Unified kernel images: an EFI program whose sections hold a kernel, its command line, initrds and more.
 //!
 //! Follows UAPI.5, "Unified Kernel Image"
-//! (<https://uapi-group.org/specifications/specs/unified_kernel_image/>). The stub in it, which
-//! needs EFI firmware, is not used: its work is done here. Of an image with several profiles one is
-//! started over the base profile.
+//! (<https://uapi-group.org/specifications/specs/unified_kernel_image/>). The stub in the image needs EFI
+//! firmware and is not used; the boot loader does its work. If an image has several profiles, the sections
+//! of the chosen one override those of the base profile.
 //!
 //! | section | use |
 //! |---|---|
-//! | `.linux` | the kernel, of any kind that could stand alone |
-//! | `.ucode`, `.initrd` | initrds: before those of an entry, and behind them |
-//! | `.cmdline` | the command line, unless an entry has `options` |
-//! | `.dtb` | the device tree, unless an entry has one |
-//! | `.dtbauto` | a device tree in place of that in `.dtb`, if it is for this machine: the first one that is |
-//! | `.uname` | the kernel's release: an addon that names another one is not used |
-//! | `.osrel` | what the image is: see [`OsRelease`] |
-//! | `.profile` | starts a profile |
-//! | `.linuxh`, `.initrdh` | an image of [lanzaboote](https://github.com/nix-community/lanzaboote): the SHA-256 of the files that the sections without the `h` name by their paths |
+//! | `.linux` | the kernel, in any supported format |
+//! | `.ucode`, `.initrd` | initrds, loaded before and after those of the entry |
+//! | `.cmdline` | the command line, unless the entry has `options` |
+//! | `.dtb` | the device tree, unless the entry has one |
+//! | `.dtbauto` | the first one that matches this machine replaces `.dtb` |
+//! | `.uname` | the kernel's release: an addon for another release is not used |
+//! | `.osrel` | name and version of the system: see [`OsRelease`] |
+//! | `.profile` | begins a profile |
+//! | `.linuxh`, `.initrdh` | in an image of [lanzaboote](https://github.com/nix-community/lanzaboote): the SHA-256 of the files whose paths `.linux` and `.initrd` hold |
 //!
-//! An entry's `options` take the place of `.cmdline`, as systemd-stub has it where there is no Secure Boot.
-//! Addons are programs with some of these sections: their words come last, and so do their initrds; their
-//! microcode comes before all other, that of the last one first, and the last one's device tree is used.
+//! An entry's `options` replace `.cmdline`, as systemd-stub does it without Secure Boot. Addons are EFI
+//! programs with some of these sections. Their command lines are appended, and their initrds are loaded
+//! last. Their microcode is loaded first, in reverse order of the addons; the device tree of the last addon
+//! that has one is used.
 
 use crate::boot::{
     memory::Range,
     pe::{MACHINE_ARM64, MACHINE_X86_64, Pe, SECTION_BYTES, Section, sections},
+    text::as_str,
 };
 use core::fmt::{self, Write as _};
 use heapless::String;
 
-/// Where the parts of an image lie in its file.
+/// The positions of an image's parts in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uki {
-    /// What it was built for, in the words of the EFI specification; empty if not known here.
+    /// The image's architecture, as the EFI specification names it; empty if unknown.
     pub architecture: &'static [u8],
     /// `.linux`
     pub linux: Range,
@@ -41,43 +43,43 @@ pub struct Uki {
     pub initrd: Option<Range>,
     /// `.cmdline`
     pub cmdline: Option<Range>,
-    /// `.dtbauto` for this machine, else `.dtb`
+    /// The `.dtbauto` that matches this machine, otherwise `.dtb`
     pub device_tree: Option<Range>,
     /// `.osrel`
     pub os_release: Option<Range>,
     /// `.uname`
     pub kernel_release: Option<Range>,
-    /// `.profile` of the profile that was chosen
+    /// `.profile` of the chosen profile
     pub profile: Option<Range>,
     /// `.linuxh`
     pub linux_digest: Option<Range>,
     /// `.initrdh`
     pub initrd_digest: Option<Range>,
-    /// How many profiles there are, besides the base one.
+    /// Number of profiles, without the base profile.
     pub profiles: u32,
-    /// How many sections `.dtbauto` were looked at that are not for this machine.
+    /// Number of `.dtbauto` sections that were examined and do not match this machine.
     pub other_trees: u32,
 }
 
-/// Why an EFI program is no image that can be started. The sentences go on from "it": the file.
+/// Why an EFI program cannot be started as an image. In its messages, "it" is the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UkiError {
-    /// It has no kernel in it.
+    /// It contains no kernel.
     NoKernel,
-    /// It is to be an addon, and has a kernel.
+    /// It should be an addon but contains a kernel.
     NoAddon,
-    /// The file is shorter than a section says.
+    /// A section extends beyond the end of the file.
     Truncated {
-        /// Bytes that should be there at least.
+        /// The smallest valid size in bytes.
         needed: u64,
-        /// Bytes that are there.
+        /// The actual size in bytes.
         file_size: u64,
     },
-    /// It has no such profile.
+    /// It does not have the requested profile.
     NoProfile {
-        /// The one that was asked for.
+        /// The number of the requested profile.
         asked: u32,
-        /// How many there are.
+        /// The number of profiles.
         profiles: u32,
     },
 }
@@ -104,13 +106,12 @@ impl fmt::Display for UkiError {
 
 impl core::error::Error for UkiError {}
 
-/// An image's section table while it is looked through, piece by piece: an image may have more than a
-/// thousand sections.
+/// Reads an image's section table piece by piece, since an image may have more than a thousand sections.
 ///
 /// ```
 /// # use bootshare::boot::{memory::Range, uki::{Scan, Uki, UkiError}};
 /// # fn parse(file: &[u8]) -> Result<Uki, UkiError> {
-/// // Whether a device tree there is for this machine.
+/// // Whether the device tree in this range of the file matches the machine.
 /// let is_ours = &mut |_: Range| false;
 /// let head = &file[..file.len().min(4096)];
 /// let mut scan = Scan::new(head, Range::with_size(0, file.len() as u64), 0, is_ours)?;
@@ -128,16 +129,17 @@ pub struct Scan {
     has_kernel: bool,
     image: Range,
     profile: u32,
-    /// `.dtbauto` for this machine, and how many profiles there were before it.
+    /// The `.dtbauto` that matches this machine, and the number of profiles before it.
     tree: Option<(Range, u32)>,
-    /// Where the next header is, and how many are left.
+    /// Offset of the next section header in the file.
     next: u64,
+    /// Number of section headers left.
     left: u16,
 }
 
 impl Scan {
-    /// Starts with `head`, the first bytes of an `image`, which may be part of a file, whose `profile` is to
-    /// be started. `is_ours` tells of the device tree at a place in the file whether it is for this machine.
+    /// Starts with `head`, the first bytes of the image in the range `image` of a file, to find the parts for
+    /// `profile`. `is_ours` returns whether the device tree in a range of the file matches this machine.
     ///
     /// # Errors
     ///
@@ -181,17 +183,17 @@ impl Scan {
         Ok(scan)
     }
 
-    /// Where in the file the next section's header is; `None` if all were seen.
+    /// Offset of the next section header in the file; `None` after the last one.
     #[must_use]
     pub fn next_offset(&self) -> Option<u64> {
         (self.left > 0).then_some(self.next)
     }
 
-    /// Goes on with what is in the file at [`next_offset`](Self::next_offset).
+    /// Continues with `bytes`, read from the file at [`next_offset`](Self::next_offset).
     ///
     /// # Errors
     ///
-    /// [`UkiError`]; also if there is not a whole header in it.
+    /// [`UkiError`]; also if `bytes` do not hold a complete header.
     pub fn take(
         &mut self,
         bytes: &[u8],
@@ -214,11 +216,11 @@ impl Scan {
         self.left = self.left.saturating_sub(1);
         self.next = self.next.saturating_add(SECTION_BYTES as u64);
         let uki = &mut self.uki;
-        // The base profile is before the first one.
+        // Sections before the first `.profile` are the base profile.
         let is_other = uki.profiles > 0 && uki.profiles.wrapping_sub(1) != self.profile;
         let (mut linux, mut tree) = (None, None);
-        let field = match section.name() {
-            b".profile" => {
+        let field = match as_str(section.name()) {
+            ".profile" => {
                 uki.profiles = uki.profiles.saturating_add(1);
                 if uki.profiles.wrapping_sub(1) != self.profile {
                     return Ok(());
@@ -226,18 +228,18 @@ impl Scan {
                 &mut uki.profile
             }
             _ if is_other => return Ok(()),
-            // The first one counts, and one of a profile more than one of the base.
-            b".dtbauto" if self.tree.is_some_and(|(_, of)| of == uki.profiles) => return Ok(()),
-            b".dtbauto" => &mut tree,
-            b".linux" => &mut linux,
-            b".ucode" => &mut uki.ucode,
-            b".initrd" => &mut uki.initrd,
-            b".cmdline" => &mut uki.cmdline,
-            b".dtb" => &mut uki.device_tree,
-            b".osrel" => &mut uki.os_release,
-            b".uname" => &mut uki.kernel_release,
-            b".linuxh" => &mut uki.linux_digest,
-            b".initrdh" => &mut uki.initrd_digest,
+            // The first match wins; one in the profile overrides one in the base profile.
+            ".dtbauto" if self.tree.is_some_and(|(_, of)| of == uki.profiles) => return Ok(()),
+            ".dtbauto" => &mut tree,
+            ".linux" => &mut linux,
+            ".ucode" => &mut uki.ucode,
+            ".initrd" => &mut uki.initrd,
+            ".cmdline" => &mut uki.cmdline,
+            ".dtb" => &mut uki.device_tree,
+            ".osrel" => &mut uki.os_release,
+            ".uname" => &mut uki.kernel_release,
+            ".linuxh" => &mut uki.linux_digest,
+            ".initrdh" => &mut uki.initrd_digest,
             _ => return Ok(()),
         };
         let mut content = section.content();
@@ -261,7 +263,7 @@ impl Scan {
         Ok(())
     }
 
-    /// The parts of the image.
+    /// Returns the parts of the image.
     ///
     /// # Errors
     ///
@@ -273,7 +275,7 @@ impl Scan {
             ..
         } = self;
         let uki = self.parts();
-        // An image without profiles is its profile 0.
+        // An image without profiles has the profile 0.
         if profile > 0 && profile >= uki.profiles {
             return Err(UkiError::NoProfile {
                 asked: profile,
@@ -283,8 +285,8 @@ impl Scan {
         has_kernel.then_some(uki).ok_or(UkiError::NoKernel)
     }
 
-    /// The parts of an addon: an EFI program with some of the sections of an image, whose kernel it leaves
-    /// alone ("PE Addons").
+    /// Returns the parts of an addon: an EFI program with some of the sections of an image, but no kernel ("PE
+    /// Addons").
     ///
     /// # Errors
     ///
@@ -305,7 +307,7 @@ impl Scan {
     }
 }
 
-/// `image` does not go on up to `end`.
+/// The error for an `image` that ends before `end`.
 fn truncated(image: &Range, end: u64) -> UkiError {
     UkiError::Truncated {
         needed: end.saturating_sub(image.start),
@@ -313,28 +315,28 @@ fn truncated(image: &Range, end: u64) -> UkiError {
     }
 }
 
-/// What `.osrel` says of the system in an image (os-release(5)), as a boot entry has it.
+/// The fields of `.osrel` (os-release(5)) that become keys of a boot entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OsRelease<'a> {
-    /// Its name for people.
+    /// The human-readable name.
     pub title: &'a [u8],
-    /// The version that entries are sorted by.
+    /// The version to sort by.
     pub version: &'a [u8],
-    /// What they are sorted by first.
+    /// The first key to sort by.
     pub sort_key: &'a [u8],
 }
 
-/// Which profile of an image an entry is for.
+/// A profile of an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Profile<'a> {
-    /// Its number; 0 is the only one of most images.
+    /// Its number; most images have only profile 0.
     pub number: u32,
-    /// Its name for people, or nothing.
+    /// The human-readable name; may be empty.
     pub title: &'a [u8],
 }
 
 impl<'a> Profile<'a> {
-    /// Reads the section `.profile`, which may hold any bytes.
+    /// Parses the section `.profile`, which may hold any bytes.
     #[must_use]
     pub fn parse(number: u32, text: &'a [u8]) -> Self {
         let title = [&b"TITLE"[..], b"ID"]
@@ -348,8 +350,8 @@ impl<'a> Profile<'a> {
 }
 
 impl<'a> OsRelease<'a> {
-    /// Reads the section, which may hold any bytes. Of the fields the first counts that is there,
-    /// in the order that systemd's loader and tools go by.
+    /// Parses the section `.osrel`, which may hold any bytes. Each value is taken from the first field
+    /// present, in the same order as in systemd-boot and bootctl.
     #[must_use]
     pub fn parse(text: &'a [u8]) -> Self {
         let first = |keys: &[&[u8]]| {
@@ -363,8 +365,8 @@ impl<'a> OsRelease<'a> {
         }
     }
 
-    /// Writes a boot entry of type 1 for that profile of the image at `path`, whose parts are joined, to
-    /// the start of `out`, and gives its size in bytes; `None` if there is too little room.
+    /// Writes a boot entry of type 1 for `profile` of an image to the start of `out`. The parts of `path` are
+    /// concatenated. Returns the size in bytes; `None` if `out` is too small.
     pub fn write_entry(
         &self,
         architecture: &[u8],
@@ -409,7 +411,7 @@ impl<'a> OsRelease<'a> {
     }
 }
 
-/// The value of the last assignment to `key` that is not empty, without its quotation marks.
+/// The value of the last non-empty assignment to `key`, without quotation marks.
 fn field<'a>(text: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
     let lines = text.split(|&byte| matches!(byte, b'\n' | 0));
     let mut values = lines.filter_map(|line| {
@@ -620,7 +622,7 @@ mod tests {
     }
 
     #[test]
-    fn the_system_is_told_by_the_best_field_there_is() {
+    fn the_first_present_field_of_os_release_is_used() {
         // systemd's bootspec_pick_name_version_sort_key.
         let text = b"# no\nPRETTY_NAME=\"Debian GNU/Linux 12\"\nNAME='Debian'\nID=debian\r\n\
             VERSION_ID=\"12\"\nVERSION=\nIMAGE_VERSION=\"\"\n\0\0";

@@ -1,4 +1,4 @@
-//! The order of version strings.
+//! Compares version strings.
 //!
 //! Follows the UAPI Group's "Version Format Specification" 1.0, "Version Comparison"
 //! (<https://uapi-group.org/specifications/specs/version_format_specification/>).
@@ -7,27 +7,27 @@ use core::cmp::Ordering;
 
 /// Compares two versions: the newer one is greater.
 ///
-/// Different strings may be equal as versions: `1_` and `1`, or `01` and `1`.
+/// Different strings may be equal versions: `1_` and `1`, or `01` and `1`.
 #[must_use]
 pub fn compare(a: &[u8], b: &[u8]) -> Ordering {
     let (mut a, mut b) = (a, b);
-    // The numbers are the steps of the specification. Each round takes a byte of one string at
-    // least: what is left after step 1 starts with a byte that one of the steps takes or decides.
+    // The numbers are the specification's steps. Each round consumes at least one byte: after step 1, each
+    // string starts with a byte that one of the steps consumes or that decides the order.
     loop {
         // 1. Skip separators.
         a = after(a, |byte| !is_version_byte(byte));
         b = after(b, |byte| !is_version_byte(byte));
-        // 2. A tilde is lower than anything, the end among it.
+        // 2. A tilde is lower than anything else, including the end.
         match marks(&mut a, &mut b, b"~") {
             Marks::Decide(order) => return order,
             Marks::Both => continue,
             Marks::None => {}
         }
-        // 3. At the end of one, the one that goes on is higher.
+        // 3. If one string has ended, the other one is higher.
         if a.is_empty() || b.is_empty() {
             return a.len().min(1).cmp(&b.len().min(1));
         }
-        // 4. to 6. Minus, caret and dot: the one that has it is lower.
+        // 4. to 6. Minus, caret and dot: the string that has it is lower.
         match marks(&mut a, &mut b, b"-^.") {
             Marks::Decide(order) => return order,
             Marks::Both => continue,
@@ -49,7 +49,7 @@ pub fn compare(a: &[u8], b: &[u8]) -> Ordering {
                     .cmp(&number_b.len())
                     .then_with(|| number_a.cmp(number_b))
             } else {
-                // ASCII has its capitals before its small letters, and a prefix is less.
+                // In ASCII, capital letters come before small ones. A prefix is lower.
                 before(&mut a, letters).cmp(before(&mut b, letters))
             };
         if order.is_ne() {
@@ -62,19 +62,19 @@ const fn is_version_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'~' | b'^')
 }
 
-/// What marks at the start of two versions say about their order.
+/// The result of comparing the marks at the start of two versions.
 enum Marks {
-    /// One has it and is less.
+    /// Only one of them has the mark, which decides the order.
     Decide(Ordering),
-    /// Both have the same, which was taken off. The next round starts with what follows: the
-    /// specification's steps, to the letter, would go on with a separator there, and so put `~a`
-    /// above `~ a` although both are equal to `~0a`.
+    /// Both have the mark, and it was removed. The next round begins again with step 1. Taken literally,
+    /// the specification would go on with the next step, where a separator may come first: `~a` would then
+    /// be above `~ a` although both are equal to `~0a`.
     Both,
-    /// Neither has any.
+    /// Neither has a mark.
     None,
 }
 
-/// Looks for each of `marks` in their order.
+/// Compares the starts of two versions with each of `marks`, in order.
 fn marks(a: &mut &[u8], b: &mut &[u8], marks: &[u8]) -> Marks {
     for mark in marks {
         let mark = core::slice::from_ref(mark);
@@ -91,13 +91,13 @@ fn marks(a: &mut &[u8], b: &mut &[u8], marks: &[u8]) -> Marks {
     Marks::None
 }
 
-/// What comes after the leading bytes that are `what`.
+/// `text` without the leading bytes for which `what` is true.
 fn after(mut text: &[u8], what: impl Fn(u8) -> bool) -> &[u8] {
     before(&mut text, what);
     text
 }
 
-/// Takes the leading bytes that are `what` off `text`.
+/// Removes the leading bytes for which `what` is true from `text`, and returns them.
 fn before<'a>(text: &mut &'a [u8], what: impl Fn(u8) -> bool) -> &'a [u8] {
     let end = text.iter().position(|&byte| !what(byte));
     let (head, rest) = text
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn no_three_versions_are_in_a_circle() {
-        // Separators behind a mark once made the first less than the last.
+        // A separator after a mark once made the first less than the last.
         for [a, b, c] in [
             ["~a", "~0a", "~ a"],
             ["-B", "-0a", "- a"],

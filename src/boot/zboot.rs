@@ -1,27 +1,26 @@
-//! EFI zboot images: a compressed kernel in an EFI program that unpacks it.
+//! EFI zboot images: an EFI program that contains a compressed kernel and decompresses it.
 //!
-//! Follows the kernel's `drivers/firmware/efi/libstub/zboot-header.S` and `Makefile.zboot`. Those in
-//! gzip and zstd are unpacked ([`packed`](crate::boot::packed)), which is all that the kernel's own
-//! makes today. Others are refused by name.
+//! Follows the kernel's `drivers/firmware/efi/libstub/zboot-header.S` and `Makefile.zboot`, which offers gzip
+//! and zstd. Both are supported ([`packed`](crate::boot::packed)); other methods are refused by name.
 
 use crate::boot::{bytes::u32_le, memory::Range};
 
 const MAGIC_OFFSET: usize = 4;
 const MAGIC: [u8; 4] = *b"zimg";
-/// The name of the compression is 32 bytes at most, up to the Linux PE magic.
+/// The field with the name of the compression method: 32 bytes, before the Linux PE magic.
 const NAME: core::ops::Range<usize> = 24..56;
 
 /// The header of a zboot image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Zboot<'a> {
-    /// Where the compressed kernel lies in the file.
+    /// The range of the compressed kernel in the file.
     pub payload: Range,
-    /// The name of the compression.
+    /// The name of the compression method.
     pub compression: &'a [u8],
 }
 
 impl<'a> Zboot<'a> {
-    /// Reads the header out of a file's first bytes; [`None`] if there is none.
+    /// Parses the header in the first bytes of a file; [`None`] if the file has none.
     #[must_use]
     pub fn parse(head: &'a [u8]) -> Option<Self> {
         if !head.starts_with(b"MZ") || head.get(MAGIC_OFFSET..)?.first_chunk() != Some(&MAGIC) {

@@ -1,4 +1,4 @@
-//! The zero page, `struct boot_params`: what an x86 Linux kernel is told at its start.
+//! The zero page, `struct boot_params`: the parameters of an x86 Linux kernel.
 //!
 //! Follows the kernel's `Documentation/arch/x86/zero-page.rst` and, for the setup header in it,
 //! `boot.rst`, "64-bit Boot Protocol".
@@ -16,10 +16,10 @@ use zerocopy::{
 /// Size of the zero page in bytes.
 pub const ZERO_PAGE_BYTES: usize = 4096;
 
-/// "Undefined": no boot loader ID is assigned to this one.
+/// "Undefined": no ID is assigned to this boot loader.
 const TYPE_OF_LOADER: u8 = 0xff;
-/// Bits of `loadflags` that a boot loader writes. All of them stay clear: early messages are
-/// welcome, and heap and segments are of the real-mode entry.
+/// Bits of `loadflags` that a boot loader writes. All of them are cleared: early messages are not suppressed,
+/// and the others concern the real-mode entry.
 const WRITTEN_LOADFLAGS: u8 = 0b1110_0000;
 
 /// One entry of `e820_table`.
@@ -31,7 +31,7 @@ struct E820Entry {
     kind: U32,
 }
 
-/// `struct boot_params`, as far as it is filled here.
+/// `struct boot_params`, with the fields that are filled here.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct BootParams {
@@ -43,7 +43,7 @@ struct BootParams {
     ext_cmd_line_ptr: U32,
     _edid_info: [u8; 0x11c],
     e820_entries: u8,
-    /// Ends in `sentinel`: not 0 would say that this boot loader does not clear the page.
+    /// Its last byte is `sentinel`; non-zero would mean that the boot loader does not clear the page.
     _eddbuf_entries: [u8; 8],
     hdr: SetupHeader,
     _edd_mbr_sig_buffer: [u8; 0x64],
@@ -61,33 +61,33 @@ const _: () = {
     assert!(offset_of!(BootParams, e820_table) == 0x2d0);
 };
 
-/// What a kernel is told.
+/// The values to fill in.
 #[derive(Clone, Copy, Debug)]
 pub struct Parameters<'a> {
     /// Physical address of the loaded kernel.
     pub load_address: u64,
     /// Physical address of the command line, which ends in a NUL.
     pub command_line: u64,
-    /// Where the initrd lies, without any padding, if there is one.
+    /// The initrd in memory, without padding.
     pub initrd: Option<Range>,
-    /// The machine's memory. Empty regions are left out.
+    /// The machine's memory. Empty regions are skipped.
     pub memory_map: &'a [MemoryRegion],
     /// Physical address of the ACPI root pointer; 0 if there is none.
     pub acpi_rsdp: u64,
 }
 
-/// Why a zero page can't say what it is to say.
+/// Why a zero page cannot be filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ZeroPageError {
-    /// The bytes given as the file's head do not reach to the end of the header.
+    /// The given head of the file does not include the whole setup header.
     HeadTooShort,
-    /// The memory map has more regions than the table has entries. None is dropped: the one that
-    /// is missing could be one that must not be used.
+    /// The memory map has more regions than the table has entries. No region may be dropped: it could be
+    /// memory that must not be used.
     TooManyRegions {
-        /// How many there are.
+        /// Number of regions.
         regions: usize,
     },
-    /// This lies above 4 GiB, and the kernel can't be told so.
+    /// This lies above 4 GiB, and the kernel accepts only addresses of 32 bits.
     Above4Gib {
         /// `initrd`, `kernel` or `command line`.
         what: &'static str,
@@ -97,7 +97,7 @@ pub enum ZeroPageError {
 impl fmt::Display for ZeroPageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::HeadTooShort => f.write_str("the kernel's setup header is not there as a whole"),
+            Self::HeadTooShort => f.write_str("the kernel's setup header is incomplete"),
             Self::TooManyRegions { regions } => write!(
                 f,
                 "the memory map has {regions} regions and a zero page holds {MAX_REGIONS}; \
@@ -115,12 +115,12 @@ impl core::error::Error for ZeroPageError {}
 
 /// Fills `page` for `image`, whose file starts with `head`.
 ///
-/// The whole page is written. The setup header is copied from the file, then what a boot loader
-/// has to write is written (boot.rst, "Details of Header Fields").
+/// The whole page is written: the setup header is copied from the file, then the fields that a boot loader has
+/// to set are set (boot.rst, "Details of Header Fields").
 ///
 /// # Errors
 ///
-/// [`ZeroPageError`]; the page is of no use then.
+/// [`ZeroPageError`]; the page is not valid then.
 pub fn fill(
     page: &mut [u8; ZERO_PAGE_BYTES],
     head: &[u8],
@@ -147,7 +147,7 @@ pub fn fill(
     let hdr = &mut params.hdr;
     hdr.type_of_loader = TYPE_OF_LOADER;
     hdr.loadflags &= !WRITTEN_LOADFLAGS;
-    // The 64-bit entry does not look at it; it keeps the image's own value when it can't say.
+    // The 64-bit entry ignores it. If the address does not fit, the image's value is kept.
     let (load_address, high) = split("kernel", parameters.load_address)?;
     if high == 0 {
         hdr.code32_start = load_address;
@@ -177,7 +177,7 @@ pub fn fill(
     Ok(())
 }
 
-/// The low and the high 32 bits.
+/// Splits a value into its low and high 32 bits.
 const fn halves(value: u64) -> (u32, u32) {
     let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
     (
@@ -193,6 +193,7 @@ mod tests {
         bytes::{u32_le, u64_le},
         bzimage::tests::{FILE_SIZE, head, put},
         memory::MemoryKind,
+        testing::region,
     };
     use std::{string::ToString, vec, vec::Vec};
 
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_knows_32_bits_of_address_is_told_no_more() {
+    fn addresses_above_4_gib_are_refused_for_kernels_limited_to_32_bits() {
         let mut head = head();
         put(&mut head, |h| h.xloadflags = 1.into());
         let four = 1 << 32;
@@ -306,10 +307,6 @@ mod tests {
 
     #[test]
     fn the_memory_map_becomes_the_e820_table() {
-        let region = |start, end, kind| MemoryRegion {
-            range: Range { start, end },
-            kind,
-        };
         let map = [
             region(0, 0x9_fc00, MemoryKind::Usable),
             region(0x5000, 0x5000, MemoryKind::Reserved),

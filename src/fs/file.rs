@@ -105,7 +105,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
 
     /// The file that the host has below this one, which is no directory: servers of this project's
     /// host tool have prepared kernels there.
-    #[cfg(feature = "loader")]
+    #[cfg(feature = "minimal")]
     pub(crate) fn below(&self, name: &[u8]) -> Result<Self, Error> {
         let Node {
             share, epoch, id, ..

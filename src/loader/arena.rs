@@ -1,18 +1,18 @@
-//! Free memory, handed out in slices.
+//! Allocates free memory as slices.
 //!
-//! The room of this floor that holds `unsafe`.
+//! This is the only module of this floor that consists of `unsafe` code.
 
-use super::{Architecture, Board};
+use super::Board;
 use crate::boot::memory::{PlacementError, Planner, Range, Request, Side};
 use core::{marker::PhantomData, mem::MaybeUninit};
 
-/// All memory that is free until the hand-off. There is one value of this type.
+/// All memory that is free until the hand-off. There is only one value of this type.
 pub(super) struct Memory {
     planner: Planner,
 }
 
 impl Memory {
-    /// Takes the board's free memory over.
+    /// Takes over the board's free memory.
     ///
     /// # Safety
     ///
@@ -23,7 +23,7 @@ impl Memory {
         }
     }
 
-    /// All of it, to be divided anew.
+    /// An arena of all free memory.
     pub fn arena(&mut self) -> Arena<'_> {
         Arena {
             planner: self.planner.clone(),
@@ -32,13 +32,13 @@ impl Memory {
     }
 }
 
-/// Divides the free memory. When it is gone, with all that it gave out, another one starts afresh.
+/// Allocates from the free memory. Once an arena and its slices are dropped, a new one may reuse the memory.
 pub(super) struct Arena<'m> {
     planner: Planner,
     memory: PhantomData<&'m mut Memory>,
 }
 
-/// A piece of memory with its address.
+/// Allocated memory and its addresses.
 pub(super) struct Block<'m> {
     pub range: Range,
     pub bytes: &'m mut [u8],
@@ -47,36 +47,36 @@ pub(super) struct Block<'m> {
 impl<'m> Arena<'m> {
     pub fn take(&mut self, request: &Request) -> Result<Block<'m>, PlacementError> {
         let range = self.planner.allocate(request)?;
-        // SAFETY: the planner has just given it out.
+        // SAFETY: the planner has just allocated it.
         Ok(unsafe { Self::block(range) })
     }
 
-    /// This very range; else the first part of it that is not free.
+    /// Allocates exactly `range`; the error is the first part of it that is not free.
     pub fn claim(&mut self, range: Range) -> Result<Block<'m>, Range> {
         let range = self.planner.claim(range)?;
-        // SAFETY: the planner has just given it out.
+        // SAFETY: the planner has just allocated it.
         Ok(unsafe { Self::block(range) })
     }
 
-    /// Keeps `range` free, as far as it is.
+    /// Excludes `range` from later allocations; parts of it may be in use already.
     pub fn occupy(&mut self, range: Range) {
         self.planner.occupy(range);
     }
 
     /// # Safety
     ///
-    /// `range` must be one that this arena's planner has given out, which it does once.
+    /// This arena's planner must have allocated `range`, and `block` must not be called for it again.
     unsafe fn block(range: Range) -> Block<'m> {
         let start = core::ptr::with_exposed_provenance_mut(range.start as usize);
         let size = range.size() as usize;
-        // SAFETY: the planner gives out ranges of free memory, each once, none at address 0, and
-        // whoever made `Memory` promised that it is identity-mapped RAM that nothing else uses. An
-        // arena borrows all of it for `'m`. RAM holds bytes, whatever they are.
+        // SAFETY: the planner allocates each range of free memory at most once, and none at address 0. The
+        // creator of `Memory` has guaranteed that free memory is identity-mapped RAM that nothing else uses,
+        // and an arena borrows all of it for `'m`. Any content of RAM is valid for bytes.
         let bytes = unsafe { core::slice::from_raw_parts_mut(start, size) };
         Block { range, bytes }
     }
 
-    /// Moves `value` there, so that it takes no room on the stack. It is never dropped.
+    /// Moves `value` into the arena, so that it does not occupy the stack. It is never dropped.
     pub fn keep<T>(&mut self, what: &'static str, value: T) -> Result<&'m mut T, PlacementError> {
         let block = self.take(&Request {
             align: align_of::<T>() as u64,
@@ -84,12 +84,12 @@ impl<'m> Arena<'m> {
             ..Request::new(what, size_of::<T>() as u64)
         })?;
         let place = block.bytes.as_mut_ptr().cast::<MaybeUninit<T>>();
-        // SAFETY: the block is aligned for a `T`, as large as one, and for `'m` nobody else's.
+        // SAFETY: the block has the alignment and size of a `T`, and is borrowed exclusively for `'m`.
         let place = unsafe { &mut *place };
         Ok(place.write(value))
     }
 
-    /// What is left of it, to be divided anew each time.
+    /// An arena of the memory that is left. It ends before this one allocates again.
     pub fn rest(&mut self) -> Arena<'_> {
         Arena {
             planner: self.planner.clone(),
@@ -97,19 +97,14 @@ impl<'m> Arena<'m> {
         }
     }
 
-    /// The largest piece there is, of at most `limit` bytes.
+    /// Allocates the largest free range, but at most `limit` bytes.
     pub fn take_largest(&mut self, limit: u64) -> Result<Block<'m>, PlacementError> {
         let size = self.planner.largest_free().min(limit);
         self.take(&Request {
             align: 4096,
             min: 0,
-            // The ends of free memory need not be aligned.
+            // The ends of the free range may not be aligned.
             ..Request::new("scratch memory", size.saturating_sub(8192))
         })
     }
-}
-
-/// Whether this machine runs x86-64 payloads, by the Linux x86 boot protocol.
-pub(super) fn is_x86<B: Board>() -> bool {
-    B::ARCHITECTURE == Architecture::X86_64
 }

@@ -1,4 +1,4 @@
-//! What a person sees: log lines, output of commands, the progress of a load.
+//! The console: log messages, the output of commands, and the progress bar.
 
 use super::Board;
 use crate::hal::Clock;
@@ -26,7 +26,7 @@ impl<B: Board> Write for Console<B> {
     }
 }
 
-/// Log lines, as the design has them: `bootshare: ` and, unless it is information, the level.
+/// Prints log messages with the prefix `bootshare: ` and, except for level info, the level.
 struct Logger<B>(PhantomData<fn() -> B>);
 
 impl<B: Board> Log for Logger<B> {
@@ -52,33 +52,33 @@ impl<B: Board> Log for Logger<B> {
     fn flush(&self) {}
 }
 
-/// How many error lines there were.
+/// The number of errors reported so far.
 static ERRORS: AtomicU32 = AtomicU32::new(0);
 
-/// How many errors were reported so far.
+/// The number of errors reported so far.
 pub(super) fn errors() -> u32 {
     ERRORS.load(Ordering::Relaxed)
 }
 
-/// A progress bar stands in the current line.
+/// Whether the current line shows the progress bar.
 static BAR: AtomicBool = AtomicBool::new(false);
 
-/// Gives its line back.
+/// Erases the progress bar.
 fn clear_bar<B: Board>() {
     if BAR.swap(false, Ordering::Relaxed) {
         B::write_console(b"\r\x1b[K");
     }
 }
 
-/// Makes the board's console the place for log lines.
+/// Makes the board's console the destination of log messages.
 pub(super) fn install<B: Board + 'static>() {
-    // Zero-sized, so that a reference to it is good for ever.
+    // The constant is promoted to a static.
     let logger: &'static Logger<B> = const { &Logger(PhantomData) };
     _ = log::set_logger(logger);
     log::set_max_level(LevelFilter::Info);
 }
 
-/// Bytes as text: printable ASCII as it is, all else as `\xNN`.
+/// Displays printable ASCII unchanged, and any other byte as `\xNN`.
 #[derive(Clone, Copy)]
 pub(super) struct Text<'a>(pub &'a [u8]);
 
@@ -91,7 +91,7 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// A load that takes longer than a blink shows a bar; at log level debug each one does.
+/// The progress bar of a load. It is shown after [`Self::DELAY`], or at once at log level debug.
 pub(super) struct Progress<B: Board> {
     clock: B::Clock,
     total: u64,
@@ -100,7 +100,7 @@ pub(super) struct Progress<B: Board> {
 }
 
 impl<B: Board> Progress<B> {
-    const BLINK: Duration = Duration::from_millis(400);
+    const DELAY: Duration = Duration::from_millis(400);
     const REDRAW: Duration = Duration::from_millis(100);
     const WIDTH: u64 = 40;
 
@@ -113,13 +113,13 @@ impl<B: Board> Progress<B> {
         }
     }
 
-    /// `come` bytes have come.
-    pub fn update(&mut self, come: u64) {
+    /// Draws the bar for `arrived` bytes, if it is due.
+    pub fn update(&mut self, arrived: u64) {
         let now = self.clock.now();
         let due = match self.drawn {
             None if log::log_enabled!(Level::Debug) => self.start,
-            None => self.start + Self::BLINK,
-            // A log line has taken its place.
+            None => self.start + Self::DELAY,
+            // A log message has erased the bar.
             Some(_) if !BAR.load(Ordering::Relaxed) => self.start,
             Some(drawn) => drawn + Self::REDRAW,
         };
@@ -128,10 +128,10 @@ impl<B: Board> Progress<B> {
         }
         self.drawn = Some(now);
         BAR.store(true, Ordering::Relaxed);
-        let come = come.min(self.total);
-        let full = (come * Self::WIDTH / self.total) as usize;
+        let arrived = arrived.min(self.total);
+        let full = (arrived * Self::WIDTH / self.total) as usize;
         let empty = Self::WIDTH as usize - full;
-        let percent = come * 100 / self.total;
+        let percent = arrived * 100 / self.total;
         let mut out = Console::<B>::new();
         _ = write!(out, "\r[{:#<full$}{:.<empty$}] {percent} %", "", "");
     }
@@ -143,7 +143,7 @@ impl<B: Board> Drop for Progress<B> {
     }
 }
 
-/// How long something took, to be shown.
+/// Displays the size, the duration and the speed of a transfer.
 pub(super) struct Speed {
     pub bytes: u64,
     pub took: Duration,
@@ -152,15 +152,15 @@ pub(super) struct Speed {
 impl fmt::Display for Speed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let micros = self.took.as_micros().max(1) as u64;
-        // Bytes a microsecond are nearly MiB a second: 2^20 / 10^6.
+        // From bytes per microsecond to MiB per second: times 10^6, divided by 2^20.
         let rate = self.bytes.saturating_mul(1_000_000) / (micros << 20);
         let (bytes, millis) = (self.bytes, micros / 1000);
         write!(f, "{bytes} bytes in {millis} ms ({rate} MiB/s)")
     }
 }
 
-/// Reports that `error` befell `what`; `false`, for the outcome of a command.
-#[inline(never)] // Small code: it is called from many places.
+/// Reports an error of `what`. Returns `false`, as the result of a command.
+#[inline(never)] // Called from many places.
 pub(super) fn failure(what: &dyn fmt::Display, error: &dyn fmt::Display) -> bool {
     log::error!("{what}: {error}");
     false

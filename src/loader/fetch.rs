@@ -1,17 +1,15 @@
-//! The files of a payload on their way into memory: all of them asked for at once.
+//! Reads the files of a payload into memory, all of them at once.
 
 use super::{
     Board, Failed,
-    arena::is_x86,
-    console::{Progress, Speed, Text},
-    entry::{Files, KERNEL, Loader, Payload, in_list},
-    output::DigestText,
+    board::is_x86,
+    console::{Progress, Speed},
+    load::Loader,
+    payload::{Files, KERNEL, MAX_WANTED, Payload, Wanted, in_list},
 };
 use crate::{
     Error, Part,
     boot::{
-        elf::MAX_SEGMENTS,
-        entry::MAX_INITRDS,
         gzip,
         packed::{UnpackError, Unpacker},
     },
@@ -20,45 +18,19 @@ use crate::{
 use core::{fmt, ops::ControlFlow, time::Duration};
 use heapless::Vec;
 
-/// The segments of an ELF program, two of which may be cut by where the firmware is, the initrds,
-/// and two of a unified kernel image.
-const MAX_WANTED: usize = MAX_SEGMENTS + 2 + MAX_INITRDS + 2;
-
-/// Fewer bytes than this are not worth to be unpacked while more are on their way.
+/// The decompressor is called for at least this many bytes, except at the end.
 const UNPACKED_AT_ONCE: usize = 64 << 10;
 const _: () = assert!(UNPACKED_AT_ONCE >= gzip::HEADER_BYTES);
 
-/// What is to be read of which file, and where it belongs in memory.
-pub(super) struct Wanted<'m> {
-    /// Which of the payload's files.
-    pub file: usize,
-    /// In the file, in bytes.
-    pub offset: u64,
-    pub bytes: &'m mut [u8],
-}
-
-/// All that is to be read.
-pub(super) type WantedList<'m> = Vec<Wanted<'m>, MAX_WANTED>;
-
-/// Has `bytes` filled from `offset` of a file of the payload's on, by [`Loader::fetch`].
-pub(super) fn want<'m>(wanted: &mut WantedList<'m>, file: usize, offset: u64, bytes: &'m mut [u8]) {
-    // There is room: see `MAX_WANTED`.
-    _ = wanted.push(Wanted {
-        file,
-        offset,
-        bytes,
-    });
-}
-
-/// What is unpacked while it comes: all of the first thing that is wanted.
+/// The decompression of a packed kernel while it is read. The kernel is the first of the wanted parts.
 pub(super) struct Unpacking<'o, 's> {
     unpacker: &'o mut Unpacker<'s>,
     out: &'o mut [u8],
-    /// Bytes of the packed data that the unpacker has used.
+    /// Number of packed bytes that the unpacker has used.
     used: usize,
-    /// Bytes of it that the unpacker has seen.
+    /// Number of packed bytes that the unpacker was given.
     seen: usize,
-    /// Set at its end, right or wrong.
+    /// The outcome, once the decompression has ended.
     result: Option<Result<(), UnpackError>>,
 }
 
@@ -74,13 +46,13 @@ impl<'o, 's> Unpacking<'o, 's> {
         }
     }
 
-    /// Bytes that were unpacked.
+    /// Number of unpacked bytes.
     pub fn unpacked(&self) -> u64 {
         self.unpacker.unpacked() as u64
     }
 
-    /// Takes what has come of `size` bytes of packed data: `bytes` start at `position` of them.
-    #[inline(never)] // So that the large frames of the boot flow do not add up.
+    /// Decompresses bytes that have arrived: `bytes` are those from `position` on, of `size` packed bytes.
+    #[inline(never)] // Keeps large stack frames from adding up; so do the others in this file.
     fn push(&mut self, position: usize, bytes: &[u8], size: usize) {
         let from = self.used.checked_sub(position);
         let (Some(new), None) = (from.and_then(|from| bytes.get(from..)), &self.result) else {
@@ -102,9 +74,9 @@ impl<'o, 's> Unpacking<'o, 's> {
 }
 
 impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
-    /// Reads all that is wanted, and says what was loaded. If the share gets lost on the way and
-    /// can be resumed, the read goes on where it was.
-    #[inline(never)] // As above.
+    /// Reads all wanted parts and reports the loaded files. If the share is lost and can be resumed, the read
+    /// continues where it stopped.
+    #[inline(never)]
     pub fn fetch(
         &self,
         payload: &mut Payload<'_, 'm, B>,
@@ -118,7 +90,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             let Err((error, index)) = result else {
                 break;
             };
-            // The share may have been resumed since its files were opened.
+            // If the share is connected, it was resumed after its files were opened.
             if error != Error::Disconnected || !self.share.is_connected() {
                 let again = self.share.again(error);
                 again.map_err(|e| self.failed(&files.path(wanted[index].file), e))?;
@@ -130,15 +102,15 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             return Err(self.failed(&payload.path, error));
         }
         self.check_unchanged(files)?;
-        // What is unpacked is another thing in memory than in its file.
+        // An unpacked kernel differs from its file.
         for wanted in payload.wanted.iter().skip(usize::from(unpacking.is_some())) {
             trace_digest(&files.path(wanted.file), wanted.bytes, wanted.offset);
         }
         Ok(())
     }
 
-    /// Reads what has not come yet. Else what went wrong, and with which of `wanted`.
-    #[inline(never)] // As above.
+    /// Reads the bytes that have not arrived yet. The error includes the index of the part in `wanted`.
+    #[inline(never)]
     fn attempt(
         &self,
         files: &Files<'_, 'm, B>,
@@ -148,9 +120,9 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     ) -> Result<(), (Error, usize)> {
         let mut parts: Vec<Part<'_>, MAX_WANTED> = Vec::new();
         for (wanted, row) in wanted.iter_mut().zip(&mut arrival.rows) {
-            row.before = row.come;
-            let rest = &mut wanted.bytes[row.come..];
-            let offset = wanted.offset + row.come as u64;
+            row.before = row.filled;
+            let rest = &mut wanted.bytes[row.filled..];
+            let offset = wanted.offset + row.filled as u64;
             _ = parts.push(files.get(wanted.file).part(offset, rest));
         }
         let result = self.share.read_parts(&mut parts, &mut |parts| {
@@ -163,13 +135,13 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         });
         let failed = parts.iter().position(|part| part.error().is_some());
         drop(parts);
-        // After an attempt that failed, the unpacker may not have had all that came before.
+        // The unpacker may not have been given all bytes that arrived before an earlier attempt failed.
         feed::<B>(&mut unpacking, &arrival.rows, |row| {
-            (0, &wanted[0].bytes[..row.come])
+            (0, &wanted[0].bytes[..row.filled])
         });
         self.report(files, arrival, unpacking.as_deref());
-        // Else a file that ended too early, or one that was on its way.
-        let missing = failed.or_else(|| arrival.rows.iter().position(|row| !row.is_there()));
+        // If no part has an error, name a file that has ended too early or is not complete.
+        let missing = failed.or_else(|| arrival.rows.iter().position(|row| !row.is_complete()));
         match (result, missing) {
             (Ok(()), None) => Ok(()),
             (Ok(()), Some(index)) => Err((Error::UnexpectedEof, index)),
@@ -177,8 +149,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         }
     }
 
-    /// Opens the files of a share again that was resumed.
-    #[inline(never)] // As above.
+    /// Opens all files again after their share was resumed.
+    #[inline(never)]
     fn resume(&self, files: &mut Files<'_, 'm, B>) -> Result<(), Failed> {
         for index in 0..files.count() {
             let resumed = files.resume(index);
@@ -187,15 +159,14 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(())
     }
 
-    /// Says which files have come since it was called last, in the order in which they were asked
-    /// for.
+    /// Reports the files that were completed since the last call, in the order of the requests.
     fn report(
         &self,
         files: &Files<'_, 'm, B>,
         arrival: &mut Arrival<B>,
         unpacking: Option<&Unpacking<'_, '_>>,
     ) {
-        while let Some(size) = arrival.next_there() {
+        while let Some(size) = arrival.next_complete() {
             let file = arrival.reported;
             arrival.reported += 1;
             let took = arrival.lap();
@@ -209,20 +180,20 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
                     let how = format_args!(", unpacked from {size} bytes");
                     self.report_loaded(&files.path(file), unpacking.unpacked(), took, &how);
                 }
-                // An error line follows.
+                // The error is reported later.
                 Some(_) => {}
             }
         }
     }
 
-    #[inline(never)] // As above.
+    #[inline(never)]
     fn report_loaded(&self, path: &[u8], bytes: u64, took: Duration, how: &dyn fmt::Display) {
         let path = self.share.shown(path);
         log::info!("loaded {path}, {}{how}", Speed { bytes, took });
     }
 
-    /// What was written to while it was read may be neither the old nor the new file.
-    #[inline(never)] // As above.
+    /// Checks that no file was modified while it was read: the data could be a mixture of two versions.
+    #[inline(never)]
     fn check_unchanged(&self, files: &Files<'_, 'm, B>) -> Result<(), Failed> {
         for index in 0..files.count() {
             let changed = match files.get(index).has_changed() {
@@ -236,45 +207,49 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     }
 }
 
-/// Unpacks what has come, `come` of the first row: bytes, and where in the packed data they start.
+/// Passes bytes of the first part to the decompression. `arrived` returns their position in the packed data,
+/// and the bytes.
 fn feed<'b, B: Board>(
     unpacking: &mut Option<&mut Unpacking<'_, '_>>,
     rows: &[Row],
-    come: impl Fn(&Row) -> (usize, &'b [u8]),
+    arrived: impl Fn(&Row) -> (usize, &'b [u8]),
 ) {
-    // Known when the firmware is built: that for x86-64 has nothing to unpack with.
-    if is_x86::<B>() {
+    // Constant: without this, firmware that decompresses nothing would contain the decompressors.
+    if is_x86::<B>() || cfg!(not(feature = "packed")) {
         return;
     }
     if let (Some(unpacking), [row, ..]) = (unpacking, rows) {
-        let (position, bytes) = come(row);
+        let (position, bytes) = arrived(row);
         unpacking.push(position, bytes, row.size);
     }
 }
 
-/// What has come, and what was said of it.
+/// The progress of a read.
 struct Arrival<B: Board> {
     clock: B::Clock,
     progress: Progress<B>,
-    /// One for each that is wanted.
+    /// One for each wanted part.
     rows: Vec<Row, MAX_WANTED>,
-    /// How many files were said to be there.
+    /// Number of files that were reported as loaded.
     reported: usize,
-    /// When the last one was.
+    /// When the last one was reported.
     last: Duration,
 }
 
+/// The progress of a part.
 struct Row {
     file: usize,
+    /// Its size in bytes.
     size: usize,
-    come: usize,
-    /// What had come before the share was resumed.
+    /// Number of bytes at its start that have arrived.
+    filled: usize,
+    /// The value of `filled` when the current attempt began.
     before: usize,
 }
 
 impl Row {
-    fn is_there(&self) -> bool {
-        self.come == self.size
+    fn is_complete(&self) -> bool {
+        self.filled == self.size
     }
 }
 
@@ -283,7 +258,7 @@ impl<B: Board> Arrival<B> {
         let rows = wanted.iter().map(|wanted| Row {
             file: in_list(wanted.file),
             size: wanted.bytes.len(),
-            come: 0,
+            filled: 0,
             before: 0,
         });
         let total = wanted.iter().map(|wanted| wanted.bytes.len() as u64).sum();
@@ -298,32 +273,37 @@ impl<B: Board> Arrival<B> {
 
     fn update(&mut self, parts: &[Part<'_>]) {
         for (row, part) in self.rows.iter_mut().zip(parts) {
-            row.come = row.before + part.come();
+            row.filled = row.before + part.come();
         }
-        let come = self.rows.iter().map(|row| row.come as u64).sum();
-        self.progress.update(come);
+        let filled = self.rows.iter().map(|row| row.filled as u64).sum();
+        self.progress.update(filled);
     }
 
-    /// The bytes that are wanted of the next file that was not reported, if all of them are there.
-    fn next_there(&self) -> Option<u64> {
+    /// The number of bytes wanted of the next file to report, if all of them have arrived.
+    fn next_complete(&self) -> Option<u64> {
         let rows = || self.rows.iter().filter(|row| row.file == self.reported);
         rows().next()?;
         rows().try_fold(0, |size, row| {
-            row.is_there().then_some(size + row.size as u64)
+            row.is_complete().then_some(size + row.size as u64)
         })
     }
 
-    /// How long the next one took: since the one before it.
+    /// The time since the last file was reported.
     fn lap(&mut self) -> Duration {
         let now = self.clock.now();
         now.saturating_sub(core::mem::replace(&mut self.last, now))
     }
 }
 
-/// Only on request: the guest touches none of what it loads.
+/// Reports a digest at log level trace. Otherwise the firmware does not touch the loaded data.
+#[cfg(feature = "digest")]
 pub(super) fn trace_digest(path: &[u8], bytes: &[u8], offset: u64) {
+    use super::{console::Text, digest::DigestText};
     if log::log_enabled!(log::Level::Trace) {
         let digest = DigestText::of(bytes);
         log::trace!("sha256 {digest} {} from {offset}", Text(path));
     }
 }
+
+#[cfg(not(feature = "digest"))]
+pub(super) fn trace_digest(_: &[u8], _: &[u8], _: u64) {}

@@ -1,13 +1,15 @@
-//! Unified kernel images: what is in them becomes the parts of a payload, as systemd-stub has it
-//! (systemd-stub(7)).
+//! Unified kernel images: their sections and addons become parts of the payload, as in systemd-stub(7).
 
 use super::{
     Board, Failed,
-    arena::is_x86,
+    board::is_x86,
     console::Text,
-    entry::{DEVICE_TREE, KERNEL, Loader, MAX_DEVICE_TREE, Path, Payload},
+    load::{COMMAND_LINE, DEVICE_TREE, Loader, MAX_CMDLINE, MAX_DEVICE_TREE},
     names::{List, Names},
-    shares::{BoardFile, image_sections},
+    path::Path,
+    payload::{KERNEL, Payload},
+    sections::image_sections,
+    shares::BoardFile,
     thin::root_of,
 };
 use crate::{
@@ -15,7 +17,7 @@ use crate::{
     boot::{
         bls::{self, FileName},
         device_tree,
-        entry::{Base, Entry},
+        entry::{Entry, Place},
         image::{self, Kind},
         memory::{Range, Request, Side},
         uki::{Scan, Uki, UkiError},
@@ -23,25 +25,31 @@ use crate::{
 };
 use core::fmt;
 
-/// How many images may be in one another: one in another, as Ubuntu signs them.
+/// Deepest nesting of images. Ubuntu has a kernel with a stub of its own in a signed image.
 const MAX_LEVELS: u32 = 2;
-/// Where the addons for all images are, from the root of their file system.
-const COMMON_ADDONS: &[u8] = b"/loader/addons";
-/// Memory for the names in a directory of addons, in bytes: some 1,000.
+/// The directory with files for all images, relative to the root of their file system.
+const LOADER: &[u8] = b"/loader";
+/// The directory of addons in it.
+const ADDONS: &str = "addons";
+/// The warning for files that systemd-stub would pass to the system in an initrd.
+const NOT_USED: &str = "credentials and extensions are not used, only addons (.addon.efi)";
+/// Memory in bytes for the names in a directory of addons: enough for about 1,000.
 const NAMES_BYTES: u64 = 64 << 10;
 /// Longest `.uname`, in bytes.
 const MAX_RELEASE: u64 = 256;
 
-/// Why an addon is left out. The sentence goes on from its path.
+/// Why an addon is not used.
 enum Left {
-    /// It is no addon.
+    /// It is not a valid addon.
     Broken(UkiError),
-    /// It is for another architecture, in these words.
+    /// It is for this other architecture.
     Foreign(&'static [u8]),
-    /// Its `.uname` is not that of the image.
+    /// Its `.uname` differs from that of the image.
     OtherKernel,
-    /// It has nothing that is used.
+    /// It has no section that is used.
     Empty,
+    /// It is a directory or the like.
+    NoFile(Error),
 }
 
 impl fmt::Display for Left {
@@ -53,13 +61,14 @@ impl fmt::Display for Left {
             Self::Foreign(architecture) => write!(f, "it is for {}", Text(architecture)),
             Self::OtherKernel => f.write_str("its .uname is not that of the image"),
             Self::Empty => f.write_str("it has neither .cmdline nor an initrd nor a device tree"),
+            Self::NoFile(error) => error.fmt(f),
         }
     }
 }
 
 impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
-    /// While what was found is an EFI program, it is an image, and what is in it is found. The kind
-    /// of what is in the innermost one.
+    /// Opens the image and any image nested in it, and adds their parts to the payload. Returns the kind of the
+    /// innermost kernel.
     pub fn open_images(
         &mut self,
         entry: &Entry<'m>,
@@ -74,15 +83,16 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             };
             if level == MAX_LEVELS {
                 let what = format_args!(
-                    "more than {MAX_LEVELS} EFI programs are in one another; take the inner one out \
+                    "more than {MAX_LEVELS} EFI programs are nested; extract the inner one \
                      with objcopy -O binary -j .linux FILE INNER"
                 );
                 return Err(self.failed(&payload.path, what));
             }
             let uki = self.image(profile, level, payload)?;
             let uki = self.with_named_files(uki, payload)?;
-            self.take_parts(&uki, payload)?;
-            // Lanzaboote's stub knows no addons, and the inner image is no file.
+            self.take_command_line(&uki, payload)?;
+            self.take_parts(&uki, KERNEL, payload)?;
+            // Lanzaboote's stub does not support addons, and a nested image has no path.
             if level == 0 && uki.linux_digest.is_none() {
                 self.add_addons(entry, &uki, payload)?;
                 takes_addons = true;
@@ -101,8 +111,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(kind)
     }
 
-    /// The parts of the image that the kernel is to be in. What the kernel is then is not known yet.
-    #[inline(never)] // So that the large frames of the boot flow do not add up.
+    /// Parses the image and makes the kernel in it the payload's kernel, whose kind is not known yet.
+    #[inline(never)] // Keeps large stack frames from adding up; so do the others in this file.
     fn image(
         &self,
         profile: u32,
@@ -113,12 +123,12 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         let (name, path) = (self.name, &payload.path);
         let (file, head) = (payload.files.get(KERNEL), &mut payload.head);
         let size = head.len();
-        _ = head.resize_default(image::HEAD_BYTES); // It has room.
+        _ = head.resize_default(image::HEAD_BYTES); // Its capacity.
         let parsed = image_sections::<B>(file, payload.kernel, profile, machine, head, size);
         let parsed = parsed.map_err(|e| self.failed(path, e))?;
         let uki = parsed.and_then(Scan::finish).map_err(|e| match level {
             0 => self.failed(path, e),
-            _ => self.failed(path, format_args!("what its section .linux holds: {e}")),
+            _ => self.failed(path, format_args!("the image in its section .linux: {e}")),
         })?;
         let others = uki.other_trees;
         if others > 0 {
@@ -130,7 +140,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(uki)
     }
 
-    /// The name of the machine whose device trees are looked for.
+    /// The name of the machine, by which a `.dtbauto` is chosen.
     fn machine(&self) -> Option<&'static [u8]> {
         match is_x86::<B>() {
             true => None,
@@ -138,33 +148,60 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         }
     }
 
-    /// Notes the parts of an image but for the kernel. What an outer one has it hands to the inner one:
-    /// a command line in place of that one's own, and initrds before its own, but for microcode.
-    fn take_parts(&mut self, uki: &Uki, payload: &mut Payload<'a, 'm, B>) -> Result<(), Failed> {
-        let (path, (place, file)) = (&payload.path, &payload.files.list[KERNEL]);
+    /// The command line in a unified kernel image.
+    pub fn inner_command_line(
+        &mut self,
+        path: &[u8],
+        image: &BoardFile<'_, B>,
+        part: Range,
+    ) -> Result<&'m [u8], Failed> {
+        let text = self.small_part(path, image, part, COMMAND_LINE, MAX_CMDLINE)?;
+        // The section may be padded with NULs.
+        Ok(text.split(|&byte| byte == 0).next().unwrap_or_default())
+    }
+
+    /// Reads the command line of an image. In nested images, that of the outer one is kept.
+    fn take_command_line(
+        &mut self,
+        uki: &Uki,
+        payload: &mut Payload<'a, 'm, B>,
+    ) -> Result<(), Failed> {
         if payload.inner.is_empty()
             && payload.addons.is_empty()
             && let Some(part) = uki.cmdline
         {
-            payload.inner = self.inner_command_line(path, file, part)?;
-        }
-        if let Some(part) = uki.device_tree
-            && !is_x86::<B>()
-        {
-            let blob = self.small_part(path, file, part, DEVICE_TREE, MAX_DEVICE_TREE)?;
-            payload.tree = Some((*place, blob));
-        }
-        if let Some(part) = uki.ucode {
-            self.add_initrd(payload, 0, (KERNEL, part), false)?;
-            payload.before += 1;
-        }
-        if let Some(part) = uki.initrd {
-            self.add_initrd(payload, payload.initrds.len(), (KERNEL, part), false)?;
+            let file = &payload.files.list[KERNEL].1;
+            payload.inner = self.inner_command_line(&payload.path, file, part)?;
         }
         Ok(())
     }
 
-    /// Adds the addons for all images, those beside this one, and those that the entry names.
+    /// Adds device tree and initrds of an image or addon, in the open file with this index, to the payload. The
+    /// initrds come last, but microcode comes first.
+    fn take_parts(
+        &mut self,
+        uki: &Uki,
+        file: usize,
+        payload: &mut Payload<'a, 'm, B>,
+    ) -> Result<(), Failed> {
+        if let Some(part) = uki.device_tree
+            && !is_x86::<B>()
+        {
+            let (path, (place, file)) = (payload.files.path(file), &payload.files.list[file]);
+            let blob = self.small_part(&path, file, part, DEVICE_TREE, MAX_DEVICE_TREE)?;
+            payload.tree = Some((*place, blob));
+        }
+        if let Some(part) = uki.ucode {
+            self.add_initrd(payload, 0, (file, part))?;
+            payload.before += 1;
+        }
+        if let Some(part) = uki.initrd {
+            self.add_initrd(payload, payload.initrds.len(), (file, part))?;
+        }
+        Ok(())
+    }
+
+    /// Adds the addons for all images, those in the directory beside this image, and those named by the entry.
     fn add_addons(
         &mut self,
         entry: &Entry<'m>,
@@ -172,12 +209,15 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         payload: &mut Payload<'a, 'm, B>,
     ) -> Result<(), Failed> {
         let path = &payload.path;
-        let common = self.keep_path(path, [root_of(path), COMMON_ADDONS, b""])?;
-        self.add_addons_in(common, image, payload)?;
+        let loader = self.keep_path(path, [root_of(path), LOADER, b""])?;
+        if self.warn_of_loader_files(loader)? {
+            let common = self.keep_path(path, [loader, b"/", ADDONS.as_bytes()])?;
+            self.add_addons_in(common, image, payload)?;
+        }
         if !entry.alone {
             let path = &payload.path;
             let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
-            // Boot counters come and go; the directory's name has none.
+            // The name of the directory does not include boot counters.
             let (id, ending): (_, &[u8]) = match FileName::parse(name) {
                 Some(name) => (name.id, b".efi.extra.d"),
                 None => (name, b".extra.d"),
@@ -187,13 +227,32 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             self.add_addons_in(own, image, payload)?;
         }
         for addon in entry.addons.into_iter().flatten() {
-            self.add_addon(&entry.base, addon, image, payload)?;
+            let (place, file) = self.open(&entry.base, addon)?;
+            self.add_addon(place, file, image, payload)?;
         }
         Ok(())
     }
 
-    /// Adds the addons in a directory, which need not be there, by their names.
-    #[inline(never)] // As above.
+    /// Warns of files for systemd in the directory `loader` that are not used: credentials and extensions for
+    /// all images. Returns whether the directory has `addons`.
+    #[inline(never)]
+    fn warn_of_loader_files(&self, loader: &[u8]) -> Result<bool, Failed> {
+        let dir = match self.share.open_dir(loader) {
+            Ok(dir) => dir,
+            Err(Error::NotFound | Error::NotADirectory) => return Ok(false),
+            Err(error) => return Err(self.failed(loader, error)),
+        };
+        for name in ["credentials", "extensions"] {
+            if dir.symlink_metadata(name).is_ok() {
+                let path = Path::join(loader, name.as_bytes());
+                log::warn!("{}{path}: {NOT_USED}", self.name);
+            }
+        }
+        Ok(dir.symlink_metadata(ADDONS).is_ok())
+    }
+
+    /// Adds the addons in a directory, which may not exist, in the order of their names.
+    #[inline(never)]
     fn add_addons_in(
         &mut self,
         directory: &'m [u8],
@@ -209,19 +268,30 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             }
             let path = self.keep_path(directory, [directory, b"/", name])?;
             if bls::is_addon(name) {
-                self.add_addon(&Base::Exact("/"), path, image, payload)?;
-            } else if name.ends_with(b".cred") || name.ends_with(b".raw") {
-                let what = "credentials and extensions are not used, only addons (.addon.efi)";
-                log::warn!("{}{}: {what}", self.name, Text(path));
+                match self.share.open(path) {
+                    Ok(file) => {
+                        let place = Place {
+                            directory: "/",
+                            name: path,
+                        };
+                        self.add_addon(place, file, image, payload)?;
+                    }
+                    Err(error @ (Error::IsADirectory | Error::NotAFile | Error::NotFound)) => {
+                        self.warn_left_out(path, &Left::NoFile(error));
+                    }
+                    Err(error) => return Err(self.failed(path, error)),
+                }
+            } else if bls::is_credential_or_extension(name) {
+                log::warn!("{}{}: {NOT_USED}", self.name, Text(path));
             }
         }
         Ok(())
     }
 
-    /// The names in a directory, if it is there.
-    #[inline(never)] // As above.
+    /// The sorted names in a directory, if it exists.
+    #[inline(never)]
     fn names_in(&mut self, directory: &[u8]) -> Result<Option<(Names<'m>, List)>, Failed> {
-        // Large: it is not moved.
+        // Borrowed below, because it is too large to be moved.
         let mut read = self.share.read_dir(directory);
         let entries = match &mut read {
             Ok(entries) => entries,
@@ -229,7 +299,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             Err(error) => return Err(self.failed(directory, error)),
         };
         let request = Request {
-            side: Side::High, // Out of the kernel's way.
+            side: Side::High, // Away from the kernel.
             ..Request::new("list of names", NAMES_BYTES)
         };
         let mut names = Names::new(self.place(directory, &request)?.bytes);
@@ -239,21 +309,25 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         }
     }
 
-    /// Adds what is in an addon, unless it is not for this image and machine.
-    #[inline(never)] // As above.
+    #[inline(never)]
+    fn warn_left_out(&self, path: &[u8], why: &Left) {
+        log::warn!("{}{}: the addon is left out: {why}", self.name, Text(path));
+    }
+
+    /// Adds the parts of an addon, if it is for this image and machine.
+    #[inline(never)]
     fn add_addon(
         &mut self,
-        base: &Base<'m>,
-        name: &'m [u8],
+        place: Place<'m>,
+        file: BoardFile<'a, B>,
         image: &Uki,
         payload: &mut Payload<'a, 'm, B>,
     ) -> Result<(), Failed> {
-        let (place, file) = self.open(base, name)?;
         let path = &Path::of(&place);
         let addon = match self.addon_parts(path, &file, image, payload)? {
             Ok(addon) => addon,
-            Err(left) => {
-                log::warn!("{}{path}: the addon is left out: {left}", self.name);
+            Err(why) => {
+                self.warn_left_out(path, &why);
                 return Ok(());
             }
         };
@@ -262,29 +336,17 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
             let words = self.inner_command_line(path, &file, part)?;
             payload.addons = self.join_two(path, payload.addons, words)?;
         }
-        if let Some(part) = addon.device_tree
-            && !is_x86::<B>()
-        {
-            let blob = self.small_part(path, &file, part, DEVICE_TREE, MAX_DEVICE_TREE)?;
-            payload.tree = Some((place, blob));
-        }
+        let index = self.add_file(place, file, payload)?;
+        self.take_parts(&addon, index, payload)?;
         if addon.ucode.or(addon.initrd).is_none() {
-            return Ok(());
-        }
-        let index = payload.files.count();
-        let is_full = payload.files.list.push((place, file)).is_err();
-        if let Some(part) = addon.ucode {
-            self.add_initrd(payload, 0, (index, part), is_full)?;
-            payload.before += 1;
-        }
-        if let Some(part) = addon.initrd {
-            self.add_initrd(payload, payload.initrds.len(), (index, part), is_full)?;
+            // Nothing more is read from it.
+            payload.files.list.pop();
         }
         Ok(())
     }
 
-    /// The parts of an addon.
-    #[inline(never)] // As above.
+    /// Parses an addon and checks that it is for this image and machine.
+    #[inline(never)]
     fn addon_parts(
         &mut self,
         path: &[u8],
@@ -293,7 +355,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         payload: &mut Payload<'a, 'm, B>,
     ) -> Result<Result<Uki, Left>, Failed> {
         let head = &mut payload.head;
-        _ = head.resize_default(image::HEAD_BYTES); // It has room.
+        _ = head.resize_default(image::HEAD_BYTES); // Its capacity.
         let all = Range::with_size(0, file.metadata().len());
         let read = file.read_at(0, head);
         let sections = read
@@ -322,11 +384,11 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         })
     }
 
-    /// A path made of these parts.
+    /// A path in memory of the arena, concatenated from these parts.
     fn keep_path(&mut self, of: &[u8], parts: [&[u8]; 3]) -> Result<&'m [u8], Failed> {
         let size = parts.iter().map(|part| part.len()).sum::<usize>();
         let request = Request {
-            side: Side::High, // As above.
+            side: Side::High,
             ..Request::new("path", size as u64)
         };
         let bytes = self.place(of, &request)?.bytes;

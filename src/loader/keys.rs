@@ -1,10 +1,10 @@
-//! Keys, out of the bytes that a terminal sends (ECMA-48; xterm's control sequences).
+//! Decodes the bytes that a terminal sends into keys (ECMA-48; xterm's control sequences).
 
 use super::Board;
 use crate::hal::Clock;
 use core::time::Duration;
 
-/// A key, or what it is for: those that do the same are one.
+/// A key, or its function if several keys have the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key {
     /// A byte of text.
@@ -24,24 +24,32 @@ pub(super) enum Key {
     Cancel,
     /// Ctrl-D.
     EndOfInput,
-    /// Ctrl-K: all behind the cursor.
+    /// Ctrl-K: delete everything after the cursor.
     KillRest,
-    /// Ctrl-U: all before the cursor.
+    /// Ctrl-U: delete everything before the cursor.
     KillStart,
-    /// Ctrl-W: the word before the cursor.
+    /// Ctrl-W: delete the word before the cursor.
     KillWord,
     /// Ctrl-L.
     Redraw,
-    /// One that means nothing here.
+    /// Any other key.
     Other,
 }
 
-/// How long the bytes of one key may be apart.
+/// Longest time between the bytes of one key.
 const WITHIN: Duration = Duration::from_millis(200);
-/// The most bytes of one key.
+/// Most bytes of one key.
 const MAX_SEQUENCE: usize = 16;
+/// Most bytes to read in search of a key that is held down.
+const MAX_HELD: usize = 64;
 
-/// The next key, if one was pressed. For the rest of one it waits a moment.
+/// Whether a key that shows a hidden menu, space or Escape, is held down.
+pub(super) fn is_menu_key_held<B: Board>() -> bool {
+    let mut held = core::iter::from_fn(B::read_console).take(MAX_HELD);
+    held.any(|byte| matches!(byte, b' ' | 0x1b))
+}
+
+/// The next key, if one was pressed. Waits only for the remaining bytes of a key.
 pub(super) fn poll<B: Board>(clock: B::Clock) -> Option<Key> {
     let first = B::read_console()?;
     Some(decode(first, || {
@@ -58,7 +66,7 @@ pub(super) fn poll<B: Board>(clock: B::Clock) -> Option<Key> {
     }))
 }
 
-/// The next key, waited for until `deadline`, or for ever.
+/// Waits for the next key, until `deadline` or without a limit.
 pub(super) fn wait<B: Board>(clock: B::Clock, deadline: Option<Duration>) -> Option<Key> {
     loop {
         if let Some(key) = poll::<B>(clock) {
@@ -71,7 +79,7 @@ pub(super) fn wait<B: Board>(clock: B::Clock, deadline: Option<Duration>) -> Opt
     }
 }
 
-/// The key that starts with the byte `first`.
+/// Decodes the key that starts with the byte `first`.
 fn decode(first: u8, mut next: impl FnMut() -> Option<u8>) -> Key {
     match first {
         b'\r' | b'\n' => Key::Enter,
@@ -104,7 +112,7 @@ fn decode(first: u8, mut next: impl FnMut() -> Option<u8>) -> Key {
     }
 }
 
-/// The rest of a control sequence: parameters, then a byte that ends it.
+/// Decodes the rest of a control sequence: parameters and a final byte.
 fn sequence(mut next: impl FnMut() -> Option<u8>) -> Key {
     let mut parameter = 0_u8;
     let mut is_first = true;
@@ -121,7 +129,7 @@ fn sequence(mut next: impl FnMut() -> Option<u8>) -> Key {
     Key::Other
 }
 
-/// The key of a control sequence.
+/// The key with this final byte and first parameter.
 fn named(last: u8, parameter: u8) -> Key {
     match (last, parameter) {
         (b'A', _) => Key::Up,
@@ -151,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn terminals_say_the_same_in_several_ways() {
+    fn different_sequences_mean_the_same_key() {
         for (key, ways) in [
             (Key::Up, &[&b"\x1b[A"[..], b"\x1bOA", b"\x10"][..]),
             (Key::Down, &[b"\x1b[B", b"\x1bOB", b"\x0e"]),
@@ -192,7 +200,7 @@ mod tests {
         let text = "aé ~".bytes().map(Key::Byte);
         assert_eq!(keys("aé ~".as_bytes()), text.collect::<Vec<_>>());
         assert_eq!(keys(b"\x1b[Ax"), [Key::Up, Key::Byte(b'x')]);
-        // One without end takes no more than its share.
+        // A sequence without a final byte ends at the limit.
         assert_eq!(
             keys(&[b"\x1b[", &[b'1'; 16][..], b"x"].concat())[1..],
             [Key::Byte(b'x')]

@@ -1,59 +1,50 @@
-//! The menu: which entry is started, and with what command line.
+//! The menu: lets the user choose an entry and edit its command line.
 //!
-//! It takes lines and moves nothing above the last one, so that it is as good in a log as at a
-//! terminal. It ends by itself: after the countdown, or some minutes after the last key.
+//! Only the last line is redrawn, so that the menu is also readable in a log. It ends after the countdown, or some
+//! minutes after the last key.
 
 use super::{
     Board, Failed,
     arena::Arena,
-    boot::Flow,
-    choose::{Choices, Listed, MAX_LISTED},
+    choices::{Choices, Listed, MAX_LISTED},
     console::{Console, Text},
-    entry::Loader,
+    editor::{Editor, Ended},
+    flow::Flow,
     keys::{self, Key},
-    line::Ended,
-    shell::State,
+    load::Loader,
 };
 use crate::{boot::cmdline, hal::Clock};
 use core::{fmt::Write, time::Duration};
 use heapless::Vec;
 
-/// Seconds without a key after which a person is taken to have gone.
+/// Seconds without a key after which the menu ends.
 pub(super) const IDLE: u32 = 300;
-/// The most bytes that are looked at for a key that is held.
-const MAX_HELD: usize = 64;
-/// The most bytes of an id in the line that is drawn again and again.
+/// Most bytes of an id in the line that is redrawn.
 const MAX_ID: usize = 40;
 
-/// What was chosen.
+/// The user's choice.
 pub(super) enum Pick {
-    /// Nothing: the first entry that can be loaded is to be started.
+    /// None: start the first entry that can be loaded.
     First,
-    /// The entry of this number in the list.
+    /// The entry with this index in the list.
     Entry(usize),
-    /// It, with the editor's text as its command line.
+    /// The entry with this index, with the text of the editor as its command line.
     Edited(usize),
     Shell,
 }
 
-/// Whether the key is held that brings a hidden menu: space or Escape.
-pub(super) fn is_asked_for<B: Board>() -> bool {
-    let mut held = core::iter::from_fn(B::read_console).take(MAX_HELD);
-    held.any(|byte| matches!(byte, b' ' | 0x1b))
-}
-
-/// Shows the entries and waits for a choice, as many seconds as there are until a key is pressed.
-#[inline(never)] // So that the large frames of the boot flow do not add up.
+/// Shows the entries and waits for a choice: for `seconds` until the first key, then for [`IDLE`] after each key.
+#[inline(never)] // Keeps large stack frames from adding up.
 pub(super) fn show<B: Board>(
     flow: &Flow<'_, B>,
     choices: &Choices<'_, B>,
     seconds: u32,
-    state: &mut State,
+    editor: &mut Editor,
     arena: &mut Arena<'_>,
 ) -> Pick {
     let mut menu = Menu::of(flow.board.clock(), &choices.list, seconds);
     let pick = loop {
-        // There is none to choose where all are for other machines.
+        // There may be no entry to choose, if all are for other machines.
         let Some(entry) = menu.entries.get(menu.chosen).copied() else {
             break Pick::First;
         };
@@ -66,7 +57,7 @@ pub(super) fn show<B: Board>(
             Key::Byte(b'c') | Key::Escape => break Pick::Shell,
             Key::Byte(b'e') => {
                 B::write_console(b"\n");
-                match edit(flow, &choices.list[entry], state, arena) {
+                match edit(flow, &choices.list[entry], editor, arena) {
                     Ok(Ended::Enter) => return Pick::Edited(entry),
                     Ok(Ended::Idle) => return Pick::First,
                     _ => menu.allow(IDLE),
@@ -79,22 +70,22 @@ pub(super) fn show<B: Board>(
     pick
 }
 
-/// The entries that can be chosen, and which one would be.
+/// The state of the menu.
 struct Menu<'a, B: Board> {
     clock: B::Clock,
     list: &'a [Listed<'a, B>],
-    /// Which of `list` they are.
+    /// The entries that can be chosen, as indices into `list`.
     entries: Vec<usize, MAX_LISTED>,
-    /// Which of `entries` is chosen.
+    /// The selected entry, as an index into `entries`.
     chosen: usize,
     /// The number that is being typed.
     typed: usize,
-    /// When the first entry is started.
+    /// When the menu ends.
     deadline: Duration,
 }
 
 impl<'a, B: Board> Menu<'a, B> {
-    /// Prints them.
+    /// Prints the entries.
     fn of(clock: B::Clock, list: &'a [Listed<'a, B>], seconds: u32) -> Self {
         let mut menu = Self {
             clock,
@@ -123,12 +114,12 @@ impl<'a, B: Board> Menu<'a, B> {
         self.deadline = self.clock.now() + Duration::from_secs(seconds.into());
     }
 
-    /// A key; none when the time is up.
+    /// Waits for a key; `None` when the time is up.
     fn wait(&self) -> Option<Key> {
         loop {
             let now = self.clock.now();
             let left = self.deadline.saturating_sub(now);
-            // A moment is shown as a second.
+            // Round up.
             let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
             let id = self.list[self.entries[self.chosen]].choice.id;
             _ = write!(
@@ -147,7 +138,7 @@ impl<'a, B: Board> Menu<'a, B> {
         }
     }
 
-    /// Moves the choice.
+    /// Changes the selection.
     fn press(&mut self, key: Key) {
         let last = self.entries.len() - 1;
         let typed = core::mem::take(&mut self.typed);
@@ -169,11 +160,11 @@ impl<'a, B: Board> Menu<'a, B> {
     }
 }
 
-/// Has the command line of an entry edited; with the words that the firmware's own would add.
+/// Lets the user edit the command line of an entry, including the words that the firmware's own one adds.
 fn edit<B: Board>(
     flow: &Flow<'_, B>,
     listed: &Listed<'_, B>,
-    state: &mut State,
+    editor: &mut Editor,
     arena: &mut Arena<'_>,
 ) -> Result<Ended, Failed> {
     let Ok(entry) = listed.choice.entry(B::ARCHITECTURE, false) else {
@@ -187,7 +178,6 @@ fn edit<B: Board>(
         arena.rest(),
     );
     let text = loader.words(&entry)?;
-    let editor = &mut state.editor;
     editor.set(b"");
     for word in cmdline::words(text).chain(cmdline::words(flow.options.payload)) {
         if !editor.text().is_empty() {

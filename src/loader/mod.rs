@@ -1,51 +1,69 @@
-//! The boot flow, once, over the small trait [`Board`]: discover, mount, choose, place, load, hand
-//! off.
+//! The boot flow, over the small trait [`Board`]: discover, mount, choose, place, load, hand off.
 //!
-//! Floor 6. `unsafe` lives in one room, `arena`, where free memory becomes slices, and at the two
-//! calls that need a board's word: taking its memory over, and the hand-off.
+//! Floor 6. `unsafe` is used only in `arena`, where free memory becomes slices, and for the two calls that rely on
+//! the board: taking over its memory, and the hand-off.
+// Some functions of the common modules are used by optional ones only.
+#![cfg_attr(not(feature = "loader"), allow(dead_code))]
 
 mod arena;
+#[cfg_attr(not(feature = "shell"), path = "unattended.rs")]
+mod attended;
 mod board;
-mod boot;
-mod choose;
-mod commands;
+#[cfg(feature = "shell")]
+mod builtins;
+mod choices;
 mod console;
-mod entry;
+#[cfg(feature = "digest")]
+mod digest;
+#[cfg(feature = "shell")]
+mod editor;
 mod fetch;
+mod flow;
+#[cfg(feature = "uki")]
 mod images;
+mod kernels;
+#[cfg(feature = "shell")]
 mod keys;
-mod line;
+mod load;
+#[cfg(feature = "shell")]
 mod menu;
+#[cfg(any(feature = "shell", feature = "uki"))]
 mod names;
+#[cfg(feature = "shell")]
 mod output;
+mod path;
 mod payload;
 mod search;
+#[cfg(feature = "uki")]
+mod sections;
 mod shares;
+#[cfg(feature = "shell")]
 mod shell;
+#[cfg(feature = "uki")]
 mod thin;
 mod time_line;
+#[cfg(feature = "shell")]
 mod walk;
 
-pub use crate::boot::image::Architecture;
+pub use crate::boot::Architecture;
 pub use board::{Board, ExitStatus, HandOff, Move, Protocol};
 
-use crate::boot::options::{OnError, Options};
-use arena::{Arena, Memory};
-use boot::Flow;
-use core::ops::ControlFlow;
+use crate::boot::options::Options;
+use arena::Memory;
+use attended::State;
+use flow::Flow;
 use shares::Shares;
-use shell::State;
 use time_line::{Stage, TimeLine};
 
-/// Runs the boot flow on `board`, as its command line says. The way in for a board's firmware.
+/// Runs the boot flow on `board` with the options on its command line. This is what a board's firmware calls.
 ///
-/// It ends in a payload or in [`Board::exit`].
+/// It ends by starting a payload or by [`Board::exit`].
 ///
 /// # Safety
 ///
-/// What [`Board::memory_map`], [`Board::occupied`] and [`Board::mapped_end`] say must be true:
-/// usable memory that is not occupied is identity-mapped RAM that nothing else uses. To be called
-/// once.
+/// [`Board::memory_map`], [`Board::occupied`] and [`Board::mapped_end`] must be correct: usable memory below the
+/// mapped end that is not occupied must be identity-mapped RAM that nothing else uses. This function must be
+/// called only once.
 pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
     console::install::<B>();
     let options = match Options::parse(board.command_line()) {
@@ -57,7 +75,7 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
     };
     log::set_max_level(options.log);
     log::info!("version {}", env!("CARGO_PKG_VERSION"));
-    // SAFETY: promised by the caller.
+    // SAFETY: guaranteed by the caller.
     let mut memory = unsafe { Memory::of(&board) };
 
     let mut arena = memory.arena();
@@ -78,17 +96,19 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
         shares,
         time_line: &time_line,
     };
-    let end = work(&flow, state, &mut arena);
+    let end = attended::work(&flow, state, &mut arena);
     let unmounted = shares.unmount();
     match end {
         End::Start(hand_off) => {
             time_line.reach(Stage::HandOff);
             log::debug!("{time_line}");
-            // SAFETY: `Flow` put a checked payload of this architecture into memory that was free,
-            // and every share was unmounted, its device reset.
+            // SAFETY: `Flow` has loaded a checked payload of this architecture into free memory, and all shares
+            // were unmounted and their devices reset.
             unsafe { board.start(&hand_off) }
         }
+        #[cfg(feature = "shell")]
         End::PowerOff => B::power_off(),
+        #[cfg(feature = "shell")]
         End::Reset => B::reset(),
         End::Exit(ExitStatus::Success) if unmounted.is_ok() => B::exit(ExitStatus::Success),
         End::Exit(_) => B::exit(ExitStatus::Failure),
@@ -101,38 +121,22 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
     }
 }
 
-/// What the machine goes on with.
-#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
+/// How the boot flow ends.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is only one value at a time"
+)]
 enum End {
-    /// The payload that was loaded.
+    /// By starting the loaded payload.
     Start(HandOff),
     Exit(ExitStatus),
     Halt,
+    #[cfg(feature = "shell")]
     PowerOff,
+    #[cfg(feature = "shell")]
     Reset,
 }
 
-/// Does what the options say: commands, or else a boot; and what is to follow if that fails.
-fn work<B: Board>(flow: &Flow<'_, B>, state: &mut State, arena: &mut Arena<'_>) -> End {
-    let end = match flow.options.commands {
-        None => flow.run(state, arena),
-        Some(line) => match commands::run(flow, line, &mut state.typed, arena) {
-            ControlFlow::Break(Some(end)) => Ok(end),
-            ControlFlow::Break(None) | ControlFlow::Continue(true) => {
-                Ok(End::Exit(ExitStatus::Success))
-            }
-            ControlFlow::Continue(false) => Err(Failed),
-        },
-    };
-    let failure = End::Exit(ExitStatus::Failure);
-    match (end, flow.options.on_error) {
-        (Ok(end), _) => end,
-        (Err(Failed), OnError::Exit) => failure,
-        (Err(Failed), OnError::Shell) => shell::run(flow, state, arena).unwrap_or(failure),
-        (Err(Failed), OnError::Halt) => End::Halt,
-    }
-}
-
-/// Something failed, and an error line has said what.
+/// Something failed, and the error was reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Failed;

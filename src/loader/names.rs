@@ -1,4 +1,4 @@
-//! The names of a directory, sorted, without a heap: they lie in scratch memory.
+//! Sorted lists of the names in directories, without a heap, in memory given by the caller.
 
 use super::shares::BoardReadDir;
 use crate::{DirEntry, Error, loader::Board};
@@ -8,21 +8,21 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct Record {
-    /// Where in the text it starts.
+    /// Its offset in the text.
     start: u32,
     /// Its length in bytes.
     length: u32,
 }
 
-/// Lists of names, one above the other: a directory's list lies above its parent's.
+/// A stack of lists: the list of a directory is above that of its parent.
 pub(super) struct Names<'a> {
     records: &'a mut [Record],
     text: &'a mut [u8],
-    /// What is in use.
+    /// The end of the used part.
     top: Mark,
 }
 
-/// How full the lists are.
+/// A position in the memory: the number of records and of bytes of text below it.
 #[derive(Clone, Copy)]
 pub(super) struct Mark {
     records: u32,
@@ -32,13 +32,13 @@ pub(super) struct Mark {
 /// The list of one directory.
 #[derive(Clone, Copy)]
 pub(super) struct List {
-    /// What lies below it.
+    /// Where it begins.
     below: Mark,
     next: u32,
     end: u32,
 }
 
-/// Why a directory can't be listed.
+/// Why a directory cannot be listed.
 pub(super) enum ListError {
     /// The share's error.
     Share(Error),
@@ -64,11 +64,11 @@ impl From<Error> for ListError {
 }
 
 impl<'a> Names<'a> {
-    /// Lists in `scratch`, a third of it for records: names have some 16 bytes.
+    /// Uses a third of `scratch` for records, which have 8 bytes, and the rest for names, which have about 16.
     pub fn new(scratch: &'a mut [u8]) -> Self {
         let third = scratch.len() / 3;
         let (records, text) = scratch.split_at_mut(third);
-        // What does not fit the alignment and size of a record is left out.
+        // Use only the part with the alignment and a multiple of the size of a record.
         let skip = records.as_ptr().align_offset(align_of::<Record>());
         let records = records.get_mut(skip..).unwrap_or_default();
         let whole = records.len() / size_of::<Record>() * size_of::<Record>();
@@ -83,7 +83,7 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// Reads a directory and sorts its names in byte order.
+    /// Reads a directory and sorts its names in byte order, as the topmost list.
     pub fn read<B: Board>(&mut self, entries: &mut BoardReadDir<'_, B>) -> Result<List, ListError> {
         let below = self.top;
         let result = self.fill::<B>(entries);
@@ -136,17 +136,17 @@ impl<'a> Names<'a> {
         Some(slice(self.text, record))
     }
 
-    /// Takes `list`, the topmost one, off.
+    /// Removes `list`, which must be the topmost one.
     pub fn drop_list(&mut self, list: &List) {
         self.top = list.below;
     }
 }
 
-/// Sorts names in byte order, by a heapsort: it takes no memory, n log n steps whatever the names are, and
-/// 5 KiB less code than `sort_unstable_by`.
+/// Sorts names in byte order by heapsort: it needs no memory, O(n log n) steps for any names, and 5 KiB less code
+/// than `sort_unstable_by`.
 fn sort(records: &mut [Record], text: &[u8]) {
     let is_less = |a: &Record, b: &Record| slice(text, a) < slice(text, b);
-    // Puts the first of `heap` below `top` and its descendants where it belongs.
+    // Moves the record at `top` down to its place in the heap below it.
     let sift = |heap: &mut [Record], mut top: usize| {
         while let Some(left) = heap.get(2 * top + 1) {
             let right = heap.get(2 * top + 2);

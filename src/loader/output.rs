@@ -1,23 +1,20 @@
-//! What commands print.
+//! Formats the output of commands.
 
 use super::{
     Board,
     console::{Console, Text},
-    shares::BoardFile,
 };
-use crate::{Error, FileType, Metadata};
+use crate::{FileType, Metadata};
 use core::fmt::{self, Write};
-use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
-/// The console, and memory for what is printed.
+/// The console, and a buffer for reading files.
 pub(super) struct Output<'a, B: Board> {
     console: Console<B>,
-    buffer: &'a mut [u8],
+    pub buffer: &'a mut [u8],
 }
 
 impl<'a, B: Board> Output<'a, B> {
-    /// With `buffer` for what is read of a file at a time.
     pub fn new(buffer: &'a mut [u8]) -> Self {
         Self {
             console: Console::new(),
@@ -35,31 +32,7 @@ impl<B: Board> Output<'_, B> {
         _ = self.console.write_str(text);
     }
 
-    /// Calls `each` with the bytes of `file`, in turn. Returns how many there are.
-    pub fn for_each_piece(
-        &mut self,
-        file: &BoardFile<'_, B>,
-        mut each: impl FnMut(&[u8]),
-    ) -> Result<u64, Error> {
-        let mut offset = 0;
-        loop {
-            let size = file.read_at(offset, self.buffer)?;
-            each(&self.buffer[..size]);
-            offset += size as u64;
-            if size < self.buffer.len() {
-                return Ok(offset);
-            }
-        }
-    }
-
-    /// Size and digest of a file as it was read.
-    pub fn digest(&mut self, file: &BoardFile<'_, B>) -> Result<(u64, DigestText), Error> {
-        let mut digest = Sha256::new();
-        let size = self.for_each_piece(file, |piece| digest.update(piece))?;
-        Ok((size, DigestText(digest.finalize().into())))
-    }
-
-    /// A line of `ls`.
+    /// Prints a line of `ls`.
     pub fn entry(&mut self, name: &[u8], metadata: &Metadata, target: Option<&[u8]>, long: bool) {
         let name = Text(name);
         if !long {
@@ -81,33 +54,6 @@ impl<B: Board> Output<'_, B> {
     }
 }
 
-/// A SHA-256 to be printed.
-pub(super) struct DigestText([u8; 32]);
-
-impl DigestText {
-    /// Of bytes in memory.
-    pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
-    }
-
-    /// Whether it is this one.
-    pub fn is(&self, digest: &[u8; 32]) -> bool {
-        self.0 == *digest
-    }
-}
-
-impl From<[u8; 32]> for DigestText {
-    fn from(digest: [u8; 32]) -> Self {
-        Self(digest)
-    }
-}
-
-impl fmt::Display for DigestText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
 pub(super) fn type_name(file_type: FileType) -> &'static str {
     match file_type {
         FileType::File => "regular file",
@@ -120,7 +66,7 @@ pub(super) fn type_name(file_type: FileType) -> &'static str {
     }
 }
 
-/// Type and permissions as `ls -l` has them.
+/// Displays type and permissions like `ls -l`.
 struct Mode<'a>(&'a Metadata);
 
 impl fmt::Display for Mode<'_> {
@@ -137,7 +83,7 @@ impl fmt::Display for Mode<'_> {
         let bits = self.0.permissions();
         for (index, letter) in "rwxrwxrwx".chars().enumerate() {
             let set = bits & 0o400 >> index != 0;
-            // Set-ID and sticky bits stand in place of the execute bits.
+            // The set-ID and sticky bits are shown instead of the execute bits.
             let special = match index {
                 2 => bits & 0o4000 != 0,
                 5 => bits & 0o2000 != 0,
@@ -157,7 +103,7 @@ impl fmt::Display for Mode<'_> {
     }
 }
 
-/// Seconds since 1970 as a date and time, UTC.
+/// Displays seconds since 1970 as a date and time in UTC.
 pub(super) struct Date(pub i64);
 
 impl fmt::Display for Date {

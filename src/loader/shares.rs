@@ -1,4 +1,4 @@
-//! The machine's shares: which there are, which are wanted, and mounting them.
+//! The machine's shares: finds the devices, chooses among them and mounts them.
 
 use super::{
     Board, Failed,
@@ -9,10 +9,8 @@ use super::{
 use crate::{
     Error,
     boot::{
-        device_tree::Matching,
-        memory::{PlacementError, Range},
+        memory::PlacementError,
         options::{MAX_TAGS, Options},
-        uki::{Scan, UkiError},
     },
     fs::{Dir, File, ReadDir, Share},
     session::{self, DeviceConfig, Tag},
@@ -25,26 +23,26 @@ use heapless::Vec;
 pub(super) type BoardShare<B> =
     Share<<B as Board>::Transport, <B as Board>::Clock, <B as Board>::Hal>;
 
-/// A file of it.
+/// A file of a share.
 pub(super) type BoardFile<'s, B> =
     File<'s, <B as Board>::Transport, <B as Board>::Clock, <B as Board>::Hal>;
 
-/// A directory of it.
+/// A directory of a share.
 pub(super) type BoardDir<'s, B> =
     Dir<'s, <B as Board>::Transport, <B as Board>::Clock, <B as Board>::Hal>;
 
-/// The entries of one.
+/// The entries of a directory.
 pub(super) type BoardReadDir<'s, B> =
     ReadDir<'s, <B as Board>::Transport, <B as Board>::Clock, <B as Board>::Hal>;
 
-/// What is known about a device, mounted or not.
+/// A virtio-fs device of the machine.
 pub(super) struct Found {
     pub address: Address,
-    /// Its configuration, or why it can't be used.
+    /// Its configuration, or the reason why it cannot be used.
     pub state: Result<DeviceConfig, Problem>,
 }
 
-/// Why a device can't be used.
+/// Why a device cannot be used.
 pub(super) enum Problem {
     Transport(crate::transport::TransportError),
     Device(crate::DeviceError),
@@ -59,77 +57,37 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The most shares that are mounted at once: as many as the DMA pool has room for.
+/// Most shares mounted at once: the DMA pool is large enough for as many.
 pub(super) const MAX_SHARES: usize = MAX_TAGS;
 
 /// The machine's shares.
 pub(super) struct Shares<B: Board> {
     pub found: Vec<Found, MAX_DEVICES>,
-    /// In the order in which their entries are tried. The first one is meant where a path names
-    /// none.
+    /// The mounted shares, in the order in which their entries are tried. A path without a tag refers to the
+    /// first one.
     pub mounted: Vec<Mount<B>, MAX_SHARES>,
 }
 
-/// The sections of the unified `image` that is in `file`, of whose first bytes `size` are in `memory`. More of
-/// their table is read there. A device tree for this `machine`, if it has a name, is chosen.
-#[inline(never)] // So that the large frames of the boot flow do not add up.
-pub(super) fn image_sections<B: Board>(
+/// Reads a file through `buffer` and calls `each` with consecutive pieces. Returns the size in bytes.
+pub(super) fn for_each_piece<B: Board>(
     file: &BoardFile<'_, B>,
-    image: Range,
-    profile: u32,
-    machine: Option<&[u8]>,
-    memory: &mut [u8],
-    size: usize,
-) -> Result<Result<Scan, UkiError>, Error> {
-    let mut failed = None;
-    let is_ours = &mut |tree| {
-        let (Some(machine), None) = (machine, failed) else {
-            return false;
-        };
-        let is_ours = is_tree_for::<B>(file, tree, machine);
-        is_ours.unwrap_or_else(|error| {
-            failed = Some(error);
-            false
-        })
-    };
-    let mut scan = match Scan::new(&memory[..size], image, profile, is_ours) {
-        Ok(scan) => scan,
-        Err(error) => return Ok(Err(error)),
-    };
-    while let Some(offset) = scan.next_offset() {
-        let size = file.read_at(offset, memory)?;
-        if let Err(error) = scan.take(&memory[..size], is_ours) {
-            return Ok(Err(error));
-        }
-    }
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(Ok(scan)),
-    }
-}
-
-/// Whether the device tree in this part of a file is for that machine.
-fn is_tree_for<B: Board>(
-    file: &BoardFile<'_, B>,
-    tree: Range,
-    machine: &[u8],
-) -> Result<bool, Error> {
-    let mut matching = Matching::new(machine, tree.size());
-    let mut piece = [0; Matching::PIECE_BYTES];
+    buffer: &mut [u8],
+    mut each: impl FnMut(&[u8]),
+) -> Result<u64, Error> {
+    let mut offset = 0;
     loop {
-        let offset = matching.next_offset();
-        let size = tree.size().saturating_sub(offset).min(piece.len() as u64);
-        let piece = &mut piece[..size as usize];
-        let size = file.read_at(tree.start.saturating_add(offset), piece)?;
-        if let Some(answer) = matching.take(&piece[..size]) {
-            return Ok(answer);
+        let size = file.read_at(offset, buffer)?;
+        each(&buffer[..size]);
+        offset += size as u64;
+        if size < buffer.len() {
+            return Ok(offset);
         }
     }
 }
 
 impl<B: Board> Shares<B> {
-    /// None yet, in memory of `arena`: they are too large for the stack.
-    #[inline(never)] // So that they are there for a moment only.
+    /// An empty list in memory of `arena`, since it is too large for the stack.
+    #[inline(never)] // It is on the stack only during this call.
     pub fn new<'m>(arena: &mut Arena<'m>) -> Result<&'m mut Self, PlacementError>
     where
         B: 'm,
@@ -141,9 +99,9 @@ impl<B: Board> Shares<B> {
         arena.keep("list of shares", shares)
     }
 
-    /// Looks for devices and mounts those that `options` want: the tags named, in that order, or
-    /// all, in the order found. What can't be had is reported.
-    #[inline(never)] // So that the large frames of the boot flow do not add up.
+    /// Finds the devices and mounts those that `options` select: by tag, in the order of the options, or all,
+    /// in the order found. Errors are reported.
+    #[inline(never)] // Keeps large stack frames from adding up; so do the others in this file.
     pub fn mount(&mut self, board: &mut B, options: &Options<'_>, time_line: &TimeLine<B::Clock>) {
         let mut transports = self.take_devices(board.find_devices());
         time_line.reach(Stage::Devices);
@@ -181,7 +139,7 @@ impl<B: Board> Shares<B> {
         time_line.reach(Stage::Mounted);
     }
 
-    #[inline(never)] // As above.
+    #[inline(never)]
     fn mount_one(
         &mut self,
         address: Address,
@@ -193,7 +151,7 @@ impl<B: Board> Shares<B> {
         let (major, minor) = share.protocol();
         let (tag, kind) = (share.tag(), address.transport_name());
         log::info!("mounted {tag} (virtio-{kind}, FUSE {major}.{minor})");
-        // There is room, as was checked.
+        // Not full: the caller has checked it.
         _ = self.mounted.push(Mount {
             share,
             named: false,
@@ -203,7 +161,7 @@ impl<B: Board> Shares<B> {
         Ok(())
     }
 
-    /// Notes what is known about the devices. Gives the ways to them, each where it is in `found`.
+    /// Fills `found`, and returns the transports of the devices at the same positions.
     fn take_devices(
         &mut self,
         devices: DeviceList<B::Transport>,
@@ -217,7 +175,7 @@ impl<B: Board> Shares<B> {
                 },
                 Err(error) => (Err(Problem::Transport(error)), None),
             };
-            // Both lists are as long as `DeviceList`.
+            // Both lists have the capacity of `DeviceList`.
             _ = self.found.push(Found {
                 address: device.address,
                 state,
@@ -227,7 +185,7 @@ impl<B: Board> Shares<B> {
         transports
     }
 
-    /// What is wanted, as indices of `found`.
+    /// The devices to mount, as indices into `found`.
     fn choose(&self, options: &Options<'_>) -> Vec<usize, MAX_DEVICES> {
         if options.tags.is_empty() {
             self.report_unusable();
@@ -241,7 +199,7 @@ impl<B: Board> Shares<B> {
                 config.is_ok_and(|config| config.tag.as_bytes() == *tag)
             };
             match self.found.iter().position(named) {
-                // One that is named twice is mounted once.
+                // If a tag is given twice, the transport is taken only once.
                 Some(index) => _ = wanted.push(index),
                 None => log::error!(
                     "bootshare.tag={}: no share has this tag; {}",
@@ -253,7 +211,7 @@ impl<B: Board> Shares<B> {
         wanted
     }
 
-    /// Says why there is no share, or why one is passed over.
+    /// Reports devices that cannot be used, or that there is none.
     fn report_unusable(&self) {
         for found in &self.found {
             if let Err(problem) = &found.state {
@@ -268,15 +226,14 @@ impl<B: Board> Shares<B> {
         }
     }
 
-    /// Says goodbye to every host and resets every device, so that the payload finds them as they
-    /// were.
-    #[inline(never)] // As above.
+    /// Unmounts all shares and resets their devices, so that the payload can use them.
+    #[inline(never)]
     pub fn unmount(&mut self) -> Result<(), Failed> {
         let mut outcome = Ok(());
         while let Some(mount) = self.mounted.pop() {
             let tag = mount.tag();
             match mount.share.unmount() {
-                // An error line has told of the share that was lost.
+                // The loss of the share was reported before.
                 Ok(()) | Err(Error::Disconnected) => {}
                 Err(error) => {
                     log::error!("share {tag}: {error}");
@@ -287,13 +244,13 @@ impl<B: Board> Shares<B> {
         outcome
     }
 
-    /// Which share `word` is about, and the path there: `TAG:PATH`, or a path on the first share.
+    /// The share and the path that `word` refers to: `TAG:PATH`, or a path in the first share.
     pub fn locate<'w>(&self, word: &'w [u8]) -> Option<(&Mount<B>, &'w [u8])> {
         let (index, path) = self.locate_index(word);
         Some((self.mounted.get(index)?, path))
     }
 
-    /// As [`Shares::locate`], with the share's place.
+    /// Like [`Shares::locate`], but returns the index of the share.
     pub fn locate_index<'w>(&self, word: &'w [u8]) -> (usize, &'w [u8]) {
         let named = self.mounted.iter().enumerate().find_map(|(index, mount)| {
             let path = word.strip_prefix(mount.tag().as_bytes())?;
@@ -310,20 +267,20 @@ impl<B: Board> Shares<B> {
 /// A mounted share.
 pub(super) struct Mount<B: Board> {
     share: BoardShare<B>,
-    /// There are others: its paths are shown with its tag.
+    /// Whether its paths are shown with its tag, because there are other shares.
     named: bool,
-    /// Its host has unpacked kernels.
+    /// Whether its host is asked for decompressed kernels.
     pub prepared: bool,
-    /// How often it is still resumed after a loss. A host that does not come back is asked once.
+    /// How often it may still be resumed after a loss; 0 after an attempt that failed.
     resumes: Cell<u32>,
 }
 
 impl<B: Board> Mount<B> {
-    /// Losses in one boot after which a host is given up.
+    /// Most attempts to resume a share during one boot.
     const RESUMES: u32 = 3;
 
-    /// After `error`: succeeds if what failed is worth another try, because it was the share that
-    /// was lost and it could be resumed.
+    /// Decides whether to repeat an operation that failed with `error`. Succeeds if the share was lost and could
+    /// be resumed; otherwise returns `error`.
     pub fn again<E>(&self, error: E) -> Result<(), E> {
         let Some(left) = self.resumes.get().checked_sub(1) else {
             return Err(error);
@@ -346,18 +303,19 @@ impl<B: Board> Mount<B> {
         }
     }
 
-    /// Whether it can be used, or can again. Another boot may lose it as often as the one before.
+    /// Whether the share is connected or could be resumed. This also resets the number of attempts, for
+    /// another boot.
     pub fn renew(&self) -> bool {
         self.resumes.set(Self::RESUMES);
         self.is_connected() || self.again(()).is_ok()
     }
 
-    /// What its paths are shown behind.
+    /// The prefix of its paths in messages.
     pub fn prefix(&self) -> Prefix {
         Prefix(self.named.then(|| self.tag()))
     }
 
-    /// `path` with the share's name where there are several, as [`Shares::locate`] takes it.
+    /// Displays `path`, with the tag if there are several shares, in the form of [`Shares::locate`].
     pub fn shown<'p>(&self, path: &'p [u8]) -> Shown<'p> {
         Shown(self.prefix(), path)
     }
@@ -371,7 +329,7 @@ impl<B: Board> Deref for Mount<B> {
     }
 }
 
-/// `TAG:`, or nothing while there is one share.
+/// Displays `TAG:`, or nothing if there is only one share.
 pub(super) struct Prefix(Option<Tag>);
 
 impl fmt::Display for Prefix {
@@ -380,7 +338,7 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// A path, and which share it is of.
+/// Displays a path with the prefix of its share.
 pub(super) struct Shown<'p>(Prefix, &'p [u8]);
 
 impl fmt::Display for Shown<'_> {
@@ -389,7 +347,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// The tags that there are, for an error line.
+/// Displays the available tags, for an error message.
 struct Available<'a>(&'a [Found]);
 
 impl fmt::Display for Available<'_> {

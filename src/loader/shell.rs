@@ -1,14 +1,14 @@
-//! The shell: commands that a person types.
+//! The interactive shell.
 //!
-//! It waits for input as long as it takes: someone asked for it.
+//! It waits for input without a time limit, because a user has asked for it.
 
 use super::{
-    Board, End, Failed,
+    Board, End,
     arena::Arena,
-    boot::Flow,
-    commands,
+    builtins::{self, Typed},
     console::{Console, Text},
-    line::{Editor, Ended},
+    editor::{Editor, Ended, MAX_COMPLETION, MAX_NAME},
+    flow::Flow,
 };
 use crate::boot::{
     commands::{Commands, Escaped, Words},
@@ -18,71 +18,27 @@ use core::{fmt::Write, ops::ControlFlow};
 use heapless::Vec;
 
 const PROMPT: &str = "bootshare> ";
-/// What `linux` and `initrd` may say in all, in bytes.
-const MAX_TYPED: usize = 16 << 10;
-/// The longest name in bytes,
-const MAX_NAME: usize = 255;
-/// and with each byte as `\\xNN`, and what stands behind it.
-pub(super) const MAX_MORE: usize = 4 * MAX_NAME + 1;
 
-/// What is kept of a person's typing. Too large for the stack.
+/// What the user has typed. It is too large for the stack.
 pub(super) struct State {
     pub editor: Editor,
     pub typed: Typed,
 }
 
 impl State {
-    /// Nothing typed yet, in memory of `arena`.
-    #[inline(never)] // So that it is on the stack for a moment only.
+    /// An empty state in memory of `arena`.
+    #[inline(never)] // It is on the stack only during this call.
     pub fn new<'m>(arena: &mut Arena<'m>) -> Result<&'m mut Self, PlacementError> {
         let state = Self {
             editor: Editor::new(),
-            typed: Typed {
-                share: 0,
-                text: Vec::new(),
-            },
+            typed: Typed::new(),
         };
         arena.keep("shell's memory", state)
     }
 }
 
-/// The boot entry that `linux` and `initrd` make.
-pub(super) struct Typed {
-    /// Which of the mounted shares its files come from.
-    pub share: usize,
-    /// As in a file of the Boot Loader Specification.
-    pub text: Vec<u8, MAX_TYPED>,
-}
-
-impl Typed {
-    /// Adds a line. It fails if there is no room, or if there would be more than one.
-    pub fn push(&mut self, key: &str, words: &[&[u8]]) -> Result<(), Failed> {
-        let before = self.text.len();
-        let mut add = |part: &[u8]| {
-            let is_line = !part.contains(&b'\n');
-            is_line && self.text.extend_from_slice(part).is_ok()
-        };
-        let mut ok = add(key.as_bytes());
-        for word in words {
-            // As a kernel reads what has a space in it.
-            let quote: &[u8] = if word.contains(&b' ') && key == "options" {
-                b"\""
-            } else {
-                b""
-            };
-            ok = ok && add(b" ") && add(quote) && add(word) && add(quote);
-        }
-        if ok && self.text.push(b'\n').is_ok() {
-            return Ok(());
-        }
-        self.text.truncate(before);
-        log::error!("{key}: it is too long, or has a line end in it");
-        Err(Failed)
-    }
-}
-
-/// Runs what is typed until the shell is left (`None`), or the machine is to end.
-#[inline(never)] // So that the large frames of the boot flow do not add up.
+/// Reads and runs commands until one ends the firmware, or the user leaves the shell (`None`).
+#[inline(never)] // Keeps large stack frames from adding up; so does the other one in this file.
 pub(super) fn run<B: Board>(
     flow: &Flow<'_, B>,
     state: &mut State,
@@ -102,20 +58,19 @@ pub(super) fn run<B: Board>(
             Ended::Cancelled | Ended::Idle => continue,
         }
         state.editor.remember();
-        let line = Vec::<u8, { commands::MAX_COMMAND }>::from_slice(state.editor.text());
-        let line = line.unwrap_or_default();
-        if let ControlFlow::Break(end) = commands::run(flow, &line, &mut state.typed, arena) {
+        let State { editor, typed } = state;
+        if let ControlFlow::Break(end) = builtins::run(flow, editor.text(), typed, arena) {
             return end;
         }
     }
 }
 
-/// What goes behind `text` to complete its last word, a command or a path. Lists what there is to
-/// choose from if `list`.
-#[inline(never)] // As above.
-fn complete<B: Board>(flow: &Flow<'_, B>, text: &[u8], list: bool) -> Vec<u8, MAX_MORE> {
+/// The text that completes the last word of `text`, a command or a path. With `list`, prints the possible
+/// completions.
+#[inline(never)]
+fn complete<B: Board>(flow: &Flow<'_, B>, text: &[u8], list: bool) -> Vec<u8, MAX_COMPLETION> {
     let command = text.rsplit(|byte| *byte == b';').next().unwrap_or(text);
-    let mut buffer = [0; commands::MAX_COMMAND];
+    let mut buffer = [0; builtins::MAX_COMMAND];
     let words = match Commands::new(command).next(&mut buffer) {
         Some(Ok(words)) => words,
         Some(Err(_)) => return Vec::new(),
@@ -128,7 +83,7 @@ fn complete<B: Board>(flow: &Flow<'_, B>, text: &[u8], list: bool) -> Vec<u8, MA
     };
     if before.is_empty() {
         let mut names = Names::<B>::new(word, list);
-        commands::names().for_each(|name| names.consider(name.as_bytes()));
+        builtins::names().for_each(|name| names.consider(name.as_bytes()));
         return names.more(b' ');
     }
     let Some((mount, path)) = flow.shares.locate(word) else {
@@ -153,10 +108,10 @@ fn complete<B: Board>(flow: &Flow<'_, B>, text: &[u8], list: bool) -> Vec<u8, MA
     names.more(if named.is_ok() { b'/' } else { b' ' })
 }
 
-/// Names that a word may become.
+/// The possible completions of a word.
 struct Names<'p, B> {
     prefix: &'p [u8],
-    /// What they have in common.
+    /// Their common start.
     common: Vec<u8, MAX_NAME>,
     count: usize,
     list: bool,
@@ -191,15 +146,15 @@ impl<'p, B: Board> Names<'p, B> {
         }
         let pairs = self.common.iter().zip(name);
         let mut same = pairs.take_while(|(a, b)| a == b).count();
-        // Not inside of a character.
+        // Do not split a UTF-8 character.
         while name.get(same).is_some_and(|byte| byte & 0xc0 == 0x80) {
             same -= 1;
         }
         self.common.truncate(same);
     }
 
-    /// What goes behind the word, with `end` if only one name is left.
-    fn more(&self, end: u8) -> Vec<u8, MAX_MORE> {
+    /// The text to append to the word, followed by `end` if there is only one completion.
+    fn more(&self, end: u8) -> Vec<u8, MAX_COMPLETION> {
         let mut more = Vec::new();
         let rest = self.common.get(self.prefix.len()..).unwrap_or_default();
         if write!(more, "{}", Escaped(rest)).is_ok() && self.count == 1 {

@@ -1,11 +1,13 @@
-//! Images of lanzaboote: unified kernel images that name the files of kernel and initrd, with their SHA-256,
-//! in place of having them (<https://github.com/nix-community/lanzaboote>, "stub").
+//! Thin images of lanzaboote: unified kernel images that do not contain kernel and initrd, but the paths and
+//! SHA-256 of their files (<https://github.com/nix-community/lanzaboote>, "stub").
 
 use super::{
     Board, Failed,
     console::Text,
-    entry::{KERNEL, Loader, Path, Payload},
-    output::{DigestText, Output},
+    digest::DigestText,
+    load::Loader,
+    path::Path,
+    payload::{KERNEL, Payload},
     shares::BoardFile,
 };
 use crate::boot::{
@@ -16,12 +18,12 @@ use crate::boot::{
 
 /// Longest path in an image, in bytes.
 const MAX_PATH: u64 = 1024;
-/// How much of a file is read at a time for its digest, in bytes.
+/// Size in bytes of the buffer through which a file is read for its digest.
 const PIECE: u64 = 1 << 20;
 
 impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
-    /// Puts the kernel and the initrd that `uki` names, if it does, in place of what is in the image.
-    #[inline(never)] // So that the large frames of the boot flow do not add up.
+    /// If `uki` is a thin image, makes the files that it names the payload's kernel and initrd.
+    #[inline(never)] // Keeps large stack frames from adding up.
     pub fn with_named_files(
         &mut self,
         uki: Uki,
@@ -38,7 +40,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         let buffer = self.place(
             &path,
             &Request {
-                side: Side::High, // Out of the kernel's way.
+                side: Side::High, // Away from the kernel.
                 ..Request::new("buffer", PIECE)
             },
         )?;
@@ -56,7 +58,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         });
         payload.kernel = sizes[0];
         payload.path = Path::of(&kernel.0);
-        // There is room for both, and those of an entry.
+        // They fit: the list was cleared.
         _ = files.push(kernel);
         if let Some(initrd) = initrd {
             _ = payload.initrds.push((files.len(), sizes[1]));
@@ -71,8 +73,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         })
     }
 
-    /// The file whose path, from the root of the image's file system, is in the first part of it, if it
-    /// has the digest that is in the second one.
+    /// Opens the file whose path is in the section `name` of the image, relative to the root of the image's file
+    /// system, and checks that it has the digest in the section `digest`.
     fn named_file(
         &mut self,
         image_path: &Path,
@@ -103,13 +105,13 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         let mut wanted = [0; 32];
         let known = image.read_exact_at(digest.start, &mut wanted);
         known.map_err(|e| self.failed(image_path, e))?;
-        let found = Output::<B>::new(buffer).digest(&file);
+        let found = DigestText::of_file::<B>(&file, buffer);
         let (_, found) = found.map_err(|e| self.failed(&path, e))?;
-        if digest.size() != wanted.len() as u64 || !found.is(&wanted) {
+        let wanted = DigestText(wanted);
+        if digest.size() != wanted.0.len() as u64 || found != wanted {
             let what = format_args!(
-                "its SHA-256 is {found}, not the one that {} has: {}; install both again",
-                Text(image_path),
-                DigestText::from(wanted)
+                "its SHA-256 is {found}, but {} has {wanted}; install both again",
+                Text(image_path)
             );
             return Err(self.failed(&path, what));
         }
@@ -117,7 +119,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     }
 }
 
-/// The root of an image's file system, whose `/EFI/Linux` it is in: nothing for `/`.
+/// The path of the root of an image's file system, which is the parent of `EFI/Linux`; empty for `/`.
 pub fn root_of(image: &[u8]) -> &[u8] {
     let efi = |part: &[u8]| part.eq_ignore_ascii_case(b"/EFI/");
     let at = image.windows(5).rposition(efi);

@@ -1,21 +1,21 @@
-//! When a boot got how far: one line for a person, or a script, who wants it to be faster.
+//! The times at which a boot has reached its stages, in one line, for users who want to make it faster.
 
 use super::Board;
 use crate::hal::Clock;
 use core::{cell::Cell, fmt, time::Duration};
 
-/// What a boot gets to, in this order.
+/// The stages of a boot, in order.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Stage {
-    /// The machine was searched for devices.
+    /// The devices were found.
     Devices,
-    /// The shares are mounted: each host has answered to INIT.
+    /// The shares are mounted: each host has answered INIT.
     Mounted,
-    /// An entry is to be loaded, after menu and shell if they were asked for.
+    /// An entry was chosen, possibly in the menu or the shell.
     Chosen,
-    /// Everything of it is in memory.
+    /// The entry is in memory.
     Loaded,
-    /// The shares are unmounted: the payload is next.
+    /// The shares are unmounted, and the payload is about to be started.
     HandOff,
 }
 
@@ -23,10 +23,10 @@ impl Stage {
     const NAMES: [&str; 5] = ["devices", "mounted", "chosen", "loaded", "hand-off"];
 }
 
-/// When the latest of each was. After an entry that could not be loaded comes another.
+/// The latest time of each stage: a stage is repeated if an entry could not be loaded.
 pub(super) struct TimeLine<C> {
     clock: C,
-    /// What the clock showed at the firmware's first instruction.
+    /// The time of the firmware's first instruction.
     entry: Duration,
     reached: [Cell<Duration>; Stage::NAMES.len()],
 }
@@ -40,7 +40,7 @@ impl<C: Clock> TimeLine<C> {
         }
     }
 
-    /// `stage` was reached just now.
+    /// Records that `stage` was reached.
     pub fn reach(&self, stage: Stage) {
         self.reached[stage as usize].set(self.clock.now());
     }
@@ -50,10 +50,10 @@ impl<C: Clock> fmt::Display for TimeLine<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("time line in us: entry 0")?;
         for (name, at) in Stage::NAMES.iter().zip(&self.reached) {
-            let since = at.get().saturating_sub(self.entry).as_micros();
+            let since = at.get().saturating_sub(self.entry).as_micros() as u64;
             write!(f, ", {name} {since}")?;
         }
-        let before = self.entry.as_micros();
+        let before = self.entry.as_micros() as u64;
         write!(f, "; the machine's clock was at {before} on entry")
     }
 }
@@ -64,7 +64,7 @@ mod tests {
     use core::{cell::Cell, time::Duration};
     use std::string::ToString;
 
-    /// Some time passes at each look.
+    /// A clock that advances whenever it is read.
     struct Ticking(Cell<u64>);
 
     impl Clock for Ticking {
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn stages_are_told_in_their_order_and_by_their_latest_time() {
+    fn stages_are_shown_in_order_with_their_latest_times() {
         let time_line = TimeLine {
             clock: Ticking(Cell::new(100)),
             entry: Duration::from_micros(100),

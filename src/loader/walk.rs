@@ -1,8 +1,9 @@
-//! `walk`: every file below a directory, with its digest.
+//! The command `walk`: prints all files below a directory with their digests.
 
 use super::{
     Board,
     console::{Text, failure},
+    digest::DigestText,
     names::{List, ListError, Names},
     output::Output,
     shares::{BoardDir, Mount, Shown},
@@ -10,13 +11,13 @@ use super::{
 use crate::{Error, FileType, Metadata};
 use heapless::Vec;
 
-/// Most directories that a walk goes down; paths themselves end there.
+/// Deepest nesting of directories.
 const MAX_DEPTH: usize = 256;
 /// Longest path in bytes (`PATH_MAX`).
 const MAX_PATH: usize = 4096;
 
-/// Prints a line for each entry below `start`, depth first, names in byte order. Returns whether
-/// everything could be read.
+/// Prints a line for each entry below `start`, depth first, names in byte order. Returns whether all entries could
+/// be read.
 pub(super) fn walk<B: Board>(
     share: &Mount<B>,
     names: &mut Names<'_>,
@@ -39,15 +40,15 @@ pub(super) fn walk<B: Board>(
     }
     walk.descend();
     while !walk.levels.is_empty() {
-        walk.go_on();
+        walk.advance();
     }
     walk.ok
 }
 
-/// A directory that is being walked.
+/// An open directory of the walk.
 struct Level {
     list: List,
-    /// Length of the path that leads to it.
+    /// Length of its path.
     path: usize,
 }
 
@@ -55,7 +56,7 @@ struct Walk<'w, 'n, 'o, B: Board> {
     share: &'w Mount<B>,
     names: &'w mut Names<'n>,
     output: &'w mut Output<'o, B>,
-    /// Of the current directory or entry, without a slash at its end.
+    /// The path of the current directory or entry, without a trailing slash.
     path: Vec<u8, MAX_PATH>,
     levels: Vec<Level, MAX_DEPTH>,
     ok: bool,
@@ -66,7 +67,7 @@ impl<B: Board> Walk<'_, '_, '_, B> {
         self.ok = failure(&self.share.shown(directory_path(&self.path)), &error);
     }
 
-    /// Starts on the directory at the current path.
+    /// Opens the directory at the current path.
     fn descend(&mut self) {
         if self.levels.is_full() {
             return self.fail(Error::PathTooLong);
@@ -85,8 +86,8 @@ impl<B: Board> Walk<'_, '_, '_, B> {
         }
     }
 
-    /// Goes on with the topmost directory until it ends or leads into another one.
-    fn go_on(&mut self) {
+    /// Continues with the innermost directory until its end or its next subdirectory.
+    fn advance(&mut self) {
         let Some(level) = self.levels.last_mut() else {
             return;
         };
@@ -122,7 +123,7 @@ impl<B: Board> Walk<'_, '_, '_, B> {
     }
 }
 
-/// The path of the root is written without its slash in [`Walk::path`].
+/// The path of a directory: in [`Walk::path`], that of the root is empty.
 fn directory_path(path: &[u8]) -> &[u8] {
     if path.is_empty() { b"/" } else { path }
 }
@@ -138,7 +139,7 @@ fn print<B: Board>(
     match metadata.file_type() {
         FileType::File => {
             let file = directory.open_file(name)?;
-            let (size, digest) = output.digest(&file)?;
+            let (size, digest) = DigestText::of_file::<B>(&file, output.buffer)?;
             output.line(format_args!("f {size} {digest} {path}"));
         }
         FileType::Directory => output.line(format_args!("d - - {path}")),
@@ -147,7 +148,7 @@ fn print<B: Board>(
             let target = Text(directory.read_link(name, &mut target)?);
             output.line(format_args!("l - - {path} -> {target}"));
         }
-        // A device, FIFO or socket: neither size nor content is of the share.
+        // A device, FIFO or socket has no content on the share.
         _ => output.line(format_args!("o - - {path}")),
     }
     Ok(metadata)

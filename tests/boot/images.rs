@@ -432,7 +432,11 @@ fn wrong_gzip(packed: &[u8]) -> Vec<Wrong> {
         wrong("size", size, &["in place of 1;"]),
         wrong("gzip-cut-off", cut_off, &["its gzip data ends after "]),
         wrong("gzip-damaged", damaged, &["; copy it again"]),
-        wrong("no-image", script, &["what it packs is no kind of kernel"]),
+        wrong(
+            "no-image",
+            script,
+            &["the compressed file contains no kind of kernel"],
+        ),
     ]
 }
 

@@ -20,6 +20,7 @@ mod linux;
 mod machines;
 mod machines_arm;
 mod menu;
+mod minimal;
 mod prepared;
 mod qemus;
 mod tree;
@@ -109,6 +110,12 @@ fn newest_qemu_boots_linux_of_debian_12_on_microvm() {
 #[test]
 fn newest_qemu_boots_linux_of_debian_12_on_virt() {
     qemus::newest(Board::Aarch64Virt, Server::Rust, Release::Bookworm);
+}
+
+cells! {
+    minimal_firmware_boots_microvm: minimal::boots(X86_64Microvm);
+    minimal_firmware_boots_virt: minimal::boots(Aarch64Virt);
+    minimal_firmware_refuses_the_rest: minimal::refuses_the_rest(X86_64Microvm);
 }
 
 cells! {

@@ -1,22 +1,22 @@
-//! Streams of bits that are read from their end to their start (RFC 8878, 4.1).
+//! Bit streams, which are read from their end to their start (RFC 8878, 4.1).
 
 use crate::{Error, number};
 
-/// The bits of a stream that are still to be read.
+/// The unread bits of a stream.
 pub(crate) struct Bits<'a> {
     data: &'a [u8],
-    /// The first eight bytes, as far as there are as many.
+    /// The first eight bytes, or fewer if the stream is shorter.
     first: u64,
-    /// How many bits are left; less than none if too many were taken.
+    /// Number of bits left; negative if too many were taken.
     left: isize,
-    /// The next of them, from the highest bit down. Behind the last one are zeros.
+    /// The next bits, from the highest bit down. After the last bit of the stream it is zero.
     window: u64,
-    /// How many of the window's bits are ready to be taken.
+    /// Number of bits in the window that may be taken.
     ready: u32,
 }
 
 impl<'a> Bits<'a> {
-    /// What [`Self::refill`] provides at least.
+    /// The smallest number of bits that [`Self::refill`] provides.
     pub const REFILL: u32 = 57;
 
     /// The highest bit that is set in the last byte is the end mark.
@@ -35,8 +35,7 @@ impl<'a> Bits<'a> {
         Ok(bits)
     }
 
-    /// Makes the next [`Self::REFILL`] bits ready to be taken; an error if more were taken than
-    /// there are.
+    /// Loads the next [`Self::REFILL`] bits into the window; an error if more bits were taken than there are.
     #[inline(always)]
     pub fn refill(&mut self) -> Result<(), Error> {
         let Ok(left) = usize::try_from(self.left) else {
@@ -50,7 +49,7 @@ impl<'a> Bits<'a> {
             Some(bytes) => (u64::from_le_bytes(*bytes), 8),
             None => (self.first, end),
         };
-        // What is behind the bits that are left is shifted out: bytes, then bits.
+        // Shift the unread bits to the top of the window: first by bytes, then by bits.
         let whole = (bytes as u32).wrapping_mul(8);
         let used = (end.wrapping_mul(8).wrapping_sub(left)) as u32;
         self.window = match whole {
@@ -63,7 +62,7 @@ impl<'a> Bits<'a> {
         Ok(())
     }
 
-    /// Makes `count` bits ready, [`Self::REFILL`] at most.
+    /// Ensures that the window has `count` bits, at most [`Self::REFILL`].
     #[inline(always)]
     pub fn ensure(&mut self, count: u32) -> Result<(), Error> {
         if self.ready < count {
@@ -72,13 +71,13 @@ impl<'a> Bits<'a> {
         Ok(())
     }
 
-    /// The next `count` bits, 63 at most.
+    /// The next `count` bits, at most 63.
     #[inline(always)]
     pub fn peek(&self, count: u32) -> u64 {
         (self.window >> 1).wrapping_shr(63_u32.wrapping_sub(count))
     }
 
-    /// Leaves out the next `count` bits.
+    /// Skips the next `count` bits.
     #[inline(always)]
     pub fn skip(&mut self, count: u32) {
         self.window = self.window.wrapping_shl(count);
@@ -99,7 +98,7 @@ impl<'a> Bits<'a> {
         self.left >= count as isize
     }
 
-    /// All of a stream has to be read, else it is `damaged` (4.1).
+    /// Checks that the whole stream was read; otherwise the error is `damaged` (4.1).
     pub fn finish(&self, damaged: &'static str) -> Result<(), Error> {
         match self.left {
             0 => Ok(()),

@@ -4,24 +4,24 @@ use crate::{Error, MAX_BLOCK_BYTES, bits::Bits, fse::Table, huffman::Codes, numb
 
 const SHORT: Error = Error::Damaged("a block ends too early");
 
-/// What one block leaves for the next one of its frame.
+/// The state that is kept from one block to the next one of a frame.
 pub(crate) struct Tables {
     huffman: Codes,
     literal_lengths: Table,
     offsets: Table,
     match_lengths: Table,
-    /// The last three offsets, the last one first.
+    /// The last three offsets, latest first.
     repeated: [usize; 3],
 }
 
-/// The lowest value of each code, and how many more bits the value has (3.1.1.3.2.1.1).
+/// The lowest value of each code, and the number of additional bits (3.1.1.3.2.1.1).
 type Values<const N: usize> = [(u32, u8); N];
 
-/// Each code starts where the one before it ends.
+/// Computes the table: the lowest value of each code follows the highest one of the code before it.
 #[expect(
     clippy::arithmetic_side_effects,
     clippy::indexing_slicing,
-    reason = "it runs in the compiler"
+    reason = "evaluated at compile time"
 )]
 const fn values<const N: usize>(first: u32, bits: [u8; N]) -> Values<N> {
     let mut values = [(0, 0); N];
@@ -51,11 +51,11 @@ const MATCH_LENGTHS: Values<53> = values(
 );
 const MAX_OFFSET_CODE: u8 = 31;
 
-/// One of the three tables of sequences.
+/// The constants of one of the three tables for sequences.
 struct Kind {
     max_symbol: u8,
     max_log: u32,
-    /// Of the table that needs no description (3.1.1.3.2.2).
+    /// The probabilities of the predefined table (3.1.1.3.2.2).
     probabilities: &'static [i16],
     log: u32,
 }
@@ -98,7 +98,7 @@ impl Tables {
         }
     }
 
-    /// At the start of a frame there are none to use again.
+    /// Resets the state at the start of a frame: no table can be reused.
     pub fn reset(&mut self) {
         self.huffman.reset();
         for table in [
@@ -111,7 +111,7 @@ impl Tables {
         self.repeated = [1, 4, 8];
     }
 
-    /// Unpacks a compressed block.
+    /// Decompresses a compressed block.
     pub fn block(
         &mut self,
         block: &[u8],
@@ -123,7 +123,7 @@ impl Tables {
         self.sequences(literals, rest, out)
     }
 
-    /// The literals (3.1.1.3.1), and what comes after them in the block.
+    /// Decodes the literals (3.1.1.3.1); returns them and the rest of the block.
     fn literals<'l>(
         &mut self,
         block: &'l [u8],
@@ -132,7 +132,7 @@ impl Tables {
     ) -> Result<(&'l [u8], &'l [u8]), Error> {
         let first = block.first().copied().ok_or(SHORT)?;
         let (kind, format) = (first & 3, first >> 2 & 3);
-        // How many bytes the header has, and how many bits each size in it.
+        // The size of the header in bytes, and of each number in it in bits.
         let (header, bits) = match (kind, format) {
             (0 | 1, 0 | 2) => (1, 5),
             (0 | 1, 1) => (2, 12),
@@ -174,7 +174,7 @@ impl Tables {
         Ok((room, rest))
     }
 
-    /// The sequences (3.1.1.3.2), carried out (3.1.1.4).
+    /// Decodes the sequences (3.1.1.3.2) and executes them (3.1.1.4).
     fn sequences(
         &mut self,
         mut literals: &[u8],
@@ -215,7 +215,7 @@ impl Tables {
         let mut offset_state = self.offsets.first(bits);
         let mut match_state = self.match_lengths.first(bits);
         for left in (0..count).rev() {
-            // An offset and a match's length have 47 bits at most.
+            // An offset and a match length have at most 47 bits together.
             bits.refill()?;
             let literal = self.literal_lengths.state(literal_state);
             let offset = self.offsets.state(offset_state);
@@ -224,7 +224,7 @@ impl Tables {
             let offset_value = 1_u32.wrapping_shl(code).wrapping_add(bits.take(code));
             let (base, more) = value(&MATCH_LENGTHS, matching.symbol);
             let match_length = base.wrapping_add(bits.take(more)) as usize;
-            // A length of literals has 16 bits at most, the three states 26 together.
+            // A literal length has at most 16 bits, and the three states have at most 26 bits together.
             let (base, more) = value(&LITERAL_LENGTHS, literal.symbol);
             bits.ensure(more.wrapping_add(26))?;
             let literal_length = base.wrapping_add(bits.take(more)) as usize;
@@ -247,7 +247,7 @@ impl Tables {
     }
 }
 
-/// Sets up a table in this mode (3.1.1.3.2.1); how many bytes its description has.
+/// Sets up a table in this mode (3.1.1.3.2.1); returns the size of its description in bytes.
 fn set(table: &mut Table, kind: &Kind, mode: u8, data: &[u8]) -> Result<usize, Error> {
     match mode {
         0 => {
@@ -268,18 +268,19 @@ fn set(table: &mut Table, kind: &Kind, mode: u8, data: &[u8]) -> Result<usize, E
     }
 }
 
-/// The lowest value of a code, and how many bits tell how much more it is.
+/// The lowest value of a code, and the number of additional bits.
 #[inline(always)]
 fn value(values: &[(u32, u8)], code: u8) -> (u32, u32) {
     let (base, more) = values.get(usize::from(code)).copied().unwrap_or_default();
     (base, more.into())
 }
 
-/// The offset that a value stands for, which may be one of those before (3.1.1.5). 0 is none.
+/// Converts an offset value to an offset, which may be one of the last three (3.1.1.5). 0 is invalid.
 #[inline(always)]
 fn actual_offset(value: usize, is_after_match: bool, repeated: &mut [usize; 3]) -> usize {
     let [first, second, third] = *repeated;
-    // Without literals between, the last one again would have been a longer match.
+    // After a match without literals, the numbers are shifted: repeating the last offset would only have made that
+    // match longer.
     let offset = match value.wrapping_add(usize::from(is_after_match)) {
         _ if value > 3 => value.wrapping_sub(3),
         1 => return first,

@@ -1,36 +1,36 @@
-//! What can be wrong with packed data.
+//! Errors in compressed data.
 
 use core::fmt;
 
-/// Why frames can't be unpacked.
+/// Why frames cannot be decompressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// No frame starts there.
+    /// The input does not start with a frame.
     NotZstd,
-    /// The content was packed with a dictionary, which is not supported.
+    /// The content was compressed with a dictionary, which is not supported.
     Dictionary {
-        /// Its number.
+        /// The dictionary's ID.
         id: u32,
     },
-    /// The data goes on after its last byte.
+    /// The input ends within a frame.
     Truncated,
-    /// It can't be what a packer wrote, for this reason.
+    /// The data is invalid, for this reason.
     Damaged(&'static str),
-    /// There is no room for as many bytes.
+    /// The content is larger than the output.
     TooLarge,
-    /// What was unpacked is not what was packed.
+    /// The checksum of the content is wrong.
     Checksum {
-        /// What the frame says: the low 32 bits of the content's XXH64.
+        /// The value in the frame: the low 32 bits of the content's XXH64.
         expected: u32,
-        /// Those of what came out.
+        /// The value of the decompressed content.
         found: u32,
     },
-    /// What was unpacked is not as long as what was packed.
+    /// The content does not have the size in the header of the frame.
     ContentSize {
-        /// What the frame says in bytes.
+        /// The size in the header, in bytes.
         expected: u64,
-        /// What came out in bytes.
+        /// The size of the decompressed content in bytes.
         found: u64,
     },
 }

@@ -1,16 +1,16 @@
-//! Finite state entropy (RFC 8878, 4.1).
+//! Finite State Entropy coding (RFC 8878, 4.1).
 
 use crate::{Error, bits::Bits};
 
-/// The most that a table's accuracy may be, as a power of two.
+/// Largest accuracy of a table, as the logarithm of its size.
 const MAX_LOG: u32 = 9;
 const MAX_STATES: usize = 1 << MAX_LOG;
 
-/// What a state stands for, and where it goes.
+/// The symbol of a state, and how to compute the next state.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct State {
     pub symbol: u8,
-    /// The next state is `base` and the number in as many bits.
+    /// The next state is `base` plus a number of this many bits.
     pub bits: u8,
     base: u16,
 }
@@ -26,9 +26,9 @@ impl State {
 /// A table that decodes symbols.
 pub(crate) struct Table {
     states: [State; MAX_STATES],
-    /// How many bits the first state has.
+    /// Number of bits of the first state.
     log: u32,
-    /// Whether there is a table to use again.
+    /// Whether the table can be reused.
     pub is_set: bool,
 }
 
@@ -57,7 +57,7 @@ impl Table {
         self.states.get(index).copied().unwrap_or_default()
     }
 
-    /// Decodes nothing but `symbol`, in no bits.
+    /// Sets a table that decodes only `symbol`, from zero bits.
     pub fn set_only(&mut self, symbol: u8) {
         if let Some(first) = self.states.first_mut() {
             *first = State {
@@ -68,11 +68,11 @@ impl Table {
         (self.log, self.is_set) = (0, true);
     }
 
-    /// Builds the table of these probabilities, which sum up to 2^`log`: -1 is "less than 1" (4.1.1).
+    /// Builds the table for these probabilities, whose sum is 2^`log`; -1 means "less than 1" (4.1.1).
     pub fn set(&mut self, probabilities: &[i16], log: u32) {
         let size = 1_usize.wrapping_shl(log);
         let states = self.states.get_mut(..size).unwrap_or_default();
-        // Those of the lowest probability lie at the end, from the last one down.
+        // Symbols with the lowest probability are placed at the end, from the last state down.
         let mut end = size;
         for (symbol, _) in symbols(probabilities).filter(|(_, count)| *count == -1) {
             end = end.wrapping_sub(1);
@@ -87,7 +87,7 @@ impl Table {
                 if let Some(state) = states.get_mut(at) {
                     state.symbol = symbol;
                 }
-                // The step is odd: it gets everywhere before it comes back.
+                // The step is odd, so every position is visited once.
                 at = at.wrapping_add(step) & mask;
                 while at >= end && end > 0 {
                     at = at.wrapping_add(step) & mask;
@@ -110,12 +110,12 @@ impl Table {
         (self.log, self.is_set) = (log, true);
     }
 
-    /// Builds the table whose description `data` starts with (4.1.1); how many bytes it has.
+    /// Builds the table from the description at the start of `data` (4.1.1); returns its size in bytes.
     pub fn read(&mut self, data: &[u8], max_log: u32, max_symbol: u8) -> Result<usize, Error> {
         const DAMAGED: Error = Error::Damaged("a table of probabilities makes no sense");
         let bits = |at: usize, count: u32| {
             let bytes = data.get(at / 8..).unwrap_or_default().iter();
-            // Behind the last one are zeros. 4 bytes have as many bits as are asked for.
+            // Bytes after the end count as zero. Four bytes have enough bits for each request.
             let word = bytes
                 .take(4)
                 .rev()
@@ -135,7 +135,7 @@ impl Table {
         let mut used = 0_usize;
         let mut points = 1_u32.wrapping_shl(log);
         while points > 0 {
-            // A value from 0 up to points + 1; the lowest ones are a bit shorter.
+            // A value from 0 to points + 1. The lowest values have one bit less.
             let values = points.wrapping_add(2);
             let size = u32::BITS.wrapping_sub(values.wrapping_sub(1).leading_zeros());
             let short = 1_u32.wrapping_shl(size).wrapping_sub(values);
@@ -153,7 +153,7 @@ impl Table {
             points = points.saturating_sub(probability.unsigned_abs().into());
             *slots.next().ok_or(DAMAGED)? = probability;
             used = used.wrapping_add(1);
-            // How many more have none, in pieces of 3 at most.
+            // After a zero probability: the number of further zeros, in groups of at most 3.
             let mut zeros = if probability == 0 { 3 } else { 0 };
             while zeros == 3 {
                 zeros = bits(at, 2);
@@ -173,7 +173,7 @@ impl Table {
     }
 }
 
-/// Symbols with their probabilities.
+/// Iterates over symbols and their probabilities.
 fn symbols(probabilities: &[i16]) -> impl Iterator<Item = (u8, i16)> {
     (0..=u8::MAX).zip(probabilities.iter().copied())
 }

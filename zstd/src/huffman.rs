@@ -4,9 +4,9 @@ use crate::{Error, bits::Bits, fse::Table};
 
 /// The longest code in bits (4.2.1).
 const MAX_LOG: u32 = 11;
-/// The most symbols that a description has weights of: that of the last one follows from these.
+/// Most weights of a description. The weight of the last symbol follows from the others.
 const MAX_WEIGHTS: usize = 255;
-/// The accuracy of the table that weights are packed with (4.2.1.2).
+/// Largest accuracy of the table that compresses the weights (4.2.1.2).
 const MAX_WEIGHT_LOG: u32 = 6;
 
 const DAMAGED: Error = Error::Damaged("a Huffman code makes no sense");
@@ -17,7 +17,7 @@ struct Code {
     bits: u8,
 }
 
-/// The code in use: what each sequence of `log` bits starts with.
+/// The current code: for each sequence of `log` bits, the symbol that it starts with.
 pub(crate) struct Codes {
     codes: [Code; 1 << MAX_LOG],
     log: u32,
@@ -32,7 +32,7 @@ impl Codes {
         }
     }
 
-    /// There is none to use again.
+    /// Marks the code as not reusable.
     pub fn reset(&mut self) {
         self.log = 0;
     }
@@ -41,7 +41,7 @@ impl Codes {
         self.log > 0
     }
 
-    /// Builds the code whose description `data` starts with (4.2.1); how many bytes it has.
+    /// Builds the code from the description at the start of `data` (4.2.1); returns its size in bytes.
     pub fn read(&mut self, data: &[u8]) -> Result<usize, Error> {
         let (first, data) = data.split_first().ok_or(DAMAGED)?;
         let mut weights = [0; MAX_WEIGHTS];
@@ -65,7 +65,7 @@ impl Codes {
     }
 
     fn build(&mut self, weights: &[u8]) -> Result<(), Error> {
-        // 2^(weight - 1) of the table's entries; those of the last symbol complete it.
+        // A symbol has 2^(weight - 1) entries of the table. The last symbol has the remaining entries.
         let entries = |weight: u8| 1_usize.wrapping_shl(weight.into()) >> 1;
         let mut counts = [0_usize; MAX_LOG as usize + 1];
         let mut sum = 0_usize;
@@ -82,11 +82,11 @@ impl Codes {
         let last = missing.trailing_zeros().wrapping_add(1) as u8;
         let count = counts.get_mut(usize::from(last)).ok_or(DAMAGED)?;
         *count = count.wrapping_add(1);
-        // Else the code would be complete with fewer bits.
+        // At least two codes must have the full length.
         if counts.get(1).is_none_or(|count| *count < 2) {
             return Err(DAMAGED);
         }
-        // The longest codes come first, those of one length in the order of their symbols.
+        // Longer codes come first; codes of the same length are ordered by symbol.
         let mut starts = [0_usize; MAX_LOG as usize + 1];
         let mut start = 0_usize;
         for ((weight, count), first) in (0..).zip(counts).zip(&mut starts) {
@@ -105,7 +105,7 @@ impl Codes {
         Ok(())
     }
 
-    /// Decodes all of `data`, in one stream or four (3.1.1.3.1.6), to all of `out`.
+    /// Decodes `data`, which is one stream or four (3.1.1.3.1.6), and fills `out`.
     pub fn decode(&self, data: &[u8], has_four: bool, out: &mut [u8]) -> Result<(), Error> {
         const SHORT: Error = Error::Damaged("four streams of literals do not fit together");
         if !has_four {
@@ -125,7 +125,7 @@ impl Codes {
     }
 
     fn stream(&self, data: &[u8], out: &mut [u8]) -> Result<(), Error> {
-        // As many as are in what is made ready at once.
+        // The number of codes of any length that a refill provides.
         const AT_ONCE: usize = (Bits::REFILL / MAX_LOG) as usize;
         let mut bits = Bits::new(data)?;
         for symbols in out.chunks_mut(AT_ONCE) {
@@ -141,12 +141,12 @@ impl Codes {
     }
 }
 
-/// Weights that are packed with a table of their own (4.2.1.2); how many.
+/// Decodes weights that are compressed with a table of their own (4.2.1.2); returns their number.
 fn packed_weights(data: &[u8], weights: &mut [u8; MAX_WEIGHTS]) -> Result<usize, Error> {
     let mut table = Table::new();
     let used = table.read(data, MAX_WEIGHT_LOG, u8::MAX)?;
     let bits = &mut Bits::new(data.get(used..).unwrap_or_default())?;
-    // Two states take turns, until there are not enough bits for one of them.
+    // Two states alternate until there are not enough bits for one of them.
     let mut state = table.state(table.first(bits));
     let mut other = table.state(table.first(bits));
     bits.refill()?;

@@ -2,7 +2,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(missing_debug_implementations)]
-// No input may end the program: what could panic is refused here, tests apart.
+// No input may end the program: constructs that could panic are denied outside of tests.
 #![cfg_attr(
     not(test),
     deny(
@@ -31,22 +31,22 @@ use core::{fmt, hash::Hasher};
 use out::Out;
 use twox_hash::XxHash64;
 
-/// The most bytes that a block has, packed or unpacked (RFC 8878, 3.1.1.2.4). A decoder needs as
-/// many to put literals in.
+/// Largest size of a block in bytes, compressed or decompressed (RFC 8878, 3.1.1.2.4). A decoder needs a buffer of
+/// this size for literals.
 pub const MAX_BLOCK_BYTES: usize = 128 << 10;
 
-/// The most bytes of its input that [`Decoder::decode`] leaves unused when it needs more: a block
-/// and its header, but for the last byte.
+/// Most bytes of the input that [`Decoder::decode`] leaves unused when it needs more: a block and its header without
+/// the last byte.
 pub const MAX_UNUSED_BYTES: usize = MAX_BLOCK_BYTES + 2;
 
 const MAGIC: u32 = 0xfd2f_b528;
-/// The last four bits are free (3.1.2).
+/// The lowest four bits may have any value (3.1.2).
 const SKIPPABLE_MAGIC: u32 = 0x184d_2a50;
 
-/// Frames on their way into one slice. It takes some 11 KiB.
+/// Decompresses frames into one slice. The value takes about 11 KiB.
 pub struct Decoder {
     stage: Stage,
-    /// Bytes that were written.
+    /// Number of bytes written.
     unpacked: usize,
     frame: Frame,
     digest: XxHash64,
@@ -59,17 +59,17 @@ enum Stage {
     First,
     /// After a frame: another one may follow.
     Next,
-    /// In a skippable frame, of which as many bytes are left.
+    /// In a skippable frame with this many bytes left.
     Skip(usize),
     Block,
     Checksum,
     Done,
 }
 
-/// What the header of the frame says (3.1.1.1).
+/// The header of a frame (3.1.1.1).
 #[derive(Clone, Copy, Debug, Default)]
 struct Frame {
-    /// Where its content starts in the output.
+    /// The offset of its content in the output.
     start: usize,
     content_size: Option<u64>,
     has_checksum: bool,
@@ -78,9 +78,9 @@ struct Frame {
 }
 
 impl Decoder {
-    /// At the start of the first frame.
+    /// Prepares for the start of the first frame.
     #[must_use]
-    #[inline(never)] // It is large: this way it is made in its place.
+    #[inline(never)] // The value is large: a call constructs it in place.
     pub fn new() -> Self {
         Self {
             stage: Stage::First,
@@ -91,27 +91,28 @@ impl Decoder {
         }
     }
 
-    /// Bytes that were unpacked so far.
+    /// Number of bytes decompressed so far.
     #[must_use]
     pub const fn unpacked(&self) -> usize {
         self.unpacked
     }
 
-    /// Whether the last frame has ended, with its checksum right. What follows it is not looked at.
+    /// Whether the last frame has ended with a correct checksum. Bytes after it are ignored.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.stage == Stage::Done
     }
 
-    /// Unpacks what is complete of `input` behind what is in `out` already; how many bytes of
-    /// `input` were used. The others, [`MAX_UNUSED_BYTES`] at most, have to come again with more
-    /// behind them. `out` is the same each time, `literals` may have anything in it, and `is_last`
-    /// says that no more input comes.
+    /// Decompresses the complete blocks in `input` and appends to what `out` already holds. Returns the number of
+    /// input bytes used.
+    ///
+    /// The caller passes the unused bytes, at most [`MAX_UNUSED_BYTES`], again, followed by more. `out` must be the
+    /// same slice each time, `literals` may hold any bytes, and `is_last` means that the input ends here.
     ///
     /// # Errors
     ///
-    /// [`Error`]; what is in `out` is of no use then, except with [`Error::TooLarge`], which leaves
-    /// as many bytes as there is room for. Up to 15 bytes behind [`Self::unpacked`] may be written.
+    /// [`Error`]; `out` is not valid then, except with [`Error::TooLarge`]: `out` is then filled with the start of the
+    /// content. Up to 15 bytes after the first [`Self::unpacked`] bytes may be overwritten.
     pub fn decode(
         &mut self,
         input: &[u8],
@@ -134,8 +135,8 @@ impl Decoder {
         Ok(input.len().saturating_sub(rest.len()))
     }
 
-    /// Takes one element of the format off `input`; how many bytes it has, or [`None`] if some of
-    /// it are still to come.
+    /// Processes one element of the format at the start of `input`. Returns its size in bytes, or [`None`] if it is
+    /// incomplete.
     fn step(
         &mut self,
         input: &[u8],
@@ -169,7 +170,7 @@ impl Decoder {
         }
     }
 
-    /// The header of a frame, if there is one.
+    /// Processes the header of a frame, if there is one.
     fn start(&mut self, input: &[u8]) -> Result<Option<usize>, Error> {
         let Some(magic) = number(input, 4) else {
             return Ok(None);
@@ -204,7 +205,7 @@ impl Decoder {
         Ok(Some(used))
     }
 
-    /// A block (3.1.1.2), and what ends the frame after the last one.
+    /// Processes a block (3.1.1.2), and the end of the frame after the last one.
     fn block(
         &mut self,
         input: &[u8],
@@ -256,7 +257,7 @@ impl Decoder {
 }
 
 impl Frame {
-    /// The header of a frame and its size in bytes, or [`None`] if some of it is still to come.
+    /// Parses the header of a frame; returns it and its size in bytes, or [`None`] if it is incomplete.
     fn parse(input: &[u8]) -> Result<Option<(Self, usize)>, Error> {
         let mut at = 4;
         let mut field = |bytes: usize| {
@@ -295,7 +296,7 @@ impl Frame {
             2 => content.saturating_add(256),
             _ => content,
         });
-        // The window itself is all that was unpacked: what counts is how large it makes blocks.
+        // All of the output serves as the window, so its size matters only as the limit of the size of blocks.
         let window = if is_single_segment {
             content_size.unwrap_or_default()
         } else {
@@ -328,7 +329,7 @@ impl Default for Decoder {
     }
 }
 
-/// The first `count` bytes, 8 at most, as a little-endian number, if there are as many.
+/// The first `count` bytes, at most 8, as a little-endian number; [`None`] if there are fewer.
 fn number(bytes: &[u8], count: usize) -> Option<u64> {
     let bytes = bytes.get(..count)?.iter().rev();
     Some(bytes.fold(0, |number, byte| number << 8 | u64::from(*byte)))

@@ -1,18 +1,18 @@
-//! The content of a block on its way into place.
+//! Writes the content of a block to the output.
 
 use crate::Error;
 
-/// As many bytes are copied at once where it does not matter what is behind the wanted ones: most
+/// Short copies always copy this many bytes, which is faster: the bytes after the wanted ones do not matter. Most
 /// literals and matches are not longer.
 const CHUNK: usize = 8;
 
-/// The output, as far as a block may write it.
+/// The output, and the limits of a block in it.
 pub(crate) struct Out<'o> {
     bytes: &'o mut [u8],
-    /// Where the frame starts: matches are not from before.
+    /// The start of the frame, which is also the lowest start of a match.
     start: usize,
     end: usize,
-    /// What the block may grow to, or the output, whichever is less.
+    /// The end of the output, or the largest end of the block if that is lower.
     limit: usize,
 }
 
@@ -31,18 +31,18 @@ impl<'o> Out<'o> {
         self.end
     }
 
-    /// What was written from there on.
+    /// The bytes written from `start` on.
     pub fn since(&self, start: usize) -> &[u8] {
         self.bytes.get(start..self.end).unwrap_or_default()
     }
 
-    /// How many of `count` more bytes there is room for.
+    /// How many of the next `count` bytes fit.
     #[inline(always)]
     fn fitting(&self, count: usize) -> usize {
         count.min(self.limit.wrapping_sub(self.end))
     }
 
-    /// After `written` of `count` bytes.
+    /// Records that `written` of `count` bytes were written; an error if that is not all of them.
     #[inline(always)]
     fn advance(&mut self, written: usize, count: usize) -> Result<(), Error> {
         self.end = self.end.wrapping_add(written);
@@ -76,7 +76,7 @@ impl<'o> Out<'o> {
         self.advance(fitting, count)
     }
 
-    /// Writes `byte` as often.
+    /// Writes `byte` `count` times.
     pub fn fill(&mut self, byte: u8, count: usize) -> Result<(), Error> {
         let fitting = self.fitting(count);
         let room = self.bytes.get_mut(self.end..).unwrap_or_default();
@@ -84,7 +84,7 @@ impl<'o> Out<'o> {
         self.advance(fitting, count)
     }
 
-    /// Repeats `count` bytes from `offset` bytes before on; these may be some that it writes.
+    /// Copies `count` bytes from `offset` bytes before the end; the source may include bytes written by this call.
     #[inline(always)]
     pub fn repeat(&mut self, offset: usize, count: usize) -> Result<(), Error> {
         if offset == 0 || offset > self.end.wrapping_sub(self.start) {
@@ -109,8 +109,7 @@ impl<'o> Out<'o> {
         self.advance(fitting, count)
     }
 
-    /// In pieces that do not overlap what they are copied from: each may be twice as long as the
-    /// one before.
+    /// Copies in pieces that do not overlap their source: each piece can be twice as long as the one before.
     fn copy(&mut self, from: usize, count: usize) {
         let (mut to, end) = (self.end, self.end.wrapping_add(count));
         while to < end {

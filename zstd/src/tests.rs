@@ -4,7 +4,7 @@ use crate::{Decoder, Error, MAX_BLOCK_BYTES, MAX_UNUSED_BYTES};
 use std::{format, string::ToString, vec, vec::Vec};
 use zstd::{bulk::Compressor, zstd_safe::CParameter};
 
-/// What comes out, and how many bytes it took, if `packed` comes in pieces.
+/// Decompresses `packed` in pieces; returns the content and the number of bytes used.
 fn unpack(packed: &[u8], piece: usize, room: usize) -> Result<(Vec<u8>, usize), Error> {
     let mut out = vec![0xa5; room];
     let mut literals = vec![0x5a; MAX_BLOCK_BYTES];
@@ -24,7 +24,7 @@ fn unpack(packed: &[u8], piece: usize, room: usize) -> Result<(Vec<u8>, usize), 
     }
 }
 
-/// All of the content, of frames that all of `packed` is.
+/// Decompresses `packed`, all of which are frames; returns the content.
 fn content(packed: &[u8], room: usize) -> Vec<u8> {
     let (content, used) = unpack(packed, packed.len(), room).unwrap();
     assert_eq!(used, packed.len());
@@ -35,7 +35,7 @@ fn error(packed: &[u8], room: usize) -> Error {
     unpack(packed, packed.len(), room).unwrap_err()
 }
 
-/// Bytes that pack well in some places and badly in others, with distances of all kinds.
+/// Bytes of which some parts compress well and others badly, with matches at various distances.
 fn sample(bytes: usize) -> Vec<u8> {
     let mut state = 1_u32;
     let mut out = Vec::with_capacity(bytes);
@@ -94,16 +94,16 @@ fn raw_and_repeated_bytes_are_unpacked() {
     );
 }
 
-/// Two literals, and a match of five bytes that starts two bytes before it; no table is described.
+/// Two literals, and a match of five bytes with offset 2; without descriptions of tables.
 #[test]
 fn a_sequence_made_by_hand_is_unpacked() {
-    // Raw literals "ab"; one sequence; the three tables that need no description, or one symbol
-    // each: a length of literals of 2, offset code 2, a length of the match of 5. The offset's two
-    // bits 01 make 5, which is offset 2; the end mark is before them.
+    // Raw literals "ab"; one sequence; predefined tables or tables of one symbol: literal length 2, offset
+    // code 2, match length 5. The two additional bits 01 of the offset give the value 5, which is offset 2. The
+    // end mark precedes them.
     let sequence = [0x10, b'a', b'b', 1, 0b0101_0100, 2, 2, 2, 0b101];
     let packed = frame(&[&block(2, sequence.len(), &sequence)]);
     assert_eq!(content(&packed, 7), b"abababa");
-    // One byte less of room.
+    // An output that is one byte too small.
     assert_eq!(error(&packed, 6), Error::TooLarge);
 }
 
@@ -127,7 +127,7 @@ fn every_level_of_the_reference_library_is_unpacked() {
     }
 }
 
-/// Their bits are more than are made ready at once.
+/// These sequences have more bits than one refill provides.
 #[test]
 fn long_matches_from_far_away_are_unpacked() {
     let mut state = 1_u64;
@@ -172,7 +172,7 @@ fn pieces_of_any_size_make_the_whole() {
 }
 
 #[test]
-fn frames_follow_each_other_up_to_what_is_none() {
+fn consecutive_frames_are_unpacked_up_to_other_data() {
     let (one, two) = (pack(b"one ", 1, &[]), pack(b"two", 19, &[]));
     let packed = [SKIPPABLE, &one, SKIPPABLE, SKIPPABLE, &two, SKIPPABLE].concat();
     assert_eq!(content(&packed, 7), b"one two");
@@ -182,12 +182,12 @@ fn frames_follow_each_other_up_to_what_is_none() {
             assert_eq!(unpack(&padded, piece, 7).unwrap().0, b"one two");
         }
     }
-    // A frame that is cut off is no padding.
+    // A truncated frame does not count as other data.
     let cut_off = [&one, &two[..two.len() - 1]].concat();
     assert_eq!(error(&cut_off, 7), Error::Truncated);
 }
 
-/// A window is what was unpacked: it takes no memory of its own.
+/// The output serves as the window, which needs no memory of its own.
 #[test]
 fn a_window_of_3_75_tib_needs_no_more_room_than_the_content() {
     let mut packed = frame(&[&block(0, 4, b"text")]);
@@ -196,7 +196,7 @@ fn a_window_of_3_75_tib_needs_no_more_room_than_the_content() {
 }
 
 #[test]
-fn more_than_there_is_room_for_is_refused_and_the_start_is_there() {
+fn content_larger_than_the_output_is_refused_after_filling_it() {
     let bytes = sample(300_000);
     let packed = pack(&bytes, 3, &[]);
     let mut literals = vec![0; MAX_BLOCK_BYTES];
@@ -233,8 +233,7 @@ fn a_flipped_bit_is_refused_or_does_not_matter() {
                 Err(_) => refused += 1,
             }
         }
-        // Some are in no number, some offsets lead to the same bytes, and one flag says whether there
-        // is a checksum.
+        // Some bits are unused, different offsets may refer to the same bytes, and one flag turns the checksum off.
         let bits = packed.len() * 8;
         assert!(
             refused > bits - bits / 50,
@@ -256,7 +255,7 @@ fn what_is_wrong_is_named() {
             ..
         }
     ));
-    // A single segment, whose content's size is in one byte.
+    // A single segment, with the content size in one byte.
     let mut size = good.clone();
     size[5] += 1;
     let (expected, found) = (5, 4);

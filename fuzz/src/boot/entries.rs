@@ -3,12 +3,12 @@
 use super::text::{check_order, lies_in};
 use crate::source::Source;
 use bootshare::boot::{
+    Architecture,
     bls::{self, FileName, Fit, LoaderConf},
     entry::{Base, Entry, EntryError, MAX_INITRDS},
     extlinux::{Config, Include, Label, remove_variables},
     glob,
     grub::Environment,
-    image::Architecture,
     uboot_image,
 };
 

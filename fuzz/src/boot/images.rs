@@ -3,12 +3,13 @@
 use super::{device_tree::is_tree_for, memory::regions};
 use crate::source::Source;
 use bootshare::boot::{
+    Architecture,
     arm64_image::Arm64Image,
     bls,
     bzimage::{self, BzImage},
     elf::{self, Elf},
     gzip::{GzipError, HEADER_BYTES, Unpacker},
-    image::{Architecture, Compression, Kind},
+    image::{Compression, Kind},
     memory::{ClaimError, Obstacle, Planner, Range, Request},
     pe::Pe,
     pvh::StartInfo,

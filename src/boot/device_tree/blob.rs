@@ -1,4 +1,4 @@
-//! Reads a blob: its blocks, and one token of the structure block after the other.
+//! Reads a blob: its blocks, and the tokens of its structure block.
 
 use super::DeviceTreeError;
 use crate::boot::{bytes::array, memory::Range};
@@ -7,8 +7,8 @@ pub const MAGIC: u32 = 0xd00d_feed;
 pub const VERSION: u32 = 17;
 pub const HEADER_BYTES: usize = 40;
 
-/// Property names are far shorter (2.2.4.1 says 31), with their NUL: the end of one is not looked
-/// for all through the strings block, as often as there are properties.
+/// Longest property name in bytes, with its NUL. Real names are far shorter (31 bytes, section 2.2.4.1). The
+/// limit bounds the time: the end of each name is not searched for in all of the strings block.
 pub const NAME_BYTES: usize = 256;
 
 pub const BEGIN_NODE: u32 = 1;
@@ -19,7 +19,7 @@ pub const END: u32 = 9;
 
 /// The blocks of a blob.
 pub struct Tree<'a> {
-    /// With the entry of zeros that ends it.
+    /// Includes the final entry of zeros.
     pub reservations: &'a [u8],
     structure: &'a [u8],
     pub strings: &'a [u8],
@@ -78,13 +78,13 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// What a structure block is made of.
+/// An element of a structure block.
 pub enum Event<'a> {
-    /// A node of this name begins.
+    /// The beginning of a node with this name.
     Begin(&'a [u8]),
-    /// The node ends.
+    /// The end of a node.
     End,
-    /// A property of the node.
+    /// A property of the current node.
     Property {
         name: &'a [u8],
         name_offset: u32,
@@ -92,11 +92,11 @@ pub enum Event<'a> {
     },
 }
 
-/// Goes through a structure block.
+/// Iterates over the events of a structure block.
 pub struct Walk<'t, 'a> {
     tree: &'t Tree<'a>,
     pub input: Input<'a>,
-    /// Nodes that are open after the last event; the root is one.
+    /// Number of open nodes after the last event, including the root.
     pub depth: usize,
     root_seen: bool,
 }
@@ -117,7 +117,7 @@ impl<'t, 'a> Walk<'t, 'a> {
     /// The next event; [`None`] at the end of a well-formed block.
     pub fn next(&mut self) -> Result<Option<Event<'a>>, DeviceTreeError> {
         let input = &mut self.input;
-        // Each round takes four bytes of the block at least.
+        // Each round consumes at least four bytes of the block.
         loop {
             match input.number()? {
                 NOP => {}
@@ -160,7 +160,7 @@ impl<'t, 'a> Walk<'t, 'a> {
     }
 }
 
-/// Reads a structure block.
+/// The unread part of a structure block.
 pub struct Input<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -204,13 +204,13 @@ impl<'a> Input<'a> {
         Ok(value)
     }
 
-    /// Goes on after `size` bytes and the padding to the next token.
+    /// Skips `size` bytes and the padding to the next token.
     fn skip(&mut self, size: usize) {
         self.at = self.at.saturating_add(size).saturating_add(3) & !3;
     }
 }
 
-/// How many 32-bit numbers an address and a size have (Devicetree Specification, 2.3.5).
+/// The number of 32-bit cells of an address and of a size (Devicetree Specification, 2.3.5).
 #[derive(Clone, Copy)]
 pub struct Cells {
     pub address: u32,
@@ -223,7 +223,7 @@ impl Cells {
         size: 1,
     };
 
-    /// Takes a property of the parent node into account.
+    /// Applies a property of the parent node.
     pub fn consider(&mut self, name: &[u8], value: &[u8]) {
         let Some(number) = array(value, 0).map(u32::from_be_bytes) else {
             return;
@@ -235,7 +235,7 @@ impl Cells {
         }
     }
 
-    /// Bytes of an address and a size, unless they have more bits than a number here, or none.
+    /// Size in bytes of an address and a size together; `None` unless each has 1 or 2 cells.
     pub fn bytes(self) -> Option<usize> {
         let counts = 1..=2;
         if !counts.contains(&self.address) || !counts.contains(&self.size) {
@@ -245,7 +245,7 @@ impl Cells {
         usize::try_from(cells.checked_mul(4)?).ok()
     }
 
-    /// The address and the size in these bytes.
+    /// Reads an address and a size.
     pub fn read(self, bytes: &[u8]) -> (u64, u64) {
         let mut cells = bytes
             .chunks_exact(4)
@@ -258,15 +258,15 @@ impl Cells {
         (number(self.address), number(self.size))
     }
 
-    /// Whether a range can be told in as many.
+    /// Whether the address and size of `range` fit into these cells.
     pub fn can_tell(self, range: Range) -> bool {
         let fits = |number: u64, cells: u32| cells == 2 || number <= u32::MAX.into();
         fits(range.start, self.address) && fits(range.size(), self.size)
     }
 }
 
-/// Whether a child of the root is the one of this name, with a unit address or without. Of several
-/// with the name `chosen` Linux takes the first.
+/// Whether `name` is the node name `wanted`, with or without a unit address. If there are several nodes
+/// `chosen`, Linux uses the first.
 pub fn is_node(name: &[u8], wanted: &[u8]) -> bool {
     name.strip_prefix(wanted)
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'@')))

@@ -1,4 +1,4 @@
-//! Tells by a few bytes of a device tree whether it is for a machine.
+//! Decides from a few bytes of a device tree whether it describes a given machine.
 
 use super::blob::{BEGIN_NODE, HEADER_BYTES, MAGIC, NOP, PROP};
 use crate::boot::bytes::array;
@@ -6,69 +6,69 @@ use crate::boot::bytes::array;
 /// The name of the property, as it is in the strings block.
 const COMPATIBLE: &[u8] = b"compatible\0";
 
-/// A comparison of a device tree's first name in the `compatible` of its root with that of a machine,
-/// as systemd-stub makes it. The other names may be those of a chip that many machines have.
+/// Compares the first string of a device tree's root `compatible` with the name of a machine, like
+/// systemd-stub. Further strings are ignored: they may name a chip that many machines have.
 ///
-/// Nothing is asked for but the header, the properties of the root and, of a property that might
-/// be the one, the name: an image may have more than a thousand trees.
+/// An image may contain more than a thousand trees, so only the header and the root's properties are read,
+/// and the name of a property only if its value matches.
 #[derive(Clone, Debug)]
 pub struct Matching<'a> {
     machine: &'a [u8],
-    /// Bytes of the tree.
+    /// Size of the tree in bytes.
     size: u64,
     next: u64,
-    what: What,
+    state: State,
     strings: u32,
-    /// How many pieces are still taken.
+    /// Number of pieces that may still be taken.
     left: u32,
 }
 
-/// What the next piece starts with.
+/// The element at the start of the next piece.
 #[derive(Clone, Copy, Debug)]
-enum What {
+enum State {
     Header,
     /// A token of the structure block.
     Token,
-    /// A property's name. Behind the property the structure block goes on.
+    /// The name of a property whose value matches. `after` is the offset of the token after that property.
     Name {
-        behind: u64,
+        after: u64,
     },
 }
 
 impl<'a> Matching<'a> {
-    /// The most bytes that one piece needs.
+    /// Size of a piece in bytes.
     pub const PIECE_BYTES: usize = 512;
-    /// The most pieces that are taken. The root of a real tree needs three at most.
+    /// Most pieces of one tree. The root of a real tree needs at most three.
     const MAX_PIECES: u32 = 32;
 
-    /// Starts for a tree of `size` bytes and the [machine](super::machine) of this name.
+    /// Starts the comparison of a tree of `size` bytes with the [machine](super::machine) of this name.
     #[must_use]
     pub const fn new(machine: &'a [u8], size: u64) -> Self {
         Self {
             machine,
             size,
             next: 0,
-            what: What::Header,
+            state: State::Header,
             strings: 0,
             left: Self::MAX_PIECES,
         }
     }
 
-    /// Where in the tree the piece starts that is wanted next.
+    /// Offset of the next piece in the tree.
     #[must_use]
     pub const fn next_offset(&self) -> u64 {
         self.next
     }
 
-    /// Takes a piece of [`PIECE_BYTES`](Self::PIECE_BYTES), or as many as there are up to the tree's end,
-    /// from [`next_offset`](Self::next_offset) on: the answer, if it is known then. A tree that is
-    /// damaged is for no machine, nor is one whose root has too many properties.
+    /// Takes the piece at [`next_offset`](Self::next_offset): [`PIECE_BYTES`](Self::PIECE_BYTES) bytes, or fewer
+    /// at the end of the tree. Returns the answer once it is known. A damaged tree does not match, nor does
+    /// one whose root has too many properties.
     pub fn take(&mut self, piece: &[u8]) -> Option<bool> {
         self.left = self.left.saturating_sub(1);
         if self.left == 0 {
             return Some(false);
         }
-        // What the piece has too few bytes for is asked for again, as the start of the next one.
+        // An element that does not fit into the piece is requested again at the start of the next piece.
         let start = self.next;
         self.look_at(piece).unwrap_or_else(|| {
             let is_stuck = self.next == start || self.next >= self.size;
@@ -76,32 +76,32 @@ impl<'a> Matching<'a> {
         })
     }
 
-    /// [`None`] if the piece ends too early, the answer if it is known.
+    /// [`None`] if the piece ends within an element; otherwise the answer, if it is known.
     fn look_at(&mut self, piece: &[u8]) -> Option<Option<bool>> {
         let mut rest = piece;
         loop {
             let word = |index: usize| array(rest, index.saturating_mul(4)).map(u32::from_be_bytes);
-            let skipped = match self.what {
-                What::Header => {
+            let skipped = match self.state {
+                State::Header => {
                     rest.get(..HEADER_BYTES)?;
                     if word(0)? != MAGIC || u64::from(word(1)?) > self.size {
                         return Some(Some(false));
                     }
                     self.strings = word(3)?;
-                    self.what = What::Token;
+                    self.state = State::Token;
                     u64::from(word(2)?)
                 }
-                What::Name { behind } => {
+                State::Name { after } => {
                     if rest.get(..COMPATIBLE.len())? == COMPATIBLE {
                         return Some(Some(true));
                     }
-                    self.what = What::Token;
-                    self.next = behind;
+                    self.state = State::Token;
+                    self.next = after;
                     return Some(None);
                 }
-                What::Token => match word(0)? {
+                State::Token => match word(0)? {
                     NOP => 4,
-                    // The root, which has no name, and no child of it.
+                    // The root: unlike its children it has an empty name.
                     BEGIN_NODE if word(1)? == 0 => 8,
                     PROP => {
                         let size = u64::from(word(1)?);
@@ -110,8 +110,8 @@ impl<'a> Matching<'a> {
                         if size >= after_name as u64 {
                             let value = rest.get(12..)?.get(..after_name)?;
                             if value.split_last() == Some((&0, self.machine)) {
-                                let behind = self.next.saturating_add(skipped);
-                                self.what = What::Name { behind };
+                                let after = self.next.saturating_add(skipped);
+                                self.state = State::Name { after };
                                 let name = u64::from(self.strings);
                                 self.next = name.saturating_add(word(2)?.into());
                                 return Some(None);

@@ -1,19 +1,18 @@
-//! A copy of the platform's device tree with `/chosen` filled in for the payload.
+//! Writes a copy of a device tree with `/chosen` filled in for the payload.
 //!
 //! Follows the Devicetree Specification 0.4, chapter 5, "Flattened Devicetree (DTB) Format", and
 //! section 3.6, "/chosen node".
 //!
-//! An editor of its own, because `dtoolkit` 0.4 can't do this without a heap: it adds no nodes to
-//! a blob, so a tree without `/chosen` could not be used; its `add_property` panics on a strings
-//! block that its own validation lets pass; and it keeps the free space, of which QEMU leaves
-//! almost 1 MiB. Here the blob is read once, from start to end, and written without gaps: the
-//! order of nodes and properties, the memory reservations and everything that is not named in
-//! [`Chosen`] stay as they are.
+//! This is our own code because `dtoolkit` 0.4 cannot do it without a heap: it cannot add a node to a blob,
+//! so that a tree without `/chosen` could not be used; its `add_property` panics on a strings block that its
+//! own validation accepts; and it copies the free space, almost 1 MiB in QEMU's trees. Here the blob is read
+//! once, from start to end, and written without gaps. The order of nodes and properties, the memory
+//! reservations and all properties that [`Chosen`] does not name stay unchanged.
 //!
-//! A tree from the share, in place of the machine's own, may come from a machine with other memory,
-//! or from an earlier start of this one. All of it is taken but for three things, which are those
-//! of the machine that runs: the memory nodes, written anew from its memory map, and in `/chosen`
-//! the random seeds, `rng-seed` and `kaslr-seed`. What it reserves is [kept free](reservations).
+//! A tree from the share, used instead of the machine's own, may come from a machine with other memory, or
+//! from an earlier start of this machine. So its memory nodes are replaced by new ones from the memory map,
+//! and the random seeds in its `/chosen` (`rng-seed`, `kaslr-seed`) by those of the machine's own tree. The
+//! memory that it reserves is [kept free](reservations).
 
 mod blob;
 mod matching;
@@ -35,10 +34,10 @@ use heapless::Vec;
 /// A device tree starts at a multiple of this many bytes (booting.rst, section 2).
 pub const ALIGNMENT: u64 = 8;
 
-/// The largest device tree in bytes that arm64 Linux takes (booting.rst, section 2).
+/// Largest device tree in bytes that arm64 Linux accepts (booting.rst, section 2).
 pub const MAX_BYTES: usize = 2 << 20;
 
-/// The most ranges that a tree may reserve.
+/// Most memory ranges that a tree may reserve.
 pub const MAX_RESERVATIONS: usize = 64;
 
 const BOOTARGS: &[u8] = b"bootargs";
@@ -48,25 +47,25 @@ const RNG_SEED: &[u8] = b"rng-seed";
 const KASLR_SEED: &[u8] = b"kaslr-seed";
 const DEVICE_TYPE: &[u8] = b"device_type";
 const REG: &[u8] = b"reg";
-/// What `/chosen` is to say. Properties of these names that are there already are replaced, or
-/// go where there is nothing to say.
+
+/// The content to write into `/chosen`. It replaces properties of the same names; without a new value they
+/// are removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chosen<'a> {
     /// The payload's command line: `bootargs`.
     pub command_line: &'a CStr,
-    /// Where the initrd lies, without any padding, if there is one: `linux,initrd-start` and
-    /// `linux,initrd-end`.
+    /// The initrd in memory, without padding: `linux,initrd-start` and `linux,initrd-end`.
     pub initrd: Option<Range>,
-    /// The machine that runs, for a tree from elsewhere.
+    /// The facts of this machine, if the tree is not its own.
     pub machine: Option<Machine<'a>>,
 }
 
-/// What a tree from elsewhere can't know.
+/// The facts that replace those in a tree that is not the machine's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Machine<'a> {
-    /// Its memory; regions that are not usable are left out.
+    /// The machine's memory; regions that are not usable are skipped.
     pub memory: &'a [MemoryRegion],
-    /// The seeds that its platform gave.
+    /// The random seeds in the machine's own tree.
     pub seeds: Seeds<'a>,
 }
 
@@ -80,11 +79,11 @@ pub struct Seeds<'a> {
 }
 
 impl<'a> Seeds<'a> {
-    /// Those in the `/chosen` of a tree.
+    /// Reads the seeds from the `/chosen` of a tree.
     ///
     /// # Errors
     ///
-    /// [`DeviceTreeError`] for what is not a well-formed device tree.
+    /// [`DeviceTreeError`] if `blob` is not a well-formed device tree.
     pub fn of(blob: &'a [u8]) -> Result<Self, DeviceTreeError> {
         let tree = Tree::parse(blob)?;
         let mut walk = Walk::new(&tree);
@@ -110,18 +109,18 @@ pub(super) fn has_magic(head: &[u8]) -> bool {
     array(head, 0).map(u32::from_be_bytes) == Some(MAGIC)
 }
 
-/// What the machine is that a tree was made for, where it is another one than this.
+/// A tree's root and the machine have no `compatible` string in common: the tree is for another machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Other<'a> {
-    /// The `compatible` of the tree's root: names with a NUL behind each.
+    /// `compatible` of the tree's root: strings, each followed by a NUL.
     tree: &'a [u8],
-    /// That of the machine's own.
+    /// `compatible` of the root of the machine's own tree.
     machine: &'a [u8],
 }
 
 impl<'a> Other<'a> {
-    /// Compares a tree with the machine's own: another machine's has no name in its `compatible` that
-    /// this one has (Devicetree Specification, 2.3.1). `None` if that can't be told.
+    /// Compares the root's `compatible` of a tree with that of the machine's own tree (Devicetree
+    /// Specification, 2.3.1). `None` if they have a string in common, or if one of them is missing.
     #[must_use]
     pub fn of(tree: &'a [u8], machine: &'a [u8]) -> Option<Self> {
         let (tree, machine) = (compatible(tree)?, compatible(machine)?);
@@ -142,13 +141,13 @@ impl fmt::Display for Other<'_> {
     }
 }
 
-/// The name of the machine that a tree is for: the first one in the `compatible` of its root.
+/// The name of the machine that a tree describes: the first string of its root's `compatible`.
 #[must_use]
 pub fn machine(tree: &[u8]) -> Option<&[u8]> {
     names(compatible(tree)?).next()
 }
 
-/// The `compatible` of a tree's root, if it has one.
+/// `compatible` of a tree's root, if present.
 fn compatible(blob: &[u8]) -> Option<&[u8]> {
     let tree = Tree::parse(blob).ok()?;
     let mut walk = Walk::new(&tree);
@@ -172,13 +171,13 @@ fn names(value: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|name| !name.is_empty())
 }
 
-/// The memory that a tree says is not for use: the entries of its reservation block, and the
-/// children of `/reserved-memory` that have an address (Devicetree Specification, 5.3 and 3.5).
+/// The memory that a tree reserves: the entries of its memory reservation block, and the children of
+/// `/reserved-memory` that have a `reg` (Devicetree Specification, 5.3 and 3.5).
 ///
 /// # Errors
 ///
-/// [`DeviceTreeError`] for what is not a well-formed device tree, or if there are more than
-/// [`MAX_RESERVATIONS`].
+/// [`DeviceTreeError`] if `blob` is not a well-formed device tree, or reserves more than
+/// [`MAX_RESERVATIONS`] ranges.
 pub fn reservations(blob: &[u8]) -> Result<Vec<Range, MAX_RESERVATIONS>, DeviceTreeError> {
     let tree = Tree::parse(blob)?;
     let mut found = Vec::new();
@@ -219,34 +218,34 @@ pub fn reservations(blob: &[u8]) -> Result<Vec<Range, MAX_RESERVATIONS>, DeviceT
     Ok(found)
 }
 
-/// Why there is no copy. The sentences go on from "the device tree" or its file's name.
+/// Why a tree cannot be copied. In its messages, "it" is the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceTreeError {
-    /// It does not start as a device tree blob does.
+    /// It does not have the magic number of a device tree blob.
     NotADeviceTree,
-    /// Its format is of another version.
+    /// Its format has an unsupported version.
     Version(u32),
-    /// It is no well-formed tree.
+    /// It is not well-formed.
     Damaged {
-        /// What is wrong.
+        /// The kind of damage.
         what: &'static str,
-        /// Where, in bytes from the start of its structure block or of itself.
+        /// The position in bytes, from the start of the structure block or of the blob.
         offset: usize,
     },
     /// It reserves more than [`MAX_RESERVATIONS`] ranges.
     TooManyReservations,
-    /// Its root has too few cells for this memory.
+    /// The cells of its root are too few to describe this memory.
     Memory(Range),
     /// The copy would be larger than [`MAX_BYTES`].
     TooLarge {
         /// Its size in bytes.
         bytes: usize,
     },
-    /// The copy does not fit into the room for it.
+    /// The copy does not fit into the output buffer.
     NoRoom {
         /// Its size in bytes.
         bytes: usize,
-        /// The room in bytes.
+        /// The size of the buffer in bytes.
         room: usize,
     },
 }

@@ -239,7 +239,7 @@ fn region(start: u64, size: u64, kind: MemoryKind) -> MemoryRegion {
 }
 
 #[test]
-fn a_tree_from_elsewhere_gets_the_memory_and_the_seeds_of_the_machine() {
+fn a_tree_that_is_not_the_machines_own_gets_its_memory_and_seeds() {
     let own = sample().build(0);
     let other = Builder::new()
         .begin("")
@@ -316,7 +316,7 @@ fn a_tree_from_elsewhere_gets_the_memory_and_the_seeds_of_the_machine() {
 }
 
 #[test]
-fn memory_is_told_in_the_cells_of_the_tree() {
+fn memory_is_described_in_the_cells_of_the_tree() {
     let with_cells = |address, size| {
         Builder::new()
             .begin("")
@@ -448,7 +448,7 @@ fn too_little_room_is_an_error() {
 }
 
 #[test]
-fn a_tree_that_linux_would_not_map_is_refused() {
+fn a_tree_larger_than_linux_accepts_is_refused() {
     let big = vec![0; 2 << 20];
     let blob = Builder::new().begin("").prop("x", &big).end().build(0);
     let error = updated_bytes(&blob, &CHOSEN).unwrap_err();
@@ -513,7 +513,7 @@ fn a_damaged_tree_gives_an_error_or_a_tree() {
 }
 
 #[test]
-fn a_tree_of_another_machine_is_told_by_its_compatible() {
+fn a_tree_of_another_machine_is_detected_by_its_compatible() {
     let tree = |compatible: &[u8]| {
         let tree = Builder::new().begin("").prop("model", b"any\0");
         let tree = tree.prop("compatible", compatible).begin("soc");

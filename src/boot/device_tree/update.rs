@@ -1,4 +1,4 @@
-//! Writes the copy.
+//! Writes the copy of a device tree.
 
 use super::{
     BOOTARGS, Chosen, DEVICE_TYPE, DeviceTreeError, INITRD_END, INITRD_START, KASLR_SEED,
@@ -12,10 +12,10 @@ use crate::boot::memory::MemoryKind;
 use core::fmt;
 use heapless::Vec;
 
-/// Version 17 can be read by who knows 16 alone.
+/// A reader of version 16 can also read version 17.
 const LAST_COMPATIBLE_VERSION: u32 = 16;
 
-/// The names of the properties that are written here.
+/// The names of the properties that are written.
 const NAMES: [&[u8]; 7] = [
     BOOTARGS,
     INITRD_START,
@@ -30,19 +30,19 @@ const NAMES: [&[u8]; 7] = [
 ///
 /// # Errors
 ///
-/// [`DeviceTreeError`] for what is not a well-formed device tree.
+/// [`DeviceTreeError`] if `blob` is not a well-formed device tree.
 pub fn updated_bytes(blob: &[u8], chosen: &Chosen<'_>) -> Result<usize, DeviceTreeError> {
     write(blob, chosen, &mut [])
 }
 
-/// Writes a copy of `blob` with `chosen` in it to the start of `out`, and gives its size in bytes.
+/// Writes a copy of `blob` with the content of `chosen` to the start of `out`; returns its size in bytes.
 ///
-/// `blob` may go on after the tree's end.
+/// Bytes after the end of the tree are ignored.
 ///
 /// # Errors
 ///
-/// [`DeviceTreeError`] for what is not a well-formed device tree, or if `out` is too small; what
-/// is in `out` is of no use then.
+/// [`DeviceTreeError`] if `blob` is not a well-formed device tree, or if `out` is too small; `out` is not
+/// valid then.
 pub fn update(blob: &[u8], chosen: &Chosen<'_>, out: &mut [u8]) -> Result<usize, DeviceTreeError> {
     let room = out.len();
     let bytes = write(blob, chosen, out)?;
@@ -52,21 +52,21 @@ pub fn update(blob: &[u8], chosen: &Chosen<'_>, out: &mut [u8]) -> Result<usize,
     Ok(bytes)
 }
 
-/// Writes what fits into `out`, and gives the size of all.
+/// Writes as much of the copy as fits into `out`; returns the size of the whole copy.
 fn write(blob: &[u8], chosen: &Chosen<'_>, out: &mut [u8]) -> Result<usize, DeviceTreeError> {
     let tree = Tree::parse(blob)?;
     let mut out = Output {
         buffer: out,
         len: 0,
     };
-    // The header's place; its numbers are known at the end.
+    // Space for the header, which is written at the end.
     out.bytes(&[0; HEADER_BYTES]);
     out.bytes(tree.reservations);
     let structure = out.len;
     copy_structure(&tree, chosen, &mut out)?;
     let strings = out.len;
     out.bytes(tree.strings);
-    // A NUL should the last string lack it.
+    // A NUL, in case the last string has none.
     out.bytes(&[0]);
     for name in NAMES {
         out.bytes(name);
@@ -97,12 +97,12 @@ fn write(blob: &[u8], chosen: &Chosen<'_>, out: &mut [u8]) -> Result<usize, Devi
     Ok(bytes)
 }
 
-/// As 32 bits. A number that is cut off belongs to a copy that is refused as too large.
+/// Converts to 32 bits. If a number does not fit, the copy is refused as too large.
 fn number(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-/// Where the name of a property of ours is in the new strings block: after those that are there.
+/// Offset of the name of one of [`NAMES`] in the new strings block, which are appended to the old one.
 fn name_offset(strings: &[u8], wanted: &[u8]) -> u32 {
     let before = NAMES.iter().take_while(|name| **name != wanted);
     let offset = before.fold(strings.len().saturating_add(1), |offset, name| {
@@ -111,7 +111,7 @@ fn name_offset(strings: &[u8], wanted: &[u8]) -> u32 {
     number(offset)
 }
 
-/// Copies the structure block (Devicetree Specification, 5.4), with our properties in `/chosen`.
+/// Copies the structure block (Devicetree Specification, 5.4) with the new properties in `/chosen`.
 fn copy_structure(
     tree: &Tree<'_>,
     chosen: &Chosen<'_>,
@@ -125,7 +125,7 @@ fn copy_structure(
     let mut cells = Cells::DEFAULT;
     let mut chosen_seen = false;
     let mut in_chosen = false;
-    // A node of memory is left out, with all that is in it.
+    // A memory node is skipped, including its properties and children.
     let mut in_memory = false;
     while let Some(event) = walk.next()? {
         match event {
@@ -142,7 +142,7 @@ fn copy_structure(
                     writer.chosen(out);
                 }
             }
-            // The depth is that of the parent.
+            // After this event, `walk.depth` is the depth of the parent.
             Event::End => {
                 if walk.depth == 0 {
                     if !chosen_seen {
@@ -177,9 +177,9 @@ fn copy_structure(
     Ok(())
 }
 
-/// Writes what is ours.
+/// Writes the new nodes and properties.
 struct Writer<'a> {
-    /// The strings that are there.
+    /// The strings block of the original tree.
     strings: &'a [u8],
     chosen: &'a Chosen<'a>,
 }
@@ -189,7 +189,7 @@ impl Writer<'_> {
         out.property(name_offset(self.strings, name), value);
     }
 
-    /// Whether a property of `/chosen` goes, for ours or for none.
+    /// Whether this property of `/chosen` is replaced or removed.
     fn replaces(&self, name: &[u8]) -> bool {
         let seeds = self.chosen.machine.is_some() && [RNG_SEED, KASLR_SEED].contains(&name);
         seeds || [BOOTARGS, INITRD_START, INITRD_END].contains(&name)
@@ -211,7 +211,7 @@ impl Writer<'_> {
         }
     }
 
-    /// One node for each range of the machine's memory, in a tree from elsewhere.
+    /// Writes a node for each range of the machine's memory, if the tree is not the machine's own.
     fn memory(&self, cells: Cells, out: &mut Output<'_>) -> Result<(), DeviceTreeError> {
         let memory = self.chosen.machine.map_or(&[][..], |m| m.memory);
         for region in memory {
@@ -223,7 +223,7 @@ impl Writer<'_> {
                 return Err(DeviceTreeError::Memory(range));
             }
             let mut name = heapless::String::<16>::new();
-            // An address has 16 digits at most.
+            // It fits: an address has at most 16 digits.
             _ = fmt::write(&mut name, format_args!("{:x}", range.start));
             out.begin(&[b"memory@", name.as_bytes()]);
             self.property(DEVICE_TYPE, b"memory\0", out);
@@ -231,7 +231,7 @@ impl Writer<'_> {
             for (number, cells) in [(range.start, cells.address), (range.size(), cells.size)] {
                 let bytes = number.to_be_bytes();
                 let used = if cells == 1 { bytes.get(4..) } else { None };
-                _ = reg.extend_from_slice(used.unwrap_or(&bytes)); // 16 bytes at most.
+                _ = reg.extend_from_slice(used.unwrap_or(&bytes)); // At most 16 bytes in all.
             }
             self.property(REG, &reg, out);
             out.number(END_NODE);
@@ -240,14 +240,14 @@ impl Writer<'_> {
     }
 }
 
-/// Writes a blob, and goes on counting where its buffer ends.
+/// A blob being written. Bytes beyond the end of the buffer are counted but not stored.
 struct Output<'b> {
     buffer: &'b mut [u8],
     len: usize,
 }
 
 impl Output<'_> {
-    /// Writes `bytes` at `offset`, as far as there is room.
+    /// Writes `bytes` at `offset` if they fit into the buffer.
     fn put(&mut self, offset: usize, bytes: &[u8]) {
         let end = offset.saturating_add(bytes.len());
         if let Some(place) = self.buffer.get_mut(offset..end) {
@@ -264,14 +264,14 @@ impl Output<'_> {
         self.bytes(&number.to_be_bytes());
     }
 
-    /// Zeros up to the next token. Every block starts at a multiple of four bytes.
+    /// Pads with zeros to the next token. Every block starts at a multiple of four bytes.
     fn pad(&mut self) {
         while !self.len.is_multiple_of(4) {
             self.bytes(&[0]);
         }
     }
 
-    /// The start of a node, its name in parts.
+    /// Begins a node whose name consists of these parts.
     fn begin(&mut self, name: &[&[u8]]) {
         self.number(BEGIN_NODE);
         for part in name {

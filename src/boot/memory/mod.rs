@@ -1,4 +1,4 @@
-//! The memory map and the planner that places payloads in it.
+//! The memory map, and the planner that places payloads in it.
 
 mod planner;
 #[cfg(test)]
@@ -9,25 +9,25 @@ pub use planner::{ClaimError, MAX_FREE, Obstacle, PlacementError, Planner, Reque
 use core::fmt;
 use heapless::Vec;
 
-/// The most regions a [`MemoryMap`] holds: as many as a zero page has room for (Linux x86 boot
-/// protocol, `e820_table`).
+/// Most regions of a [`MemoryMap`]: as many as fit into a zero page (`e820_table` of the Linux x86 boot
+/// protocol).
 pub const MAX_REGIONS: usize = 128;
 
 const KIB: u64 = 1 << 10;
 pub(crate) const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Physical addresses from `start` up to, and without, `end`.
+/// Physical addresses from `start` (inclusive) to `end` (exclusive).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Range {
-    /// First address.
+    /// The first address.
     pub start: u64,
-    /// One past the last address.
+    /// The address after the last one.
     pub end: u64,
 }
 
 impl Range {
-    /// `size` bytes from `start`; cut off at the end of the address space.
+    /// `size` bytes from `start`, truncated at the end of the address space.
     #[must_use]
     pub const fn with_size(start: u64, size: u64) -> Self {
         Self {
@@ -36,13 +36,13 @@ impl Range {
         }
     }
 
-    /// Size in bytes; 0 if the range is empty or the wrong way round.
+    /// Size in bytes; 0 if `end` is not above `start`.
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.end.saturating_sub(self.start)
     }
 
-    /// Whether the two share an address.
+    /// Whether the ranges have an address in common.
     #[must_use]
     pub const fn overlaps(&self, other: &Self) -> bool {
         self.start < other.end && other.start < self.end
@@ -54,7 +54,7 @@ impl Range {
         self.start <= other.start && other.end <= self.end
     }
 
-    /// The addresses that are in both; of size 0 if there are none.
+    /// The addresses that are in both ranges; has size 0 if there are none.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         Self {
@@ -70,16 +70,16 @@ impl fmt::Debug for Range {
     }
 }
 
-/// A number of bytes as people write it: `512 MiB`, `1.5 KiB`, `17 bytes`.
+/// Displays a number of bytes with a unit: `512 MiB`, `1.5 KiB`, `17 bytes`.
 ///
-/// Whole numbers stand without a fraction; others are cut after one digit.
+/// A fraction is truncated after one digit, and omitted if it is exactly zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size(pub u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let size = self.0;
-        // 1536 MiB reads better than 1.5 GiB next to 512 MiB, so GiB only where it is exact.
+        // GiB only for whole numbers: 1536 MiB is easier to compare with 512 MiB than 1.5 GiB.
         let (shift, unit) = if size >= GIB && size.is_multiple_of(GIB) {
             (30_u32, "GiB")
         } else if size >= MIB {
@@ -94,21 +94,21 @@ impl fmt::Display for Size {
         if rest == 0 {
             write!(f, "{whole} {unit}")
         } else {
-            // `rest` is below 2^30, so ten times that is far from the end of 64 bits.
+            // No overflow: `rest` is below 2^30.
             write!(f, "{whole}.{} {unit}", rest.saturating_mul(10) >> shift)
         }
     }
 }
 
-/// What a region of the memory map is for; the numbers are those of e820 (ACPI 6.5, table 15.4).
+/// The type of a region in the memory map; the numbers are those of e820 (ACPI 6.5, table 15.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum MemoryKind {
-    /// RAM that is free for use.
+    /// RAM for general use.
     Usable = 1,
-    /// Not for use.
+    /// Must not be used.
     Reserved = 2,
-    /// ACPI tables; RAM once they were read.
+    /// ACPI tables; usable as RAM after they were read.
     AcpiReclaimable = 3,
     /// ACPI's own storage.
     AcpiNvs = 4,
@@ -121,11 +121,11 @@ pub enum MemoryKind {
 /// One region of the memory map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryRegion {
-    /// Where it is.
+    /// Its addresses.
     pub range: Range,
-    /// What it is for.
+    /// Its type.
     pub kind: MemoryKind,
 }
 
-/// The machine's memory as its platform describes it, handed on to the kernel as it is.
+/// The machine's memory as its platform describes it. It is passed on to the kernel unchanged.
 pub type MemoryMap = Vec<MemoryRegion, MAX_REGIONS>;

@@ -1,27 +1,27 @@
-//! The planner: which part of the free memory a payload gets.
+//! The planner: decides which part of the free memory a payload gets.
 
 use super::{MAX_REGIONS, MIB, MemoryKind, MemoryRegion, Range, Size};
 use core::fmt;
 use heapless::Vec;
 
-/// The most free ranges a [`Planner`] keeps: a full memory map in pieces, and some more for what
-/// is occupied and allocated.
+/// Most free ranges of a [`Planner`]: one for each region of a full memory map, and some more because
+/// occupied and allocated ranges split them.
 pub const MAX_FREE: usize = MAX_REGIONS + 32;
 
-/// The first page is never free: a pointer to address 0 is a null pointer.
+/// The first page is never allocated: a pointer to address 0 is a null pointer.
 const FIRST_ADDRESS: u64 = 4096;
 
-/// Which end of free memory a request is served from.
+/// The end of free memory from which a request is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Side {
-    /// The lowest address that fits: for kernels.
+    /// The lowest address that fits. For kernels.
     #[default]
     Low,
-    /// The highest address that fits: for an initrd, out of the kernel's way.
+    /// The highest address that fits. For initrds, away from the kernel.
     High,
 }
 
-/// What [`Planner::allocate`] is asked for.
+/// A request for memory, for [`Planner::allocate`].
 ///
 /// ```
 /// use bootshare::boot::memory::{Request, Side};
@@ -35,26 +35,26 @@ pub enum Side {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// What it is, for the error line: `kernel`, `initrd`, `device tree`.
+    /// What the memory is for, as in error messages: `kernel`, `initrd`, `device tree`.
     pub what: &'static str,
-    /// Size in bytes. One byte is reserved for a size of 0, so that no two ranges are the same.
+    /// Size in bytes. For size 0 one byte is allocated, so that no two ranges are the same.
     pub size: u64,
-    /// The start is a multiple of this many bytes; a power of two.
+    /// Alignment of the start in bytes; a power of two.
     pub align: u64,
-    /// Lowest address to use.
+    /// Lowest allowed address.
     pub min: u64,
-    /// End of the addresses to use: the range ends at it or below.
+    /// End of the allowed addresses.
     pub max: u64,
-    /// Where it goes if that is free and within the other wishes.
+    /// The start to use if it is free and meets the other conditions.
     pub preferred: Option<u64>,
-    /// Which end of memory it goes to otherwise.
+    /// The end of memory to use otherwise.
     pub side: Side,
 }
 
 impl Request {
-    /// `size` bytes anywhere above the first MiB, low.
+    /// A request for `size` bytes at the lowest free place above the first MiB.
     ///
-    /// The first MiB holds the real-mode world of a PC; set [`Request::min`] to use it.
+    /// The first MiB is special on a PC (real mode, legacy devices); set [`Request::min`] to use it.
     #[must_use]
     pub const fn new(what: &'static str, size: u64) -> Self {
         Self {
@@ -68,7 +68,7 @@ impl Request {
         }
     }
 
-    /// Where in `free` the request fits, if it does. `align` is a power of two.
+    /// The place for the request in the range `free`, if it fits. `align` must be a power of two.
     fn place_in(&self, free: &Range) -> Option<Range> {
         let room = free.intersection(&Range {
             start: self.min,
@@ -82,7 +82,7 @@ impl Request {
         self.place_at(start, &room)
     }
 
-    /// The range at `start`, if it is in `room`.
+    /// The range that begins at `start`, if it is within `room`.
     fn place_at(&self, start: u64, room: &Range) -> Option<Range> {
         let range = Range {
             start,
@@ -92,27 +92,27 @@ impl Request {
     }
 }
 
-/// Why [`Planner::allocate`] refused.
+/// Why [`Planner::allocate`] failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlacementError {
     /// No free range is large enough.
     NoRoom {
-        /// What was to be placed.
+        /// The purpose of the request.
         what: &'static str,
         /// Its size in bytes.
         size: u64,
-        /// Lowest address allowed.
+        /// Lowest allowed address.
         min: u64,
-        /// End of the addresses allowed; [`u64::MAX`] if there is no limit.
+        /// End of the allowed addresses; [`u64::MAX`] if there is no limit.
         max: u64,
-        /// The most bytes that would have fitted.
+        /// Most bytes that would have fitted.
         largest: u64,
-        /// Whether memory outside the limits would have had room.
+        /// Whether there is enough free memory outside of the limits.
         elsewhere: bool,
     },
-    /// The alignment asked for is not a power of two.
+    /// The requested alignment is not a power of two.
     Alignment {
-        /// What was to be placed.
+        /// The purpose of the request.
         what: &'static str,
         /// The alignment in bytes.
         align: u64,
@@ -156,31 +156,31 @@ impl fmt::Display for PlacementError {
 
 impl core::error::Error for PlacementError {}
 
-/// Why something can't lie where it has to.
+/// Why something cannot be placed at its fixed address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClaimError {
     /// What it is: `segment`.
     pub what: &'static str,
-    /// Where it has to lie.
+    /// Its fixed addresses.
     pub range: Range,
-    /// What is in the way.
+    /// What occupies them.
     pub obstacle: Obstacle,
 }
 
-/// What is in the way.
+/// What prevents the use of a range of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// From this address on there is no memory that is free for use.
+    /// There is no usable memory from this address on.
     NoRam(u64),
-    /// The firmware, or what the platform left there for it.
+    /// The firmware, or data that the platform passed to it.
     Firmware(Range),
-    /// Something else that was loaded, or what a device tree reserves, from this address on.
+    /// Other loaded data, or memory reserved by a device tree, from this address on.
     Taken(u64),
 }
 
 impl Obstacle {
-    /// Why `range` is not free from `taken` on, the error of [`Planner::claim`], in a machine with
-    /// this memory, in which the firmware occupies these ranges.
+    /// Explains why [`Planner::claim`] failed for `range` with the error `taken`, in a machine with the memory
+    /// `map` whose firmware occupies the ranges `occupied`.
     #[must_use]
     pub fn of(range: Range, taken: Range, map: &[MemoryRegion], occupied: &[Range]) -> Self {
         if let Err(missing) = Planner::new(map, u64::MAX, &[]).claim(range) {
@@ -215,14 +215,14 @@ impl fmt::Display for ClaimError {
 
 impl core::error::Error for ClaimError {}
 
-/// The free memory, from which payloads get their places.
+/// The free memory, from which payloads are allocated.
 ///
-/// Every range that [`Planner::allocate`] hands out is inside usable memory and overlaps neither
-/// a region of another kind, nor what is occupied, nor another range handed out. Should the map be
-/// in more pieces than the list of free ranges holds, memory is lost: it never serves twice.
+/// Every range that [`Planner::allocate`] returns is within usable memory and does not overlap a region of
+/// another type, an occupied range, or another allocated range. If the free memory has more pieces than the
+/// list can hold, excess ranges stay unused; none is handed out twice.
 #[derive(Clone, Debug)]
 pub struct Planner {
-    /// Sorted, none empty, no two overlap or touch.
+    /// Sorted by address. No range is empty, and no two overlap or are adjacent.
     free: Vec<Range, MAX_FREE>,
     mapped_end: u64,
     /// Whether there is usable memory at or above `mapped_end`.
@@ -230,10 +230,10 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// The memory that `map` calls usable, below `mapped_end`, without the `occupied` ranges.
+    /// Starts with the usable memory of `map` below `mapped_end`, without the `occupied` ranges.
     ///
-    /// The regions may come in any order and may overlap; where they do, the one that is not
-    /// usable wins.
+    /// Regions may be in any order and may overlap; if a usable and another region overlap, the memory is not
+    /// used.
     #[must_use]
     pub fn new(map: &[MemoryRegion], mapped_end: u64, occupied: &[Range]) -> Self {
         let mut planner = Self {
@@ -274,14 +274,12 @@ impl Planner {
         self.free.iter().map(Range::size).max().unwrap_or(0)
     }
 
-    /// Takes a place for `request` out of the free memory.
-    ///
-    /// The first of: the preferred address, if it meets the request's other wishes; the place
-    /// nearest to the end of memory that [`Request::side`] names.
+    /// Allocates memory for `request`: at the preferred address if that is free and meets the other
+    /// conditions, otherwise at the place nearest to the end of memory that [`Request::side`] names.
     ///
     /// # Errors
     ///
-    /// [`PlacementError`] if nothing fits; the planner is as it was.
+    /// [`PlacementError`] if the request does not fit; the planner is unchanged then.
     pub fn allocate(&mut self, request: &Request) -> Result<Range, PlacementError> {
         if !request.align.is_power_of_two() {
             return Err(PlacementError::Alignment {
@@ -301,11 +299,11 @@ impl Planner {
         Ok(place)
     }
 
-    /// Takes this very `range` out of the free memory, for what can lie nowhere else.
+    /// Allocates exactly `range`, for data with a fixed address.
     ///
     /// # Errors
     ///
-    /// The first part of it that is not free; the planner is as it was.
+    /// The first part of the range that is not free; the planner is unchanged then.
     pub fn claim(&mut self, range: Range) -> Result<Range, Range> {
         let mut taken = range;
         for free in &self.free {
@@ -313,7 +311,8 @@ impl Planner {
                 self.occupy(range);
                 return Ok(range);
             }
-            // The start is free, as two free ranges never touch; what follows is not.
+            // The start of `taken` is free up to the end of `free`. Free ranges are never adjacent, so the next
+            // byte is not free.
             if free.start <= taken.start {
                 taken.start = taken.start.max(free.end);
             } else {
@@ -324,7 +323,7 @@ impl Planner {
         Err(taken)
     }
 
-    /// Takes `range` out of the free memory, as far as it was in it.
+    /// Removes `range` from the free memory; parts of it may not be free.
     pub fn occupy(&mut self, range: Range) {
         if range.size() == 0 {
             return;
@@ -352,14 +351,14 @@ impl Planner {
                 (true, true) => {
                     *free = below;
                     at = at.saturating_add(1);
-                    // A full list: keep the larger part, lose the other.
+                    // If the list is full, keep the larger part and give up the other one.
                     if self.free.insert(at, above).is_err()
                         && above.size() > below.size()
                         && let Some(kept) = self.free.get_mut(at.saturating_sub(1))
                     {
                         *kept = above;
                     }
-                    // Free ranges do not overlap: nothing after this one is in `range`.
+                    // Free ranges do not overlap, so later ones are not in `range`.
                     break;
                 }
             }
@@ -367,7 +366,7 @@ impl Planner {
         }
     }
 
-    /// Adds `range` to the free memory, joined with what it overlaps or touches.
+    /// Adds `range` to the free memory, merged with free ranges that overlap it or are adjacent.
     fn insert(&mut self, range: Range) {
         if range.size() == 0 {
             return;
@@ -386,7 +385,7 @@ impl Planner {
             .iter()
             .position(|free| free.start > joined.start)
             .unwrap_or(self.free.len());
-        // A full list loses the range: less memory, never memory twice.
+        // If the list is full, the range stays unused.
         let _lost = self.free.insert(at, joined);
     }
 
@@ -426,7 +425,7 @@ impl Planner {
             start: request.min,
             end: request.max,
         };
-        // Memory that the firmware does not map is a limit like the request's own.
+        // The end of the memory that the firmware maps is a limit like those of the request.
         let (max, more_above) = if self.more_above {
             (request.max.min(self.mapped_end), true)
         } else {

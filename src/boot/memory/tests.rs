@@ -1,19 +1,13 @@
 use super::*;
-use crate::boot::testing::{Random, STRIDE, seeds};
+use crate::boot::testing::{Random, STRIDE, region, seeds};
 use std::{format, string::ToString, vec, vec::Vec as StdVec};
 
 fn usable(start: u64, end: u64) -> MemoryRegion {
-    MemoryRegion {
-        range: Range { start, end },
-        kind: MemoryKind::Usable,
-    }
+    region(start, end, MemoryKind::Usable)
 }
 
 fn reserved(start: u64, end: u64) -> MemoryRegion {
-    MemoryRegion {
-        range: Range { start, end },
-        kind: MemoryKind::Reserved,
-    }
+    region(start, end, MemoryKind::Reserved)
 }
 
 fn ranges(planner: &Planner) -> StdVec<(u64, u64)> {
@@ -21,7 +15,7 @@ fn ranges(planner: &Planner) -> StdVec<(u64, u64)> {
 }
 
 #[test]
-fn sizes_read_as_people_write_them() {
+fn sizes_are_shown_with_a_unit() {
     for (size, text) in [
         (0, "0 bytes"),
         (17, "17 bytes"),
@@ -153,7 +147,7 @@ fn a_refusal_says_so_when_more_memory_would_not_help() {
 }
 
 #[test]
-fn what_can_lie_nowhere_else_gets_its_place_or_the_reason() {
+fn a_fixed_range_is_claimed_or_the_obstacle_is_named() {
     let map = [
         usable(MIB, 16 * MIB),
         reserved(8 * MIB, 9 * MIB),
@@ -250,7 +244,7 @@ fn odd_requests_are_refused_without_a_panic() {
 }
 
 #[test]
-fn a_list_that_overflows_loses_memory_and_gives_none_twice() {
+fn a_full_list_leaves_memory_unused_and_hands_none_out_twice() {
     // One large region with more holes than the list has places for.
     let holes: StdVec<_> = (1..=400_u64)
         .map(|i| Range::with_size(MIB + i * 0x2000, 0x1000))
@@ -269,8 +263,8 @@ fn a_list_that_overflows_loses_memory_and_gives_none_twice() {
     assert!(given.len() > 300);
 }
 
-/// Random maps, random requests: what is handed out is inside usable memory, in nobody's way,
-/// aligned and within the limits; and a refusal is true.
+/// For random maps and requests, each allocated range is within usable memory, overlaps no other range, is
+/// aligned and within the limits; and a request is refused only if it does not fit.
 #[test]
 fn whatever_the_map_ranges_are_free_aligned_and_within_limits() {
     // Addresses are multiples of `GRAIN` here, so that memory can be checked cell by cell.

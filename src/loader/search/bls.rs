@@ -1,4 +1,4 @@
-//! Entries of the Boot Loader Specification, of both types.
+//! Searches for entries of the Boot Loader Specification, of type 1 and 2.
 
 use super::{Search, before_slash, may_be_file, warn_left_out};
 use crate::{
@@ -7,43 +7,40 @@ use crate::{
         bls::{self, FileName, Fit, LoaderConf},
         conventional::MAX_NAME_BYTES,
         grub::Environment,
-        image,
-        memory::Range,
-        uki::{OsRelease, Profile, Scan},
     },
     loader::{
         Board, Failed,
-        choose::{MAX_ENTRIES, Says},
+        choices::{Content, MAX_ENTRIES},
         console::{Text, failure},
-        entry::Path,
-        shares::{BoardDir, BoardFile, image_sections},
+        path::Path,
+        shares::BoardDir,
     },
 };
 use core::cmp::Ordering;
 use heapless::Vec;
 
-/// Longest file of an entry in bytes, and longest environment block of GRUB.
+/// Longest entry file in bytes, and longest environment block of GRUB.
 const MAX_FILE: usize = 16 << 10;
-/// Longest entry in bytes once its variables have their values.
+/// Longest entry in bytes after its variables were replaced.
 const MAX_EXPANDED: usize = 4 * MAX_FILE;
-/// Longest path of an entry's file in bytes: such as `/boot/efi/loader/entries/NAME`.
+/// Longest path of an entry file in bytes, such as `/boot/efi/loader/entries/NAME`.
 const MAX_PATH: usize = 32 + MAX_NAME_BYTES;
-/// Says which kind of entries `entries` has ("Standard-conformance Marker File").
+/// The file that names the kind of the entries ("Standard-conformance Marker File").
 const MARKER: &str = "entries.srel";
 const CONF: &str = "loader.conf";
-/// Where GRUB keeps its variables, from the root of its file system.
+/// The places of GRUB's environment block, relative to the root of its file system.
 const ENVIRONMENTS: [&str; 2] = ["grub2/grubenv", "grub/grubenv"];
 
-/// Where entries may be.
+/// A place where entries may be.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
-    /// The root of their file system.
+    /// The path of the root of their file system.
     root: &'static str,
-    /// The directory with the configuration and, of type 1, the entries.
+    /// The directory with `loader.conf` and the entries of type 1.
     loader: &'static str,
 }
 
-/// The most of them in one source.
+/// Most places of a source.
 const MAX_PLACES: usize = 5;
 
 impl Place {
@@ -56,12 +53,14 @@ impl Place {
     }
 }
 
-/// An entry's file while there may be better ones: its memory is used again then.
+/// An entry that may be added to the list. If it is not, its memory is reused for the next one.
 struct Candidate<'m> {
-    /// The file's path, then its text.
+    /// The path of the file, then its text.
     memory: &'m mut [u8],
     root: &'static str,
+    /// The length of the path.
     path: usize,
+    /// The length of the text.
     text: usize,
 }
 
@@ -80,12 +79,12 @@ impl<'m> Candidate<'m> {
     fn compare(&self, other: &Self) -> Ordering {
         match (self.parse(), other.parse()) {
             (Some(a), Some(b)) => bls::compare((&a.0, &a.1), (&b.0, &b.1)),
-            // There is none: its name was looked at before.
+            // Cannot happen: only names that can be parsed become candidates.
             _ => Ordering::Equal,
         }
     }
 
-    /// How well a pattern is for it; `None` where there is no pattern.
+    /// How well the entry matches a pattern; [`Fit::None`] without a pattern.
     fn fit(&self, pattern: Option<&[u8]>) -> Fit {
         let (path, _) = self.parts();
         let name = FileName::parse(last(path)).zip(pattern);
@@ -100,28 +99,29 @@ impl<'m> Candidate<'m> {
     }
 }
 
-/// A path's last component.
+/// The last component of a path.
 fn last(path: &[u8]) -> &[u8] {
     path.rsplit(|&byte| byte == b'/').next().unwrap_or(path)
 }
 
-/// The best entries so far, best first.
+/// The best entries found so far, best first.
 struct Sorted<'g, 'm> {
     list: Vec<Candidate<'m>, MAX_ENTRIES>,
-    /// How many there may be.
+    /// The largest allowed length of `list`.
     room: usize,
-    /// How many there were that are not among them.
+    /// The number of entries that did not fit.
     left_out: usize,
-    /// Which ones are asked for: no other is better.
+    /// The pattern of wanted entries, which come before all others.
     wanted: Option<&'g [u8]>,
-    /// Which one `loader.conf` puts first, and the best of these.
+    /// The pattern `default` of `loader.conf`.
     default: Option<&'m [u8]>,
+    /// The best entry that matches `default`.
     first: Option<Candidate<'m>>,
-    /// Memory for one more.
+    /// Memory for the next candidate.
     free: Option<&'m mut [u8]>,
-    /// A directory was seen that may have addons of an image beside it.
+    /// A directory that may hold addons for an image was found.
     has_addons: bool,
-    /// A name was seen whose ending is in lower case: FAT does not show them in upper case.
+    /// A name with a lower-case extension was found, so this file system does not show names in upper case.
     is_lower: bool,
 }
 
@@ -161,7 +161,7 @@ impl<'m> Sorted<'_, 'm> {
 
 impl<'m, B: Board> Search<'_, 'm, B> {
     pub(super) fn bls(&mut self, places: &[Place]) -> Result<(), Failed> {
-        // Looked up once, for the three that are in it.
+        // Each `loader` directory is opened once, for the three files and directories in it.
         let mut loaders: Vec<(Place, BoardDir<'m, B>), MAX_PLACES> = Vec::new();
         let mut default = None;
         for place in places {
@@ -172,7 +172,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
             let conf = self.loader_conf(&path, &loader)?;
             self.choices.timeout = self.choices.timeout.or(conf.timeout);
             default = default.or(conf.default.map(|name| (name, place)));
-            _ = loaders.push((*place, loader)); // There is room: a source has no more.
+            _ = loaders.push((*place, loader)); // It fits: see `MAX_PLACES`.
         }
         let mut sorted = Sorted {
             list: Vec::new(),
@@ -189,7 +189,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
             self.entries(place, loader, &mut sorted)?;
         }
         for place in places {
-            // It is the same where only the name of the other directory is in another case.
+            // Places that differ only in the case of `loader` have the same images.
             if place.loader == "loader" {
                 self.images(place, &mut sorted)?;
             }
@@ -198,17 +198,17 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         self.list_sorted(sorted, default)
     }
 
-    /// A directory of a place, if it is there.
+    /// Opens a directory of a place, if it exists.
     fn open_place(&mut self, place: &Place, name: &str) -> Result<Option<BoardDir<'m, B>>, Failed> {
         let path = place.path(name);
-        // The first source is asked for by its path.
+        // The first source is opened without a list of names.
         if self.choices.source > 0 && !self.may_be_at(&path)? {
             return Ok(None);
         }
         self.open_dir(&path)
     }
 
-    /// What a directory's `loader.conf` says, if it has one.
+    /// Reads the `loader.conf` in a directory, if it exists.
     fn loader_conf(
         &mut self,
         directory: &Path,
@@ -218,7 +218,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         Ok(LoaderConf::parse(text.unwrap_or_default()))
     }
 
-    /// The text of a file in an open directory, which need not be there.
+    /// Reads a text file in an open directory; it may not exist.
     fn file_in(
         &mut self,
         directory: &Path,
@@ -236,7 +236,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         self.text(&path, opened, MAX_FILE)
     }
 
-    /// Sorts the entries of type 1 in.
+    /// Adds the entries of type 1 to `sorted`.
     fn entries(
         &mut self,
         place: &Place,
@@ -260,7 +260,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         let (name, opened) = either::<B>(loader, "entries", "ENTRIES");
         let path = Path::join(&directory, name.as_bytes());
         let opened = match opened {
-            // It may be a link, which a directory does not follow.
+            // It may be a link: `Dir::open_dir` does not follow links.
             Err(Error::NotADirectory) => self.mount.open_dir(&*path),
             opened => opened,
         };
@@ -270,7 +270,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         }
     }
 
-    /// Sorts the unified kernel images in, which are entries of their own, of type 2.
+    /// Adds the unified kernel images, entries of type 2, to `sorted`.
     fn images(&mut self, place: &Place, sorted: &mut Sorted<'_, 'm>) -> Result<(), Failed> {
         let Some(efi) = self.open_place(place, "EFI")? else {
             return Ok(());
@@ -288,7 +288,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         }
     }
 
-    /// Sorts the entries of a directory in.
+    /// Adds the entries in a directory to `sorted`.
     fn candidates(
         &mut self,
         root: &'static str,
@@ -334,7 +334,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
             };
             let mut profiles = 1;
             let mut number = 0;
-            // An image without profiles is one.
+            // An image without profiles is a single entry.
             while number < profiles.min(MAX_ENTRIES as u32) {
                 let mut name = path.clone();
                 if number > 0 {
@@ -351,7 +351,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         Ok(())
     }
 
-    /// Sorts an entry in whose text is written by `read`, if it has one.
+    /// Adds an entry to `sorted`. `read` writes its text and returns the size, or `None` to skip the entry.
     fn candidate(
         &mut self,
         root: &'static str,
@@ -377,55 +377,21 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         Ok(())
     }
 
-    /// Writes the entry that a profile of a unified kernel image is: its size, unless that failed, and how many
-    /// profiles there are.
-    #[inline(never)] // So that the large frames of the boot flow do not add up.
+    /// Without the feature `uki`, images are listed but cannot be started.
+    #[cfg(not(feature = "uki"))]
     fn image(
         &self,
         path: &[u8],
-        file: &BoardFile<'m, B>,
-        profile: u32,
+        _: &crate::loader::shares::BoardFile<'m, B>,
+        _: u32,
         text: &mut [u8],
     ) -> Result<(Option<usize>, u32), Failed> {
-        let mut buffer = [0; image::HEAD_BYTES];
-        let all = Range::with_size(0, file.metadata().len());
-        let parts = file
-            .read_at(0, &mut buffer)
-            .and_then(|size| image_sections::<B>(file, all, profile, None, &mut buffer, size));
-        let uki = match parts.map(|parts| parts.and_then(Scan::finish)) {
-            Ok(Ok(uki)) => uki,
-            Ok(Err(error)) => {
-                failure(&self.mount.shown(path), &error);
-                return Ok((None, 0));
-            }
-            Err(error) => return self.report(path, error).map(|()| (None, 0)),
-        };
-        // What is told of the profile, then of the system.
-        let mut end = 0;
-        let mut section = |part: Option<Range>, limit: usize| {
-            let start = end;
-            let Some(part) = part else {
-                return Ok(start..start);
-            };
-            let room = (start + limit).min(buffer.len());
-            let size = part.size().min((room - start) as u64) as usize;
-            end += file.read_at(part.start, &mut buffer[start..start + size])?;
-            Ok(start..end)
-        };
-        let read = section(uki.profile, image::HEAD_BYTES / 4)
-            .and_then(|profile| Ok((profile, section(uki.os_release, image::HEAD_BYTES)?)));
-        match read {
-            Ok((told, release)) => {
-                let told = Profile::parse(profile, &buffer[told]);
-                let release = OsRelease::parse(&buffer[release]);
-                let size = release.write_entry(uki.architecture, told, &[path], text);
-                Ok((size, uki.profiles))
-            }
-            Err(error) => self.report(path, error).map(|()| (None, 0)),
-        }
+        use crate::boot::uki::{OsRelease, Profile};
+        let entry = OsRelease::default();
+        Ok((entry.write_entry(b"", Profile::default(), &[path], text), 1))
     }
 
-    /// Lists the entries, the one first that `loader.conf` wants.
+    /// Adds the entries to the list, starting with the default one of `loader.conf`.
     fn list_sorted(
         &mut self,
         sorted: Sorted<'_, 'm>,
@@ -441,11 +407,11 @@ impl<'m, B: Board> Search<'_, 'm, B> {
             let text = self.expanded(root, path, text)?;
             directory.get_or_insert(path);
             let id = FileName::parse(last(path)).map_or(path, |name| name.id);
-            // The path of an image in its entry is one from the share's root.
+            // In the entry of an image, its path is relative to the root of the share.
             let is_image = bls::is_image(path) || bls::profile(path).is_some();
             let root = if is_image { "/" } else { root };
             let alone = is_image && !sorted.has_addons;
-            self.push(id, path, Says::Bls { root, text, alone });
+            self.push(id, path, Content::Bls { root, text, alone });
         }
         if sorted.left_out > 0
             && let Some(path) = directory
@@ -472,7 +438,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         Ok(())
     }
 
-    /// The text of an entry with GRUB's variables expanded, if it has some.
+    /// The text of an entry, with GRUB's variables replaced by their values.
     fn expanded(
         &mut self,
         root: &'static str,
@@ -495,7 +461,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         Ok(out)
     }
 
-    /// GRUB's environment block, if there is one. It is read once for all entries of a file system.
+    /// GRUB's environment block, or an empty one. It is read once for all entries of a file system.
     fn grub_environment(&mut self, root: &'static str) -> Result<&'m [u8], Failed> {
         if let Some((of, block)) = self.environment
             && of == root
@@ -516,7 +482,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
     }
 }
 
-/// A directory in another, by the first of these names that is there.
+/// Opens a directory in another one, by `name` or, if that does not exist, by `upper`.
 fn either<'s, B: Board>(
     dir: &BoardDir<'s, B>,
     name: &'static str,

@@ -1,4 +1,4 @@
-//! Kernels by conventional names.
+//! Searches for kernels with conventional names.
 
 use super::{BOOT, ROOT, Search};
 use crate::{
@@ -9,19 +9,19 @@ use crate::{
     },
     loader::{
         Board, Failed,
-        choose::{Listed, Says},
-        entry::Path,
+        choices::{Content, Listed},
+        path::Path,
         shares::BoardDir,
     },
 };
 use core::cmp::Ordering;
 
-/// How many versions of modules are looked at for a kernel beside them.
+/// How many versions are tried in a directory of modules.
 const MAX_VERSIONS: usize = 16;
 
 impl<'m, B: Board> Search<'_, 'm, B> {
-    /// What is to be booted in the share's root or in `/boot`.
-    #[inline(never)] // So that the large frames of the boot flow do not add up.
+    /// Adds the kernel in the share's root or in `/boot` to the list.
+    #[inline(never)] // Keeps large stack frames from adding up; so does the other one in this file.
     pub(super) fn conventional(&mut self, directory: &'static str) -> Result<(), Failed> {
         let which = if directory == "/" { ROOT } else { BOOT };
         if which == BOOT && self.boot()?.is_none() {
@@ -37,18 +37,18 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         let kernel = self.keep(kernel)?;
         let initrd = names.initrd();
         let initrd = initrd.map(|name| self.keep(&name)).transpose()?;
-        let says = Says::Conventional {
+        let content = Content::Conventional {
             directory,
             kernel,
             initrd,
             cmdline: names.cmdline(),
         };
-        self.push(kernel, kernel, says);
+        self.push(kernel, kernel, content);
         Ok(())
     }
 
-    /// The newest kernel in a directory that has one of modules for each version.
-    #[inline(never)] // As above.
+    /// Adds the newest kernel in a directory of modules, with a subdirectory for each version, to the list.
+    #[inline(never)]
     pub(super) fn modules(&mut self, directory: &'static str) -> Result<(), Failed> {
         if !self.may_be_at(directory.as_bytes())? {
             return Ok(());
@@ -64,7 +64,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
             };
             let own = Path::join(directory, &older);
             let kernel = Path::join(&own, MODULES_KERNEL.as_bytes());
-            // `/lib` may be a link to `/usr/lib`.
+            // It may be in the list already: `/lib` may be a link to `/usr/lib`.
             let is_listed = |listed: &Listed<'m, B>| {
                 core::ptr::eq(listed.mount, self.mount) && *listed.choice.id == *older
             };
@@ -79,7 +79,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         Ok(())
     }
 
-    /// Lists the kernel of a version.
+    /// Adds the kernel of a version to the list, with its initrd.
     fn module(&mut self, version: &[u8], own: &Path, kernel: &Path) -> Result<(), Failed> {
         let mut initrd = None;
         for (place, name) in module_initrds(version) {
@@ -97,13 +97,13 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         }
         let id = self.keep(version)?;
         let kernel = self.keep(kernel)?;
-        let says = Says::Conventional {
+        let content = Content::Conventional {
             directory: "/",
             kernel,
             initrd,
             cmdline: None,
         };
-        self.push(id, kernel, says);
+        self.push(id, kernel, content);
         Ok(())
     }
 
@@ -113,7 +113,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
     }
 }
 
-/// The newest version in a directory, of those that are older than this one.
+/// The newest version in a directory; if `than` is given, the newest one older than that.
 fn newest<B: Board>(modules: &BoardDir<'_, B>, than: Option<&Name>) -> Result<Option<Name>, Error> {
     let order = |a: &[u8], b: &[u8]| version::compare(a, b).then_with(|| a.cmp(b));
     let mut best: Option<Name> = None;

@@ -1,19 +1,23 @@
-//! The search for boot entries in one share: where each kind of them may be.
+//! Searches the shares for boot entries.
 //!
-//! The first [`SOURCES`] are asked for by their paths, which takes most directories the fewest requests.
-//! For the others the share's root and `/boot` are listed once, and only what is in the lists is asked
-//! for.
+//! The first [`DIRECT`] of [`SOURCES`] are opened by their paths, which needs the fewest requests for most
+//! directories. For the others, the share's root and `/boot` are listed once, and only paths that may exist
+//! according to these lists are opened.
 
 mod bls;
 mod conventional;
 mod extlinux;
+#[cfg(feature = "uki")]
+mod images;
+#[cfg(feature = "extlinux")]
+mod labels;
 
 use super::{
     Board, Failed,
     arena::Arena,
-    choose::{Choice, Choices, Kind, Listed, Look, MAX_ENTRIES, Says},
+    choices::{Choice, Choices, Content, Kind, Listed, MAX_CONVENTIONAL, MAX_ENTRIES},
     console::{Text, failure},
-    shares::{BoardDir, BoardFile, Mount},
+    shares::{BoardDir, BoardFile, Mount, Shares},
 };
 use crate::{
     Error, FileType,
@@ -24,15 +28,15 @@ use crate::{
     },
 };
 
-/// Where entries are looked for.
+/// A place to search for entries.
 enum Source {
-    /// Those of the Boot Loader Specification, of all these places together.
+    /// Entries of the Boot Loader Specification; those of all these places are sorted together.
     Bls(&'static [bls::Place]),
-    /// An `extlinux.conf`: its directory, and names for it.
+    /// An `extlinux.conf`: its directory, and its possible names.
     Extlinux(&'static str, &'static [&'static str]),
-    /// Files with conventional names in a directory.
+    /// Files with conventional names in this directory.
     Conventional(&'static str),
-    /// The kernel of a package in a directory with one for each version.
+    /// Kernels of packages, in a subdirectory of this directory for each version.
     Modules(&'static str),
 }
 
@@ -46,18 +50,15 @@ impl Source {
     }
 }
 
-/// How many of [`SOURCES`] are asked for by their paths.
+/// How many of [`SOURCES`] are opened by their paths, without a list of names.
 const DIRECT: usize = 4;
-
-/// How many sources of conventional names there are, with an entry each.
-pub(super) const MAX_CONVENTIONAL: usize = 4;
 
 const SOURCES: [Source; DIRECT + 8 + MAX_CONVENTIONAL] = [
     Source::Bls(&[bls::Place::new("/", "loader")]),
     Source::Extlinux("/extlinux", &[extlinux::CONF]),
     Source::Extlinux("/boot/extlinux", &[extlinux::CONF]),
     Source::Extlinux("/", &[extlinux::CONF]),
-    // A system's root, with the boot loader's file systems in it. FAT may show names in upper case.
+    // The root of a system, with the boot loader's file systems below it. Names on FAT may be in upper case.
     Source::Bls(&[
         bls::Place::new("/", "LOADER"),
         bls::Place::new("/boot", "loader"),
@@ -78,7 +79,7 @@ const SOURCES: [Source; DIRECT + 8 + MAX_CONVENTIONAL] = [
     Source::Modules("/lib/modules"),
 ];
 
-/// Names at the share's root and in `/boot` that say whether there is something to look at.
+/// Names in the share's root and in `/boot` that decide which sources are searched.
 const NAMES: [&[u8]; 13] = [
     b"loader",
     b"LOADER",
@@ -95,46 +96,82 @@ const NAMES: [&[u8]; 13] = [
     b"lib",
 ];
 
-/// What a directory was seen to have.
+/// The relevant names in a directory.
 struct Names {
     /// A bit for each of [`NAMES`].
     found: u16,
     conventional: Conventional,
 }
 
-/// Looks through one share.
+/// What to search for.
+#[derive(Clone, Copy)]
+pub(super) struct Look<'a> {
+    /// A pattern that an entry has to match.
+    pub wanted: Option<&'a [u8]>,
+    /// Search also for entries of other kinds than the first one found.
+    pub fallback: bool,
+    /// Search all sources, not only up to the first one with a matching entry.
+    pub all: bool,
+}
+
+/// Continues the search where `choices` says that it has stopped, share by share, and adds the entries found.
+/// Their content is stored in `arena`.
+///
+/// A file that cannot be read is reported and skipped, and so is a share that was lost and cannot be resumed.
+#[inline(never)] // Keeps large stack frames from adding up; so do the others in this file.
+pub(super) fn gather<'m, B: Board>(
+    shares: &'m Shares<B>,
+    choices: &mut Choices<'m, B>,
+    look: Look<'_>,
+    arena: &mut Arena<'m>,
+) {
+    while let Some(mount) = shares.mounted.get(choices.share) {
+        // A share that was given up is not connected.
+        if mount.is_connected() {
+            match search(mount, choices, look, arena) {
+                Ok(true) => return,
+                Err(lost) if mount.again(lost).is_ok() => continue,
+                _ => {}
+            }
+        }
+        choices.share += 1;
+        choices.source = 0;
+    }
+}
+
+/// The search on one share.
 struct Search<'g, 'm, B: Board> {
     mount: &'m Mount<B>,
     arena: &'g mut Arena<'m>,
     choices: &'g mut Choices<'m, B>,
     look: Look<'g>,
-    /// Where the entries of the source start.
+    /// The number of entries in the list before those of the current source.
     first: usize,
-    /// Whether the source has a file of an entry, even if it can't be read.
+    /// Whether the current source has an entry file, even if it cannot be read.
     found: bool,
-    /// `/boot`, if there is one, once it was looked for.
+    /// `/boot`: `None` before it was opened, `Some(None)` if it does not exist.
     boot: Option<Option<BoardDir<'m, B>>>,
-    /// GRUB's environment block of the file system with this root, once it was wanted.
+    /// GRUB's environment block of the file system with this root, once it was read.
     environment: Option<(&'static str, &'m [u8])>,
-    /// What is in the share's root, and in `/boot`, once they were listed.
+    /// The names in the share's root and in `/boot`, once they were listed.
     names: [Option<Names>; 2],
 }
 
-/// Where the share's root is in [`Search::names`].
+/// The index of the share's root in [`Search::names`].
 const ROOT: usize = 0;
-/// Where `/boot` is.
+/// The index of `/boot` in [`Search::names`].
 const BOOT: usize = 1;
 
-/// Looks at the share's sources that are left; whether it has come as far as `look` says. It fails
-/// only when the share is lost or there is no memory.
-#[inline(never)] // So that the large frames of the boot flow do not add up.
-pub(super) fn run<'m, B: Board>(
+/// Searches the remaining sources of a share. Returns whether the search has ended, as `look` defines it. Fails
+/// only if the share is lost or there is no memory.
+#[inline(never)]
+fn search<'m, B: Board>(
     mount: &'m Mount<B>,
     choices: &mut Choices<'m, B>,
     mut look: Look<'_>,
     arena: &mut Arena<'m>,
 ) -> Result<bool, Failed> {
-    // The share's name may stand before that of the entry.
+    // The pattern may have the tag of the share as its prefix.
     look.wanted = look.wanted.map(|wanted| {
         let named = wanted.strip_prefix(mount.tag().as_bytes());
         named
@@ -181,7 +218,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
             let wanted = self.look.wanted;
             let matches = |own: &Listed<'_, B>| wanted.is_none_or(|w| own.fit(w) != Fit::None);
             let is_match = own.iter().any(matches);
-            // A menu waits as long as the file says that its entries are from.
+            // The timeout of the menu is that of the source of the first entry.
             if self.first > 0 || !is_match {
                 self.choices.timeout = timeout;
             }
@@ -195,22 +232,22 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         Ok(false)
     }
 
-    /// Lists an entry, if there is room.
-    fn push(&mut self, id: &'m [u8], file: &'m [u8], says: Says<'m>) {
-        let choice = Choice { id, file, says };
+    /// Adds an entry to the list if it is not full.
+    fn push(&mut self, id: &'m [u8], file: &'m [u8], content: Content<'m>) {
+        let choice = Choice { id, file, content };
         let mount = self.mount;
         _ = self.choices.list.push(Listed { mount, choice });
     }
 
-    /// How many more entries there may be, without conventional names.
+    /// How many more entries of entry files fit into the list.
     fn room(&self) -> usize {
         let conventional =
-            |listed: &&Listed<'m, B>| matches!(listed.choice.says, Says::Conventional { .. });
+            |listed: &&Listed<'m, B>| matches!(listed.choice.content, Content::Conventional { .. });
         let taken = self.choices.list.iter().filter(|l| !conventional(l));
         MAX_ENTRIES.saturating_sub(taken.count())
     }
 
-    /// `/boot`, if there is one.
+    /// The directory `/boot`, if it exists.
     fn boot(&mut self) -> Result<Option<&BoardDir<'m, B>>, Failed> {
         if self.boot.is_none() {
             let opened = self.mount.open_dir("/boot");
@@ -219,7 +256,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         Ok(self.boot.as_ref().and_then(Option::as_ref))
     }
 
-    /// What is there at `path`; an error that says anything else than that nothing is, is reported.
+    /// Converts the result of opening `path`: `None` if it does not exist. Any other error is reported.
     fn there<T>(&self, path: &[u8], opened: Result<T, Error>) -> Result<Option<T>, Failed> {
         match opened {
             Ok(opened) => Ok(Some(opened)),
@@ -227,14 +264,14 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         }
     }
 
-    /// A directory that need not be there.
+    /// Opens a directory that may not exist.
     fn open_dir(&mut self, path: &[u8]) -> Result<Option<BoardDir<'m, B>>, Failed> {
         let name = path.strip_prefix(b"/boot/");
         let opened = match name.filter(|name| !name.contains(&b'/')) {
             Some(name) => match self.boot()? {
                 None => return Ok(None),
                 Some(boot) => match boot.open_dir(name) {
-                    // It may be a link, which a directory does not follow.
+                    // It may be a link: `Dir::open_dir` does not follow links.
                     Err(Error::NotADirectory) => self.mount.open_dir(path),
                     opened => opened,
                 },
@@ -244,8 +281,8 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         self.there(path, opened)
     }
 
-    /// What was seen in the share's root or in `/boot`, which are listed for it; `None` if there is no
-    /// such directory, or it can't be listed.
+    /// The names in the share's root or in `/boot`, which is listed the first time; `None` if the directory does
+    /// not exist or cannot be listed.
     fn names(&mut self, which: usize) -> Result<Option<&Names>, Failed> {
         if self.names[which].is_none() {
             let mut names = Names {
@@ -272,7 +309,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         Ok(self.names[which].as_ref())
     }
 
-    /// Shows `each` what is in the share's root or in `/boot`; whether that could be listed.
+    /// Calls `each` for the entries of the share's root or of `/boot`. Returns whether it could be listed.
     fn list(
         &mut self,
         which: usize,
@@ -292,7 +329,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         Ok(self.there(path.as_bytes(), listed)?.is_some())
     }
 
-    /// Whether something may be at `path`, as far as the lists of the share's root and of `/boot` say.
+    /// Whether `path` may exist, according to the names in the share's root and in `/boot`.
     fn may_be_at(&mut self, path: &[u8]) -> Result<bool, Failed> {
         let mut parts = path
             .split(|&byte| byte == b'/')
@@ -307,7 +344,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         }
     }
 
-    /// Whether a directory's list has `name`; also if there is no list.
+    /// Whether a directory has the name `name`; also true if it cannot be listed.
     fn has(&mut self, which: usize, name: &[u8]) -> Result<bool, Failed> {
         if name.is_empty() {
             return Ok(true);
@@ -317,7 +354,8 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         Ok(names.is_none_or(|names| bit.is_none_or(|bit| names.found & 1 << bit != 0)))
     }
 
-    /// A file of a directory, which follows no links: where one is in the way, by its path.
+    /// Opens a file by its path if `opened`, the result of opening it in a directory, failed at a link:
+    /// `Dir::open_file` does not follow links.
     fn followed(
         &self,
         path: &[u8],
@@ -329,7 +367,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         }
     }
 
-    /// The text of a file that need not be there, of at most `limit` bytes.
+    /// Reads a text file of at most `limit` bytes that may not exist.
     fn text(
         &mut self,
         path: &[u8],
@@ -340,16 +378,16 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         let Some(file) = self.there(path, opened)? else {
             return Ok(None);
         };
-        // Some file systems do not say how long their files are.
+        // Some file systems do not report the size of their files.
         let size = file.metadata().len().clamp(4096, limit as u64) as usize;
-        // One more, to see whether it is longer.
+        // One byte more, to detect a longer file.
         let memory = self.take(size + 1)?;
         let size = self.read(path, Ok(file), memory)?;
         let memory: &'m [u8] = memory;
         Ok(size.map(|size| &memory[..size]))
     }
 
-    /// Reads a file; its size, unless that failed or it does not fit.
+    /// Reads a file and returns its size; `None` if that failed or the file does not fit.
     fn read(
         &self,
         path: &[u8],
@@ -364,7 +402,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
                 failure(&self.mount.shown(path), &error);
                 Ok(None)
             }
-            // The directory has it: it is a link that leads nowhere.
+            // The name exists in the directory, so it is a dangling link.
             Err(Error::NotFound) => {
                 failure(&self.mount.shown(path), &Error::NotFound);
                 Ok(None)
@@ -373,8 +411,8 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         }
     }
 
-    /// Reports an error of the file or directory at `path`, unless it is just not there. The search
-    /// goes on unless the share is lost.
+    /// Reports an error of the file or directory at `path`, unless it does not exist. Fails only if the share is
+    /// lost, which ends the search.
     fn report(&self, path: &[u8], error: Error) -> Result<(), Failed> {
         if !matches!(error, Error::NotFound | Error::NotADirectory) {
             failure(&self.mount.shown(path), &error);
@@ -386,7 +424,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
         }
     }
 
-    /// Memory, which is kept as long as the entries are.
+    /// Allocates memory that is kept as long as the entries.
     fn take(&mut self, size: usize) -> Result<&'m mut [u8], Failed> {
         let request = Request {
             side: Side::High,
@@ -408,7 +446,7 @@ impl<'m, B: Board> Search<'_, 'm, B> {
     }
 }
 
-/// Shows `each` what is in a directory.
+/// Calls `each` for the entries of a directory.
 fn list<B: Board>(
     dir: &BoardDir<'_, B>,
     each: &mut dyn FnMut(&[u8], Option<FileType>),
@@ -420,17 +458,17 @@ fn list<B: Board>(
     Ok(())
 }
 
-/// Whether a directory's entry may be a file, as far as the directory says.
+/// Whether a directory entry may be a file, according to its type.
 fn may_be_file(file_type: Option<FileType>) -> bool {
     matches!(file_type, None | Some(FileType::File | FileType::Symlink))
 }
 
-/// What a directory is called before a `/` and a name.
+/// The path of a directory without a trailing slash.
 fn before_slash(directory: &str) -> &str {
     directory.trim_end_matches('/')
 }
 
-/// Warns of entries that there was no room for.
+/// Warns of entries that do not fit into the list.
 fn warn_left_out(prefix: &dyn core::fmt::Display, path: &[u8], count: usize) {
     log::warn!(
         "{prefix}{} has more than {MAX_ENTRIES} entries: {count} of them are left out; \

@@ -1,5 +1,5 @@
-//! A machine for the boot flow that is made of ordinary memory: its share is a tree in memory, and its
-//! hand-off ends the run with what the kernel would have been given.
+//! A machine for the boot flow in ordinary memory: its share is a tree in memory, and its hand-off ends the run and
+//! keeps what the kernel would have been given.
 
 use bootshare::{
     boot::memory::{MemoryKind, MemoryMap, MemoryRegion, Range},
@@ -41,7 +41,7 @@ pub enum End {
 /// A finished boot.
 pub struct Boot {
     pub end: End,
-    /// What the console showed.
+    /// The output on the console.
     pub lines: Vec<String>,
     /// The requests by kind, without INIT and DESTROY.
     pub requests: BTreeMap<Opcode, usize>,
@@ -61,13 +61,13 @@ impl Boot {
         assert_eq!(found, None);
     }
 
-    /// What commands printed.
+    /// The output of commands.
     pub fn output(&self) -> Vec<&str> {
         let lines = self.lines.iter().map(String::as_str);
         lines.filter(|l| !l.starts_with("bootshare: ")).collect()
     }
 
-    /// What the kernel was told.
+    /// The kernel's command line.
     #[track_caller]
     pub fn told(&self) -> &str {
         match &self.end {
@@ -76,7 +76,7 @@ impl Boot {
         }
     }
 
-    /// What the root of the kernel's device tree is compatible with.
+    /// `compatible` of the root of the kernel's device tree.
     #[track_caller]
     pub fn compatible(&self) -> &str {
         match &self.end {
@@ -85,7 +85,7 @@ impl Boot {
         }
     }
 
-    /// What the kernel got as its initrd.
+    /// The content of the kernel's initrd.
     #[track_caller]
     pub fn initrd(&self) -> &[u8] {
         match &self.end {
@@ -98,7 +98,7 @@ impl Boot {
 /// Boots `trees`, each a share, on a machine of that architecture, with these options.
 #[track_caller]
 pub fn boot(architecture: Architecture, trees: &[Tree], options: &str) -> Boot {
-    // Log level, logger and the count of errors are those of the process.
+    // Log level, logger and the number of errors are global to the process.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let devices: Vec<_> = trees.iter().cloned().map(Device::new).collect();
@@ -121,7 +121,7 @@ pub fn boot(architecture: Architecture, trees: &[Tree], options: &str) -> Boot {
         clock: RealClock::default(),
     };
     let end = catch_unwind(AssertUnwindSafe(|| match architecture {
-        // SAFETY: the memory is nobody else's, and all of it is there.
+        // SAFETY: the memory was allocated above, and nothing else uses it.
         Architecture::X86_64 => unsafe { run(Machine::<true>::of(machine)) },
         // SAFETY: as above.
         Architecture::Aarch64 => unsafe { run(Machine::<false>::of(machine)) },
@@ -130,7 +130,7 @@ pub fn boot(architecture: Architecture, trees: &[Tree], options: &str) -> Boot {
         Ok(end) => *end,
         Err(panic) => resume_unwind(panic),
     };
-    // SAFETY: it came from there, and the boot flow is gone.
+    // SAFETY: it was allocated above with this layout, and the boot flow has ended.
     unsafe { dealloc(memory, layout) };
     let mut requests = BTreeMap::new();
     for device in &devices {
@@ -268,7 +268,7 @@ fn bytes<'m>(range: Range) -> &'m [u8] {
     unsafe { std::slice::from_raw_parts(start, range.size() as usize) }
 }
 
-/// What a zero page says (boot.rst and zero-page.rst).
+/// Reads a zero page (boot.rst and zero-page.rst).
 fn zero_page(page: &[u8]) -> End {
     let number = |low: usize, high: usize| {
         let half = |at: usize| u32::from_le_bytes(page[at..at + 4].try_into().unwrap());
@@ -287,7 +287,7 @@ fn zero_page(page: &[u8]) -> End {
     }
 }
 
-/// What `/chosen` of a device tree says.
+/// Reads `/chosen` of a device tree.
 fn chosen(blob: &[u8]) -> End {
     let tree = Fdt::new(blob).unwrap();
     let chosen = tree.find_node("/chosen").unwrap();
@@ -349,7 +349,7 @@ pub fn device_tree(compatible: &[&str]) -> Vec<u8> {
     blob
 }
 
-/// A kernel that is one by its header alone.
+/// A kernel that consists of a valid header only.
 pub fn kernel(architecture: Architecture) -> Vec<u8> {
     let mut kernel = vec![0; 4096];
     let mut put = |at: usize, bytes: &[u8]| kernel[at..at + bytes.len()].copy_from_slice(bytes);

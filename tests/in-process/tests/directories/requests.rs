@@ -1,5 +1,4 @@
-//! How many requests a boot takes, by how the directory is laid out: what is asked once too often
-//! shows here.
+//! The number of requests of a boot, by the layout of the directory: any superfluous request makes a test fail.
 
 use crate::{
     machine::{End, boot, kernel, uki},
@@ -8,7 +7,7 @@ use crate::{
 use bootshare::loader::Architecture::Aarch64;
 use bootshare_test_device::Tree;
 
-/// A boot takes so many, INIT and DESTROY apart.
+/// A boot takes this number of requests, without INIT and DESTROY.
 #[track_caller]
 fn takes(tree: Tree, expected: usize) {
     let boot = boot(Aarch64, &[tree], "");
@@ -32,7 +31,7 @@ fn of_conventional_names() {
         ],
         27,
     );
-    // What is in /boot is listed once, for entries and kernels.
+    // /boot is listed once, for entries and kernels.
     files_take(
         &[
             ("boot/vmlinuz-6.1", "KERNEL"),
@@ -41,7 +40,7 @@ fn of_conventional_names() {
         ],
         31,
     );
-    // The root of a Debian system: /boot is listed as well, for entries that might be there.
+    // The root of a Debian system: /boot is listed as well, because it might have entries.
     files_take(
         &[
             ("boot/vmlinuz-6.1", "KERNEL"),
@@ -63,7 +62,7 @@ fn of_boot_loader_specification_entries() {
         ("loader/entries/a.conf", entry),
     ];
     files_take(&files, 29);
-    // Whatever else is there is not looked at.
+    // Other files are not requested.
     let rest = [
         ("EFI/BOOT/BOOTAA64.EFI", "x"),
         ("loader/loader.conf", "default a\n"),
@@ -93,13 +92,15 @@ fn of_labels_of_extlinux_conf() {
 
 #[test]
 fn of_a_unified_kernel_image() {
-    // One of these asks for addons for all images. That none are beside it is seen in the listing.
+    // One of these looks for `/loader`, which may have addons for all images. That none are beside the image is seen
+    // in the listing.
     let image = || uki(Aarch64, &[(".linux", kernel(Aarch64))]);
     takes(Tree::new().file("EFI/Linux/a.efi", image()), 27);
-    // Else they are asked for in as many steps as the image.
+    // Otherwise they are looked up in as many steps as the image; in `/loader`, so are addons, credentials and
+    // extensions.
     let entry = "uki /EFI/a.efi\n";
     let named = Tree::new().file("loader/entries/a.conf", entry);
-    takes(named.file("EFI/a.efi", image()), 34);
+    takes(named.file("EFI/a.efi", image()), 36);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Directories as distributions and people make them, after public reports of what did not boot.
+//! Directories as distributions and users make them, based on public reports of boots that failed.
 //!
 //! Each is a table of files. The right entry has `good` on its command line, entries that must not be
 //! started have `wrong`.
@@ -27,7 +27,7 @@ fn run(files: Files, options: &str) -> Boot {
     boot(Aarch64, &[tree(Aarch64, files)], options)
 }
 
-/// Boots it: what the kernel is told, and the lines about what is started.
+/// Boots the directory; returns the kernel's command line, and the messages about what is started.
 #[track_caller]
 fn boots(files: Files, told: &str, entry: &str, starting: &str) -> Boot {
     let boot = run(files, "");
@@ -38,7 +38,7 @@ fn boots(files: Files, told: &str, entry: &str, starting: &str) -> Boot {
     boot
 }
 
-/// What `entries` prints.
+/// The output of the command `entries`.
 #[track_caller]
 fn list(files: Files) -> Vec<String> {
     let boot = run(files, "bootshare.cmd=entries");
@@ -326,7 +326,7 @@ fn files_that_are_included() {
         ["* ROOT-A: /extlinux/ROOT-A/vmlinuz from /extlinux/extlinux.conf"]
     );
 
-    // In the order of the lines, from the root too, and one that is not there is passed over.
+    // In the order of the lines, also with absolute paths; a missing file is skipped.
     files[0].1 = "LABEL first\nLINUX ROOT-A/vmlinuz\nMENU INCLUDE /more.conf tag\n\
         include missing.conf\nLABEL last\nLINUX ROOT-A/vmlinuz\n";
     files.push((
@@ -346,7 +346,7 @@ fn files_that_include_themselves_end() {
     let files = [("extlinux/extlinux.conf", text), ("linux", "KERNEL")];
     let boot = boots(&files, "good", "a of /extlinux/extlinux.conf", "/linux");
     boot.line("error: /extlinux/extlinux.conf: it includes too many files");
-    // As deep as SYSLINUX and U-Boot go, and no deeper.
+    // The same depth as SYSLINUX and U-Boot, and not one level more.
     for (deep, works) in [(15, true), (16, false)] {
         let mut files = vec![("linux".to_owned(), "KERNEL".to_owned())];
         for level in 0..=deep {
@@ -415,7 +415,7 @@ fn any_number_of_labels() {
         "warning: /extlinux/extlinux.conf has more than 64 entries: 936 of them are left out",
     );
 
-    // There is an end.
+    // A file larger than the limit is refused.
     let conf = conf + &"#".repeat(1 << 20);
     let files = [
         ("extlinux/extlinux.conf", conf.as_str()),
@@ -428,7 +428,7 @@ fn any_number_of_labels() {
 
 #[test]
 fn armbians_initrd_has_u_boots_header() {
-    // As mkimage makes it, -A arm64 -T ramdisk -C none, of "PLACEHOLDER INITRD\n".
+    // The output of mkimage -A arm64 -T ramdisk -C none for "PLACEHOLDER INITRD\n".
     let mut image = vec![0; 64];
     image[..4].copy_from_slice(&[0x27, 5, 0x19, 0x56]);
     image[4..8].copy_from_slice(&0xf885_5f8b_u32.to_be_bytes());
@@ -464,7 +464,7 @@ fn armbians_initrd_has_u_boots_header() {
     damaged.line("label Armbian: /uInitrd: it is damaged: the checksum of its content is wrong");
 }
 
-/// CRC-32 of a legacy image's header, with that of its content in it, and of its content.
+/// The CRC-32 of a legacy image's header, which includes that of its content, and of its content.
 fn checksums(image: &[u8]) -> (u32, u32) {
     let crc = |bytes: &[u8]| {
         !bytes.iter().fold(!0_u32, |crc, byte| {
@@ -799,12 +799,12 @@ fn an_image_with_a_thousand_device_trees() {
         "bootshare: /EFI/Linux/many.efi: its 1456 device trees for other machines (.dtbauto) are \
          not used",
     );
-    // One request for each that is not the one, three for that.
+    // One request for each tree that does not match, and three for the one that does.
     let ours = boot(Aarch64, &[image(Some(1000))], "");
     assert_eq!(ours.compatible(), "linux,dummy-virt\0acme,ours\0");
     ours.line("its 1000 device trees for other machines");
     assert!(ours.requests[&Opcode::Read] < 1100, "{:?}", ours.requests);
-    // No request for what this machine takes none of.
+    // No request for device trees on a machine that uses none.
     let sections = [
         (".linux", kernel(X86_64)),
         (".dtbauto", device_tree(&["linux,dummy-virt"])),
@@ -833,7 +833,7 @@ fn the_profiles_of_an_image() {
     let told = |tree: Tree, options: &str| boot(Aarch64, &[tree], options).told().to_owned();
     assert_eq!(told(tree(), ""), "main");
     assert_eq!(told(tree(), "bootshare.entry=demo.efi@1"), "reset=1");
-    // What a profile has not is the base's.
+    // Sections missing in the profile are taken from the base profile.
     assert_eq!(told(tree(), "bootshare.entry=demo.efi@2"), "base");
     let default = tree().file("loader/loader.conf", "default demo.efi@1\n");
     assert_eq!(told(default, ""), "reset=1");
@@ -884,7 +884,7 @@ fn an_image_in_another_one() {
             .file("EFI/kernel.efi", image);
         boot(X86_64, &[tree], "")
     };
-    // What is handed to an image comes before its own initrd, but for microcode.
+    // The initrds of the outer image come before that of the inner one, after all microcode.
     let told = |outer_line: &str, inner_line: &str| {
         let boot = run(outer(inner(inner_line), outer_line));
         assert_eq!(boot.initrd(), b"in-uoutuown out in  ");
@@ -895,21 +895,20 @@ fn an_image_in_another_one() {
     let deeper = run(outer(outer(inner("inner"), ""), ""));
     assert_eq!(deeper.end, End::Failed);
     deeper.line(
-        "/EFI/kernel.efi: more than 2 EFI programs are in one another; take the inner one out with \
-         objcopy",
+        "/EFI/kernel.efi: more than 2 EFI programs are nested; extract the inner one with objcopy",
     );
     let program = uki(X86_64, &[(".text", vec![0xc3])]);
     let none = run(outer(program, ""));
     assert_eq!(none.end, End::Failed);
     none.line(
-        "/EFI/kernel.efi: what its section .linux holds: it is an EFI program without a kernel",
+        "/EFI/kernel.efi: the image in its section .linux: it is an EFI program without a kernel",
     );
     let mut cut_off = inner("x");
     cut_off.pop();
-    run(outer(cut_off, "")).line("what its section .linux holds: it is cut off: ");
+    run(outer(cut_off, "")).line("the image in its section .linux: it is cut off: ");
 }
 
-/// An addon with these words.
+/// An addon with this command line.
 fn addon(words: &str) -> Vec<u8> {
     uki(Aarch64, &[(".cmdline", words.as_bytes().to_vec())])
 }
@@ -950,7 +949,11 @@ fn addons_of_an_image() {
             .file(own("40-other.addon.efi"), uki(Aarch64, &other))
             .file(own("50-text.addon.efi"), "text")
             .file(own(".hidden.addon.efi"), addon("wrong"))
+            .file(own("60-directory.addon.efi/file"), "text")
             .file(own("ssh.cred"), "secret")
+            .file(own("a.sysext.RAW"), "squashfs")
+            .file(format!("{esp}loader/credentials/b.cred"), "secret")
+            .file(format!("{esp}loader/extensions/c.confext.raw"), "squashfs")
             .file(format!("{esp}loader/addons/one.addon.efi"), addon("one"))
             .file(format!("{esp}loader/addons/README"), "")
     };
@@ -972,6 +975,10 @@ fn addons_of_an_image() {
                 "the addon is left out: its .uname is not that of",
             ),
             ("50-text", "the addon is left out: it is no EFI program"),
+            (
+                "60-directory",
+                "the addon is left out: it is a directory, a file is needed",
+            ),
         ] {
             let line = match what {
                 "" => format!("bootshare: addon {extra}{name}.addon.efi"),
@@ -979,16 +986,23 @@ fn addons_of_an_image() {
             };
             booted.line(&line);
         }
-        booted.line(&format!(
-            "bootshare: warning: {extra}ssh.cred: credentials and extensions are not used"
-        ));
+        for path in [
+            format!("{extra}ssh.cred"),
+            format!("{extra}a.sysext.RAW"),
+            format!("/{esp}loader/credentials"),
+            format!("/{esp}loader/extensions"),
+        ] {
+            booted.line(&format!(
+                "bootshare: warning: {path}: credentials and extensions are not used"
+            ));
+        }
         booted.line(&format!(
             "bootshare: addon /{esp}loader/addons/one.addon.efi"
         ));
         booted.lacks("hidden");
         booted.lacks("README");
     }
-    // What is asked for in an entry comes after them; its words take the place of the image's.
+    // Addons named by an entry come after the others; the entry's options replace the image's command line.
     let entry = "uki /EFI/Linux/demo+3-1.efi\nextra /EFI/b.addon.efi\nextra /EFI/a.addon.efi\n";
     let named = |options: &str| {
         let tree = tree("")
@@ -1021,7 +1035,7 @@ fn addons_are_for_the_outer_image_and_for_no_plain_kernel() {
     let extra = "extra /EFI/one.addon.efi\n";
     assert_eq!(with(inner, extra).told(), "inner one");
     assert_eq!(with(outer.clone(), "").told(), "inner");
-    // What it is handed takes the place of its own.
+    // The command line of an addon replaces that of the inner image.
     assert_eq!(with(outer, extra).told(), "one");
     let plain = with(kernel(Aarch64), extra);
     assert_eq!(plain.end, End::Failed);
@@ -1077,8 +1091,8 @@ fn an_image_of_lanzaboote_names_kernel_and_initrd() {
     assert_eq!(boot.end, End::Failed);
     boot.line(
         "/EFI/nixos/initrd-6.6.efi: its SHA-256 is \
-         ae448ac86c4e8e4dec645729708ef41873ae79c6dff84eff73360989487f08e5, not the one that \
-         /EFI/Linux/nixos-42.efi has: ",
+         ae448ac86c4e8e4dec645729708ef41873ae79c6dff84eff73360989487f08e5, but \
+         /EFI/Linux/nixos-42.efi has ",
     );
 }
 
@@ -1117,7 +1131,7 @@ fn the_newest_kernel_among_the_modules_is_taken() {
     let files = [
         ("usr/lib/modules/6.9.1/vmlinuz", "KERNEL"),
         ("usr/lib/modules/6.10.2/vmlinuz", "KERNEL"),
-        // Left behind by a package that was removed.
+        // Left over from a removed package.
         ("usr/lib/modules/6.11.0/modules.dep", ""),
         ("boot/initrd.img-6.9.1", "wrong"),
         ("boot/initrd.img-6.10.2", "initrd"),
@@ -1184,14 +1198,14 @@ fn no_kernel_by_its_name_where_there_are_entries() {
         assert_eq!(boot.end, End::Failed, "{path} {text}");
         boot.line(why);
         boot.line("bootshare.fallback=yes");
-        // Unless it is wanted, or asked for by its name.
+        // Unless it is allowed by an option, or chosen by name.
         let boot = run(&files, "bootshare.fallback=yes -- fallback");
         assert_eq!(boot.told(), "fallback");
         boot.line("bootshare: starting /vmlinuz");
         assert_eq!(run(&files, "bootshare.entry=vmlinuz -- x").told(), "x");
         assert_eq!(run(&files, "bootshare.entry=vmlinuz-6.1 -- x").told(), "x");
     }
-    // A directory for entries without one is none.
+    // A directory of entries without an entry file does not count.
     let files = [("loader/entries/README", ""), ("vmlinuz", "KERNEL")];
     assert!(matches!(run(&files, "").end, End::Started { .. }));
 }
@@ -1212,7 +1226,7 @@ fn an_entry_is_followed_by_one_of_its_own_kind() {
     assert_eq!(run(&labels, "").end, End::Failed);
     assert_eq!(run(&labels, "bootshare.fallback=yes").told(), "wrong");
     assert_eq!(run(&labels, "bootshare.entry=x").told(), "wrong");
-    // Also in the next share.
+    // The same holds for the next share.
     let shares = |second: Files| {
         let first = tree(Aarch64, &[("loader/entries/b.conf", "linux /missing\n")]);
         boot(Aarch64, &[first, tree(Aarch64, second)], "-- more")
@@ -1225,7 +1239,7 @@ fn an_entry_is_followed_by_one_of_its_own_kind() {
 
 #[test]
 fn a_menu_waits_as_long_as_the_file_says_that_its_entries_are_from() {
-    // A configuration without entries says nothing about those of another file.
+    // The timeout of a configuration without entries does not apply to entries of another file.
     let mut files = vec![
         ("linux", "KERNEL"),
         ("loader/loader.conf", "timeout 2\n"),
@@ -1262,7 +1276,7 @@ fn words_are_added_to_a_command_line_that_has_none_like_them() {
     let (line, added) = told("good\n", options);
     assert_eq!(line, format!("{} good", all.join(" ")));
     assert_eq!(added, all);
-    // A group stays away as a whole, also if the words are those of the firmware's own command line.
+    // A group is omitted as a whole, also if its key is on the firmware's own command line.
     assert_eq!(
         told("console=tty0 root=/dev/vda good\n", options),
         ("console=tty0 root=/dev/vda good".to_owned(), vec![])
@@ -1270,7 +1284,7 @@ fn words_are_added_to_a_command_line_that_has_none_like_them() {
     let (line, added) = told("good\n", &format!("{options} -- root=/dev/vda"));
     assert_eq!(line, "console=ttyS0 good root=/dev/vda");
     assert_eq!(added, ["console=ttyS0"]);
-    // Behind -- a word is init's.
+    // Words after -- are for init.
     let (line, _) = told("good -- console=x root=y\n", options);
     assert_eq!(line, format!("{} good -- console=x root=y", all.join(" ")));
 }

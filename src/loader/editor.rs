@@ -1,35 +1,38 @@
-//! A line that a person edits at a terminal, and the lines before it.
+//! A line editor with a history.
 //!
-//! Of the crates for this none would do: they wait for the terminal's word on where its cursor is
-//! (a script gives none), lack keys that people expect, or want a heap.
+//! The existing crates are not suitable: they ask the terminal for the position of its cursor (a script does not
+//! answer), lack common keys, or need a heap.
 
 use super::{
     Board,
     console::Console,
     keys::{self, Key},
-    shell::MAX_MORE,
 };
 use crate::hal::Clock;
 use core::{fmt::Write, time::Duration};
 
-/// Longest line in bytes: kernels take less.
+/// Longest line in bytes; kernels accept less.
 const MAX_LINE: usize = 4096;
-/// What is kept of the lines before, in bytes.
+/// Size of the history in bytes.
 const MAX_HISTORY: usize = 8192;
-/// Columns that every terminal has, but for the last, where some wrap.
+/// The usable columns: terminals have at least 80, and some wrap at the last one.
 const COLUMNS: usize = 79;
+/// Longest name to complete, in bytes.
+pub(super) const MAX_NAME: usize = 255;
+/// Longest completion in bytes: a name with each byte escaped as `\\xNN`, and the byte after it.
+pub(super) const MAX_COMPLETION: usize = 4 * MAX_NAME + 1;
 
-/// Whether `byte` goes on with a character that began before it, in UTF-8.
+/// Whether `byte` is a continuation byte of a UTF-8 character.
 const fn is_continuation(byte: u8) -> bool {
     byte & 0xc0 == 0x80
 }
 
-/// The characters of `text`, shown as one column each.
+/// The number of characters in `text`; each is assumed to be one column wide.
 fn columns(text: &[u8]) -> usize {
     text.iter().filter(|byte| !is_continuation(**byte)).count()
 }
 
-/// Text, and where in it the cursor is: never inside of a character.
+/// A text and the position of the cursor, which is never inside a character.
 struct Line {
     bytes: heapless::Vec<u8, MAX_LINE>,
     cursor: usize,
@@ -57,7 +60,7 @@ impl Line {
         self.insert(text);
     }
 
-    /// What does not fit is left out.
+    /// Inserts `text` at the cursor. Bytes that do not fit are dropped.
     fn insert(&mut self, text: &[u8]) {
         for byte in text {
             if self.bytes.insert(self.cursor, *byte).is_ok() {
@@ -66,14 +69,14 @@ impl Line {
         }
     }
 
-    /// How far it is to the character before the cursor.
+    /// The size in bytes of the character before the cursor.
     fn step_back(&self) -> usize {
         let before = self.before().iter();
         let start = before.rev().position(|byte| !is_continuation(*byte));
         start.map_or(self.cursor, |start| start + 1)
     }
 
-    /// How far it is to the character behind the one at the cursor.
+    /// The size in bytes of the character at the cursor.
     fn step(&self) -> usize {
         let after = self.after();
         let next = after
@@ -83,7 +86,7 @@ impl Line {
         next.map_or(after.len(), |next| next + 1)
     }
 
-    /// How far it is to the start of the word before the cursor.
+    /// The distance in bytes to the start of the word before the cursor.
     fn word(&self) -> usize {
         let before = self.before();
         let word = before.trim_ascii_end();
@@ -91,7 +94,7 @@ impl Line {
         before.len() - start.map_or(0, |start| start + 1)
     }
 
-    /// Removes `before` bytes before the cursor and `after` behind it.
+    /// Removes `before` bytes before the cursor and `after` bytes after it.
     fn remove(&mut self, before: usize, after: usize) {
         let (start, end) = (self.cursor - before, self.cursor + after);
         self.bytes.copy_within(end.., start);
@@ -99,7 +102,7 @@ impl Line {
         self.cursor = start;
     }
 
-    /// Does what `key` says, if it is about the line alone.
+    /// Applies `key` if it edits the line.
     fn press(&mut self, key: Key) {
         match key {
             Key::Byte(byte) => self.insert(&[byte]),
@@ -116,7 +119,7 @@ impl Line {
         }
     }
 
-    /// What is shown of it in `width` columns, and the cursor's column there.
+    /// The part of the text to show in `width` columns, and the column of the cursor in it.
     fn window(&self, width: usize) -> (&[u8], usize) {
         let column = columns(self.before());
         let first = (column + 1).saturating_sub(width);
@@ -128,13 +131,13 @@ impl Line {
     }
 }
 
-/// The lines before, each with a line end, the oldest first.
+/// Earlier lines, each with a line end, oldest first.
 struct History {
     bytes: heapless::Vec<u8, MAX_HISTORY>,
 }
 
 impl History {
-    /// The line so many before the current one, from 1 on.
+    /// The line `back` lines before the current one; the latest one is 1.
     fn line(&self, back: usize) -> Option<&[u8]> {
         let lines = self.bytes.strip_suffix(b"\n")?;
         lines
@@ -152,7 +155,7 @@ impl History {
             self.bytes.copy_within(oldest + 1.., 0);
             self.bytes.truncate(self.bytes.len() - (oldest + 1));
         }
-        // There is room, as was seen.
+        // They fit: see above.
         _ = self.bytes.extend_from_slice(line);
         _ = self.bytes.push(b'\n');
     }
@@ -170,11 +173,11 @@ pub(super) enum Ended {
     Idle,
 }
 
-/// What goes behind the text before the cursor when Tab is pressed. The second time in a row that it
-/// is nothing, what there is to choose from is to be shown.
-pub(super) type Complete<'c> = &'c mut dyn FnMut(&[u8], bool) -> heapless::Vec<u8, MAX_MORE>;
+/// Returns the text to insert at the cursor when Tab is pressed, given the text before the cursor. The flag asks
+/// to print the possible completions: it is set for a second Tab, after one that inserted nothing.
+pub(super) type Complete<'c> = &'c mut dyn FnMut(&[u8], bool) -> heapless::Vec<u8, MAX_COMPLETION>;
 
-/// The line that is edited, and those before it. Too large for the stack.
+/// The line editor. It is too large for the stack.
 pub(super) struct Editor {
     line: Line,
     draft: Line,
@@ -192,7 +195,7 @@ impl Editor {
         }
     }
 
-    /// What was entered.
+    /// The edited line.
     pub fn text(&self) -> &[u8] {
         &self.line.bytes
     }
@@ -205,12 +208,12 @@ impl Editor {
         self.line.insert(text);
     }
 
-    /// Adds what was entered to the lines before.
+    /// Adds the edited line to the history.
     pub fn remember(&mut self) {
         self.history.push(&self.line.bytes);
     }
 
-    /// Has the line edited until a key ends that, or none is pressed for as long as `idle`.
+    /// Lets the user edit the line until a key ends it, or no key is pressed for the time `idle`.
     pub fn edit<B: Board>(
         &mut self,
         clock: B::Clock,
@@ -218,13 +221,13 @@ impl Editor {
         idle: Option<Duration>,
         complete: Complete<'_>,
     ) -> Ended {
-        // How many lines before the newest are looked at.
+        // The position in the history; 0 is the line being edited.
         let mut back = 0;
-        // The key before was a Tab that had nothing to add.
+        // Whether the last key was a Tab that inserted nothing.
         let mut stuck = false;
         let ended = loop {
             let key = keys::poll::<B>(clock).or_else(|| {
-                // Only when all that was typed or pasted is in.
+                // Draw only after all typed or pasted bytes were read.
                 self.draw::<B>(prompt);
                 keys::wait::<B>(clock, idle.map(|idle| clock.now() + idle))
             });
@@ -251,7 +254,7 @@ impl Editor {
         ended
     }
 
-    /// Puts the line before, or behind, the one that is looked at in place of the line.
+    /// Replaces the line by the previous or next one of the history.
     fn look_back(&mut self, back: &mut usize, up: bool) {
         let to = if up {
             *back + 1
@@ -283,7 +286,7 @@ impl Editor {
             let shown = shown.filter(|text| !text.contains(char::is_control));
             _ = console.write_str(shown.unwrap_or("?"));
         }
-        // The rest of the terminal's line is erased.
+        // Erase the rest of the line and move to the column of the cursor.
         _ = write!(console, "\x1b[K\r\x1b[{}C", prompt.len() + column);
     }
 }

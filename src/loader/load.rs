@@ -1,10 +1,12 @@
-//! A boot entry: its files loaded into memory, ready for the hand-off.
+//! Loads the files of a boot entry into memory, ready for the hand-off.
 
 use super::{
     Board, Failed, HandOff,
-    arena::{Arena, Block, is_x86},
+    arena::{Arena, Block},
+    board::is_x86,
     console::Text,
-    fetch::{Wanted, WantedList, want},
+    path::Path,
+    payload::{DeviceTree, KERNEL, MAX_PARTS, PACKED, Payload, Prepared, Wanted, in_list, want},
     shares::{BoardFile, Mount},
 };
 use crate::{
@@ -13,7 +15,7 @@ use crate::{
         cmdline::{self, has_key_of},
         conventional,
         device_tree::{self, Chosen, Machine, Seeds},
-        entry::{Base, CommandLine, Entry, MAX_INITRDS, Place},
+        entry::{Base, CommandLine, Entry, Place},
         extlinux,
         image::{self, Kind},
         memory::{Range, Request, Side},
@@ -23,84 +25,19 @@ use crate::{
 use core::{
     ffi::CStr,
     fmt::{self, Write as _},
-    ops::Deref,
 };
 use heapless::{String, Vec};
 
-/// Longest command line that is read, in bytes; kernels take less.
-const MAX_CMDLINE: u64 = 64 << 10;
-/// Largest device tree file, in bytes: arm64 kernels map 2 MiB (booting.rst, "Setup the device
-/// tree").
+/// Longest command line to read, in bytes; kernels accept less.
+pub(super) const MAX_CMDLINE: u64 = 64 << 10;
+/// Largest device tree file in bytes: arm64 kernels map 2 MiB (booting.rst, "Setup the device tree").
 pub(super) const MAX_DEVICE_TREE: u64 = 2 << 20;
 const PAGE: u64 = 4096;
-/// What one is called in messages.
-const COMMAND_LINE: &str = "command line";
+/// The names of these files in messages.
+pub(super) const COMMAND_LINE: &str = "command line";
 pub(super) const DEVICE_TREE: &str = "device tree";
 
-/// A path from the share's root on. It is cut off where no share takes it any more, so that what
-/// is too long stays so.
-#[derive(Clone)]
-pub(super) struct Path(Vec<u8, 4096>);
-
-impl Path {
-    /// `name` in `directory`, unless it starts at the root itself.
-    pub fn join(directory: &(impl AsRef<[u8]> + ?Sized), name: &[u8]) -> Self {
-        Self::of_parts(directory.as_ref(), name)
-    }
-
-    /// A place where a file may be.
-    pub fn of(place: &Place<'_>) -> Self {
-        Self::join(place.directory, place.name)
-    }
-
-    /// Appends a number behind a mark.
-    pub fn push_number(&mut self, mark: u8, number: u32) {
-        let mut digits: String<11> = String::new();
-        _ = write!(digits, "{}{number}", char::from(mark)); // There is room.
-        let room = self.0.capacity() - self.0.len();
-        _ = self
-            .0
-            .extend_from_slice(&digits.as_bytes()[..digits.len().min(room)]);
-    }
-
-    #[inline(never)] // It is long, and wanted in many places.
-    fn of_parts(directory: &[u8], name: &[u8]) -> Self {
-        let directory = directory.strip_suffix(b"/").unwrap_or(directory);
-        let before: [&[u8]; 2] = match name {
-            [b'/', ..] => [b"", b""],
-            _ => [directory, b"/"],
-        };
-        let mut path = Vec::new();
-        for part in before.into_iter().chain([name]) {
-            let room = path.capacity() - path.len();
-            _ = path.extend_from_slice(&part[..part.len().min(room)]);
-        }
-        Self(path)
-    }
-}
-
-impl Deref for Path {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl AsRef<[u8]> for Path {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-/// Shown with its odd bytes escaped.
-impl fmt::Display for Path {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Text(&self.0).fmt(f)
-    }
-}
-
-/// Where a file was looked for as well.
+/// The other places where a file was not found, for an error message.
 struct Others<'a>(&'a [Place<'a>]);
 
 impl fmt::Display for Others<'_> {
@@ -113,120 +50,17 @@ impl fmt::Display for Others<'_> {
     }
 }
 
-/// The most initrds of a payload, and the most files: an entry's initrds, and one or two of an image.
-const MAX_PARTS: usize = MAX_INITRDS + 2;
-
-/// The open files of a payload: the kernel's, then those of the initrds, the first of which an image may name.
-pub(super) struct Files<'s, 'm, B: Board> {
-    /// Where each was found.
-    pub list: Vec<(Place<'m>, BoardFile<'s, B>), MAX_PARTS>,
-    /// What is read in place of the kernel's.
-    pub prepared: Option<Prepared<'s, B>>,
-}
-
-/// A kernel that the host has unpacked.
-pub(super) struct Prepared<'s, B: Board> {
-    /// Below the file that it was packed in.
-    name: String<64>,
-    file: BoardFile<'s, B>,
-}
-
-impl<'s, 'm, B: Board> Files<'s, 'm, B> {
-    /// The path of the file with this place in the list.
-    pub fn path(&self, index: usize) -> Path {
-        Path::of(&self.list[in_list(index)].0)
-    }
-
-    pub fn get(&self, index: usize) -> &BoardFile<'s, B> {
-        match &self.prepared {
-            Some(prepared) if index == KERNEL => &prepared.file,
-            _ => &self.list[in_list(index)].1,
-        }
-    }
-
-    /// Opens a file of a share again that was resumed.
-    pub fn resume(&mut self, index: usize) -> Result<(), Error> {
-        let path = self.path(index);
-        let file = &mut self.list[index].1;
-        file.resume(&path)?;
-        match &mut self.prepared {
-            Some(prepared) if index == KERNEL => {
-                let again = file.below(prepared.name.as_bytes())?;
-                if again.metadata() != prepared.file.metadata() {
-                    return Err(Error::Changed);
-                }
-                prepared.file = again;
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    pub fn count(&self) -> usize {
-        self.list.len()
-    }
-}
-
-/// A kernel and what goes with it, as found on the share, and what of it is to be read where.
-pub(super) struct Payload<'s, 'm, B: Board> {
-    pub files: Files<'s, 'm, B>,
-    /// The kernel's path.
-    pub path: Path,
-    /// Which part of its file the kernel is.
-    pub kernel: Range,
-    /// Its first bytes.
-    pub head: Vec<u8, { image::HEAD_BYTES }>,
-    /// The command line in a unified kernel image.
-    pub inner: &'m [u8],
-    /// The words of its addons.
-    pub addons: &'m [u8],
-    /// The device tree in one, and its file.
-    pub tree: Option<(Place<'m>, &'m [u8])>,
-    /// Which part of which file each initrd is.
-    pub initrds: Vec<(usize, Range), MAX_PARTS>,
-    /// How many of them come before the entry's own.
-    pub before: usize,
-    /// What is to be read, once all has its place.
-    pub wanted: WantedList<'m>,
-    /// What the entry has it told.
-    text: &'m [u8],
-    /// What the firmware's own command line adds to that.
-    more: &'m [u8],
-    device_tree: DeviceTree<'m>,
-}
-
-/// The kernel's place in the list of files.
-pub(super) const KERNEL: usize = 0;
-
-/// The same file, when what was packed in it is read in place of it.
-pub(super) const PACKED: usize = usize::MAX;
-
-/// Where in the list a file is.
-pub(super) const fn in_list(index: usize) -> usize {
-    if index == PACKED { KERNEL } else { index }
-}
-
-/// A device tree as it was found.
-#[derive(Clone, Copy)]
-enum DeviceTree<'m> {
-    /// The machine's, or none.
-    Machine,
-    /// The one in this file, in place of it.
-    File { place: Place<'m>, blob: &'m [u8] },
-}
-
 /// One attempt to load an entry.
 pub(super) struct Loader<'a, 'm, B: Board> {
     pub board: &'a B,
-    /// Where its files come from.
+    /// The share with the files.
     pub share: &'a Mount<B>,
-    /// Groups of words for payloads whose command line has none like them:
     /// [`Options::defaults`](crate::boot::options::Options::defaults).
     pub defaults: &'a [&'a [u8]],
-    /// What stands before the paths in its messages.
+    /// The prefix of paths in messages.
     pub name: &'a dyn fmt::Display,
     pub arena: Arena<'m>,
-    /// What the hand-off names as loaded.
+    /// [`HandOff::loaded`].
     pub loaded: Vec<Range, 24>,
 }
 
@@ -248,20 +82,20 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         }
     }
 
-    /// Reports `error` of the file at `path`.
+    /// Reports an error of the file at `path`.
     pub fn failed(&self, path: &[u8], error: impl fmt::Display) -> Failed {
         self.report_failed(path, &error)
     }
 
-    #[inline(never)] // Small code: it is called from many places.
+    #[inline(never)] // Called from many places.
     fn report_failed(&self, path: &[u8], error: &dyn fmt::Display) -> Failed {
         log::error!("{}{}: {error}", self.name, Text(path));
         Failed
     }
 
-    /// Loads `entry`, which is told `edited` in place of its own words, if that is there, and `more`
-    /// words as well. `loaded` gets the kernel's path.
-    #[inline(never)] // So that the large frames of the boot flow do not add up.
+    /// Loads `entry` with `edited`, if given, as its command line, and appends `more`. Calls `loaded` with the
+    /// kernel's path.
+    #[inline(never)] // Keeps large stack frames from adding up; so do the others in this file.
     pub fn load(
         mut self,
         entry: &Entry<'m>,
@@ -276,7 +110,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         })
     }
 
-    #[inline(never)] // As above.
+    #[inline(never)]
     fn load_payload(
         &mut self,
         entry: &Entry<'m>,
@@ -285,7 +119,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         payload: &mut Payload<'a, 'm, B>,
     ) -> Result<HandOff, Failed> {
         let kind = self.find_kernel(entry, payload)?;
-        // Before anything large is loaded in vain.
+        // Fail early, before anything large is loaded.
         self.find_initrds(entry, payload)?;
         payload.text = match edited {
             Some(text) => text,
@@ -299,8 +133,9 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(hand_off)
     }
 
-    /// What `entry` has its kernel told.
-    #[inline(never)] // As above.
+    /// The command line of `entry`.
+    #[cfg(feature = "shell")]
+    #[inline(never)]
     pub fn words(mut self, entry: &Entry<'m>) -> Result<&'m [u8], Failed> {
         self.with_payload(entry, |loader, payload| {
             loader.find_kernel(entry, payload)?;
@@ -308,7 +143,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         })
     }
 
-    /// Does something with a payload of which nothing was found yet, and closes its files.
+    /// Calls `act` with a new payload, and closes its files afterwards.
     fn with_payload<R>(
         &mut self,
         entry: &Entry<'m>,
@@ -316,57 +151,59 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     ) -> Result<R, Failed> {
         let payload = self.payload(entry)?;
         let result = act(self, payload);
-        // What the arena keeps is never dropped.
+        // The payload itself is in the arena, which never drops it.
         payload.files.prepared = None;
         payload.files.list.clear();
         result
     }
 
-    /// Nothing yet, in memory of the arena: it is too large for the stack.
-    #[inline(never)] // So that it is there for a moment only.
+    /// A new payload in memory of the arena, since it is too large for the stack.
+    #[inline(never)] // It is on the stack only during this call.
     fn payload(&mut self, entry: &Entry<'m>) -> Result<&'m mut Payload<'a, 'm, B>, Failed> {
-        let payload = Payload {
-            files: Files {
-                list: Vec::new(),
-                prepared: None,
-            },
-            path: Path::join("", b""),
-            kernel: Range::with_size(0, 0),
-            head: Vec::new(),
-            inner: b"",
-            addons: b"",
-            tree: None,
-            initrds: Vec::new(),
-            before: 0,
-            wanted: Vec::new(),
-            text: b"",
-            more: b"",
-            device_tree: DeviceTree::Machine,
-        };
-        let kept = self.arena.keep("list of files", payload);
+        let kept = self.arena.keep("list of files", Payload::new());
         kept.map_err(|e| self.failed(entry.kernel, e))
     }
 
-    /// Where the kernel is: its file, or the part of it that a unified kernel image has it in; what
-    /// it is.
-    #[inline(never)] // As above.
+    /// Finds the kernel, in a file of its own or in a unified kernel image; returns its kind.
+    #[inline(never)]
     fn find_kernel(
         &mut self,
         entry: &Entry<'m>,
         payload: &mut Payload<'a, 'm, B>,
     ) -> Result<Kind, Failed> {
-        let size = self.add_file(&entry.base, entry.kernel, payload)?;
-        payload.path = payload.files.path(KERNEL);
-        payload.kernel = Range::with_size(0, size);
+        let (place, file) = self.open(&entry.base, entry.kernel)?;
+        payload.path = Path::of(&place);
+        payload.kernel = Range::with_size(0, file.metadata().len());
+        self.add_file(place, file, payload)?;
         let kind = self.kind(payload)?;
         self.open_images(entry, kind, payload)
     }
 
-    /// Takes the kernel as the host has unpacked it, if it has; what it is then.
+    /// Without the feature `uki`, EFI programs are refused.
+    #[cfg(not(feature = "uki"))]
+    fn open_images(
+        &self,
+        _: &Entry<'m>,
+        kind: Kind,
+        payload: &Payload<'a, 'm, B>,
+    ) -> Result<Kind, Failed> {
+        match kind {
+            Kind::Efi { .. } => Err(self.unsupported(kind, &payload.path)),
+            kind => Ok(kind),
+        }
+    }
+
+    /// The error for a kind of kernel that this build of the firmware does not support.
+    pub fn unsupported(&self, kind: Kind, path: &[u8]) -> Failed {
+        let what = format_args!("it is {kind}, and this firmware was built without support for it");
+        self.failed(path, what)
+    }
+
+    /// Replaces the kernel by the one that the host has decompressed, if there is one; returns its kind.
     ///
-    /// Not for a kernel that is told what the program around it would heed: where it shall not lie, and
-    /// with how many levels of page tables.
-    #[inline(never)] // As above.
+    /// The words `nokaslr` and `no5lvl` are meant for the decompressor in a bzImage. If one of them is on the
+    /// command line, the decompressor is kept.
+    #[inline(never)]
     fn find_prepared(&self, kind: Kind, payload: &mut Payload<'a, 'm, B>) -> Result<Kind, Failed> {
         let is_told = |word: &[u8]| {
             let parts = [payload.text, payload.more].into_iter();
@@ -378,7 +215,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         }
         let Range { start, .. } = payload.kernel;
         let mut name = String::new();
-        // There is room for two numbers.
+        // It fits: a number has at most 20 digits.
         _ = write!(
             name,
             ".bootshare-prepared-{start}-{}",
@@ -387,12 +224,12 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         let file = match payload.files.get(KERNEL).below(name.as_bytes()) {
             Ok(file) => file,
             Err(Error::Disconnected) => return Err(self.failed(&payload.path, Error::Disconnected)),
-            // The server has said why, or is another one.
+            // The server has reported the reason, or does not have this feature.
             Err(_) => return Ok(kind),
         };
         payload.kernel = Range::with_size(0, file.metadata().len());
         payload.files.prepared = Some(Prepared { name, file });
-        // What else is in a unified kernel image.
+        // The initrds of a unified kernel image are still read from the original file.
         for (file, _) in &mut payload.initrds {
             if *file == KERNEL {
                 *file = PACKED;
@@ -401,8 +238,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         self.kind(payload)
     }
 
-    /// Opens a file of an entry, where the first of its places has it.
-    #[inline(never)] // As above.
+    /// Opens a file of an entry at the first of its places where it exists.
+    #[inline(never)]
     pub fn open(
         &self,
         base: &Base<'m>,
@@ -430,25 +267,33 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Err(self.failed(first, format_args!("{why}{others}")))
     }
 
-    /// Opens another file of the payload; its size.
-    fn add_file(
+    /// Adds an open file to the payload; returns its index.
+    pub fn add_file(
         &self,
-        base: &Base<'m>,
-        name: &'m [u8],
+        place: Place<'m>,
+        file: BoardFile<'a, B>,
         payload: &mut Payload<'a, 'm, B>,
-    ) -> Result<u64, Failed> {
-        let (place, file) = self.open(base, name)?;
-        let size = file.metadata().len();
-        // There is room for the kernel and as many initrds as an entry has.
-        _ = payload.files.list.push((place, file));
-        Ok(size)
+    ) -> Result<usize, Failed> {
+        let index = payload.files.count();
+        match payload.files.list.push((place, file)) {
+            Ok(()) => Ok(index),
+            Err(_) => Err(self.too_many_parts(&payload.path)),
+        }
     }
 
-    /// What the kernel is, by its first bytes, if this machine can start it.
+    fn too_many_parts(&self, path: &[u8]) -> Failed {
+        let what = format_args!(
+            "there are more than {MAX_PARTS} initrds with those of its image; put some of them into \
+             one file"
+        );
+        self.failed(path, what)
+    }
+
+    /// Detects the kind of the kernel by its first bytes, and checks that this machine can start it.
     pub fn kind(&self, payload: &mut Payload<'_, 'm, B>) -> Result<Kind, Failed> {
         let size = payload.kernel.size();
         let wanted = size.min(image::HEAD_BYTES as u64) as usize;
-        _ = payload.head.resize_default(wanted); // It has room.
+        _ = payload.head.resize_default(wanted); // At most its capacity.
         let file = payload.files.get(KERNEL);
         let read = file.read_at(payload.kernel.start, &mut payload.head);
         let read = read.map_err(|e| self.failed(&payload.path, e))?;
@@ -459,7 +304,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(kind)
     }
 
-    #[inline(never)] // As above.
+    #[inline(never)]
     pub fn place(&mut self, path: &[u8], request: &Request) -> Result<Block<'m>, Failed> {
         let placed = self.arena.take(request);
         let block = placed.map_err(|e| self.failed(path, e))?;
@@ -469,12 +314,12 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     }
 
     pub fn add_loaded(&mut self, start: u64, size: u64) {
-        // At most an image, or the segments of one, the initrds as one, and what tells of them.
+        // It fits: an image or the segments of a program, and the device tree.
         _ = self.loaded.push(Range::with_size(start, size));
     }
 
-    /// Finds the entry's initrds. Those of a unified kernel image come after them, but for microcode.
-    #[inline(never)] // As above.
+    /// Opens the entry's initrds. They come before those of a unified kernel image, but after its microcode.
+    #[inline(never)]
     fn find_initrds(
         &self,
         entry: &Entry<'m>,
@@ -487,38 +332,30 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
                 let what = "it is empty; put an initramfs there or remove it";
                 return Err(self.failed(&Path::of(&place), what));
             }
-            let index = payload.files.count();
-            let is_full = payload.files.list.push((place, file)).is_err();
+            let index = self.add_file(place, file, payload)?;
             let at = payload.before;
             payload.before += 1;
-            self.add_initrd(payload, at, (index, all), is_full)?;
+            self.add_initrd(payload, at, (index, all))?;
         }
         Ok(())
     }
 
-    /// Puts this part of that file before the other initrds from there on.
+    /// Inserts an initrd, a part of a file, at the position `at`.
     pub fn add_initrd(
         &self,
         payload: &mut Payload<'_, 'm, B>,
         at: usize,
         part: (usize, Range),
-        is_full: bool,
     ) -> Result<(), Failed> {
-        if is_full || payload.initrds.insert(at, part).is_err() {
-            let what = format_args!(
-                "there are more than {MAX_PARTS} initrds with those of its image; put some of them \
-                 into one file"
-            );
-            return Err(self.failed(&payload.path, what));
-        }
-        Ok(())
+        let inserted = payload.initrds.insert(at, part);
+        inserted.map_err(|_| self.too_many_parts(&payload.path))
     }
 
-    /// Finds a place for the initrds, if there are any, as high as they may lie from `min` up to
-    /// `max`, and wants them there.
+    /// Allocates memory for the initrds, if any, as high as possible between `min` and `max`, and registers
+    /// them to be read.
     ///
-    /// They lie one behind the other, each start aligned to 4 bytes with zeros before it, as the
-    /// kernel wants a sequence of archives (buffer-format.rst).
+    /// They are placed one after the other. The start of each is aligned to 4 bytes, with zeros as padding, as
+    /// the kernel requires for a sequence of archives (buffer-format.rst).
     pub fn place_initrds(
         &mut self,
         payload: &mut Payload<'_, 'm, B>,
@@ -546,7 +383,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         for (file, part) in &payload.initrds {
             let (bytes, after) = rest.split_at_mut(part.size() as usize);
             want(&mut payload.wanted, *file, part.start, bytes);
-            // There is no padding behind the last one.
+            // There is no padding after the last one.
             let padding = after.len().min((part.size().wrapping_neg() % 4) as usize);
             let (padding, after) = after.split_at_mut(padding);
             padding.fill(0);
@@ -555,8 +392,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(Some(block.range))
     }
 
-    /// Takes U-Boot's header off the initrds that have one. Zeros take its place: the kernel skips them
-    /// between archives.
+    /// Checks U-Boot's header of initrds that have one, and overwrites it with zeros, which the kernel skips.
     fn unwrap_initrds(&self, payload: &mut Payload<'_, 'm, B>) -> Result<(), Failed> {
         let Payload { wanted, files, .. } = payload;
         for Wanted { file, bytes, .. } in wanted {
@@ -569,8 +405,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(())
     }
 
-    /// What the entry has the kernel told: its own words, else those in a unified kernel image, and those
-    /// of addons.
+    /// The command line: that of the entry, or if it has none that of the unified kernel image, followed by
+    /// those of addons.
     fn command_line_text(
         &mut self,
         entry: &Entry<'m>,
@@ -607,19 +443,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         self.join_two(path, own, payload.addons)
     }
 
-    /// The command line in a unified kernel image.
-    pub fn inner_command_line(
-        &mut self,
-        path: &[u8],
-        image: &BoardFile<'_, B>,
-        part: Range,
-    ) -> Result<&'m [u8], Failed> {
-        let text = self.small_part(path, image, part, COMMAND_LINE, MAX_CMDLINE)?;
-        // The section may end in NULs.
-        Ok(text.split(|&byte| byte == 0).next().unwrap_or_default())
-    }
-
-    /// Both lines with a space between them, unless one is empty.
+    /// Joins two lines by a space, unless one of them is empty.
     pub fn join_two(
         &mut self,
         path: &[u8],
@@ -632,7 +456,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         }
     }
 
-    /// The lines with a space behind each.
+    /// Joins lines, each followed by a space.
     fn join<'l>(
         &mut self,
         path: &[u8],
@@ -640,7 +464,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     ) -> Result<&'m mut [u8], Failed> {
         let size = lines.clone().map(|line| line.len() as u64 + 1).sum();
         let request = Request {
-            side: Side::High, // Out of the kernel's way.
+            side: Side::High, // Away from the kernel.
             ..Request::new("command line", size)
         };
         let text = self.place(path, &request)?.bytes;
@@ -653,8 +477,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(text)
     }
 
-    /// All of a file of at most `limit` bytes.
-    #[inline(never)] // As above.
+    /// Reads a file of at most `limit` bytes.
+    #[inline(never)]
     fn small_file(
         &mut self,
         base: &Base<'m>,
@@ -668,7 +492,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok((place, bytes))
     }
 
-    /// A part of a file, of at most `limit` bytes.
+    /// Reads a part of a file, of at most `limit` bytes.
     pub fn small_part(
         &mut self,
         path: &[u8],
@@ -686,7 +510,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         }
         let request = Request {
             align: device_tree::ALIGNMENT,
-            side: Side::High, // Out of the kernel's way.
+            side: Side::High, // Away from the kernel.
             ..Request::new(what, size)
         };
         let block = self.place(path, &request)?;
@@ -696,7 +520,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(bytes)
     }
 
-    /// The kernel's command line, and where it lies: somewhere `within`.
+    /// Builds the kernel's command line in memory `within` a range; returns it and its addresses.
     pub fn command_line(
         &mut self,
         payload: &Payload<'_, 'm, B>,
@@ -704,7 +528,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         within: Range,
     ) -> Result<(&'m CStr, Range), Failed> {
         let kernel = &payload.path;
-        // A kernel may claim to take any length.
+        // The header of a kernel may state any limit.
         let limit = limit.min(MAX_CMDLINE as usize);
         let request = Request {
             align: PAGE,
@@ -738,7 +562,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok((line, block.range))
     }
 
-    /// The device tree for the kernel, as it was found. What it reserves is kept free from here on.
+    /// Finds the device tree for the kernel. The memory that it reserves is kept free from here on.
     fn find_device_tree(
         &mut self,
         entry: &Entry<'m>,
@@ -754,7 +578,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
                 (place, blob)
             }
             (None, Some(found)) => found,
-            // The board keeps free what the machine's own reserves.
+            // The board keeps the memory free that the machine's own tree reserves.
             (None, None) => return Ok(DeviceTree::Machine),
         };
         let path = Path::of(&place);
@@ -771,7 +595,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         Ok(DeviceTree::File { place, blob })
     }
 
-    /// A copy of the device tree, for the kernel, in that window if there is one; its address.
+    /// Writes a copy of the device tree for the kernel, within `window` if given; returns its address.
     pub fn device_tree(
         &mut self,
         payload: &Payload<'_, 'm, B>,
@@ -790,7 +614,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         let (path, blob, machine) = match payload.device_tree {
             DeviceTree::Machine => (None, own.ok_or_else(missing)?, None),
             DeviceTree::File { place, blob } => {
-                // The board has read its own tree before: it is a well-formed one.
+                // The machine's own tree is well-formed: the board has parsed it.
                 let seeds = own.and_then(|own| Seeds::of(own).ok()).unwrap_or_default();
                 let memory = self.board.memory_map();
                 (
@@ -812,7 +636,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
                 align: device_tree::ALIGNMENT,
                 ..Request::new("device tree", size as u64)
             },
-            // So aligned it does not cross a larger power of two.
+            // With this alignment it does not cross a multiple of any larger power of two.
             Some(window) => Request {
                 align: (size as u64).next_power_of_two(),
                 min: window.start,
@@ -824,28 +648,5 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         device_tree::update(blob, chosen, block.bytes).map_err(|e| self.failed(name, e))?;
         _ = self.loaded.push(block.range);
         Ok(block.range.start)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Path;
-
-    #[test]
-    fn paths_start_at_their_directory_or_at_the_root() {
-        let cases: [(&str, &[u8], &[u8]); 6] = [
-            ("/", b"k", b"/k"),
-            ("/", b"/k", b"/k"),
-            ("/boot", b"k", b"/boot/k"),
-            ("/boot", b"/k", b"/k"),
-            ("/boot/extlinux", b"../k", b"/boot/extlinux/../k"),
-            ("/boot", b"", b"/boot/"),
-        ];
-        for (directory, name, path) in cases {
-            assert_eq!(*Path::join(directory, name), *path);
-        }
-        // No share takes 4096 bytes.
-        assert_eq!(Path::join("/boot", &[b'x'; 5000]).len(), 4096);
-        assert_eq!(Path::join("/boot", &[b'/'; 5000]).len(), 4096);
     }
 }

@@ -3,22 +3,28 @@
 use super::{
     Board, End, Failed, HandOff,
     arena::Arena,
-    boot::Flow,
     console::{Console, Speed, Text, failure},
+    digest::DigestText,
+    flow::Flow,
     names::{ListError, Names},
     output::{Date, Output, type_name},
-    shares::Mount,
-    shell::Typed,
+    shares::{Mount, for_each_piece},
     walk::walk,
 };
-use crate::{boot::commands::Commands, hal::Clock};
+use crate::{
+    boot::{commands::Commands, text::as_str},
+    hal::Clock,
+};
 use core::{fmt::Write, ops::ControlFlow};
+use heapless::Vec;
 
 /// Longest command in bytes.
 pub(super) const MAX_COMMAND: usize = 4096;
-/// The most scratch memory that is used, in bytes.
+/// Longest text that `linux` and `initrd` can build, in bytes.
+const MAX_TYPED: usize = 16 << 10;
+/// Most memory for names and file data, in bytes.
 const MAX_SCRATCH: u64 = 256 << 20;
-/// Bytes of a file that are read at a time.
+/// Size in bytes of the buffer through which files are read.
 const FILE_BUFFER: usize = 4 << 20;
 
 const HELP: &str = "\
@@ -40,14 +46,56 @@ stat PATH          what a file is
 walk [PATH]        every file below a directory: TYPE SIZE SHA256 PATH
 ";
 
-/// The commands' names.
+/// The names of the commands.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     HELP.lines().filter_map(|line| line.split(' ').next())
 }
 
-/// Runs the commands in `line`, all of them; whether they succeeded. Breaks off where the machine
-/// is to go on with something else, or with nothing by `exit`.
-#[inline(never)] // So that the large frames of the boot flow do not add up.
+/// The boot entry that `linux` and `initrd` build.
+pub(super) struct Typed {
+    /// The index of the mounted share with its files.
+    share: usize,
+    /// The entry, in the syntax of the Boot Loader Specification.
+    text: Vec<u8, MAX_TYPED>,
+}
+
+impl Typed {
+    pub const fn new() -> Self {
+        Self {
+            share: 0,
+            text: Vec::new(),
+        }
+    }
+
+    /// Adds a line. Fails if it does not fit, or if a word contains a line end.
+    fn push(&mut self, key: &str, words: &[&[u8]]) -> Result<(), Failed> {
+        let before = self.text.len();
+        let mut add = |part: &[u8]| {
+            let is_line = !part.contains(&b'\n');
+            is_line && self.text.extend_from_slice(part).is_ok()
+        };
+        let mut ok = add(key.as_bytes());
+        for word in words {
+            // The kernel needs quotes around a word with a space.
+            let quote: &[u8] = if word.contains(&b' ') && key == "options" {
+                b"\""
+            } else {
+                b""
+            };
+            ok = ok && add(b" ") && add(quote) && add(word) && add(quote);
+        }
+        if ok && self.text.push(b'\n').is_ok() {
+            return Ok(());
+        }
+        self.text.truncate(before);
+        log::error!("{key}: it is too long, or has a line end in it");
+        Err(Failed)
+    }
+}
+
+/// Runs all commands in `line`; returns whether all succeeded. Breaks with the end of the firmware, or with
+/// `None` for the command `exit`.
+#[inline(never)] // Keeps large stack frames from adding up; so do the others in this file.
 pub(super) fn run<B: Board>(
     flow: &Flow<'_, B>,
     line: &[u8],
@@ -67,24 +115,27 @@ pub(super) fn run<B: Board>(
             }
         };
         let arena = &mut arena.rest();
-        ok &= match &words[..] {
-            [b"boot"] if !typed.text.is_empty() => start(flow.typed(typed, arena))?,
-            [b"boot"] => start(flow.chosen(None, arena))?,
-            [b"boot", entry] => start(flow.chosen(Some(entry), arena))?,
-            [b"linux", path, arguments @ ..] => linux(flow, typed, path, arguments),
-            [b"initrd", path] => initrd(flow, typed, path),
-            [b"reboot"] => return ControlFlow::Break(Some(End::Reset)),
-            [b"poweroff"] => return ControlFlow::Break(Some(End::PowerOff)),
-            [b"exit"] => return ControlFlow::Break(None),
-            [b"entries"] => entries(flow, arena),
-            [b"read-bench", word] => read_bench(flow, word, arena),
-            words => with_files(flow, words, arena),
+        let (name, arguments) = words.split_at(1);
+        ok &= match (as_str(name[0]), arguments) {
+            ("boot", []) if !typed.text.is_empty() => {
+                start(flow.typed(typed.share, &typed.text, arena))?
+            }
+            ("boot", []) => start(flow.chosen(None, arena))?,
+            ("boot", [entry]) => start(flow.chosen(Some(entry), arena))?,
+            ("linux", [path, arguments @ ..]) => linux(flow, typed, path, arguments),
+            ("initrd", [path]) => initrd(flow, typed, path),
+            ("reboot", []) => return ControlFlow::Break(Some(End::Reset)),
+            ("poweroff", []) => return ControlFlow::Break(Some(End::PowerOff)),
+            ("exit", []) => return ControlFlow::Break(None),
+            ("entries", []) => entries(flow, arena),
+            ("read-bench", [word]) => read_bench(flow, word, arena),
+            _ => with_files(flow, &words, arena),
         };
     }
     ControlFlow::Continue(ok)
 }
 
-/// Ends the commands with what was loaded.
+/// Ends the commands if a payload was loaded.
 fn start(loaded: Result<HandOff, Failed>) -> ControlFlow<Option<End>, bool> {
     match loaded {
         Ok(hand_off) => ControlFlow::Break(Some(End::Start(hand_off))),
@@ -92,7 +143,7 @@ fn start(loaded: Result<HandOff, Failed>) -> ControlFlow<Option<End>, bool> {
     }
 }
 
-/// Begins an entry of a person's own.
+/// `linux`: begins a new entry.
 fn linux<B: Board>(
     flow: &Flow<'_, B>,
     typed: &mut Typed,
@@ -108,7 +159,7 @@ fn linux<B: Board>(
     lines.is_ok()
 }
 
-/// Adds to it.
+/// `initrd`: adds an initrd to the entry.
 fn initrd<B: Board>(flow: &Flow<'_, B>, typed: &mut Typed, word: &[u8]) -> bool {
     let (share, path) = flow.shares.locate_index(word);
     if typed.text.is_empty() {
@@ -127,8 +178,8 @@ fn no_share(word: &[u8]) -> bool {
     failure(&Text(word), &"no share is mounted")
 }
 
-/// Reads a file twice, at once as far as there is memory, and tells how fast.
-#[inline(never)] // As above.
+/// `read-bench`: reads a file twice, with requests as large as the free memory allows, and prints the speed.
+#[inline(never)]
 fn read_bench<B: Board>(flow: &Flow<'_, B>, word: &[u8], arena: &mut Arena<'_>) -> bool {
     let Some((mount, path)) = flow.shares.locate(word) else {
         return no_share(word);
@@ -142,20 +193,17 @@ fn read_bench<B: Board>(flow: &Flow<'_, B>, word: &[u8], arena: &mut Arena<'_>) 
         Ok(memory) => memory,
         Err(error) => return failure(&mount.shown(path), &error),
     };
-    let mut output = Output::<B>::new(memory.bytes);
     let clock = flow.board.clock();
-    // The first pass touches memory that was not touched before, and maybe the host's disk.
+    // In the first pass, the host may have to allocate the memory, and to read the file from its disk.
     for pass in ["first", "again"] {
         let start = clock.now();
-        let read = output.for_each_piece(&file, |_| {});
+        let read = for_each_piece::<B>(&file, memory.bytes, |_| {});
         let took = clock.now().saturating_sub(start);
         match read {
             Ok(bytes) => {
-                let micros = took.as_micros();
-                output.line(format_args!(
-                    "{pass}: {}, {micros} us",
-                    Speed { bytes, took }
-                ));
+                let micros = took.as_micros() as u64;
+                let speed = Speed { bytes, took };
+                _ = writeln!(Console::<B>::new(), "{pass}: {speed}, {micros} us");
             }
             Err(error) => return failure(&mount.shown(path), &error),
         }
@@ -163,15 +211,15 @@ fn read_bench<B: Board>(flow: &Flow<'_, B>, word: &[u8], arena: &mut Arena<'_>) 
     true
 }
 
-/// What the commands about files work with.
+/// The context of commands about files.
 struct Shell<'a, B: Board> {
     flow: &'a Flow<'a, B>,
     names: Names<'a>,
     output: Output<'a, B>,
 }
 
-/// Runs one of the other commands; whether it succeeded.
-#[inline(never)] // As above.
+/// Runs one of the other commands; returns whether it succeeded.
+#[inline(never)]
 fn with_files<B: Board>(flow: &Flow<'_, B>, words: &[&[u8]], arena: &mut Arena<'_>) -> bool {
     let scratch = match arena.take_largest(MAX_SCRATCH) {
         Ok(scratch) => scratch,
@@ -189,19 +237,20 @@ fn with_files<B: Board>(flow: &Flow<'_, B>, words: &[&[u8]], arena: &mut Arena<'
 
 impl<B: Board> Shell<'_, B> {
     fn command(&mut self, words: &[&[u8]]) -> bool {
-        match words {
-            [b"help"] => self.output.text(HELP),
-            [b"devices"] => self.devices(),
-            [b"mounts"] => self.mounts(),
-            [b"ls"] => return self.at(b"/", Self::ls),
-            [b"ls", b"-l"] => return self.at(b"/", Self::ls_long),
-            [b"ls", b"-l", word] => return self.at(word, Self::ls_long),
-            [b"ls", word] => return self.at(word, Self::ls),
-            [b"stat", word] => return self.at(word, Self::stat),
-            [b"cat", word] => return self.at(word, Self::cat),
-            [b"sha256", word] => return self.at(word, Self::sha256),
-            [b"walk"] => return self.at(b"/", Self::walk),
-            [b"walk", word] => return self.at(word, Self::walk),
+        let (name, arguments) = words.split_at(1);
+        match (as_str(name[0]), arguments) {
+            ("help", []) => self.output.text(HELP),
+            ("devices", []) => self.devices(),
+            ("mounts", []) => self.mounts(),
+            ("ls", []) => return self.at(b"/", Self::ls),
+            ("ls", [b"-l"]) => return self.at(b"/", Self::ls_long),
+            ("ls", [b"-l", word]) => return self.at(word, Self::ls_long),
+            ("ls", [word]) => return self.at(word, Self::ls),
+            ("stat", [word]) => return self.at(word, Self::stat),
+            ("cat", [word]) => return self.at(word, Self::cat),
+            ("sha256", [word]) => return self.at(word, Self::sha256),
+            ("walk", []) => return self.at(b"/", Self::walk),
+            ("walk", [word]) => return self.at(word, Self::walk),
             _ => {
                 let is_known = names().any(|name| name.as_bytes() == words[0]);
                 let why = if is_known {
@@ -215,16 +264,16 @@ impl<B: Board> Shell<'_, B> {
         true
     }
 
-    /// Does something with the path that `word` names, on its share.
+    /// Calls `act` with the share and the path that `word` refers to.
     fn at(&mut self, word: &[u8], act: impl FnOnce(&mut Self, &Mount<B>, &[u8]) -> bool) -> bool {
         let Some((mount, path)) = self.flow.shares.locate(word) else {
             return no_share(word);
         };
-        // What a command before has lost is tried again.
+        // Resume the share if it was lost by an earlier command.
         mount.renew() && act(self, mount, path)
     }
 
-    /// Prints where each share is.
+    /// `mounts`: prints the prefix of the paths on each share.
     fn mounts(&mut self) {
         let mounted = &self.flow.shares.mounted;
         for (index, mount) in mounted.iter().enumerate() {
@@ -241,7 +290,7 @@ impl<B: Board> Shell<'_, B> {
         walk(mount, &mut self.names, &mut self.output, path)
     }
 
-    /// Prints each device's address, tag and queues, or why it can't be used.
+    /// `devices`: prints each device's address, tag and queues, or why it cannot be used.
     fn devices(&mut self) {
         let output = &mut self.output;
         for found in &self.flow.shares.found {
@@ -331,14 +380,15 @@ impl<B: Board> Shell<'_, B> {
 
     fn cat(&mut self, mount: &Mount<B>, path: &[u8]) -> bool {
         let printed = mount.open(path).and_then(|file| {
-            self.output
-                .for_each_piece(&file, |piece| B::write_console(piece))
+            for_each_piece::<B>(&file, self.output.buffer, |piece| B::write_console(piece))
         });
         printed.map_or_else(|error| failure(&mount.shown(path), &error), |_| true)
     }
 
     fn sha256(&mut self, mount: &Mount<B>, path: &[u8]) -> bool {
-        let digest = mount.open(path).and_then(|file| self.output.digest(&file));
+        let digest = mount
+            .open(path)
+            .and_then(|file| DigestText::of_file::<B>(&file, self.output.buffer));
         match digest {
             Ok((_, digest)) => {
                 self.output
@@ -350,8 +400,8 @@ impl<B: Board> Shell<'_, B> {
     }
 }
 
-/// Prints the boot entries in their order: id, title and kernel, or why one is passed over.
-#[inline(never)] // As above.
+/// `entries`: prints the boot entries in their order, or why one is passed over.
+#[inline(never)]
 fn entries<B: Board>(flow: &Flow<'_, B>, arena: &mut Arena<'_>) -> bool {
     let arena = &mut arena.rest();
     let Ok(choices) = flow.entries(arena) else {

@@ -1,41 +1,44 @@
-//! Which boot entries the shares have, in the order in which they are tried.
+//! The list of boot entries found on the shares, in the order in which they are tried.
 
 use super::{
     Board, Failed,
-    arena::Arena,
     console::{self, Text},
-    entry::Path,
-    search::{self, MAX_CONVENTIONAL},
-    shares::{MAX_SHARES, Mount, Shares},
+    path::Path,
+    shares::{MAX_SHARES, Mount},
 };
+#[cfg(feature = "extlinux")]
+use crate::boot::extlinux::Label;
 use crate::boot::{
+    Architecture,
     bls::{self, Fit, Timeout},
     entry::{Base, CommandLine, Entry, EntryError},
-    extlinux::Label,
-    image::Architecture,
 };
 use core::fmt;
 use heapless::Vec;
 
-/// The most entries of all shares; conventional names come on top.
+/// Most entries from entry files, of all shares.
 pub(super) const MAX_ENTRIES: usize = 64;
 
-/// The most entries, those included, and one more where a share's `loader.conf` names it.
+/// Most entries of conventional names on one share: one for each source of them.
+pub(super) const MAX_CONVENTIONAL: usize = 4;
+
+/// Most entries in all: for each share, those of conventional names and the default one of `loader.conf` are
+/// not counted in [`MAX_ENTRIES`].
 pub(super) const MAX_LISTED: usize = MAX_ENTRIES + (MAX_CONVENTIONAL + 1) * MAX_SHARES;
 
-/// What may be booted: one entry, and the share that its files come from.
+/// A boot entry and the share with its files.
 pub(super) struct Listed<'m, B: Board> {
     pub mount: &'m Mount<B>,
     pub choice: Choice<'m>,
 }
 
 impl<'m, B: Board> Listed<'m, B> {
-    /// It, as lists show it.
+    /// The entry as shown in lists.
     pub const fn described(&'m self) -> Described<'m, B> {
         Described(self)
     }
 
-    /// How well `pattern` is for it, with the share's name before it or without.
+    /// How well `pattern`, with or without the prefix `TAG:`, matches the entry.
     pub fn fit(&self, pattern: &[u8]) -> Fit {
         let named = pattern.strip_prefix(self.mount.tag().as_bytes());
         let named = named.and_then(|rest| rest.strip_prefix(b":"));
@@ -43,13 +46,34 @@ impl<'m, B: Board> Listed<'m, B> {
         self.choice.fit(pattern).min(named)
     }
 
-    /// Which entry of which file it is.
+    /// Warns of keywords of a label that are ignored.
+    #[cfg(feature = "extlinux")]
+    pub fn warn_of_ignored_keywords(&self, entry: &Entry<'_>) {
+        let label = self.choice.label();
+        if !label.fdtdir.is_empty() && entry.device_tree.is_none() && !super::board::is_x86::<B>() {
+            log::warn!(
+                "{self}fdtdir has no effect, the machine's own device tree is used; \
+                 name another one with fdt"
+            );
+        }
+        if !label.fdtoverlays.is_empty() {
+            log::warn!(
+                "{self}fdtoverlays has no effect; merge them into a device tree with fdtoverlay, \
+                 and name that with fdt"
+            );
+        }
+    }
+
+    #[cfg(not(feature = "extlinux"))]
+    pub fn warn_of_ignored_keywords(&self, _: &Entry<'_>) {}
+
+    /// The id of the entry and the path of its file, for messages.
     pub const fn origin(&'m self) -> Origin<'m, B> {
         Origin(self)
     }
 }
 
-/// An entry as lists show it: id, title, kernel and file, or why it can't be started.
+/// Displays an entry in a list: its id, title, kernel and file, or why it cannot be started.
 pub(super) struct Described<'a, B: Board>(&'a Listed<'a, B>);
 
 impl<B: Board> fmt::Display for Described<'_, B> {
@@ -75,22 +99,21 @@ impl<B: Board> fmt::Display for Described<'_, B> {
     }
 }
 
-/// Which entry of which file is started.
+/// Displays the id of an entry and the path of its file.
 pub(super) struct Origin<'a, B: Board>(&'a Listed<'a, B>);
 
 impl<B: Board> fmt::Display for Origin<'_, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Listed { mount, choice } = self.0;
         let id = Text(choice.id);
-        match choice.says {
-            Says::Conventional { .. } => write!(f, "{id}, by its conventional name"),
+        match choice.content {
+            Content::Conventional { .. } => write!(f, "{id}, by its conventional name"),
             _ => write!(f, "{id} of {}", mount.shown(choice.file)),
         }
     }
 }
 
-/// What stands before the words about it: the file it is from, and nothing for those that are
-/// kernels themselves.
+/// Displays the prefix of messages about the entry: its file, or nothing if that is the kernel itself.
 impl<B: Board> fmt::Display for Listed<'_, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { mount, choice } = self;
@@ -98,45 +121,47 @@ impl<B: Board> fmt::Display for Listed<'_, B> {
             return mount.prefix().fmt(f);
         }
         write!(f, "{}: ", mount.shown(choice.file))?;
-        match choice.says {
-            Says::Label { .. } => write!(f, "label {}: ", Text(choice.id)),
+        match choice.content {
+            #[cfg(feature = "extlinux")]
+            Content::Label { .. } => write!(f, "label {}: ", Text(choice.id)),
             _ => Ok(()),
         }
     }
 }
 
-/// An entry.
+/// A boot entry.
 pub(super) struct Choice<'m> {
-    /// Its name, for `bootshare.entry`.
+    /// Its id, for `bootshare.entry`.
     pub id: &'m [u8],
-    /// The path of the file that it is from, which may be the kernel itself.
+    /// The path of its file, which may be the kernel itself.
     pub file: &'m [u8],
-    pub says: Says<'m>,
+    pub content: Content<'m>,
 }
 
-/// What an entry says.
-pub(super) enum Says<'m> {
-    /// A file of the Boot Loader Specification, or a unified kernel image as one would name it.
+/// The content of an entry, by its source.
+pub(super) enum Content<'m> {
+    /// An entry of the Boot Loader Specification, or one written for a unified kernel image.
     Bls {
-        /// The root of its file system.
+        /// The path of the root of its file system.
         root: &'static str,
         text: &'m [u8],
-        /// No directory with addons lies beside it.
+        /// The image has no directory of addons beside it.
         alone: bool,
     },
     /// A label of an `extlinux.conf`.
+    #[cfg(feature = "extlinux")]
     Label {
-        /// Where the file lies.
+        /// The directory of the file.
         directory: &'static str,
         text: &'m [u8],
-        /// The command line of labels without one.
+        /// The command line of labels without `APPEND`.
         append: &'m [u8],
-        /// Words for the end of the command line.
+        /// Words to append to the command line.
         more: &'m [u8],
     },
     /// Files with conventional names.
     Conventional {
-        /// Where they lie.
+        /// Their directory.
         directory: &'static str,
         kernel: &'m [u8],
         initrd: Option<&'m [u8]>,
@@ -145,30 +170,32 @@ pub(super) enum Says<'m> {
 }
 
 impl<'m> Choice<'m> {
-    /// Its name for people; may be empty.
+    /// The human-readable name; may be empty.
     fn title(&self) -> &'m [u8] {
-        match self.says {
-            Says::Bls { text, .. } => bls::Entry::parse(text).title,
-            Says::Label { .. } => self.label().menu_label,
-            Says::Conventional { .. } => b"",
+        match self.content {
+            Content::Bls { text, .. } => bls::Entry::parse(text).title,
+            #[cfg(feature = "extlinux")]
+            Content::Label { .. } => self.label().menu_label,
+            Content::Conventional { .. } => b"",
         }
     }
 
-    /// What it asks for; with `asked`, of a person who names it.
+    /// Parses the entry for `machine`. `asked` means that the user chose it by name.
     pub fn entry(&self, machine: Architecture, asked: bool) -> Result<Entry<'m>, EntryError<'m>> {
-        match self.says {
-            Says::Bls { root, text, alone } => {
+        match self.content {
+            Content::Bls { root, text, alone } => {
                 let base = Base::Bls { root };
                 let entry = Entry::from_bls(base, &bls::Entry::parse(text), machine, asked)?;
                 Ok(Entry { alone, ..entry })
             }
-            Says::Label {
+            #[cfg(feature = "extlinux")]
+            Content::Label {
                 directory, more, ..
             } => {
                 let base = Base::extlinux(directory);
                 Entry::from_label(base, &self.label(), more, machine)
             }
-            Says::Conventional {
+            Content::Conventional {
                 directory,
                 kernel,
                 initrd,
@@ -186,34 +213,37 @@ impl<'m> Choice<'m> {
         }
     }
 
-    /// What its label says, if it has one.
-    pub fn label(&self) -> Label<'m> {
-        match self.says {
-            Says::Label { text, append, .. } => Label::parse(text, append).unwrap_or_default(),
+    /// The label of an `extlinux.conf`; empty for other entries.
+    #[cfg(feature = "extlinux")]
+    fn label(&self) -> Label<'m> {
+        match self.content {
+            #[cfg(feature = "extlinux")]
+            Content::Label { text, append, .. } => Label::parse(text, append).unwrap_or_default(),
             _ => Label::default(),
         }
     }
 
-    /// How well `pattern` is for it.
+    /// How well `pattern` matches the entry.
     pub fn fit(&self, pattern: &[u8]) -> Fit {
-        let name = match self.says {
-            Says::Bls { .. } => self.file.rsplit(|&byte| byte == b'/').next(),
+        let name = match self.content {
+            Content::Bls { .. } => self.file.rsplit(|&byte| byte == b'/').next(),
             _ => None,
         };
         Fit::of(pattern, self.id, name.unwrap_or(self.id))
     }
 
-    /// Whether its file is another one than the kernel.
+    /// Whether the entry has a file other than the kernel.
     fn has_file(&self) -> bool {
-        match self.says {
-            Says::Bls { .. } => !bls::is_image(self.file),
-            Says::Label { .. } => true,
-            Says::Conventional { .. } => false,
+        match self.content {
+            Content::Bls { .. } => !bls::is_image(self.file),
+            #[cfg(feature = "extlinux")]
+            Content::Label { .. } => true,
+            Content::Conventional { .. } => false,
         }
     }
 }
 
-/// Where entries come from: what is tried when one of them can't be loaded is of the same kind.
+/// The kind of an entry. If an entry cannot be loaded, only entries of the same kind are tried after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Bls,
@@ -221,23 +251,23 @@ pub(super) enum Kind {
     Conventional,
 }
 
-/// The entries of all shares, the one to try first at the start.
+/// The entries of all shares in the order in which they are tried, and the progress of the search for them.
 pub(super) struct Choices<'m, B: Board> {
     pub list: Vec<Listed<'m, B>, MAX_LISTED>,
-    /// What the source of the first of them says about the menu.
+    /// How long the menu waits, as defined by the source of the first entry.
     pub timeout: Option<Timeout>,
-    /// Of which kind the first file is that was found, even if it can't be read.
+    /// The kind of the first entry file found, even if it cannot be read.
     pub kind: Option<Kind>,
-    /// How many errors had been reported before.
+    /// The number of errors reported before the search.
     pub errors: u32,
-    /// The share that is looked at next, by its place in the list of those that are mounted.
-    share: usize,
-    /// Which of its sources is.
+    /// The index of the mounted share to search next.
+    pub share: usize,
+    /// The index of the source to search next on that share.
     pub source: usize,
 }
 
 impl<B: Board> Choices<'_, B> {
-    /// None yet.
+    /// An empty list, before the search.
     pub fn new() -> Self {
         Self {
             list: Vec::new(),
@@ -249,13 +279,8 @@ impl<B: Board> Choices<'_, B> {
         }
     }
 
-    fn next_share(&mut self) {
-        self.share += 1;
-        self.source = 0;
-    }
-
-    /// Leaves those whose id matches `wanted`, which `option` asked for; in any case of its letters
-    /// if none does as it is written. Reports it if there are none.
+    /// Keeps only the entries that match the pattern `wanted` best. If there are none, reports it with `option`,
+    /// the source of the pattern.
     pub fn keep(&mut self, option: &str, wanted: &[u8]) -> Result<(), Failed> {
         let best = self.list.iter().map(|listed| listed.fit(wanted)).min();
         let best = best.unwrap_or(Fit::None);
@@ -272,45 +297,7 @@ impl<B: Board> Choices<'_, B> {
     }
 }
 
-/// What is looked for.
-#[derive(Clone, Copy)]
-pub(super) struct Look<'a> {
-    /// Only an entry of this name will do.
-    pub wanted: Option<&'a [u8]>,
-    /// Other kinds of entries than those that were found first are looked at, too.
-    pub fallback: bool,
-    /// Up to the last source, not up to the end of the first one that has an entry.
-    pub all: bool,
-}
-
-/// Adds the entries of those sources to `choices` that were not looked at yet, share by share, with
-/// what they say in memory of `arena`.
-///
-/// A file that can't be read is reported and left out, and so is a share that is lost and does not
-/// come back.
-#[inline(never)] // So that the large frames of the boot flow do not add up.
-pub(super) fn gather<'m, B: Board>(
-    shares: &'m Shares<B>,
-    choices: &mut Choices<'m, B>,
-    look: Look<'_>,
-    arena: &mut Arena<'m>,
-) {
-    while let Some(mount) = shares.mounted.get(choices.share) {
-        // It was given up.
-        if !mount.is_connected() {
-            choices.next_share();
-            continue;
-        }
-        match search::run(mount, choices, look, arena) {
-            Ok(true) => return,
-            Ok(false) => choices.next_share(),
-            Err(lost) if mount.again(lost).is_err() => choices.next_share(),
-            Err(_) => {}
-        }
-    }
-}
-
-/// Ids, for an error line.
+/// Displays ids, for an error message.
 struct Ids<'a, 'm, B: Board>(&'a [Listed<'m, B>]);
 
 impl<B: Board> fmt::Display for Ids<'_, '_, B> {
