@@ -1,6 +1,7 @@
 //! Boots every board from a directory, with real servers and real kernels.
 //!
-//! What a cell needs is made or downloaded by `make test`; nothing is skipped when it is missing.
+//! `make test` builds or downloads what the tests need. A test fails, and is never skipped, when a
+//! part is missing.
 
 mod bridges;
 mod commands;
@@ -28,7 +29,7 @@ use bootshare_host::Board;
 use bootshare_host::debian::Release;
 use lab::Server;
 
-/// A test for each line: what is shown, on which board, with which server if that matters.
+/// Makes one test of each line: the test's name, the case, the board and, if it matters, the server.
 macro_rules! cells {
     ($($name:ident: $module:ident::$case:ident($board:ident $(, $server:ident)?);)*) => {$(
         #[test]
@@ -38,7 +39,7 @@ macro_rules! cells {
     )*};
 }
 
-/// What every board shows.
+/// The tests that every board has to pass.
 macro_rules! boards {
     ($($name:ident: $board:ident,)*) => {$(
         mod $name {
@@ -71,7 +72,7 @@ boards! {
     aarch64_virt_rom: Aarch64VirtRom,
 }
 
-/// A board on the newest QEMU, with the kernels that are newer than Debian 12's.
+/// A board on the newest QEMU, with the kernels of Debian 13 and sid.
 macro_rules! newest {
     ($($name:ident: $board:ident, $one:ident, $other:ident;)*) => {$(
         mod $name {
@@ -240,7 +241,7 @@ cells! {
     prepared_linux_boots_on_virt: prepared::of_arm64(Aarch64Virt);
 }
 
-// What a payload finds.
+// The state of the machine in which a payload starts.
 cells! {
     microvm_hands_a_payload_no_interrupt_by_pvh: handoff::by_pvh(X86_64Microvm);
     microvm_hands_a_payload_no_interrupt_as_linux: handoff::as_linux(X86_64Microvm);
@@ -257,7 +258,7 @@ cells! {
     virt_is_left_to_its_payload_as_it_was: machines_arm::leaves_the_state_as_it_was(Aarch64Virt);
 }
 
-// What a failing host makes of a boot.
+// Boots from a host that fails.
 
 mod faults_microvm {
     use super::*;
