@@ -12,26 +12,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Our firmware, as tables call it.
+/// The name of our firmware in tables.
 pub const OURS: &str = "Bootshare";
-/// The same where the machine resets into it.
+/// Our firmware on a board that resets into it (`-bios`).
 pub const OURS_AS_ROM: &str = "Bootshare as a ROM";
-/// The same with a kernel that the host has unpacked.
+/// Our firmware with a kernel that the host tool has decompressed.
 pub const PREPARED: &str = "Bootshare, kernel prepared";
-/// QEMU's own loader.
+/// QEMU's own loader, `-kernel`.
 pub const QEMU: &str = "QEMU's -kernel";
 
-/// Memory of each machine.
+/// The memory of each machine.
 pub const MEMORY_MIB: u32 = 1024;
 
-/// Who loads the kernel.
+/// The program that loads the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Loader {
     /// Our firmware, from the share.
     Ours,
-    /// The same, which finds the kernel unpacked.
+    /// Our firmware, with a kernel that the host tool has decompressed.
     Prepared,
-    /// QEMU, from its own command line.
+    /// QEMU, from the host's files.
     Qemu,
     /// EFI, from the share.
     Efi,
@@ -78,20 +78,20 @@ pub fn run(shares: &Shares, id: &str, rounds: usize) -> Result<Results> {
     Ok(results)
 }
 
-/// Every board with each that loads a kernel there; a group for each machine.
+/// Every board with each loader that it has, in one group for each machine.
 fn cases() -> Vec<(Case, Board, Loader)> {
     let mut cases = Vec::new();
     for board in Board::ALL {
         let name = board.name();
         if board.is_rom() {
-            // Beside the same machine that starts our ELF file.
+            // In the group of the machine that starts our ELF file.
             let group = name.trim_end_matches("-rom");
             cases.push((Case::new(group, OURS_AS_ROM), board, Loader::Ours));
             continue;
         }
         cases.push((Case::new(&name, QEMU), board, Loader::Qemu));
         cases.push((Case::new(&name, OURS), board, Loader::Ours));
-        // For arm64 the share has a kernel that is not packed.
+        // The share for arm64 has an uncompressed kernel.
         if board.arch() == Arch::X86_64 {
             cases.push((Case::new(&name, PREPARED), board, Loader::Prepared));
         }

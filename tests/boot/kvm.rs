@@ -1,8 +1,8 @@
-//! KVM without KVM: a machine whose processor QEMU translates, with its virtualization extensions, boots
-//! a tree of Debian packages, in which QEMU runs the firmware by KVM.
+//! Tests of KVM that need no KVM of the host. QEMU emulates (TCG) a processor with virtualization
+//! extensions; this outer machine boots a tree of Debian packages, and QEMU in it runs the firmware by KVM.
 //!
-//! Everything is real but the processor: the outer firmware, Linux and its KVM, the inner QEMU, server
-//! and firmware. What only a processor does, as caches that are not coherent, stays unseen.
+//! Only the processor is emulated. Effects of a real processor, such as caches that are not coherent,
+//! cannot show.
 
 use std::fs;
 use std::path::Path;
@@ -15,10 +15,10 @@ use bootshare_host::{Accel, Arch, Board, Machine, Outcome, Share, demo};
 use crate::lab::{self, Server, empty_dir, machine, target};
 use crate::qemus::qemu;
 
-/// The greatest time of all the boots in a machine, on a busy one.
+/// The time limit of all boots in one outer machine, on a busy host.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// What the demo's init runs. Debian's packages are a root without a shell: busybox goes with it.
+/// The script that the demo's init runs. The tree of Debian packages has no shell, so busybox is used.
 const SCRIPT: &str = r#"
 for module in /share/modules/*.ko; do
     [ ! -e "$module" ] || insmod "$module"
@@ -60,11 +60,11 @@ fn kvm_of_sid_boots_all_aarch64_boards() {
     boots(Board::Aarch64VirtPci, Release::Sid);
 }
 
-/// Boots `outer` with QEMU and Linux of `release`, and by KVM in it all boards of its architecture.
+/// Boots `outer` with QEMU and Linux of `release`. In it, all boards of its architecture boot by KVM.
 fn boots(outer: Board, release: Release) {
     let arch = outer.arch();
     let boards = Board::ALL.into_iter().filter(|board| {
-        // Of i440FX there is nothing that q35 does not show.
+        // The i440FX of `pc` adds nothing for KVM to what q35 shows.
         board.arch() == arch && *board != Board::X86_64Pc
     });
     let boards: Vec<_> = boards.collect();
@@ -78,7 +78,7 @@ fn boots(outer: Board, release: Release) {
     }
     fs::write(dir.join("kvm.sh"), SCRIPT).unwrap();
     if arch == Arch::X86_64 {
-        // arm64's is built in.
+        // arm64 kernels have KVM built in.
         let modules = Modules::read(&parts.modules().unwrap()).unwrap();
         for (number, (name, bytes)) in modules
             .load(&["kvm_amd"])
@@ -116,13 +116,13 @@ fn boots(outer: Board, release: Release) {
 
     let mut machine = machine(outer, Server::Embedded, &dir, "-- demo.run=/kvm.sh");
     machine.shares[0].dirs.extend([kernel, tree]);
-    // On QEMU 7.2 the size of the XSAVE area does not follow an inner guest's XSETBV: Linux does
-    // without XSAVE then, and 7.2 panics of that.
+    // QEMU 7.2 does not update the XSAVE area's size after an inner guest's XSETBV. Linux then disables
+    // XSAVE, and Linux 7.2 panics because of that.
     machine.qemu = Some(qemu(Release::Sid));
     machine.memory_mib = 2048;
     machine.time_limit = Some(LIMIT);
     match arch {
-        // QEMU emulates AMD's extensions.
+        // QEMU emulates AMD's extensions only.
         Arch::X86_64 => machine.qemu_args = ["-cpu", "max"].map(Into::into).into(),
         Arch::Aarch64 => {
             machine.el2 = true;
@@ -155,7 +155,7 @@ fn boots(outer: Board, release: Release) {
     }
 }
 
-/// The commands that boot the kernel in `dir` by KVM, for a machine whose root `dir` is.
+/// The commands that boot the kernel in `dir` by KVM, for a machine whose root directory is `dir`.
 fn commands(board: Board, dir: &Path) -> String {
     let name = board.firmware_name();
     let firmware = dir.join(name);
@@ -165,7 +165,7 @@ fn commands(board: Board, dir: &Path) -> String {
         .shares
         .push(Share::new(demo::TAG, dir.join("kernel")));
     machine.accel = Accel::Kvm;
-    // Asked for its options here, run there.
+    // The options are made here; the command runs in the outer machine.
     machine.server = Server::Rust.path();
     let text = machine.dry_run("");
     let text = text.unwrap_or_else(|error| panic!("{error:#}"));
