@@ -7,10 +7,6 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use bootshare_host::{Arch, Board, Machine, prepare::Cache};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
 
 /// The name of our firmware in tables.
 pub const OURS: &str = "Bootshare";
@@ -122,8 +118,8 @@ fn machine(shares: &Shares, board: Board, loader: Loader, id: &str) -> Result<Ma
             let kernel = shares.dir(arch).join(arch.kernel_name());
             let mut machine = Machine::new(board, kernel);
             machines::share(&mut machine, shares);
-            machine.append = options(&shares.dir(arch), id)?;
-            let initrd = joined_initrd(shares, arch, id)?;
+            machine.append = shares.options(arch, id)?;
+            let initrd = shares.joined_initrd(arch, id)?;
             machine.qemu_args = vec!["-initrd".into(), initrd.into()];
             machine
         }
@@ -131,29 +127,4 @@ fn machine(shares: &Shares, board: Board, loader: Loader, id: &str) -> Result<Ma
     machine.memory_mib = MEMORY_MIB;
     machine.watch.expect = vec![machines::FIRST_LINE.parse().context("a pattern")?];
     Ok(machine)
-}
-
-/// The kernel's command line in the entry `id` of a share.
-pub fn options(share: &Path, id: &str) -> Result<String> {
-    let text = fs::read_to_string(share.join(format!("loader/entries/{id}.conf")))?;
-    let options = text.lines().find_map(|line| line.strip_prefix("options "));
-    Ok(options.context("an entry without options")?.into())
-}
-
-/// The entry's initrds as one file, for loaders that take one.
-pub fn joined_initrd(shares: &Shares, arch: Arch, id: &str) -> Result<PathBuf> {
-    let dir = shares.dir(arch);
-    let small = dir.join("initrd.img");
-    if id == SMALL {
-        return Ok(small);
-    }
-    let joined = dir.join("joined.img");
-    if !joined.exists() {
-        let mut bytes = fs::read(&small)?;
-        // The kernel wants what follows at a multiple of 4.
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes.extend(fs::read(dir.join(crate::share::FILLER))?);
-        fs::write(&joined, bytes)?;
-    }
-    Ok(joined)
 }

@@ -1,7 +1,7 @@
 //! A disk image for comparison: the same kernel and initrd in an ext2 partition, loaded by GRUB under
 //! QEMU's own BIOS.
 
-use crate::{boots, machines, share::Shares};
+use crate::{machines, share::Shares};
 use anyhow::{Context, Result, ensure};
 use bootshare_host::{Arch, Board, Machine, debian::Packages, demo::PARTS};
 use std::{
@@ -62,7 +62,7 @@ fn image(shares: &Shares, id: &str) -> Result<PathBuf> {
     }
     let dir = share.with_file_name("disk-unfinished");
     fs::create_dir_all(&dir)?;
-    let initrd = boots::joined_initrd(shares, Arch::X86_64, id)?;
+    let initrd = shares.joined_initrd(Arch::X86_64, id)?;
     let mut bytes = fs::copy(share.join("vmlinuz"), dir.join("vmlinuz"))?;
     bytes += fs::copy(initrd, dir.join("initrd.img"))?;
 
@@ -75,7 +75,7 @@ fn image(shares: &Shares, id: &str) -> Result<PathBuf> {
     mke2fs.arg(&offset).arg("-d").arg(&dir).arg(&work);
     run(mke2fs.arg(format!("{}k", mib << 10)), "e2fsprogs")?;
 
-    let [boot, core] = grub(&boots::options(&share, id)?, &dir)?;
+    let [boot, core] = grub(&shares.options(Arch::X86_64, id)?, &dir)?;
     let file = File::options().write(true).open(&work)?;
     file.write_all_at(&boot_sector(&boot, mib)?, 0)?;
     file.write_all_at(&core, 512)?;

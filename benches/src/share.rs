@@ -70,6 +70,32 @@ impl Shares {
         self.root.join(arch.name())
     }
 
+    /// The kernel's command line in the entry `id` of the share of `arch`.
+    pub fn options(&self, arch: Arch, id: &str) -> Result<String> {
+        let entry = self.dir(arch).join(format!("loader/entries/{id}.conf"));
+        let text = fs::read_to_string(entry)?;
+        let options = text.lines().find_map(|line| line.strip_prefix("options "));
+        Ok(options.context("an entry without options")?.into())
+    }
+
+    /// The initrds of the entry `id` as one file, for loaders that take only one.
+    pub fn joined_initrd(&self, arch: Arch, id: &str) -> Result<PathBuf> {
+        let dir = self.dir(arch);
+        let small = dir.join("initrd.img");
+        if id == SMALL {
+            return Ok(small);
+        }
+        let joined = dir.join("joined.img");
+        if !joined.exists() {
+            let mut bytes = fs::read(&small)?;
+            // The kernel expects the next archive at a multiple of 4.
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes.extend(fs::read(dir.join(FILLER))?);
+            fs::write(&joined, bytes)?;
+        }
+        Ok(joined)
+    }
+
     /// A directory with this number of empty files.
     pub fn many(&self, entries: u32) -> Result<PathBuf> {
         let dir = self.root.join(format!("many-{entries}"));

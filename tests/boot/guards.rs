@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use bootshare_host::{Arch, Board};
 use object::{Object, ObjectSymbol};
 
-use crate::lab::{Server, empty_dir, machine, run, target};
+use crate::lab::{Server, empty_dir, machine, run};
+use crate::shared::target;
 
 const LIMIT: Duration = Duration::from_secs(30);
 

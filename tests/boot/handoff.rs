@@ -9,7 +9,8 @@ use bootshare_host::{Board, Outcome};
 
 use crate::entries::write;
 use crate::kernels::bzimage_of;
-use crate::lab::{Server, demo_share, empty_dir, machine, run, target};
+use crate::lab::{Server, demo_share, empty_dir, machine, run};
+use crate::shared::target;
 use crate::{linux, qemus};
 
 /// A file so large that the firmware rests while the host reads it.

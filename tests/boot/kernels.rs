@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use bootshare_host::Arch;
 use bootshare_host::debian::{Apt, Packages};
 
-use crate::lab::target;
+use crate::shared::target;
 
 /// Compresses as the kernel's `Makefile.zboot` does: the uncompressed size follows the data.
 pub(crate) fn padded(mut image: Vec<u8>) -> Vec<u8> {

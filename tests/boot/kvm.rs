@@ -12,7 +12,8 @@ use bootshare_host::debian::{Packages, Release};
 use bootshare_host::modules::Modules;
 use bootshare_host::{Accel, Arch, Board, Machine, Outcome, Share, demo};
 
-use crate::lab::{self, Server, empty_dir, machine, target};
+use crate::lab::{Server, empty_dir, machine};
+use crate::shared::{parts, target};
 use crate::qemus::qemu;
 
 /// The time limit of all boots in one outer machine, on a busy host.
@@ -71,7 +72,7 @@ fn boots(outer: Board, release: Release) {
 
     let dir = empty_dir(&format!("kvm-{}-{}", arch.name(), release.name()));
     let kernel = dir.join("kernel");
-    let parts = lab::parts(arch, Some(release));
+    let parts = parts(arch, Some(release));
     demo::make(&parts, &kernel).unwrap_or_else(|error| panic!("{error:#}"));
     for name in ["boards", "modules", "dev", "proc", "tmp"] {
         fs::create_dir(dir.join(name)).unwrap();

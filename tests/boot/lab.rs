@@ -5,17 +5,14 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use bootshare_host::debian::Release;
-use bootshare_host::guest::Parts;
 use bootshare_host::{
-    Act, Arch, Board, Console, Machine, Moment, Outcome, Report, Servers, Share, demo, unpacked,
+    Act, Arch, Board, Console, Machine, Moment, Outcome, Report, Servers, Share, demo,
 };
 use sha2::{Digest, Sha256};
 
-/// The time limit of one run: enough for a busy host without KVM.
-const LIMIT: Duration = Duration::from_secs(240);
+use crate::shared::{LIMIT, c_server, parts, rust_server, target};
 
 /// The size of `random.bin` in the demo shares.
 const RANDOM_BYTES: usize = 20 << 20;
@@ -34,26 +31,11 @@ pub(crate) enum Server {
 impl Server {
     pub(crate) fn path(self) -> Option<PathBuf> {
         match self {
-            Self::C => {
-                let path = unpacked::c_virtiofsd(&target().join("qemu"));
-                Some(path.unwrap_or_else(|error| panic!("{error:#}")))
-            }
-            Self::Rust => {
-                let path = target().join("virtiofsd/bin/virtiofsd");
-                let shown = path.display();
-                assert!(
-                    path.is_file(),
-                    "{shown} is missing: run `host/setup.sh test`"
-                );
-                Some(path)
-            }
+            Self::C => Some(c_server()),
+            Self::Rust => Some(rust_server()),
             Self::Embedded => None,
         }
     }
-}
-
-pub(crate) fn target() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("target")
 }
 
 /// A machine with the firmware for `board`, one share (`dir`), and these firmware options.
@@ -197,12 +179,6 @@ pub(crate) fn demo_share_of(arch: Arch, release: Option<Release>) -> &'static Pa
         fs::write(dir.join("random.bin"), random(RANDOM_BYTES)).unwrap();
         dir
     })
-}
-
-/// The kernel of `release` and the other parts of the demo.
-pub(crate) fn parts(arch: Arch, release: Option<Release>) -> Parts {
-    let parts = Parts::fetch(arch, release, &target().join("guest"));
-    parts.unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 /// Random bytes, so that a repeated, skipped or swapped block changes the digest.

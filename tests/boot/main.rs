@@ -23,6 +23,7 @@ mod machines_arm;
 mod menu;
 mod prepared;
 mod qemus;
+mod shared;
 mod tree;
 
 use bootshare_host::Board;

@@ -11,7 +11,8 @@ use std::thread;
 use bootshare_host::debian::Release;
 use bootshare_host::{Board, unpacked};
 
-use crate::lab::{Server, target};
+use crate::lab::Server;
+use crate::shared::target;
 use crate::linux;
 
 /// The number of additional boots of `microvm`. QEMU's versions differ most there: QEMU's own firmware
