@@ -24,31 +24,41 @@ echo \$? >"$work/status"
 END
 chmod 755 "$work" "$work/boot" "$work/run"
 
-terminal() { script -qec "$1" /dev/null </dev/null; }
-tmux_pane() {
-    tmux -L bootshare -f /dev/null new-session -d -x 80 -y 24 "$1" \; pipe-pane "cat >'$work/pane'"
-    while tmux -L bootshare has-session 2>/dev/null; do sleep 0.2; done
-    cat "$work/pane"
+# start ENVIRONMENT COMMAND
+start() {
+    case $1 in
+    terminal) script -qec "$2" /dev/null </dev/null ;;
+    tmux)
+        tmux -L bootshare -f /dev/null new-session -d -x 80 -y 24 "$2" \; pipe-pane "cat >'$work/pane'"
+        while tmux -L bootshare has-session 2>/dev/null; do sleep 0.2; done
+        cat "$work/pane"
+        ;;
+    nohup)
+        script -qec "nohup '$2' >'$work/file' 2>&1" /dev/null </dev/null
+        cat "$work/file"
+        ;;
+    background)
+        script -qec "sh -ic '\"$2\" >\"$work/file\" 2>&1 & wait'" /dev/null </dev/null
+        cat "$work/file"
+        ;;
+    cron) (umask 077 && cd / && env -i PATH=/usr/bin:/bin SHELL=/bin/sh setsid --wait "$2" </dev/null) ;;
+    closed) "$2" <&- ;;
+    pipe) "$2" < <(exec sleep 1000) ;;
+    shm)
+        unshare --map-root-user --mount \
+            sh -c "mount -t tmpfs -o size=64m tmpfs /dev/shm && exec '$2'" </dev/null
+        ;;
+    first) unshare --map-root-user --pid --fork --mount-proc "$2" </dev/null ;;
+    esac
 }
-under_nohup() { script -qec "nohup '$1' >'$work/nohup' 2>&1" /dev/null </dev/null && cat "$work/nohup"; }
-like_cron() (
-    umask 077
-    cd /
-    env -i PATH=/usr/bin:/bin SHELL=/bin/sh setsid --wait "$1" </dev/null
-)
-without_input() { "$1" <&-; }
-open_pipe() { "$1" < <(exec sleep 1000); }
-small_shm() { unshare --map-root-user --mount sh -c "mount -t tmpfs -o size=64m tmpfs /dev/shm && exec '$1'" </dev/null; }
-first_process() { unshare --map-root-user --pid --fork --mount-proc "$1" </dev/null; }
-background() { script -qec "sh -ic '\"$1\" >\"$work/background\" 2>&1 & wait'" /dev/null </dev/null && cat "$work/background"; }
 
 failed=0
-# row DESCRIPTION FUNCTION
+# row DESCRIPTION ENVIRONMENT
 row() {
     local cells='' command status wanted
     for command in boot run; do
         rm -f "$work/status"
-        "$2" "$work/$command" >"$work/out" 2>&1 || true
+        start "$2" "$work/$command" >"$work/out" 2>&1 || true
         status=$(cat "$work/status" 2>/dev/null || echo none)
         wanted='Hello from a directory'
         [ $command = boot ] || wanted=Linux
@@ -62,15 +72,16 @@ row() {
     echo "| $1 |$cells"
 }
 
+# shellcheck disable=SC2016 # no expansion is meant
 echo '| environment | `boot` of the demo | `run / -- uname -s` |'
 echo '|---|---|---|'
 row 'a terminal, by script(1)' terminal
-row 'a pane of tmux' tmux_pane
-row 'nohup(1) on a terminal' under_nohup
+row 'a pane of tmux' tmux
+row 'nohup(1) on a terminal' nohup
 row "in the background of a terminal's shell" background
-row 'as cron does: no terminal, no HOME, umask 077' like_cron
-row 'standard input closed' without_input
-row 'standard input a pipe that stays open' open_pipe
-row 'a namespace with a /dev/shm of 64 MiB' small_shm
-row 'process 1 of a PID namespace' first_process
+row 'as cron does: no terminal, no HOME, umask 077' cron
+row 'standard input closed' closed
+row 'standard input a pipe that stays open' pipe
+row 'a namespace with a /dev/shm of 64 MiB' shm
+row 'process 1 of a PID namespace' first
 exit $failed

@@ -13,14 +13,6 @@ trees=$PWD/target/trees
 size=$((100 << 20))
 jobs=${JOBS:-$(nproc)}
 
-if [ "$(id -u)" = 0 ]; then
-    as_root=()
-    as_user=(setpriv --reuid=65534 --regid=65534 --clear-groups)
-else
-    as_root=(sudo -n)
-    as_user=()
-fi
-
 # The tree of a release and an architecture: a base system, a static busybox and both kernels. That of Debian 12
 # for x86-64 has headers of the kernel as well, for many files.
 make_tree() {
@@ -42,11 +34,16 @@ state() {
     find "$1" -type f -print0 | sort -z | xargs -0 sha256sum
 }
 
-# Runs bootshare-host as the user `$1`, with the rest of the words.
+# Runs bootshare-host as root or as an ordinary user, `$1`, with the rest of the words.
 run() {
-    local -n user=as_$1
+    local as=()
+    case $1-$(id -u) in
+    root-0) ;;
+    root-*) as=(sudo -n) ;;
+    user-0) as=(setpriv --reuid=65534 --regid=65534 --clear-groups) ;;
+    esac
     shift
-    "${user[@]}" "$program" run --timeout 5m "$@"
+    "${as[@]}" "$program" run --timeout 5m "$@"
 }
 
 # check NAME STATUS WORDS...: runs the words and compares the status. Standard input, output and error output are
@@ -169,6 +166,7 @@ run root --kernel "${kernels[${names[0]}]}" --memory 2G "$tree" -- sh -c '
     exit 0' </dev/null >"$results/written"
 state "$tree" >"$results/after"
 
+# shellcheck disable=SC2016 # no expansion is meant
 echo '| kernel | root, tree | root, `/` | user, tree | user, `/` |'
 echo '|---|---|---|---|---|'
 failed=0

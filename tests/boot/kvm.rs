@@ -12,9 +12,9 @@ use bootshare_host::debian::{Packages, Release};
 use bootshare_host::modules::Modules;
 use bootshare_host::{Accel, Arch, Board, Machine, Outcome, Share, demo};
 
-use crate::lab::{Server, empty_dir, machine};
-use crate::shared::{parts, target};
+use crate::lab::{Server, empty_dir, machine, run};
 use crate::qemus::qemu;
+use crate::shared::{parts, target};
 
 /// The time limit of all boots in one outer machine, on a busy host.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -130,7 +130,7 @@ fn boots(outer: Board, release: Release) {
             machine.qemu_args = ["-machine", "gic-version=3"].map(Into::into).into();
         }
     }
-    let run = lab::run(&machine);
+    let run = run(&machine);
     assert_eq!(run.outcome, Outcome::PowerOff);
     for board in boards {
         let name = format!("kvm: {} ", board.name());

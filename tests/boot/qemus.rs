@@ -12,8 +12,8 @@ use bootshare_host::debian::Release;
 use bootshare_host::{Board, unpacked};
 
 use crate::lab::Server;
-use crate::shared::target;
 use crate::linux;
+use crate::shared::target;
 
 /// The number of additional boots of `microvm`. QEMU's versions differ most there: QEMU's own firmware
 /// sets up almost nothing before it starts ours.
