@@ -152,22 +152,28 @@ payload: setup-build
 
 TESTED = --workspace $(HOSTED) --features bootshare/loader,$(EMBEDDED)
 
+# More tests at once than processors, because many wait: for a deadline, or for a server that is stopped. The same
+# packages and features in both lines, so that nothing is built twice.
 .PHONY: test
+test: export RUST_TEST_THREADS ?= $(shell expr $$(nproc) + 2)
 test: setup-test lint package firmware init examples payload
 	cargo test $(TESTED) --no-fail-fast
 	@if [ "$$(id -u)" = 0 ]; then \
-		cargo test $(TESTED) --test embedded trusted_ -- --ignored 2>&1 | tee target/root.log; \
+		cargo test $(TESTED) --tests trusted_ -- --ignored 2>&1 | tee target/root.log; \
 		grep -q 'test result: ok. [1-9]' target/root.log; \
 	else echo 'not tested, because it needs root: layers with trusted attributes.'; fi
+
+BOOTS = -p bootshare --features loader --test boot
 
 # Each board on the QEMUs of three Debian releases with all of their kernels: some ten minutes.
 .PHONY: test-qemus
 test-qemus: setup-test firmware
-	cargo test -p bootshare --features loader --test boot qemus:: -- --ignored
+	cargo test $(BOOTS) qemus:: -- --ignored
 
+# QEMU emulates KVM: seven boards with each of two releases, some five minutes.
 .PHONY: test-kvm
 test-kvm: setup-test firmware
-	cargo test -p bootshare --features loader --test boot kvm_ -- --include-ignored --nocapture
+	cargo test $(BOOTS) kvm_ -- --ignored --nocapture
 
 # Ten minutes and 4 GB. mmdebstrap makes the trees once.
 .PHONY: test-distributions

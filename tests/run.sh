@@ -13,16 +13,19 @@ trees=$PWD/target/trees
 size=$((100 << 20))
 jobs=${JOBS:-$(nproc)}
 
-# The tree of a release and an architecture: a base system, a static busybox and both kernels. That of Debian 12
-# for x86-64 has headers of the kernel as well, for many files.
+# The tree of a release and an architecture: both kernels and a static busybox. The commands run over the trees of
+# Debian 12, which have a shell and its programs; that for x86-64 also has the kernel's headers, for their many files.
 make_tree() {
     local release=$1 arch=$2 packages=busybox-static,linux-image-$2,linux-image-cloud-$2
     local tree=$trees/$release-$arch
     [ ! -d "$tree" ] || return 0
+    [ "$release" != bookworm ] || packages+=,dash,coreutils,findutils
     [ "$release-$arch" != bookworm-amd64 ] || packages+=,linux-headers-$arch
     rm -rf "$tree.new"
     mmdebstrap --quiet --variant=extract --arch="$arch" --include="$packages" \
         --aptopt='Acquire::Check-Valid-Until "false"' "$release" "$tree.new" ${MIRROR:+"$MIRROR"} >&2
+    # A script of dash makes this link.
+    [ "$release" != bookworm ] || ln -sf dash "$tree.new/bin/sh"
     # Open to the ordinary user.
     chmod 755 "$tree.new"
     mv "$tree.new" "$tree"
