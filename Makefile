@@ -1,11 +1,11 @@
-# Everything runs through here, so that a person and CI do the same.
+# All builds and tests start here, so that a person and CI run the same commands.
 
 BOARD ?= $(if $(filter aarch64,$(shell uname -m)),aarch64-virt,x86_64-microvm)
 ACCEL ?= auto
 MEMORY ?= 512
 SECONDS ?= 60
 ROUNDS ?= 7
-# Recipes read these two as shell variables: they may hold quotation marks.
+# Recipes use these two as shell variables, because they may contain quotation marks.
 export APPEND
 export SHARE
 
@@ -19,40 +19,40 @@ ARCH := $(firstword $(subst -, ,$(BOARD)))
 ARCHES := x86_64 aarch64
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOL := "$(TARGET)/debug/bootshare-host"
-# What QEMU's -bios takes, beside the ELF for -kernel.
+# The suffix of the image for QEMU's -bios. The ELF file is for -kernel.
 ROM_x86_64 := rom
 ROM_aarch64 := bin
 
-# A distribution's own Rust comes without the bare-metal targets and their linker: `core` is built
-# along with the firmware. Asked when it is used: the set-up may have installed rustup.
+# A distribution's own Rust has no bare-metal targets and no linker for them, so `core` is built together with
+# the firmware. Evaluated at each use, because the set-up may install rustup.
 WITHOUT_RUSTUP = $(if $(shell command -v rustup),,$1)
 BARE_CARGO = $(call WITHOUT_RUSTUP,RUSTC_BOOTSTRAP=1 CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOWN_NONE_LINKER=ld.lld) cargo $(REMAPPED)
 BARE_FLAGS = $(call WITHOUT_RUSTUP,-Zbuild-std=core$(comma)compiler_builtins)
 comma := ,
 
-# Messages of a panic name source files. They do not tell where those were built: the images are the
-# same, byte for byte, wherever that is. These flags come beside those of .cargo/config.toml.
+# Panic messages contain the paths of source files. These flags remove the build directory from them, so that the
+# images are equal byte for byte wherever they are built. They are added to those of .cargo/config.toml.
 REMAP = "--remap-path-prefix=$1=$2"
 REMAPPED = --config 'target."cfg(all())".rustflags = [$(call REMAP,$(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src,/crates)$(comma) $(call REMAP,$(CURDIR),/bootshare)]'
 
-# Which commit a program is of, as far as git knows.
+# The commit of which a program is built, if git knows it.
 COMMIT = $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null)
 
-# The init of `bootshare-host run` is a static program: rustup has what Rust needs for that, and a
-# distribution has not. Without rustup the host tool comes without the command run.
+# The init of `bootshare-host run` is a static program for musl. rustup has Rust's musl targets, distributions do
+# not: without rustup the host tool is built without the command `run`.
 STATIC_CARGO = CARGO_TARGET_$(shell echo $* | tr a-z A-Z)_UNKNOWN_LINUX_MUSL_LINKER=rust-lld cargo $(REMAPPED)
 EMBEDDED = bootshare-host/embed-firmware$(if $(call WITHOUT_RUSTUP,yes),,$(comma)bootshare-host/embed-init)
 
-# What builds for this machine: not the minimal examples and the boot tests' payload.
+# The packages that build for this machine: all but the minimal examples and the boot tests' payload.
 HOSTED := $(ARCHES:%=--exclude minimal-%) --exclude bootshare-test-payload
 
-# The boot tests' payload, of one architecture.
+# The boot tests' payload exists for one architecture.
 PAYLOAD_x86_64 := -p bootshare-test-payload
 
-# Each feature of the library alone; none is written as a comma.
+# Each feature of the library alone. The comma stands for no feature.
 FEATURES := , embedded-io mmio pci boot minimal elf extlinux packed shell uki loader
 
-# Two set-ups at once would fight over apt's lock; cargo is parallel by itself.
+# Two set-ups at once would compete for apt's lock. cargo is parallel by itself.
 .NOTPARALLEL:
 
 .PHONY: help
@@ -75,6 +75,9 @@ help:
 	@echo 'make test-distributions  whole trees of Debian 12, 13 and sid to their login prompts'
 	@echo '                 NAMES=    some of those in host/distributions.sh'
 	@echo 'make test-release  what make release made, installed, used and removed in clean trees; NAMES= as above'
+	@echo 'make test-run  commands in the kernels of Debian 12, 13 and sid, as root and as an ordinary user'
+	@echo 'make test-console  100 MiB of console output through a slow reader'
+	@echo 'make test-environments  the host tool under terminals, services and namespaces'
 	@echo 'make firmware  the images, in target/firmware'
 	@echo 'make minimal   images that boot by entries and conventional names only: no menu, shell, ...'
 	@echo 'make examples  the minimal firmware of examples/, in target/examples'
@@ -104,7 +107,7 @@ endif
 		$(if $(QEMU),--qemu "$$($(TOOL) qemu --cache target/qemu $(QEMU))") --append "$$APPEND" --memory $(MEMORY) --accel $(ACCEL) \
 		$(if $(SERVER),--server "$(SERVER)") $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
-# For the work on this tree: it finds the firmware in target/firmware.
+# For work on this tree: this program finds the firmware in target/firmware.
 .PHONY: tool
 tool: setup-build
 	cargo build -p bootshare-host
@@ -121,7 +124,7 @@ firmware: $(ARCHES:%=firmware-%)
 $(ARCHES:%=firmware-%): firmware-%: setup-build tool
 	$(BARE_CARGO) build --profile firmware -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS)
 	@mkdir -p target/firmware
-	@# What is the same keeps its time: the host tool is built from it.
+	@# An equal file keeps its time, so that cargo does not rebuild the host tool, which contains it.
 	@install -C "$(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$*" target/firmware/bootshare-$*.elf
 	@$(TOOL) rom target/firmware/bootshare-$*.elf target/firmware/bootshare-$*.$(ROM_$*)
 
@@ -135,7 +138,7 @@ $(ARCHES:%=minimal-%): minimal-%: setup-build
 	@mkdir -p target/firmware
 	@install -C "$(TARGET)/$*-unknown-none/firmware/bootshare-qemu-$*" target/firmware/bootshare-minimal-$*.elf
 
-# The first program of a machine in which `bootshare-host run` runs a command.
+# The first process of a machine in which `bootshare-host run` runs a command.
 .PHONY: init
 init: $(ARCHES:%=init-%)
 
@@ -153,7 +156,7 @@ $(ARCHES:%=examples-%): examples-%: setup-build
 	@mkdir -p target/examples
 	@cp "$(TARGET)/$*-unknown-none/firmware/minimal-$*" target/examples/minimal-$*.elf
 
-# What the boot tests start to see what a payload finds.
+# The payload of the boot tests that prints the state of its machine.
 .PHONY: payload
 payload: setup-build
 	$(BARE_CARGO) build --profile firmware -p bootshare-test-payload --target x86_64-unknown-none $(BARE_FLAGS)
@@ -161,24 +164,30 @@ payload: setup-build
 
 TESTED = --workspace $(HOSTED) --features bootshare/loader,$(EMBEDDED)
 
+# More tests at once than processors, because many wait: for a deadline, or for a server that is stopped. The same
+# packages and features in both lines, so that nothing is built twice.
 .PHONY: test
+test: export RUST_TEST_THREADS ?= $(shell expr $$(nproc) + 2)
 test: setup-test lint package firmware minimal init examples payload
 	cargo test $(TESTED) --no-fail-fast
 	@if [ "$$(id -u)" = 0 ]; then \
-		cargo test $(TESTED) --test embedded trusted_ -- --ignored 2>&1 | tee target/root.log; \
+		cargo test $(TESTED) --tests trusted_ -- --ignored 2>&1 | tee target/root.log; \
 		grep -q 'test result: ok. [1-9]' target/root.log; \
-	else echo 'not tested, for it needs root: layers by attributes that are trusted.'; fi
+	else echo 'not tested, because it needs root: layers with trusted attributes.'; fi
 
-# Each board on the QEMUs of three Debian releases with the kernels of all of them: some ten minutes.
+BOOTS = -p bootshare --features loader --test boot
+
+# Each board on the QEMUs of three Debian releases with all of their kernels: some ten minutes.
 .PHONY: test-qemus
 test-qemus: setup-test firmware
-	cargo test -p bootshare --features loader --test boot qemus:: -- --ignored
+	cargo test $(BOOTS) qemus:: -- --ignored
 
+# QEMU emulates KVM: seven boards with each of two releases, some five minutes.
 .PHONY: test-kvm
 test-kvm: setup-test firmware
-	cargo test -p bootshare --features loader --test boot kvm_ -- --include-ignored --nocapture
+	cargo test $(BOOTS) kvm_ -- --ignored --nocapture
 
-# Ten minutes and 4 GB: the trees are made by mmdebstrap, once.
+# Ten minutes and 4 GB. mmdebstrap makes the trees once.
 .PHONY: test-distributions
 test-distributions: setup-distributions host
 	host/distributions.sh "$(TARGET)/release/bootshare-host" $(NAMES)
@@ -188,8 +197,22 @@ test-distributions: setup-distributions host
 test-release: setup-distributions
 	host/trial.sh $(NAMES)
 
+# Twelve kernels, two users, two trees, all exit statuses: half an hour, and 4 GB for trees.
+.PHONY: test-run
+test-run: setup-distributions host
+	tests/run.sh "$(TARGET)/release/bootshare-host"
+
+# The reader stops for 100 s in each of ten runs: half an hour.
+.PHONY: test-console
+test-console: setup-test host
+	tests/console.sh "$(TARGET)/release/bootshare-host"
+
+.PHONY: test-environments
+test-environments: setup-test host
+	tests/environments.sh "$(TARGET)/release/bootshare-host"
+
 DOCUMENTED := -p bootshare -p bootshare-test-device -p bootshare-zstd -p bootshare-host --features bootshare/loader
-SCRIPTS := .ci/run host/*.sh host/src/*.sh fuzz/run.sh benches/src/*.sh examples/ci/*.sh
+SCRIPTS := .ci/run tests/*.sh host/*.sh host/src/*.sh fuzz/run.sh benches/src/*.sh examples/ci/*.sh
 
 .PHONY: lint
 lint: setup-test firmware init $(ARCHES:%=lint-%)
@@ -201,8 +224,7 @@ lint: setup-test firmware init $(ARCHES:%=lint-%)
 		cargo clippy --quiet -p bootshare --no-default-features --features $$features -- -D warnings; \
 	done
 
-# Programs for any Linux, and packages of them: of the same commit they are the same, byte for byte,
-# wherever and whenever they are made.
+# Static programs for any Linux, and packages of them. Builds of the same commit are equal byte for byte.
 .PHONY: release
 release: setup-release firmware init $(ARCHES:%=static-%)
 	@TOOL=$(TOOL) TARGET="$(TARGET)" COMMIT=$(COMMIT) host/release.sh
@@ -211,12 +233,12 @@ release: setup-release firmware init $(ARCHES:%=static-%)
 $(ARCHES:%=static-%): static-%: firmware init
 	BOOTSHARE_COMMIT=$(COMMIT) $(STATIC_CARGO) build --locked --profile dist -p bootshare-host --features $(EMBEDDED) --target $*-unknown-linux-musl
 
-# What the registry would take; nothing is sent. Each is built from what was packed.
+# Makes the packages for the registry and builds each one; nothing is published.
 .PHONY: package
 package: setup-build firmware init
 	TARGET="$(TARGET)" COMMIT=$(COMMIT) BARE_FLAGS='$(BARE_FLAGS)' host/package.sh --dry-run
 
-# For the owner: sends them.
+# For the owner: publishes the packages.
 .PHONY: publish
 publish: setup-build firmware init
 	TARGET="$(TARGET)" COMMIT=$(COMMIT) BARE_FLAGS='$(BARE_FLAGS)' host/package.sh
@@ -230,8 +252,8 @@ $(ARCHES:%=lint-%): lint-%: setup-test
 fuzz: setup-fuzz
 	@fuzz/run.sh "$(SECONDS)" $(TARGETS)
 
-# virtio-drivers makes pointers of addresses: their provenance is exposed, not strict. The replay
-# reads the corpus from disk. Where a device never confirms its reset, its memory is leaked for good.
+# virtio-drivers converts addresses to pointers, which needs permissive provenance. The replay reads the corpus from
+# disk, which needs no isolation. If a device never confirms its reset, its memory is leaked on purpose.
 .PHONY: miri
 miri: export MIRIFLAGS = -Zmiri-permissive-provenance -Zmiri-disable-isolation
 miri: setup-miri
@@ -240,7 +262,7 @@ miri: setup-miri
 		cargo +nightly miri test -p bootshare-tests --no-default-features --test hostile
 	cargo +nightly miri test -p bootshare-fuzz
 
-# docs/mutants.md says what survives and why. The sources that are changed are a copy.
+# docs/mutants.md lists the surviving mutants with the reasons. cargo-mutants changes a copy of the sources.
 .PHONY: mutants
 mutants: export PATH := $(PATH):$(CURDIR)/target/cargo-mutants/bin
 mutants: setup-mutants
@@ -255,24 +277,24 @@ licences: export PATH := $(CURDIR)/target/cargo-deny/bin:$(PATH)
 licences: setup-licences
 	cargo deny check licenses bans sources
 
-# The client as the firmware has it: the same profile.
+# The client is compiled with the firmware's profile.
 .PHONY: callgrind
 callgrind: setup-callgrind
 	@cargo run -q --profile firmware -p bootshare-tests --no-default-features --example callgrind
 
-# Relocations tell which calls there are; a stretch of code that is outlined has no place of its own.
+# Relocations show the calls. Outlined code would have no place in the sources.
 .PHONY: panics
 panics: $(ARCHES:%=panics-%)
 	@cargo run -q -p bootshare-host --example panics -- docs/panics.md $(foreach a,$(ARCHES),"$(TARGET)/$a-unknown-none/panics/bootshare-qemu-$a")
 
 .PHONY: $(ARCHES:%=panics-%)
-# What looks at it knows the sources by where they are.
+# The program that reads the image needs the real paths of the sources.
 $(ARCHES:%=panics-%): REMAPPED =
 $(ARCHES:%=panics-%): panics-%: setup-build
 	@$(BARE_CARGO) rustc -q --profile panics -p bootshare-qemu-$* --target $*-unknown-none $(BARE_FLAGS) \
 		-- -Clink-arg=--emit-relocs -Cllvm-args=-enable-machine-outliner=never
 
-# Beside its peers, in one run: target/bench has tables, raw numbers and plots.
+# Compared with its peers in one run. Tables, raw numbers and plots are in target/bench.
 .PHONY: bench
 bench: setup-test firmware
 	cargo run --release -p bootshare-bench -- --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) \
@@ -290,9 +312,9 @@ doc: setup-build
 .PHONY: clean
 clean:
 	rm -rf target
-	@[ -z "$(CARGO_TARGET_DIR)" ] || echo 'kept, since others may use it: $(CARGO_TARGET_DIR)'
+	@[ -z "$(CARGO_TARGET_DIR)" ] || echo 'kept, because others may use it: $(CARGO_TARGET_DIR)'
 
-# Each installs what is missing for its purpose, and does nothing when nothing is.
+# Each installs the packages that its purpose needs and that are missing.
 SETUPS := setup-distributions setup-build setup-run setup-test setup-fuzz setup-miri setup-mutants setup-licences setup-callgrind setup-release setup-actions
 .PHONY: $(SETUPS)
 $(SETUPS): setup-%:

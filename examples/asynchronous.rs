@@ -1,11 +1,11 @@
-//! Reads a file by the traits of `embedded-io-async`, under an executor of somebody else's.
+//! Reads a file by the traits of `embedded-io-async`, with any executor.
 //!
 //! ```sh
 //! cargo run --example asynchronous
 //! ```
 //!
-//! The session is polled; what waits for it leaves its waker, and the device's interrupt wakes it. The
-//! device is in this process's memory, as in the example `polled`.
+//! The session is polled. A waiting task leaves its waker, and the device's interrupt wakes it. The device
+//! is in this process's memory, as in the example `polled`.
 
 use bootshare::{
     Error, Options,
@@ -26,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-/// A session that tasks wait for.
+/// A session on which several tasks wait.
 struct Driver<T: Transport, H: Hal>(RefCell<(Session<T, H>, Vec<Waker>)>);
 
 impl<T: Transport, H: Hal> Driver<T, H> {
@@ -41,7 +41,7 @@ impl<T: Transport, H: Hal> Driver<T, H> {
         is_connected.then_some(driver).ok_or(failure)
     }
 
-    /// What an interrupt's handler leads to, and the tick of a timer: whoever waits looks again.
+    /// Called after an interrupt and at each tick of a timer: wakes all waiting tasks, which look again.
     fn wake(&self, now: Duration) {
         let (session, wakers) = &mut *self.0.borrow_mut();
         session.acknowledge();
@@ -49,7 +49,7 @@ impl<T: Transport, H: Hal> Driver<T, H> {
         wakers.drain(..).for_each(Waker::wake);
     }
 
-    /// Waits until `look` finds something.
+    /// Waits until `look` returns a value.
     async fn until<R>(
         &self,
         mut look: impl FnMut(&mut Session<T, H>) -> Result<Option<R>, Error>,
@@ -61,7 +61,7 @@ impl<T: Transport, H: Hal> Driver<T, H> {
                 session.kick();
                 match found {
                     Some(found) => return Poll::Ready(found),
-                    // It may be what has come just now.
+                    // The completion may have come between the look and here.
                     None if session.poll() => {}
                     None => break,
                 }
@@ -72,7 +72,7 @@ impl<T: Transport, H: Hal> Driver<T, H> {
         .await
     }
 
-    /// Waits for the answer to `operation`. If the task is dropped meanwhile, so is the answer.
+    /// Waits for the reply to `operation`. If the task is dropped meanwhile, the reply is dropped, too.
     async fn call<O: Operation>(&self, operation: &O) -> Result<O::Reply, Error> {
         let mut pending = Pending {
             driver: self,
@@ -110,7 +110,7 @@ impl<T: Transport, H: Hal> Driver<T, H> {
     }
 }
 
-/// A request that is waited for.
+/// A request whose reply a task waits for.
 struct Pending<'d, T: Transport, H: Hal> {
     driver: &'d Driver<T, H>,
     ticket: Option<Ticket>,
@@ -124,13 +124,13 @@ impl<T: Transport, H: Hal> Drop for Pending<'_, T, H> {
     }
 }
 
-/// An open file. Closing it is left out here: the example `polled` shows it.
+/// An open file. It is not closed here; the example `polled` shows that.
 ///
-/// A task may be forgotten while the device writes for it, which no borrow would notice: so the device
-/// gets a page of the file's own, not the buffer of [`AsyncRead::read`].
+/// A task may be leaked (`mem::forget`) while the device writes for it, and a borrow would end then. So the
+/// device gets a page that the file owns, and not the buffer of [`AsyncRead::read`].
 struct AsyncFile<T: Transport, H: Hal> {
     driver: Rc<Driver<T, H>>,
-    /// What is asked for next.
+    /// The offset of the next read.
     next: Read,
     page: NonNull<[u8; PAGE_SIZE]>,
     ticket: Option<Ticket>,
@@ -156,11 +156,11 @@ impl<T: Transport, H: Hal> AsyncRead for AsyncFile<T, H> {
         let come = driver.until(|session| match *ticket {
             None => {
                 // SAFETY: the page lives as long as the session has the ticket: see `drop`. Nothing
-                // else looks at it meanwhile.
+                // else accesses it meanwhile.
                 *ticket = unsafe { session.submit_read(session.epoch(), *next, memory) }?;
                 Ok(None)
             }
-            // It may be one that an earlier call has left, for another size.
+            // An earlier call may have left this request, with another size.
             Some(asked) => {
                 let answer = session.take(next, asked);
                 *ticket = session.has(asked).then_some(asked);
@@ -168,7 +168,7 @@ impl<T: Transport, H: Hal> AsyncRead for AsyncFile<T, H> {
             }
         });
         let come = come.await?.min(size);
-        // SAFETY: the device has given the page back.
+        // SAFETY: the reply is here, so the device no longer writes to the page.
         let page = unsafe { page.as_ref() };
         buf[..come].copy_from_slice(&page[..come]);
         next.offset += come as u64;
@@ -180,7 +180,7 @@ impl<T: Transport, H: Hal> Drop for AsyncFile<T, H> {
     fn drop(&mut self) {
         let has = |ticket| self.driver.0.borrow().0.has(ticket);
         if !self.ticket.is_some_and(has) {
-            // SAFETY: it was leaked by `open`, and the device has nothing of it.
+            // SAFETY: `open` has leaked the page, and the device has no request with it.
             drop(unsafe { Box::from_raw(self.page.as_ptr()) });
         }
     }
@@ -205,7 +205,7 @@ fn main() {
     let tree = Tree::new()
         .file("one", text("one "))
         .file("two", text("two "));
-    // A host that takes 3 ms for each READ.
+    // The host takes 3 ms for each READ.
     let device = Device::with_script(tree, |request, good| match request.opcode() {
         Opcode::Read => good.after(Duration::from_millis(3)),
         _ => good,
@@ -213,7 +213,7 @@ fn main() {
     let mut pool = LocalPool::new();
     let driver = pool.run_until(Driver::<_, TestHal>::start(device.transport()));
     let driver = driver.expect("the device is set up");
-    // Two tasks, whose requests are under way at the same time.
+    // Two tasks whose requests are in flight at the same time.
     let tasks = ["one", "two", "missing"].map(|name| {
         let task = pool
             .spawner()
@@ -221,10 +221,10 @@ fn main() {
         task.expect("the pool runs")
     });
     let mut now = Duration::ZERO;
-    // Each task has a reference of its own.
+    // Each task gets its own reference to the session.
     while Rc::strong_count(&driver) > 1 {
         pool.run_until_stalled();
-        // Nothing can go on: a kernel's processor sleeps here until an interrupt.
+        // All tasks wait: here a kernel halts its processor until the next interrupt.
         device.tick();
         now += VirtualClock::TICK;
         driver.wake(now);

@@ -5,8 +5,8 @@
 //! cargo run --example host_share -- docs dma.md
 //! ```
 //!
-//! It lists the directory, then prints the file. The same device serves the tests of firmware that
-//! uses the crate: see `bootshare_test_device`.
+//! It lists the directory and prints the file. Firmware that uses the crate can be tested with the same
+//! device: see `bootshare_test_device`.
 
 use bootshare::Options;
 use bootshare_test_device::{Device, Tree};
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Lists `dir` and returns what is in its `file`.
+/// Lists `dir` and returns the content of its `file`.
 fn read(dir: &Path, file: &[u8]) -> Result<Vec<u8>, Box<dyn Error>> {
     let device = Device::new(Tree::from_dir(dir)?);
     let share = device.mount(Options::default())?;

@@ -1,12 +1,12 @@
-//! Reads a file as a kernel does that must not wait: by a session that is polled, from a loop that
-//! has other things to do.
+//! Reads a file in a kernel that must not wait: the session is polled from a loop that also does other
+//! work.
 //!
 //! ```sh
 //! cargo run --example polled
 //! ```
 //!
-//! The device is in this process's memory: see `bootshare_test_device`. Its ticks stand for what else
-//! the kernel does, and for the time that passes meanwhile.
+//! The device is in this process's memory: see `bootshare_test_device`. Its ticks stand for the kernel's
+//! other work, and for the time that this takes.
 
 use bootshare::{
     Error, Options,
@@ -20,11 +20,11 @@ use std::{ptr::NonNull, time::Duration};
 
 const PAGE: usize = 4096;
 
-/// What a driver keeps in a kernel: the session, and the way to everything else.
+/// The state of a driver in a kernel: the session, and access to the rest of the kernel.
 struct Driver<T: Transport, H: Hal, F: FnMut()> {
     session: Session<T, H>,
     now: Duration,
-    /// What else there is to do, between two looks at the device.
+    /// The kernel's other work between two polls.
     other_work: F,
 }
 
@@ -46,24 +46,24 @@ impl<T: Transport, H: Hal, F: FnMut()> Driver<T, H, F> {
         }
     }
 
-    /// One turn of the kernel's loop. With interrupts, [`Session::poll`] is called when one has come.
+    /// One turn of the kernel's loop. With interrupts, call [`Session::poll`] after an interrupt.
     fn turn(&mut self) {
-        // All that was sent since the last turn is announced at once.
+        // One notification for all requests that were submitted since the last turn.
         self.session.kick();
         while self.session.poll() {}
-        // A host that is silent for longer than the deadline is given up here.
+        // Gives the host up if it was silent for longer than the deadline.
         self.session.tick(self.now);
         (self.other_work)();
         self.now += VirtualClock::TICK;
     }
 
-    /// A request, and turns until its answer has come: a task that sleeps until then.
+    /// Submits a request and takes turns until its reply has come, like a task that sleeps until then.
     fn call<O: Operation>(&mut self, operation: &O) -> Result<O::Reply, Error> {
         let epoch = self.session.epoch();
         let ticket = loop {
             match self.session.submit(epoch, operation)? {
                 Some(ticket) => break ticket,
-                // All slots are taken.
+                // All slots are in use.
                 None => self.turn(),
             }
         };
@@ -75,7 +75,7 @@ impl<T: Transport, H: Hal, F: FnMut()> Driver<T, H, F> {
         }
     }
 
-    /// Reads a file, page by page, with as many pages under way as the session takes.
+    /// Reads a file page by page, with as many pages in flight as the session accepts.
     fn read(&mut self, name: &[u8]) -> Result<Vec<u8>, Error> {
         let parent = NodeId::ROOT;
         let entry = self.call(&Lookup { parent, name })?;
@@ -90,20 +90,21 @@ impl<T: Transport, H: Hal, F: FnMut()> Driver<T, H, F> {
             size: 0,
             is_dir,
         };
-        // Leaked, if this fails while the device has some of it: it may write there until its reset.
+        // If this fails while requests are in flight, the memory stays leaked: the device may write to it
+        // until its reset.
         let memory = NonNull::from(Box::leak(vec![0_u8; size].into_boxed_slice()));
         let mut under_way: Vec<Ticket> = Vec::new();
         while read.offset < size as u64 || !under_way.is_empty() {
             while read.offset < size as u64 {
                 let start = read.offset as usize;
-                // SAFETY: it is inside the memory.
+                // SAFETY: the offset is inside the memory.
                 let page = unsafe { memory.cast::<u8>().add(start) };
                 let page = NonNull::slice_from_raw_parts(page, PAGE.min(size - start));
-                // SAFETY: nobody looks at the page before all is read, and it is never freed before.
+                // SAFETY: nothing accesses the page before all is read, and it is not freed before.
                 let Some(ticket) = (unsafe { self.session.submit_read(epoch, read, page) })? else {
                     break;
                 };
-                // Of memory that is scattered it may be less than was asked for.
+                // If the memory is scattered, less may be read than was requested.
                 read.offset += ticket.lent() as u64;
                 under_way.push(ticket);
             }
@@ -124,11 +125,11 @@ impl<T: Transport, H: Hal, F: FnMut()> Driver<T, H, F> {
             },
             Forget { node, nlookup: 1 },
         );
-        // Nobody waits for these two. Where there is no room, a kernel tries again later.
+        // Nothing waits for these two. If all slots are in use, a kernel tries again later.
         self.session.post(epoch, &release, Priority::Normal)?;
         self.session.post(epoch, &forget, Priority::High)?;
         self.session.kick();
-        // SAFETY: it is what was leaked above, and the device has given all of it back.
+        // SAFETY: this memory was leaked above, and all requests with it are complete.
         Ok(unsafe { Box::from_raw(memory.as_ptr()) }.into_vec())
     }
 }
@@ -137,7 +138,7 @@ fn main() {
     let lines = 0..10_000;
     let text: String = lines.map(|line| format!("line {line}\n")).collect();
     let tree = Tree::new().file("text", text.as_str());
-    // A host that takes 3 ms for each READ.
+    // The host takes 3 ms for each READ.
     let device = Device::with_script(tree, |request, good| match request.opcode() {
         Opcode::Read => good.after(Duration::from_millis(3)),
         _ => good,

@@ -1,4 +1,4 @@
-//! The floors of the library: what each names of the others, held against ARCHITECTURE.md.
+//! Compares the imports between the library's floors with the table in ARCHITECTURE.md.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use syn::{
     visit::{self, Visit},
 };
 
-/// From the ground up.
+/// The floors, from the lowest to the highest.
 const FLOORS: [&str; 8] = [
     "hal",
     "transport",
@@ -22,12 +22,12 @@ const FLOORS: [&str; 8] = [
     "loader",
 ];
 
-/// The modules of this crate that a file names.
+/// The modules of this crate whose names are in a file.
 #[derive(Default)]
 struct Named(BTreeSet<String>);
 
 impl Named {
-    /// Takes the names that stand first below `crate`.
+    /// Adds the first name after `crate` of each path.
     fn add(&mut self, tree: &UseTree) {
         match tree {
             UseTree::Path(path) => drop(self.0.insert(path.ident.to_string())),
@@ -73,7 +73,7 @@ fn files_below(path: &Path, out: &mut Vec<String>) {
     }
 }
 
-/// The modules of what the crate re-exports at its top.
+/// The module of each item that the crate re-exports at its root.
 fn homes(src: &Path) -> BTreeMap<String, String> {
     let source = fs::read_to_string(src.join("lib.rs")).unwrap();
     let mut homes = BTreeMap::new();
@@ -94,7 +94,7 @@ fn homes(src: &Path) -> BTreeMap<String, String> {
     homes
 }
 
-/// For each module of the crate, the others that it names.
+/// The other modules that each module of the crate names.
 fn imports() -> BTreeMap<String, BTreeSet<String>> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let homes = homes(&src);

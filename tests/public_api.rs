@@ -1,5 +1,5 @@
-//! Holds the list of the library's public items, `docs/public-api.txt`, against the sources, so that
-//! a change of the interface is seen in review.
+//! Compares the list of the library's public items, `docs/public-api.txt`, with the sources, so that a
+//! review shows each change of the interface.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +8,7 @@ use std::process::Command;
 
 const LIST: &str = "docs/public-api.txt";
 
-/// The format of rustdoc's JSON that the crate `public-api` reads: the pinned Rust's.
+/// The format of rustdoc's JSON that the crate `public-api` reads: that of the pinned Rust.
 const FORMAT: &str = "\"format_version\":57}";
 
 #[test]
@@ -16,7 +16,7 @@ fn the_list_of_public_items_is_that_of_the_sources() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let own = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let target = own.parent().unwrap();
-    // What rustdoc alone may do changes nothing for the packages that are built before.
+    // Only rustdoc gets RUSTC_BOOTSTRAP, so that cargo does not rebuild the dependencies.
     let rustdoc = own.join("rustdoc");
     fs::write(
         &rustdoc,

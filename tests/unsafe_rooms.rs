@@ -1,6 +1,6 @@
-//! Holds the list of every `unsafe` in `docs/unsafe.md` against the sources.
+//! Compares the list of every `unsafe` in `docs/unsafe.md` with the sources.
 //!
-//! What it lists is what runs on a machine: the library, the boards and the minimal examples.
+//! The list covers the code that runs on a bare machine: the library, the boards and the minimal examples.
 
 use std::{
     collections::BTreeMap,
@@ -15,20 +15,20 @@ use syn::visit::{self, Visit};
 
 const LIST: &str = "docs/unsafe.md";
 
-/// Where the table starts in it.
+/// The start of the table in it.
 const TABLE: &str = "| room | what it is for | `unsafe` in it |\n|---|---|---|\n";
 
-/// Floors that need none, and say so to the compiler.
+/// The floors that have none and forbid it by `forbid(unsafe_code)`.
 const WITHOUT: [&str; 3] = ["src/fuse", "src/fs", "src/boot"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The `unsafe` of one file: what kinds there are in each item, and how many of each.
+/// The `unsafe` of one file: the number of each kind in each item.
 #[derive(Default)]
 struct Rooms {
-    /// Modules, types and functions around.
+    /// The enclosing modules, types and functions.
     around: Vec<String>,
     found: BTreeMap<String, BTreeMap<&'static str, usize>>,
     order: Vec<String>,
@@ -56,7 +56,7 @@ impl Rooms {
         self.found.values().flat_map(BTreeMap::values).sum()
     }
 
-    /// One cell of the table.
+    /// The cell of the table for this file.
     fn describe(&self) -> String {
         let items = self.order.iter().map(|item| {
             let kinds = self.found[item].iter().map(|(kind, count)| match count {
@@ -153,14 +153,14 @@ impl<'ast> Visit<'ast> for Rooms {
     }
 
     fn visit_macro(&mut self, called: &'ast syn::Macro) {
-        // What a macro makes of its tokens nobody knows here: the word alone counts.
+        // The expansion of a macro is not known here, so each word `unsafe` in its tokens counts.
         for _ in 0..words(called.tokens.clone()) {
             self.note("word in a macro");
         }
     }
 }
 
-/// How often the word stands in `tokens`, in whatever role.
+/// The number of words `unsafe` in `tokens`.
 fn words(tokens: TokenStream) -> usize {
     let count = tokens.into_iter().map(|token| match token {
         TokenTree::Ident(ident) => usize::from(ident == "unsafe"),
@@ -215,7 +215,7 @@ fn forbids_unsafe(file: &syn::File) -> bool {
     lints.any(|lint| lint == "unsafe_code")
 }
 
-/// The table as the sources have it.
+/// The table that results from the sources.
 fn table() -> String {
     let mut files = Vec::new();
     for dir in ["src", "boards", "examples"] {

@@ -7,31 +7,27 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use bootshare_host::{Arch, Board, Machine, prepare::Cache};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
 
-/// Our firmware, as tables call it.
+/// The name of our firmware in tables.
 pub const OURS: &str = "Bootshare";
-/// The same where the machine resets into it.
+/// Our firmware on a board that resets into it (`-bios`).
 pub const OURS_AS_ROM: &str = "Bootshare as a ROM";
-/// The same with a kernel that the host has unpacked.
+/// Our firmware with a kernel that the host tool has decompressed.
 pub const PREPARED: &str = "Bootshare, kernel prepared";
-/// QEMU's own loader.
+/// QEMU's own loader, `-kernel`.
 pub const QEMU: &str = "QEMU's -kernel";
 
-/// Memory of each machine.
+/// The memory of each machine.
 pub const MEMORY_MIB: u32 = 1024;
 
-/// Who loads the kernel.
+/// The program that loads the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Loader {
     /// Our firmware, from the share.
     Ours,
-    /// The same, which finds the kernel unpacked.
+    /// Our firmware, with a kernel that the host tool has decompressed.
     Prepared,
-    /// QEMU, from its own command line.
+    /// QEMU, from the host's files.
     Qemu,
     /// EFI, from the share.
     Efi,
@@ -78,20 +74,20 @@ pub fn run(shares: &Shares, id: &str, rounds: usize) -> Result<Results> {
     Ok(results)
 }
 
-/// Every board with each that loads a kernel there; a group for each machine.
+/// Every board with each loader that it has, in one group for each machine.
 fn cases() -> Vec<(Case, Board, Loader)> {
     let mut cases = Vec::new();
     for board in Board::ALL {
         let name = board.name();
         if board.is_rom() {
-            // Beside the same machine that starts our ELF file.
+            // In the group of the machine that starts our ELF file.
             let group = name.trim_end_matches("-rom");
             cases.push((Case::new(group, OURS_AS_ROM), board, Loader::Ours));
             continue;
         }
         cases.push((Case::new(&name, QEMU), board, Loader::Qemu));
         cases.push((Case::new(&name, OURS), board, Loader::Ours));
-        // For arm64 the share has a kernel that is not packed.
+        // The share for arm64 has an uncompressed kernel.
         if board.arch() == Arch::X86_64 {
             cases.push((Case::new(&name, PREPARED), board, Loader::Prepared));
         }
@@ -122,8 +118,8 @@ fn machine(shares: &Shares, board: Board, loader: Loader, id: &str) -> Result<Ma
             let kernel = shares.dir(arch).join(arch.kernel_name());
             let mut machine = Machine::new(board, kernel);
             machines::share(&mut machine, shares);
-            machine.append = options(&shares.dir(arch), id)?;
-            let initrd = joined_initrd(shares, arch, id)?;
+            machine.append = shares.options(arch, id)?;
+            let initrd = shares.joined_initrd(arch, id)?;
             machine.qemu_args = vec!["-initrd".into(), initrd.into()];
             machine
         }
@@ -131,29 +127,4 @@ fn machine(shares: &Shares, board: Board, loader: Loader, id: &str) -> Result<Ma
     machine.memory_mib = MEMORY_MIB;
     machine.watch.expect = vec![machines::FIRST_LINE.parse().context("a pattern")?];
     Ok(machine)
-}
-
-/// The kernel's command line in the entry `id` of a share.
-pub fn options(share: &Path, id: &str) -> Result<String> {
-    let text = fs::read_to_string(share.join(format!("loader/entries/{id}.conf")))?;
-    let options = text.lines().find_map(|line| line.strip_prefix("options "));
-    Ok(options.context("an entry without options")?.into())
-}
-
-/// The entry's initrds as one file, for loaders that take one.
-pub fn joined_initrd(shares: &Shares, arch: Arch, id: &str) -> Result<PathBuf> {
-    let dir = shares.dir(arch);
-    let small = dir.join("initrd.img");
-    if id == SMALL {
-        return Ok(small);
-    }
-    let joined = dir.join("joined.img");
-    if !joined.exists() {
-        let mut bytes = fs::read(&small)?;
-        // The kernel wants what follows at a multiple of 4.
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes.extend(fs::read(dir.join(crate::share::FILLER))?);
-        fs::write(&joined, bytes)?;
-    }
-    Ok(joined)
 }

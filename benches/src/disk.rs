@@ -1,7 +1,7 @@
-//! A disk image, for scale: the same kernel and initrd in an ext2 partition, started by GRUB under
+//! A disk image for comparison: the same kernel and initrd in an ext2 partition, loaded by GRUB under
 //! QEMU's own BIOS.
 
-use crate::{boots, machines, share::Shares};
+use crate::{machines, share::Shares};
 use anyhow::{Context, Result, ensure};
 use bootshare_host::{Arch, Board, Machine, debian::Packages, demo::PARTS};
 use std::{
@@ -12,31 +12,31 @@ use std::{
     process::Command,
 };
 
-/// What it is called in tables.
+/// Its name in tables.
 pub const NAME: &str = "disk image, GRUB";
 
-/// The board it is for.
+/// The board that boots from the disk.
 pub const BOARD: Board = Board::X86_64Q35;
 
-/// QEMU's BIOS, where Debian has it.
+/// QEMU's BIOS in Debian.
 const BIOS: &str = "/usr/share/seabios/bios-256k.bin";
 
-/// Where Debian has it; not in everybody's PATH.
+/// mke2fs in Debian, which is not in every user's PATH.
 const MKE2FS: &str = "/usr/sbin/mke2fs";
 
-/// Where the partition starts: behind GRUB, in MiB.
+/// The start of the partition in MiB: after GRUB.
 const START_MIB: u64 = 1;
 
-/// What the file system needs beside the files, in MiB.
+/// The space in MiB that the file system needs in addition to the files.
 const SLACK_MIB: u64 = 32;
 
-/// Sectors of a MiB.
+/// The number of sectors in a MiB.
 const SECTORS: u64 = (1 << 20) / 512;
 
-/// GRUB's modules for this.
+/// The GRUB modules that are needed to boot from the partition.
 const MODULES: [&str; 5] = ["biosdisk", "part_msdos", "ext2", "linux", "serial"];
 
-/// A machine that boots what the entry `id` has from a disk.
+/// A machine that boots the kernel and initrds of the entry `id` from a disk.
 pub fn machine(shares: &Shares, id: &str) -> Result<Machine> {
     let image = image(shares, id)?;
     let mut machine = Machine::new(BOARD, BIOS);
@@ -53,7 +53,7 @@ pub fn machine(shares: &Shares, id: &str) -> Result<Machine> {
     Ok(machine)
 }
 
-/// The image, made now if there is none yet.
+/// The image; made if it does not exist yet.
 fn image(shares: &Shares, id: &str) -> Result<PathBuf> {
     let share = shares.dir(Arch::X86_64);
     let image = share.with_file_name(format!("disk-{id}.img"));
@@ -62,7 +62,7 @@ fn image(shares: &Shares, id: &str) -> Result<PathBuf> {
     }
     let dir = share.with_file_name("disk-unfinished");
     fs::create_dir_all(&dir)?;
-    let initrd = boots::joined_initrd(shares, Arch::X86_64, id)?;
+    let initrd = shares.joined_initrd(Arch::X86_64, id)?;
     let mut bytes = fs::copy(share.join("vmlinuz"), dir.join("vmlinuz"))?;
     bytes += fs::copy(initrd, dir.join("initrd.img"))?;
 
@@ -75,7 +75,7 @@ fn image(shares: &Shares, id: &str) -> Result<PathBuf> {
     mke2fs.arg(&offset).arg("-d").arg(&dir).arg(&work);
     run(mke2fs.arg(format!("{}k", mib << 10)), "e2fsprogs")?;
 
-    let [boot, core] = grub(&boots::options(&share, id)?, &dir)?;
+    let [boot, core] = grub(&shares.options(Arch::X86_64, id)?, &dir)?;
     let file = File::options().write(true).open(&work)?;
     file.write_all_at(&boot_sector(&boot, mib)?, 0)?;
     file.write_all_at(&core, 512)?;
@@ -84,11 +84,11 @@ fn image(shares: &Shares, id: &str) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// GRUB's first sector with a table of one partition.
+/// GRUB's first sector, with a partition table of one partition.
 fn boot_sector(boot: &[u8], mib: u64) -> Result<[u8; 512]> {
     let mut sector: [u8; 512] = boot.try_into().context("GRUB's boot.img is one sector")?;
     sector[446..510].fill(0);
-    // Active, at (0, 2, 0), Linux, to beyond what such addresses reach.
+    // Active, first sector in CHS (0, 2, 0), type Linux, last sector beyond the range of CHS.
     sector[446..454].copy_from_slice(&[0x80, 0, 2, 0, 0x83, 0xff, 0xff, 0xff]);
     for (at, value) in [(454, START_MIB), (458, mib)] {
         let sectors = u32::try_from(value * SECTORS).context("a disk below 2 TiB")?;
@@ -98,7 +98,7 @@ fn boot_sector(boot: &[u8], mib: u64) -> Result<[u8; 512]> {
     Ok(sector)
 }
 
-/// GRUB's first sector and the rest of it, which starts the kernel with these words.
+/// GRUB's first sector, and its core image, which boots the kernel with these options.
 fn grub(options: &str, dir: &Path) -> Result<[Vec<u8>; 2]> {
     let parts = Path::new(PARTS);
     let modules = Packages {
@@ -129,7 +129,7 @@ fn grub(options: &str, dir: &Path) -> Result<[Vec<u8>; 2]> {
     let modules = root.join("usr/lib/grub/i386-pc");
     let core = dir.join("core.img");
     let mut mkimage = Command::new(tools_root.join("usr/bin/grub-mkimage"));
-    // Debian 12 has libraries in /lib.
+    // In Debian 12 the libraries are in /lib.
     let libraries = ["lib", "usr/lib"].map(|lib| {
         let arch = tools.arch.name();
         tools_root.join(format!("{lib}/{arch}-linux-gnu"))
@@ -144,7 +144,7 @@ fn grub(options: &str, dir: &Path) -> Result<[Vec<u8>; 2]> {
     Ok([fs::read(modules.join("boot.img"))?, fs::read(core)?])
 }
 
-/// Runs a program that is in `package`.
+/// Runs a program of the Debian package `package`.
 fn run(command: &mut Command, package: &str) -> Result<()> {
     let output = command.output().with_context(|| {
         let program = command.get_program().display();

@@ -1,7 +1,7 @@
-//! EFI beside us: edk2 from Debian's packages reads the same share with its own virtio-fs driver.
+//! EFI for comparison: edk2 from Debian's packages reads the same share with its own virtio-fs driver.
 //!
-//! Its boot manager starts `\EFI\BOOT\BOOTX64.EFI` by itself. That is systemd-boot, which reads the
-//! very entries that we read; the kernel's EFI stub takes the initrd from there.
+//! Its boot manager starts `\EFI\BOOT\BOOTX64.EFI`, here systemd-boot, which reads the same boot entries
+//! as our firmware. The kernel's EFI stub loads the initrd.
 
 use crate::{machines, share::Shares};
 use anyhow::{Context, Result};
@@ -12,11 +12,11 @@ use bootshare_host::{
 };
 use std::{fs, path::Path};
 
-/// What it is called in tables.
+/// Its name in tables.
 pub const NAME: &str = "edk2, systemd-boot";
 
-/// The boards that Debian has it for. By virtio-mmio its driver fails in reads of large files with
-/// "Device Error", with virtiofsd as well (seen with edk2 2022.11), so that on `virt` it is by PCI.
+/// The boards for which Debian has EFI firmware. With virtio-mmio its driver fails to read large files
+/// ("Device Error"), also from virtiofsd (seen with edk2 2022.11), so `virt` has the device on PCI.
 pub const BOARDS: [Board; 2] = [Board::X86_64Q35, Board::Aarch64VirtPci];
 
 /// A machine that boots the entry `id` of its architecture's share.
@@ -44,7 +44,7 @@ pub fn machine(shares: &Shares, board: Board, id: &str) -> Result<Machine> {
         ),
     };
 
-    // A directory of its own covers the share: it says which entry.
+    // A layer above the share has a loader.conf that selects the entry.
     let dir = shares.dir(arch);
     let cover = dir.with_file_name(format!("efi-{}-{id}", arch.name()));
     let boot = cover.join("EFI/BOOT");

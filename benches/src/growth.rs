@@ -1,5 +1,5 @@
-//! How time grows: with the size of a file, entries of a directory, depth of a path, requests in
-//! flight and the size of each.
+//! How the time grows with the size of a file, the entries of a directory, the depth of a path, the
+//! requests in flight and the size of a request.
 
 use crate::{
     machines,
@@ -11,16 +11,16 @@ use anyhow::{Context, Result};
 use bootshare_host::{Arch, Board, Share};
 use std::{fs, os::unix::fs::symlink, path::PathBuf};
 
-/// The board of all of them.
+/// The board of all these measurements.
 const BOARD: Board = Board::X86_64Q35;
 
-/// Of the file for reads that differ in something else.
+/// The size of the file where another parameter than the size varies.
 const MIB: u64 = 256;
 
-/// How many paths are asked for: one takes too little to be measured.
+/// The number of paths in one measurement: a single one takes too short a time.
 const STATS: usize = 100;
 
-/// Measures each.
+/// Takes all these measurements.
 pub fn run(shares: &Shares, rounds: usize) -> Result<Vec<Results>> {
     let of = |name, title, layout| Results::new(format!("growth-{name}"), title, layout);
     let grows = |axis: &str| Layout::Growth(axis.into());
@@ -70,7 +70,7 @@ pub fn run(shares: &Shares, rounds: usize) -> Result<Vec<Results>> {
     Ok(all)
 }
 
-/// Reads a file of that many bytes, and adds both passes at `x`.
+/// Reads a file of `bytes` bytes and adds the times of both passes at `x`.
 fn read(shares: &Shares, options: &str, x: f64, bytes: u64, results: &mut Results) -> Result<()> {
     let file = shares.file_of(Arch::X86_64, bytes)?;
     let options = format!("{options} bootshare.cmd=\"read-bench {file}\"");
@@ -92,8 +92,8 @@ fn file_size(shares: &Shares, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// Milliseconds of one command in a directory of its own: from the first request to the last, as the
-/// server's trace has them, so that neither start nor end of the machine is in it.
+/// The time in ms of one command in a directory of its own, from its first request to its last one in the
+/// server's trace: the start and the end of the machine are not counted.
 fn command(shares: &Shares, dir: PathBuf, command: &str) -> Result<f64> {
     let mut machine = machines::ours(shares, BOARD, &format!("bootshare.cmd=\"{command}\""));
     machine.shares = vec![Share::new("growth", dir)];
@@ -112,7 +112,7 @@ fn many_entries(shares: &Shares, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// By a symbolic link to each, whose name is short: a PC's command line has little room.
+/// Uses short symbolic links to the paths, because a PC's command line has little room.
 fn deep_paths(shares: &Shares, results: &mut Results) -> Result<()> {
     let dir = shares.dir(Arch::X86_64).with_file_name("deep");
     for depth in [1, 2, 4, 8, 16, 32] {

@@ -1,4 +1,5 @@
-//! How long EFI and we take to read a large initrd from the same server, as the server's trace has it.
+//! The time that EFI and our firmware take to read a large initrd from the same server, by the server's
+//! trace.
 
 use crate::{
     boots, efi, machines,
@@ -9,14 +10,14 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use bootshare_host::{Arch, Board, Machine};
 
-/// Where the time starts that ends with the initrd's last byte: the whole, and what is for the initrd,
-/// memory made ready for it included (edk2's is touched before it is read into).
+/// The two starts of the measured time, which ends with the initrd's last byte: the first request of all,
+/// and the first one for the initrd. Preparing its memory counts (edk2 touches it before the read).
 const SPANS: [&str; 2] = [
     "from the first request of all",
     "from the first request for the initrd",
 ];
 
-/// Measures it on the boards that EFI firmware has.
+/// Measures on the boards for which there is EFI firmware.
 pub fn run(shares: &Shares, rounds: usize) -> Result<Results> {
     let title = "To the last byte of an initrd of 256 MiB, as the server's trace has it, ms";
     let mut results = Results::new("initrd", title, Layout::Cases);
@@ -49,7 +50,7 @@ fn case(board: Board, who: &str, span: &str) -> Case {
     Case::new(format!("{}, {span}", board.name()), who)
 }
 
-/// The times of one boot, in ms.
+/// The times of one boot in ms.
 fn spans(shares: &Shares, mut machine: Machine) -> Result<[f64; 2]> {
     machine.memory_mib = boots::MEMORY_MIB;
     machine.watch.expect = vec![machines::FIRST_LINE.parse().context("a pattern")?];

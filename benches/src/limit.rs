@@ -1,5 +1,5 @@
-//! The limit: a process that reads the same file from the page cache into shared memory of the kind
-//! that a virtual machine has, without a machine, a device or a protocol.
+//! The upper limit: a process of the host that reads the same file from the page cache into shared memory
+//! of the kind that a virtual machine uses. No machine, device or protocol is involved.
 
 use anyhow::{Context, Result, ensure};
 use rustix::{
@@ -17,10 +17,10 @@ use std::{
     time::Instant,
 };
 
-/// What one read asks for, as the client's READ does.
+/// The size of one read: that of the client's READ.
 const CHUNK: u64 = 1 << 20;
 
-/// Shared memory, as `memory-backend-memfd,share=on` has it.
+/// Shared memory like that of QEMU's `memory-backend-memfd,share=on`.
 struct Memory {
     start: *mut c_void,
     len: usize,
@@ -30,7 +30,7 @@ impl Memory {
     fn new(len: usize) -> Result<Self> {
         let fd = memfd_create("limit", MemfdFlags::CLOEXEC).context("memfd_create")?;
         ftruncate(&fd, len as u64).context("ftruncate")?;
-        // SAFETY: a new mapping, placed by the kernel, touches no memory of ours.
+        // SAFETY: the kernel chooses the address of the new mapping, so it replaces no memory in use.
         let start = unsafe {
             mmap(
                 ptr::null_mut(),
@@ -48,21 +48,21 @@ impl Memory {
     }
 
     fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: `len` bytes are mapped at `start` until `self` is dropped, nobody else knows of
-        // them, and they are zero from the start.
+        // SAFETY: `len` bytes are mapped at `start` until `self` is dropped. They are zero at first,
+        // and `self` has the only pointer to them.
         unsafe { slice::from_raw_parts_mut(self.start.cast(), self.len) }
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and no slice of it outlives `self`.
+        // SAFETY: the mapping belongs to `self`, and no slice of it outlives `self`.
         _ = unsafe { munmap(self.start, self.len) };
     }
 }
 
-/// Reads the file at `path` twice with that many threads: the first time into memory that was never
-/// touched, then into the same again. Gives both in MiB a second.
+/// Reads the file at `path` twice with `threads` threads: first into memory that was never touched, then
+/// into the same memory. Returns both speeds in MiB/s.
 pub fn cold_and_warm(path: &Path, threads: usize) -> Result<[f64; 2]> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let len = file.metadata()?.len();
@@ -78,7 +78,7 @@ pub fn cold_and_warm(path: &Path, threads: usize) -> Result<[f64; 2]> {
     Ok(speeds)
 }
 
-/// Reads `file` into `memory`, chunk by chunk from `threads` threads; how much came.
+/// Reads `file` into `memory`, chunk by chunk, by `threads` threads. Returns the number of bytes read.
 fn read(file: &File, memory: &mut [u8], threads: usize) -> u64 {
     let come = AtomicU64::new(0);
     let chunks = std::sync::Mutex::new((0..).zip(memory.chunks_mut(CHUNK as usize)));

@@ -1,4 +1,4 @@
-//! Machines to measure, and what they say of themselves.
+//! Machines to measure, and the results that they print.
 
 use crate::share::Shares;
 use anyhow::{Context, Result, bail, ensure};
@@ -8,22 +8,22 @@ use std::{
     time::Duration,
 };
 
-/// The greatest time of one run.
+/// The time limit of one run.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
-/// What the kernel's first line has.
+/// A text in the kernel's first line.
 pub const FIRST_LINE: &str = "Linux version";
 
-/// Who serves the share.
+/// The server of the share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
-    /// Threads of this process.
+    /// The embedded server, in this process.
     Embedded,
-    /// virtiofsd, as the tests build it.
+    /// The virtiofsd that `host/setup.sh test` builds.
     Virtiofsd,
 }
 
-/// A machine with our firmware and the share of its architecture.
+/// A machine with our firmware, these options and the share of its architecture.
 pub fn ours(shares: &Shares, board: Board, options: &str) -> Machine {
     let firmware = Path::new("target/firmware").join(board.firmware_name());
     let mut machine = Machine::new(board, firmware);
@@ -39,7 +39,7 @@ pub fn share(machine: &mut Machine, shares: &Shares) {
     machine.time_limit = Some(LIMIT);
 }
 
-/// Has `server` serve `machine` from `threads` threads.
+/// Sets the server of `machine` and its number of threads.
 pub fn serve(machine: &mut Machine, server: Server, threads: u32) {
     machine.thread_pool_size = Some(threads);
     machine.server = match server {
@@ -48,8 +48,8 @@ pub fn serve(machine: &mut Machine, server: Server, threads: u32) {
     };
 }
 
-/// Runs it to its end; once more when that fails, and says so: an hour's other figures are not to be
-/// lost by it.
+/// Runs the machine to its end. If that fails, prints a warning and tries once more, so that one failure
+/// does not cost the results of an hour.
 pub fn run(machine: &Machine) -> Result<Report> {
     run_once(machine).or_else(|error| {
         eprintln!("bootshare-bench: warning: {error:#}\nThis run is tried again");
@@ -65,13 +65,14 @@ fn run_once(machine: &Machine) -> Result<Report> {
     }
 }
 
-/// MiB a second of both passes of `read-bench`, into memory never touched and into the same again.
+/// The speeds of both passes of `read-bench` in MiB/s: into memory that was never touched, and into the
+/// same memory again.
 pub fn passes(report: &Report) -> Result<[f64; 2]> {
     Ok([speed(report, "first: ")?, speed(report, "again: ")?])
 }
 
-/// MiB a second, from a line of `read-bench`, `first: N bytes in M ms (R MiB/s), T us`: that of the
-/// pass with this name.
+/// The speed in MiB/s of one pass, from the line `first: N bytes in M ms (R MiB/s), T us` of `read-bench`
+/// (or `again: ...`).
 fn speed(report: &Report, pass: &str) -> Result<f64> {
     let text = report.text();
     let line = text.lines().find_map(|line| line.trim().strip_prefix(pass));
@@ -83,7 +84,7 @@ fn speed(report: &Report, pass: &str) -> Result<f64> {
     Ok(bytes / f64::from(1 << 20) / seconds)
 }
 
-/// MiB a second, from the last line of what our init says: `direct: N bytes in T ns`.
+/// The speed in MiB/s, from the last line `direct: N bytes in T ns` (or `buffered: ...`) of our init.
 pub fn linux_speed(report: &Report, what: &str) -> Result<f64> {
     let text = report.text();
     let mut lines = text
@@ -93,7 +94,7 @@ pub fn linux_speed(report: &Report, what: &str) -> Result<f64> {
     let line = line.with_context(|| format!("no line `{what}` in {text}"))?;
     let words: Vec<&str> = line.split_whitespace().collect();
     let [bytes, "bytes", "in", nanos, "ns"] = words[..] else {
-        bail!("`{what}{line}`: that is no figure");
+        bail!("`{what}{line}` has not the form `{what}N bytes in T ns`");
     };
     Ok(bytes.parse::<f64>()? / f64::from(1 << 20) / (nanos.parse::<f64>()? / 1e9))
 }

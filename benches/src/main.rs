@@ -1,8 +1,8 @@
-//! Measures Bootshare beside its peers, on the same files, share and machine, interleaved.
+//! Measures Bootshare and its peers in turns, on the same files, share and machine.
 //!
-//! Each suite is a list of cases. A round runs every case once, and there are several rounds, so that
-//! what else the machine does falls on all of them alike. What counts are medians and ratios; times
-//! are of this machine.
+//! Each suite is a list of cases. A round runs every case once. There are several rounds, so that other
+//! load on the machine affects all cases alike. Compare medians and ratios; the times are those of this
+//! machine.
 
 mod boots;
 mod disk;
@@ -27,7 +27,7 @@ use results::{Layout, Results};
 use share::Shares;
 use std::{fs, path::PathBuf, process::ExitCode, time::Instant};
 
-/// What can be measured.
+/// The suites.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Suite {
     /// Throughput of one large file, warm and cold
@@ -92,7 +92,7 @@ fn run(cli: &Cli) -> Result<()> {
             .for_each(|results| print!("{}", results.table()));
         all.extend(found);
         eprintln!("{suite:?} took {} s", start.elapsed().as_secs());
-        // What is done stays when a later suite fails.
+        // Write the results so far: they are kept if a later suite fails.
         report(cli, &all)?;
     }
     Ok(())
@@ -126,7 +126,7 @@ fn report(cli: &Cli, all: &[Results]) -> Result<()> {
     pictures::draw(all, cli.pictures.as_ref().unwrap_or(&cli.out))
 }
 
-/// What the images take, as `make size` says it.
+/// The size of the images, as `make size` prints it.
 fn sizes() -> Result<Vec<Results>> {
     let describe = |arch: Arch| {
         let path = format!("target/firmware/bootshare-{}.elf", arch.name());

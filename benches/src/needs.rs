@@ -1,15 +1,15 @@
-//! What a run takes of this machine: asked for first, not found missing after half an hour.
+//! Checks at the start that this machine has the memory and the disk space that a run needs.
 
 use anyhow::{Context, Result, ensure};
 use std::{fs, path::Path};
 
-/// Free memory: a guest that reads a GiB with memory of its own, and the file in the page cache.
+/// Free memory in MiB: for a guest that reads 1 GiB into its memory, and for the file in the page cache.
 const MEMORY_MIB: u64 = 4 << 10;
 
-/// Free disk space: the large files for both architectures, and disk images.
+/// Free disk space in MiB: for the large files of both architectures, and for disk images.
 const DISK_MIB: u64 = 6 << 10;
 
-/// Whether there is enough of both, files in `dir`.
+/// Fails if there is too little of one. The files are made in `dir`.
 pub fn check(dir: &Path) -> Result<()> {
     let memory = free_memory_mib()?;
     ensure!(

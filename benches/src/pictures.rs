@@ -10,7 +10,7 @@ use anyhow::Result;
 use plotters::style::RGBColor;
 use std::path::Path;
 
-/// Draws into `dir` those whose suites were run.
+/// Draws those pictures into `dir` whose suites were run.
 pub fn draw(all: &[Results], dir: &Path) -> Result<()> {
     let find = |name: &str| all.iter().find(|results| results.name == name);
     if let (Some(small), Some(large)) = (find("boots-small"), find("boots-large")) {
@@ -55,7 +55,7 @@ fn boots(small: &Results, large: &Results) -> Bars {
     }
 }
 
-/// Each as a ratio to what a process of the host reaches with as many threads.
+/// Each speed, relative to that of a process of the host with as many threads.
 fn reads(results: &Results) -> Bars {
     let group = |board: &str| {
         let bar = |label: &str, color, cases: [Option<Case>; 2]| {

@@ -1,4 +1,4 @@
-//! Plots, as SVG.
+//! Plots in SVG.
 
 use crate::results::{Layout, Results, Series, figure};
 use anyhow::{Context, Result, anyhow};
@@ -10,63 +10,63 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 const WIDTH: u32 = 900;
 const HEIGHT: u32 = 480;
 const MARGIN: i32 = 14;
-/// Height of a bar with what is between it and the next, and of the bar alone.
+/// The height of a row, and of the bar in it.
 const ROW: i32 = 22;
 const BAR: i32 = 15;
-/// Height of the title and of the panels' titles.
+/// The heights of the title and of the panels' titles.
 const HEAD: i32 = 66;
-/// Room for the figure behind a bar.
+/// The width for the number after a bar.
 const FIGURE: i32 = 58;
 
 /// See [`Bars::cut`].
 const CUT: f64 = 1.5;
 
-/// Ours.
+/// Bootshare.
 pub const BLUE: RGBColor = RGBColor(46, 117, 182);
-/// Ours in another form.
+/// Another form of Bootshare.
 pub const LIGHT_BLUE: RGBColor = RGBColor(120, 175, 222);
-/// What it is measured against.
+/// The reference.
 pub const GREY: RGBColor = RGBColor(150, 150, 150);
-/// Its peers.
+/// Peers.
 pub const ORANGE: RGBColor = RGBColor(214, 140, 69);
 
-/// Bars in groups, in one or more panels beside each other, each of its own scale.
+/// Bars in groups, in one panel or several side by side, each with a scale of its own.
 pub struct Bars {
-    /// What all of it is.
+    /// The title of the picture.
     pub title: String,
-    /// What each panel is.
+    /// The title of each panel.
     pub panels: Vec<String>,
-    /// From top to bottom.
+    /// The groups, from top to bottom.
     pub groups: Vec<Group>,
-    /// Where a line is drawn through each panel.
+    /// The value at which a line is drawn through each panel.
     pub line: Option<f64>,
-    /// Bars of this colour are cut where they would be longer than [`CUT`] times all others.
+    /// Bars of this colour are cut at [`CUT`] times the longest bar of the other colours.
     pub cut: Option<RGBColor>,
 }
 
 impl Bars {
-    /// A row for each heading and each bar.
+    /// The number of rows: one for each heading and each bar.
     fn rows(&self) -> i32 {
         let rows: usize = (self.groups.iter()).map(|group| 1 + group.bars.len()).sum();
         rows as i32
     }
 }
 
-/// Bars below one heading.
+/// A heading with its bars.
 pub struct Group {
     /// The heading.
     pub title: String,
-    /// From top to bottom.
+    /// The bars, from top to bottom.
     pub bars: Vec<Bar>,
 }
 
-/// A row: a bar in each panel.
+/// One row, with a bar in each panel.
 pub struct Bar {
-    /// What it is.
+    /// The text before the bars.
     pub label: String,
-    /// The colour of the bar.
+    /// The colour of the bars.
     pub color: RGBColor,
-    /// One for each panel; `None` leaves it out.
+    /// One value for each panel; `None` for no bar.
     pub values: Vec<Option<Value>>,
 }
 
@@ -75,12 +75,12 @@ pub struct Bar {
 pub struct Value {
     /// The length of the bar.
     pub median: f64,
-    /// From where to where values were.
+    /// The least and the greatest value.
     pub spread: (f64, f64),
 }
 
 impl Value {
-    /// Of a series, each value divided by `unit`.
+    /// The median and the spread of a series, divided by `unit`.
     pub fn of(series: &Series, unit: f64) -> Self {
         let (least, most) = series.spread();
         Self {
@@ -90,7 +90,7 @@ impl Value {
     }
 }
 
-/// Draws `results` into `dir`, as bars or, where there is an axis, as lines.
+/// Draws `results` into `dir`: as lines if they have an axis, or else as bars.
 pub fn draw(results: &Results, dir: &Path) -> Result<()> {
     let path = dir.join(format!("{}.svg", results.name));
     match &results.layout {
@@ -102,7 +102,7 @@ pub fn draw(results: &Results, dir: &Path) -> Result<()> {
     }
 }
 
-/// Every case, in its group.
+/// All cases by their groups.
 fn all_bars(results: &Results) -> Bars {
     let group = |title: &str| Group {
         title: title.into(),
@@ -137,7 +137,7 @@ fn color(name: &str) -> RGBColor {
     }
 }
 
-/// What plotters says, as ours.
+/// Turns an error of plotters into ours.
 fn plain(error: impl std::error::Error) -> anyhow::Error {
     anyhow!("{error}")
 }
@@ -152,12 +152,12 @@ pub fn bars(bars: &Bars, path: &Path) -> Result<()> {
 }
 
 fn draw_bars(bars: &Bars, root: &Area<'_>) -> Result<()> {
-    // Its own ground: it is seen on white pages and on dark ones.
+    // A background of its own, since pages may be light or dark.
     root.fill(&WHITE).map_err(plain)?;
     text(root, &bars.title, 17, FontStyle::Bold, (MARGIN, 12))?;
     let labels = bars.groups.iter().flat_map(|group| &group.bars);
     let longest = labels.map(|bar| bar.label.chars().count()).max();
-    // As wide as letters are at most, on average.
+    // An upper limit of the average width of a letter.
     let left = MARGIN + 24 + longest.unwrap_or(0) as i32 * 7;
     let panels = bars.panels.len().max(1) as i32;
     let width = (WIDTH as i32 - left - MARGIN) / panels;
@@ -184,7 +184,7 @@ fn draw_bars(bars: &Bars, root: &Area<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Draws the bars of one panel, from `x` and so wide.
+/// Draws the bars of one panel at `x`, in this width.
 fn draw_panel(bars: &Bars, index: usize, (x, width): (i32, i32), root: &Area<'_>) -> Result<()> {
     let rows = || bars.groups.iter().flat_map(|group| &group.bars);
     let top_of = |is_counted: &dyn Fn(&&Bar) -> bool| {
@@ -234,14 +234,15 @@ fn text(root: &Area<'_>, text: &str, size: i32, style: FontStyle, at: (i32, i32)
     root.draw_text(text, &style, at).map_err(plain)
 }
 
-/// What is in proportion to x and ends where `points` end, from where it is `least`.
+/// The end points of a line in proportion to x. It ends where `points` end, and starts at the value
+/// `least`.
 fn proportional(points: &[(f64, f64)], least: f64) -> Option<[(f64, f64); 2]> {
     let (&(first, _), &(x, y)) = points.first().zip(points.last())?;
     let start = first.max(x * least / y);
     Some([(start, y * start / x), (x, y)])
 }
 
-/// Draws lines with both axes logarithmic, and what grows in proportion as a thin one.
+/// Draws lines with both axes logarithmic; a thin line shows linear growth.
 fn lines(results: &Results, axis: &str, path: &Path) -> Result<()> {
     let root = SVGBackend::new(path, (WIDTH, HEIGHT)).into_drawing_area();
     root.fill(&WHITE).map_err(plain)?;
@@ -251,7 +252,7 @@ fn lines(results: &Results, axis: &str, path: &Path) -> Result<()> {
     let spreads = || series.iter().map(Series::spread);
     let least = spreads().map(|spread| spread.0).fold(f64::MAX, f64::min);
     let most = spreads().map(|spread| spread.1).fold(0.0, f64::max);
-    // A whole power of ten: the axis' figures start there.
+    // Start at a power of ten, where the axis has its first label.
     let bottom = 10_f64.powf((least * 0.8).log10().floor());
     let is_growth = matches!(results.layout, Layout::Growth(_));
     let note = if is_growth {

@@ -1,5 +1,5 @@
-//! Throughput of one large file that is in the host's page cache: into memory never touched before
-//! (cold), as every boot does, and into the same again (warm).
+//! The speed of reading one large file that is in the host's page cache: into memory that was never
+//! touched (cold), as at every boot, and into the same memory again (warm).
 
 use crate::{
     limit,
@@ -10,7 +10,7 @@ use crate::{
 use anyhow::Result;
 use bootshare_host::{Arch, Board, Machine, serve::DEFAULT_THREADS};
 
-/// Boards whose reads are measured: both transports, both architectures.
+/// The boards to measure: both transports, both architectures.
 pub const BOARDS: [(&str, Board); 4] = [
     ("microvm", Board::X86_64Microvm),
     ("q35", Board::X86_64Q35),
@@ -18,59 +18,59 @@ pub const BOARDS: [(&str, Board); 4] = [
     ("virt-pci", Board::Aarch64VirtPci),
 ];
 
-/// The group of the limits.
+/// The group of the upper limits.
 const HOST: &str = "host";
 
-/// How many requests the server answers at a time; 0: in the queue's own thread.
+/// The sizes of the server's thread pool. With 0 the thread of each queue answers its requests.
 const POOLS: [u32; 3] = [0, 2, 4];
 
-/// The pool where none is named.
+/// The server's default pool.
 const DEFAULT_POOL: u32 = DEFAULT_THREADS as u32;
 
-/// A file of this size and more is read on fewer boards, and not in each way: the ratios are those
-/// of the smaller one.
+/// From this size on, the file is read on fewer boards and in fewer ways, because the ratios are the same
+/// as those of the smaller file.
 const LARGE_MIB: u64 = 1024;
 
 /// One way to read the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// A process of the host, with that many threads.
+    /// A process of the host with this number of threads.
     Limit(u32),
-    /// Our firmware, from a server with such a pool.
+    /// Our firmware, from a server with this thread pool.
     Ours(Board, Server, u32),
-    /// Our client as Hermit's: 64 KiB at a time, one in flight. Hermit copies as well.
+    /// Our client with the request size and depth of Hermit's: 64 KiB, one in flight. Hermit's also copies.
     Hermit(Board),
-    /// Linux's driver in the same machine.
+    /// Linux's driver on the same machine.
     Linux(Board),
 }
 
-/// A case of the limit, of the pass `how`.
+/// The upper limit of the pass `how`.
 pub fn limit_of(how: &str, threads: u32) -> Case {
     let plural = if threads == 1 { "" } else { "s" };
     Case::new(HOST, format!("{how}: limit, {threads} thread{plural}"))
 }
 
-/// A case of ours with the default server.
+/// Our firmware with the default server.
 pub fn ours(group: &str, how: &str) -> Case {
     Case::new(group, format!("{how}: Bootshare, pool of {DEFAULT_POOL}"))
 }
 
-/// The case of Linux past its page cache.
+/// Linux without its page cache (O_DIRECT).
 pub fn linux_direct(group: &str) -> Case {
     Case::new(group, "warm: Linux, O_DIRECT")
 }
 
-/// The case of Linux through its page cache.
+/// Linux with its page cache.
 pub fn linux_buffered(group: &str) -> Case {
     Case::new(group, "buffered: Linux")
 }
 
-/// The case of our client as Hermit's.
+/// Our client with Hermit's request size and depth.
 pub fn hermit(group: &str, how: &str) -> Case {
     Case::new(group, format!("{how}: 64 KiB, one in flight"))
 }
 
-/// What limits a case: threads that read as many at a time.
+/// The upper limit for a case: as many threads as it has requests answered at a time.
 pub fn limit_for(case: &Case, threads: u32) -> Case {
     let how = if case.name.starts_with("cold") {
         "cold"
@@ -80,7 +80,7 @@ pub fn limit_for(case: &Case, threads: u32) -> Case {
     limit_of(how, threads.max(1))
 }
 
-/// Measures a file of that many MiB.
+/// Measures a file of this size in MiB.
 pub fn run(shares: &Shares, mib: u64, rounds: usize) -> Result<Results> {
     let title = format!("Reading {mib} MiB, MiB/s");
     let mut results = Results::new(format!("reads-{mib}"), title, Layout::Cases);
@@ -109,7 +109,7 @@ fn ways(mib: u64) -> Vec<(&'static str, Way)> {
     let is_large = mib >= LARGE_MIB;
     let boards = if is_large { &BOARDS[..2] } else { &BOARDS[..] };
     for &(name, board) in boards {
-        // Near each of what it limits: more of them than rounds.
+        // Measure the limit next to each case that it limits, more often than there are rounds.
         ways.extend([1, 2, 4].map(|threads| (HOST, Way::Limit(threads))));
         ways.extend(POOLS.map(|pool| (name, Way::Ours(board, Server::Embedded, pool))));
     }
@@ -123,7 +123,7 @@ fn ways(mib: u64) -> Vec<(&'static str, Way)> {
     ways
 }
 
-/// On a board of each transport.
+/// The large file on one board of each transport.
 fn state_aims(results: &mut Results) {
     for (name, _) in &BOARDS[..2] {
         for pool in POOLS {
@@ -140,7 +140,7 @@ fn state_aims(results: &mut Results) {
 }
 
 impl Way {
-    /// How many requests are answered at a time.
+    /// The number of requests that are answered at a time.
     fn threads(self) -> u32 {
         match self {
             Self::Limit(threads) | Self::Ours(_, _, threads) => threads,
@@ -149,7 +149,7 @@ impl Way {
         }
     }
 
-    /// MiB a second, of each pass.
+    /// The speed of each pass in MiB/s.
     fn run(self, group: &str, shares: &Shares, mib: u64) -> Result<Vec<(Case, f64)>> {
         match self {
             Self::Limit(threads) => {
@@ -196,7 +196,7 @@ impl Way {
     }
 }
 
-/// Both passes of our firmware's `read-bench`, cold and warm, in MiB a second.
+/// The speeds of our firmware's `read-bench` in MiB/s, cold and warm.
 fn read_bench(
     shares: &Shares,
     board: Board,

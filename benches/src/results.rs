@@ -1,17 +1,17 @@
-//! What was measured: series of values, their medians and ratios, as tables and as raw numbers.
+//! Results: series of values, their medians and ratios, as tables and as raw numbers.
 
 use anyhow::{Context, Result};
 use std::{fmt::Write, path::Path};
 
-/// An exponent up to here is linear growth: the rest is noise.
+/// An exponent up to this value counts as linear growth, because of noise.
 const LINEAR: f64 = 1.15;
 
-/// What a value is of: a board or another group, and a case in it.
+/// The case to which a value belongs, and its group, such as a board.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Case {
-    /// What stands together in tables and pictures.
+    /// The group in tables and pictures.
     pub group: String,
-    /// Which of them.
+    /// The name of the case in its group.
     pub name: String,
 }
 
@@ -25,21 +25,21 @@ impl Case {
     }
 }
 
-/// Values of one case, one a round.
+/// The values of one case.
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// What was measured.
+    /// The case.
     pub case: Case,
-    /// Where on the axis it belongs, in suites that have one.
+    /// The place on the axis, in suites with an axis.
     pub x: Option<f64>,
-    /// What its ratio is to.
+    /// The case to which this one's ratio is computed.
     pub reference: Option<Case>,
-    /// One a round.
+    /// The values, one for each round.
     pub values: Vec<f64>,
 }
 
 impl Series {
-    /// The middle value.
+    /// The median.
     pub fn median(&self) -> f64 {
         let mut sorted = self.values.clone();
         sorted.sort_by(f64::total_cmp);
@@ -50,14 +50,14 @@ impl Series {
         }
     }
 
-    /// The least and the greatest.
+    /// The least and the greatest value.
     pub fn spread(&self) -> (f64, f64) {
         let fold = |f: fn(f64, f64) -> f64| self.values.iter().copied().fold(f64::NAN, f);
         (fold(f64::min), fold(f64::max))
     }
 }
 
-/// What the ratio of two medians should be.
+/// An aim for the ratio of two medians.
 #[derive(Clone, Debug)]
 pub struct Aim {
     case: Case,
@@ -65,12 +65,12 @@ pub struct Aim {
     bound: Bound,
 }
 
-/// On which side of a figure a ratio should be.
+/// The bound of an aim.
 #[derive(Clone, Copy, Debug)]
 pub enum Bound {
-    /// This or more.
+    /// At least this value.
     AtLeast(f64),
-    /// This or less.
+    /// At most this value.
     AtMost(f64),
 }
 
@@ -93,36 +93,36 @@ impl Bound {
 /// How results are shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// Cases beside each other, with ratios.
+    /// Cases side by side, with ratios.
     Cases,
-    /// Times along an axis of this name, along which the work grows.
+    /// Times along an axis of this name; the work grows along the axis.
     Growth(String),
-    /// Times of the same work along an axis of this name.
+    /// Times along an axis of this name; the work is the same.
     Tuning(String),
     /// Exact numbers: the groups are columns, the cases rows.
     Counts,
-    /// What another program says.
+    /// The output of another program.
     Text(String),
 }
 
-/// What a suite found.
+/// The results of one suite.
 #[derive(Clone, Debug)]
 pub struct Results {
-    /// A short name, for files.
+    /// A short name for files.
     pub name: String,
-    /// What it is, with the unit.
+    /// The title, with the unit.
     pub title: String,
-    /// How it is shown.
+    /// The layout.
     pub layout: Layout,
-    /// Case by case.
+    /// The series, one for each case.
     pub series: Vec<Series>,
-    /// What a reader should know of it.
+    /// Remarks for the reader.
     pub note: &'static str,
     aims: Vec<Aim>,
 }
 
 impl Results {
-    /// Nothing yet.
+    /// Results without values.
     pub fn new(name: impl Into<String>, title: impl Into<String>, layout: Layout) -> Self {
         Self {
             name: name.into(),
@@ -134,7 +134,7 @@ impl Results {
         }
     }
 
-    /// Adds a value to a case, a new one at the end.
+    /// Adds a value to a case; a new case is added at the end.
     pub fn add(&mut self, case: &Case, x: Option<f64>, value: f64) {
         let same = |series: &&mut Series| series.case == *case && series.x == x;
         match self.series.iter_mut().find(same) {
@@ -148,7 +148,7 @@ impl Results {
         }
     }
 
-    /// Has the ratio of `case` be to `reference`.
+    /// Shows the ratio of `case` to `reference`.
     pub fn compare(&mut self, case: &Case, reference: &Case) {
         for series in &mut self.series {
             if series.case == *case {
@@ -157,7 +157,7 @@ impl Results {
         }
     }
 
-    /// States what the ratio of `case` to `reference` should be.
+    /// Adds an aim for the ratio of `case` to `reference`.
     pub fn aim(&mut self, case: Case, reference: Case, bound: Bound) {
         self.aims.push(Aim {
             case,
@@ -171,22 +171,22 @@ impl Results {
         self.series.iter().find(|series| series.case == *case)
     }
 
-    /// The median of `case` by that of `reference`.
+    /// The median of `case`, divided by that of `reference`.
     pub fn ratio(&self, case: &Case, reference: &Case) -> Option<f64> {
         Some(self.find(case)?.median() / self.find(reference)?.median())
     }
 
-    /// The groups, in the order they came.
+    /// The groups, in the order of their first value.
     pub fn groups(&self) -> Vec<&str> {
         distinct(self.series.iter().map(|series| series.case.group.as_str()))
     }
 
-    /// The names of cases, in the order they came.
+    /// The names of the cases, in the order of their first value.
     pub fn names(&self) -> Vec<&str> {
         distinct(self.series.iter().map(|series| series.case.name.as_str()))
     }
 
-    /// As tables of Markdown.
+    /// The results as Markdown tables.
     pub fn table(&self) -> String {
         let body = match &self.layout {
             Layout::Cases => self.ratios() + &self.verdicts(),
@@ -244,7 +244,7 @@ impl Results {
         format!("\n| aim: ratio of | | is | met |\n|---|---|--:|---|\n{text}")
     }
 
-    /// With what each point is of the first one.
+    /// A table along the axis, with each value's ratio to the first one.
     fn along(&self, axis: &str) -> String {
         let mut text =
             format!("| | {axis} | median | least | most | times |\n|---|--:|--:|--:|--:|--:|\n");
@@ -286,13 +286,13 @@ impl Results {
         self.names().into_iter().filter_map(line).collect()
     }
 
-    /// The series of a name in all groups.
+    /// The series of the cases with this name, in all groups.
     pub fn of_name(&self, name: &str) -> impl Iterator<Item = &Series> {
         let is_it = move |series: &&Series| series.case.name == name;
         self.series.iter().filter(is_it)
     }
 
-    /// The medians of a name along the axis.
+    /// The medians of the cases with this name, along the axis.
     pub fn points(&self, name: &str) -> Vec<(f64, f64)> {
         self.of_name(name)
             .filter_map(|series| Some((series.x?, series.median())))
@@ -316,7 +316,7 @@ impl Results {
         text
     }
 
-    /// Writes every value of `all` to `path`.
+    /// Writes all values of `all` to `path`.
     pub fn write_csv(all: &[Self], path: &Path) -> Result<()> {
         let context = || format!("cannot write {}", path.display());
         let mut out = csv::Writer::from_path(path).with_context(context)?;
@@ -336,7 +336,7 @@ impl Results {
     }
 }
 
-/// The name of a case, with its group unless that is `here`.
+/// The name of a case, with its group if that is not `here`.
 fn full(case: &Case, here: &str) -> String {
     if case.group == here {
         case.name.clone()
@@ -345,8 +345,8 @@ fn full(case: &Case, here: &str) -> String {
     }
 }
 
-/// The exponent with which y grows in the upper half of the points, where what is constant counts
-/// least: the slope of a straight line through them in double logarithmic scale, by least squares.
+/// The exponent of the growth of y in the upper half of the points, where constant costs count least: the
+/// slope of a least-squares line through the logarithms of x and y.
 pub fn slope(points: &[(f64, f64)]) -> f64 {
     let upper = &points[points.len() / 2..];
     let logs = || upper.iter().map(|(x, y)| (x.ln(), y.ln()));
@@ -368,7 +368,7 @@ fn distinct<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     found
 }
 
-/// Three digits, or all before the point.
+/// The number with three digits, or with all digits before the point.
 pub fn figure(value: f64) -> String {
     let digits = match value {
         v if v >= 100.0 => 0,

@@ -1,4 +1,4 @@
-//! The directories that are shared: one for each architecture, made once.
+//! The shared directories: one for each architecture, made once.
 
 use anyhow::{Context, Result};
 use bootshare_host::{
@@ -12,23 +12,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The init of a guest that reads a file as Linux does, and says how fast.
+/// The init of a guest that reads a file by Linux and prints the speed.
 const READING_INIT: &str = include_str!("reading-init.sh");
 
 /// The entry with the small initrd.
 pub const SMALL: &str = "small";
-/// The entry with the large one as well.
+/// The entry with both the small and the large initrd.
 pub const LARGE: &str = "large";
-/// The large initrd.
+/// The file name of the large initrd.
 pub const FILLER: &str = "filler-256.cpio";
 
-/// Shares of both architectures.
+/// The shares of both architectures.
 pub struct Shares {
     root: PathBuf,
 }
 
 impl Shares {
-    /// Makes in `root` what is not there yet.
+    /// Makes the missing parts of the shares in `root`.
     pub fn make(root: &Path) -> Result<Self> {
         for arch in Arch::ALL {
             let dir = root.join(arch.name());
@@ -70,7 +70,33 @@ impl Shares {
         self.root.join(arch.name())
     }
 
-    /// A directory with that many empty files.
+    /// The kernel's command line in the entry `id` of the share of `arch`.
+    pub fn options(&self, arch: Arch, id: &str) -> Result<String> {
+        let entry = self.dir(arch).join(format!("loader/entries/{id}.conf"));
+        let text = fs::read_to_string(entry)?;
+        let options = text.lines().find_map(|line| line.strip_prefix("options "));
+        Ok(options.context("an entry without options")?.into())
+    }
+
+    /// The initrds of the entry `id` as one file, for loaders that take only one.
+    pub fn joined_initrd(&self, arch: Arch, id: &str) -> Result<PathBuf> {
+        let dir = self.dir(arch);
+        let small = dir.join("initrd.img");
+        if id == SMALL {
+            return Ok(small);
+        }
+        let joined = dir.join("joined.img");
+        if !joined.exists() {
+            let mut bytes = fs::read(&small)?;
+            // The kernel expects the next archive at a multiple of 4.
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes.extend(fs::read(dir.join(FILLER))?);
+            fs::write(&joined, bytes)?;
+        }
+        Ok(joined)
+    }
+
+    /// A directory with this number of empty files.
     pub fn many(&self, entries: u32) -> Result<PathBuf> {
         let dir = self.root.join(format!("many-{entries}"));
         if dir.exists() {
@@ -86,13 +112,13 @@ impl Shares {
         Ok(dir)
     }
 
-    /// A file of that many MiB in the share of `arch`, read once so that it is in the page cache;
-    /// its name in the share.
+    /// Makes a file of this size in MiB in the share of `arch`, and reads it once so that it is in the page
+    /// cache. Returns its name in the share.
     pub fn file(&self, arch: Arch, mib: u64) -> Result<String> {
         self.file_of(arch, mib << 20)
     }
 
-    /// The same, of that many bytes.
+    /// As [`Shares::file`], with the size in bytes.
     pub fn file_of(&self, arch: Arch, bytes: u64) -> Result<String> {
         let name = format!("random-{bytes}");
         let path = self.dir(arch).join(&name);
@@ -106,7 +132,7 @@ impl Shares {
     }
 }
 
-/// Random bytes: nothing that a file system stores in less.
+/// Random bytes, which no file system stores in fewer bytes.
 fn random(path: &Path, bytes: u64) -> io::Result<()> {
     let mut source = File::open("/dev/urandom")?.take(bytes);
     let mut out = File::create(path)?;
@@ -114,7 +140,7 @@ fn random(path: &Path, bytes: u64) -> io::Result<()> {
     out.flush()
 }
 
-/// An initrd that is a file of that many bytes.
+/// An initrd with one file of this size in bytes.
 fn filler(dir: &Path, bytes: usize) -> Result<()> {
     let mut content = vec![0; bytes];
     File::open("/dev/urandom")?.read_exact(&mut content)?;

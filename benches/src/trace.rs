@@ -1,4 +1,4 @@
-//! What the embedded server recorded of a run.
+//! The embedded server's trace of a run.
 
 use crate::machines;
 use anyhow::{Context, Result};
@@ -10,22 +10,22 @@ use std::{fs, path::Path};
 pub struct Request {
     /// Its operation.
     pub op: String,
-    /// What it is about.
+    /// The node that it concerns.
     pub node: u64,
-    /// The name in it, if it has one.
+    /// The name in the request, if it has one.
     pub name: Option<String>,
-    /// The node that it found.
+    /// The node in the reply.
     pub child: Option<u64>,
-    /// When the server took it, in ms from the server's start.
+    /// When the server received it, in ms since the server's start.
     pub at: f64,
-    /// When it was answered.
+    /// When the server answered it, in the same unit.
     pub end: f64,
 }
 
-/// Runs `machine` and reads what it asked for, up to the end of the session. The trace is at `path`.
+/// Runs `machine`, and returns the requests of its first session. The trace is written to `path`.
 ///
-/// What recording costs is not to be seen beside the spread: neither in 20,000 requests of a listing
-/// nor in the 300 large ones of a boot.
+/// The cost of recording is smaller than the spread, both for a listing of 20,000 requests and for the
+/// 300 large requests of a boot.
 pub fn run(machine: &mut Machine, path: &Path) -> Result<Vec<Request>> {
     machine.trace = Some(path.to_owned());
     machines::run(machine)?;
@@ -36,7 +36,7 @@ pub fn run(machine: &mut Machine, path: &Path) -> Result<Vec<Request>> {
         let Some(request) = parse(line)? else {
             continue;
         };
-        // The kernel's own driver starts another session behind this.
+        // The kernel's driver starts another session after this.
         let is_last = request.op == "DESTROY";
         requests.push(request);
         if is_last {
@@ -46,7 +46,7 @@ pub fn run(machine: &mut Machine, path: &Path) -> Result<Vec<Request>> {
     Ok(requests)
 }
 
-/// A line of the trace; its first has no request.
+/// Parses a line of the trace. The first line has no request.
 fn parse(line: &str) -> Result<Option<Request>> {
     let value: Value = serde_json::from_str(line).context("the trace")?;
     let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);

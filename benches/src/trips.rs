@@ -1,4 +1,4 @@
-//! Requests of one boot and of listings, by kind, as the embedded server records them.
+//! The numbers of requests of a boot and of listings, by operation, from the embedded server's trace.
 
 use crate::{
     machines,
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use bootshare_host::{Arch, Board, Machine, Share};
 use std::collections::BTreeMap;
 
-/// Counts them; every number is exact, so that one round is enough.
+/// Counts the requests. The numbers are exact, so one round is enough.
 pub fn run(shares: &Shares) -> Result<Results> {
     eprintln!("trips");
     let mut results = Results::new("trips", "Requests to the host", Layout::Counts);

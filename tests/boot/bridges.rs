@@ -1,4 +1,5 @@
-//! virtio-fs behind bridges of all kinds, whoever numbered their buses: SeaBIOS or we.
+//! virtio-fs devices below PCI bridges of all kinds. Either SeaBIOS or our firmware has numbered the
+//! buses.
 
 use std::fs;
 
@@ -7,7 +8,8 @@ use bootshare_host::{Board, Machine, Outcome, Share, demo};
 use crate::lab::{Server, demo_share, empty_dir, machine, run};
 use crate::linux;
 
-/// Ports as libvirt makes them, a switch, and conventional PCI behind them, with other devices.
+/// PCI Express root ports as libvirt adds them, a switch, conventional PCI bridges below them, and other
+/// devices.
 const EXPRESS: &[&str] = &[
     "pcie-root-port,id=port1,chassis=1,addr=4.0,multifunction=on",
     "pcie-root-port,id=port2,chassis=2,addr=4.1",
@@ -23,7 +25,8 @@ const EXPRESS: &[&str] = &[
     "virtio-rng-pci,addr=6.0,multifunction=on",
 ];
 
-/// Where virtio-fs is then: its bus for QEMU, and its address. The first one is the deepest switch.
+/// The virtio-fs devices: QEMU's option for the bus, and the resulting PCI address. The first is on the
+/// innermost switch port.
 const EXPRESS_DEVICES: &[(&str, &str)] = &[
     ("bus=down2", "05:00.0"),
     ("bus=port1", "01:00.0"),
@@ -32,7 +35,7 @@ const EXPRESS_DEVICES: &[(&str, &str)] = &[
     ("addr=6.3", "00:06.3"),
 ];
 
-/// What `pc` has: conventional bridges.
+/// The bridges for `pc`, which has conventional PCI only.
 const CONVENTIONAL: &[&str] = &[
     "pci-bridge,id=outer,chassis_nr=1,addr=4",
     "pci-bridge,id=inner,chassis_nr=2,bus=outer,addr=3",
@@ -43,7 +46,7 @@ const CONVENTIONAL_DEVICES: &[(&str, &str)] = &[
     ("bus=outer,addr=9", "01:09.0"),
 ];
 
-/// Adds bridges, and a device for each share at the first places.
+/// Adds the board's bridges, and the list of places for virtio-fs devices. Shares take the first places.
 fn wire(machine: &mut Machine) -> &'static [(&'static str, &'static str)] {
     let (bridges, devices) = match machine.board {
         Board::X86_64Pc => (CONVENTIONAL, CONVENTIONAL_DEVICES),
@@ -56,7 +59,7 @@ fn wire(machine: &mut Machine) -> &'static [(&'static str, &'static str)] {
     devices
 }
 
-/// All are found, where they should be, and files come from them.
+/// The firmware finds all devices at the expected addresses and reads files from them.
 pub(crate) fn found(board: Board) {
     let share = empty_dir(&format!("bridges-{board:?}"));
     fs::write(share.join("file"), "content\n").unwrap();
@@ -67,7 +70,7 @@ pub(crate) fn found(board: Board) {
         .collect();
     machine.shares = tags.iter().map(|tag| Share::new(tag, &share)).collect();
     let mut commands = String::from("devices");
-    // No more are mounted at once.
+    // The firmware mounts at most four shares at once.
     for tag in tags.iter().take(4) {
         machine.append.push_str(&format!("bootshare.tag={tag} "));
         commands.push_str(&format!("; cat {tag}:/file"));
@@ -84,7 +87,8 @@ pub(crate) fn found(board: Board) {
     assert_eq!(contents.count(), tags.len().min(4));
 }
 
-/// Linux takes all of it over as it is: the device has the same address, and all memory has room.
+/// Linux keeps the bus numbers and windows that it finds: the device has the same address, and every
+/// BAR fits.
 pub(crate) fn boots_linux(board: Board) {
     let share = demo_share(board.arch());
     let mut machine = machine(board, Server::Embedded, share, linux::OPTIONS);
@@ -98,7 +102,7 @@ pub(crate) fn boots_linux(board: Board) {
     run.line(&["mounted the share", demo::TAG]);
 }
 
-/// A root bus of its own, which only ACPI tells a kernel of.
+/// A second root bus, which a kernel can learn of only from ACPI.
 pub(crate) fn second_root(board: Board) {
     let share = demo_share(board.arch());
     let mut machine = machine(board, Server::Embedded, share, linux::OPTIONS);

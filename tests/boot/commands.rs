@@ -1,4 +1,4 @@
-//! Commands of the firmware's own, run from its command line.
+//! The firmware's shell commands, run by `bootshare.cmd`.
 
 use std::fs;
 
@@ -28,7 +28,7 @@ pub(crate) fn list(board: Board) {
         Transport::Pci => "virtio-pci",
     };
     devices.line(&[transport, demo::TAG]);
-    // The firmware's first line, which all later ones follow.
+    // The firmware prints this line first.
     let version = concat!("bootshare: version ", env!("CARGO_PKG_VERSION"));
     assert_eq!(devices.line(&["bootshare: "]), version);
 
@@ -57,7 +57,7 @@ pub(crate) fn list(board: Board) {
     );
     assert!(output.contains(&demo::GREETING.trim()));
 
-    // The status is the commands'.
+    // The exit status is that of the commands.
     let missing = run_commands("cat /nosuch");
     assert!(matches!(missing.outcome, Outcome::FirmwareExit(1)));
     missing.line(&["bootshare: error: ", "/nosuch"]);
@@ -87,7 +87,7 @@ pub(crate) fn two_shares(board: Board) {
             output.iter().filter(|line| line.contains(" on ")).count(),
             1
         );
-        // `devices` shows both, whichever is in use.
+        // `devices` lists both shares, also when only one is mounted.
         run.line(&["virtio-", "first"]);
         run.line(&["virtio-", "second"]);
     }

@@ -1,5 +1,5 @@
-//! The host tool's embedded server under real machines: a Linux guest that tries to change things and
-//! to get out, layers, faults.
+//! The host tool's embedded server with real machines: a Linux guest that tries to change files and to
+//! leave the share, layers, injected faults.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,7 +12,7 @@ use bootshare_host::{Board, Outcome, demo};
 use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
 use crate::tree;
 
-/// A share that boots the demo, whose init then runs `script`.
+/// A share that boots the demo. The demo's init then runs `script`.
 fn scripted(name: &str, board: Board, script: &str) -> PathBuf {
     let share = empty_dir(&format!("embedded-{name}-{board:?}"));
     for file in [
@@ -35,7 +35,7 @@ fn expect_script(board: Board, share: &Path) -> Run {
     run
 }
 
-/// What a guest may try, each a shell command; `x` is a file, `d` a directory.
+/// Shell commands by which a guest tries to change the share; `x` is a file, `d` a directory.
 const CHANGES: [&str; 24] = [
     "echo more > x",
     "echo more >> x",
@@ -63,7 +63,7 @@ const CHANGES: [&str; 24] = [
     "shred -n 1 x",
 ];
 
-/// Linux's own driver mounts the share for writing; every change is refused by the server.
+/// Linux mounts the share for writing, and the server refuses every change.
 pub(crate) fn refuses_changes(board: Board) {
     let mut script = String::from("cd /share/dir\n");
     for change in CHANGES {
@@ -87,7 +87,8 @@ pub(crate) fn refuses_changes(board: Board) {
     assert_eq!(tree::walk(&share), before);
 }
 
-/// `..`, links that lead out, and a directory that moves out of the share and back all the time.
+/// A guest tries to leave the share by `..`, by links that point outside, and by a directory that the host
+/// moves out of the share and back again and again.
 pub(crate) fn keeps_guests_in(board: Board) {
     let script = "cd /share\n\
         for n in $(seq 300); do\n\
@@ -123,11 +124,11 @@ pub(crate) fn keeps_guests_in(board: Board) {
     });
     let run = run.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     assert_eq!(run.find(&["the secret"]), None);
-    // The test is none if the guest never saw the directory.
+    // Without this the test would prove nothing: the guest must have seen the directory.
     run.line(&["moving about"]);
 }
 
-/// A fresh kernel and command line over the demo, without copying the demo.
+/// A kernel and a command line in a layer above the demo; the demo is not copied.
 pub(crate) fn boots_layers(board: Board) {
     let demo = demo_share(board.arch());
     let (top, middle) = (
@@ -159,16 +160,17 @@ fn trace_table(trace: &Path) -> String {
     String::from_utf8(table).unwrap()
 }
 
-/// While one READ of the kernel takes its time, all others are answered, those of the initrd too.
+/// While the answer to one READ of the kernel is delayed, all other requests are answered, among them
+/// the READs of the initrd.
 pub(crate) fn reads_all_files_at_once(board: Board) {
     let dir = empty_dir(&format!("embedded-at-once-{board:?}"));
     let mut machine = machine(board, Server::Embedded, demo_share(board.arch()), "");
-    // The first two are of its head and of the command line.
+    // The first two READs are those of the kernel's head and of the command line.
     machine.fault = Some("delay=500ms@READ:3".parse().unwrap());
     machine.thread_pool_size = Some(2);
     machine.trace = Some(dir.join("trace"));
     assert_eq!(run(&machine).outcome, Outcome::PowerOff);
-    // By when they were answered.
+    // In the order of the replies.
     let table = trace_table(&dir.join("trace"));
     let line = |parts: [&str; 2]| {
         let found = |line: &str| parts.iter().all(|part| line.contains(part));
@@ -180,7 +182,7 @@ pub(crate) fn reads_all_files_at_once(board: Board) {
     assert!(initrd < line([kernel, "(fault: delay 500ms)"]), "{table}");
 }
 
-/// The firmware says what is wrong with a server that does wrong, and the trace shows it.
+/// The firmware names each fault of a faulty server, and the trace records it.
 pub(crate) fn faults(board: Board) {
     let share = demo_share(board.arch());
     let with = |fault: &str, options: &str| {
@@ -193,7 +195,7 @@ pub(crate) fn faults(board: Board) {
     assert!(matches!(error.outcome, Outcome::FirmwareExit(1)));
     error.line(&["bootshare: error: ", "/random.bin"]);
 
-    // Slow, but right; READs come back in another order than they were sent in.
+    // Slow but correct: READs are answered in another order than they were sent.
     let dir = empty_dir(&format!("embedded-trace-{board:?}"));
     let mut slow = with("delay=20ms@READ:50%,delay=5ms@LOOKUP", command);
     slow.thread_pool_size = Some(4);
@@ -214,7 +216,7 @@ pub(crate) fn faults(board: Board) {
         assert!(found, "no line has {parts:?}:\n{table}");
     }
 
-    // A server that hangs up is one that is gone.
+    // A server that closes its connection counts as gone.
     let gone = run(&with(
         "disconnect-after=12",
         &format!("bootshare.deadline=1 {command}"),
@@ -222,7 +224,7 @@ pub(crate) fn faults(board: Board) {
     assert!(matches!(gone.outcome, Outcome::FirmwareExit(1)));
     gone.line(&["bootshare: error: "]);
 
-    // One that fails by itself ends the run, by name.
+    // A server that exits by itself ends the run, with a message that names the server.
     let failed = run(&with("panic=READ:2", "bootshare.on-error=halt"));
     let Outcome::ServerFailed { what, .. } = &failed.outcome else {
         panic!("{:?}", failed.outcome);
@@ -231,7 +233,7 @@ pub(crate) fn faults(board: Board) {
     assert!(what.contains("as the fault asks"), "{what}");
 }
 
-/// No file of the share stays open in this process, however a run ends.
+/// However a run ends, no file of the share stays open in this process.
 pub(crate) fn leaves_nothing(board: Board) {
     let share = empty_dir(&format!("embedded-left-{board:?}"));
     let open_files = || {
@@ -242,7 +244,7 @@ pub(crate) fn leaves_nothing(board: Board) {
     fs::write(share.join("file"), "content").unwrap();
     for (options, args) in [
         ("bootshare.cmd=\"cat /file\"", &[][..]),
-        // QEMU fails before, and QEMU is ended in the middle.
+        // QEMU fails at its start; QEMU is killed during the run.
         ("", &["-nosuchoption"]),
         ("", &["-S"]),
     ] {

@@ -1,4 +1,4 @@
-//! Boot entries: which one is booted, and with what.
+//! Boot entries: which entry the firmware boots, with which files and command line.
 
 use std::fs;
 use std::io::Write;
@@ -10,7 +10,7 @@ use bootshare_host::{Board, Machine, Outcome, Share, demo};
 
 use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
 
-/// A share with the demo's files in `files`, for entries to name.
+/// A share with the demo's kernel and initrd in the directory `files`, for entries to name.
 pub(crate) fn share(name: &str, board: Board, files: &str) -> PathBuf {
     let share = empty_dir(&format!("entries-{name}-{board:?}"));
     fs::create_dir_all(share.join(files)).unwrap();
@@ -31,13 +31,13 @@ pub(crate) fn write(share: &Path, path: &str, text: &str) {
     fs::write(path, text).unwrap();
 }
 
-/// The demo's command line, and a word that tells which entry it came from.
+/// The demo's command line with a word that identifies the entry.
 pub(crate) fn words(board: Board, entry: &str) -> String {
     let cmdline = fs::read_to_string(demo_share(board.arch()).join("cmdline")).unwrap();
     format!("{} demo.entry={entry}", cmdline.trim())
 }
 
-/// A share with two entries; the one that comes first lacks its initrd.
+/// A share with two entries. The initrd of the first one does not exist.
 fn two_entries(name: &str, board: Board) -> PathBuf {
     let share = share(name, board, "6.1");
     let words = words(board, "good");
@@ -75,7 +75,7 @@ const BROKEN: [&str; 2] = [
     "no such file",
 ];
 
-/// The machine boots a kernel to user space.
+/// Runs the machine and checks that it boots `kernel` to user space.
 pub(crate) fn expect_boot(machine: &Machine, kernel: &str) -> Run {
     let run = run(machine);
     assert_eq!(run.outcome, Outcome::PowerOff);
@@ -94,8 +94,8 @@ pub(crate) fn broken_then_good(board: Board) {
     run.line(&["bootshare: debug: command line: ", &words(board, "good")]);
 }
 
-/// Two shares with an entry each: the first share's is broken, so the second's is booted, with its
-/// files from the second share. Linux mounts that one then.
+/// Two shares with one entry each. The first share's entry is broken, so the firmware boots the second
+/// share's entry with files of the second share, which Linux then mounts.
 pub(crate) fn of_two_shares(board: Board) {
     let first = empty_dir(&format!("entries-first-{board:?}"));
     let entry = "title First\nlinux /linux\ninitrd /initrd\n";
@@ -128,14 +128,14 @@ pub(crate) fn of_two_shares(board: Board) {
         demo::TAG
     );
     assert_eq!(list(&machine), [first.clone(), second_both.clone()]);
-    // A share's default comes before its own entries only.
+    // The default of a share's loader.conf precedes the entries of that share only.
     write(&second, "loader/entries/a.conf", "linux /a\n");
     write(&second, "loader/loader.conf", "default a\n");
     let default = format!("  a: {0}:/a from {0}:/loader/entries/a.conf", demo::TAG);
     assert_eq!(list(&machine), [first, default, second_both]);
 }
 
-/// Before the kernel starts the firmware says goodbye to the host of each share.
+/// Before the kernel starts, the firmware ends its session with each share (DESTROY).
 pub(crate) fn leave_no_trace(board: Board) {
     let shares = ["one", "two"].map(|name| share(&format!("trace-{name}"), board, ""));
     let entry = format!(
@@ -152,7 +152,7 @@ pub(crate) fn leave_no_trace(board: Board) {
     bootshare_host::serve::print(&trace, &mut table).unwrap();
     let table = String::from_utf8(table).unwrap();
     println!("{table}");
-    // Linux mounts one of them, and ends that session too.
+    // Linux mounts one of the shares, and ends that session as well.
     for (tag, sessions) in [(demo::TAG, 2), ("two", 1)] {
         let of_share = table
             .lines()
@@ -170,15 +170,15 @@ pub(crate) fn leave_no_trace(board: Board) {
     }
 }
 
-/// What `entries` prints.
+/// The output of the command `entries`.
 fn list(machine: &Machine) -> Vec<String> {
     let run = run(machine);
     assert_eq!(run.outcome, Outcome::FirmwareExit(0));
     run.output().iter().map(|&line| line.to_owned()).collect()
 }
 
-/// What Debian's packages leave: files in `/boot`, and links to them in `/`, one of them absolute.
-/// Then the same without the links, where the newest version counts.
+/// The layout of Debian's packages: files in `/boot` and links to them in `/`, one of them absolute.
+/// Then the same without the links: the firmware takes the newest version.
 pub(crate) fn debian(board: Board) {
     let share = share("debian", board, "boot");
     let boot = share.join("boot");
@@ -186,7 +186,7 @@ pub(crate) fn debian(board: Board) {
     let names = [("linux", "vmlinuz-"), ("initrd", "initrd.img-")];
     for (from, to) in names {
         fs::rename(boot.join(from), boot.join(format!("{to}{version}"))).unwrap();
-        // The version before: a kernel that does not boot.
+        // An older version, with a file that is no kernel.
         fs::write(boot.join(format!("{to}6.1.0-9-cloud")), "old").unwrap();
     }
     fs::write(boot.join(format!("config-{version}")), "").unwrap();
@@ -210,11 +210,11 @@ pub(crate) fn debian(board: Board) {
     newest.line(&[&format!("bootshare: loaded /boot/initrd.img-{version}, ")]);
 }
 
-/// Each wrong entry is reported on one line, with its file and the reason, and the next is tried.
+/// The firmware reports each wrong entry on one line, with its file and the reason, and tries the next.
 pub(crate) fn wrong_ones(board: Board) {
     let share = share("wrong", board, "files");
     let outside = demo_share(board.arch()).join(board.arch().kernel_name());
-    // On the host this leads to a kernel; in the share nothing is there.
+    // On the host this link points to a kernel. Inside the share its target does not exist.
     symlink(&outside, share.join("files/absolute")).unwrap();
     let up = format!("{}{}", "../".repeat(30), outside.display());
     symlink(&up, share.join("files/up")).unwrap();
@@ -271,8 +271,8 @@ pub(crate) fn wrong_ones(board: Board) {
     run.line(&["bootshare: error: /loader/entries/dangling.conf: no such file"]);
 }
 
-/// The root tree of a Fedora system with /boot as a file system of its own, and GRUB's environment; an
-/// older kernel is at hand by its conventional name.
+/// The root tree of a Fedora system whose /boot is a separate file system, with GRUB's environment block.
+/// There is also an older kernel with a conventional name, which must not be booted.
 pub(crate) fn fedora(board: Board) {
     let share = share("fedora", board, "boot");
     for (from, to) in [
@@ -299,8 +299,8 @@ pub(crate) fn fedora(board: Board) {
     run.line(&["bootshare: debug: command line: ", &words(board, "fedora")]);
 }
 
-/// A board's system as Armbian makes it: U-Boot's header before the initrd, an included file, overlays
-/// and a device tree of the board.
+/// The layout of Armbian: an initrd with U-Boot's header, an included file, overlays and a board's device
+/// tree.
 pub(crate) fn armbian(board: Board) {
     let share = share("armbian", board, "boot");
     let data = fs::read(share.join("boot/initrd")).unwrap();
@@ -345,7 +345,7 @@ pub(crate) fn armbian(board: Board) {
     }
 }
 
-/// Where an entry can't be loaded no other kernel is, unless that is wanted.
+/// If no entry can be loaded, the firmware boots no other kernel, unless `bootshare.fallback=yes`.
 pub(crate) fn never_another_kernel(board: Board) {
     let share = share("never", board, "");
     fs::rename(share.join("linux"), share.join("vmlinuz")).unwrap();
@@ -370,7 +370,7 @@ pub(crate) fn chosen_by_glob(board: Board) {
     let chosen = expect_boot(&with("bootshare.entry=g??d-*"), "/6.1/linux");
     assert_eq!(chosen.find(&BROKEN), None);
 
-    // Nothing else is booted instead.
+    // No other entry is booted instead.
     let only = run(&with("bootshare.entry=broken-6.10"));
     assert!(matches!(only.outcome, Outcome::FirmwareExit(1)));
     only.line(&BROKEN);
@@ -401,12 +401,12 @@ pub(crate) fn listed(board: Board) {
     let expected = [foreign, &format!("* {broken}"), &format!("  {good}")];
     assert_eq!(list(""), expected);
 
-    // loader.conf puts one first, bootshare.entry leaves the others out.
+    // loader.conf moves its default to the front; bootshare.entry removes the other entries.
     write(&share, "loader/loader.conf", "timeout 3\ndefault good*\n");
     let expected = [&format!("* {good}"), foreign, &format!("  {broken}")];
     assert_eq!(list(""), expected);
     assert_eq!(list("bootshare.entry=b"), [format!("* {label}")]);
-    // Other kinds are tried, and so listed, only when they are wanted.
+    // Entries of other kinds are tried, and listed, only with `bootshare.fallback=yes`.
     let rest = [
         &format!("  {label}"),
         "  a: /a from /extlinux/extlinux.conf",
@@ -416,7 +416,7 @@ pub(crate) fn listed(board: Board) {
     assert_eq!(list("bootshare.fallback=yes"), all);
 }
 
-/// Of any number of entries the best 64 are kept, and a file that is no entry's size is named.
+/// The firmware keeps the first 64 entries in its order, and names a file that is too large for an entry.
 pub(crate) fn too_many(board: Board) {
     let share = empty_dir("entries-too-many");
     for number in 1..=100 {
@@ -463,7 +463,7 @@ pub(crate) fn extlinux(board: Board) {
     assert_eq!(run.find(&["bootshare: error: "]), None);
 }
 
-/// The demo's initramfs in five pieces, two of them of odd sizes: Linux needs all of them.
+/// The demo's initramfs in five archives, two of them compressed and of odd sizes. Linux needs all five.
 pub(crate) fn five_initrds(board: Board) {
     let share = share("five", board, "five");
     let packed = fs::read(share.join("five/initrd")).unwrap();
@@ -503,7 +503,7 @@ pub(crate) fn gzip(arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
     })
 }
 
-/// Splits a newc archive into archives with some of its entries each (buffer-format.rst).
+/// Splits a newc archive (buffer-format.rst) into `count` archives with a part of its entries each.
 fn split(archive: &[u8], count: usize) -> Vec<Vec<u8>> {
     const HEADER: usize = 110;
     let mut entries = Vec::new();
@@ -538,19 +538,20 @@ fn split(archive: &[u8], count: usize) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// The machine's own device tree with another model, as a file of the share.
+/// Writes the machine's own device tree, with another model, to a file of the share.
 pub(crate) fn other_model(board: Board, share: &Path) -> PathBuf {
     let tree = share.join("boot/machine.dtb");
     let mut machine = machine(board, Server::Rust, share, "");
-    // QEMU writes the machine's own tree and ends.
+    // QEMU writes the machine's device tree and exits.
     machine.qemu_args = vec![
         "-machine".into(),
         format!("dumpdtb={}", tree.display()).into(),
     ];
     run(&machine);
     let mut bytes = fs::read(&tree).unwrap();
-    // The root's model, not its `compatible`: the tree of another machine is not used. FDT_PROP, the
-    // value's size and the place of the name (Devicetree Specification, 5.4.1).
+    // Change the root's `model` and keep its `compatible`: the firmware refuses the tree of another machine.
+    // The property starts with FDT_PROP, the value's size and the offset of its name (Devicetree
+    // Specification, 5.4.1).
     let word = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
     let names = &bytes[word(12) as usize..];
     let name = names
@@ -569,7 +570,7 @@ pub(crate) fn other_model(board: Board, share: &Path) -> PathBuf {
     tree
 }
 
-/// Linux tells the model that stands in the entry's tree, not the machine's.
+/// Linux prints the model of the entry's device tree, not that of the machine's own.
 pub(crate) fn device_tree(board: Board) {
     let share = share("tree", board, "boot");
     other_model(board, &share);

@@ -1,11 +1,11 @@
-//! The minimal examples, as a reader of the documentation would run them.
+//! The minimal example firmware, run as its documentation shows.
 
 use crate::lab::{self, Server};
 use bootshare_host::{Board, Machine, Outcome};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A machine with the example for `board`, and its share, with nothing in it.
+/// A machine that runs the example for `board`, and the empty directory that it shares.
 fn example(board: Board) -> (Machine, PathBuf) {
     let share = lab::empty_dir(&format!("example-{}", board.arch().name()));
     let mut machine = lab::machine(board, Server::Rust, &share, "");
@@ -33,7 +33,7 @@ fn x86_64_prints_a_file() {
 #[test]
 fn aarch64_prints_a_file() {
     let (mut machine, share) = example(Board::Aarch64Virt);
-    // It halts, which QEMU does not end with.
+    // The example halts at its end, and QEMU goes on: a match of the console ends the run.
     machine.watch.fail = vec!["^panicked at".parse().unwrap()];
     let run = lab::run(&machine);
     assert!(matches!(run.outcome, Outcome::FailureShown { .. }));

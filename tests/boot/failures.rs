@@ -1,4 +1,5 @@
-//! What cannot boot: an error line that names the remedy, a non-zero status, and no waiting.
+//! Directories and machines that cannot boot. Each gives an error line with the remedy and a non-zero
+//! status, at once.
 
 use std::fs;
 
@@ -6,7 +7,7 @@ use bootshare_host::{Arch, Board, Machine, Outcome, demo};
 
 use crate::lab::{Server, demo_share, empty_dir, machine, run};
 
-/// Runs a machine that has to fail with an error line that has all of `parts`.
+/// Runs a machine that must fail. An error line must contain all of `parts`.
 fn expect_error(machine: &Machine, parts: &[&str]) {
     let run = run(machine);
     assert!(
@@ -14,7 +15,7 @@ fn expect_error(machine: &Machine, parts: &[&str]) {
         "{:?}",
         run.outcome
     );
-    // No deadline had to pass for it.
+    // The firmware found it without waiting for a deadline.
     assert_eq!(run.find(&["made no progress"]), None);
     let mut all = vec!["bootshare: error: "];
     all.extend(parts);
@@ -71,7 +72,7 @@ pub(crate) fn foreign_kernel(board: Board) {
     expect_error(&machine, &[&format!("/{name}"), found]);
 }
 
-/// A ROM starts at EL3 where there is one.
+/// The ROM starts at EL3 on a machine that has EL3.
 pub(crate) fn el3(board: Board) {
     let mut machine = machine(board, Server::C, demo_share(board.arch()), "");
     machine.qemu_args = vec!["-machine".into(), "secure=on".into()];

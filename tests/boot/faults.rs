@@ -1,7 +1,7 @@
 //! Hosts that fail while a machine boots from them.
 //!
-//! A fault strikes at a place in what the firmware says, and the guest waits meanwhile: that, not
-//! the time, decides what it strikes.
+//! Each fault is injected when the console shows a certain text, while the guest waits. So the text,
+//! and not the time, decides which request the fault hits.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,23 +14,23 @@ use bootshare_host::{Board, Machine, Outcome, Servers, Share, demo};
 
 use crate::lab::{BAR, Run, Server, demo_share, empty_dir, machine, random, run_with, sha256_of};
 
-/// Size of a load that a fault strikes in the middle: far more than the 16 MiB that are asked for at
-/// a time.
+/// The size of a file for faults in the middle of a load: far more than the 16 MiB that are requested
+/// at a time.
 const LARGE: u64 = 256 << 20;
 
-/// The same where its digest is needed, which takes the firmware its time.
+/// The same for loads that are hashed, which the firmware does slowly.
 const SMALLER: u64 = 80 << 20;
 
-/// For faults that the firmware has to find: a short deadline.
+/// A short deadline, for faults that the firmware must detect.
 const SHORT: &str = "bootshare.log=debug bootshare.deadline=3";
 
-/// For faults that it must not take for one: a deadline beyond any load of this machine.
+/// A deadline longer than any load on a busy host, for delays that must not count as faults.
 const LONG: &str = "bootshare.log=debug bootshare.deadline=100";
 
-/// What went wrong, and what to look at.
+/// Parts of the warning: what went wrong, and what the user should check.
 const STALLED: &str = "the host made no progress for 3000 ms; is the share's server alive?";
 
-/// The host did not answer for the deadline, and then not again: the share is given up.
+/// The host made no progress until the deadline, nor after the reset: the firmware gives the share up.
 fn expect_lost(run: &Run, tag: &str) {
     run.line(&[&stalled(tag)]);
     run.line(&[&format!("bootshare: error: share {tag}: {STALLED}")]);
@@ -40,8 +40,8 @@ fn stalled(tag: &str) -> String {
     format!("bootshare: warning: share {tag}: {STALLED}; resetting the device")
 }
 
-/// A share with boot entries that load a file of `size` bytes each, and the demo's initramfs. They
-/// are tried in the order of `files`.
+/// A share with one boot entry for each of `files`, tried in this order. Each entry loads that file, of
+/// `size` bytes, and the demo's initramfs.
 fn share(name: &str, board: Board, files: &[&str], size: u64) -> PathBuf {
     let share = empty_dir(&format!("faults-{name}-{board:?}"));
     fs::create_dir_all(share.join("loader/entries")).unwrap();
@@ -64,7 +64,7 @@ fn share(name: &str, board: Board, files: &[&str], size: u64) -> PathBuf {
     share
 }
 
-/// Makes an archive of one file, which is random here and there and sparse in between.
+/// Makes a cpio archive of one file: some random blocks with holes between them.
 fn make_large(path: &Path, size: u64) {
     let mut archive = demo::Archive::default();
     archive.file("padding", 0o644, &[]).unwrap();
@@ -73,7 +73,7 @@ fn make_large(path: &Path, size: u64) {
     let end = 1 + head[1..].windows(6).position(|w| w == magic).unwrap();
     let trailer = head.split_off(end);
     let trailer_at = size - trailer.len() as u64;
-    // The size of the file in it (buffer-format.rst).
+    // c_filesize of the header (buffer-format.rst).
     let padding = trailer_at - head.len() as u64;
     head[54..62].copy_from_slice(format!("{padding:08x}").as_bytes());
     let file = File::create(path).unwrap();
@@ -84,9 +84,9 @@ fn make_large(path: &Path, size: u64) {
     file.write_all_at(&trailer, trailer_at).unwrap();
 }
 
-/// The machine with `share`, tagged `first`, and a second share that has the demo.
+/// A machine with two shares: `share`, with the tag `first`, and the demo.
 fn two_shares(board: Board, server: Server, share: &Path, options: &str) -> Machine {
-    // The second share has no entries, but a kernel by its conventional name.
+    // The second share has no entries; its kernel is found by its conventional name.
     let options = format!("{options} bootshare.fallback=yes");
     let mut machine = with_memory(board, server, share, &options);
     machine.shares[0].tag = "first".into();
@@ -105,7 +105,7 @@ fn with_memory(board: Board, server: Server, share: &Path, options: &str) -> Mac
 
 fn nothing(_: &mut Servers<'_>) {}
 
-/// The kernel runs, and its init.
+/// Checks that the kernel and its init have run.
 fn expect_boot(run: &Run, kernel: &str) {
     assert_eq!(run.outcome, Outcome::PowerOff);
     run.line(&[&format!("bootshare: starting {kernel}")]);
@@ -113,7 +113,7 @@ fn expect_boot(run: &Run, kernel: &str) {
     run.line(&[demo::GREETING.trim()]);
 }
 
-/// The kernel of the second of [`two_shares`] runs.
+/// Checks that the kernel of the second of [`two_shares`] has run.
 fn expect_boot_of_second(run: &Run, board: Board) {
     expect_boot(
         run,
@@ -142,7 +142,7 @@ pub(crate) fn killed_before_init(board: Board) {
     run.line(&["bootshare: error: virtio-", ": ", STALLED]);
 }
 
-/// Nobody can tell whether there is a kernel, so nothing is said of one.
+/// The firmware cannot know whether the share has a kernel, so it reports no missing kernel.
 pub(crate) fn killed_after_init(board: Board) {
     let share = demo_share(board.arch());
     let run = run_with(
@@ -151,13 +151,14 @@ pub(crate) fn killed_after_init(board: Board) {
     );
     expect_failure(&run);
     expect_lost(&run, demo::TAG);
-    // Once when it was lost, once when it was asked to come back.
+    // One deadline until the share is lost, one more for the attempt to resume it.
     let resets = |line: &&String| line.contains("resetting the device");
     assert_eq!(run.lines.iter().filter(resets).count(), 2);
     assert_eq!(run.find(&["no kernel"]), None);
 }
 
-/// The kernel was looked up and opened, and nothing of it read. The second share has another.
+/// The server is killed after the kernel was looked up and opened, and before it is read. The second
+/// share's kernel is booted.
 pub(crate) fn killed_before_a_read(board: Board) {
     let share = share("before-read", board, &["large"], SMALLER);
     let run = run_with(
@@ -171,7 +172,7 @@ pub(crate) fn killed_before_a_read(board: Board) {
     expect_boot_of_second(&run, board);
 }
 
-/// The entries that come after are on the same share: none is tried.
+/// Later entries are on the same share: the firmware tries none of them.
 pub(crate) fn killed_while_reading(board: Board, server: Server) {
     let share = share(
         &format!("while-reading-{server:?}"),
@@ -192,7 +193,7 @@ pub(crate) fn killed_while_reading(board: Board, server: Server) {
     assert_eq!(run.find(&["two"]), None);
 }
 
-/// What was loaded is the file on the host, to the last byte.
+/// Checks that the bytes in guest memory are those of the host's file.
 fn expect_whole(run: &Run, share: &Path) {
     let digest = sha256_of(&share.join("large"));
     run.line(&[&format!("bootshare: trace: sha256 {digest} /large from 0")]);
@@ -212,7 +213,7 @@ pub(crate) fn stopped_for_less_than_the_deadline(board: Board) {
     );
     assert_eq!(run.find(&["bootshare: warning"]), None);
     expect_whole(&run, &share);
-    // What was stopped is this load.
+    // The server was stopped during this load.
     let loaded = run.line(&["bootshare: loaded /large, "]);
     let millis = loaded
         .rsplit(" ms")
@@ -222,7 +223,7 @@ pub(crate) fn stopped_for_less_than_the_deadline(board: Board) {
     assert!(millis > STOP.as_millis() / 2, "{loaded}");
 }
 
-/// QEMU itself waits for its server when the device is reset, and the firmware with it.
+/// At the device reset QEMU waits for its stopped server, and so does the firmware.
 pub(crate) fn stopped_for_longer(board: Board) {
     let share = share("long-stop", board, &["large"], SMALLER);
     let options = SHORT.replace("debug", "trace");
@@ -241,7 +242,8 @@ pub(crate) fn stopped_for_longer(board: Board) {
     expect_whole(&run, &share);
 }
 
-/// The firmware has said what is wrong when QEMU stops for its server, and the host tool ends it.
+/// The firmware has printed its warning before QEMU hangs with the stopped server; the host tool then
+/// ends QEMU.
 pub(crate) fn stopped_for_ever(board: Board) {
     let share = share("stop", board, &["large"], LARGE);
     let run = run_with(
@@ -258,7 +260,7 @@ pub(crate) fn stopped_for_ever(board: Board) {
     }
 }
 
-/// Stopped, and then ended by somebody who saw the warning: another share is tried.
+/// The server is stopped, and killed after the warning: the firmware tries the other share.
 pub(crate) fn stopped_then_killed(board: Board, server: Server) {
     let share = share(&format!("stop-kill-{server:?}"), board, &["large"], LARGE);
     let run = run_with(
@@ -276,7 +278,7 @@ pub(crate) fn stopped_then_killed(board: Board, server: Server) {
     expect_boot_of_second(&run, board);
 }
 
-/// QEMU waits for a server that does not answer yet, and so does the firmware.
+/// The server answers late: QEMU waits for it, and so does the firmware.
 pub(crate) fn late(board: Board, server: Server) {
     let share = demo_share(board.arch());
     let late = Duration::from_secs(2);
@@ -293,7 +295,8 @@ pub(crate) fn late(board: Board, server: Server) {
     expect_boot(&run, &format!("/{}", board.arch().kernel_name()));
 }
 
-/// One entry after the other fails, its file changed while it was loaded, and the last one boots.
+/// The file of each entry but the last is changed while it is loaded: these entries fail, and the last
+/// one boots.
 pub(crate) fn files_that_change(board: Board, server: Server) {
     let files = ["cut", "grown", "written", "replaced"];
     let share = share(&format!("changing-{server:?}"), board, &files, SMALLER);
@@ -315,7 +318,7 @@ pub(crate) fn files_that_change(board: Board, server: Server) {
                 let file = File::options().write(true).open(share.join("written"));
                 file.unwrap().write_all_at(b"other", SMALLER - 5).unwrap();
             }),
-            // An open file stays what it is.
+            // Replacing the path does not affect the open file.
             (Console("opened /replaced"), &mut |_| replace("replaced")),
         ],
     );

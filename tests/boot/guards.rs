@@ -1,5 +1,5 @@
-//! Memory that is not mapped while the firmware runs: QEMU's monitor tells what the processor would
-//! see there.
+//! Guard pages that are not mapped while the firmware runs. QEMU's monitor translates addresses as the
+//! processor would.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,17 +11,19 @@ use std::time::{Duration, Instant};
 use bootshare_host::{Arch, Board};
 use object::{Object, ObjectSymbol};
 
-use crate::lab::{Server, empty_dir, machine, run, target};
+use crate::lab::{Server, empty_dir, machine, run};
+use crate::shared::target;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The pages below both stacks, and page 0, where RAM is: an overflow and a null pointer end in an error
-/// line. Their neighbours show that the monitor is understood.
+/// The pages below both stacks are not mapped, nor is page 0 where it is RAM: a stack overflow or a null
+/// pointer ends in an error line. The next pages are mapped, which shows that the monitor's answers are
+/// understood.
 pub(crate) fn are_not_mapped(board: Board) {
     let file = format!("firmware/bootshare-{}.elf", board.arch().name());
     let file = fs::read(target().join(file)).unwrap();
     let file = object::File::parse(&*file).unwrap();
-    // A stack of x86-64 is a static that begins with its guard page.
+    // On x86-64 a stack is a static whose first page is its guard page.
     let (part, mut guards) = match board.arch() {
         Arch::X86_64 => ("5STACK17h", vec![0]),
         Arch::Aarch64 => ("__stack_guard", vec![]),
@@ -45,7 +47,7 @@ pub(crate) fn are_not_mapped(board: Board) {
     thread::scope(|scope| {
         let monitor = scope.spawn(|| {
             let mut monitor = Monitor::connect(&socket);
-            // Before the firmware has set up its translation, all is mapped.
+            // Until the firmware has loaded its page tables everything is mapped.
             let start = Instant::now();
             let is_guarded = |monitor: &mut Monitor| {
                 let found: Vec<_> = guards.iter().map(|at| monitor.translation(*at)).collect();
@@ -59,7 +61,7 @@ pub(crate) fn are_not_mapped(board: Board) {
             let mapped = next.map(|at| monitor.translation(at) == Some(at));
             let mapped: Vec<_> = mapped.collect();
             writeln!(monitor.0, "system_reset").unwrap();
-            // A command of a monitor that hangs up is not read.
+            // The monitor drops a command if the connection is closed before it is read.
             monitor.0.read_to_end(&mut Vec::new()).unwrap();
             (guarded, mapped)
         });
@@ -97,7 +99,7 @@ impl Monitor {
         answer
     }
 
-    /// The physical address of a virtual one, if it is mapped.
+    /// The physical address of a virtual address, if it is mapped.
     fn translation(&mut self, address: u64) -> Option<u64> {
         writeln!(self.0, "gva2gpa {address:#x}").unwrap();
         let answer = self.until_prompt();
@@ -108,7 +110,7 @@ impl Monitor {
             .split_once("gpa: ")
             .unwrap_or_else(|| panic!("{answer:?}"));
         let number = number.lines().next().unwrap_or_default();
-        // Zero has no prefix.
+        // The monitor prints zero without the prefix `0x`.
         Some(u64::from_str_radix(number.trim_start_matches("0x"), 16).unwrap_or_default())
     }
 }

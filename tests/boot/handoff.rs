@@ -1,5 +1,5 @@
-//! What a payload finds of the processor and the interrupt controllers, told by one that looks
-//! (`tests/payload`).
+//! The state of the processor and of the interrupt controllers at the start of a payload. The payload
+//! `tests/payload` prints it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,15 @@ use bootshare_host::{Board, Outcome};
 
 use crate::entries::write;
 use crate::kernels::bzimage_of;
-use crate::lab::{Server, demo_share, empty_dir, machine, run, target};
+use crate::lab::{Server, demo_share, empty_dir, machine, run};
+use crate::shared::target;
 use crate::{linux, qemus};
 
-/// Enough that the firmware rests while it is read.
+/// A file so large that the firmware rests while the host reads it.
 const LARGE: u64 = 64 << 20;
 
-/// Starts `kernel` on `board`, with these QEMU arguments and that QEMU, if it is another than the
-/// machine's own.
+/// Starts `kernel` on `board` with these QEMU arguments, by `qemu` if it is given, or else by this
+/// machine's QEMU.
 fn start(
     board: Board,
     name: &str,
@@ -38,7 +39,7 @@ fn start(
     let mut machine = machine(board, Server::Embedded, &share, "");
     machine.qemu = qemu;
     machine.qemu_args = args.iter().map(Into::into).collect();
-    // The emulator's log of interrupts and exceptions.
+    // QEMU's log of interrupts and exceptions.
     machine.qemu_args.extend(["-d".into(), "int".into()]);
     machine
         .qemu_args
@@ -46,14 +47,14 @@ fn start(
     let run = run(&machine);
     let line = run.line(&["payload: entered by ", protocol, ", no interrupt came"]);
     if board == Board::X86_64Q35Rom {
-        // Nobody else sets them: write-back, with fixed and variable ranges in use.
+        // Only the firmware sets the MTRRs: write-back, fixed and variable ranges enabled.
         assert!(line.contains("memory types 0xc06,"), "{line}");
     }
     assert_eq!(run.outcome, Outcome::FirmwareExit(0));
     assert!(rested(&interrupts), "it did not rest while it read");
 }
 
-/// Whether the local APIC's timer woke the firmware: its vector is 0x20.
+/// Whether the local APIC's timer, vector 0x20, has interrupted the firmware.
 fn rested(interrupts: &Path) -> bool {
     let log = fs::read_to_string(interrupts).unwrap();
     log.lines().any(|line| line.contains(": v=20 "))
@@ -79,16 +80,16 @@ pub(crate) fn by_pvh(board: Board) {
     start(board, "pvh", &program(), "PVH", &[], None);
 }
 
-/// SeaBIOS enables the x2APIC mode where there may be more than 255 processors; Debian 12's QEMU
-/// does not emulate it.
+/// SeaBIOS enables x2APIC mode on machines that may have more than 255 processors. Debian 12's QEMU does
+/// not emulate that mode.
 pub(crate) fn in_x2apic_mode(board: Board) {
     let args = ["-cpu", "max", "-smp", "2,maxcpus=288"];
     let qemu = qemus::qemu(Release::Sid);
     start(board, "x2apic", &program(), "PVH", &args, Some(qemu));
 }
 
-/// Time goes by as instructions do, so that the first tick of the PIT comes after SeaBIOS and before
-/// Linux enables interrupts, always.
+/// The machine's time follows the count of instructions, so that the PIT's first tick always comes after
+/// SeaBIOS and before Linux enables interrupts.
 pub(crate) fn ticks_before_linux_is_ready(board: Board) {
     let share = demo_share(board.arch());
     let mut machine = machine(board, Server::Embedded, share, linux::OPTIONS);

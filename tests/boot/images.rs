@@ -1,4 +1,4 @@
-//! Kernel images of each kind, and what is wrong with others.
+//! Kernel images of each kind, and faulty ones.
 
 use std::fs;
 use std::io::Write;
@@ -11,15 +11,16 @@ use crate::entries::{expect_boot, gzip, other_model, share, words, write};
 use crate::kernels::{
     X86_CODE, arm64_elf, changed, padded, reserve, uki_of, vmlinux_of, x86_elf, zboot_of,
 };
-use crate::lab::{Run, Server, demo_share, machine, run, sha256, target};
+use crate::lab::{Run, Server, demo_share, machine, run, sha256};
+use crate::shared::target;
 
-/// What the x86-64 boards add unless it is there.
+/// The words that the x86-64 boards add to a command line without them.
 const TIMING: &str = "tsc_early_khz=2000000 no_timer_check";
-/// Has the demo's init print the digest of the command line that it sees: the share is mounted one
-/// level below the root.
+/// Makes the demo's init print the digest of its command line. The path is relative because the share is
+/// mounted one level below the root.
 const CMDLINE: &str = "demo.sha256=/../proc/cmdline";
 
-/// The machine boots `kernel` with exactly this command line.
+/// Runs the machine and checks that it boots `kernel` with exactly this command line.
 fn expect_boot_with(machine: &Machine, kernel: &str, line: &str) -> Run {
     let run = expect_boot(machine, kernel);
     let digest = sha256(format!("{line}\n").as_bytes());
@@ -35,7 +36,7 @@ fn image(board: Board) -> Vec<u8> {
     fs::read(demo_share(board.arch()).join(board.arch().kernel_name())).unwrap()
 }
 
-/// The packed kernel's bytes in memory are those of the raw one.
+/// The bytes in memory of a compressed kernel equal those of the uncompressed file.
 fn boots_packed(board: Board, name: &str, packed: &[u8], raw: &[u8], member: &[u8]) -> Run {
     let share = share(name, board, "boot");
     fs::write(share.join("boot/linux"), packed).unwrap();
@@ -53,7 +54,7 @@ fn boots_packed(board: Board, name: &str, packed: &[u8], raw: &[u8], member: &[u
     run
 }
 
-/// Its header is an old kernel's, which says no page size: the device tree is near.
+/// The header is that of an old kernel without a page size, which needs its device tree nearby.
 pub(crate) fn gzipped(board: Board) {
     let raw = changed(&image(board), 24, &[0b1000]);
     let packed = gzip(&["-c"], &raw);
@@ -64,7 +65,7 @@ pub(crate) fn gzipped(board: Board) {
     assert_eq!(tree >> 21, (end - 1) >> 21, "{tree:#x} to {end:#x}");
 }
 
-/// Where the firmware put something.
+/// The start and the end of the place that the firmware chose for something.
 fn placed(run: &Run, what: &str) -> [u64; 2] {
     let line = run.line(&["bootshare: debug: ", what]);
     let (_, range) = line.split_once(what).unwrap();
@@ -79,7 +80,7 @@ pub(crate) fn zboot(board: Board) {
     boots_packed(board, "zboot", &packed, &raw, &member);
 }
 
-/// What the program `zstd` makes of its standard input with these levels.
+/// Compresses bytes by the program `zstd` with these options.
 fn zstd(level: i32, window_log: u32, bytes: &[u8]) -> Vec<u8> {
     let mut encoder = zstd::Encoder::new(Vec::new(), level).unwrap();
     encoder.include_checksum(true).unwrap();
@@ -88,8 +89,8 @@ fn zstd(level: i32, window_log: u32, bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// As the kernel packs it, whose window is 128 MiB, and whose size follows. This one says 2 GiB,
-/// four times as much as the machine has.
+/// Compressed as the kernel's build does it: a window of 128 MiB, and the size after the data. Here that
+/// size is 2 GiB, four times the machine's memory.
 pub(crate) fn zstd_zboot(board: Board) {
     let raw = padded(image(board));
     let mut packed = zstd(3, 27, &raw);
@@ -100,7 +101,7 @@ pub(crate) fn zstd_zboot(board: Board) {
     boots_packed(board, "zstd-zboot", &zboot, &raw, &packed);
 }
 
-/// Frames of different levels, some to be skipped, and padding.
+/// Frames of different levels, skippable frames, and padding.
 pub(crate) fn zstd_frames(board: Board) {
     let raw = image(board);
     let (start, rest) = raw.split_at(1 << 20);
@@ -125,7 +126,7 @@ pub(crate) fn vmlinux(board: Board) {
     run.line(&["Linux version"]);
 }
 
-/// The firmware is at 1 MiB as well: what is for there is moved there at the very end.
+/// The program's address is the firmware's own, 1 MiB: it is moved there as the last step.
 pub(crate) fn program_at_1_mib(board: Board) {
     const BASE: usize = 0x10_0000;
     let mut content = vec![0x90; 0x20_0000];
@@ -156,8 +157,8 @@ pub(crate) fn arm64_program(board: Board) {
     run.line(&["program: there is a device tree"]);
 }
 
-/// An image as an entry of its own, and one that an entry of type 1 names and has other words for. An addon
-/// beside it adds words and an initrd to both.
+/// A unified kernel image as a type 2 entry, and one that a type 1 entry names with other options. An
+/// addon adds options and an initrd to both.
 pub(crate) fn unified(board: Board) {
     let share = share("unified", board, "boot");
     let write = |name: &str, text: &[u8]| {
@@ -217,12 +218,13 @@ pub(crate) fn unified(board: Board) {
     boots(Server::C, "bootshare.entry=named", &named);
 }
 
-/// An image with two device trees: that of another board, and one for QEMU's, by which Linux tells the model.
+/// An image with two device trees: one of another board, and one for QEMU's `virt`, whose model Linux
+/// prints.
 pub(crate) fn tree_in_image(board: Board) {
     let share = share("tree-in-image", board, "boot");
     let tree = other_model(board, &share);
     let mut other = fs::read(&tree).unwrap();
-    // Its root is compatible with nothing else.
+    // The `compatible` of its root names another board only.
     let ours = b"linux,dummy-virt\0";
     let at = other.windows(ours.len()).position(|name| name == ours);
     other[at.unwrap()..][..ours.len()].copy_from_slice(b"acme,other-board\0");
@@ -236,7 +238,7 @@ pub(crate) fn tree_in_image(board: Board) {
         (".linux", share.join("boot/linux")),
         (".initrd", share.join("boot/initrd")),
         (".cmdline", path("cmdline", line.as_bytes())),
-        // objcopy makes no two sections of one name.
+        // objcopy cannot make two sections of the same name.
         (".dtbaut1", path("other", &other)),
         (".dtbaut2", tree),
     ];
@@ -257,11 +259,11 @@ pub(crate) fn tree_in_image(board: Board) {
     run.line(&["Machine model: linux,other-virt"]);
 }
 
-/// A kernel with something wrong, and parts of the line that names it.
+/// A faulty kernel, and parts of the expected error line.
 struct Wrong {
     name: &'static str,
     kernel: Vec<u8>,
-    /// More lines of its entry.
+    /// Further lines of its entry.
     more: String,
     parts: &'static [&'static str],
 }
@@ -275,7 +277,7 @@ fn wrong(name: &'static str, kernel: Vec<u8>, parts: &'static [&'static str]) ->
     }
 }
 
-/// Each of the wrong ones gives one line, in their order, then the good one boots.
+/// Each faulty kernel gives one error line, in this order; then the good one boots.
 fn expect_lines(name: &str, board: Board, all: &[Wrong]) {
     let share = share(name, board, "boot");
     for (index, wrong) in all.iter().enumerate() {
@@ -307,7 +309,7 @@ fn expect_lines(name: &str, board: Board, all: &[Wrong]) {
     assert_eq!(errors.len(), all.len(), "{errors:#?}");
 }
 
-/// A command line that is longer than any kernel takes.
+/// A command line longer than any kernel accepts.
 fn long_line() -> String {
     format!("options {}", "x".repeat(3000))
 }
@@ -322,7 +324,7 @@ pub(crate) fn wrong_on_x86_64(board: Board) {
 
 fn wrong_bzimages(kernel: &[u8]) -> Vec<Wrong> {
     let cut_off = kernel[..1 << 20].to_vec();
-    // xloadflags: no 64-bit entry. The 32-bit fields stay as they are.
+    // xloadflags without XLF_KERNEL_64. The fields for a 32-bit entry are unchanged.
     let only_32_bit = changed(kernel, 0x236, &[0, 0]);
     let old = changed(kernel, 0x206, &[4, 2]);
     let mut long = wrong("long", kernel.to_vec(), &["the kernel takes 2047 at most"]);
@@ -347,7 +349,7 @@ fn wrong_programs(vmlinux: &[u8]) -> Vec<Wrong> {
     let mut long = wrong("long-pvh", vmlinux.to_vec(), &["2047 at most"]);
     long.more = long_line();
     let good = x86_elf(1 << 28, &X86_CODE, 0);
-    // The note's type, behind its two sizes.
+    // The note's type, which follows its two sizes.
     let no_pvh = changed(&good, 0x1000 + X86_CODE.len() + 8, &[17]);
     let pie = changed(&good, 16, &[3]);
     let at = |address, memory| x86_elf(address, &X86_CODE, memory);
@@ -404,7 +406,7 @@ fn wrong_images(raw: &[u8]) -> Vec<Wrong> {
     let mut tree = wrong("tree", raw.to_vec(), no_tree);
     tree.more = "devicetree /loader/entries/tree.conf".to_owned();
     let x86_64 = image(Board::X86_64Pc);
-    // The board's Cortex-A72 has pages of 4 and 64 KiB.
+    // The board's Cortex-A72 supports pages of 4 and 64 KiB.
     let pages = changed(raw, 24, &[0b1100]);
     let lacks = &[
         "built for pages of 16 KiB",
@@ -496,8 +498,8 @@ fn wrong_arm64_programs() -> Vec<Wrong> {
     ]
 }
 
-/// A tree that was dumped on a machine with less memory, with a reservation where the kernel would
-/// go, and without seeds.
+/// A device tree that was dumped on a machine with less memory. It reserves the kernel's preferred address
+/// and has no seeds.
 pub(crate) fn tree_from_elsewhere(board: Board) {
     let share = share("elsewhere", board, "boot");
     let tree: PathBuf = share.join("boot/machine.dtb");

@@ -1,4 +1,4 @@
-//! Kernel images and programs, made or taken apart as their own tools do it.
+//! Makes and takes apart kernel images and programs, as the kernel's and systemd's own tools do.
 
 use std::io::Write;
 use std::path::Path;
@@ -7,16 +7,16 @@ use std::process::{Command, Stdio};
 use bootshare_host::Arch;
 use bootshare_host::debian::{Apt, Packages};
 
-use crate::lab::target;
+use crate::shared::target;
 
-/// As `Makefile.zboot` of the kernel packs it: with as much as it takes in memory.
+/// Compresses as the kernel's `Makefile.zboot` does: the uncompressed size follows the data.
 pub(crate) fn padded(mut image: Vec<u8>) -> Vec<u8> {
     let size = u64::from_le_bytes(image[16..24].try_into().unwrap());
     image.resize(size.try_into().unwrap(), 0);
     image
 }
 
-/// The header of `zboot-header.S`, with the payload in a section.
+/// An EFI zboot image: the header of `zboot-header.S`, and the payload in a section.
 pub(crate) fn zboot_of(payload: &[u8], compression: &str) -> Vec<u8> {
     const START: usize = 0x1000;
     let number = |number: usize| u32::try_from(number).unwrap().to_le_bytes();
@@ -28,7 +28,7 @@ pub(crate) fn zboot_of(payload: &[u8], compression: &str) -> Vec<u8> {
     put(24, compression.as_bytes());
     put(56, &0x8182_23cd_u32.to_le_bytes());
     put(0x3c, &number(0x40));
-    // The COFF header: machine, one section, 160 bytes of optional header.
+    // The COFF header: the machine, one section, an optional header of 160 bytes.
     put(0x40, b"PE\0\0\x64\xaa\x01\0");
     put(0x40 + 20, &[160, 0]);
     put(0x40 + 24, &[0x0b, 0x02]);
@@ -49,13 +49,13 @@ pub(crate) fn vmlinux_of(bzimage: &[u8]) -> Vec<u8> {
     };
     let setup = (usize::from(bzimage[0x1f1]) + 1) * 512;
     let payload = &bzimage[setup + number(0x248)..][..number(0x24c)];
-    // All but gzip are followed by the size of what is packed.
+    // Except with gzip, the uncompressed size follows the compressed data.
     let (program, end) = match payload {
         [0x1f, 0x8b, ..] => ("gzip", 0),
         [0x02, 0x21, ..] => ("lz4", 4),
         [0x28, 0xb5, ..] => ("zstd", 4),
         [0xfd, b'7', ..] => ("xz", 4),
-        _ => panic!("the kernel is packed in an unknown way"),
+        _ => panic!("the kernel's compression is unknown"),
     };
     let mut child = Command::new(program)
         .arg("-dc")
@@ -118,7 +118,7 @@ impl Program<'_> {
     }
 }
 
-/// The note with PVH's entry.
+/// The ELF note with the PVH entry point, XEN_ELFNOTE_PHYS32_ENTRY.
 fn pvh_note(entry: u32) -> Vec<u8> {
     let mut note: Vec<u8> = [4_u32, 4, 18].map(u32::to_le_bytes).concat();
     note.extend(b"Xen\0");
@@ -126,8 +126,8 @@ fn pvh_note(entry: u32) -> Vec<u8> {
     note
 }
 
-/// A bzImage of an ELF program with one segment whose start is at its lowest address: it cannot be
-/// moved, and its 64-bit entry is 0x200 bytes behind its start (the kernel's
+/// A bzImage of an ELF program with one segment that is entered at its lowest address. It is not
+/// relocatable, and its 64-bit entry is 0x200 bytes after its start (the kernel's
 /// `Documentation/arch/x86/boot.rst`).
 pub(crate) fn bzimage_of(elf: &[u8]) -> Vec<u8> {
     let field = |at: usize| u64::from_le_bytes(elf[at..at + 8].try_into().unwrap());
@@ -158,8 +158,8 @@ pub(crate) fn bzimage_of(elf: &[u8]) -> Vec<u8> {
 const EM_X86_64: u16 = 62;
 const EM_AARCH64: u16 = 183;
 
-/// Entered by PVH at 1 MiB, with one text at 0x180000 and another at 0x2fff00. It prints them only
-/// if the start info is there, and CR0 and CR4 are as PVH wants them.
+/// Code that is entered by PVH at 1 MiB. It prints a text at 0x180000 and another at 0x2fff00, but only if
+/// EBX is the start info's address, and CR0 and CR4 have the values that PVH demands.
 #[rustfmt::skip]
 pub(crate) const X86_CODE: [u8; 73] = [
     0x81, 0x3b, 0x78, 0xc5, 0x6e, 0x33, //    cmp    dword ptr [ebx], 0x336ec578
@@ -189,7 +189,7 @@ pub(crate) const X86_CODE: [u8; 73] = [
     0xc3,                               // 3: ret
 ];
 
-/// A program that PVH enters at `address`, where `content` starts.
+/// A program with `content` at `address`, where PVH enters it.
 pub(crate) fn x86_elf(address: u64, content: &[u8], memory: u64) -> Vec<u8> {
     let program = Program {
         machine: EM_X86_64,
@@ -203,7 +203,7 @@ pub(crate) fn x86_elf(address: u64, content: &[u8], memory: u64) -> Vec<u8> {
     program.build()
 }
 
-/// Prints the text behind it if x0 is the address of a device tree, and powers the machine off.
+/// Code that prints the text after it if x0 is the address of a device tree, and powers the machine off.
 const ARM64_CODE: [u32; 15] = [
     0xb940_0001, //    ldr  w1, [x0]
     0x5281_ba02, //    mov  w2, #0x0dd0
@@ -238,7 +238,7 @@ pub(crate) fn arm64_elf(kind: u16, address: u64) -> Vec<u8> {
     program.build()
 }
 
-/// Something that a payload finds.
+/// A value that a payload prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     /// A general register, `x0` to `x3`.
@@ -249,7 +249,7 @@ pub(crate) enum Found {
     Word(u32),
 }
 
-/// Prints x0 in 16 digits on the UART at x24.
+/// Code that prints x0 as 16 hexadecimal digits on the UART at x24.
 const ARM64_PRINT: [u32; 15] = [
     0xd280_0782, //    mov  x2, #60
     0x9ac2_2403, // 1: lsr  x3, x0, x2
@@ -268,11 +268,11 @@ const ARM64_PRINT: [u32; 15] = [
     0xd65f_03c0, //    ret
 ];
 
-/// An arm64 Image of `size` bytes that prints what it finds, a line each, and powers the machine
-/// off by PSCI, called as `el2` machines do or the others.
+/// An arm64 Image of `size` bytes that prints each of these values on a line, and powers the machine off
+/// by PSCI: by SMC if `el2`, or else by HVC.
 pub(crate) fn arm64_state(found: &[Found], el2: bool, size: usize) -> Vec<u8> {
     let call = |code: &mut Vec<u32>| {
-        // The function is at word 4.
+        // ARM64_PRINT starts at word 4.
         let distance = 4_u32.wrapping_sub(code.len() as u32);
         code.push(0x9400_0000 | distance & 0x03ff_ffff); // bl
     };
@@ -307,7 +307,7 @@ pub(crate) fn arm64_state(found: &[Found], el2: bool, size: usize) -> Vec<u8> {
     code.push(if el2 { 0xd400_0003 } else { 0xd400_0002 });
     code.push(0x1400_0000);
 
-    // The header (booting.rst), whose first instruction goes on behind it.
+    // The header (booting.rst). Its first instruction branches over it.
     let mut image = vec![0; 64];
     image[..4].copy_from_slice(&0x1400_0010_u32.to_le_bytes());
     image[16..24].copy_from_slice(&(size as u64).to_le_bytes());
@@ -318,7 +318,7 @@ pub(crate) fn arm64_state(found: &[Found], el2: bool, size: usize) -> Vec<u8> {
     image
 }
 
-/// What `objcopy` makes of systemd's stub and these sections, as systemd-stub(7) shows it.
+/// Makes a unified kernel image by `objcopy` of systemd's stub and these sections (systemd-stub(7)).
 pub(crate) fn uki_of(arch: Arch, sections: &[(&str, &Path)], out: &Path) {
     let guest = target().join("guest");
     let stub = Packages {
@@ -347,7 +347,7 @@ pub(crate) fn uki_of(arch: Arch, sections: &[(&str, &Path)], out: &Path) {
     assert!(output.status.success(), "objcopy: {output:?}");
 }
 
-/// binutils for files of that architecture.
+/// The command `objcopy` for files of `arch`.
 fn objcopy(arch: Arch, guest: &Path) -> Command {
     if arch.name() == std::env::consts::ARCH {
         return Command::new("objcopy");
@@ -376,14 +376,14 @@ fn objcopy(arch: Arch, guest: &Path) -> Command {
     command
 }
 
-/// `bytes` with others at `at`.
+/// A copy of `bytes` with `with` at offset `at`.
 pub(crate) fn changed(bytes: &[u8], at: usize, with: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     bytes[at..at + with.len()].copy_from_slice(with);
     bytes
 }
 
-/// Adds an entry to the reservation block, which is before the others.
+/// Adds an entry to the memory reservation block, which precedes the other blocks of `tree`.
 pub(crate) fn reserve(tree: &[u8], start: u64, size: u64) -> Vec<u8> {
     let field = |index: usize| {
         let bytes = tree[4 * index..][..4].try_into().unwrap();

@@ -1,62 +1,44 @@
-//! The parts of a test: directories, servers, machines, and what a machine printed.
+//! Helpers of all boot tests: directories, servers, machines, and the console output of a run.
 
 use std::fmt::Display;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use bootshare_host::debian::Release;
-use bootshare_host::guest::Parts;
 use bootshare_host::{
-    Act, Arch, Board, Console, Machine, Moment, Outcome, Report, Servers, Share, demo, unpacked,
+    Act, Arch, Board, Console, Machine, Moment, Outcome, Report, Servers, Share, demo,
 };
 use sha2::{Digest, Sha256};
 
-/// The greatest time of one run, on a busy machine without KVM.
-const LIMIT: Duration = Duration::from_secs(240);
+use crate::shared::{LIMIT, c_server, parts, rust_server, target};
 
-/// Size of the random file in the shares that boot.
+/// The size of `random.bin` in the demo shares.
 const RANDOM_BYTES: usize = 20 << 20;
 
-/// The servers of the matrix.
+/// The servers that the tests run with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Server {
-    /// The C program of QEMU 7.2, the machine's own or Debian 12's.
+    /// QEMU 7.2's virtiofsd in C: this machine's own, or else Debian 12's.
     C,
-    /// The Rust program, built by `host/setup.sh test`.
+    /// virtiofsd in Rust, built by `host/setup.sh test`.
     Rust,
-    /// The host tool's own.
+    /// The server in the host tool itself.
     Embedded,
 }
 
 impl Server {
     pub(crate) fn path(self) -> Option<PathBuf> {
         match self {
-            Self::C => {
-                let path = unpacked::c_virtiofsd(&target().join("qemu"));
-                Some(path.unwrap_or_else(|error| panic!("{error:#}")))
-            }
-            Self::Rust => {
-                let path = target().join("virtiofsd/bin/virtiofsd");
-                let shown = path.display();
-                assert!(
-                    path.is_file(),
-                    "{shown} is missing: run `host/setup.sh test`"
-                );
-                Some(path)
-            }
+            Self::C => Some(c_server()),
+            Self::Rust => Some(rust_server()),
             Self::Embedded => None,
         }
     }
 }
 
-pub(crate) fn target() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("target")
-}
-
-/// A machine with the firmware for `board`, one share, and the firmware's options.
+/// A machine with the firmware for `board`, one share (`dir`), and these firmware options.
 pub(crate) fn machine(board: Board, server: Server, dir: &Path, options: &str) -> Machine {
     let firmware = target().join("firmware").join(board.firmware_name());
     let mut machine = Machine::new(board, firmware);
@@ -67,7 +49,7 @@ pub(crate) fn machine(board: Board, server: Server, dir: &Path, options: &str) -
     machine
 }
 
-/// A finished run. Its console is printed, for the log of a test that fails.
+/// The result of a finished run. The console output is also printed, so that a failed test shows it.
 pub(crate) struct Run {
     pub(crate) outcome: Outcome,
     pub(crate) lines: Vec<String>,
@@ -77,20 +59,21 @@ pub(crate) fn run(machine: &Machine) -> Run {
     finished(machine, machine.run(Console::Capture))
 }
 
-/// What a test does to a running machine's servers or share, and when.
+/// An action of a test on a running machine's servers or share, and the moment for it.
 pub(crate) type Step<'a> = (Moment<'a>, &'a mut dyn FnMut(&mut Servers<'_>));
 
-/// A load shows its progress, as each does at log level debug: some of the file has come.
+/// The moment at which a progress bar appears: a part of the file has been read. At log level debug
+/// every load shows a progress bar.
 pub(crate) const BAR: Moment<'_> = Moment::Console(r"\n\[");
 
-/// Runs a machine and takes all of `steps` on its way, while the guest waits.
+/// Runs a machine and does each of `steps` at its moment; the guest waits meanwhile.
 pub(crate) fn run_with(machine: &Machine, steps: &mut [Step<'_>]) -> Run {
     let steps = steps.iter_mut();
     run_steps(machine, steps.map(|(at, act)| (*at, Act::Strike(act))))
 }
 
-/// Runs a machine with someone at its keyboard: types each text once the console has shown the one
-/// before it.
+/// Runs a machine and types on its console. Each pair of `script` is a pattern and the keys to type once
+/// the console has shown it.
 pub(crate) fn run_typing(machine: &Machine, script: &[(&str, &str)]) -> Run {
     let script = script.iter();
     run_steps(
@@ -105,7 +88,7 @@ fn run_steps<'a>(machine: &Machine, steps: impl Iterator<Item = bootshare_host::
     let left = report.as_ref().map_or(0, |report| report.steps_left);
     let run = finished(machine, report);
     let next = steps.get(steps.len() - left).map(|(at, _)| at);
-    assert_eq!(next, None, "it never came to this");
+    assert_eq!(next, None, "the run ended before this step");
     run
 }
 
@@ -122,7 +105,7 @@ fn finished(machine: &Machine, report: Result<Report, impl Display>) -> Run {
     }
 }
 
-/// What a terminal shows of a line in the end: a progress bar is written over, and then erased.
+/// The final text of a console line: a progress bar that was overwritten and erased is left out.
 fn shown(line: &str) -> &str {
     let line = line.trim_end_matches('\r');
     let last = line.rsplit('\r').next().unwrap_or(line);
@@ -138,7 +121,7 @@ fn a_progress_bar_is_not_part_of_the_line_after_it() {
 }
 
 impl Run {
-    /// The first line with all of `parts` in it.
+    /// The first line that contains all of `parts`; panics if there is none.
     pub(crate) fn line(&self, parts: &[&str]) -> &str {
         self.find(parts)
             .unwrap_or_else(|| panic!("no line has {parts:?}"))
@@ -151,7 +134,7 @@ impl Run {
             .map(String::as_str)
     }
 
-    /// What the firmware's commands printed: all lines but its own messages.
+    /// The output of the firmware's commands: all lines but those that start with `bootshare: `.
     pub(crate) fn output(&self) -> Vec<&str> {
         let start = self
             .lines
@@ -167,7 +150,7 @@ impl Run {
     }
 }
 
-/// An empty directory for one test; what an earlier run of the test left in it is gone.
+/// An empty directory for one test. Files from an earlier run of the test are removed.
 pub(crate) fn empty_dir(name: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .join("boot")
@@ -180,13 +163,13 @@ pub(crate) fn empty_dir(name: &str) -> PathBuf {
     dir
 }
 
-/// The demo share with a kernel of the machine's own release, and a random file: no test may write
-/// to it.
+/// The demo share with a kernel of this machine's Debian release and the file `random.bin`. Tests share
+/// it: none may write to it.
 pub(crate) fn demo_share(arch: Arch) -> &'static Path {
     demo_share_of(arch, None)
 }
 
-/// The same with a kernel of `release`. Each is made once.
+/// As [`demo_share`], with a kernel of `release`. Each share is made once per process.
 pub(crate) fn demo_share_of(arch: Arch, release: Option<Release>) -> &'static Path {
     static SHARES: [[OnceLock<PathBuf>; 4]; 2] = [const { [const { OnceLock::new() }; 4] }; 2];
     let number = release.map_or(0, |release| 1 + release as usize);
@@ -198,13 +181,7 @@ pub(crate) fn demo_share_of(arch: Arch, release: Option<Release>) -> &'static Pa
     })
 }
 
-/// The kernel of `release` and what goes with it.
-pub(crate) fn parts(arch: Arch, release: Option<Release>) -> Parts {
-    let parts = Parts::fetch(arch, release, &target().join("guest"));
-    parts.unwrap_or_else(|error| panic!("{error:#}"))
-}
-
-/// Random bytes: nothing that a repeated, skipped or swapped block could equal.
+/// Random bytes, so that a repeated, skipped or swapped block changes the digest.
 pub(crate) fn random(count: usize) -> Vec<u8> {
     let mut bytes = vec![0; count];
     fs::File::open("/dev/urandom")

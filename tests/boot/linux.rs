@@ -1,4 +1,4 @@
-//! Debian's kernel, from the share to user space.
+//! Boots Debian's kernel from the share to user space.
 
 use std::fs;
 use std::path::Path;
@@ -12,11 +12,11 @@ use crate::lab::{
     Run, Server, demo_share, demo_share_of, empty_dir, machine, random, run, sha256, sha256_of,
 };
 
-/// Trace messages carry the digests of what lies in memory; the demo's init adds Linux's own of
-/// a file that it reads through the same device afterwards.
+/// At log level trace the firmware prints the digests of what it loaded. The demo's init then prints the
+/// digest of a file that Linux reads from the same device.
 pub(crate) const OPTIONS: &str = "bootshare.log=trace -- demo.sha256=/random.bin";
 
-/// A machine with Linux of one release in its share, on QEMU of another.
+/// A machine with the kernel of one Debian release in its share, on the QEMU of another.
 pub(crate) fn boots_on(board: Board, server: Server, qemu: &Path, linux: Release) -> Run {
     let share = demo_share_of(board.arch(), Some(linux));
     let mut machine = machine(board, server, share, OPTIONS);
@@ -24,7 +24,7 @@ pub(crate) fn boots_on(board: Board, server: Server, qemu: &Path, linux: Release
     expect_boot(&machine, share)
 }
 
-/// A cell of the matrix: the firmware, Linux and the host read the same bytes.
+/// One cell of the matrix: the firmware, Linux and the host read the same bytes.
 pub(crate) fn boots(board: Board, server: Server) {
     let share = demo_share(board.arch());
     let random = sha256_of(&share.join("random.bin"));
@@ -41,13 +41,13 @@ pub(crate) fn boots_from_el2(board: Board) {
     let share = demo_share(board.arch());
     let mut machine = machine(board, Server::Rust, share, OPTIONS);
     machine.el2 = true;
-    // Only a kernel entered at EL2 says so; `loglevel` overrides the demo's own.
+    // Only a kernel that is entered at EL2 prints this. `loglevel` overrides the demo's own.
     machine.append.push_str(" loglevel=7");
     let run = expect_boot(&machine, share);
     run.line(&["CPU: All CPU(s) started at EL2"]);
 }
 
-/// What `-bios` takes is an arm64 Image, too.
+/// The ROM image is also an arm64 Image, which QEMU's `-kernel` takes.
 pub(crate) fn boots_from_raw_image(board: Board) {
     let share = demo_share(board.arch());
     let mut machine = machine(board, Server::Rust, share, OPTIONS);
@@ -65,7 +65,7 @@ pub(crate) fn boots_with_6_gib(board: Board, server: Server) {
     machine.thread_pool_size = Some(4);
     let run = expect_boot(&machine, share);
     run.line(&["smp: Brought up 1 node, 2 CPUs"]);
-    // `Memory: 6082388K/6290932K available`: what the firmware said there is.
+    // `Memory: 6082388K/6290932K available`: the second number is the memory that the firmware reported.
     let memory = run.line(&["Memory: ", "K available"]);
     let total = memory.split('/').nth(1).unwrap().split('K').next().unwrap();
     let total: u32 = total.parse().unwrap();
@@ -75,8 +75,8 @@ pub(crate) fn boots_with_6_gib(board: Board, server: Server) {
     );
 }
 
-/// Without ACPI a kernel is told of microvm's devices by words on its command line. Debian's is
-/// built without that, so it comes to user space but finds no share there.
+/// Without ACPI, microvm's devices are named on the kernel's command line. Debian's kernel does not
+/// support that, so it reaches user space but finds no share.
 pub(crate) fn boots_without_acpi(board: Board) {
     let share = demo_share(board.arch());
     let mut machine = machine(board, Server::C, share, OPTIONS);
@@ -87,7 +87,7 @@ pub(crate) fn boots_without_acpi(board: Board) {
     run.line(&["demo: error: cannot mount the share"]);
 }
 
-/// Runs a machine that boots the demo in `share`, and checks all that it says on its way.
+/// Runs a machine that boots the demo in `share`, and checks its messages from the start to user space.
 pub(crate) fn expect_boot(machine: &Machine, share: &Path) -> Run {
     let run = run(machine);
     assert_eq!(run.outcome, Outcome::PowerOff);
@@ -100,12 +100,12 @@ pub(crate) fn expect_boot(machine: &Machine, share: &Path) -> Run {
     run
 }
 
-/// The firmware's own messages up to the hand-off, and the digests of what it loaded.
+/// Checks the firmware's messages up to the hand-off, and the digests of the loaded files.
 fn expect_loads(run: &Run, machine: &Machine, share: &Path) {
     let board = machine.board;
     let transport = match board.transport() {
         Transport::Mmio if machine.devices.is_empty() => "mmio",
-        // The devices of a test's choice, too.
+        // A test may have chosen PCI devices on any board.
         _ => "pci",
     };
     let mounted = format!(
@@ -121,7 +121,7 @@ fn expect_loads(run: &Run, machine: &Machine, share: &Path) {
     expect_time_line(run);
 }
 
-/// All stages of the boot, in order, none before the one that it comes after.
+/// Checks that the time line has all stages of the boot in order.
 fn expect_time_line(run: &Run) {
     let prefix = "bootshare: debug: time line in us: ";
     let line = run.line(&[prefix]);
@@ -136,14 +136,14 @@ fn expect_time_line(run: &Run) {
     ];
     assert_eq!(names, all);
     assert_eq!(micros[0], 0);
-    // A server is another process: its answers take time.
+    // The server is another process, so a reply takes a measurable time.
     assert!(micros.is_sorted() && micros[1] < micros[5], "{line}");
     let before = clock.strip_prefix("the machine's clock was at ");
     let before = before.and_then(|rest| rest.strip_suffix(" on entry"));
     let _micros: u64 = before.unwrap().parse().unwrap();
 }
 
-/// The line that says how fast `path` was loaded, and the digest of what lies in memory.
+/// Checks the line with the size and speed of `path`, and the digest of its bytes in memory.
 fn expect_loaded(run: &Run, share: &Path, path: &str) {
     let prefix = format!("bootshare: loaded {path}, ");
     let words: Vec<_> = run.line(&[&prefix])[prefix.len()..].split(' ').collect();
@@ -157,14 +157,14 @@ fn expect_loaded(run: &Run, share: &Path, path: &str) {
     let file = fs::read(share.join(path.trim_start_matches('/'))).unwrap();
     let traced = run.line(&["bootshare: trace: sha256 ", &format!(" {path} from ")]);
     let offset: usize = traced.rsplit(' ').next().unwrap().parse().unwrap();
-    // Of a bzImage the real-mode part stays on the host: less than 64 sectors.
+    // The real-mode part of a bzImage, less than 64 sectors, is not loaded.
     assert!(offset <= 64 * 512, "{path} was loaded from {offset}");
     assert_eq!(bytes, file.len() - offset, "{path}");
     let digest = sha256(&file[offset..]);
     assert!(traced.contains(&digest), "{path}: expected {digest}");
 }
 
-/// An initrd with a large file in it, loaded and unpacked with 1 GiB, refused with 256 MiB.
+/// An initrd of 300 MiB is loaded and unpacked on a machine of 1 GiB, and refused on one of 256 MiB.
 pub(crate) fn loads_300_mib(board: Board) {
     let share = empty_dir(&format!("large-{}", board.arch().name()));
     let demo = demo_share(board.arch());
@@ -176,13 +176,13 @@ pub(crate) fn loads_300_mib(board: Board) {
     let mut archive = Archive::default();
     archive.file("padding", 0o644, &padding).unwrap();
     drop(padding);
-    // Linux unpacks any number of archives, compressed or not, one after the other.
+    // Linux unpacks any number of concatenated archives, compressed or not.
     let mut initrd = archive.finish().unwrap();
     initrd.resize(initrd.len().next_multiple_of(4), 0);
     initrd.extend(fs::read(demo.join("initrd.img")).unwrap());
     fs::write(share.join("initrd.img"), initrd).unwrap();
 
-    // The share is mounted one level below the initramfs's root.
+    // The share is mounted one level below the root of the initramfs.
     let options = "-- demo.sha256=/../padding";
     let mut machine = machine(board, Server::Rust, &share, options);
     machine.memory_mib = 1024;

@@ -1,22 +1,23 @@
-//! x86 machines as people make them: an option or a few of each kind, and what is seen there.
+//! x86 machines with other QEMU options than the host tool's: each row is a machine and the expected
+//! result.
 
 use bootshare_host::{Board, Outcome, demo};
 
 use crate::lab::{Server, demo_share, machine, run};
 use crate::linux;
 
-/// What a machine shows.
+/// The expected result of a machine.
 enum Shows {
-    /// The firmware finds its share, and reads from it.
+    /// The firmware finds its share and reads a file from it.
     Files,
-    /// Linux mounts the share, and says this of the machine.
+    /// Linux mounts the share, and prints this about the machine.
     Linux(&'static str),
-    /// The firmware refuses, and says why.
+    /// The firmware refuses the machine, with this error.
     Error(&'static str),
 }
 use Shows::{Error, Files, Linux};
 
-/// MiB of memory of most machines.
+/// The memory of most machines in MiB.
 const COMMON: u32 = 512;
 
 fn check(board: Board, memory_mib: u32, args: &str, device: Option<&str>, shows: &Shows) {
@@ -94,7 +95,7 @@ machines! {
     microvm_with_8_gib_from_rom: X86_64MicrovmRom 8192, "-cpu max" => Files;
 }
 
-/// All slots taken: the share, the last device, is in the first one.
+/// All 24 virtio-mmio slots are in use. The share, which is added last, is in the first slot.
 #[test]
 fn microvm_with_24_devices() {
     let others = ["-device virtio-rng-device"; 23].join(" ");

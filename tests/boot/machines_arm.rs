@@ -1,4 +1,5 @@
-//! `virt` machines as people make them, and the state in which a payload finds each.
+//! `virt` machines with other QEMU options than the host tool's, and the state of the machine in which a
+//! payload starts.
 
 use std::fs;
 
@@ -9,8 +10,8 @@ use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
 
 use Found::{General, System, Word};
 
-/// A test for each machine: its board, QEMU's options, processors, MiB of memory, and something that
-/// Linux says on such a machine alone.
+/// Makes one test of each machine: its board, QEMU's options, the number of processors, the memory in MiB,
+/// and a text that Linux prints only on such a machine.
 macro_rules! machines {
     ($($name:ident: $board:ident, [$($option:literal),*], $smp:literal, $memory:literal, $said:literal;)*) => {$(
         #[test]
@@ -58,10 +59,10 @@ fn boots(board: Board, options: &[&str], smp: u32, memory_mib: u32, said: &str) 
     run.line(&["demo: Linux ", "mounted the share"]);
 }
 
-/// What is compared, and in which bits.
+/// A value to compare: its name, where it is, and the mask of the bits that count.
 type Row = (&'static str, Found, u64);
 
-/// The processor and its timer (booting.rst, section 4).
+/// Registers of the processor and its timer (booting.rst, section 4).
 const PROCESSOR: &[Row] = &[
     ("x1", General(1), ALL),
     ("x2", General(2), ALL),
@@ -77,7 +78,7 @@ const PROCESSOR: &[Row] = &[
     ("CNTP_CVAL_EL0", System([3, 3, 14, 2, 2]), ALL),
 ];
 const ALL: u64 = u64::MAX;
-/// M, C and EE: MMU, data cache, big endian.
+/// The bits M (MMU), C (data cache) and EE (big endian).
 const SCTLR: u64 = 1 << 0 | 1 << 2 | 1 << 25;
 
 const EL1: &[Row] = &[("SCTLR_EL1", System([3, 0, 1, 0, 0]), SCTLR)];
@@ -118,8 +119,9 @@ const GIC_3: &[Row] = &[
     ("ICC_IGRPEN1_EL1", System([3, 0, 12, 12, 7]), ALL),
 ];
 
-/// A payload that QEMU starts by itself and one that came by our reads, for which the processor
-/// rested, find the processor, its timer and the interrupt controller in the same state.
+/// A payload finds the processor, its timer and the interrupt controller in the same state, whether QEMU
+/// has started it directly or the firmware has loaded it. While it loads, the firmware lets the processor
+/// rest, which uses the timer and the interrupt controller.
 pub(crate) fn leaves_the_state_as_it_was(board: Board) {
     for (version, gic) in [(2, GIC_2), (3, GIC_3)] {
         for (el2, level) in [(false, EL1), (true, EL2)] {
@@ -154,7 +156,7 @@ pub(crate) fn leaves_the_state_as_it_was(board: Board) {
     }
 }
 
-/// The numbers that the payload printed.
+/// The numbers that the payload has printed.
 fn state(run: &Run, count: usize) -> Vec<u64> {
     assert_eq!(run.outcome, Outcome::PowerOff);
     let number = |line: &String| {

@@ -1,4 +1,4 @@
-//! Someone at the serial console: the menu, the shell, and nobody there any more.
+//! The menu and the shell on the serial console, with and without somebody who types.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use bootshare_host::{Board, Machine, Outcome, demo};
 use crate::entries::{share, words, write};
 use crate::lab::{Run, Server, machine, random, run, run_typing};
 
-/// No key waits for this long in any test: a run that does was waiting for one.
+/// Far longer than any test needs between two keys: a run that reaches it hangs.
 const IN_TIME: Duration = Duration::from_secs(120);
 
 const MENU: &str = "bootshare: menu: ";
 const PROMPT: &str = "bootshare> ";
 
-/// A share with three entries: the first boots, the second would with an initrd, and so does the
-/// third. Linux tells which command line it got.
+/// A share with three entries. The first and the third boot; the second names an initrd that does not
+/// exist. Linux prints its command line.
 fn three_entries(name: &str, board: Board) -> PathBuf {
     let share = share(&format!("menu-{name}"), board, "6.1");
     for (id, initrd) in [("a", "initrd"), ("b", "missing"), ("c", "initrd")] {
@@ -35,7 +35,7 @@ fn with(board: Board, share: &Path, options: &str) -> Machine {
     machine
 }
 
-/// Linux came up, with all of `words` on its command line.
+/// Checks that Linux has started with all of `words` on its command line.
 fn expect_linux(run: &Run, words: &[&str]) {
     assert_eq!(run.outcome, Outcome::PowerOff);
     let mut parts = vec!["Kernel command line: "];
@@ -44,8 +44,8 @@ fn expect_linux(run: &Run, words: &[&str]) {
     run.line(&[demo::GREETING.trim()]);
 }
 
-/// The third entry is chosen and its command line edited: at its end, in its middle, and all of a
-/// word. What comes after `--` is in the line too.
+/// The third entry is chosen and its command line edited: at its end, in its middle, and a whole word.
+/// Words of `-append` after `--` are in the line, too.
 pub(crate) fn edits_a_command_line(board: Board) {
     let share = three_entries("edit", board);
     let machine = with(board, &share, "bootshare.timeout=60 -- demo.extra=1");
@@ -54,8 +54,8 @@ pub(crate) fn edits_a_command_line(board: Board) {
         &[
             (MENU, "jj"),
             ("> 3 c ", "e"),
-            // The cursor is at the end: the last word is replaced, a word put before it, another
-            // at the start of the line.
+            // The cursor starts at the end. The keys replace the last word, and insert one word
+            // before it and another at the start of the line.
             (
                 "demo.extra=1",
                 "\x17demo.extra=2\x01demo.first \x05 demo.lost\x1b[1~\x1b[4~",
@@ -79,8 +79,8 @@ pub(crate) fn edits_a_command_line(board: Board) {
     );
 }
 
-/// Numbers choose; what can't be loaded comes back to the menu, and so does an edit that is given
-/// up.
+/// A digit chooses an entry. The menu appears again after an entry that cannot be loaded, and after an
+/// abandoned edit.
 pub(crate) fn comes_back_after_a_failure(board: Board) {
     let share = three_entries("failure", board);
     write(&share, "loader/loader.conf", "timeout 60\n");
@@ -100,7 +100,7 @@ pub(crate) fn comes_back_after_a_failure(board: Board) {
     assert_eq!(run.find(&["Kernel command line: ", "demo.not"]), None);
 }
 
-/// Nobody is there: the countdown runs out, or there is none, and the first entry is booted.
+/// Nobody types: at the end of the countdown, or at once without one, the first entry is booted.
 pub(crate) fn nobody_there(board: Board) {
     let share = three_entries("nobody", board);
     write(&share, "loader/loader.conf", "timeout 2\ndefault c\n");
@@ -115,7 +115,7 @@ pub(crate) fn nobody_there(board: Board) {
     }
 }
 
-/// `extlinux.conf` asks for a menu, and someone chooses another label.
+/// `extlinux.conf` asks for a menu; another label than the default is chosen.
 pub(crate) fn of_extlinux(board: Board) {
     let share = share("menu-extlinux", board, "boot");
     let config = format!(
@@ -130,7 +130,8 @@ pub(crate) fn of_extlinux(board: Board) {
     expect_linux(&run, &["demo.entry=two"]);
 }
 
-/// From the menu to the shell and back; the shell edits, remembers, completes, and boots an entry.
+/// From the menu to the shell and back. The shell has line editing, a history and completion, and boots
+/// an entry.
 pub(crate) fn shell_boots_an_entry(board: Board) {
     let share = three_entries("shell", board);
     write(&share, "a directory/é.txt", "found\n");
@@ -138,16 +139,16 @@ pub(crate) fn shell_boots_an_entry(board: Board) {
         &with(board, &share, "bootshare.timeout=60"),
         &[
             (MENU, "c"),
-            // Completed to `cat /a\ directory/é.txt`, é typed in two bytes that may come apart.
+            // Completed to `cat /a\ directory/é.txt`. The two bytes of é may arrive separately.
             (PROMPT, "cat /a\té\t\r"),
             ("found", ""),
-            // The line before, changed: an error.
+            // The previous line, changed into one that fails.
             (PROMPT, "\x1b[A\x1b[D\x7f\x7f\x7f\x7f\r"),
             (r"\\xc3\\xa9", ""),
-            // Two lines back and one forward, then as typed before.
+            // Two lines back and one forward in the history.
             (PROMPT, "ls /6\x10\x10\x0e\x0e.1\r"),
             ("initrd", ""),
-            // Names that differ are listed.
+            // If several names match, they are listed.
             (PROMPT, "stat /\t\t"),
             ("loader\n", "nosuch\x15\x0bexit\r"),
             (MENU, "\x1b"),
@@ -163,7 +164,7 @@ pub(crate) fn shell_boots_an_entry(board: Board) {
     expect_linux(&run, &["demo.entry=c"]);
 }
 
-/// Nothing can be booted, so the shell comes; a kernel and its initrds are named there.
+/// Nothing can be booted, so the firmware starts its shell, where a kernel and its initrds are named.
 pub(crate) fn shell_after_an_error(board: Board) {
     let share = share("menu-error", board, "files");
     let options = "bootshare.on-error=shell -- demo.extra=1";
@@ -192,10 +193,10 @@ pub(crate) fn shell_after_an_error(board: Board) {
     );
 }
 
-/// The commands that end the machine, typed and from `bootshare.cmd`; and a script that boots.
+/// The commands that end the machine, typed and in `bootshare.cmd`, and a script that boots.
 pub(crate) fn ends(board: Board) {
     let share = three_entries("ends", board);
-    // `microvm` without a power button ends with success.
+    // On `microvm`, which has no power-off device, `poweroff` ends with success.
     let off = |outcome: &Outcome| outcome.exit_code() == 0;
     let typed = |command: &str| {
         let machine = with(board, &share, "bootshare.timeout=60");
@@ -220,11 +221,10 @@ pub(crate) fn ends(board: Board) {
     expect_linux(&from(&script), &["demo.entry=script"]);
 }
 
-/// A key brings the menu that is hidden, even while the first entry is loaded; where it is
-/// disabled, none does.
+/// A key opens a hidden menu, even while the first entry is loaded. A disabled menu is not opened.
 pub(crate) fn hidden(board: Board) {
     let share = three_entries("hidden", board);
-    // Hashed in the guest, which takes long enough for a key.
+    // The guest hashes the file, which takes long enough to type a key.
     fs::write(share.join("6.1/large"), random(64 << 20)).unwrap();
     let slow = format!(
         "title Slow\nsort-key 0\nlinux /6.1/linux\ninitrd /6.1/large\noptions {}\n",

@@ -1,4 +1,4 @@
-//! Kernels that the host tool has unpacked.
+//! Kernels that the host tool has decompressed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::entries::gzip;
 use crate::kernels::zboot_of;
 use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
 
-/// A machine whose kernels are prepared, with a cache of its own.
+/// A machine whose kernels are prepared in a cache of its own.
 fn preparing(board: Board, share: &Path, options: &str) -> (Machine, PathBuf) {
     let cache = empty_dir(&format!("prepared-cache-{board:?}"));
     let mut machine = machine(board, Server::Embedded, share, options);
@@ -17,7 +17,7 @@ fn preparing(board: Board, share: &Path, options: &str) -> (Machine, PathBuf) {
     (machine, cache)
 }
 
-/// The demo, whose kernel mounts the share once it runs.
+/// Boots the demo and checks that its kernel mounts the share.
 fn boots(machine: &Machine) -> Run {
     let run = run(machine);
     assert_eq!(run.outcome, Outcome::PowerOff);
@@ -25,8 +25,8 @@ fn boots(machine: &Machine) -> Run {
     run
 }
 
-/// Linux runs at a random address, another one each time, and has all levels of page tables that its
-/// processor has.
+/// Linux runs at a random address, which differs between boots, and uses as many levels of page tables as
+/// its processor supports.
 pub(crate) fn at_a_random_address(board: Board) {
     let share = empty_dir(&format!("prepared-{board:?}"));
     for file in ["vmlinuz", "initrd.img", "cmdline"] {
@@ -43,19 +43,19 @@ pub(crate) fn at_a_random_address(board: Board) {
         assert!(run.lines.iter().any(|line| line == "la57"));
         [&["T _text"], &["Kernel code"]].map(|parts| run.line(parts).to_owned())
     });
-    // Once in 27,000 times both are the same.
+    // By chance both are equal once in 27,000 runs.
     assert_ne!(addresses[0], addresses[1]);
-    // Who wants it to have no random address unpacks it in the guest.
+    // With `nokaslr` the kernel is decompressed in the guest.
     machine.append = "bootshare.on-error=exit -- nokaslr".into();
     machine.watch.expect = vec!["bootshare: starting".parse().unwrap()];
     let plain = run(&machine);
     let loaded = plain.line(&["bootshare: loaded /vmlinuz"]);
     assert!(!loaded.contains("prepared"), "{loaded}");
-    // What was made is there for the next run, once.
+    // The cache holds one prepared kernel, for the next run.
     assert_eq!(fs::read_dir(cache).unwrap().count(), 1);
 }
 
-/// A kernel in an EFI program, as Debian has it.
+/// A kernel in an EFI zboot image, as Debian packages it.
 pub(crate) fn of_arm64(board: Board) {
     let share = empty_dir(&format!("prepared-{board:?}"));
     for file in ["initrd.img", "cmdline"] {

@@ -1,4 +1,4 @@
-//! The boards on the QEMUs and with the kernels of several Debian releases.
+//! The boards on the QEMU versions and with the kernels of several Debian releases.
 
 use std::collections::BTreeSet;
 use std::io::{Write, stderr};
@@ -11,25 +11,26 @@ use std::thread;
 use bootshare_host::debian::Release;
 use bootshare_host::{Board, unpacked};
 
-use crate::lab::{Server, target};
+use crate::lab::Server;
 use crate::linux;
+use crate::shared::target;
 
-/// How many more boots the board has that QEMU's releases treat most differently: its own firmware
-/// sets up next to nothing before it starts ours.
+/// The number of additional boots of `microvm`. QEMU's versions differ most there: QEMU's own firmware
+/// sets up almost nothing before it starts ours.
 const MICROVM_ROUNDS: usize = 20;
 
-/// QEMU of the release where all are made.
-pub(crate) fn newest(board: Board, server: Server, linux: Release) {
-    linux::boots_on(board, server, &qemu(Release::Sid), linux);
+/// Boots `board` on the newest QEMU with the newest kernel.
+pub(crate) fn newest(board: Board, server: Server) {
+    linux::boots_on(board, server, &qemu(Release::Sid), Release::Sid);
 }
 
-/// The directory of QEMU's programs of a release.
+/// The directory with QEMU of `release`.
 pub(crate) fn qemu(release: Release) -> PathBuf {
     let dir = unpacked::fetch(release, &target().join("qemu"));
     dir.unwrap_or_else(|error| panic!("{error:#}"))
 }
 
-/// A boot of the matrix: an index of a QEMU, a board and a kernel.
+/// One boot of the matrix: the indices of its QEMU, board and kernel.
 #[derive(Clone, Copy)]
 struct Cell {
     qemu: usize,
@@ -38,13 +39,13 @@ struct Cell {
     server: Server,
 }
 
-/// Each board with each QEMU and each kernel; prints a table for docs/testing.md.
+/// Boots each board on each QEMU with each kernel, and prints a table for docs/testing.md.
 #[test]
 #[ignore = "some ten minutes on two idle cores: make test-qemus"]
 fn all_boards_boot_on_all_qemus_with_all_kernels() {
     let qemus = Release::ALL.map(qemu);
     let mut cells = Vec::new();
-    // The servers take turns, so that each board and each QEMU sees all of them.
+    // The servers take turns, so that each board and each QEMU runs with all of them.
     let mut add = |qemu, board, linux| {
         let server = [Server::Embedded, Server::Rust, Server::C][cells.len() % 3];
         cells.push(Cell {
@@ -107,7 +108,7 @@ fn all_boards_boot_on_all_qemus_with_all_kernels() {
     assert!(failed.is_empty(), "failed: {failed:#?}");
 }
 
-/// How many boots of each board succeeded, in Markdown.
+/// The table of successful boots by board and QEMU, in Markdown.
 fn table(qemus: &[PathBuf], results: &[(Cell, Option<String>)]) -> String {
     let mut text = String::from("\n\n| board |");
     for dir in qemus {
@@ -142,7 +143,7 @@ fn table(qemus: &[PathBuf], results: &[(Cell, Option<String>)]) -> String {
     text
 }
 
-/// At once, also where the output of tests is kept until they end.
+/// Prints at once: `println!` would be held back until the test has ended.
 fn say(text: &str) {
     stderr().write_all(text.as_bytes()).unwrap();
 }

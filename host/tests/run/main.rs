@@ -5,6 +5,8 @@
 mod commands;
 mod console;
 mod parts;
+#[path = "../../../tests/boot/shared.rs"]
+mod shared;
 mod tool;
 #[cfg(feature = "embed-firmware")]
 mod wrong;

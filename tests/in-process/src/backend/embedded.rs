@@ -16,7 +16,7 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Serves what `options` say.
+    /// Serves directories with these options.
     ///
     /// # Panics
     ///
@@ -29,7 +29,7 @@ impl Embedded {
         }
     }
 
-    /// Serves directories, earlier ones over later ones.
+    /// Serves directories as layers: earlier ones are above later ones.
     ///
     /// # Panics
     ///
@@ -41,8 +41,8 @@ impl Embedded {
 }
 
 impl Embedded {
-    /// Asks for anything, with a request and buffers that need not make sense: the bytes of the
-    /// reply, as far as the used ring tells of them.
+    /// Sends a request that may be malformed, with any buffers. Returns the bytes of the reply, in the length
+    /// that the used ring reports.
     #[must_use]
     pub fn ask(&self, request: &[u8], room: usize) -> Option<Vec<u8>> {
         let mut reply = vec![0; room];

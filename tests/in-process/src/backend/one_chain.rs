@@ -1,13 +1,13 @@
-//! A descriptor chain as servers take it: out of a `virtio-queue` queue.
+//! Hands a descriptor chain to a server in a `virtio-queue` queue.
 //!
-//! The device has taken the chain from the driver's ring already, and may answer several at a
-//! time; `virtio-queue` makes chains from a ring only. So each gets a ring of its own.
+//! The device has already taken the chain from the driver's ring, and may answer several at a time. Since
+//! `virtio-queue` makes chains only from a ring, each chain gets a ring of its own.
 
 use bootshare_test_device::raw::{Buffer, Chain};
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap, bitmap::Bitmap};
 
-/// More descriptors than any request has.
+/// More descriptors than the longest request has.
 const SIZE: u16 = 8;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -34,11 +34,11 @@ fn address<T>(value: &T) -> GuestAddress {
 }
 
 impl OneChain {
-    /// Lays the buffers of `chain` out.
+    /// Writes descriptors for the buffers of `chain`.
     pub fn new(chain: &Chain) -> Box<Self> {
         let mut one = Box::new(Self {
             descriptors: [Descriptor::default(); SIZE as usize],
-            // Flags, the index, and chain 0.
+            // The available ring: flags, index, and the head of chain 0.
             available: [0; 3 + SIZE as usize],
             used: [0; 2 + 2 * SIZE as usize],
         });
