@@ -190,7 +190,7 @@ test-kvm: setup-test firmware
 # Ten minutes and 4 GB. mmdebstrap makes the trees once.
 .PHONY: test-distributions
 test-distributions: setup-distributions host
-	host/distributions.sh "$(TARGET)/release/bootshare-host" $(NAMES)
+	host/distributions.sh boot "$(TARGET)/release/bootshare-host" $(NAMES)
 
 # As root, after make release: clean trees of Debian 12, 13 and sid, an ordinary user, busybox alone.
 .PHONY: test-release

@@ -1,32 +1,50 @@
 #!/bin/bash
-# Makes whole trees of Debian releases and boots each, as it is, to its login prompt, with the share as its root
-# file system. `host/distributions.sh PROGRAM [NAME...]`: PROGRAM is bootshare-host, NAME one of the list below.
+# Makes whole trees of Debian releases, and boots each of them to its login prompt with the share as its root file
+# system:
 #
-# mmdebstrap makes the trees, as root or in a user namespace, and runs all that the packages bring: their initrds
-# are what their own tools make. They are kept in target/distributions. MIRROR names another one than Debian's own.
+#   host/distributions.sh make [NAME...]          makes the trees in target/distributions, unless they exist
+#   host/distributions.sh boot PROGRAM [NAME...]  makes them, and boots them with PROGRAM, a bootshare-host
+#
+# NAME is one of the list below; the default is all of them. mmdebstrap installs the packages and runs their scripts,
+# so that each initrd is what the distribution's own tool makes. The packages come from the archive that this
+# machine's apt uses, or from MIRROR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-program=${1:?"usage: host/distributions.sh PROGRAM [NAME...]"}
-shift
 
-# Each is RELEASE-INITRD-LAYOUT.
+# Each name is RELEASE-INITRD-LAYOUT.
 all=(
     bookworm-initramfs-links trixie-initramfs-links sid-initramfs-links
     trixie-dracut-links bookworm-dracut-links sid-dracut-links
     trixie-initramfs-bls trixie-initramfs-uki
 )
 trees=target/distributions
+architecture=$(dpkg --print-architecture)
 failed=()
+
+usage() {
+    echo "usage: host/distributions.sh make [NAME...] | boot PROGRAM [NAME...]" >&2
+    exit 2
+}
+
+# Prints the archive from which apt gets this machine's Debian release; nothing on another distribution, where
+# mmdebstrap knows Debian's own archive. `apt-get update --print-uris` prints 'ARCHIVE/dists/SUITE/InRelease'.
+archive() {
+    local id codename
+    # shellcheck source=/dev/null
+    read -r id codename <<<"$(. /etc/os-release && echo "${ID:-} ${VERSION_CODENAME:-}")"
+    [ "$id" = debian ] || return 0
+    apt-get update --print-uris | sed -n "s|^'\(.*\)/dists/$codename/InRelease'.*|\1|p" | head -n 1
+}
 
 make_tree() {
     local name=$1 release initrd layout
     IFS=- read -r release initrd layout <<<"$name"
-    local packages=systemd-sysv,udev,login,passwd,linux-image-amd64
+    local packages=systemd-sysv,udev,login,passwd,linux-image-$architecture
     local hooks=()
     case $initrd in
     initramfs)
         packages+=,initramfs-tools
-        # Debian 12's initramfs-tools leaves virtiofs out by itself.
+        # Debian 12's initramfs-tools does not include the module virtiofs by itself.
         # shellcheck disable=SC2016 # mmdebstrap's shell expands $1.
         [ "$release" != bookworm ] ||
             hooks+=(--extract-hook='mkdir -p "$1/etc/initramfs-tools" && echo virtiofs > "$1/etc/initramfs-tools/modules"')
@@ -37,12 +55,11 @@ make_tree() {
     bls | uki)
         packages+=,systemd-boot,systemd-boot-efi,systemd-ukify
         # As an administrator sets up kernel-install(8) for a machine without an EFI system partition of its own.
-        export LAYOUT=$layout
         # shellcheck disable=SC2016
         hooks+=(--essential-hook='
             mkdir -p "$1/etc/kernel" "$1/efi/EFI/Linux" "$1/efi/loader/entries"
             echo "root=bootshare rootfstype=virtiofs console=ttyS0" > "$1/etc/kernel/cmdline"
-            printf "layout=%s\nBOOT_ROOT=/efi\nuki_generator=ukify\n" "$LAYOUT" > "$1/etc/kernel/install.conf"
+            printf "layout='"$layout"'\nBOOT_ROOT=/efi\nuki_generator=ukify\n" > "$1/etc/kernel/install.conf"
             echo debian > "$1/etc/kernel/entry-token"')
         # shellcheck disable=SC2016
         hooks+=(--customize-hook='
@@ -52,24 +69,43 @@ make_tree() {
             rm "$1/vmlinuz" "$1/initrd.img"')
         ;;
     esac
+    # Where an ordinary user may not become root in a user namespace of its own, mmdebstrap needs sudo.
+    local as_root=()
+    [ "$(id -u)" = 0 ] || unshare --user --map-root-user true 2>/dev/null || as_root=(sudo -n)
+    local mirror=${MIRROR:-$(archive)}
     rm -rf "$trees/$name.new"
-    # A mirror's lists may be older than their date allows.
-    mmdebstrap --quiet --variant=minbase --include="$packages" "${hooks[@]}" \
-        --aptopt='Acquire::Check-Valid-Until "false"' "$release" "$trees/$name.new" ${MIRROR:+"$MIRROR"} >&2
+    mkdir -p "$trees/$name.new"
+    # From a tar archive all files belong to who unpacks them, who can serve and delete them then; root keeps the
+    # owners. A mirror's lists may be older than their date allows.
+    "${as_root[@]}" mmdebstrap --quiet --variant=minbase --format=tar --include="$packages" "${hooks[@]}" \
+        --aptopt='Acquire::Check-Valid-Until "false"' "$release" - ${mirror:+"$mirror"} </dev/null |
+        tar -C "$trees/$name.new" --numeric-owner --exclude='./dev/*' -x
+    chmod u+rwx "$trees/$name.new"
     mv "$trees/$name.new" "$trees/$name"
 }
 
+case ${1-} in
+make) shift ;;
+boot)
+    program=${2:?"PROGRAM is missing: host/distributions.sh boot PROGRAM [NAME...]"}
+    shift 2
+    ;;
+*) usage ;;
+esac
 [ $# -gt 0 ] || set -- "${all[@]}"
 mkdir -p "$trees"
+board=x86_64-q35
+[ "$architecture" != arm64 ] || board=aarch64-virt
 for name; do
     case " ${all[*]} " in
     *" $name "*) ;;
     *) echo "$name is none of: ${all[*]}" >&2 && exit 1 ;;
     esac
     [ -d "$trees/$name" ] || make_tree "$name"
+    [ -n "${program-}" ] || continue
     console=$trees/$name.log
-    # A message of the kernel's may come right behind the prompt.
-    if "$program" boot "$trees/$name" --board x86_64-q35 --timeout 4m --expect 'login: ' \
+    # Kernel messages may follow the prompt on its line.
+    if "$program" boot "$trees/$name" --board "$board" --timeout 4m --expect 'login: ' \
         --fail 'Kernel panic' </dev/null >"$console" 2>&1; then
         echo "$name: $(grep -ao 'bootshare: entry .*' "$console" | tr -d '\r')"
     else
@@ -77,5 +113,6 @@ for name; do
         echo "$name: no login prompt; see $console" >&2
     fi
 done
+[ -n "${program-}" ] || exit 0
 echo "$(($# - ${#failed[@]})) passed, ${#failed[@]} failed"
 [ ${#failed[@]} -eq 0 ]

@@ -88,12 +88,19 @@ needs_to_test() {
     has lz4 || need lz4
     has bzip2 || need bzip2
     has lzop || need lzop
+    needs_to_make_trees
     has shellcheck || need shellcheck
     [ -e /usr/include/cap-ng.h ] || need libcap-ng-dev
     [ -e /usr/include/seccomp.h ] || need libseccomp-dev
     case " $missing " in *" rustup "*) return ;; esac
     has rustup || has cargo-clippy || need "rust$web-clippy"
     has rustup || has cargo-fmt || need "rustfmt$web"
+}
+
+# mmdebstrap makes whole trees of Debian; an ordinary user has it do so in a user namespace.
+needs_to_make_trees() {
+    has mmdebstrap || need mmdebstrap
+    [ "$(id -u)" = 0 ] || has newuidmap || need uidmap
 }
 
 # qemu-utils from Debian's backports and Debian 12's own QEMU exclude each other, and apt would
@@ -271,8 +278,7 @@ test)
 distributions)
     needs_to_build
     needs_to_run
-    has mmdebstrap || need mmdebstrap
-    [ "$(id -u)" = 0 ] || has newuidmap || need uidmap
+    needs_to_make_trees
     install_missing
     install_toolchain
     ;;

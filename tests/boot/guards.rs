@@ -25,7 +25,7 @@ pub(crate) fn are_not_mapped(board: Board) {
     let file = object::File::parse(&*file).unwrap();
     // On x86-64 a stack is a static whose first page is its guard page.
     let (part, mut guards) = match board.arch() {
-        Arch::X86_64 => ("5STACK17h", vec![0]),
+        Arch::X86_64 => ("STACK17h", vec![0]),
         Arch::Aarch64 => ("__stack_guard", vec![]),
     };
     let symbols = file.symbols();

@@ -5,6 +5,7 @@
 
 mod bridges;
 mod commands;
+mod distribution;
 mod embedded;
 mod entries;
 mod examples;

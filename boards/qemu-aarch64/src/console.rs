@@ -1,7 +1,7 @@
 //! The PL011 UART, used without interrupts and never waited for without end.
 
-use crate::clock::Clock;
-use bootshare::{boot::memory::Range, hal::Clock as _};
+use crate::{counter, mapping};
+use bootshare::boot::memory::Range;
 use core::{
     fmt,
     ptr::{NonNull, with_exposed_provenance_mut},
@@ -46,7 +46,7 @@ static STALLED: AtomicBool = AtomicBool::new(false);
 /// Uses the PL011 whose registers are at `registers` from now on; leaves things as they are if
 /// that is not in device memory.
 pub fn use_registers(registers: Range) {
-    if crate::mapping::is_low_device(registers)
+    if mapping::is_low_device(registers)
         && registers.size() >= size_of::<Registers>() as u64
         && registers.start.is_multiple_of(4)
     {
@@ -100,13 +100,13 @@ fn send(uart: &mut UniqueMmioPointer<'_, Registers>, byte: u8) {
         field_shared!(uart, flags).read() & TRANSMIT_FULL != 0
     };
     if is_full(uart) {
-        let start = Clock.now();
+        let start = counter::now();
         while is_full(uart) {
-            if STALLED.load(Ordering::Relaxed) || Clock.now().saturating_sub(start) > PATIENCE {
+            if STALLED.load(Ordering::Relaxed) || counter::now().saturating_sub(start) > PATIENCE {
                 STALLED.store(true, Ordering::Relaxed);
                 return;
             }
-            Clock.relax();
+            core::hint::spin_loop();
         }
     }
     STALLED.store(false, Ordering::Relaxed);

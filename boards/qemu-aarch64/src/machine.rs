@@ -2,7 +2,7 @@
 
 use crate::{
     clock::Clock,
-    console, cpu, exit, fw_cfg,
+    console, counter, cpu, exit, fw_cfg,
     mapping::{self, Image, MAPPED_END, RAM_START, Table},
     pvpanic, rest,
     tree::{ECAM_BUS_SIZE, PciHost, Tree},
@@ -292,7 +292,7 @@ impl Board for Virt {
     }
 
     fn entered(&self) -> Duration {
-        Clock::at(self.entered)
+        counter::at(self.entered)
     }
 
     fn write_console(text: &[u8]) {

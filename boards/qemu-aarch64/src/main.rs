@@ -12,7 +12,8 @@
 //! | `console` | PL011 | its registers |
 //! | `exit` | how the machine ends | semihosting, PSCI |
 //! | `pvpanic` | there: a failure under KVM | PCI, once |
-//! | `clock` | the timer's virtual count | nothing |
+//! | `counter` | the timer's virtual count | nothing |
+//! | `clock` | the boot flow's clock, from that count | nothing |
 //! | `rest` | sleep while the host reads | interrupt controller and timer |
 //! | `fw_cfg` | the options of a machine without `-append` | its registers |
 //! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | what the device tree names |
@@ -24,7 +25,6 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(any(target_os = "none", test))]
-#[cfg(any(target_os = "none", test))]
 mod mapping;
 #[cfg(any(target_os = "none", test))]
 mod tree;
@@ -33,6 +33,8 @@ mod tree;
 mod clock;
 #[cfg(target_os = "none")]
 mod console;
+#[cfg(target_os = "none")]
+mod counter;
 #[cfg(target_os = "none")]
 mod cpu;
 #[cfg(target_os = "none")]

@@ -6,8 +6,8 @@
 //! here, which are those of `virt`. WFE and the timer's event stream would do without, but QEMU's
 //! translator does not wait there, and KVM leaves the host's processor to the guest meanwhile.
 
-use crate::{clock::Clock, cpu, mapping, tree::InterruptController};
-use bootshare::{boot::memory::Range, hal::Clock as _};
+use crate::{counter, cpu, mapping, tree::InterruptController};
+use bootshare::boot::memory::Range;
 use core::{
     ptr::{NonNull, with_exposed_provenance_mut},
     time::Duration,
@@ -206,10 +206,10 @@ impl Controller {
         }
         self.set(state);
         cpu::set_timer([1, 0]);
-        let start = Clock.now();
+        let start = counter::now();
         let reaches = loop {
             let reaches = self.highest_pending() == INTERRUPT;
-            if reaches || Clock.now().saturating_sub(start) > PATIENCE {
+            if reaches || counter::now().saturating_sub(start) > PATIENCE {
                 break reaches;
             }
         };

@@ -1,13 +1,14 @@
 //! Time, from the time-stamp counter.
 
 use crate::{
-    console, cpuid, exit, kvm_clock,
+    console,
+    counter::timestamp,
+    cpuid, exit, kvm_clock,
     rest::Alarm,
     tsc::{self, FINE, Measurement, PIT_HZ, ROUGH, Sample, Scale},
 };
 use bootshare::{hal, loader::ExitStatus};
 use core::{
-    arch::x86_64::_rdtsc,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -116,13 +117,6 @@ impl hal::Clock for Clock {
         console::error(format_args!("{why}"));
         exit::exit(ExitStatus::Failure)
     }
-}
-
-/// The time-stamp counter's count.
-pub fn timestamp() -> u64 {
-    // SAFETY: every CPU with a 64-bit mode has the instruction, and CR4.TSD is clear, so that it
-    // is not privileged either.
-    unsafe { _rdtsc() }
 }
 
 /// Counts for a millisecond of the PIT, which goes on counting; for longer if a look at it takes

@@ -1,6 +1,6 @@
 //! The console: COM1, a 16550.
 
-use crate::clock::timestamp;
+use crate::counter::timestamp;
 use core::fmt::{self, Write};
 use spin::{Mutex, MutexGuard};
 use uart_16550::{BaudRate, Config, Uart16550, backend::PioBackend};

@@ -27,64 +27,17 @@
 //! 5. RSP is at the top of [`STACK`], aligned as the System V ABI wants it at a function's entry.
 //! 6. EDI is what EBX was, and RSI the time-stamp counter's count on arrival.
 
-use crate::{machine, paging, tables};
+use crate::{
+    exceptions::{CODE_SELECTOR, DATA_SELECTOR, GDT},
+    exit, machine, paging,
+    stack::{STACK, STACK_SIZE, Stack},
+    tables,
+};
 use core::{
     arch::global_asm,
-    cell::UnsafeCell,
     mem::{size_of, size_of_val},
 };
-use x86_64::structures::{gdt::DescriptorFlags, paging::PageTable};
-
-/// Segment selector of 64-bit code (`__BOOT_CS` of the Linux boot protocol).
-pub const CODE_SELECTOR: u16 = 0x10;
-/// Segment selector of data (`__BOOT_DS`).
-pub const DATA_SELECTOR: u16 = 0x18;
-
-/// The descriptors behind these selectors.
-pub static GDT: [u64; 4] = [
-    0,
-    0,
-    DescriptorFlags::KERNEL_CODE64.bits(),
-    DescriptorFlags::KERNEL_DATA.bits(),
-];
-
-/// A stack above a page that [`paging`] takes away, so that an overflow is an exception.
-#[repr(C, align(4096))]
-pub struct Stack<const SIZE: usize> {
-    guard: UnsafeCell<[u8; 4096]>,
-    space: UnsafeCell<[u8; SIZE]>,
-}
-
-// SAFETY: no code refers to the content; only the CPU reaches it, through its stack pointer.
-unsafe impl<const SIZE: usize> Sync for Stack<SIZE> {}
-
-impl<const SIZE: usize> Stack<SIZE> {
-    /// An unused stack.
-    pub const fn new() -> Self {
-        const { assert!(SIZE.is_multiple_of(4096), "a stack is whole pages") };
-        Self {
-            guard: UnsafeCell::new([0; 4096]),
-            space: UnsafeCell::new([0; SIZE]),
-        }
-    }
-
-    /// Address of the guard page.
-    pub fn guard(&self) -> u64 {
-        self.guard.get().addr() as u64
-    }
-
-    /// Where the stack starts to grow down from.
-    pub fn top(&self) -> u64 {
-        (self.space.get().addr() + SIZE) as u64
-    }
-}
-
-/// Bytes of [`STACK`]. An overflow says so (see [`exceptions`](crate::exceptions)): then it needs
-/// more.
-const STACK_SIZE: usize = 128 * 1024;
-
-/// The stack.
-pub static STACK: Stack<STACK_SIZE> = Stack::new();
+use x86_64::structures::paging::PageTable;
 
 global_asm!(
     // ELF note "Xen", type 18 (XEN_ELFNOTE_PHYS32_ENTRY): where PVH enters.
@@ -219,6 +172,6 @@ global_asm!(
     code = const CODE_SELECTOR,
     data = const DATA_SELECTOR,
     main = sym machine::main,
-    exit_port = const crate::exit::PORT,
-    exit_failure = const crate::exit::FAILURE,
+    exit_port = const exit::PORT,
+    exit_failure = const exit::FAILURE,
 );

@@ -4,8 +4,8 @@
 //! All run on a stack of their own, so that an overflow of the firmware's stack is told as well.
 
 use crate::{
-    entry::{self, CODE_SELECTOR, GDT, Stack},
     exit,
+    stack::{EXCEPTION_STACK, STACK},
     tables::PAGE,
 };
 use core::{arch::global_asm, mem::size_of};
@@ -16,11 +16,24 @@ use x86_64::{
     registers::control::Cr2,
     structures::{
         DescriptorTablePointer,
-        gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector},
+        gdt::{Descriptor, DescriptorFlags, GlobalDescriptorTable, SegmentSelector},
         idt::{self, HandlerFunc},
         tss::TaskStateSegment,
     },
 };
+
+/// Segment selector of 64-bit code (`__BOOT_CS` of the Linux boot protocol).
+pub const CODE_SELECTOR: u16 = 0x10;
+/// Segment selector of data (`__BOOT_DS`).
+pub const DATA_SELECTOR: u16 = 0x18;
+
+/// The descriptors behind these selectors.
+pub static GDT: [u64; 4] = [
+    0,
+    0,
+    DescriptorFlags::KERNEL_CODE64.bits(),
+    DescriptorFlags::KERNEL_DATA.bits(),
+];
 
 /// Vectors that the CPU itself uses (Intel SDM volume 3, 6.3.1).
 const VECTORS: usize = 32;
@@ -47,9 +60,6 @@ const X2APIC_ENABLE: u32 = 1 << 10;
 
 /// Bytes from one entry stub to the next.
 const STUB_SIZE: usize = 16;
-
-/// The exceptions' stack: one error line is formatted on it.
-pub static STACK: Stack<{ 8 * 1024 }> = Stack::new();
 
 static TASK: Once<TaskStateSegment> = Once::new();
 static DESCRIPTORS: Once<GlobalDescriptorTable<6>> = Once::new();
@@ -126,7 +136,7 @@ unsafe extern "C" {
 
 extern "sysv64" fn handle(vector: u64, error_code: u64, instruction: u64) -> ! {
     let address = Cr2::read_raw();
-    let guard = entry::STACK.guard();
+    let guard = STACK.guard();
     let name = match vector {
         PAGE_FAULT if (guard..guard + PAGE).contains(&address) => "stack overflow",
         0 => "division by zero",
@@ -148,7 +158,7 @@ extern "sysv64" fn handle(vector: u64, error_code: u64, instruction: u64) -> ! {
 pub fn init() {
     let task = TASK.call_once(|| {
         let mut task = TaskStateSegment::new();
-        task.interrupt_stack_table[0] = VirtAddr::new_truncate(STACK.top());
+        task.interrupt_stack_table[0] = VirtAddr::new_truncate(EXCEPTION_STACK.top());
         task
     });
     let mut selector = SegmentSelector::NULL;

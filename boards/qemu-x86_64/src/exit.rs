@@ -1,11 +1,16 @@
 //! How the machine ends, and what a panic does.
 
-use crate::{acpi::SoftOff, clock::timestamp, console, machine};
+use crate::{
+    acpi::{self, SoftOff},
+    console,
+    counter::timestamp,
+    paging,
+};
 use bootshare::loader::ExitStatus;
 use core::{
     panic::PanicInfo,
     ptr::with_exposed_provenance_mut,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 use x86_64::{
     VirtAddr,
@@ -25,6 +30,17 @@ pub const PORT: u16 = 0xf4;
 const SUCCESS: u32 = 0x10;
 /// Written for failure; QEMU's status is 35.
 pub const FAILURE: u32 = SUCCESS + 1;
+
+/// End of the memory that is mapped from the start, devices in it included.
+const FIRST_MAPPED_END: u64 = 4 << 30;
+
+/// Address of the ACPI tables' root pointer; 0 as long as none is known.
+static RSDP: AtomicU64 = AtomicU64::new(0);
+
+/// Powers the machine off by the ACPI tables of this root pointer from now on; 0 if there is none.
+pub fn use_acpi(rsdp: u64) {
+    RSDP.store(rsdp, Ordering::Relaxed);
+}
 
 /// Ends QEMU with that status. Without isa-debug-exit a success powers the machine off; a failure
 /// halts, because no other end of QEMU differs from a success.
@@ -66,15 +82,22 @@ const OFF_PATIENCE: u64 = 1 << 31;
 
 /// Powers the machine off, as its ACPI tables say; returns if that can't be had.
 fn soft_off() {
-    match machine::soft_off() {
+    let rsdp = RSDP.load(Ordering::Relaxed);
+    let read = |address, buffer: &mut [u8]| paging::read(address, buffer, FIRST_MAPPED_END);
+    let off = if rsdp == 0 {
+        None
+    } else {
+        acpi::soft_off(rsdp, &read)
+    };
+    match off {
+        Some(SoftOff::Memory(FIRST_MAPPED_END.., _)) | None => return,
         // SAFETY: the ACPI tables say that this ends the machine.
         Some(SoftOff::Port(port, value)) => unsafe { Port::new(port).write(value) },
         Some(SoftOff::Memory(address, value)) => {
             let register = with_exposed_provenance_mut::<u8>(address as usize);
-            // SAFETY: as above; `machine` says that it is mapped.
+            // SAFETY: as above; the first 4 GiB are mapped.
             unsafe { register.write_volatile(value) }
         }
-        None => return,
     }
     let start = timestamp();
     while timestamp().saturating_sub(start) < OFF_PATIENCE {

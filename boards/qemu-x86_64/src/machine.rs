@@ -1,12 +1,12 @@
 //! The machine, as the boot flow wants to know it.
 
 use crate::{
-    acpi::{self, SoftOff},
     clock::Clock,
-    console, cpuid, entry, exceptions, exit,
+    console, cpuid, exceptions, exit,
     paging::{self, Paging},
     pci::{self, Configuration},
-    pic, placement, pvh, rom,
+    pic, placement, pvh, rom, slots,
+    stack::{EXCEPTION_STACK, STACK},
     start_info::{self, StartInfo},
     words,
 };
@@ -15,22 +15,13 @@ use bootshare::{
     hal::IdentityHal,
     loader::{Architecture, Board, ExitStatus, HandOff, Protocol},
     transport::{
-        Address, Device, DeviceList, FsTransport, mmio,
+        DeviceList, FsTransport,
         pci::{scan, set_up},
     },
 };
-use core::{arch::asm, cell::RefCell, ptr, time::Duration};
+use core::{arch::asm, cell::RefCell, time::Duration};
 use heapless::Vec;
 use spin::Once;
-
-/// The virtio-mmio slots of `microvm` (QEMU's `include/hw/i386/microvm.h`): 8 without ACPI, 24
-/// with it, the same first one.
-const SLOTS: u64 = 24;
-pub const FIRST_SLOT: u64 = 0xfeb0_0000;
-pub const SLOT_SIZE: usize = 0x200;
-
-/// End of the memory that is mapped from the first, devices in it as well.
-const FIRST_MAPPED_END: u64 = 4 << 30;
 
 /// What the platform told. Static, because the command line is to outlive everything.
 static START_INFO: Once<StartInfo> = Once::new();
@@ -68,12 +59,13 @@ pub extern "sysv64" fn main(start_info: u32, entered: u64) -> ! {
             return info.unwrap_or_else(|error| exit::fail(format_args!("{error}")));
         }
         start_info::read(start_info.into(), &|address, buffer| {
-            read_memory(address, buffer, mapped_end)
+            paging::read(address, buffer, mapped_end)
         })
         .unwrap_or_else(|error| exit::fail(format_args!("{error}")))
     });
+    exit::use_acpi(info.rsdp);
     // Not before: the start info's memory map may be in page 0.
-    paging.protect(&[entry::STACK.guard(), exceptions::STACK.guard()]);
+    paging.protect(&[STACK.guard(), EXCEPTION_STACK.guard()]);
     let machine = Machine {
         info,
         entered,
@@ -84,32 +76,6 @@ pub extern "sysv64" fn main(start_info: u32, entered: u64) -> ! {
     // SAFETY: the memory map is the platform's, `occupied` and `mapped_end` are what the linker and
     // `paging` made, and `Paging::take` lets this happen once.
     unsafe { bootshare::loader::run(machine) }
-}
-
-/// What powers the machine off, in memory that is mapped; `None` if nothing is known to.
-pub fn soft_off() -> Option<SoftOff> {
-    let info = START_INFO.get().filter(|info| info.rsdp != 0)?;
-    let off = acpi::soft_off(info.rsdp, &|address, buffer| {
-        read_memory(address, buffer, FIRST_MAPPED_END)
-    })?;
-    match off {
-        SoftOff::Memory(FIRST_MAPPED_END.., _) => None,
-        off => Some(off),
-    }
-}
-
-/// Copies from physical memory; `false` if it is not mapped or is the firmware's own.
-fn read_memory(address: u64, buffer: &mut [u8], mapped_end: u64) -> bool {
-    let range = Range::with_size(address, buffer.len() as u64);
-    let image = paging::image();
-    let outside = range.end <= image.text || range.start >= image.end;
-    if range.start == 0 || range.end > mapped_end || !outside {
-        return false;
-    }
-    let source = ptr::with_exposed_provenance::<u8>(address as usize);
-    // SAFETY: the range is mapped, and outside the image: it overlaps no Rust object.
-    unsafe { source.copy_to_nonoverlapping(buffer.as_mut_ptr(), buffer.len()) };
-    true
 }
 
 impl Board for Machine {
@@ -184,9 +150,10 @@ impl Board for Machine {
             // SeaBIOS has set it up, or our ROM.
             Configuration::Ports(ports)
         } else {
-            self.probe_slots(&mut found);
-            // SAFETY: without ports this is `microvm`; the first 4 GiB are mapped, and this line
+            // SAFETY: without PCI this is `microvm`; the first 4 GiB are mapped, and this line
             // runs once.
+            unsafe { slots::probe(&mut found) };
+            // SAFETY: as above.
             let Some(mut express) = (unsafe { Configuration::find_express() }) else {
                 return found;
             };
@@ -229,7 +196,7 @@ impl Board for Machine {
                 "jmp rax",
                 in("rax") hand_off.entry,
                 in("rsi") hand_off.argument,
-                in("ecx") u32::from(entry::DATA_SELECTOR),
+                in("ecx") u32::from(exceptions::DATA_SELECTOR),
                 options(noreturn, nostack)
             )
         }
@@ -245,34 +212,5 @@ impl Board for Machine {
 
     fn reset() -> ! {
         exit::reset()
-    }
-}
-
-impl Machine {
-    /// Looks into the slots of `microvm`, from the last to the first: QEMU fills them in this
-    /// order, so the devices come in that of its command line.
-    fn probe_slots(&self, found: &mut DeviceList) {
-        for slot in (0..SLOTS).rev() {
-            let address = FIRST_SLOT + slot * SLOT_SIZE as u64;
-            let Some(base) = ptr::NonNull::new(ptr::with_exposed_provenance_mut(address as usize))
-            else {
-                continue;
-            };
-            // SAFETY: without PCI this is `microvm`, where the slots, or nothing, are at these
-            // addresses below 4 GiB, which is mapped; reading an empty slot has no effect. Each
-            // slot is probed once.
-            let probed = unsafe { mmio::probe(base, SLOT_SIZE) };
-            let Some(transport) = probed else {
-                continue;
-            };
-            let device = Device {
-                address: Address::Mmio(address),
-                transport: transport.map(FsTransport::Mmio),
-            };
-            if found.push(device).is_err() {
-                log::warn!("too many file system devices: the one at {address:#x} is not used");
-                return;
-            }
-        }
     }
 }

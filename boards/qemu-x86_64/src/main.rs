@@ -14,15 +14,18 @@
 //! | `fw_cfg` | QEMU's files for a ROM | ports 0x514 to 0x51b |
 //! | `paging` | the identity map, guard pages | page tables, CR3, EFER |
 //! | `exceptions` | GDT, TSS, IDT: an exception becomes an error line | these tables |
+//! | `stack` | the stacks, each above a guard page | nothing |
+//! | `counter` | the time-stamp counter | nothing |
 //! | `console` | COM1 | ports 0x3f8 to 0x3ff |
 //! | `exit` | how the machine ends; panics | port 0xf4, and what ACPI names |
 //! | `cpuid` | what the CPU can do | nothing |
 //! | `pic` | masks the 8259A interrupt controllers | ports 0x20, 0x21, 0xa0 and 0xa1 |
 //! | `rest` | halts until the local APIC's timer fires | the local APIC |
 //! | `kvm_clock` | what KVM tells of the time-stamp counter | MSR 0x4b564d01 |
-//! | `clock` | the time-stamp counter | PIT channel 2, port 0x61 |
+//! | `clock` | time, from the counter | PIT channel 2, port 0x61 |
 //! | `pci` | configuration space | ports 0xcf8 to 0xcff |
-//! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | the slots of `microvm` |
+//! | `slots` | the virtio-mmio devices of `microvm` | its slots |
+//! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | nothing |
 //! | `pvh` | the way out of 64-bit mode, to a payload that is entered by PVH | everything, once |
 //! | `start_info` | parser: what PVH tells | nothing, from here on |
 //! | `acpi` | parser: what powers the machine off | nothing |
@@ -62,6 +65,8 @@ mod clock;
 #[cfg(target_os = "none")]
 mod console;
 #[cfg(target_os = "none")]
+mod counter;
+#[cfg(target_os = "none")]
 mod cpuid;
 #[cfg(target_os = "none")]
 mod entry;
@@ -91,6 +96,10 @@ mod reset;
 mod rest;
 #[cfg(target_os = "none")]
 mod rom;
+#[cfg(target_os = "none")]
+mod slots;
+#[cfg(target_os = "none")]
+mod stack;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

@@ -7,6 +7,7 @@ use crate::{
 use bootshare::boot::memory::Range;
 use core::{
     cell::UnsafeCell,
+    ptr,
     sync::atomic::{AtomicBool, Ordering},
 };
 use x86_64::{
@@ -40,6 +41,20 @@ pub fn image() -> Image {
         data: (&raw const __data_start).addr() as u64,
         end: (&raw const __image_end).addr() as u64,
     }
+}
+
+/// Copies from physical memory; `false` if it is not mapped or is the firmware's own.
+pub fn read(address: u64, buffer: &mut [u8], mapped_end: u64) -> bool {
+    let range = Range::with_size(address, buffer.len() as u64);
+    let image = image();
+    let outside = range.end <= image.text || range.start >= image.end;
+    if range.start == 0 || range.end > mapped_end || !outside {
+        return false;
+    }
+    let source = ptr::with_exposed_provenance::<u8>(address as usize);
+    // SAFETY: the range is mapped, and outside the image: it overlaps no Rust object.
+    unsafe { source.copy_to_nonoverlapping(buffer.as_mut_ptr(), buffer.len()) };
+    true
 }
 
 /// The page tables in use, and the right to change them.

@@ -6,11 +6,10 @@ use crate::{
     clock::Clock,
     e820::{self, EBDA, Entry},
     fw_cfg::{self, Ports},
-    machine::{FIRST_SLOT, SLOT_SIZE},
     paging,
     pci::{self, Configuration},
-    placement,
-    start_info::{MAX_COMMAND_LINE, StartInfo},
+    placement, slots,
+    start_info::StartInfo,
     table_loader::{self, Files},
 };
 use bootshare::{
@@ -18,17 +17,8 @@ use bootshare::{
     transport::pci::set_up,
 };
 use bootshare_qemu_fw_cfg::FwCfg;
-use core::{
-    fmt::{self, Write},
-    ptr, slice,
-};
-use heapless::Vec;
+use core::{fmt, ptr, slice};
 use zerocopy::{FromZeros, IntoBytes};
-
-/// What `microvm` has without ACPI (QEMU's hw/i386/microvm.c): 8 virtio-mmio slots, with an
-/// interrupt each from this one on.
-const SLOTS_WITHOUT_ACPI: u64 = 8;
-const FIRST_INTERRUPT: u64 = 5;
 
 /// The most memory that ACPI's tables get. QEMU's take some 200 KiB.
 const TABLES: u64 = 4 << 20;
@@ -62,7 +52,6 @@ impl fmt::Display for Error {
 }
 
 type Device = FwCfg<Ports, Clock>;
-type CommandLine = Vec<u8, MAX_COMMAND_LINE>;
 
 /// Sets up what a firmware has to, and reads the rest from fw_cfg.
 ///
@@ -95,7 +84,7 @@ pub unsafe fn read(clock: Clock) -> Result<StartInfo, Error> {
     let mut command_line = device.command_line()?;
     if !has_pci && rsdp == 0 {
         // SAFETY: without PCI this is `microvm`; the first 4 GiB are mapped.
-        unsafe { name_slots(&mut command_line) }
+        unsafe { slots::name(&mut command_line) }
             .map_err(|_| "the command line is too long; shorten it")?;
     }
     Ok(StartInfo {
@@ -103,36 +92,6 @@ pub unsafe fn read(clock: Clock) -> Result<StartInfo, Error> {
         memory_map,
         rsdp,
     })
-}
-
-/// Appends where the devices of a `microvm` without ACPI are, as QEMU does to the command line of
-/// what it starts itself: [`words`](crate::words) passes it on.
-///
-/// # Safety
-///
-/// The slots of `microvm`, or nothing, must be where they belong, and mapped.
-unsafe fn name_slots(line: &mut CommandLine) -> fmt::Result {
-    /// "virt" in little endian, at the start of each slot (virtio 1.2, section 4.2.2).
-    const MAGIC: u32 = 0x7472_6976;
-    /// The device ID, which is 0 in an empty slot.
-    const DEVICE_ID: u64 = 8;
-
-    for slot in 0..SLOTS_WITHOUT_ACPI {
-        let address = FIRST_SLOT + slot * SLOT_SIZE as u64;
-        let read = |offset: u64| {
-            let register = ptr::with_exposed_provenance::<u32>((address + offset) as usize);
-            // SAFETY: the first 4 GiB are mapped, and reading these registers has no effect.
-            unsafe { register.read_volatile() }
-        };
-        if read(0) == MAGIC && read(DEVICE_ID) != 0 {
-            let interrupt = FIRST_INTERRUPT + slot;
-            write!(
-                line,
-                " virtio_mmio.device={SLOT_SIZE}@{address:#x}:{interrupt}"
-            )?;
-        }
-    }
-    Ok(())
 }
 
 fn read_memory_map(device: &mut Device) -> Result<MemoryMap, Error> {

@@ -1,0 +1,59 @@
+//! A whole tree of Debian 13, made by mmdebstrap and the packages' own scripts.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use bootshare_host::serve::Owner;
+use bootshare_host::{Board, Outcome};
+
+use crate::lab::{Server, machine, run, target};
+
+/// The tree's name in host/distributions.sh, which makes it unless it exists.
+const NAME: &str = "trixie-initramfs-links";
+
+fn tree() -> PathBuf {
+    static TREE: OnceLock<PathBuf> = OnceLock::new();
+    let make = || {
+        let mut script = Command::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/host/distributions.sh"
+        ));
+        let made = script.args(["make", NAME]).output().unwrap();
+        assert!(
+            made.status.success(),
+            "host/distributions.sh could not make the tree {NAME}; `host/setup.sh test` installs \
+             what it needs. It said:\n{}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+        target().join("distributions").join(NAME)
+    };
+    TREE.get_or_init(make).clone()
+}
+
+#[test]
+fn debian_13_boots_unmodified_to_its_login_prompt() {
+    // mmdebstrap runs the packages' programs: the tree is of this machine's architecture.
+    let board = match cfg!(target_arch = "aarch64") {
+        true => Board::Aarch64Virt,
+        false => Board::X86_64Q35,
+    };
+    let serial = board.arch().serial();
+    // Its kernel and initrd have conventional names only, so that the words for the kernel come
+    // from the firmware's options, as `bootshare-host boot` gives them.
+    let options = format!(
+        "bootshare.cmdline-default=console={serial} \
+         bootshare.cmdline-default=\"root=bootshare rootfstype=virtiofs\""
+    );
+    let mut machine = machine(board, Server::Embedded, &tree(), &options);
+    // A tree that an ordinary user made belongs to that user.
+    machine.owner = Owner::Root;
+    machine.watch.expect = vec!["login: ".parse().unwrap()];
+    machine.watch.fail = ["Kernel panic", r"\(initramfs\)"]
+        .map(|pattern| pattern.parse().unwrap())
+        .to_vec();
+    let run = run(&machine);
+    assert_eq!(run.outcome, Outcome::Expected);
+    run.line(&["bootshare: entry vmlinuz, by its conventional name"]);
+    run.line(&["Debian GNU/Linux 13", serial]);
+}
