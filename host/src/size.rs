@@ -1,4 +1,5 @@
-//! What a firmware image takes: sections, totals against the aims, and the largest symbols.
+//! The size of a firmware image: its sections, the totals compared with the aims, and the largest
+//! symbols.
 
 use std::fmt::Write as _;
 use std::path::Path;
