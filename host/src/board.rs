@@ -1,4 +1,4 @@
-//! The boards Bootshare runs on, as facts: architecture, machine type, transport.
+//! The boards that Bootshare runs on: architecture, machine type, transport.
 
 use clap::ValueEnum;
 
@@ -109,8 +109,7 @@ impl Board {
         Self::Aarch64VirtRom,
     ];
 
-    /// The board to take on this machine when none is named: the one whose architecture is ours,
-    /// or else x86-64's.
+    /// The default board on this machine: one of its architecture, or else of x86-64.
     pub const fn of_this_machine() -> Self {
         if cfg!(target_arch = "aarch64") {
             Self::Aarch64Virt
@@ -119,7 +118,7 @@ impl Board {
         }
     }
 
-    /// The name that options and tables have it by.
+    /// The board's name in options and tables.
     pub fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
@@ -160,8 +159,8 @@ impl Board {
         }
     }
 
-    /// Whether the machine resets into the firmware (`-bios`), rather than into QEMU's own, which
-    /// then starts ours (`-kernel`).
+    /// Whether the firmware is the machine's ROM (`-bios`), rather than started by QEMU's own
+    /// firmware (`-kernel`).
     pub const fn is_rom(self) -> bool {
         matches!(
             self,

@@ -11,25 +11,25 @@ use rustix::termios::{self, OptionalActions, OutputModes, Termios};
 /// Where the guest's console goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Console {
-    /// To and from our own standard streams. With a terminal on both sides every key goes to the
-    /// guest, but for QEMU's: Ctrl-A x quits, Ctrl-A h helps.
+    /// Connected to our own standard streams. If both are terminals, every key is sent to the
+    /// guest, except QEMU's own: Ctrl-A x quits, Ctrl-A h shows help.
     Terminal,
-    /// Into [`Report::console`](crate::run::Report); the guest gets no input.
+    /// Captured in [`Report::console`](crate::run::Report); the guest gets no input.
     Capture,
 }
 
 impl Console {
-    /// Whether a person types at it.
+    /// Whether a person uses it: both standard streams are terminals.
     pub(crate) fn is_interactive(self) -> bool {
         let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
         self == Self::Terminal && is_terminal && has_terminal()
     }
 }
 
-/// Whether standard input is ours to read and to set: job control stops a process in the background
-/// that tries (credentials(7)).
+/// Whether this process may read standard input and change its terminal settings: job control stops
+/// a background process that tries (credentials(7)).
 fn has_terminal() -> bool {
-    // One that is not the session's, or has no group in the foreground, stops nobody.
+    // A terminal that is not the session's, or that has no foreground process group, stops nobody.
     termios::tcgetpgrp(stdin()).map_or(true, |group| group == getpgrp())
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct RawMode {
 }
 
 impl RawMode {
-    /// Enters it; `None` when the terminal is another's now.
+    /// Enters raw mode; `None` if this process is in the background now.
     pub(crate) fn enter() -> io::Result<Option<Self>> {
         if !has_terminal() {
             return Ok(None);
@@ -48,14 +48,14 @@ impl RawMode {
         let saved = termios::tcgetattr(stdin())?;
         let mut raw = saved.clone();
         raw.make_raw();
-        // A guest that ends lines with a bare newline still starts them at the margin.
+        // Output processing stays on: a guest may end its lines with a bare newline.
         raw.output_modes |= OutputModes::OPOST;
         let mode = Self { saved, raw };
         mode.enter_again()?;
         Ok(Some(mode))
     }
 
-    /// Enters it once more: a shell may have set its own while we were stopped.
+    /// Enters raw mode again: a shell may have changed the settings while this process was stopped.
     pub(crate) fn enter_again(&self) -> io::Result<()> {
         if has_terminal() {
             termios::tcsetattr(stdin(), OptionalActions::Now, &self.raw)?;
@@ -67,28 +67,30 @@ impl RawMode {
 impl Drop for RawMode {
     fn drop(&mut self) {
         if has_terminal() {
-            // Not once its output has drained: that may be stopped (Ctrl-S). The terminal may be gone
-            // (SIGHUP): there is nobody left to tell.
+            // Do not wait until the output has drained: it may be stopped (Ctrl-S). An error is
+            // ignored: the terminal may be gone (SIGHUP).
             let _ = termios::tcsetattr(stdin(), OptionalActions::Now, &self.saved);
         }
     }
 }
 
-/// Bytes on their way from our standard input, or from a script, to QEMU's.
+/// Input for the guest, from our standard input and from `--send`, that is to be written to QEMU's
+/// standard input.
 pub(crate) struct Keys {
-    /// Open until QEMU has ended: one whose standard input has ended no longer waits for its standard
-    /// output when that is full, and its serial port drops bytes.
+    /// Kept open until QEMU has ended: after the end of its standard input QEMU no longer waits for
+    /// a full standard output, and its serial port drops bytes.
     qemu: std::process::ChildStdin,
-    /// Whether there may be more on our standard input.
+    /// Whether our standard input may have more data.
     reads_input: bool,
-    /// Whether that waits for a guest that reads: what comes before Linux opens its console is lost.
+    /// Whether reading standard input waits until the guest reads its console: Linux loses input
+    /// that arrives before it opens the console.
     waits_for_prompt: bool,
     waiting: Vec<u8>,
 }
 
 impl Keys {
     pub(crate) fn new(qemu: std::process::ChildStdin, console: Console) -> io::Result<Self> {
-        // A guest that reads nothing must not stop us.
+        // A guest that does not read its input must not block this process.
         rustix::io::ioctl_fionbio(&qemu, true)?;
         Ok(Self {
             qemu,
@@ -98,7 +100,7 @@ impl Keys {
         })
     }
 
-    /// The descriptor to wait for, if any, and whether for reading or writing.
+    /// The descriptor to poll, if any, and the events to poll for.
     pub(crate) fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let reads_input = self.reads_input && !self.waits_for_prompt;
         match (self.waiting.is_empty(), reads_input) {
@@ -110,29 +112,30 @@ impl Keys {
         }
     }
 
-    /// Whether standard input waits for a prompt.
+    /// Whether reading standard input waits for a prompt.
     pub(crate) fn waits_for_prompt(&self) -> bool {
         self.reads_input && self.waits_for_prompt
     }
 
-    /// The guest shows a prompt, or nothing any more: it reads.
+    /// The guest shows a prompt or has been silent: assume that it reads its console.
     pub(crate) fn has_prompt(&mut self) {
         self.waits_for_prompt = false;
     }
 
-    /// Types `text` as soon as QEMU takes it.
+    /// Queues `text` as input for the guest.
     pub(crate) fn type_text(&mut self, text: &[u8]) {
         self.waiting.extend_from_slice(text);
     }
 
-    /// Moves what can be moved; `false` when QEMU takes no more.
+    /// Reads and writes as much as possible without blocking; `false` if QEMU's standard input is
+    /// closed.
     pub(crate) fn advance(&mut self) -> io::Result<bool> {
         if self.waiting.is_empty() {
             let mut buffer = [0; 512];
             // Unbuffered: bytes in `std`'s buffer would be invisible to poll(2).
             match rustix::io::read(stdin(), &mut buffer) {
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(true),
-                // One that cannot be read, as nohup(1) has it, or no more: there are no keys.
+                // Standard input has ended or cannot be read (nohup(1) makes it write-only).
                 Ok(0) | Err(_) => self.reads_input = false,
                 Ok(count) => self.waiting.extend_from_slice(&buffer[..count]),
             }

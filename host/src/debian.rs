@@ -2,7 +2,8 @@
 //!
 //! They come through the machine's own apt sources, but with a private apt state: neither the
 //! machine's package lists nor its dpkg architectures change, and root is not needed. Packages of
-//! another release come from where the machine gets its own, signed by the keys that it knows.
+//! another release come from the archives in the machine's own sources, and must be signed by keys
+//! that the machine trusts.
 
 use std::fs;
 use std::io::Write;
@@ -25,13 +26,14 @@ use crate::process::Process;
 /// How often a download is tried.
 const ATTEMPTS: u32 = 3;
 
-/// Debian's keys, in the two names that its package has had for them.
+/// Debian's keys. Their package has used two file names.
 const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.pgp",
     "/usr/share/keyrings/debian-archive-keyring.gpg",
 ];
 
-/// The directories that Debian 12 and later have in /usr only, with links from the root.
+/// Directories that Debian 12 and later keep in /usr only, with symbolic links in the root
+/// directory.
 const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
 
 /// A release of Debian.
@@ -41,7 +43,7 @@ pub enum Release {
     Bookworm,
     /// Debian 13.
     Trixie,
-    /// Where the next release is made.
+    /// Debian's development branch.
     Sid,
 }
 
@@ -58,7 +60,7 @@ impl Release {
         }
     }
 
-    /// The one that this machine runs, if it is one of them.
+    /// The release that this machine runs, if it is one of these.
     pub fn of_this_machine() -> Option<Self> {
         let text = fs::read_to_string("/etc/os-release").ok()?;
         let mut lines = text.lines();
@@ -91,14 +93,14 @@ impl Release {
 pub struct Packages {
     /// Their architecture.
     pub arch: Arch,
-    /// What they are to whoever waits for the download.
+    /// The description that is shown while they are downloaded.
     pub what: &'static str,
-    /// Their names, as apt's lists have them now.
+    /// Chooses their names from apt's current lists.
     pub choose: fn(&Apt<'_>) -> Result<Vec<String>>,
 }
 
 impl Packages {
-    /// The packages' files in `root`, downloaded now when that is not there yet.
+    /// Makes sure that `root` holds the packages' files, and downloads them if it does not exist.
     ///
     /// # Errors
     /// The machine has no apt, or the download failed.
@@ -106,7 +108,8 @@ impl Packages {
         self.fetch_of(None, root)
     }
 
-    /// The same of the release that is named, rather than of the machine's own sources.
+    /// Like [`fetch`](Self::fetch), from the named release rather than from the machine's own
+    /// sources.
     ///
     /// # Errors
     /// As [`fetch`](Self::fetch), or no source of the machine's is Debian's.
@@ -125,10 +128,10 @@ impl Packages {
             self.what,
             root.display()
         );
-        // Drawn on terminals only.
+        // Shown on terminals only.
         let progress = ProgressBar::new_spinner();
         progress.enable_steady_tick(Duration::from_millis(100));
-        // Renamed as the last step: a directory of this name is complete.
+        // Renamed as the last step, so that a directory of this name is always complete.
         let work = tempfile::Builder::new()
             .prefix(self.arch.debian())
             .tempdir_in(cache)
@@ -149,10 +152,10 @@ impl Packages {
     }
 }
 
-/// Whether Debian packages can be had here.
+/// Whether Debian packages can be downloaded on this machine.
 ///
 /// # Errors
-/// The machine has none of Debian's tools: which one, and what to do instead.
+/// One of Debian's tools is missing; the error names it and an alternative.
 pub fn check_tools() -> Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     for program in ["apt-get", "dpkg-deb"] {
@@ -168,7 +171,7 @@ pub fn check_tools() -> Result<()> {
 /// A private apt under one directory.
 #[derive(Debug)]
 pub struct Apt<'a> {
-    /// Whose packages it takes.
+    /// The architecture of the packages.
     pub arch: Arch,
     dir: &'a Path,
     config: PathBuf,
@@ -191,8 +194,9 @@ impl<'a> Apt<'a> {
             symlink(Path::new("usr").join(name), dir.join("tree").join(name))?;
         }
         fs::write(dir.join("status"), "")?;
-        // The machine's hooks act on its own lists, as root. As root apt would download as the
-        // user `_apt`, who may not write here, and warn.
+        // The machine's hooks are for its own package lists and need root, so they are disabled.
+        // Run by root, apt would download as the user `_apt`, who cannot write to this directory,
+        // and print a warning.
         let config = format!(
             r#"#clear APT::Update;
 #clear APT::Architectures;
@@ -217,9 +221,9 @@ Dir::Cache "{dir_text}/cache";
         })
     }
 
-    /// From now on takes packages of `release`, from where the machine gets its own.
+    /// Uses the packages of `release` from here on, from the archives in the machine's own sources.
     fn take_from(&mut self, release: Release) -> Result<()> {
-        // It knows all forms that sources are written in.
+        // apt itself knows every format of source lists.
         let uris = self.run("apt-get", &["update", "--print-uris"])?;
         let archives = archives(&String::from_utf8_lossy(&uris.stdout));
         ensure!(
@@ -230,7 +234,7 @@ Dir::Cache "{dir_text}/cache";
         );
         let sources = fs::canonicalize(self.dir.join("sources"))?;
         fs::write(sources.join("release.sources"), release.source(&archives)?)?;
-        // The machine's preferences are for its own release.
+        // The machine's preferences apply to its own release only.
         let config = format!(
             r#"Dir::Etc::SourceList "/dev/null";
 Dir::Etc::SourceParts "{}";
@@ -250,14 +254,14 @@ Dir::Etc::PreferencesParts "/dev/null";
         command
             .arg("-c")
             .arg(fs::canonicalize(&self.config)?)
-            // To standard output, among the rest.
+            // Send the status lines to standard output, where the other output is read.
             .args(["-o", "APT::Status-Fd=1"])
             .args(args)
             .current_dir(self.dir.join("tree"))
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            // A file, not a pipe that could fill while the other is read.
+            // Standard error is a file: a pipe could fill up while standard output is read.
             .stderr(fs::File::create(self.dir.join("stderr"))?);
         let mut process = Process::spawn(&mut command, None)?;
         let stdout = process.child.stdout.take();
@@ -269,8 +273,8 @@ Dir::Etc::PreferencesParts "/dev/null";
         })
     }
 
-    /// Reads all of a program's output, and shows its progress. A signal ends it, so that nothing
-    /// is left of a download.
+    /// Reads all of a program's output, and shows its progress. A signal ends the program, so no
+    /// partial download is left.
     fn read(&self, mut stdout: ChildStdout) -> Result<Vec<u8>> {
         let interrupt = interrupted().context("cannot watch for signals")?;
         let mut text = Vec::new();
@@ -313,8 +317,8 @@ Dir::Etc::PreferencesParts "/dev/null";
     }
 
     fn download(&self, choose: fn(&Apt<'_>) -> Result<Vec<String>>) -> Result<()> {
-        // A source that has nothing for this architecture makes this fail; what counts is whether
-        // the packages are found.
+        // This also fails because of a source without packages of this architecture. An error is
+        // reported later, if a package is not found.
         self.progress.set_message("reading the package lists");
         let update = self.run("apt-get", &["-q", "update"])?;
         let names = choose(self).with_context(|| complaints(&update))?;
@@ -325,8 +329,8 @@ Dir::Etc::PreferencesParts "/dev/null";
         Ok(())
     }
 
-    /// The first package whose name starts with `prefix` among those that `package` depends on:
-    /// the one that a package without a version in its name stands for.
+    /// The first dependency of `package` whose name starts with `prefix`: a package without a
+    /// version in its name depends on the current version.
     ///
     /// # Errors
     /// apt knows no such package.
@@ -344,7 +348,7 @@ Dir::Etc::PreferencesParts "/dev/null";
             .with_context(|| format!("apt knows no {package}"))
     }
 
-    /// These packages and all that they depend on.
+    /// These packages and all of their dependencies.
     ///
     /// # Errors
     /// apt does not know all of them.
@@ -374,7 +378,7 @@ Dir::Etc::PreferencesParts "/dev/null";
                 .stdout(Stdio::piped())
                 .spawn()
                 .context("cannot run dpkg-deb")?;
-            // `dpkg-deb --extract` would put a directory in the place of a link to one.
+            // `dpkg-deb --extract` would replace a symbolic link by a directory.
             let output = Command::new("tar")
                 .args(["--extract", "--keep-directory-symlink", "--directory"])
                 .arg(&tree)
@@ -393,9 +397,9 @@ Dir::Etc::PreferencesParts "/dev/null";
     }
 }
 
-/// The archives that apt gets whole releases from, of what `apt-get update --print-uris` prints:
-/// `'ARCHIVE/dists/SUITE/InRelease' FILE SIZE`. What is beside a release, its security and its
-/// updates, has a hyphen or a slash in its name. One of someone else's has nothing that Debian signed.
+/// The archives that provide whole releases, from the output of `apt-get update --print-uris`:
+/// `'ARCHIVE/dists/SUITE/InRelease' FILE SIZE`. A suite of security or other updates has a hyphen
+/// or a slash in its name. Another vendor's archive has nothing that Debian's keys signed.
 fn archives(uris: &str) -> Vec<String> {
     let mut archives: Vec<_> = uris
         .lines()
@@ -410,13 +414,13 @@ fn archives(uris: &str) -> Vec<String> {
     archives
 }
 
-/// How far a download is, in a line of apt's `Status-Fd`: "dlstatus:FILE:PERCENT:TEXT".
+/// The progress of a download from a line of apt's `Status-Fd`: "dlstatus:FILE:PERCENT:TEXT".
 fn percent(line: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(line.strip_prefix(b"dlstatus:")?).ok()?;
     text.split(':').nth(1)?.split('.').next()?.parse().ok()
 }
 
-/// What a failed command had to say, on one line.
+/// The error messages of a failed command, on one line.
 fn complaints(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<_> = text

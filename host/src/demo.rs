@@ -15,16 +15,16 @@ use crate::guest::Parts;
 use crate::modules::Modules;
 use crate::output;
 
-/// The tag that the demo's init mounts unless told another.
+/// The tag that the demo's init mounts by default.
 pub const TAG: &str = "bootshare";
 
-/// The word that asks the demo for a shell.
+/// The kernel parameter that makes the demo's init start a shell.
 pub const SHELL_WORD: &str = "demo.shell";
 
-/// Where the downloaded parts are kept in a build of this tree.
+/// Where a build of this tree keeps the downloaded packages.
 pub const PARTS: &str = "target/guest";
 
-/// What the share's greeting says.
+/// The text of the share's greeting.
 pub const GREETING: &str = "Hello from a directory on the host, read over virtio-fs.\n";
 
 /// The files of the demo, besides the kernel.
@@ -62,7 +62,7 @@ pub fn check(arch: Arch, out: &Path) -> Result<()> {
 /// Makes the demo share in `out`.
 ///
 /// # Errors
-/// A part is missing or in an unknown form, or `out` cannot be written.
+/// A part is missing or has an unknown format, or `out` cannot be written.
 pub fn make(parts: &Parts, out: &Path) -> Result<()> {
     let arch = parts.arch;
     output::directory(out)?;

@@ -11,7 +11,8 @@ use crate::qemu::{Machine, Share, Wiring};
 use crate::serve::Cache;
 use crate::virtiofsd::{Endpoint, Virtiofsd};
 
-/// What stands for the script's own directory until its text is whole: no shell quotes it.
+/// A placeholder for the script's own directory, which needs no quotes in a shell; replaced when
+/// the text is complete.
 const DIR: &str = "/directory-of-the-script";
 
 impl Machine {
@@ -26,8 +27,8 @@ impl Machine {
         let sockets: Vec<_> = (0..self.shares.len())
             .map(|n| Path::new(DIR).join(format!("fs{n}.sock")))
             .collect();
-        // In a shell of its own, whose end takes everything along. Our own server would wait for the
-        // next QEMU; another may be gone.
+        // The embedded server would wait for the next QEMU after this one ends, so it is killed.
+        // Another server may have ended already.
         let mut text = format!(
             "(\ndir=$(mktemp -d) || exit\n\
              trap 'kill $servers 2>/dev/null; rm -rf \"$dir\"' EXIT\n\
@@ -42,7 +43,7 @@ impl Machine {
                 }
                 None => self.serve_invocation(share, socket, number)?,
             };
-            // A server listens a moment after its start, and QEMU does not wait for it.
+            // A server needs a moment until it listens, and QEMU does not wait for it.
             let socket = quote(socket.as_os_str());
             text.push_str(&format!(
                 "{} &\n\
@@ -85,7 +86,7 @@ impl Machine {
         if let Some(trace) = &self.trace {
             let mut file = trace.clone().into_os_string();
             if number > 0 {
-                // Each server is a program here, and has a file of its own.
+                // Here each server is a process of its own, with a trace file of its own.
                 file.push(format!(".{number}"));
             }
             command.option("--trace", file);

@@ -7,7 +7,7 @@ use crate::explain::Explain;
 use anyhow::{Result, ensure};
 use object::BinaryFormat;
 
-/// What `use_it` makes of the image at `path`.
+/// Parses the image at `path` and passes it to `use_it`.
 ///
 /// # Errors
 /// The image cannot be read, or is no ELF file; or those of `use_it`.

@@ -1,29 +1,29 @@
-//! Errors that say what to do.
+//! Error messages with a remedy.
 
 use std::fmt::{Display, Formatter, Result as Written};
 
 use anyhow::{Error, Result, anyhow};
 
-/// Makes of an error one that names the thing, the cause and the remedy, in this order.
+/// Turns an error into one that names the thing, the cause and the remedy, in this order.
 pub trait Explain<T> {
-    /// What failed, and what to do.
+    /// Adds what failed before the error's own text, and the remedy after it.
     ///
     /// # Errors
-    /// That of before, with these around it.
+    /// The original error with these two texts around it.
     fn explain(self, what: impl Display, remedy: impl Display) -> Result<T>;
 }
 
 impl<T, E: Into<Error>> Explain<T> for Result<T, E> {
     fn explain(self, what: impl Display, remedy: impl Display) -> Result<T> {
         self.map_err(|cause| match cause.into() {
-            // That is no fault, and has no remedy.
+            // An interruption by the user is no fault and needs no remedy.
             cause if cause.is::<Interrupted>() => cause,
             cause => anyhow!("{what}: {cause:#}: {remedy}"),
         })
     }
 }
 
-/// A signal came, before there was anything whose end could be told.
+/// A signal arrived before the machine was started, so there is no outcome to report.
 #[derive(Debug)]
 pub struct Interrupted;
 

@@ -1,4 +1,4 @@
-//! Descriptors: which of them have something for us, and what that is.
+//! Waiting for file descriptors, and reading and writing them.
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
@@ -10,8 +10,8 @@ use rustix::io::Errno;
 /// How much is read or written at a time.
 pub(crate) const AT_A_TIME: usize = 64 << 10;
 
-/// Waits until one of `fds` can be read, or whatever its flags say, for `limit` at the most; tells
-/// which can. A signal may end the wait early: then none can.
+/// poll(2) with a time limit: returns one `bool` for each descriptor, `true` if it is ready for
+/// what its flags ask. A signal may end the wait early; then all are `false`.
 pub(crate) fn ready(
     fds: &[(BorrowedFd<'_>, PollFlags)],
     limit: Option<Duration>,
@@ -33,7 +33,7 @@ const FOR_EVER: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// Waits until one of two descriptors can be read; tells which can.
+/// Waits until at least one of two descriptors is readable, and returns which of them are.
 pub(crate) fn either(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<(bool, bool)> {
     loop {
         let ready = ready(&[(one, PollFlags::IN), (other, PollFlags::IN)], None)?;
@@ -43,8 +43,8 @@ pub(crate) fn either(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<(
     }
 }
 
-/// Writes all of `bytes`, also where somebody who shares the descriptor has set O_NONBLOCK; tells
-/// `written` how much went at a time.
+/// Writes all of `bytes`, also if another process that shares the descriptor has set O_NONBLOCK.
+/// Calls `written` with the size of each partial write.
 pub(crate) fn write_all(
     to: BorrowedFd<'_>,
     mut bytes: &[u8],
@@ -64,8 +64,8 @@ pub(crate) fn write_all(
     Ok(())
 }
 
-/// Has `read` read what is in a stream now, and no more: its end may never come while another process
-/// holds it.
+/// Calls `read` until the stream has no more data at the moment. It does not wait for the end of
+/// the stream, which may never come while another process holds the other end.
 pub(crate) fn read_rest<S, E: From<io::Error>>(
     stream: &mut S,
     fd: impl Fn(&S) -> Option<BorrowedFd<'_>>,
@@ -79,7 +79,7 @@ pub(crate) fn read_rest<S, E: From<io::Error>>(
     Ok(())
 }
 
-/// Reads what is there, at most 64 KiB; `None` at the end.
+/// Reads the available data, at most 64 KiB; `None` at the end of the stream.
 pub(crate) fn read_some(from: &mut dyn Read) -> io::Result<Option<Vec<u8>>> {
     let mut buffer = vec![0; AT_A_TIME];
     loop {
@@ -90,7 +90,7 @@ pub(crate) fn read_some(from: &mut dyn Read) -> io::Result<Option<Vec<u8>>> {
                 return Ok(Some(buffer));
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // The other end of a socket was killed with bytes of ours unread.
+            // The process at the other end of the socket was killed before it read all of our data.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
             Err(error) => return Err(error),
         }
@@ -108,7 +108,7 @@ mod tests {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         ours.write_all(b"unread").unwrap();
         theirs.write_all(b"last words").unwrap();
-        // unix(7): the error is there before the words.
+        // unix(7): the error is reported before the data that was sent earlier.
         drop(theirs);
         while let Some(bytes) = read_some(&mut ours).unwrap() {
             assert_eq!(bytes, b"last words");

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::board::Arch;
 use crate::debian::{Packages, Release};
 
-/// Where the parts of one architecture lie.
+/// The directory of the parts of one architecture.
 #[derive(Clone, Debug)]
 pub struct Parts {
     /// Their architecture.
@@ -17,8 +17,8 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// The parts under `cache`, downloaded now when they are not there yet; of the machine's own
-    /// release unless another is named.
+    /// The parts in `cache`, which are downloaded if missing; of `release`, or of the machine's own
+    /// release.
     ///
     /// # Errors
     /// The machine has no apt, or the download failed.
@@ -32,13 +32,14 @@ impl Parts {
             arch,
             what: "cloud kernel and busybox",
             choose: |apt| {
-                // Debian's packages for guests, or else Ubuntu's, where the modules are apart.
+                // Debian's cloud kernel, or else Ubuntu's, whose modules are in a package of their
+                // own.
                 let meta = format!("linux-image-cloud-{}", apt.arch.debian());
                 let kernel = apt.dependency(&meta, "linux-image-").or_else(|error| {
                     apt.dependency("linux-image-virtual", "linux-image-")
                         .map_err(|_| error)
                 })?;
-                // From Debian 14 on a package without files stands for these.
+                // From Debian 14 on, `package` is a metapackage that depends on these.
                 let parts = ["linux-base-", "linux-binary-", "linux-modules-"]
                     .map(|part| apt.dependency(&kernel, part).ok());
                 let busybox = "busybox-static".to_owned();
@@ -53,7 +54,7 @@ impl Parts {
         Ok(Self { arch, root })
     }
 
-    /// The kernel, as Debian packs it.
+    /// The kernel image of the package.
     ///
     /// # Errors
     /// The package holds none.

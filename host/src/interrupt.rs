@@ -1,5 +1,5 @@
-//! Signals as something poll(2) can wait for. One that was ignored from the start stays ignored:
-//! nohup(1) and shells that start jobs in the background want it so.
+//! Signals as descriptors for poll(2). A signal that was ignored when the process started stays
+//! ignored, as nohup(1) and background jobs of shells expect.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,27 +14,29 @@ use signal_hook::low_level::{emulate_default_handler, pipe};
 
 use crate::fd::ready;
 
-/// How long a second signal has no effect: timeout(1), for one, sends each twice, and the first is
-/// to leave nothing behind.
+/// How long a second signal is ignored: timeout(1), for example, sends each signal twice, and the
+/// first must be able to clean up.
 const GRACE: Duration = Duration::from_secs(1);
 
 static PIPE: OnceLock<UnixStream> = OnceLock::new();
 static JOB_CONTROL: OnceLock<JobControl> = OnceLock::new();
 
-/// A descriptor that is readable once, and ever after, SIGINT, SIGTERM, SIGHUP or SIGQUIT has come.
+/// A descriptor that becomes readable when SIGINT, SIGTERM, SIGHUP or SIGQUIT arrives, and stays
+/// readable.
 ///
-/// It is never read, so every machine of the process sees it. A second signal, a second later, has
-/// the default effect: it ends the process at once, and the kernel ends the children.
+/// It is never read, so every machine of the process sees it. Another signal more than a second
+/// later has its default effect: it ends the process at once, and the kernel kills the children.
 pub(crate) fn interrupted() -> io::Result<BorrowedFd<'static>> {
     if let Some(pipe) = PIPE.get() {
         return Ok(pipe.as_fd());
     }
     let (read, write) = UnixStream::pair()?;
     let seen = read.try_clone()?;
-    // Two threads may both come here: the loser's registration only ever writes to a closed pipe.
+    // Of two threads that get here at the same time, one sets the pipe and registers the signals.
     let won = PIPE.set(read).is_ok();
     if won {
-        // With SIGCHLD ignored, which children inherit, the kernel would keep no exit status for us.
+        // If SIGCHLD were ignored, as inherited from a parent, the kernel would keep no exit status
+        // of children.
         signal_hook::flag::register(SIGCHLD, Arc::default())?;
         let again = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
@@ -58,14 +60,14 @@ pub(crate) fn interrupted() -> io::Result<BorrowedFd<'static>> {
         .ok_or_else(|| io::Error::other("no signal pipe"))
 }
 
-/// SIGTSTP and SIGCONT of the process.
+/// Job control: SIGTSTP and SIGCONT of the process.
 pub(crate) struct JobControl {
     pipe: UnixStream,
     stop: Arc<AtomicBool>,
 }
 
 impl JobControl {
-    /// From now on SIGTSTP stops nothing but by [`stop`](Self::stop).
+    /// Handles SIGTSTP from here on: the process stops only in [`stop`](Self::stop).
     pub(crate) fn get() -> io::Result<&'static Self> {
         if let Some(job) = JOB_CONTROL.get() {
             return Ok(job);
@@ -81,12 +83,12 @@ impl JobControl {
         Ok(JOB_CONTROL.get_or_init(|| Self { pipe: read, stop }))
     }
 
-    /// Readable when one of the signals has come.
+    /// Becomes readable when one of the signals arrives.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
     }
 
-    /// Takes what has come; whether the process is asked to stop.
+    /// Clears the descriptor; returns whether the process was asked to stop.
     pub(crate) fn is_asked_to_stop(&self) -> bool {
         while matches!((&self.pipe).read(&mut [0; 64]), Ok(1..)) {}
         self.stop.swap(false, Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! KVM, tried before it is relied on: its device may be there and still run no guest.
+//! A trial of KVM: even if its device exists, it may be unable to run a guest.
 
 use std::fs;
 
@@ -11,10 +11,10 @@ use crate::board::{Arch, Board};
 /// KVM's interface has not changed its version since Linux 2.6.22 (KVM_GET_API_VERSION).
 const VERSION: i32 = 12;
 
-/// Makes a virtual machine with a processor.
+/// Creates a virtual machine with one processor.
 ///
 /// # Errors
-/// KVM runs no guest here, and what to do.
+/// KVM cannot run a guest here; the error says what to do.
 pub fn check() -> Result<()> {
     let kvm = Kvm::new().map_err(|error| anyhow!("{}", remedy(error.errno())))?;
     let version = kvm.get_api_version();
@@ -32,7 +32,7 @@ pub fn check() -> Result<()> {
     if Board::of_this_machine().arch() == Arch::X86_64 {
         let info = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
         let mut words = info.split_ascii_whitespace();
-        // One by other means runs the firmware, and Linux may hang.
+        // Without hardware virtualization KVM runs the firmware, but Linux may hang.
         ensure!(
             words.any(|word| word == "vmx" || word == "svm"),
             "KVM is here without the processor's vmx or svm: is this a virtual machine without \

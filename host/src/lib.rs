@@ -16,6 +16,7 @@ mod fd;
 pub mod guest;
 mod interrupt;
 pub mod kvm;
+mod lock;
 pub mod modules;
 pub mod output;
 pub mod prepare;

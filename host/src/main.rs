@@ -1,4 +1,4 @@
-//! The host tool's program: what it can do is in [`cli`] and in the library.
+//! The program of the host tool: see [`cli`] and the library.
 
 mod cli;
 

@@ -1,4 +1,4 @@
-//! A kernel's modules: which it has, and those that must be loaded for a purpose, in order.
+//! A kernel's modules: which ones it has, and which ones must be loaded, in which order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use object::{Object, ObjectSection};
 
-/// The modules of one kernel: `lib/modules/VERSION`, also as a package has it.
+/// The modules of one kernel: a directory `lib/modules/VERSION`, installed or from an unpacked
+/// package.
 pub struct Modules {
     dir: PathBuf,
     builtin: BTreeSet<String>,
@@ -17,7 +18,7 @@ pub struct Modules {
 }
 
 impl Modules {
-    /// Looks which modules are in `dir`, and which the kernel has built in by its `modules.builtin`.
+    /// Finds the modules in `dir`, and the built-in ones in its `modules.builtin`.
     ///
     /// # Errors
     /// The directory or its `modules.builtin` cannot be read.
@@ -46,8 +47,8 @@ impl Modules {
         self.builtin.contains(name) || self.found.contains_key(name)
     }
 
-    /// These modules and those that they depend on, unpacked, in an order in which they can be
-    /// loaded; without those that the kernel has built in.
+    /// These modules and their dependencies, unpacked, in the order in which they can be loaded;
+    /// without built-in ones.
     ///
     /// Debian's packages carry no modules.dep (depmod makes it at installation), so the dependencies
     /// are read from the modules themselves.
@@ -62,7 +63,7 @@ impl Modules {
         Ok(order)
     }
 
-    /// Adds a module behind those that it depends on; `above` depend on it.
+    /// Adds a module after its dependencies; `above` holds the modules that depend on it.
     fn add<'a>(
         &'a self,
         name: &str,
@@ -103,13 +104,13 @@ fn find(dir: &Path, found: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// A module's name as the kernel has it: no directory, no ending, `_` for `-`.
+/// A module's name in the kernel's form: without directory and suffix, with `_` for `-`.
 fn name(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.split('.').next().unwrap_or_default().replace('-', "_")
 }
 
-/// A module's ELF file. The kernel's build compresses them in each of these ways.
+/// A module's ELF file, decompressed: the kernel's build supports each of these formats.
 fn unpack(path: &Path) -> Result<Vec<u8>> {
     let packed = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut bytes = Vec::new();

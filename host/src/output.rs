@@ -1,5 +1,5 @@
-//! Files that the tool writes for its user. Each is written beside its place and renamed into it:
-//! nobody sees half of one, and a link is replaced, never followed.
+//! Files that the tool writes for its user. Each is written under a temporary name in the same
+//! directory and then renamed: nobody sees a partial file, and a link is replaced, never followed.
 
 use std::fs;
 use std::io::Write;
@@ -15,13 +15,13 @@ use tempfile::NamedTempFile;
 use crate::explain::Explain;
 use crate::fd::write_all;
 
-/// What to do about a place that cannot be written to.
+/// The remedy for an output that cannot be written.
 const WRITABLE: &str = "name a place with room that can be written to";
 
-/// A directory for what is to be written.
+/// Creates a directory for output files.
 ///
 /// # Errors
-/// It cannot be made.
+/// It cannot be created.
 pub fn directory(path: &Path) -> Result<()> {
     fs::create_dir_all(path).explain(
         format_args!("cannot make the directory {}", path.display()),
@@ -29,7 +29,7 @@ pub fn directory(path: &Path) -> Result<()> {
     )
 }
 
-/// An empty file beside `path`, gone unless it is [put](put) there.
+/// An empty temporary file in the directory of `path`. It is deleted unless [`put`] renames it.
 ///
 /// # Errors
 /// The directory cannot be written to.
@@ -40,13 +40,13 @@ pub(crate) fn beside(path: &Path) -> Result<NamedTempFile> {
     };
     tempfile::Builder::new()
         .prefix(".bootshare-")
-        // As for any new file: the umask takes from these.
+        // The usual mode of a new file; the umask applies.
         .permissions(fs::Permissions::from_mode(0o666))
         .tempfile_in(dir)
         .explain(format_args!("cannot write {}", path.display()), WRITABLE)
 }
 
-/// Gives the file its name; what had the name before is replaced.
+/// Renames the file to its final name and replaces what had that name.
 ///
 /// # Errors
 /// The file system refuses it, for example because the name is a directory's.
@@ -66,9 +66,9 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     put(file, path).map(drop)
 }
 
-/// Prints to standard error, for `limit` at the most: it may be a pipe that nobody reads.
+/// Prints to standard error, and gives up after `limit`: it may be a pipe that nobody reads.
 pub fn say(text: Vec<u8>, limit: Option<Duration>) {
-    // There is nobody to tell when standard error is closed.
+    // If standard error is closed, nobody can be told.
     let write = move || drop(write_all(rustix::stdio::stderr(), &text, drop));
     let Some(limit) = limit else {
         return write();
@@ -76,7 +76,7 @@ pub fn say(text: Vec<u8>, limit: Option<Duration>) {
     let (done, is_done) = mpsc::channel();
     thread::spawn(move || {
         write();
-        // Nobody may wait any more.
+        // The caller may have given up.
         let _ = done.send(());
     });
     let _ = is_done.recv_timeout(limit);

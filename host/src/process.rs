@@ -1,8 +1,8 @@
-//! Child processes that never outlive us.
+//! Child processes that end with this process.
 //!
-//! A child gets a process group of its own (a terminal's Ctrl-C reaches only us, and what the child
-//! forks is ended with it) and the kernel kills it when the thread that started it dies, so even
-//! SIGKILL leaves nothing behind.
+//! A child gets a process group of its own: a terminal's Ctrl-C reaches only this process, and the
+//! child's own children are ended with it. The kernel kills the child when the thread that started
+//! it ends, so nothing is left even if this process is killed with SIGKILL.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Seek};
@@ -24,7 +24,7 @@ use crate::fd::{read_rest, read_some, ready};
 use crate::interrupt::interrupted;
 use crate::syscall::PIDFD_OPEN;
 
-/// How much of a child's error output is kept.
+/// How much of a child's standard error is kept.
 const TAIL: usize = 4096;
 
 /// A program and its arguments, before it is started.
@@ -92,7 +92,7 @@ pub(crate) fn quote(word: &OsStr) -> String {
     for chunk in word.as_bytes().utf8_chunks() {
         text.push_str(&chunk.valid().replace('\'', r"'\''"));
         for byte in chunk.invalid() {
-            // No shell text of ours can hold the byte itself.
+            // The text is UTF-8 and cannot hold the byte itself.
             text.push_str(&format!(r#"'"$(printf '\{byte:03o}')"'"#));
         }
     }
@@ -108,9 +108,10 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `command`; `inherit` stays open in the child under the same number.
+    /// Starts `command`. The child inherits the descriptor `inherit` under the same number.
     ///
-    /// The kernel ties the child to the calling *thread*: it must live as long as the child should.
+    /// The kernel kills the child when the calling *thread* ends: that must live as long as the
+    /// child is needed.
     pub(crate) fn spawn(command: &mut Command, inherit: Option<BorrowedFd<'_>>) -> Result<Self> {
         let program = command.get_program().to_string_lossy().into_owned();
         PIDFD_OPEN
@@ -162,8 +163,8 @@ impl Process {
         self.pidfd.as_fd()
     }
 
-    /// Waits until `deadline`; `None` when the process is still running then. What is left of its
-    /// group is ended with it.
+    /// Waits until `deadline`; `None` if the process is still running then. When it ends, the rest
+    /// of its group is killed.
     pub(crate) fn wait_until(&mut self, deadline: Instant) -> io::Result<Option<ExitStatus>> {
         while self.status.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -179,9 +180,9 @@ impl Process {
 
     /// Sends `signal` to the process and all of its group, unless it was waited for.
     pub(crate) fn signal(&self, signal: Signal) {
-        // Once reaped, the number may belong to somebody else.
+        // After the process was reaped, its number may be reused.
         if self.status.is_none() {
-            // It may fail only because the process is gone already.
+            // It fails only if the process has ended already.
             let _ = kill_process_group(Pid::from_child(&self.child), signal);
         }
     }
@@ -194,11 +195,11 @@ impl Process {
 
     /// Kills the process and all of its group, and waits for it.
     pub(crate) fn kill(&mut self) {
-        // It fails only when somebody else has waited: the process is gone.
+        // It fails only if the process was reaped already.
         let _ = self.end();
     }
 
-    /// Ends all of the group, of a process that has ended or not, and tells how the process did.
+    /// Kills the whole group, and returns the exit status of the process.
     pub(crate) fn end(&mut self) -> io::Result<ExitStatus> {
         if let Some(status) = self.status {
             return Ok(status);
@@ -216,15 +217,16 @@ impl Drop for Process {
     }
 }
 
-/// How long a program may take to say what it is.
+/// How long a program may take to print its version or help.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-/// All that a program says which is asked something, and how it ends; in time.
+/// Runs a program to its end, within a time limit, and returns its exit status and all of its
+/// output.
 ///
 /// # Errors
 /// It cannot be run, takes too long, or a signal came.
 pub fn output_of(command: &mut Command) -> Result<(ExitStatus, String)> {
-    // A file, since two pipes would have to be read at the same time.
+    // Both streams are one file: two pipes would have to be read at the same time.
     let mut said = tempfile::tempfile()?;
     command.stdin(Stdio::null());
     command.stdout(said.try_clone()?).stderr(said.try_clone()?);
@@ -250,7 +252,7 @@ pub fn output_of(command: &mut Command) -> Result<(ExitStatus, String)> {
     Ok((process.end()?, String::from_utf8_lossy(&text).into_owned()))
 }
 
-/// What a child says on its standard error; the last of it is kept.
+/// A child's standard error; the end of it is kept.
 #[derive(Default)]
 pub(crate) struct Errors {
     stream: Option<ChildStderr>,
@@ -263,7 +265,7 @@ impl Errors {
         self.stream.as_ref().map(AsFd::as_fd)
     }
 
-    /// Reads what is there; how much that was.
+    /// Reads the available data; returns its size.
     pub(crate) fn read(&mut self) -> io::Result<usize> {
         let Some(stream) = &mut self.stream else {
             return Ok(0);
@@ -278,7 +280,7 @@ impl Errors {
         Ok(bytes.len())
     }
 
-    /// Reads what the ended process had still to say.
+    /// Reads the rest after the process has ended.
     pub(crate) fn drain(&mut self) -> io::Result<()> {
         read_rest(self, Self::fd, Self::read)
     }
@@ -331,7 +333,7 @@ mod tests {
         let mut out = io::BufReader::new(process.child.stdout.take().unwrap());
         io::BufRead::read_line(&mut out, &mut line).unwrap();
         drop(process);
-        // The grandchild held the pipe open: its end is the pipe's end.
+        // The grandchild held the pipe open: the end of the pipe shows that it was killed.
         assert_eq!(Read::read(&mut out, &mut [0; 8]).unwrap(), 0);
         assert!(line.trim().parse::<u32>().is_ok());
     }

@@ -1,4 +1,4 @@
-//! QEMU's command line for a board: the one place where its arguments stand.
+//! QEMU's command line for a board. No other module knows QEMU's arguments.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -27,7 +27,7 @@ const STATUS_BASE: [i32; 2] = [0x10, 0x20];
 /// `-kernel` only.
 const COMMAND_LINE_FILE: &str = "opt/org.bootshare/cmdline";
 
-/// The firmware's option that has it ask for prepared kernels.
+/// The firmware option that makes the firmware ask for prepared kernels.
 const PREPARED: &str = "bootshare.prepared=yes";
 
 /// The greatest status a firmware may report.
@@ -36,14 +36,14 @@ pub const MAX_STATUS: u8 = 0x3f;
 /// What runs the guest's instructions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Accel {
-    /// QEMU's translator; works everywhere.
+    /// QEMU's translator (TCG); works everywhere.
     #[default]
     Tcg,
     /// Linux's KVM; needs /dev/kvm and a host of the board's architecture.
     Kvm,
 }
 
-/// Directories that the machine sees as one virtio-fs device.
+/// Directories that form one virtio-fs device of the machine.
 #[derive(Clone, Debug)]
 pub struct Share {
     /// The mount tag, 1 to 36 bytes.
@@ -99,11 +99,12 @@ impl fmt::Display for Share {
 pub struct Machine {
     /// The board.
     pub board: Board,
-    /// QEMU's program, or the directory of its programs; `None` takes what is installed.
+    /// QEMU's program, or the directory of its programs; `None` searches the usual directories.
     pub qemu: Option<PathBuf>,
-    /// The firmware image: what the board takes, for `-kernel` or `-bios`.
+    /// The firmware image, for `-kernel` or `-bios`.
     pub firmware: PathBuf,
-    /// Whether it is for `-bios`; another's firmware, as EFI, is so on any board.
+    /// Whether the firmware is passed with `-bios` rather than `-kernel`: on ROM boards, and on any
+    /// board for other firmware such as EFI.
     pub is_rom: bool,
     /// The firmware's command line.
     pub append: String,
@@ -113,8 +114,8 @@ pub struct Machine {
     pub smp: u32,
     /// What runs the guest.
     pub accel: Accel,
-    /// Is told why when KVM fails as it starts and the machine goes on by QEMU's translator; without
-    /// it that is how the run ends.
+    /// Called with the reason when KVM fails at the start; the machine then runs with QEMU's
+    /// translator. If it is `None`, the run fails.
     pub fallback: Option<fn(&str)>,
     /// The shares, in device order; none is allowed.
     pub shares: Vec<Share>,
@@ -124,51 +125,51 @@ pub struct Machine {
     pub request_queues: u32,
     /// How many requests the server answers at a time; `None` leaves it to the server.
     pub thread_pool_size: Option<u32>,
-    /// How long the guest may rely on what the embedded server told.
+    /// How long the guest may cache the embedded server's answers.
     pub cache: Cache,
     /// Whether the embedded server shows extended attributes.
     pub xattr: bool,
-    /// Whose the guest sees the files of the embedded server to be.
+    /// Which owner of the files the embedded server shows.
     pub owner: Owner,
-    /// Whether the guest is told what is mounted in the shares: see [`Options::submounts`].
+    /// Whether file systems mounted in the shares are announced: see [`Options::submounts`].
     pub submounts: bool,
-    /// Whether the embedded server unpacks kernels in place of the guest, for the firmware of this
-    /// project; where they are kept.
+    /// If set, the embedded server unpacks kernels for this project's firmware. The inner option is
+    /// the cache to keep them in.
     pub prepare: Option<Option<Kernels>>,
-    /// What the embedded server does wrong on purpose.
+    /// Faults that the embedded server injects.
     pub fault: Option<Fault>,
     /// Where the embedded server records all requests and replies.
     pub trace: Option<PathBuf>,
-    /// When to give up.
+    /// How long the machine may run.
     pub time_limit: Option<Duration>,
-    /// What its console must show, or must not.
+    /// What the console must show, or must not show.
     pub watch: Watch,
-    /// Leave virtio-mmio devices in QEMU's default, the legacy layout.
+    /// Leave virtio-mmio devices in the legacy layout, QEMU's default.
     pub legacy_mmio: bool,
-    /// Attach nothing by which the firmware ends QEMU with a status of its own.
+    /// Attach no device by which the firmware ends QEMU with a status of its own.
     pub without_status: bool,
     /// Start aarch64 at EL2.
     pub el2: bool,
-    /// The TCP port of this machine on which QEMU waits for a debugger before it starts.
+    /// The TCP port of this host on which QEMU waits for a debugger before the machine starts.
     pub gdb: Option<u16>,
-    /// Whether it has a network card, on QEMU's own network.
+    /// Whether the machine has a network card, on QEMU's user-mode network.
     pub has_network: bool,
     /// Disks, raw or qcow2.
     pub disks: Vec<PathBuf>,
-    /// Devices of the first shares, by their driver and properties, in place of the board's own:
-    /// `vhost-user-fs-pci,bus=port1` behind a bridge that `qemu_args` add.
+    /// Drivers and properties of the first shares' devices, instead of the board's own: for example
+    /// `vhost-user-fs-pci,bus=port1` for a device below a bridge in `qemu_args`.
     pub devices: Vec<String>,
-    /// More QEMU arguments, passed as they are, before those for the shares' devices.
+    /// More QEMU arguments, passed unchanged before those of the shares' devices.
     pub qemu_args: Vec<OsString>,
 }
 
-/// The host ends that a QEMU command refers to.
+/// The sockets and the console of a QEMU command.
 pub(crate) struct Wiring {
     /// One socket for each share.
     pub(crate) sockets: Vec<PathBuf>,
-    /// Where QEMU reports events; not needed by a person who runs the command by hand.
+    /// The QMP socket; not needed by a person who runs the command by hand.
     pub(crate) qmp: Option<PathBuf>,
-    /// Whether a person types on standard input: then QEMU's Ctrl-A keys work.
+    /// Whether a person uses the console: then QEMU's Ctrl-A keys work.
     pub(crate) interactive: bool,
 }
 
@@ -240,7 +241,8 @@ impl Machine {
                     server.display()
                 );
             }
-            // With more of them in the device, both virtiofsd end, and QEMU goes on without.
+            // With more queues in the device both kinds of virtiofsd exit, and QEMU continues
+            // without a server.
             ensure!(
                 self.request_queues == 1,
                 "{} serves one request queue: leave out --request-queues, or --server",
@@ -277,8 +279,8 @@ impl Machine {
         Ok(())
     }
 
-    /// QEMU's program: under the name that its project gives it, or under that of distributions which
-    /// have it for their own architecture only.
+    /// QEMU's program: under its usual name, or under the name of distributions that ship it for
+    /// the host's architecture only.
     pub(crate) fn program(&self) -> OsString {
         let arch = self.board.arch();
         let mut names = vec![format!("qemu-system-{}", arch.name())];
@@ -286,7 +288,7 @@ impl Machine {
             names.push("qemu-kvm".to_owned());
         }
         let dirs: Vec<_> = match &self.qemu {
-            // Without a directory it would be looked for in PATH.
+            // A name without a directory would be searched in PATH.
             Some(path) if !path.is_dir() => {
                 return std::path::absolute(path).unwrap_or(path.clone()).into();
             }
@@ -308,7 +310,7 @@ impl Machine {
         }
     }
 
-    /// QEMU's command for a person to read: without what it shares with us.
+    /// QEMU's command for a person to read, without sockets.
     pub fn command(&self) -> String {
         let wiring = Wiring {
             sockets: Vec::new(),
@@ -328,7 +330,7 @@ impl Machine {
         self.processor(&mut qemu);
         qemu.option("-smp", self.smp.to_string());
         let size = format!("{}M", self.memory_mib);
-        // The server writes into guest memory: it has to be shareable.
+        // The server writes into guest memory, so it must be shareable.
         qemu.option(
             "-object",
             format!("memory-backend-memfd,id=ram,size={size},share=on"),
@@ -365,7 +367,7 @@ impl Machine {
 
     fn processor(&self, qemu: &mut Invocation) {
         let mut machine = self.board.machine().to_owned();
-        // Of NUMA nodes each says whose memory it has: `memdev=ram`, or another object that is shared.
+        // With `-numa`, each node names its memory itself: `memdev=ram`, or another shared object.
         if !self.qemu_args.iter().any(|arg| arg == "-numa") {
             machine.push_str(",memory-backend=ram");
         }
@@ -375,7 +377,8 @@ impl Machine {
         qemu.option("-machine", machine);
         match (self.accel, self.board.arch()) {
             (Accel::Kvm, _) => drop(qemu.option("-accel", "kvm").option("-cpu", "host")),
-            // The default 32-bit processor cannot run us, and `max` is slow to emulate (pauth).
+            // The default processor is a 32-bit one, and `max` is slow to emulate (pointer
+            // authentication).
             (Accel::Tcg, Arch::Aarch64) => {
                 qemu.option("-accel", "tcg").option("-cpu", "cortex-a72");
             }
@@ -383,12 +386,12 @@ impl Machine {
         }
     }
 
-    /// Whether someone asked for a machine that does not run, for example to attach a debugger.
+    /// Whether the user asked for a machine that starts paused, for example to attach a debugger.
     pub(crate) fn stays_paused(&self) -> bool {
         self.gdb.is_some() || self.qemu_args.iter().any(|arg| arg == "-S")
     }
 
-    /// What a machine has besides its shares.
+    /// The devices besides the shares: debugger, network, disks.
     fn extras(&self, qemu: &mut Invocation) {
         let suffix = match self.board.transport() {
             Transport::Mmio => "device",
@@ -447,7 +450,7 @@ impl Machine {
         }
     }
 
-    /// What the embedded server is to do for a share.
+    /// The embedded server's options for a share.
     pub(crate) fn serve_options(&self, share: &Share, trace: Option<Arc<Trace>>) -> Options {
         let mut options = Options::new(&share.tag, share.dirs.clone());
         options.request_queues = self.request_queues;
@@ -468,18 +471,18 @@ impl Machine {
     }
 }
 
-/// Where distributions keep a QEMU that is not in `PATH`.
+/// Directories outside `PATH` in which distributions install QEMU.
 const LIBRARIES: [&str; 2] = ["/usr/libexec", "/usr/lib/qemu"];
 
-/// QEMU's docs/interop/qcow2.txt: the file begins with this. What a guest writes to a raw disk must
-/// not change what the disk is taken for, but that is looked at before the guest runs.
+/// Whether a disk starts with the magic of qcow2 (QEMU's docs/interop/qcow2.txt). The format is
+/// determined before the guest runs, so a guest cannot change it by writing to a raw disk.
 fn is_qcow2(disk: &Path) -> bool {
     let mut magic = [0; 4];
     let read = fs::File::open(disk).and_then(|mut file| file.read_exact(&mut magic));
     read.is_ok() && magic == *b"QFI\xfb"
 }
 
-/// The serial console, and who else talks to QEMU.
+/// The serial console, the monitor and QMP.
 fn console(qemu: &mut Invocation, wiring: &Wiring) {
     let mux = if wiring.interactive { ",mux=on" } else { "" };
     qemu.option("-chardev", format!("stdio,id=console,signal=off{mux}"));
@@ -490,13 +493,12 @@ fn console(qemu: &mut Invocation, wiring: &Wiring) {
     if let Some(path) = &wiring.qmp {
         qemu.option("-chardev", join("socket,id=qmp,path=", path));
         qemu.option("-qmp", "chardev:qmp");
-        // The machine starts when the monitor says so: one that ends before the monitor listens could
-        // not tell how.
+        // Start paused, until QMP is connected: a machine that ends earlier could not report how.
         qemu.arg("-S");
     }
 }
 
-/// The firmware's status in QEMU's exit code, when the firmware gave one.
+/// The firmware's status from QEMU's exit code; `None` if the firmware did not report one.
 ///
 /// On x86-64 the firmware writes `0x10 + status` to isa-debug-exit and QEMU exits with
 /// `(value << 1) | 1`; on aarch64 it exits by semihosting with `0x20 + status`. KVM has no
@@ -513,7 +515,7 @@ pub(crate) fn firmware_status(arch: Arch, code: i32) -> Option<u8> {
         .filter(|&status| status <= MAX_STATUS)
 }
 
-/// `prefix` and `value` as one QEMU option, in which a comma is written twice.
+/// `prefix` and `value` as one QEMU option; commas in `value` are doubled.
 fn join(prefix: &str, value: impl AsRef<OsStr>) -> OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let mut out = prefix.as_bytes().to_vec();

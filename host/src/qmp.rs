@@ -1,4 +1,5 @@
-//! The little of QEMU's machine protocol (QMP) that tells how a guest ended, and that QEMU still answers.
+//! The part of QEMU's machine protocol (QMP) that reports how a guest ended, and whether QEMU still
+//! answers.
 
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,49 +13,49 @@ use serde_json::Value;
 use crate::explain::Explain;
 use crate::fd::{read_rest, read_some};
 
-/// What to do when no socket can be made.
+/// The remedy if no socket can be created.
 pub(crate) const LISTEN: &str = "point TMPDIR at a directory that takes sockets and has room";
 
-/// How long QEMU may not answer us. It waits for a server without a limit of its own.
+/// How long QEMU may leave a query unanswered. QEMU blocks without a limit when a server hangs.
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// How often QEMU is asked something.
+/// How often QEMU is queried.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 
-/// Why QEMU ends.
+/// The reason why QEMU ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shutdown {
     /// The guest asked for power off.
     PowerOff,
-    /// The guest reset (or crashed into a reset), which `-no-reboot` turns into an end.
+    /// The guest was reset, also by a crash; `-no-reboot` turns this into an end.
     Reset,
-    /// The guest told of a panic, by the pvpanic device or another way that QEMU knows.
+    /// The guest reported a panic, by the pvpanic device or in another way that QEMU supports.
     Panic,
     /// The person at the console quit QEMU.
     Quit,
 }
 
-/// What QEMU said.
+/// A message of QEMU's.
 #[derive(Debug, PartialEq, Eq)]
 enum Message {
-    /// An answer to what we sent. The first one, to our handshake, comes when the machine is built
+    /// An answer to a command. The first one, to the handshake, arrives when the machine is built
     /// and connected to its servers.
     Answer,
     Shutdown(Shutdown),
 }
 
-/// Where QEMU is asked, and tells how the guest ended.
+/// The QMP connection.
 pub(crate) struct Monitor {
     starts_machine: bool,
     listener: Option<UnixListener>,
     stream: Option<UnixStream>,
-    /// The start of a line.
+    /// An incomplete line.
     partial: Vec<u8>,
     question: Question,
     shutdown: Option<Shutdown>,
 }
 
-/// Whether QEMU is asked something.
+/// The state of the periodic query.
 #[derive(Clone, Copy)]
 enum Question {
     NotYet,
@@ -81,11 +82,11 @@ impl Monitor {
         listener.or(self.stream.as_ref().map(AsFd::as_fd))
     }
 
-    /// Takes QEMU's connection, or what it says; how much that was.
+    /// Accepts QEMU's connection, or reads its messages; returns the number of bytes read.
     pub(crate) fn read(&mut self) -> Result<usize> {
         if let Some(listener) = self.listener.take() {
             let (mut stream, _) = listener.accept().context("cannot talk to QEMU")?;
-            // It answers once the machine is built.
+            // QEMU answers once the machine is built.
             send(&mut stream, "qmp_capabilities")?;
             if self.starts_machine {
                 send(&mut stream, "cont")?;
@@ -109,7 +110,7 @@ impl Monitor {
         Ok(bytes.len())
     }
 
-    /// Reads what the ended QEMU had still to say.
+    /// Reads the rest after QEMU has ended.
     pub(crate) fn drain(&mut self) -> Result<()> {
         read_rest(
             self,
@@ -118,19 +119,19 @@ impl Monitor {
         )
     }
 
-    /// QEMU was stopped until now, and could not answer.
+    /// Restarts the query's deadline after QEMU was stopped by a signal and could not answer.
     pub(crate) fn was_stopped(&mut self) {
         if let Question::Asked(at) = &mut self.question {
             *at = Instant::now();
         }
     }
 
-    /// Whether the machine was built: QEMU has answered.
+    /// Whether QEMU has answered, which means that the machine is built.
     pub(crate) fn is_up(&self) -> bool {
         !matches!(self.question, Question::NotYet)
     }
 
-    /// Asks QEMU whether it still does anything; when it is to be asked next.
+    /// Queries QEMU if that is due; returns when the next query is due.
     pub(crate) fn ask(&mut self, now: Instant) -> Option<Instant> {
         let Question::Due(at) = self.question else {
             return None;
@@ -139,13 +140,13 @@ impl Monitor {
         if at > now {
             return Some(at);
         }
-        // That QEMU has ended is seen elsewhere.
+        // An error means that QEMU has ended, which is handled elsewhere.
         _ = send(stream, "query-status");
         self.question = Question::Asked(now);
         None
     }
 
-    /// When it has to have answered.
+    /// The deadline of the pending query.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.question {
             Question::Asked(at) => Some(at + ANSWER_LIMIT),
@@ -153,13 +154,13 @@ impl Monitor {
         }
     }
 
-    /// Why QEMU ends, once it said so.
+    /// The reason why QEMU ends, once it was reported.
     pub(crate) fn shutdown(&self) -> Option<Shutdown> {
         self.shutdown
     }
 }
 
-/// The messages that end in `bytes`, which go on from `partial`.
+/// The complete messages in `partial` followed by `bytes`; the rest is kept in `partial`.
 fn messages(partial: &mut Vec<u8>, bytes: &[u8]) -> Vec<Message> {
     partial.extend(bytes);
     let end = partial.iter().rposition(|&byte| byte == b'\n');

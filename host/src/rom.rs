@@ -1,8 +1,8 @@
-//! Makes of a firmware image what QEMU's `-bios` takes: its memory's content, byte after byte.
+//! Converts a firmware image to a file for QEMU's `-bios`: the contents of its memory.
 //!
-//! On x86-64 the code of the section `.reset` comes last, where the processor starts, right below
-//! 4 GiB; the file is a multiple of 64 KiB, as QEMU wants it there. An aarch64 image copes with
-//! being in flash by itself.
+//! On x86-64 the code of the section `.reset` comes last, where the processor starts, right below 4
+//! GiB; the file is a multiple of 64 KiB, as QEMU wants it there. An aarch64 image needs no
+//! conversion for flash: it handles that itself.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -14,9 +14,10 @@ use crate::elf::with_image;
 
 /// The code at the reset vector, on x86-64.
 const RESET: &str = ".reset";
-/// What the size of a PC's ROM is a multiple of.
+/// The size of a PC's ROM is a multiple of this.
 const UNIT: usize = 64 << 10;
-/// Far above what an image takes: a file with a gap this large is no image.
+/// The limit of a ROM's size, far above that of any firmware image: a file with larger gaps is not
+/// one.
 const LARGEST: usize = 16 << 20;
 
 /// The ROM made of the ELF file at `path`.
@@ -35,7 +36,7 @@ pub fn make(path: &Path) -> Result<Vec<u8>> {
     })
 }
 
-/// What an image has in memory; `name` is for messages.
+/// The contents of an image in memory. `name` is used in messages.
 fn memory(image: &object::File<'_>, name: impl Display) -> Result<Vec<u8>> {
     let mut parts = Vec::new();
     for segment in image.segments() {

@@ -1,7 +1,7 @@
-//! The console on its way to our standard output, which may take it late, slowly or never.
+//! A queue between the console and our standard output, whose reader may be slow or stopped.
 //!
-//! A thread of its own writes, so that no state of standard output delays anything but itself. What
-//! it has not taken yet is kept in memory, and beyond that in a file that has no name.
+//! A thread of its own writes to standard output, so a blocked standard output delays nothing else.
+//! Pending data is kept in memory and, beyond a limit, in an unnamed temporary file.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -18,10 +18,10 @@ use crate::fd::{AT_A_TIME, write_all};
 /// How much is kept in memory.
 const IN_MEMORY: usize = 1 << 20;
 
-/// What standard output has not taken yet.
+/// Console output that standard output has not taken yet.
 pub(crate) struct Spool {
     queue: Arc<Queue>,
-    /// Its other end is the thread's.
+    /// The thread holds the other end.
     news: UnixStream,
 }
 
@@ -30,17 +30,17 @@ struct Queue {
     changed: Condvar,
 }
 
-/// In the order in which it came: what is in memory, in the file, and behind the file.
+/// Pending data in order: first the part in memory, then the file, then `rest`.
 #[derive(Default)]
 struct Waiting {
     memory: Vec<u8>,
     file: Option<File>,
-    /// The part of the file that is still to be shown.
+    /// The part of the file that is not written yet.
     start: u64,
     end: u64,
-    /// What the file did not take: its disk is full.
+    /// Data that could not be written to the file because the disk is full.
     behind: Vec<u8>,
-    /// How much of all that came was not written yet.
+    /// The total size of the pending data.
     unshown: u64,
     is_closed: bool,
     failure: Option<io::Error>,
@@ -53,7 +53,7 @@ impl Queue {
 }
 
 impl Spool {
-    /// Starts to show on standard output what is pushed.
+    /// Starts the thread that writes to standard output.
     pub(crate) fn start() -> Result<Self> {
         Self::to(rustix::stdio::stdout())
     }
@@ -79,7 +79,7 @@ impl Spool {
         Ok(Self { queue, news })
     }
 
-    /// Takes what is to be shown behind all that came before.
+    /// Appends `bytes` to the pending data.
     pub(crate) fn push(&self, bytes: &[u8]) {
         let mut waiting = self.queue.lock();
         if waiting.failure.is_some() {
@@ -90,33 +90,34 @@ impl Spool {
         self.queue.changed.notify_one();
     }
 
-    /// Whether more can be taken within bounds; if not, [news](Self::news) tell when it can.
+    /// Whether there is room for more; if not, [`news`](Self::news) becomes readable when there is.
     pub(crate) fn has_room(&self) -> bool {
         self.queue.lock().behind.is_empty()
     }
 
-    /// Nothing will be pushed any more: the thread ends when all is shown.
+    /// Declares that no more will be pushed: the thread ends when everything is written.
     pub(crate) fn close(&self) {
         self.queue.lock().is_closed = true;
         self.queue.changed.notify_one();
     }
 
-    /// Readable when there is room again, and for good when the thread has ended.
+    /// Becomes readable when there is room again, and stays readable once the thread has ended.
     pub(crate) fn news(&self) -> BorrowedFd<'_> {
         self.news.as_fd()
     }
 
-    /// Takes the news; `true` when the thread has ended: all is shown, or standard output has failed.
+    /// Clears [`news`](Self::news) and returns whether the thread has ended: everything is written,
+    /// or standard output has failed.
     pub(crate) fn has_ended(&self) -> bool {
         matches!((&self.news).read(&mut [0; 64]), Ok(0))
     }
 
-    /// How much was pushed and is not shown.
+    /// How many bytes were pushed but not written.
     pub(crate) fn unshown(&self) -> u64 {
         self.queue.lock().unshown
     }
 
-    /// Why no more can be shown, once.
+    /// The error of standard output, returned once.
     pub(crate) fn failure(&self) -> Option<io::Error> {
         self.queue.lock().failure.take()
     }
@@ -144,7 +145,7 @@ impl Waiting {
         Ok(())
     }
 
-    /// What is to be shown next; nothing when there is nothing.
+    /// The next bytes to write; empty if nothing is pending.
     fn take(&mut self) -> io::Result<Vec<u8>> {
         if !self.memory.is_empty() {
             return Ok(std::mem::take(&mut self.memory));
@@ -166,7 +167,7 @@ impl Waiting {
     }
 }
 
-/// Writes what is pushed until that is closed.
+/// Writes the pending data until the spool is closed and empty.
 fn write_all_of(queue: &Queue, out: &impl AsFd, told: &UnixStream) -> io::Result<()> {
     loop {
         let mut waiting = queue.lock();
@@ -174,7 +175,7 @@ fn write_all_of(queue: &Queue, out: &impl AsFd, told: &UnixStream) -> io::Result
             let had_room = waiting.behind.is_empty();
             let bytes = waiting.take()?;
             if !had_room && waiting.behind.is_empty() {
-                // When it is full, the reader has news already.
+                // If the pipe is full, the reader has been notified already.
                 let _ = rustix::io::write(told, &[0]);
             }
             if !bytes.is_empty() || waiting.is_closed {
@@ -291,7 +292,7 @@ mod tests {
         end(&spool);
         let failure = spool.failure().unwrap();
         assert_eq!(failure.kind(), io::ErrorKind::BrokenPipe);
-        // Nobody keeps what nobody will see.
+        // After a failure nothing is kept.
         spool.push(&[0; 1 << 20]);
         assert!(ready(&[(spool.news(), PollFlags::IN)], Some(Duration::ZERO)).unwrap()[0]);
     }

@@ -9,18 +9,18 @@ use rustix::io::Errno;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use rustix::system::uname;
 
-/// A system call that nothing can be done without.
+/// A required system call.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
     /// Its name.
     pub name: &'static str,
-    /// The first Linux that has it.
+    /// The first version of Linux that has it.
     since: (u32, u32),
-    /// Makes it with arguments that do no harm.
+    /// Calls it with harmless arguments.
     attempt: fn() -> Result<OwnedFd, Errno>,
 }
 
-/// What keeps a guest inside the directory that is served.
+/// Confines a guest to the directory that is served.
 pub(crate) const OPENAT2: Call = Call {
     name: "openat2",
     since: (5, 6),
@@ -30,26 +30,26 @@ pub(crate) const OPENAT2: Call = Call {
     },
 };
 
-/// How the end of a child is waited for.
+/// Waits for the end of a child.
 pub(crate) const PIDFD_OPEN: Call = Call {
     name: "pidfd_open",
     since: (5, 3),
     attempt: || pidfd_open(getpid(), PidfdFlags::empty()),
 };
 
-/// Guest memory, and the firmware that the program carries.
+/// Creates guest memory and the file of the embedded firmware.
 const MEMFD_CREATE: Call = Call {
     name: "memfd_create",
     since: (3, 17),
     attempt: || memfd_create("bootshare", MemfdFlags::CLOEXEC),
 };
 
-/// All that a boot makes.
+/// All required system calls of a boot.
 pub const CALLS: [Call; 3] = [OPENAT2, PIDFD_OPEN, MEMFD_CREATE];
 
 impl Call {
     /// # Errors
-    /// The system refuses the call, whatever it is asked for.
+    /// The system refuses the call whatever its arguments are.
     pub fn check(&self) -> Result<()> {
         let error = match (self.attempt)() {
             Err(Errno::PERM) => "EPERM",
@@ -106,7 +106,7 @@ mod tests {
             let filtered = call((3, 0), attempt).check().unwrap_err();
             assert!(filtered.to_string().contains("seccomp"), "{filtered}");
         }
-        // What a call has to say of its arguments is no refusal.
+        // An error about the arguments is not a refusal of the call.
         call((3, 0), || Err(Errno::MFILE)).check().unwrap();
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::board::{Arch, Board};
 use crate::debian::{Packages, Release};
 
-/// Starts the programs; each is a copy with the program's name.
+/// The script that starts a program. Each program has a copy of it under its own name.
 const START: &str = include_str!("unpacked.sh");
 
 /// The directory of programs that run QEMU of `release`, downloaded now when it is not in `cache`
@@ -32,7 +32,7 @@ pub fn fetch(release: Release, cache: &Path) -> Result<PathBuf> {
     if tree.join("usr/lib/qemu/virtiofsd").is_file() {
         start(&tree, "virtiofsd")?;
     }
-    // A relative name would be looked for elsewhere once a program changes its directory.
+    // An absolute path stays valid if a program changes its working directory.
     fs::canonicalize(&tree).with_context(|| format!("cannot find {}", tree.display()))
 }
 
@@ -48,13 +48,13 @@ pub fn c_virtiofsd(cache: &Path) -> Result<PathBuf> {
     Ok(fetch(Release::Bookworm, cache)?.join("virtiofsd"))
 }
 
-/// Puts the program that starts `name` into `tree`, unless it is there.
+/// Adds the script that starts `name` to `tree`, unless it exists.
 fn start(tree: &Path, name: &str) -> Result<()> {
     let path = tree.join(name);
     if fs::read(&path).is_ok_and(|bytes| bytes == START.as_bytes()) {
         return Ok(());
     }
-    // Renamed as the last step: another process may be about to run it.
+    // Written under another name and renamed: another process may be about to run it.
     let file = tempfile::NamedTempFile::new_in(tree)
         .with_context(|| format!("cannot write to {}", tree.display()))?;
     fs::write(file.path(), START)?;

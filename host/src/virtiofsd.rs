@@ -16,7 +16,7 @@ use crate::qemu::Share;
 pub enum Kind {
     /// The C program that came with QEMU until 7.2.
     C,
-    /// The Rust program that took its place.
+    /// The Rust program that replaced it.
     Rust,
 }
 
@@ -38,7 +38,7 @@ pub(crate) enum Endpoint<'a> {
 }
 
 impl Virtiofsd {
-    /// The program at `path`; its help text tells its kind.
+    /// The program at `path`. Its help text shows which family it belongs to.
     ///
     /// # Errors
     /// It cannot be run, or is not a virtiofsd.
@@ -119,8 +119,8 @@ impl Virtiofsd {
 
     /// Starts serving `share` on `listener`.
     ///
-    /// The server inherits a socket that listens already, so there is nothing to wait for, and
-    /// none of its own to clean up.
+    /// The server inherits a socket that is already listening: QEMU can connect at once, and the
+    /// server leaves no socket file.
     pub(crate) fn start(
         &self,
         share: &Share,
@@ -139,8 +139,8 @@ impl Virtiofsd {
     }
 }
 
-/// The C server has no way to go without a sandbox: as an ordinary user it gets a user namespace in
-/// which it may chroot.
+/// The C server always sets up a sandbox. An ordinary user's server therefore gets a user
+/// namespace, in which it may call chroot(2).
 fn in_user_namespace(invocation: Invocation) -> Invocation {
     let mut wrapped = Invocation::new("unshare");
     wrapped

@@ -1,11 +1,11 @@
-//! What the console must show, or must not, which decides how a run is judged; and what a test's
-//! steps wait for.
+//! Searches the console for patterns: those that it must show, those that it must not show, and
+//! those that a test's steps wait for.
 //!
-//! The console is searched as the stream that it is, one byte after the other, so a result never
-//! rests on how the bytes came in reads, and memory is bounded. Searched is what a person reads:
-//! escape sequences are left out, a byte that is not UTF-8 is U+FFFD, and a line ends with `\n`,
-//! whatever mixture of `\r` and `\n` the guest uses; or it ends, for the time being, where the guest
-//! is silent, as behind a prompt.
+//! The console is searched byte by byte as a stream, so results do not depend on the sizes of
+//! reads, and memory is bounded. The searched text is what a person sees: escape sequences are
+//! removed, a byte that is not UTF-8 becomes U+FFFD, and a line ends with `\n`, whatever mixture of
+//! `\r` and `\n` the guest uses. A silence of the guest also ends a line, as after a prompt, until
+//! more output arrives.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,16 +17,16 @@ use regex_automata::hybrid::LazyStateID;
 use regex_automata::hybrid::dfa::{Cache, DFA};
 use regex_automata::util::{look::Look, start, syntax};
 
-/// How many of the console's last lines are kept, and how many bytes of them.
+/// How many of the console's last lines are kept, and how many bytes at most.
 const LAST_LINES: usize = 40;
 const LAST_BYTES: usize = 8192;
 
-/// A regular expression for the console; `^` and `$` match where lines begin and end.
+/// A regular expression for the console; `^` and `$` match at the begin and the end of each line.
 #[derive(Clone, Debug)]
 pub struct Pattern {
     text: String,
     dfa: DFA,
-    /// Whether a match may hang on the byte behind it.
+    /// Whether a match can depend on the next byte, as with `$` and `\b`.
     looks_ahead: bool,
 }
 
@@ -35,14 +35,14 @@ impl FromStr for Pattern {
 
     fn from_str(text: &str) -> Result<Self> {
         let syntax = syntax::Config::new().multi_line(true);
-        // A search by `\b` begins anew behind a character outside ASCII.
+        // With a Unicode `\b` the DFA stops at bytes outside ASCII; `Search::step` restarts it.
         let config = DFA::config().unicode_word_boundary(true);
         let dfa = DFA::builder()
             .configure(config)
             .syntax(syntax)
             .build(text)
             .map_err(|error| {
-                // A syntax error points at the place in lines of its own; its last says what.
+                // A syntax error shows the place in several lines; the last line is the message.
                 let error = anyhow::Error::from(error).root_cause().to_string();
                 let last = error.lines().last().unwrap_or_default().to_owned();
                 anyhow::anyhow!("{}", last.trim_start_matches("error: "))
@@ -72,28 +72,29 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// What the console is searched for.
+/// The patterns that the console is searched for.
 #[derive(Clone, Debug, Default)]
 pub struct Watch {
-    /// The run has succeeded when all of these were there, one after the other.
+    /// The run has succeeded once the console has shown all of these, in this order.
     pub expect: Vec<Expect>,
-    /// The run has failed when one of these is there.
+    /// The run has failed once the console shows one of these.
     pub fail: Vec<Pattern>,
 }
 
 impl Watch {
-    /// Whether it is searched for anything.
+    /// Whether there are any patterns.
     pub fn is_used(&self) -> bool {
         !self.expect.is_empty() || !self.fail.is_empty()
     }
 }
 
-/// What the console must show.
+/// A pattern that the console must show.
 #[derive(Clone, Debug)]
 pub struct Expect {
-    /// What it looks like.
+    /// The pattern.
     pub pattern: Pattern,
-    /// What is typed then. Behind the last one the run goes on: the guest's end decides.
+    /// The text to type after the match. If the last pattern has one, the run goes on, and the
+    /// guest's end decides.
     pub answer: Option<Vec<u8>>,
 }
 
@@ -108,19 +109,19 @@ impl FromStr for Expect {
     }
 }
 
-/// What was found first.
+/// The first decisive match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// All that was expected.
+    /// All expected patterns.
     Expected,
-    /// The failure with this place in [`Watch::fail`].
+    /// The pattern with this index in [`Watch::fail`].
     Failure(usize),
 }
 
-/// What has come of that which is awaited in order.
+/// Matches of the patterns that are awaited in order.
 #[derive(Debug, Default)]
 pub(crate) struct Came {
-    /// What is to be typed now.
+    /// The texts to type now.
     pub(crate) answers: Vec<Vec<u8>>,
     /// How many of a test's steps are due.
     pub(crate) awaited: usize,
@@ -131,14 +132,14 @@ pub(crate) struct Watcher {
     screen: Screen,
     failures: Vec<Search>,
     expected: Sequence,
-    /// An answer for each that is expected.
+    /// The answer to each expected pattern.
     answers: Vec<Option<Vec<u8>>>,
     awaited: Sequence,
     found: Option<Found>,
-    /// Whether something came since the last silence.
+    /// Whether there was output since the last silence.
     has_news: bool,
     last: LastLines,
-    /// The line that is being written, and then the one in which something was found.
+    /// The current line or, once there is a match, the line of the match.
     line: Vec<u8>,
     is_line_complete: bool,
 }
@@ -161,7 +162,7 @@ impl Watcher {
         })
     }
 
-    /// Takes what the guest wrote; tells how much of what was awaited has come.
+    /// Searches the guest's output; returns the new matches.
     pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<Came> {
         self.has_news = true;
         let mut came = Came::default();
@@ -184,7 +185,8 @@ impl Watcher {
         Ok(came)
     }
 
-    /// The guest is silent, or has ended: its line ends here, as long as nothing comes.
+    /// Called when the guest is silent or has ended: its line ends here, until there is more
+    /// output.
     pub(crate) fn pause(&mut self) -> Result<Came> {
         self.has_news = false;
         let mut came = Came::default();
@@ -192,7 +194,7 @@ impl Watcher {
         Ok(came)
     }
 
-    /// Whether silence may mean anything.
+    /// Whether a silence could complete a match.
     pub(crate) fn looks_ahead(&self) -> bool {
         let sequences = [&self.expected, &self.awaited];
         let next = sequences.into_iter().filter_map(|it| it.waiting.front());
@@ -204,8 +206,8 @@ impl Watcher {
                 .any(|search| search.looks_ahead)
     }
 
-    /// Looks for matches that end with the last byte that came; those that hang on the next one
-    /// only where the line `is_over`.
+    /// Looks for matches that end with the last byte; those that depend on the next byte only if
+    /// the line `is_over`.
     fn look(&mut self, is_over: bool, came: &mut Came) -> Result<()> {
         for (index, search) in self.failures.iter_mut().enumerate() {
             if self.found.is_none() && search.matches_here(is_over)? {
@@ -235,12 +237,12 @@ impl Watcher {
         }
     }
 
-    /// How many of those that are expected have come.
+    /// How many of the expected patterns have matched.
     pub(crate) fn shown(&self) -> usize {
         self.answers.len() - self.expected.waiting.len()
     }
 
-    /// Keeps the line in which something was found, which goes on behind what was found.
+    /// Keeps the line of the match up to its end, which may be after the match.
     fn note(&mut self, byte: u8) {
         if byte == b'\n' {
             self.is_line_complete |= self.found.is_some();
@@ -252,7 +254,7 @@ impl Watcher {
         }
     }
 
-    /// The line in which something was found, or else the last one.
+    /// The line of the match, or else the last line.
     pub(crate) fn line(&self) -> String {
         String::from_utf8_lossy(&self.line).into_owned()
     }
@@ -261,12 +263,12 @@ impl Watcher {
         self.found
     }
 
-    /// Whether the last line has no end.
+    /// Whether the last line is incomplete.
     pub(crate) fn is_cut(&self) -> bool {
         self.last.bytes.back().is_some_and(|&byte| byte != b'\n')
     }
 
-    /// Whether the last line is the firmware's, which starts a kernel.
+    /// Whether the last line is the firmware's message that it starts a kernel.
     pub(crate) fn shows_start(&self) -> bool {
         let lines = self.last_lines();
         lines.last().is_some_and(|line| line.starts_with(START))
@@ -278,12 +280,12 @@ impl Watcher {
     }
 }
 
-/// Searches for patterns, of which each comes behind the one before.
+/// Searches for patterns in order, each after the match of the one before.
 struct Sequence {
     waiting: VecDeque<Search>,
-    /// The byte that came last.
+    /// The last byte.
     behind: Option<u8>,
-    /// How many have come and were not [taken](Self::take_news).
+    /// How many have matched and were not [taken](Self::take_news).
     news: usize,
 }
 
@@ -329,7 +331,7 @@ impl Sequence {
     }
 }
 
-/// A search for one pattern, between two bytes of the stream.
+/// A search for one pattern, and its state after the bytes so far.
 struct Search {
     dfa: DFA,
     cache: Cache,
@@ -352,9 +354,9 @@ impl Search {
         })
     }
 
-    /// Begins anew, behind this byte.
+    /// Restarts the search after this byte.
     fn begin(&mut self, behind: Option<u8>) -> Result<()> {
-        // For `\b` a character outside ASCII is no part of a word here.
+        // For `\b`, characters outside ASCII do not count as parts of a word here.
         let behind = behind.map(|byte| if byte.is_ascii() { byte } else { b' ' });
         let config = start::Config::new().look_behind(behind);
         let state = self.dfa.start_state(&mut self.cache, &config);
@@ -362,38 +364,38 @@ impl Search {
         Ok(())
     }
 
-    /// Takes one byte; `true` when a match ends before it.
+    /// Processes one byte; `true` if a match ends before it.
     fn step(&mut self, byte: u8) -> Result<bool> {
         let next = self.dfa.next_state(&mut self.cache, self.state, byte);
         self.state = next.context("cannot search the console")?;
         if self.state.is_quit() {
-            // By `\b`, at a byte outside ASCII.
+            // `\b` at a byte outside ASCII: see [`Pattern`].
             self.begin(Some(byte))?;
         }
         Ok(self.state.is_match())
     }
 
-    /// Whether a match ends with the last byte, though the next one is not known; or, where the
-    /// line `is_over`, if nothing comes behind.
+    /// Whether a match ends with the last byte, whatever the next byte is; or, if the line
+    /// `is_over`, assuming that nothing follows.
     fn matches_here(&mut self, is_over: bool) -> Result<bool> {
         Ok((is_over || !self.looks_ahead) && self.ends_in_match()?)
     }
 
-    /// Whether a match would end here if nothing came behind.
+    /// Whether a match ends here if nothing follows.
     fn ends_in_match(&mut self) -> Result<bool> {
-        // The question may make the cache forget the state that the search is in.
+        // The query could evict the search's current state from the cache.
         let mut cache = self.cache.clone();
         let end = self.dfa.next_eoi_state(&mut cache, self.state);
         Ok(end.context("cannot search the console")?.is_match())
     }
 }
 
-/// Turns what a guest writes into lines of text.
+/// Converts the guest's output to lines of text.
 #[derive(Default)]
 struct Screen {
     strip: StripBytes,
     after_return: bool,
-    /// The start of a character.
+    /// The first bytes of an incomplete character.
     cut: Vec<u8>,
 }
 
@@ -412,14 +414,14 @@ impl Screen {
                     continue;
                 }
                 if std::mem::take(&mut self.after_return) {
-                    // A bare return begins the line anew: a progress bar that is written over.
+                    // A bare carriage return starts the line again, as progress bars do.
                     out.push(b'\n');
                 }
                 out.push(byte);
             }
             if end {
                 self.after_return = false;
-                // No sequence goes beyond its line: one that was cut must not hide the rest.
+                // An escape sequence ends with its line: an incomplete one must not hide the rest.
                 self.strip = StripBytes::new();
                 out.push(b'\n');
             }
@@ -427,7 +429,8 @@ impl Screen {
         out
     }
 
-    /// All characters that end in `bytes`; what is none is U+FFFD, as on a terminal.
+    /// All characters that are complete with `bytes`; invalid bytes become U+FFFD, as on a
+    /// terminal.
     fn characters(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.cut.extend_from_slice(bytes);
         let whole = std::mem::take(&mut self.cut);
@@ -448,17 +451,18 @@ impl Screen {
     }
 }
 
-/// The last lines of the console, and of those before them what the firmware said of its way.
+/// The last lines of the console, and the latest messages of the firmware.
 #[derive(Default)]
 struct LastLines {
     bytes: VecDeque<u8>,
-    /// Which boot entry it starts.
+    /// The firmware's message about the boot entry.
     entry: String,
-    /// What it said last.
+    /// The firmware's last message.
     firmware: String,
 }
 
-/// How the firmware's lines begin; the one that names the boot entry, and the one that starts a kernel.
+/// Prefixes of the firmware's messages: all of them, the one that names the boot entry, and the one
+/// before it starts a kernel.
 const FIRMWARE: &str = "bootshare: ";
 const ENTRY: &str = "bootshare: entry ";
 const START: &str = "bootshare: starting ";
@@ -577,7 +581,7 @@ mod tests {
             assert_eq!(watcher.found(), at_end, "{pattern}");
             assert!(!watcher.looks_ahead());
         }
-        // It ends for the time being only.
+        // A silence ends the line only until there is more output.
         let mut watcher = watch("^two$", "onetwo");
         watcher.feed(b"one").unwrap();
         watcher.pause().unwrap();
@@ -606,7 +610,7 @@ mod tests {
             assert_eq!(watcher.shown(), 0);
             assert_eq!(watcher.pause().unwrap().answers, [b"root\r"]);
             assert_eq!(watcher.shown(), 1);
-            // Behind the prompt: no line begins there.
+            // After the prompt: no line begins here.
             watcher.feed(b"two onetwo\r\n").unwrap();
             assert_eq!((watcher.shown(), watcher.found()), (2, None));
             watcher.feed(b"two # ").unwrap();

@@ -1,4 +1,5 @@
-//! The command: started with its rights, directory, environment and streams, waited for, and told of.
+//! Starts the command with its user, directory, environment and streams, waits for it, and reports
+//! its status.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -24,13 +25,13 @@ use crate::relay::Flow;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Orphans that ended are waited for at least so often.
+/// The longest time between two checks for orphans that have ended.
 const REAP: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
 
-/// The tree's own init takes this program's place, and its process number.
+/// The tree's own init replaces this program, and keeps its process number.
 pub fn replace_by(init: &Path) -> io::Error {
     Command::new(init)
         .env_clear()
@@ -102,7 +103,7 @@ pub fn run(config: &Config, ports: &mut Ports) -> Result<()> {
             return Ok(());
         }
     };
-    // Its copies of the command's ends of pipes would keep these open.
+    // Drop the command's ends of the pipes, which would stay open here.
     drop(command);
     ports.tell("stage command");
     let pid = Pid::from_child(&child);
@@ -113,7 +114,7 @@ pub fn run(config: &Config, ports: &mut Ports) -> Result<()> {
     Ok(())
 }
 
-/// A variable as the command has it.
+/// A variable of the command's environment.
 fn variable(config: &Config, name: &str) -> OsString {
     let set = config
         .environment
@@ -123,7 +124,7 @@ fn variable(config: &Config, name: &str) -> OsString {
     set.map_or_else(|| PATH.into(), |(_, value)| value.clone())
 }
 
-/// The status that a shell has for a command that could not be started, and why it could not.
+/// The status that a shell returns for a command that could not be started, and the reason.
 fn unstarted(program: &OsStr, path: &OsStr, error: &io::Error) -> (u8, String) {
     let name = program.to_string_lossy();
     let exists = match name.contains('/') {
@@ -165,7 +166,7 @@ fn with_pipes(command: &mut Command, streams: [OwnedFd; 3]) -> Result<Vec<Flow>>
     ])
 }
 
-/// One terminal for all of them (pty(7)).
+/// One terminal for all three streams (pty(7)).
 fn with_terminal(
     command: &mut Command,
     streams: [OwnedFd; 3],
@@ -186,8 +187,8 @@ fn with_terminal(
     Ok((flows, Some(ours)))
 }
 
-/// Passes on what comes until the command has ended and all of its output is gone; its status as a
-/// shell has it.
+/// Forwards the streams until the command has ended and all of its output was forwarded; returns
+/// its status as a shell would.
 fn relay(
     pid: Pid,
     ports: &mut Ports,
@@ -239,7 +240,8 @@ fn relay(
         while let Ok(Some((one, status))) = wait(WaitOptions::NOHANG) {
             if one == pid {
                 ended = Some(status);
-                // Whatever it left would end with the machine, and may hold its output open.
+                // Kill the processes that it left: they may hold its output open, and would end
+                // with the machine anyway.
                 kill_all();
             }
         }
@@ -247,7 +249,7 @@ fn relay(
     Ok(ended.map_or(255, code))
 }
 
-/// Ends every other process.
+/// Kills every other process.
 fn kill_all() {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let number = entry
@@ -258,7 +260,7 @@ fn kill_all() {
             .and_then(Pid::from_raw)
             .filter(|pid| *pid != Pid::INIT)
         {
-            // It may be gone, or be the kernel's own.
+            // It may have ended, or be a kernel thread.
             let _ = kill_process(pid, Signal::KILL);
         }
     }
@@ -282,12 +284,12 @@ fn resize(line: &str, terminal: Option<&OwnedFd>) {
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
-        // A program that does not learn it draws for another size.
+        // If this fails, programs only draw for another size.
         let _ = tcsetwinsize(terminal, size);
     }
 }
 
-/// Whom the command runs as (passwd(5)).
+/// The user that runs the command (passwd(5)).
 struct User {
     name: String,
     uid: u32,

@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 /// How long the ports may take to appear.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// How long the host may take for the last of the output: its reader may be a person.
+/// How long the host may take to read the last output: its reader may be a person.
 const BYE_LIMIT: Duration = Duration::from_secs(600);
 
 /// Where the kernel lists the ports (Documentation/ABI/testing/sysfs-devices has no entry for them).
@@ -23,16 +23,16 @@ const LIST: &str = "/sys/class/virtio-ports";
 /// The ports, open and not blocking.
 pub struct Ports {
     pub control: File,
-    /// The command's standard input, output and error output; gone once they are passed on.
+    /// The command's standard input, output and error output; `None` once they have ended.
     pub streams: Option<[OwnedFd; 3]>,
-    /// What came on `control` without the end of its line.
+    /// An incomplete line from `control`.
     rest: Vec<u8>,
 }
 
 impl Ports {
     pub fn open() -> Result<Self> {
         let deadline = Instant::now() + LIMIT;
-        // The host makes `control` the last: when it is connected, all are.
+        // `control` is the last port: when it is connected, all are.
         let control = find("control", deadline)?;
         while flags(&control)?.contains(PollFlags::HUP) {
             wait(deadline, "connect")?;
@@ -46,7 +46,7 @@ impl Ports {
         })
     }
 
-    /// Tells the host a line. One that is gone is told nothing.
+    /// Sends the host a line, if it is still connected.
     pub fn tell(&mut self, line: &str) {
         let text = format!("{}\n", line.replace('\n', " "));
         let mut bytes = text.as_bytes();
@@ -65,7 +65,7 @@ impl Ports {
         }
     }
 
-    /// The lines that have come; `None` once the host is gone.
+    /// The lines that have arrived; `None` once the host has disconnected.
     pub fn lines(&mut self) -> Option<Vec<String>> {
         let mut buffer = [0; 4096];
         match self.control.read(&mut buffer) {
@@ -82,7 +82,7 @@ impl Ports {
         Some(lines)
     }
 
-    /// Waits until the host has taken all, or is gone.
+    /// Waits until the host has read everything or has disconnected.
     pub fn wait_for_bye(&mut self) {
         let deadline = Instant::now() + BYE_LIMIT;
         while let Some(lines) = self.lines() {
@@ -96,7 +96,7 @@ impl Ports {
     }
 }
 
-/// Opens the port of this name as soon as there is one.
+/// Opens the port of this name as soon as it exists.
 fn find(name: &str, deadline: Instant) -> Result<File> {
     loop {
         for port in fs::read_dir(LIST).into_iter().flatten().flatten() {
@@ -127,7 +127,7 @@ fn wait(deadline: Instant, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// What poll(2) tells of a port now.
+/// The events of a port that poll(2) reports now.
 fn flags(port: impl AsFd) -> Result<PollFlags> {
     let mut fds = [PollFd::new(&port, PollFlags::empty())];
     poll(

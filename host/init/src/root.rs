@@ -1,5 +1,5 @@
-//! The root file system: the share, a layer over it that takes what is written, and what a system
-//! expects to be mounted in it.
+//! The root file system: the share, a writable layer in memory over it, and the usual mounts of a
+//! system.
 
 use std::env::set_current_dir;
 use std::ffi::CString;
@@ -16,15 +16,15 @@ use rustix::mount::{MountFlags, mount, mount_move};
 
 use crate::config::Config;
 
-/// Where the share, the layer over it and both together are mounted.
+/// The mount points of the share, of the layer over it, and of the overlay of both.
 const LOWER: &str = "/lower";
 const LAYER: &str = "/layer";
 const ROOT: &str = "/root";
 
-/// How often a share is looked for, in pauses of 10 ms: its device may be found a moment later.
+/// How often mounting a share is tried, every 10 ms: its device may appear a moment later.
 const ATTEMPTS: u32 = 300;
 
-/// Mounts what the kernel shows of itself.
+/// Mounts the kernel's pseudo file systems.
 pub fn mount_kernels() -> Result<()> {
     for (kind, place) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
         put(kind, kind, place, MountFlags::NOSUID, "")?;
@@ -44,23 +44,23 @@ pub fn make(config: &Config) -> Result<()> {
         layer()?;
     }
     set_current_dir(ROOT)?;
-    // What is mounted in the first root is out of sight below the new one.
+    // The mounts of the first root are hidden below the new one.
     mount_move(".", "/").context("cannot move the root")?;
     rustix::process::chroot(".").context("cannot change the root")?;
     set_current_dir("/")?;
-    // From here on a link of the tree leads to where it does for the command.
+    // From here on absolute symbolic links of the tree resolve as they do for the command.
     mount_kernels()?;
     fittings()?;
     for (tag, place) in &config.shares {
         make_dir(place)?;
         share(tag, place)?;
     }
-    // The name matters to nothing but prompts.
+    // The host name matters only for prompts.
     let _ = rustix::system::sethostname(b"bootshare");
     Ok(())
 }
 
-/// Mounts a share, as soon as its device is there.
+/// Mounts a share as soon as its device exists.
 fn share(tag: &str, place: &Path) -> Result<()> {
     let mut attempts = 0;
     loop {
@@ -79,7 +79,8 @@ fn share(tag: &str, place: &Path) -> Result<()> {
     }
 }
 
-/// Lays a file system in memory over the share (Documentation/filesystems/overlayfs.rst).
+/// Mounts an overlay of the share and a file system in memory
+/// (Documentation/filesystems/overlayfs.rst).
 fn layer() -> Result<()> {
     put("tmpfs", "layer", LAYER, MountFlags::empty(), "mode=0755")?;
     let [upper, work] = ["upper", "work"].map(|name| format!("{LAYER}/{name}"));
@@ -87,14 +88,14 @@ fn layer() -> Result<()> {
         fs::create_dir(dir)?;
     }
     let plain = format!("lowerdir={LOWER},upperdir={upper},workdir={work}");
-    // Directories of the share can be renamed, and nothing waits for a disk. Older kernels know
-    // neither.
+    // These options allow renaming directories of the share, and skip waiting for a disk. Older
+    // kernels do not support them.
     let all = format!("{plain},redirect_dir=on,volatile");
     put("overlay", "root", ROOT, MountFlags::empty(), &all)
         .or_else(|_| put("overlay", "root", ROOT, MountFlags::empty(), &plain))
 }
 
-/// Mounts what a system expects besides, and puts the usual links into /dev.
+/// Mounts the other usual file systems, and creates the usual symbolic links in /dev.
 fn fittings() -> Result<()> {
     for (to, link) in [
         ("/proc/self/fd", "/dev/fd"),

@@ -1,4 +1,4 @@
-//! `bootshare-host boot`: from words of the command line to a machine, and from its end to an exit
+//! `bootshare-host boot`: turns its options into a machine, and the machine's outcome into an exit
 //! status.
 
 use std::ffi::{OsStr, OsString};
@@ -75,7 +75,7 @@ pub(super) struct Boot {
     /// The firmware's options, e.g. bootshare.deadline=5; words after -- go to the kernel
     #[arg(short, long, value_name = "WORDS", allow_hyphen_values = true)]
     append: Option<String>,
-    /// What the firmware reports
+    /// The firmware's log level
     #[arg(long, value_name = "LEVEL")]
     log: Option<Level>,
     /// Guest memory, in MiB or with a unit, e.g. 2G
@@ -114,7 +114,7 @@ pub(super) struct Boot {
     #[arg(short, long, value_name = "REGEX", allow_hyphen_values = true,
         value_parser = parsed::<Pattern>)]
     fail: Vec<Pattern>,
-    /// Serve by this virtiofsd [default: this program serves by itself]
+    /// Use this virtiofsd [default: the embedded server]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::CommandName)]
     server: Option<PathBuf>,
     /// How many request queues each share has
@@ -172,7 +172,7 @@ pub(super) struct Host {
     /// QEMU's program, or the directory of its programs [default: what is in PATH]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub qemu: Option<PathBuf>,
-    /// What runs the guest: auto is KVM where that works for the board, else QEMU's translator
+    /// The accelerator: auto is KVM if that works for the board, else QEMU's translator
     #[arg(long, default_value = "auto")]
     pub accel: AccelChoice,
     /// Leave it to the guest to unpack its kernel, and to choose the kernel's address
@@ -181,8 +181,8 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// Whether kernels are prepared, and where they are kept: only the firmware that goes with this
-    /// program is sure to know of them.
+    /// Whether kernels are prepared, and the cache to keep them in. Only this program's own
+    /// firmware is known to support them.
     pub(super) fn prepare(&self, is_ours: bool) -> Option<Option<Kernels>> {
         (is_ours && !self.no_prepare).then(Kernels::of_user)
     }
@@ -200,7 +200,8 @@ pub(super) enum AccelChoice {
 }
 
 impl AccelChoice {
-    /// Has the machine run by it; what it is, and why, where that was not told.
+    /// Sets the machine's accelerator. Returns its name, and the reason if it was chosen
+    /// automatically.
     pub(super) fn set(self, machine: &mut Machine) -> String {
         let board = machine.board;
         let (accel, why) = match self {
@@ -228,7 +229,7 @@ enum Net {
     User,
 }
 
-/// How long our own words may take when a limit or a signal ended the run.
+/// How long printing our own messages may take after a limit or a signal ended the run.
 const SAY_LIMIT: Duration = Duration::from_millis(500);
 
 /// A log level of the firmware.
@@ -242,7 +243,8 @@ enum Level {
 }
 
 impl Boot {
-    /// Gives each --expect its --send: `matches` tell the order in which they were written.
+    /// Assigns each --send to the --expect before it; `matches` has their order on the command
+    /// line.
     pub(super) fn pair(&mut self, matches: &ArgMatches) -> Result<()> {
         let places = |id| matches.indices_of(id).into_iter().flatten();
         for (keys, place) in self.send.iter().zip(places("send")) {
@@ -323,7 +325,8 @@ impl Boot {
         Ok(machine)
     }
 
-    /// Words of --append that nobody would get: what QEMU's users write there for the kernel.
+    /// Words of --append that neither the firmware nor the kernel would receive: QEMU's users write
+    /// the kernel's options there.
     fn foreign_words(&self) -> Option<String> {
         let mut is_quoted = false;
         let words = self.append.as_deref()?.split(|c: char| {
@@ -341,7 +344,7 @@ impl Boot {
     fn words(&self, board: Board) -> Result<String> {
         let mut words = Vec::new();
         if !self.as_is && board.arch() == Arch::X86_64 {
-            // Elsewhere Linux finds it in the device tree.
+            // On other boards Linux finds its console in the device tree.
             let serial = board.arch().serial();
             words.push(format!("bootshare.cmdline-default=console={serial}"));
         }
@@ -366,7 +369,7 @@ impl Boot {
         words.extend(Some(append.to_owned()).filter(|words| !words.is_empty()));
         let shell = self.demo && std::io::stdin().is_terminal();
         let shell = shell.then_some(demo::SHELL_WORD);
-        // Words after `--` are the kernel's.
+        // Words after `--` are for the kernel.
         let kernels: Vec<_> = shell.into_iter().chain(self.cmdline.as_deref()).collect();
         if !kernels.is_empty() && !append.split_whitespace().any(|word| word == "--") {
             words.push("--".to_owned());
@@ -376,15 +379,15 @@ impl Boot {
     }
 }
 
-/// Whether Linux finds its first program in `dir`, as in `kernel_init` of its `init/main.c`. A link may
-/// lead to a place that is there in the guest only.
+/// Whether Linux finds its first program in `dir` (`kernel_init` in Linux's `init/main.c`). A
+/// symbolic link counts: its target may exist in the guest only.
 fn has_init(dir: &Path) -> bool {
     ["sbin/init", "etc/init", "bin/init"]
         .iter()
         .any(|init| dir.join(init).symlink_metadata().is_ok())
 }
 
-/// What --send types.
+/// The bytes that --send types.
 #[derive(Clone)]
 struct Keys(Vec<u8>);
 
@@ -421,7 +424,7 @@ impl FromStr for Keys {
     }
 }
 
-/// A number in front of its unit.
+/// Splits a number from its unit.
 fn split_unit(text: &str) -> (&str, &str) {
     text.split_at(text.find(|c: char| c.is_alphabetic()).unwrap_or(text.len()))
 }
@@ -447,11 +450,11 @@ pub(super) fn memory(text: &str) -> Result<u32, String> {
     }
 }
 
-/// What the firmware runs in, and more than any machine has.
+/// The least that the firmware needs, and more than any machine has.
 const MIN_MIB: u32 = 4;
 const MAX_MIB: u64 = 64 << 20;
 
-/// A time, in seconds unless told otherwise.
+/// A time, in seconds if it has no unit.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split_unit(text);
     let seconds = match unit {
@@ -471,16 +474,16 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("use 1ms to {MAX_HOURS}h, or leave it out for no limit"))
 }
 
-/// Eleven years.
+/// About eleven years.
 const MAX_HOURS: f64 = 100_000.0;
 
-/// Tells how a machine ended, and returns our exit status.
+/// Reports how a machine ended, and returns our exit status.
 fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
     let code = report.outcome.exit_code();
     let watched = machine.watch.is_used();
     let mut text = String::new();
     if watched && report.is_cut {
-        // What follows, a shell's prompt at least, begins a line of its own.
+        // Start a new line for what follows: our messages, or a shell's prompt.
         text.push('\n');
     }
     if report.unshown > 0 {
@@ -493,7 +496,7 @@ fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
     for line in report.denied.iter().filter(|_| !quiet) {
         text.push_str(&format!("bootshare-host: warning: {line}\n"));
     }
-    // Who closed standard output wants no more.
+    // A reader that closed standard output wants no messages either.
     if code != 0 && report.outcome != Outcome::OutputClosed {
         text.push_str(&error_line(&report.outcome));
     }
@@ -513,7 +516,7 @@ fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
             );
         }
     }
-    // It may be the pipe that nobody reads.
+    // Standard error may be the same pipe, which nobody reads.
     let is_over = code == 124 || report.outcome == Outcome::Interrupted;
     say_within(&text, is_over.then_some(SAY_LIMIT));
     code
@@ -537,7 +540,7 @@ fn shares(dirs: Vec<PathBuf>, more: Vec<OsString>) -> Result<Vec<Share>> {
     Ok(shares)
 }
 
-/// The share that `TAG=DIR:DIR` stands for. A backslash takes a colon's meaning, or its own.
+/// Parses a share `TAG=DIR:DIR`. A backslash makes a following colon or backslash literal.
 fn tagged(word: &OsStr) -> Result<Share> {
     let bytes = word.as_bytes();
     let at = bytes.iter().position(|&byte| byte == b'=');

@@ -1,6 +1,6 @@
 //! `bootshare-host doctor`: whether this machine can boot directories, and what to do if not.
 //!
-//! What can be tried is tried, not guessed: guests are started, memory is allocated.
+//! The checks try things rather than guess: they start guests and allocate memory.
 
 use std::fmt::Display;
 use std::fs;
@@ -27,7 +27,7 @@ use super::{ERROR, print_by};
 const GOOD: Style = AnsiColor::Green.on_default();
 const WARNING: Style = AnsiColor::Yellow.on_default().bold();
 
-/// The QEMUs that Bootshare is tested with, in order.
+/// The versions of QEMU that Bootshare is tested with, in order.
 const TESTED: [(u32, u32); 3] = [(7, 2), (10, 0), (11, 1)];
 
 /// How long the trial guest may take, by QEMU's translator and by KVM: it needs a fraction of a
@@ -35,7 +35,7 @@ const TESTED: [(u32, u32); 3] = [(7, 2), (10, 0), (11, 1)];
 const TCG_LIMIT: Duration = Duration::from_secs(30);
 const KVM_LIMIT: Duration = Duration::from_secs(5);
 
-/// Memory of the trial guest, and what must be free for a guest of the default size.
+/// Memory of the trial guest, and the free memory that a guest of the default size needs.
 const TRIAL_MIB: u32 = 128;
 const DEFAULT_MIB: u64 = 512;
 
@@ -43,10 +43,10 @@ const DEFAULT_MIB: u64 = 512;
 const TRIAL_FILE: &str = "trial.txt";
 const TRIAL_TEXT: &str = "read over virtio-fs";
 
-/// Descriptors that the server wants to have: it keeps one for each file that its guest has open.
+/// The number of descriptors that the server should be allowed: it keeps one for each open file.
 const FILES_WANTED: u64 = 1024;
 
-/// Checks everything; 1 when something failed that every boot needs.
+/// Checks everything; returns 1 if something failed that every boot needs.
 pub(super) fn run() -> Result<u8> {
     let mut report = Report::default();
     let own = Board::of_this_machine();
@@ -91,7 +91,7 @@ pub(super) fn run() -> Result<u8> {
     report.end()
 }
 
-/// What was found, printed line by line.
+/// The results, printed line by line.
 #[derive(Default)]
 struct Report {
     failed: usize,
@@ -128,7 +128,7 @@ fn first_board(arch: Arch) -> Board {
         .unwrap_or(Board::of_this_machine())
 }
 
-/// Guest memory is a memfd: neither /dev/shm nor locked memory counts.
+/// Guest memory is a memfd, so the limits of /dev/shm and of locked memory do not apply.
 fn memory() -> Result<String> {
     let fd = memfd_create("bootshare-doctor", MemfdFlags::CLOEXEC)
         .context("cannot make a memfd, which guest memory has to be")?;
@@ -163,12 +163,12 @@ fn memory() -> Result<String> {
     Ok(format!("{free_mib} MiB are free to share with guests"))
 }
 
-/// What a container may take is less than what the machine has (cgroups(7), version 2).
+/// A container's memory limit may be lower than the machine's free memory (cgroups(7), version 2).
 fn memory_of_group() -> Result<String> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let path = groups.lines().find_map(|line| line.strip_prefix("0::/"));
     let dir = Path::new("/sys/fs/cgroup").join(path.unwrap_or_default());
-    // Each group above may have a limit of its own.
+    // Each parent group may have a lower limit.
     let least = dir
         .ancestors()
         .filter_map(|dir| fs::read_to_string(dir.join("memory.max")).ok())
@@ -185,7 +185,7 @@ fn memory_of_group() -> Result<String> {
     Ok(format!("up to {mib} MiB"))
 }
 
-/// A directory on a disk that is full, or on another system's share, may take none.
+/// A full disk or a network file system may refuse sockets.
 fn sockets() -> Result<String> {
     let dir = run::socket_dir()?;
     let name = dir.path().parent().unwrap_or(Path::new("/")).display();
@@ -244,7 +244,7 @@ fn qemu(arch: Arch) -> Result<String> {
     Ok(version.to_owned())
 }
 
-/// Another version may do as well: the trial guest tells.
+/// Other versions may work as well: the trial guest shows it.
 fn is_tested(version: &str) -> Result<String> {
     let mut numbers = version.split('.').map_while(|number| number.parse().ok());
     let version = (
@@ -269,7 +269,8 @@ fn version(text: &str) -> Option<&str> {
     text.split("version ").nth(1)?.split_whitespace().next()
 }
 
-/// Boots the firmware, which reads a file from a share: all that a boot needs but a kernel.
+/// Boots the firmware, which reads a file from a share: everything that a boot needs except a
+/// kernel.
 fn trial(board: Board, firmware: &Path, accel: Accel) -> Result<String> {
     let share = tempfile::tempdir().context("cannot make a directory to share")?;
     fs::write(share.path().join(TRIAL_FILE), TRIAL_TEXT).context("cannot write to a share")?;
@@ -298,7 +299,7 @@ fn trial(board: Board, firmware: &Path, accel: Accel) -> Result<String> {
     ))
 }
 
-/// A virtual machine is made first, since QEMU's words for what fails then name no remedy.
+/// Creates a virtual machine first, because QEMU's messages about failures of KVM name no remedy.
 fn kvm(board: Board, firmware: &Path) -> Result<String> {
     kvm::check()
         .and_then(|()| trial(board, firmware, Accel::Kvm))

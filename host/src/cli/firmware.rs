@@ -1,5 +1,5 @@
-//! The firmware images: carried by the program itself when it was built by `make host`, or else
-//! files as `make firmware` leaves them.
+//! The firmware images: embedded in the program by `make host`, or files that `make firmware` has
+//! built.
 
 use std::fmt;
 use std::fs;
@@ -14,10 +14,10 @@ use bootshare_host::{Arch, Board, Machine, output};
 use rustix::fs::{MemfdFlags, memfd_create};
 use sha2::{Digest, Sha256};
 
-/// Where `make firmware` leaves the images.
+/// The directory of the images that `make firmware` has built.
 const BUILT: &str = "target/firmware";
 
-// Where they are when the program is built, `build.rs` knows.
+// `build.rs` sets their paths at build time.
 #[cfg(any(carries = "firmware", carries = "init"))]
 macro_rules! images {
     ($($name:literal),*) => {
@@ -36,13 +36,13 @@ const CARRIED: &[(&str, &[u8])] = images!(
 #[cfg(not(carries = "firmware"))]
 const CARRIED: &[(&str, &[u8])] = &[];
 
-/// The first programs of machines that run commands.
+/// The first programs (init) of machines that run commands, by architecture.
 #[cfg(carries = "init")]
 const INITS: &[(&str, &[u8])] = images!("init-x86_64", "init-aarch64");
 #[cfg(not(carries = "init"))]
 const INITS: &[(&str, &[u8])] = &[];
 
-/// What `--version` says: the version, the commit, and what the program carries, by SHA-256.
+/// The text of `--version`: the version, the commit, and the SHA-256 of each embedded file.
 pub(super) fn version() -> String {
     let commit = match env!("BOOTSHARE_COMMIT") {
         "" => "unknown",
@@ -58,7 +58,7 @@ pub(super) fn version() -> String {
     text
 }
 
-/// The first program of a machine that runs a command.
+/// The first program (init) of a machine that runs a command.
 pub(super) fn init(arch: Arch) -> Result<Vec<u8>> {
     let name = format!("init-{}", arch.name());
     if let Some((_, bytes)) = INITS.iter().find(|(known, _)| *known == name) {
@@ -75,10 +75,9 @@ pub(super) fn init(arch: Arch) -> Result<Vec<u8>> {
 
 /// A firmware image as a file for QEMU.
 pub(super) struct Image {
-    /// Its path, which holds as long as this value lives.
+    /// Its path, valid as long as this value lives.
     pub(super) path: PathBuf,
-    /// What the path refers to when the program carries the image: a file without a name needs no
-    /// disk and leaves nothing behind.
+    /// The file of an embedded image: a memfd, which needs no disk and leaves nothing behind.
     _memory: Option<fs::File>,
     carried: Option<&'static str>,
 }
@@ -93,7 +92,7 @@ impl fmt::Display for Image {
 }
 
 impl Image {
-    /// The named image, or the one of `board`.
+    /// The image at the given path, or the default one of `board`.
     pub(super) fn find(named: Option<PathBuf>, board: Board) -> Result<Self> {
         let name = board.firmware_name();
         let carried = CARRIED.iter().find(|(file, _)| *file == name);
@@ -135,7 +134,7 @@ impl Image {
         })
     }
 
-    /// A script of the machine's commands that works when this process is gone.
+    /// A script of the machine's commands that works without this process.
     pub(super) fn dry_run(&self, machine: &Machine) -> Result<String> {
         let Some(name) = self.carried else {
             return machine.dry_run("");
@@ -148,7 +147,8 @@ impl Image {
     }
 }
 
-/// Whether it is a program, and no ROM; refuses what QEMU would wait for.
+/// Whether the file is an ELF program rather than a ROM. Refuses directories and FIFOs, on which
+/// QEMU would block, and Linux kernels.
 fn check(path: &Path) -> Result<bool> {
     ensure!(fs::metadata(path)?.is_file(), "it is not a file");
     let mut head = Vec::new();
@@ -170,7 +170,7 @@ fn fits(is_program: bool, board: Board) -> Result<()> {
     Ok(())
 }
 
-/// This program, for commands that a person may run in another directory.
+/// The absolute path of this program, for commands that a person may run in another directory.
 fn program() -> Result<PathBuf> {
     std::env::current_exe().context("cannot tell where this program is")
 }

@@ -1,6 +1,7 @@
-//! What CI systems show of a test: the XML that JUnit made common, with one test case.
+//! A test report for CI systems: JUnit's XML, with one test case.
 //!
-//! It has no standard; this is what Jenkins, GitLab and the actions for GitHub read alike.
+//! The format has no standard; this is the part that Jenkins, GitLab and GitHub's actions read
+//! alike.
 
 use std::fmt::Write;
 
@@ -12,9 +13,9 @@ pub(super) enum Verdict {
     Passed,
     /// The command ended with another status.
     Failed(String),
-    /// The command did not end by itself, or was not started; and the console's last lines.
+    /// The command was not started, or did not end by itself; with the console's last lines.
     Broken(String, Vec<String>),
-    /// It says nothing about what is tested.
+    /// The run says nothing about the tested kernel or command.
     Skipped(String),
 }
 
@@ -29,7 +30,7 @@ pub(super) struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// The document, valid XML 1.0 whatever the case holds.
+    /// The document. It is valid XML 1.0 for any content.
     pub(super) fn document(&self) -> String {
         let (element, message, lines) = match &self.verdict {
             Verdict::Passed => (None, "", &[][..]),
@@ -51,7 +52,7 @@ impl Case<'_> {
             self.seconds
         );
         let mut add = |text: std::fmt::Arguments<'_>| {
-            // A string takes all.
+            // Writing to a string does not fail.
             let _ = out.write_fmt(text);
         };
         if let Some(element) = element {
@@ -73,13 +74,14 @@ impl Case<'_> {
     }
 }
 
-/// Text as the value of an attribute, where a parser makes spaces of what ends a line.
+/// Escapes text as the value of an attribute, in which a parser would turn line ends into spaces.
 fn attribute(text: &str) -> String {
     escaped(text).replace('\n', "&#10;").replace('\t', "&#9;")
 }
 
-/// Text as content. What XML cannot hold (XML 1.0, section 2.2, `Char`) is U+FFFD, and a carriage
-/// return, of which a parser makes a line feed, is written as a number.
+/// Escapes text as content. A character that XML 1.0 does not allow (section 2.2, `Char`) becomes
+/// U+FFFD. A carriage return is written as a number, because a parser would turn it into a line
+/// feed.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! Manual pages, made of what the help says: man-pages(7) has the order of their sections.
+//! Manual pages, generated from the help texts. Their sections have the order of man-pages(7).
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -78,7 +78,7 @@ fn render<'a>(
     see_also: impl Iterator<Item = &'a String>,
 ) -> Result<Vec<u8>> {
     let is_boot = command.get_name() == "boot";
-    // Its text is in sections of its own here.
+    // These texts are in sections of their own here.
     let shown = if is_boot {
         command.clone().after_help("")
     } else {
@@ -132,7 +132,8 @@ fn section(out: &mut Vec<u8>, name: &str, entries: &[(&str, &str)]) -> io::Resul
     Ok(())
 }
 
-/// Text as groff takes it: neither a command, nor an escape, nor a hyphen that cannot be copied.
+/// Escapes text for groff: no line is a command, backslashes are literal, and hyphens can be
+/// copied.
 fn roff(text: &str) -> String {
     let text = text
         .replace('\\', "\\e")

@@ -56,7 +56,7 @@ enum Sub {
     Boot(Box<boot::Boot>),
     Run(Box<run::Run>),
     Serve(Serve),
-    /// Print a trace as a readable table, and what it comes to
+    /// Print a trace as a readable table with totals
     Trace {
         /// What `boot --trace` or `serve --trace` wrote
         #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -82,7 +82,7 @@ enum Sub {
         #[arg(required = true, value_hint = ValueHint::FilePath)]
         images: Vec<PathBuf>,
     },
-    /// Make of a firmware image a ROM for QEMU's -bios
+    /// Convert a firmware image to a ROM for QEMU's -bios
     #[command(hide = true)]
     Rom {
         /// The ELF image
@@ -92,7 +92,7 @@ enum Sub {
         #[arg(value_hint = ValueHint::FilePath)]
         rom: PathBuf,
     },
-    /// Print what makes a shell complete this program's options
+    /// Print a completion script for a shell
     ///
     /// For bash, until you log out: source <(bootshare-host completions bash)
     Completions {
@@ -249,7 +249,7 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// The program's arguments; a directory in the place of a command is to be booted.
+/// The program's arguments. If a directory stands in the place of a command, `boot` is inserted.
 fn arguments() -> Vec<OsString> {
     let mut args: Vec<_> = env::args_os().collect();
     if let Some(first) = args.get(1)
@@ -261,7 +261,7 @@ fn arguments() -> Vec<OsString> {
     args
 }
 
-/// The command line, with what is said in tables.
+/// The command line, with the tables of its help texts.
 fn command() -> clap::Command {
     let mut text = "Exit status:\n".to_owned();
     for (status, meaning) in EXIT_STATUSES {
@@ -274,28 +274,28 @@ fn command() -> clap::Command {
     Cli::command().mut_subcommand("boot", |boot| boot.after_help(text))
 }
 
-/// Tells on one line what is wrong with the arguments, and prints help to who asks for it.
+/// Prints the requested help, or an error about the arguments on one line.
 fn explain(error: &clap::Error) -> ExitCode {
     if error.kind() == ErrorKind::DisplayVersion {
-        // There is nobody to tell when the stream is closed.
+        // If the stream is closed, nobody can be told.
         let _ = print(firmware::version().as_bytes());
         return ExitCode::SUCCESS;
     }
     let text = error.render().to_string();
     let Some(text) = text.strip_prefix("error: ") else {
         let code = if error.use_stderr() { NOT_STARTED } else { 0 };
-        // There is nobody to tell when the stream is closed.
+        // If the stream is closed, nobody can be told.
         let _ = error.print();
         return ExitCode::from(code);
     };
-    // Behind the message stand tips, the usage, and where help is, each below an empty line.
+    // The message is followed by tips, the usage, and a hint at the help, each after an empty line.
     let parts: Vec<_> = text
         .split("\n\n")
         .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
         .collect();
     let what = parts.first().map_or("", String::as_str);
     let tips = parts.iter().filter_map(|part| part.strip_prefix("tip: "));
-    // What clap makes of a value that begins with a hyphen would become a directory.
+    // clap's advice for a value that begins with a hyphen would make it a directory.
     let tips: Vec<_> = tips.filter(|tip| !tip.contains("-- -")).collect();
     let names = arguments().into_iter().skip(1);
     let commands = command();
@@ -309,7 +309,7 @@ fn explain(error: &clap::Error) -> ExitCode {
     ExitCode::from(NOT_STARTED)
 }
 
-/// A directory for what can be downloaded again.
+/// The user's cache directory for downloads.
 fn cache(name: &str) -> Result<PathBuf> {
     let absolute = |name| {
         env::var_os(name)
@@ -323,12 +323,12 @@ fn cache(name: &str) -> Result<PathBuf> {
                   a directory with --parts or --cache")
 }
 
-/// A line that says what went wrong.
+/// An error message on one line.
 fn error_line(what: impl std::fmt::Display) -> String {
     format!("bootshare-host: {ERROR}error:{ERROR:#} {what}\n")
 }
 
-/// Says something that is no failure.
+/// Prints a message that is not an error.
 fn note(what: &str) {
     say(&format!("bootshare-host: {what}\n"));
 }
@@ -338,10 +338,10 @@ fn say(text: &str) {
     say_within(text, None);
 }
 
-/// The same, but gives up when that takes longer than `limit`.
+/// Like [`say`], but gives up after `limit`.
 fn say_within(text: &str, limit: Option<Duration>) {
     let mut shown = anstream::AutoStream::new(Vec::new(), anstream::stderr().current_choice());
-    // Memory takes all.
+    // Writing to memory does not fail.
     let _ = shown.write_all(text.as_bytes());
     output::say(shown.into_inner(), limit);
 }
@@ -351,7 +351,7 @@ fn print_by(write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
     let written = write(&mut out).and_then(|()| out.flush().context("cannot write the output"));
     match written {
-        // The reader has seen enough, as in `| head`.
+        // The reader has closed the pipe, as in `| head`.
         Err(error) if is_broken_pipe(&error) => Ok(()),
         written => written,
     }
@@ -362,12 +362,12 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     cause.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Prints all of `text`.
+/// Prints `text`.
 fn print(text: &[u8]) -> Result<()> {
     print_by(|out| out.write_all(text).context("cannot write the output"))
 }
 
-/// Parses an option's value, and tells on one line why it is none.
+/// Parses an option's value; the error is on one line.
 fn parsed<T: FromStr<Err = anyhow::Error>>(text: &str) -> Result<T, String> {
     text.parse()
         .map_err(|error: anyhow::Error| format!("{error:#}"))
@@ -420,7 +420,8 @@ impl Sub {
                     "{} would replace the image it is made from: name another file",
                     rom.display()
                 );
-                // What is the same keeps its time: `make host` builds from it.
+                // Do not touch an unchanged file: its modification time would trigger a rebuild by
+                // `make host`.
                 if fs::read(&rom).ok().as_ref() != Some(&bytes) {
                     output::replace(&rom, &bytes)?;
                 }

@@ -111,10 +111,10 @@ pub(super) struct Run {
     firmware: Option<PathBuf>,
 }
 
-/// By which git bisect skips a commit.
+/// The exit status with which git bisect skips a commit.
 const SKIP: u8 = 125;
 
-/// What was run, and what it came to.
+/// What was run, and the result.
 struct Ran {
     end: End,
     kernel: Kernel,
@@ -210,8 +210,8 @@ impl Run {
                     kernel.version.as_deref().unwrap_or("unknown")
                 ));
             }
-            // A command that is not there has nothing to do with the kernel; and what was on our
-            // terminal has been seen.
+            // The console's last lines do not help if the command was not found, and were seen
+            // already if it used our terminal.
             let is_new = !matches!(end.how, How::Unstarted(..)) && !end.console.is_empty();
             if is_new && !end.last_lines.is_empty() {
                 text.push_str("bootshare-host: the console's last lines:\n");
@@ -224,7 +224,7 @@ impl Run {
         Ok(code)
     }
 
-    /// Runs it, whatever comes of it.
+    /// Runs the command and returns the result.
     fn execute(mut self) -> Result<Ran> {
         let kernel = Kernel::find(self.kernel.as_deref(), self.modules.as_deref(), &self.dirs)?;
         let modules = kernel.modules.as_deref().map(Modules::read).transpose()?;
@@ -250,7 +250,7 @@ impl Run {
         })
     }
 
-    /// What is run, as one would write it.
+    /// The command as a shell would read it.
     fn words(&self) -> String {
         let init = self.init.as_ref().map(|init| init.as_os_str());
         let words = init
@@ -271,7 +271,7 @@ impl Run {
         let shares = self.shares.iter().map(|word| {
             share(word).with_context(|| format!("--share {word}: write TAG=DIR:/PATH"))
         });
-        // Without a layer there may be no place for them.
+        // On a read-only root file system the mount points must exist.
         let modules = kernel.share(&self.dirs).filter(|_| !self.read_only);
         let is_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
         let terminal = self.command.is_empty() && self.init.is_none() && is_terminal;
@@ -294,7 +294,7 @@ impl Run {
     }
 }
 
-/// A share and where it is mounted.
+/// A share and its mount point.
 fn share(word: &str) -> Result<(Share, String)> {
     let (tag, rest) = word.split_once('=').context("it has no =")?;
     let (dir, place) = rest.rsplit_once(':').context("it has no place")?;

@@ -1,8 +1,9 @@
-//! What goes between us and the command: sockets that QEMU connects to the guest's ports.
+//! The streams between this process and the command: sockets that QEMU connects to the guest's
+//! virtio console ports.
 //!
-//! A virtio console (virtio 1.2, section 5.3) needs no agent and no network, and its driver is built
-//! into distributions' kernels or is a module of theirs. Each stream has a port of its own, so one
-//! that nobody reads stops no other, and an end of file is that port's.
+//! A virtio console (virtio 1.2, section 5.3) needs no agent and no network, and distributions'
+//! kernels have its driver, built in or as a module. Each stream has a port of its own: an unread
+//! stream does not block the others, and each has its own end of file.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -23,37 +24,37 @@ use crate::board::Transport;
 use crate::qemu::Machine;
 use crate::run::{Report, socket};
 
-/// The ports by their names. The init relies on `control` being the last.
+/// The names of the ports. The init relies on `control` being the last.
 const PORTS: [&str; 4] = ["stdin", "stdout", "stderr", "control"];
 
 /// Ctrl-], which ends the machine when it is typed three times.
 const ESCAPE: u8 = 0x1d;
 
-/// What the run is told of by its threads.
+/// Events that the threads report to the run.
 pub(super) enum Event {
     /// QEMU has connected the control port.
     Connected,
-    /// The guest says this.
+    /// The guest has sent this line.
     Line(String),
-    /// The guest says no more.
+    /// The guest has closed the control port.
     Silent,
-    /// This has come of a stream and was written: 0 is standard output, 1 standard error.
+    /// Data of a stream was received and written: stream 0 is standard output, 1 standard error.
     Written(usize, Vec<u8>),
-    /// No more of a stream will be written.
+    /// A stream has ended, or can no longer be written.
     Closed(usize),
     /// The machine has ended.
     Ended(Result<Report>),
 }
 
-/// The way to the guest's init.
+/// The connection to the guest's init.
 #[derive(Clone, Default)]
 pub(super) struct Control(Arc<OnceLock<UnixStream>>);
 
 impl Control {
-    /// Tells the guest a line; one that is not connected is told nothing.
+    /// Sends the guest a line, if it is connected.
     pub(super) fn tell(&self, line: &str) {
         if let Some(mut stream) = self.0.get() {
-            // The guest may have ended.
+            // The guest may have ended already.
             let _ = stream.write_all(format!("{line}\n").as_bytes());
         }
     }
@@ -65,7 +66,8 @@ impl Control {
     }
 }
 
-/// Gives the machine the ports, their sockets in `dir`, and starts what serves them.
+/// Adds the ports to the machine, with their sockets in `dir`, and starts the threads that serve
+/// them.
 pub(super) fn open(
     machine: &mut Machine,
     dir: &Path,
@@ -76,7 +78,7 @@ pub(super) fn open(
         Transport::Mmio => "virtio-serial-device",
         Transport::Pci => "virtio-serial-pci",
     };
-    // Port 0 is a console's.
+    // Port 0 is reserved for a console.
     let mut args = vec![
         "-device".into(),
         format!("{device},max_ports={}", PORTS.len() + 1),
@@ -118,15 +120,15 @@ pub(super) fn open(
     Ok(control)
 }
 
-/// A path as a part of a QEMU option, in which a comma is written twice.
+/// A path as part of a QEMU option; commas are doubled.
 fn doubled(path: PathBuf) -> Result<String> {
     let text = path.into_os_string().into_string().ok();
     let text = text.context("the directory for sockets is not UTF-8: point TMPDIR at another")?;
     Ok(text.replace(',', ",,"))
 }
 
-/// Passes our standard input on, and its end, once the command has `begun`: before, another machine
-/// may need it, and with the tree's own init nobody reads it here.
+/// Forwards our standard input and its end once the command has `begun`. It is not read before: a
+/// second machine may need it, and with the tree's own init it is not read here at all.
 fn pass_on_input(mut guest: UnixStream, terminal: bool, begun: Option<Receiver<()>>) {
     if begun.is_none_or(|begun| begun.recv().is_err()) {
         return;
@@ -134,13 +136,13 @@ fn pass_on_input(mut guest: UnixStream, terminal: bool, begun: Option<Receiver<(
     let mut buffer = vec![0; 64 << 10];
     let mut escapes = 0;
     loop {
-        // Unbuffered, and none is none: a standard input may be closed.
+        // Unbuffered. A closed standard input counts as ended.
         let read = rustix::io::retry_on_intr(|| rustix::io::read(io::stdin(), &mut buffer[..]));
         let bytes = &buffer[..read.unwrap_or(0)];
         for &byte in bytes.iter().filter(|_| terminal) {
             escapes = if byte == ESCAPE { escapes + 1 } else { 0 };
             if escapes == 3 {
-                // As if somebody else had ended us.
+                // The effect is that of a signal from another process.
                 let _ = kill_process(getpid(), Signal::TERM);
             }
         }
@@ -148,21 +150,21 @@ fn pass_on_input(mut guest: UnixStream, terminal: bool, begun: Option<Receiver<(
             break;
         }
     }
-    // Only this direction: what is on its way would be lost if both were closed at once.
+    // Close this direction only: closing both at once would lose data in flight.
     let _ = guest.shutdown(Shutdown::Write);
-    // Until QEMU ends, for the same reason.
+    // Keep the socket until QEMU ends, for the same reason.
     let _ = guest.read(&mut [0]);
 }
 
-/// Writes what comes to one of our streams.
+/// Writes a port's data to one of our standard streams.
 fn write_out(index: usize, mut guest: UnixStream, ours: BorrowedFd<'_>, events: &Sender<Event>) {
     let mut buffer = vec![0; 64 << 10];
-    // Without a buffer of the library's: what has come is seen at once.
+    // Without the library's buffer, so that output is visible at once.
     if let Ok(ours) = ours.try_clone_to_owned() {
         let mut ours = File::from(ours);
         while let Ok(count @ 1..) = guest.read(&mut buffer) {
             if ours.write_all(&buffer[..count]).is_err() {
-                // The guest's command is told so by SIGPIPE.
+                // Closing the port sends SIGPIPE to the guest's command.
                 break;
             }
             let _ = events.send(Event::Written(index, buffer[..count].to_vec()));
@@ -172,7 +174,7 @@ fn write_out(index: usize, mut guest: UnixStream, ours: BorrowedFd<'_>, events: 
     let _ = events.send(Event::Closed(index));
 }
 
-/// Hears what the guest says, and passes on that the command has begun.
+/// Reads the guest's lines, and reports when the command has begun.
 fn listen(
     guest: UnixStream,
     control: &Control,
@@ -187,7 +189,7 @@ fn listen(
     if terminal {
         control.tell_size();
         let control = control.clone();
-        // A terminal whose size is not followed is one all the same.
+        // Without notice of size changes the terminal still works.
         let _ = thread::Builder::new()
             .name("size".into())
             .spawn(move || follow_size(&control));
@@ -196,7 +198,7 @@ fn listen(
         let Ok(line) = line else { break };
         let line = String::from_utf8_lossy(&line).into_owned();
         if let Some(begin) = begin.as_ref().filter(|_| line == "stage command") {
-            // Nobody waits where the input's port is closed.
+            // If the input's thread has ended, nobody waits for this.
             let _ = begin.send(());
         }
         let _ = events.send(Event::Line(line));

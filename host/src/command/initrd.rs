@@ -1,5 +1,5 @@
-//! What the firmware boots: a share of its own with the kernel and an initial RAM file system of our
-//! init, what it is to do, and the modules that it needs.
+//! The share that the firmware boots: the kernel, and an initial RAM file system with our init, its
+//! instructions, and the modules that it needs.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,10 +15,10 @@ use crate::demo::Archive;
 use crate::explain::Explain;
 use crate::modules::Modules;
 
-/// What to do where the directory takes nothing.
+/// The remedy if the directory cannot be written.
 const ROOM: &str = "point TMPDIR at a directory with room";
 
-/// Fills the directory that the firmware boots.
+/// Writes the files that the firmware boots into `dir`.
 pub(super) fn make(
     dir: &Path,
     job: &Job,
@@ -47,7 +47,7 @@ pub(super) fn make(
     )
 }
 
-/// The modules without which nothing runs, as the kernel has them.
+/// The modules that every run needs, if the kernel has them.
 fn needs(
     job: &Job,
     board: Board,
@@ -55,7 +55,7 @@ fn needs(
     modules: Option<&Modules>,
 ) -> Result<Vec<(String, Vec<u8>)>> {
     let Some(modules) = modules else {
-        // It has everything built in, or the init tells what it lacks.
+        // Everything is built in; otherwise the init reports what is missing.
         return Ok(Vec::new());
     };
     let bus = match board.transport() {
@@ -116,7 +116,7 @@ fn archive(job: &Job, modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     archive.finish()
 }
 
-/// What the init is to do, in the form that it reads.
+/// The init's instructions, in the format that it reads.
 #[derive(Default)]
 struct Config(Vec<u8>);
 

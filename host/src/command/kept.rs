@@ -1,4 +1,4 @@
-//! The end of an output, kept for a report.
+//! The last part of an output, kept for a report.
 
 /// How much is kept of an output, in bytes.
 const MOST: usize = 1 << 20;
@@ -14,7 +14,7 @@ impl Kept {
     /// Adds what came next.
     pub fn add(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
-        // What is kept moves once for as much that came.
+        // Discard in large steps, so that each byte is moved at most once.
         if self.bytes.len() > 2 * MOST {
             self.left_out += (self.bytes.len() - MOST) as u64;
             self.bytes.drain(..self.bytes.len() - MOST);

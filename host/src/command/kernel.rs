@@ -14,10 +14,10 @@ use crate::board::{Arch, Board};
 use crate::modules::Modules;
 use crate::qemu::Share;
 
-/// Names of kernels with a version behind them, in `/boot` or the tree itself.
+/// Prefixes of kernels' names that are followed by a version, in `/boot` or the tree itself.
 const WITH_VERSION: [&str; 4] = ["vmlinuz-", "Image-", "vmlinux-", "kernel-"];
 
-/// Names of kernels without one: in trees, and where a kernel's build leaves them.
+/// Kernels' names without a version: in trees, and in a kernel's build directory.
 const WITHOUT_VERSION: [&str; 9] = [
     "boot/vmlinuz",
     "boot/Image",
@@ -30,7 +30,7 @@ const WITHOUT_VERSION: [&str; 9] = [
     "arch/arm64/boot/vmlinuz.efi",
 ];
 
-/// Where a tree has the modules of all its kernels.
+/// The directories of a tree that hold the modules of its kernels.
 const MODULES: [&str; 2] = ["usr/lib/modules", "lib/modules"];
 
 /// A kernel to start.
@@ -38,20 +38,21 @@ const MODULES: [&str; 2] = ["usr/lib/modules", "lib/modules"];
 pub struct Kernel {
     /// The file.
     pub path: PathBuf,
-    /// Where the kernel lies in a unified kernel image: its offset and size in bytes.
+    /// The kernel's place in a unified kernel image: offset and size in bytes.
     pub part: Option<(u64, u64)>,
-    /// Its version, as `uname -r` prints it, where that can be told.
+    /// Its version, as `uname -r` prints it, if it is known.
     pub version: Option<String>,
-    /// The directory of its modules, where there is one.
+    /// The directory of its modules, if there is one.
     pub modules: Option<PathBuf>,
-    /// What it is for, where that can be told.
+    /// Its architecture, if it is known.
     pub arch: Option<Arch>,
 }
 
 impl Kernel {
-    /// The kernel that is named, or the newest of `trees`: a file, a tree with kernels, an unpacked
-    /// package, or the directory of a kernel's build. Its modules are those named, or are looked for
-    /// beside it and in `trees`. Of a unified kernel image only the kernel is used.
+    /// The kernel at the given path (a file, a tree with kernels, an unpacked package, or a
+    /// kernel's build directory), or else the newest of `trees`. Its modules are in the given
+    /// directory, or are searched beside the kernel and in `trees`. Of a unified kernel image only
+    /// the kernel is used.
     ///
     /// # Errors
     /// There is no kernel, or it cannot be read.
@@ -101,7 +102,7 @@ impl Kernel {
         })
     }
 
-    /// Writes the kernel to the file `to`.
+    /// Copies the kernel to the file `to`.
     ///
     /// # Errors
     /// It cannot be read, or the file cannot be written.
@@ -113,8 +114,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Its modules as a share, and where the machine's programs look for them, unless they are in one
-    /// of `trees`.
+    /// Its modules as a share, and the path where programs expect them; `None` if they are in one
+    /// of `trees` at that path.
     pub fn share(&self, trees: &[PathBuf]) -> Option<(Share, String)> {
         let (dir, version) = (self.modules.as_ref()?, self.version.as_ref()?);
         let real = |path: &Path| fs::canonicalize(path).ok();
@@ -126,8 +127,8 @@ impl Kernel {
         (!trees.iter().any(is_in_tree)).then(|| (share, format!("/lib/modules/{version}")))
     }
 
-    /// The board to take where none is named: of the kernel's architecture, and with a bus that it
-    /// has a driver for.
+    /// The default board for this kernel: of its architecture, and with a bus that it has a driver
+    /// for.
     pub fn board(&self, modules: Option<&Modules>) -> Board {
         let of_this_machine = if cfg!(target_arch = "aarch64") {
             Arch::Aarch64
@@ -144,7 +145,7 @@ impl Kernel {
     }
 }
 
-/// The newest kernel of some trees, and its version as its name tells.
+/// The newest kernel of the trees, and the version in its name.
 fn newest(trees: &[PathBuf]) -> Option<(PathBuf, Option<String>)> {
     let mut found = Vec::new();
     for tree in trees {
@@ -165,7 +166,7 @@ fn newest(trees: &[PathBuf]) -> Option<(PathBuf, Option<String>)> {
             }
         }
     }
-    // Of two that are equal the first is taken: an earlier tree covers a later one.
+    // Of equal versions the first is taken: an earlier tree covers a later one.
     let newest = found
         .into_iter()
         .reduce(|best, next| match compare(&next.0, &best.0) {
@@ -185,7 +186,7 @@ fn newest(trees: &[PathBuf]) -> Option<(PathBuf, Option<String>)> {
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {
-    // What is not there has none.
+    // A directory that does not exist has none.
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).collect()
 }
@@ -204,8 +205,8 @@ fn version_of_name(path: &Path) -> Option<String> {
     Some(dir.file_name()?.to_str()?.to_owned()).filter(|_| is_modules)
 }
 
-/// Versions as people order them: numbers by their value, and what `~` or `-rc` begins is older than
-/// what is without.
+/// Compares versions: numbers by value, and a version with a suffix `~` or `-rc` is older than the
+/// same one without.
 fn compare(one: &str, other: &str) -> Ordering {
     let rank = |c: char| match c {
         '~' => 0,
@@ -222,7 +223,7 @@ fn compare(one: &str, other: &str) -> Ordering {
             parts.push((rank(first), part.parse().unwrap_or(0), part.to_owned()));
             rest = behind;
         }
-        // The end is newer than `~`, and older than anything else.
+        // The end of a version is newer than `~` and older than anything else.
         parts.push((1, 0, String::new()));
         parts
     };
@@ -236,7 +237,7 @@ fn part(path: &Path, at: u64, size: u64) -> io::Result<impl Read> {
     Ok(file.take(size))
 }
 
-/// What a unified kernel image holds that is of use here (UAPI.5).
+/// The sections of a unified kernel image that are used here (UAPI.5).
 struct Unified {
     /// Offset and size in bytes of `.linux`.
     linux: (u64, u64),
@@ -244,8 +245,8 @@ struct Unified {
     version: Option<String>,
 }
 
-/// What a unified kernel image holds; `None` if the file is none. Of several profiles the base one
-/// comes first.
+/// Reads a unified kernel image; `None` if the file is not one. Of several profiles the first, the
+/// base profile, is used.
 fn unified(path: &Path) -> io::Result<Option<Unified>> {
     let cache = ReadCache::new(File::open(path)?);
     let Ok(image) = PeFile64::parse(&cache) else {
@@ -261,7 +262,7 @@ fn unified(path: &Path) -> io::Result<Option<Unified>> {
     Ok(Some(Unified { linux, version }))
 }
 
-/// The start of a kernel that is at `at` in a file: as much as tells what it is.
+/// The first bytes of a kernel at the offset `at` of a file, enough to recognise it.
 fn head(path: &Path, at: u64) -> Result<Vec<u8>> {
     let mut head = Vec::new();
     part(path, at, 64 << 10)
@@ -308,7 +309,7 @@ fn arch_of(head: &[u8]) -> Option<Arch> {
     None
 }
 
-/// Where the modules of this version are: with the kernel, or in a tree.
+/// The directory of this version's modules: beside the kernel, or in a tree.
 fn modules_of(
     path: &Path,
     named: Option<&Path>,

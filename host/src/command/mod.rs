@@ -1,9 +1,9 @@
 //! Runs a command in a machine whose root file system is a directory of the host: what
 //! `bootshare-host run` does.
 //!
-//! The firmware boots a share of its own that is made for this run: the kernel, and an initial RAM
-//! file system with our init. That mounts the tree, lays a file system in memory over it, starts the
-//! command there, and passes its streams on over a virtio console. The tree is never written to.
+//! The firmware boots a temporary share of its own with the kernel and an initial RAM file system
+//! that contains our init. The init mounts the tree with an overlay in memory, starts the command
+//! there, and forwards its streams over a virtio console. The tree is never written to.
 
 mod channel;
 mod initrd;
@@ -29,67 +29,68 @@ use channel::Event;
 pub use kept::Kept;
 pub use kernel::Kernel;
 
-/// The tags of the share that the firmware boots, and of the tree.
+/// The tags of the share that the firmware boots and of the tree.
 const BOOT_TAG: &str = "bootshare-run";
 const ROOT_TAG: &str = "bootshare-root";
 
-/// What the init says on the console when it has nothing more to do: the machine need not power off.
+/// The init's last line on the console. After it the run need not wait for the machine to power
+/// off.
 const DONE: &str = "^bootshare-init: done$";
 
-/// What a kernel says when it panics. It is told to reset the machine then: who only writes this to
-/// the console, or to /dev/kmsg, does not.
+/// The text of a kernel panic. Only together with a reset of the machine (`panic=-1`) is it a
+/// panic: a program may write the same text to the console or to /dev/kmsg.
 const PANIC: &str = "Kernel panic - not syncing";
 
-/// What it says behind that when it does not reset the machine.
+/// The text after a panic if the kernel does not reset the machine.
 const PANIC_END: &str = r"---\[ end Kernel panic - not syncing";
 
-/// What our init says on the console when it has failed.
+/// How our init's error messages on the console begin.
 const INIT_ERROR: &str = "bootshare-init: error: ";
 
-/// How long what is on its way may take once the machine has ended, and the machine once it has
-/// nothing more to do.
+/// How long output in flight may take after the machine has ended, and how long the machine may
+/// take to end after the init's last line.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The exit status when the firmware could not start the kernel.
 pub const FIRMWARE_FAILED: u8 = 117;
 /// The exit status when the kernel panicked.
 pub const PANICKED: u8 = 118;
-/// The exit status when our init could not make the root file system, or not start the command in it.
+/// The exit status when our init could not set up the root file system.
 pub const NO_ROOT: u8 = 119;
 
-/// What to run, and how.
+/// What to run, and its settings.
 #[derive(Clone, Debug, Default)]
 pub struct Job {
     /// The directories that are the root file system; earlier ones cover later ones.
     pub trees: Vec<PathBuf>,
-    /// The command and its arguments; none is a shell.
+    /// The command and its arguments; empty for a shell.
     pub command: Vec<OsString>,
-    /// The tree's own init, in place of a command.
+    /// The tree's own init, instead of a command.
     pub own_init: Option<PathBuf>,
-    /// `NAME=VALUE`, in addition to a login's environment.
+    /// Variables `NAME=VALUE`, in addition to a login's environment.
     pub environment: Vec<OsString>,
-    /// Who runs the command, by name or number; root unless told otherwise.
+    /// The user that runs the command, by name or number; `None` is root.
     pub user: Option<String>,
-    /// Where it starts; `/` unless told otherwise.
+    /// The command's working directory; `None` is `/`.
     pub directory: Option<PathBuf>,
-    /// Whose the files are seen to be.
+    /// Which owner of the files the command sees.
     pub owner: Owner,
-    /// Whether nothing can be written, not even for this run.
+    /// Whether the root file system is read-only rather than an overlay in memory.
     pub read_only: bool,
-    /// More shares, and where they are mounted.
+    /// More shares and their mount points.
     pub shares: Vec<(Share, String)>,
-    /// Whether the command has our terminal as its own.
+    /// Whether the command gets a terminal that is connected to ours.
     pub terminal: bool,
     /// Words added to the kernel's command line.
     pub cmdline: String,
-    /// Our init, for the machine's architecture.
+    /// Our init's program for the machine's architecture.
     pub init: Vec<u8>,
 }
 
-/// How far a run came.
+/// The stages of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// The firmware ran, and started no kernel.
+    /// The firmware ran but started no kernel.
     Firmware,
     /// The kernel was started.
     Kernel,
@@ -102,7 +103,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Its name in messages for programs.
+    /// Its name in the JSON report.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Firmware => "firmware",
@@ -114,7 +115,7 @@ impl Stage {
     }
 }
 
-/// How far it came, as the end of a sentence.
+/// The stage as the end of a sentence.
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -130,32 +131,33 @@ impl fmt::Display for Stage {
 /// How the command's run ended.
 #[derive(Debug)]
 pub enum How {
-    /// The command ended with this status; 128 and a signal's number when that ended it.
+    /// The command ended with this status; 128 plus a signal's number if a signal ended it.
     Ended(u8),
-    /// The command could not be started: a status as shells have it, and why.
+    /// The command could not be started: the status that a shell would return, and the reason.
     Unstarted(u8, String),
     /// Our init failed.
     Failed(String),
-    /// The machine ended by itself.
+    /// The machine ended before the command did.
     Machine(Outcome),
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug)]
 pub struct End {
     /// How it ended.
     pub how: How,
-    /// How far it came.
+    /// The last stage that it reached.
     pub stage: Stage,
-    /// All that the guest wrote to its console, and its last lines.
+    /// Everything that the guest wrote to its console.
     pub console: Vec<u8>,
     /// The last lines of the console, without escape sequences.
     pub last_lines: Vec<String>,
-    /// For each share the first file that the host's permissions have kept from the command, and why.
+    /// For each share the first file that the command could not read because of the host's
+    /// permissions, and the reason.
     pub denied: Vec<String>,
     /// The end of the command's standard output, and of its standard error.
     pub output: [Kept; 2],
-    /// Whether the tree's own init ran in place of a command.
+    /// Whether the tree's own init ran instead of a command.
     is_own_init: bool,
 }
 
@@ -186,7 +188,7 @@ impl End {
     }
 }
 
-/// What went wrong, on one line.
+/// What failed, on one line.
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stage = self.stage;
@@ -219,7 +221,8 @@ impl fmt::Display for End {
 }
 
 impl Job {
-    /// Runs it in `machine`, which needs no share, on `kernel`; its standard streams are ours.
+    /// Runs it under `kernel` in `machine`, which needs no share. Its standard streams are
+    /// connected to ours.
     ///
     /// # Errors
     /// The machine could not be started.
@@ -260,7 +263,7 @@ impl Job {
             .extend(self.shares.iter().map(|(share, _)| share.clone()));
         machine.owner = self.owner;
         machine.append = format!("bootshare.tag={BOOT_TAG}");
-        // The layer over the tree could not be used where something is mounted in it.
+        // The overlay could not be used on submounts of the tree.
         machine.submounts = false;
         machine.watch.fail = vec![PANIC_END.parse()?];
         let console = match &self.own_init {
@@ -289,7 +292,7 @@ impl Job {
         while let Some(event) = watch.next(&told) {
             watch.take(event)?;
             if watch.stage.is_some() {
-                // The kernel is in the machine's memory: nothing reads its files any more.
+                // The kernel runs in memory: its files are no longer needed.
                 files = None;
             }
             if watch.has_all() && watch.bye.is_none() {
@@ -317,13 +320,13 @@ impl Job {
     }
 }
 
-/// What a run has been told of so far.
+/// The events of a run so far.
 #[derive(Default)]
 struct Watch {
     stage: Option<Stage>,
     how: Option<How>,
-    /// How many bytes of each output there are, once the command has ended; how many were written,
-    /// and whether more can be.
+    /// For each output: its size, known once the command has ended; how much was written; whether
+    /// more can be written.
     sent: [u64; 2],
     written: [u64; 2],
     output: [Kept; 2],
@@ -336,7 +339,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// The next event, unless there is nothing more to wait for.
+    /// The next event; `None` if there is nothing to wait for.
     fn next(&self, told: &mpsc::Receiver<Event>) -> Option<Event> {
         let is_quiet = !self.connected || (self.silent && self.closed == [true; 2]);
         if self.ended.is_some() && is_quiet {
@@ -347,7 +350,7 @@ impl Watch {
             None => told.recv().ok(),
             Some(since) => {
                 let left = (since + GRACE).saturating_duration_since(Instant::now());
-                // A machine that does not end is ended with this process.
+                // A machine that does not end is killed when this process ends.
                 told.recv_timeout(left).ok()
             }
         }
@@ -397,7 +400,7 @@ impl Watch {
         }
     }
 
-    /// Whether the guest has nothing that we wait for.
+    /// Whether nothing more is expected from the guest.
     fn has_all(&self) -> bool {
         let has = |index: usize| self.closed[index] || self.written[index] >= self.sent[index];
         self.how.is_some() && has(0) && has(1)
@@ -414,7 +417,7 @@ impl Watch {
             None => (Outcome::PowerOff, Vec::new(), Vec::new(), Vec::new()),
         };
         let stage = self.stage.unwrap_or_else(|| {
-            // The firmware's last line before it hands over (docs/firmware.md).
+            // The firmware's last line before the hand-off (docs/firmware.md).
             let starts = |line: &[u8]| line.starts_with(b"bootshare: starting ");
             match console.split(|&byte| byte == b'\n').any(starts) {
                 true => Stage::Kernel,
@@ -424,7 +427,7 @@ impl Watch {
         let mut said = last_lines.iter().rev();
         let failure = said.find_map(|line| Some(line.split_once(INIT_ERROR)?.1));
         let stage = match failure {
-            // It ran, and had no port yet to tell so.
+            // The init ran, but had no port yet to report it.
             Some(_) => stage.max(Stage::Init),
             None => stage,
         };
@@ -432,7 +435,7 @@ impl Watch {
             (Some(how), _) => how,
             (None, Some(why)) if outcome != Outcome::Interrupted => How::Failed(why.to_owned()),
             (None, _) => How::Machine(match outcome {
-                // That it did not end as it should is known.
+                // The failure is known already.
                 Outcome::NotShown { end, .. } => *end,
                 outcome => outcome,
             }),
@@ -456,7 +459,7 @@ impl Watch {
     }
 }
 
-/// The last line that tells of a panic, of a console that was captured, else of its last lines.
+/// The last line about a panic in the captured console, or else in its last lines.
 fn panic_of(console: &[u8], last_lines: &[String]) -> Option<String> {
     let text = String::from_utf8_lossy(console);
     let mut lines = last_lines.iter().map(String::as_str).chain(text.lines());

@@ -1,13 +1,14 @@
-//! A bzImage that needs no unpacking, made of one that does.
+//! Converts a bzImage to one that needs no unpacking.
 //!
-//! What a bzImage carries is an ELF file, `vmlinux`, and behind it a table of what depends on the
-//! kernel's virtual address. The program around it (the kernel's `arch/x86/boot/compressed`) lays the
-//! segments out at the load address, applies the table for a random virtual address, and goes over to
-//! five levels of page tables where the processor has them. All that is done here, but for the page
-//! tables: [`ENTRY`] does that in the guest.
+//! A bzImage contains an ELF file, `vmlinux`, followed by a table of the places that depend on the
+//! kernel's virtual address. Its decompressor (the kernel's `arch/x86/boot/compressed`) copies the
+//! segments to the load address, applies the table for a random virtual address, and switches to
+//! five levels of page tables if the processor has them. This module does the first two; [`ENTRY`]
+//! switches the page tables in the guest.
 //!
-//! The result follows the 64-bit boot protocol as any bzImage does (`boot.rst`): its setup header is
-//! the original's, its code is [`PAD`] bytes with the entry, then the kernel as it is in memory.
+//! The result follows the 64-bit boot protocol like any bzImage (`boot.rst`): its setup header is
+//! the original's, and its code consists of [`PAD`] bytes with the entry, followed by the kernel as
+//! it is laid out in memory.
 
 use anyhow::{Context, Result, ensure};
 use object::LittleEndian;
@@ -28,12 +29,12 @@ const XLOADFLAGS: usize = 0x236;
 const PAYLOAD_OFFSET: usize = 0x248;
 const PREF_ADDRESS: usize = 0x258;
 const INIT_SIZE: usize = 0x260;
-/// Where the header's room ends.
+/// The end of the space for the header.
 const HEADER_END: usize = 0x290;
 
-/// `LOADFLAGS`: the kernel's address is random, and so its memory layout shall be.
+/// `LOADFLAGS`: the kernel's address was randomised, so Linux randomises its memory layout, too.
 const KASLR_FLAG: u8 = 1 << 1;
-/// `XLOADFLAGS`: the kernel can have five levels of page tables.
+/// `XLOADFLAGS`: the kernel supports five levels of page tables.
 const XLF_5LEVEL_ENABLED: u16 = 1 << 6;
 /// The oldest version of the protocol with all of these fields: 2.12.
 const OLDEST: u16 = 0x020c;
@@ -41,21 +42,22 @@ const OLDEST: u16 = 0x020c;
 /// Sectors before the code: the boot sector and one more.
 const SETUP_BYTES: usize = 1024;
 
-/// Bytes before the kernel: as many as its physical address is aligned to (`PMD_SIZE`), whatever
-/// larger alignment its virtual address has.
+/// Bytes before the kernel: the alignment of its physical address (`PMD_SIZE`). Its virtual address
+/// may have a larger alignment.
 const PAD: usize = 2 << 20;
 
-/// The virtual address of physical 0, and how far the kernel may lie above (`__START_KERNEL_map`,
-/// `KERNEL_IMAGE_SIZE`).
+/// The virtual address of physical address 0, and the size of the kernel's range
+/// (`__START_KERNEL_map`, `KERNEL_IMAGE_SIZE`).
 const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 const KERNEL_IMAGE_SIZE: u64 = 1 << 30;
 
 /// The entry is this far from the load address (boot.rst, "64-bit Boot Protocol").
 const ENTRY_OFFSET: usize = 0x200;
 
-/// The code at the entry. Enters the kernel as it was entered itself; before that it switches to five
-/// levels of page tables if the processor has them and the firmware did not: `CR4.LA57` can be changed
-/// without paging only, which is to say in 32-bit mode. The new top level is the page at 0x1000.
+/// The code at the entry. It jumps to the kernel in the state in which it was entered. Before that
+/// it switches to five levels of page tables, if the processor has them and the firmware did not.
+/// `CR4.LA57` can only be changed while paging is off, that is in 32-bit mode. The page at 0x1000
+/// becomes the new top level.
 #[rustfmt::skip]
 const ENTRY: [u8; 0x110] = [
     0x31, 0xc0,                                     // xor %eax, %eax
@@ -116,14 +118,14 @@ const ENTRY: [u8; 0x110] = [
     0, 0, 0, 0, 0x08, 0,                            // far
 ];
 
-/// Where in [`ENTRY`] the jump to the kernel is, and how long it is.
+/// The offset of the jump to the kernel in [`ENTRY`], and its length.
 const GO: usize = 0xce;
 const JUMP_BYTES: usize = 5;
 
-/// Where the packed kernel is in a bzImage, if it is one.
+/// The compressed payload of a bzImage; `None` if `file` is not one.
 ///
 /// # Errors
-/// Its header makes no sense, or is too old.
+/// Its header is invalid, or its protocol is too old.
 pub(super) fn payload(file: &[u8]) -> Result<Option<&[u8]>> {
     if file.get(0x1fe..0x200) != Some(b"\x55\xaa") || file.get(0x202..0x206) != Some(b"HdrS") {
         return Ok(None);
@@ -151,10 +153,10 @@ fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
     bytes[at..at + N].copy_from_slice(&value);
 }
 
-/// Makes the image of `file`, a bzImage, and of what was packed in it.
+/// Makes the image from `file`, a bzImage, and its decompressed payload.
 ///
 /// # Errors
-/// It is not as the kernel's build makes it.
+/// It does not have the layout that the kernel's build produces.
 pub(super) fn make(file: &[u8], unpacked: &[u8]) -> Result<Unpacked> {
     let load_address = u64::from_le_bytes(array(file, PREF_ADDRESS)?);
     let init_size = u32::from_le_bytes(array(file, INIT_SIZE)?);
@@ -164,7 +166,7 @@ pub(super) fn make(file: &[u8], unpacked: &[u8]) -> Result<Unpacked> {
         vmlinux.start == load_address && alignment as usize >= PAD && alignment.is_power_of_two(),
         "its segments are not where its header has them"
     );
-    // Below there is no place for what comes before it.
+    // Below this address there is no space for the bytes before the kernel.
     ensure!(
         load_address >= 2 * PAD as u64 || file[RELOCATABLE_KERNEL] != 0,
         "it cannot be relocated"
@@ -176,7 +178,7 @@ pub(super) fn make(file: &[u8], unpacked: &[u8]) -> Result<Unpacked> {
     for (offset, bytes) in &vmlinux.segments {
         image[kernel + offset..][..bytes.len()].copy_from_slice(bytes);
     }
-    // The first 0x1f1 bytes are for others than boot loaders.
+    // Boot loaders do not use the first 0x1f1 bytes.
     image[SETUP_SECTS..HEADER_END].copy_from_slice(&file[SETUP_SECTS..HEADER_END]);
     let code = (image.len() - SETUP_BYTES) as u32;
     image[SETUP_SECTS] = (SETUP_BYTES / 512 - 1) as u8;
@@ -219,18 +221,18 @@ pub(super) fn make(file: &[u8], unpacked: &[u8]) -> Result<Unpacked> {
     })
 }
 
-/// The ELF file in a bzImage.
+/// The ELF file in a bzImage, `vmlinux`.
 struct Vmlinux<'a> {
-    /// The physical address that it is linked for.
+    /// The physical address for which it is linked.
     start: u64,
-    /// How far it goes in memory, and how much of that is loaded.
+    /// Its size in memory, and the size of the part that is loaded.
     size: u64,
     loaded: usize,
     /// The entry, as an offset.
     entry: usize,
-    /// What is loaded, and where: offsets.
+    /// The loaded segments: offsets in the file and in memory.
     segments: Vec<(usize, &'a [u8])>,
-    /// What comes behind the file.
+    /// The bytes after the ELF file.
     behind: &'a [u8],
 }
 
@@ -258,7 +260,7 @@ impl<'a> Vmlinux<'a> {
             loaded = loaded.max(offset as usize + bytes.len());
             segments.push((offset as usize, bytes));
         }
-        // What is not in a section or segment may stand before the headers.
+        // Content that belongs to no section or segment may precede the headers.
         let sections_bytes =
             u64::from(elf.e_shentsize.get(endian)) * u64::from(elf.e_shnum.get(endian));
         let table = elf.e_shoff.get(endian).saturating_add(sections_bytes);
@@ -287,15 +289,15 @@ impl<'a> Vmlinux<'a> {
     }
 }
 
-/// Offsets from the kernel's start: of 64-bit addresses, of 32-bit ones that count down, and of 32-bit
-/// ones.
+/// Offsets from the kernel's start: of 64-bit addresses, of 32-bit values from which the displacement
+/// is subtracted, and of 32-bit addresses.
 #[derive(Default)]
 struct Lists([Vec<u32>; 3]);
 
 impl Lists {
-    /// Reads the table behind `vmlinux` (arch/x86/tools/relocs.c): addresses of 32 bits, a list of
-    /// each kind behind a zero; the second is there before Linux 6.15 only. Without a table the
-    /// kernel's address is not random.
+    /// Reads the table after `vmlinux` (arch/x86/tools/relocs.c): three lists of 32-bit addresses,
+    /// each preceded by a zero; the second one exists before Linux 6.15 only. A kernel without a
+    /// table has a fixed address.
     fn parse(table: &[u8], load_address: u64, loaded: usize) -> Result<Option<Self>> {
         const WHAT: &str = "its table of relocations is damaged";
         if table.is_empty() {
@@ -325,8 +327,8 @@ impl Lists {
     }
 }
 
-/// Moves what is in `bytes` of a kernel, `start` bytes behind the image's start, by `delta` bytes of
-/// virtual address. Of what is at the ends half may be missing: then it stays as it is.
+/// Adds `delta` to the addresses in `bytes`, a part of the image at the offset `start`. An address
+/// that is cut off at either end is left unchanged.
 pub(super) fn relocate(bytes: &mut [u8], start: usize, lists: &[Vec<u32>; 3], delta: u64) {
     let end = start + bytes.len();
     let [long, down, up] = lists.each_ref().map(|list| places(list, start, end));
@@ -344,7 +346,7 @@ pub(super) fn relocate(bytes: &mut [u8], start: usize, lists: &[Vec<u32>; 3], de
     }
 }
 
-/// Those of a list that are from `start` to `end` of an image, behind `start`.
+/// The offsets of a list that are from `start` to `end`, relative to `start`.
 fn places(list: &[u32], start: usize, end: usize) -> impl Iterator<Item = usize> {
     let in_image = |place: &u32| SETUP_BYTES + PAD + *place as usize;
     let index = |at| list.partition_point(|place| in_image(place) < at);
@@ -354,16 +356,16 @@ fn places(list: &[u32], start: usize, end: usize) -> impl Iterator<Item = usize>
         .filter_map(move |place| in_image(place).checked_sub(start))
 }
 
-/// The load address of an image that starts with `head`, raised by `pages` times [`PAD`], and where
-/// that is written.
+/// The load address of an image that starts with `head`, raised by `pages` times [`PAD`], and its
+/// offset in the header.
 pub(super) fn raised(head: &[u8], pages: u64) -> Option<(usize, [u8; 8])> {
     let address = u64::from_le_bytes(array(head, PREF_ADDRESS).ok()?);
     let address = address.checked_add(pages.checked_mul(PAD as u64)?)?;
     Some((PREF_ADDRESS, address.to_le_bytes()))
 }
 
-/// How many multiples of [`PAD`] there are for the load address in `memory` bytes: an eighth of it,
-/// so that there is room above for the largest of initrds.
+/// The number of possible load addresses, multiples of [`PAD`], in `memory` bytes: they are in its
+/// first eighth, so that a large initrd fits above the kernel.
 pub(super) fn pages(image: &[u8], memory: u64) -> u64 {
     const MOST: u64 = 2 << 30;
     let address = array(image, PREF_ADDRESS).map_or(u64::MAX, u64::from_le_bytes);

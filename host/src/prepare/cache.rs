@@ -1,7 +1,7 @@
 //! Prepared kernels of earlier runs, in the user's cache directory.
 //!
-//! A file's name is the digest of what it was made of. Each is written beside its place and renamed
-//! into it, so that runs at the same time see all of it or nothing.
+//! A file's name is the digest of the kernel that it was made from. Each is written under a
+//! temporary name and renamed, so that concurrent runs see either all of it or nothing.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use anyhow::Result;
 
 use crate::output;
 
-/// How many bytes all of them may have together: some ten kernels.
+/// The largest total size in bytes: about ten kernels.
 const MOST: u64 = 512 << 20;
 
 /// A directory of prepared kernels.
@@ -22,7 +22,8 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// That of the user (XDG Base Directory Specification), if there is a place for one.
+    /// The user's cache (XDG Base Directory Specification); `None` if neither XDG_CACHE_HOME nor
+    /// HOME is set.
     pub fn of_user() -> Option<Self> {
         let absolute = |name| {
             let path = PathBuf::from(std::env::var_os(name)?);
@@ -33,7 +34,7 @@ impl Cache {
         Some(Self::at(cache.join("bootshare/kernels")))
     }
 
-    /// The one in `dir`, which need not be there yet.
+    /// The cache in `dir`, which need not exist yet.
     pub fn at(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
@@ -41,7 +42,7 @@ impl Cache {
         }
     }
 
-    /// Whether it is, or will be, below one of `dirs`: what is shared is never written to.
+    /// Whether it is, or will be, below one of `dirs`: a shared directory is never written to.
     pub(crate) fn is_below(&self, dirs: &[PathBuf]) -> bool {
         let real = |path: &Path| {
             let there = path.ancestors().find_map(|path| path.canonicalize().ok());
@@ -51,15 +52,16 @@ impl Cache {
         dirs.iter().any(|share| dir.starts_with(real(share)))
     }
 
-    /// What is there under this name. It counts as used now.
+    /// Opens the file of this name, and marks it as used now.
     pub(super) fn get(&self, name: &str) -> Option<File> {
         let file = File::open(self.dir.join(name)).ok()?;
-        // If it cannot be said, it goes sooner.
+        // Without a new time it is only removed sooner.
         let _ = file.set_modified(SystemTime::now());
         Some(file)
     }
 
-    /// Puts it there, and removes what was not used for longest, as far as there is too much.
+    /// Stores a file, then removes the least recently used files until the total size is within the
+    /// limit.
     ///
     /// # Errors
     /// It cannot be written.
@@ -73,7 +75,7 @@ impl Cache {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
-            // Another run may have removed it.
+            // Another run may have removed the file.
             let Ok(metadata) = entry.metadata() else {
                 continue;
             };
@@ -92,7 +94,7 @@ impl Cache {
                 break;
             }
             size -= bytes;
-            // Another run may have done it.
+            // Another run may have removed the file.
             let _ = fs::remove_file(path);
         }
         Ok(())

@@ -1,7 +1,8 @@
-//! Prepared kernels: unpacked on the host, once, so that no guest has to.
+//! Prepared kernels: unpacked once on the host, so that the guest need not do it.
 //!
-//! The embedded server offers them to the firmware, which asks for one below the kernel's own file:
-//! `Part` has the names. A guest's kernel never looks there, and no directory lists them.
+//! The embedded server offers them to the firmware, which looks up an entry below the kernel's own
+//! file; see `Part::of` for its name. A guest's kernel never looks there, and no directory lists
+//! it.
 
 mod bzimage;
 mod cache;
@@ -20,43 +21,43 @@ use sha2::{Digest, Sha256};
 
 pub use cache::Cache;
 
-use crate::serve::lock;
+use crate::lock::lock;
 
-/// What stands in a name before the part of the file.
+/// The prefix of an entry's name.
 const PREFIX: &str = ".bootshare-prepared-";
 
-/// Part of the names in the cache: changes with what is made of a file.
+/// A part of the names in the cache. It must change when the result of a preparation changes.
 const VERSION: u32 = 1;
 
-/// What ends a file of the cache.
+/// The last bytes of a complete file in the cache.
 const MAGIC: [u8; 8] = *b"prepared";
 
-/// As much of an image as its header needs.
+/// The size of an image's first part, which contains its header.
 const PAGE: usize = 4096;
 
-/// The largest kernel that is looked at, in bytes.
+/// The largest kernel file that is prepared, in bytes.
 const MOST: u64 = 256 << 20;
 
 /// How kernels are prepared.
 #[derive(Clone, Debug)]
 pub struct Prepare {
-    /// Memory of the machine, in MiB: the kernel is loaded somewhere in its first eighth.
+    /// The machine's memory in MiB. The kernel's load address is chosen in its first eighth.
     pub memory_mib: u32,
-    /// Where they are kept for other runs.
+    /// The cache that keeps them for other runs.
     pub cache: Option<Cache>,
 }
 
-/// Which part of a file the kernel is.
+/// The part of a file that is the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
-    /// Where it starts.
+    /// Its offset in bytes.
     pub start: u64,
-    /// How long it is.
+    /// Its size in bytes.
     pub size: u64,
 }
 
 impl Part {
-    /// The part that `name` asks to be prepared: `.bootshare-prepared-START-SIZE`, in bytes.
+    /// Parses an entry's name, `.bootshare-prepared-START-SIZE`, with numbers of bytes.
     pub fn of(name: &[u8]) -> Option<Self> {
         let name = std::str::from_utf8(name).ok()?.strip_prefix(PREFIX)?;
         let (start, size) = name.split_once('-')?;
@@ -67,22 +68,22 @@ impl Part {
     }
 }
 
-/// A kernel that needs no unpacking, before its address is chosen.
+/// An unpacked kernel whose address is not chosen yet.
 struct Unpacked {
-    /// What the firmware starts.
+    /// The image that the firmware starts.
     image: Vec<u8>,
-    /// How many virtual addresses there are for it, and how far apart.
+    /// The number of possible virtual addresses, and the distance between them.
     slots: u32,
     alignment: u32,
-    /// What in it depends on that: see [`bzimage`].
+    /// The places in the image that depend on the virtual address: see [`bzimage`].
     lists: [Vec<u32>; 3],
 }
 
-/// The numbers behind the lists: slots, alignment, lengths of the lists, and the magic.
+/// The size of the trailer after the lists: slots, alignment, lengths of the lists, and the magic.
 const TRAILER: usize = 5 * 4 + MAGIC.len();
 
 impl Unpacked {
-    /// As it is kept.
+    /// The content of its file in the cache.
     fn into_bytes(self) -> Vec<u8> {
         let mut bytes = self.image;
         let lengths = self.lists.each_ref().map(|list| list.len() as u32);
@@ -97,7 +98,7 @@ impl Unpacked {
 
 /// Where a prepared kernel is read from.
 enum Source {
-    /// The cache: its page cache is shared by all runs.
+    /// A file of the cache, whose pages in the page cache all runs share.
     File(File),
     Memory(Vec<u8>),
 }
@@ -123,23 +124,23 @@ impl Source {
     }
 }
 
-/// A prepared kernel at its address.
+/// A prepared kernel at its chosen address.
 pub(crate) struct Image {
     source: Source,
     size: usize,
     lists: [Vec<u32>; 3],
     delta: u64,
-    /// The load address in the header.
+    /// The offset and the value of the load address in the header.
     address: Option<(usize, [u8; 8])>,
-    /// Buffers that were used before: memory that is new is slow.
+    /// Buffers for reuse: newly allocated memory is slow at first.
     buffers: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Image {
-    /// Prepares a kernel for one boot, `file` being all of it.
+    /// Prepares a kernel for one boot. `file` is its whole content.
     ///
     /// # Errors
-    /// It is no kernel that can be prepared.
+    /// It is not a kernel that can be prepared.
     pub(crate) fn new(file: &[u8], how: &Prepare, random: &mut Random<'_>) -> Result<Self> {
         let name = name(file);
         let kept = how.cache.as_ref().and_then(|cache| cache.get(&name));
@@ -148,13 +149,13 @@ impl Image {
         }
         let bytes = unpack(file)?.into_bytes();
         if let Some(cache) = &how.cache {
-            // Without it the next run takes longer.
+            // If it cannot be kept, the next run takes longer.
             let _ = cache.put(&name, &bytes);
         }
         Self::place(Source::Memory(bytes), how, random).context("it cannot be relocated")
     }
 
-    /// Chooses the address of what was kept, if that is whole.
+    /// Chooses an address for an unpacked kernel; `None` if its file is damaged.
     fn place(source: Source, how: &Prepare, random: &mut Random<'_>) -> Option<Self> {
         let end = source.size().ok()?.checked_sub(TRAILER)?;
         let mut trailer = [0; TRAILER];
@@ -198,18 +199,18 @@ impl Image {
         self.size
     }
 
-    /// Hands `size` bytes from `offset` on to `take`, as far as there are so many; how many there were.
+    /// Passes up to `size` bytes from `offset` to `take`; returns how many there were.
     pub(crate) fn read(
         &self,
         offset: u64,
         size: usize,
         take: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> io::Result<usize> {
-        /// As long as the longest of what is relocated.
+        /// The size of the largest relocation.
         const MOST: usize = 8;
         let offset = usize::try_from(offset).unwrap_or(usize::MAX).min(self.size);
         let size = size.min(self.size - offset);
-        // What is relocated may begin before, or end behind.
+        // A relocation may begin before these bytes or end after them.
         let start = offset.saturating_sub(MOST);
         let end = (offset + size + MOST).min(self.size);
         let mut buffer = lock(&self.buffers).pop().unwrap_or_default();
@@ -232,29 +233,29 @@ impl Image {
     }
 }
 
-/// Gives a number below the one that it gets.
+/// Returns a random number below its argument.
 pub(crate) type Random<'a> = dyn FnMut(u64) -> u64 + 'a;
 
-/// A number below `end` that nobody can guess.
+/// An unpredictable number below `end`.
 pub(crate) fn random(end: u64) -> u64 {
     let mut bytes = [0; 8];
     let flags = rustix::rand::GetRandomFlags::empty();
-    // Once the host has started it gives as few bytes at once.
+    // Once the kernel's generator is initialised, a request of so few bytes does not fail.
     let _ = rustix::rand::getrandom(&mut bytes, flags);
     u64::from_le_bytes(bytes) % end.max(1)
 }
 
-/// In the cache.
+/// The name of a kernel's file in the cache.
 fn name(file: &[u8]) -> String {
     let mut name = String::new();
     for byte in Sha256::digest(file) {
-        // A string takes it all.
+        // Writing to a string does not fail.
         let _ = write!(name, "{byte:02x}");
     }
     format!("{name}-{VERSION}")
 }
 
-/// Reads the part of a file that a kernel is.
+/// Reads the kernel from its part of a file.
 ///
 /// # Errors
 /// It cannot be read, or is too large.
@@ -286,7 +287,8 @@ fn unpack(file: &[u8]) -> Result<Unpacked> {
     })
 }
 
-/// What an EFI zboot image unpacks, if `file` is one (drivers/firmware/efi/libstub/zboot-header.S).
+/// The compressed payload of an EFI zboot image (drivers/firmware/efi/libstub/zboot-header.S):
+/// `None` if `file` is not one, `Some(None)` if it is cut off.
 fn zboot_payload(file: &[u8]) -> Option<Option<&[u8]>> {
     let is_zboot = file.starts_with(b"MZ") && file.get(4..8) == Some(b"zimg");
     let number = |at: usize| Some(u32::from_le_bytes(*file.get(at..)?.first_chunk()?) as usize);

@@ -1,4 +1,4 @@
-//! Takes apart what kernels are packed with.
+//! Decompresses kernels, in each format that the kernel's build supports.
 
 use std::io::Read;
 
@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail, ensure};
 /// The largest kernel that is unpacked, in bytes.
 const MOST: u64 = 512 << 20;
 
-/// Dictionaries of kernels have 32 to 128 MiB.
+/// The memory limit of xz. Kernels use dictionaries of 32 to 128 MiB.
 const LZMA_MEMORY_KIB: u32 = 256 << 10;
 
-/// What packed data starts with, and what it is then.
+/// The first bytes of compressed data, and its format.
 const MAGICS: [(&[u8], &str); 8] = [
     (b"\x1f\x8b", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -18,7 +18,7 @@ const MAGICS: [(&[u8], &str); 8] = [
     (b"\x02\x21\x4c\x18", "lz4"),
     (b"BZh", "bzip2"),
     (LZOP, "lzo"),
-    // Properties 5D, and a dictionary of a whole number of 64 KiB.
+    // Properties 5D, and a dictionary size that is a multiple of 64 KiB.
     (b"\x5d\0\0", "lzma"),
     (b"\x7fELF", "nothing"),
 ];
@@ -26,8 +26,8 @@ const MAGICS: [(&[u8], &str); 8] = [
 /// lzop's magic; the kernel's lib/decompress_unlzo.c.
 const LZOP: &[u8] = b"\x89LZO\0\r\n\x1a\n";
 
-/// Unpacks `packed`, behind whose end a few more bytes may stand: the kernel's build appends the
-/// size of what is unpacked.
+/// Decompresses `packed`. A few bytes may follow the compressed data: the kernel's build appends
+/// the decompressed size.
 ///
 /// # Errors
 /// The data is damaged, too large, or packed in a way that kernels are not.
@@ -58,7 +58,7 @@ fn all(reader: impl Read) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Takes `count` bytes off the front.
+/// Removes the first `count` bytes and returns them.
 fn take<'a>(rest: &mut &'a [u8], count: usize) -> Result<&'a [u8]> {
     let (taken, behind) = rest.split_at_checked(count).context("it is cut off")?;
     *rest = behind;
@@ -69,12 +69,12 @@ fn take_u32(rest: &mut &[u8]) -> Result<[u8; 4]> {
     Ok(take(rest, 4)?.try_into()?)
 }
 
-/// The legacy frame: blocks of up to 8 MiB behind their sizes.
+/// LZ4's legacy frame: blocks of up to 8 MiB, each preceded by its size.
 fn lz4(packed: &[u8]) -> Result<Vec<u8>> {
     const BLOCK: usize = 8 << 20;
     let (magic, mut rest) = packed.split_at(4);
     let (mut bytes, mut block) = (Vec::new(), vec![0; BLOCK]);
-    // What is not longer than a size is the one that is appended.
+    // The last four bytes are the appended size, not a block.
     while rest.len() > 4 {
         let size = take_u32(&mut rest)?;
         if size == magic {
@@ -87,7 +87,7 @@ fn lz4(packed: &[u8]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What lzop writes: a header, then blocks behind their sizes.
+/// lzop's format: a header, then blocks, each preceded by its sizes.
 fn lzo(packed: &[u8]) -> Result<Vec<u8>> {
     const FILTER: u32 = 0x800;
     const MOST_BLOCK: usize = 64 << 20;

@@ -1,4 +1,4 @@
-//! Runs a machine: servers, QEMU, console, time limit, and a clear account of how it ended.
+//! Runs a machine: its servers, QEMU, the console, the time limit, and a report of how it ended.
 
 mod outcome;
 mod servers;
@@ -30,7 +30,8 @@ use crate::spool::Spool;
 use crate::watch::{Came, Found, Watcher};
 use servers::Serving;
 
-/// How long QEMU may go on after a server has ended: at a normal end the two are a moment apart.
+/// How long QEMU may go on after a server has ended. When QEMU exits normally, its server ends at
+/// about the same time.
 const SERVER_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a server may take to end after QEMU has.
@@ -39,41 +40,41 @@ const END_GRACE: Duration = Duration::from_secs(2);
 /// How long a guest may go on after its console showed a failure: its next lines say more.
 const FAILURE_GRACE: Duration = Duration::from_secs(1);
 
-/// How long a server may take to end, and standard output for what is left to be shown, when a limit
-/// or a signal ended the run.
+/// After a limit or a signal ended the run: how long a server may take to end, and standard output
+/// to take the rest of the console.
 const FORCED_GRACE: Duration = Duration::from_millis(400);
 
-/// How long the console is silent where a person takes the line for complete: behind a prompt.
+/// A silence after which an incomplete line is taken as complete: it is a prompt.
 const SILENCE: Duration = Duration::from_millis(100);
 
-/// How long it is silent where it may wait for input without a prompt.
+/// A silence after which the guest is assumed to wait for input even without a prompt.
 const LONG_SILENCE: Duration = Duration::from_secs(10);
 
-/// How often a terminal that was another's is tried.
+/// How often this process tries to take the terminal while it is in the background.
 const TERMINAL_RETRY: Duration = Duration::from_secs(1);
 
 /// A moment of a run at which a test acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment<'a> {
-    /// The servers were started, QEMU was not yet.
+    /// The servers have been started; QEMU has not.
     Start,
     /// The console has shown this since the step before: a regular expression, for text without
     /// escape sequences in which each line ends with `\n`.
     Console(&'a str),
 }
 
-/// What it does then.
+/// The action of a test's step.
 pub enum Act<'a> {
-    /// Types this at the console.
+    /// Types this text at the console.
     Type(&'a str),
-    /// Has servers fail, or changes their files.
+    /// Makes servers fail, or changes their files.
     Strike(&'a mut dyn FnMut(&mut Servers<'_>)),
 }
 
-/// What a test does to a run, and when; each step comes after the one before.
+/// An action of a test and its moment; steps happen in order.
 pub type Step<'a> = (Moment<'a>, Act<'a>);
 
-/// What woke poll(2).
+/// A descriptor that poll(2) waits for.
 #[derive(Clone, Copy)]
 enum Source {
     Interrupt,
@@ -88,7 +89,7 @@ enum Source {
     ServerErrors(usize),
 }
 
-/// Why a machine may be given up.
+/// Reasons to give a machine up at a certain time.
 #[derive(Clone, Copy)]
 enum Deadline {
     TimeLimit,
@@ -97,7 +98,7 @@ enum Deadline {
     Server(usize),
 }
 
-/// A machine that is running. Fields are dropped in order: the terminal is restored last.
+/// A running machine. Fields are dropped in order: the terminal is restored last.
 struct Run<'a, 's> {
     machine: &'a Machine,
     servers: Vec<Serving>,
@@ -106,33 +107,34 @@ struct Run<'a, 's> {
     errors: Errors,
     monitor: Monitor,
     keys: Option<Keys>,
-    /// The sockets; gone as soon as QEMU has connected, so that no death of ours leaves any.
+    /// The directory of the sockets. It is deleted once QEMU has connected, so that nothing is left
+    /// even if this process is killed.
     sockets: Option<TempDir>,
     output: Output,
     watcher: Watcher,
-    /// When the console has been silent for long enough to end a line.
+    /// When the console will have been silent for [`SILENCE`].
     silent_at: Option<Instant>,
-    /// When it has been silent for long enough to wait for input.
+    /// When the guest is assumed to wait for input.
     prompt_at: Option<Instant>,
     failure_shown: Option<Instant>,
-    /// Those that are still to come.
+    /// The steps that are still to come.
     steps: std::slice::IterMut<'a, Step<'s>>,
     started: Instant,
-    /// When to give up.
+    /// The time limit.
     ends_at: Option<Instant>,
     interrupt: BorrowedFd<'static>,
     terminal: Option<Terminal>,
 }
 
-/// Where the console goes.
+/// Where the console's output is written.
 enum Output {
     Captured(Vec<u8>),
     Shown(Spool),
-    /// Nobody reads it any more.
+    /// Standard output was closed.
     Closed,
 }
 
-/// Our own side of the console.
+/// This process's own terminal.
 struct Terminal {
     job: &'static JobControl,
     is_interactive: bool,
@@ -140,7 +142,8 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// Has each key go to the guest, if there is a terminal, and it is ours.
+    /// Sets the terminal to raw mode, so that each key is sent to the guest, if there is one and
+    /// this process is in the foreground.
     fn take(&mut self) -> Result<()> {
         let entered = match &self.raw {
             Some(raw) => raw.enter_again(),
@@ -159,16 +162,16 @@ impl Machine {
     /// Runs the machine to its end. Nothing that was started is left running, however it ends.
     ///
     /// # Errors
-    /// The machine could not be started, or our own console failed. How a machine that was
-    /// started ended is in the report.
+    /// The machine could not be started, or our own console failed. If the machine was started, the
+    /// report says how it ended.
     pub fn run(&self, console: Console) -> Result<Report> {
         let run = |machine: &Self| Run::start(machine, console, &mut [])?.finish();
         self.or_translated(run, |report| (&report.outcome, &report.last_lines))
     }
 
-    /// Has `run` run it; once more, by QEMU's translator, if there is a [`Machine::fallback`] and
-    /// KVM fails before the console shows anything. `end` is how it ended, and the console's last
-    /// lines.
+    /// Calls `run`; if there is a [`Machine::fallback`] and KVM fails before the console shows
+    /// anything, calls it again with QEMU's translator. `end` returns the outcome and the console's
+    /// last lines.
     pub(crate) fn or_translated<T>(
         &self,
         run: impl Fn(&Self) -> Result<T>,
@@ -189,22 +192,23 @@ impl Machine {
         }
     }
 
-    /// Runs the machine to its end, its console captured, and takes `steps` on its way.
+    /// Runs the machine to its end with its console captured, and performs `steps`.
     ///
-    /// The guest waits meanwhile: its console takes some 10 bytes more than were read, so what a step
-    /// does at the start of a longer piece of text takes effect before the guest is done writing that.
+    /// The console buffers only about 10 unread bytes, so the guest blocks in its write until a
+    /// step is done: a step at the start of a longer text takes effect before the guest has written
+    /// the rest.
     ///
     /// # Errors
-    /// As [`Machine::run`]; or what a step waits for is no regular expression.
+    /// As for [`Machine::run`]; or a step's text is not a valid regular expression.
     pub fn run_steps(&self, steps: &mut [Step<'_>]) -> Result<Report> {
         Run::start(self, Console::Capture, steps)?.finish()
     }
 }
 
-/// Makes the directory that a run's sockets are in for a moment.
+/// Creates a temporary directory for a run's sockets.
 ///
 /// # Errors
-/// There is no place for it.
+/// It cannot be created.
 pub fn socket_dir() -> Result<TempDir> {
     tempfile::Builder::new()
         .prefix("bootshare-")
@@ -215,7 +219,7 @@ pub fn socket_dir() -> Result<TempDir> {
         )
 }
 
-/// Where a socket is in that directory.
+/// The path of a socket in that directory.
 ///
 /// # Errors
 /// The path is too long for a socket.
@@ -323,8 +327,8 @@ impl<'a, 's> Run<'a, 's> {
         })
     }
 
-    /// Waits until standard output has taken all of the console; tells how much it has not, when
-    /// that takes too long.
+    /// Waits until standard output has taken the whole console. If that takes too long, returns how
+    /// many bytes it has not taken.
     fn show_rest(&mut self, outcome: Outcome) -> Result<(Outcome, u64)> {
         let Output::Shown(spool) = &self.output else {
             return Ok((outcome, 0));
@@ -360,8 +364,8 @@ impl<'a, 's> Run<'a, 's> {
         }
     }
 
-    /// How the run ends once standard output takes nothing any more; it does not when what the
-    /// console shows is all that is asked for.
+    /// The outcome after standard output has failed or was closed. The run goes on if the console
+    /// is searched for patterns.
     fn output_ended(&mut self) -> Result<Option<Outcome>> {
         let Output::Shown(spool) = &self.output else {
             return Ok(None);
@@ -405,7 +409,8 @@ impl<'a, 's> Run<'a, 's> {
                     source => self.serve(source)?,
                 }
             }
-            // What has come was looked at: a stop of ourselves is nobody else's silence.
+            // Input was handled above, so time in which this process itself was stopped does not
+            // count as the guest's silence.
             let now = Instant::now();
             if self.silent_at.is_some_and(|at| at <= now) {
                 self.silent_at = None;
@@ -414,7 +419,7 @@ impl<'a, 's> Run<'a, 's> {
             }
             if self.prompt_at.is_some_and(|at| at <= now) {
                 self.prompt_at = None;
-                // A kernel may boot for long without a word.
+                // A kernel may be silent for long while it boots.
                 if let Some(keys) = &mut self.keys
                     && !self.watcher.shows_start()
                 {
@@ -435,10 +440,10 @@ impl<'a, 's> Run<'a, 's> {
         }
     }
 
-    /// When something is to be done next though nothing comes.
+    /// When something is due next, even without any event.
     fn next_due(&mut self) -> Result<Option<Instant>> {
         let now = Instant::now();
-        // What is asked now has a deadline.
+        // First, because a query that is sent now has a deadline.
         let mut due: Vec<_> = self.monitor.ask(now).into_iter().collect();
         due.extend(self.deadlines().into_iter().map(|(at, _)| at));
         let servers = self.servers.iter_mut();
@@ -473,7 +478,7 @@ impl<'a, 's> Run<'a, 's> {
 
     fn outcome_of_deadline(&self, deadline: Deadline) -> Outcome {
         match deadline {
-            // What was shown is judged at the end.
+            // What the console showed is judged at the end.
             Deadline::TimeLimit | Deadline::FailureShown => Outcome::TimedOut,
             Deadline::Server(index) => self.servers[index].failure(),
             Deadline::Answer => {
@@ -489,7 +494,7 @@ impl<'a, 's> Run<'a, 's> {
         }
     }
 
-    /// Stops as a job of a shell is stopped, with all that it runs, until it is to go on.
+    /// Stops this process and its children, as a shell stops a job, until SIGCONT.
     fn stop(&mut self) -> Result<()> {
         let Some(terminal) = &mut self.terminal else {
             return Ok(());
@@ -526,7 +531,7 @@ impl<'a, 's> Run<'a, 's> {
             Some(_) if code == Some(0) => return Ok(Outcome::PowerOff),
             _ => {}
         }
-        // QEMU fails when a server does: the server's own words say more.
+        // QEMU fails when a server fails, and the server's own messages say more.
         for server in &mut self.servers {
             server.note_end(END_GRACE)?;
             if let Some(failure) = server.own_failure()? {
@@ -539,7 +544,7 @@ impl<'a, 's> Run<'a, 's> {
         })
     }
 
-    /// Waits for something to happen; what did may be nothing.
+    /// Waits for events; the result may be empty.
     fn wait(&self, limit: Option<Duration>) -> Result<Vec<Source>> {
         let sources = self.sources();
         let fds: Vec<_> = sources.iter().map(|(_, fd, flags)| (*fd, *flags)).collect();
@@ -554,7 +559,7 @@ impl<'a, 's> Run<'a, 's> {
             Output::Shown(spool) => Some(spool),
             Output::Captured(_) | Output::Closed => None,
         };
-        // Where no more can be kept the guest waits.
+        // If the spool is full, the console is not read, so the guest waits.
         let has_room = spool.is_none_or(Spool::has_room);
         let mut sources = vec![
             (Source::Interrupt, Some(self.interrupt)),
@@ -600,7 +605,7 @@ impl<'a, 's> Run<'a, 's> {
         Ok(())
     }
 
-    /// Reads what is there; how much that was.
+    /// Reads the available output; returns its size.
     fn read_console(&mut self) -> Result<usize> {
         let Some(stream) = &mut self.stdout else {
             return Ok(0);
@@ -626,7 +631,7 @@ impl<'a, 's> Run<'a, 's> {
         Ok(bytes.len())
     }
 
-    /// Does what a test, or the person who wrote --send, wants when the console shows something.
+    /// Types the texts of --send and performs the test's steps that are due.
     fn take_steps(&mut self, came: Came) {
         for text in came.answers {
             if let Some(keys) = &mut self.keys {
@@ -638,7 +643,7 @@ impl<'a, 's> Run<'a, 's> {
         }
     }
 
-    /// Reads what the ended QEMU had still to say.
+    /// Reads the rest of QEMU's output after it has ended.
     fn drain(&mut self) -> Result<()> {
         read_rest(
             self,
@@ -658,12 +663,12 @@ fn take_step(
     match (steps.next(), keys) {
         (Some((_, Act::Strike(act))), _) => act(&mut Servers(servers)),
         (Some((_, Act::Type(text))), Some(keys)) => keys.type_text(text.as_bytes()),
-        // Nobody reads it.
+        // The console has no input.
         (Some((_, Act::Type(_))), None) | (None, _) => {}
     }
 }
 
-/// Starts QEMU; a `narrow` console takes next to nothing that we have not read.
+/// Starts QEMU. A `narrow` console buffers as little unread output as possible.
 fn spawn(
     machine: &Machine,
     wiring: &Wiring,
@@ -679,7 +684,7 @@ fn spawn(
     let mut ours = None;
     if narrow {
         let (end, qemus) = UnixStream::pair().context("cannot make a console")?;
-        // socket(7): the kernel makes it its least, which six writes of a byte fill.
+        // socket(7): the kernel raises this to its minimum, which six writes of one byte fill.
         rustix::net::sockopt::set_socket_send_buffer_size(&qemus, 0)
             .context("cannot make a console")?;
         command.stdout(OwnedFd::from(qemus));

@@ -1,4 +1,4 @@
-//! How a run ended, and what it left.
+//! The outcome and the report of a run.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,43 +17,44 @@ pub enum Outcome {
     PowerOff,
     /// The guest reset: a reboot, or a panic that reboots.
     Reset,
-    /// The firmware failed where it can give no status (aarch64 with KVM), or the guest's kernel
-    /// told QEMU of a panic.
+    /// The firmware failed on a board where it cannot report a status (aarch64 with KVM), or the
+    /// guest's kernel reported a panic to QEMU.
     Panic,
     /// The time limit passed.
     TimedOut,
     /// QEMU itself failed; its exit status and the end of its error output.
     QemuFailed {
-        /// As `std` words it.
+        /// The exit status as `std` prints it.
         status: String,
         /// The last of its standard error.
         stderr: String,
     },
-    /// A share's server ended, or did not answer, while the machine needed it.
+    /// A share's server ended or did not answer while the machine needed it.
     ServerFailed {
-        /// Which, and how it ended.
+        /// The server, and how it ended.
         what: String,
         /// The last of its standard error.
         stderr: String,
     },
     /// SIGINT, SIGTERM, SIGHUP, or QEMU's own quit key.
     Interrupted,
-    /// Nobody reads our standard output any more, and nothing else was asked for.
+    /// Our standard output was closed, and no pattern was to be searched.
     OutputClosed,
     /// The console showed what was [expected](crate::watch::Watch::expect).
     Expected,
     /// The console showed [a failure](crate::watch::Watch::fail).
     FailureShown {
-        /// What was looked for.
+        /// The pattern.
         pattern: String,
-        /// The line that shows it.
+        /// The line of the match.
         line: String,
     },
-    /// The guest ended, or its time was over, before its console showed what was expected.
+    /// The guest ended, or the time limit passed, before the console showed everything that was
+    /// expected.
     NotShown {
-        /// What was looked for.
+        /// The pattern.
         pattern: String,
-        /// Which of how many.
+        /// Its number, and the number of expected patterns.
         place: (usize, usize),
         /// How it ended.
         end: Box<Outcome>,
@@ -61,8 +62,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Our process's exit status: 0 for success, 1 to 63 from the firmware, 120 upwards for ends
-    /// that are not the firmware's.
+    /// Our process's exit status: 0 for success, 1 to 63 from the firmware, from 120 on for all
+    /// other failures.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::FirmwareExit(status) => *status,
@@ -80,7 +81,7 @@ impl Outcome {
 }
 
 impl Outcome {
-    /// How the machine ended, whatever was looked for.
+    /// How the machine ended, regardless of patterns.
     fn end(&self) -> &Self {
         match self {
             Self::NotShown { end, .. } => end,
@@ -128,7 +129,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What was said before the end, if anything.
+/// The last error output, if there is any.
 fn said(f: &mut fmt::Formatter<'_>, stderr: &str) -> fmt::Result {
     match stderr.trim_end() {
         "" => Ok(()),
@@ -136,26 +137,26 @@ fn said(f: &mut fmt::Formatter<'_>, stderr: &str) -> fmt::Result {
     }
 }
 
-/// What a finished run left.
+/// The report of a finished run.
 #[derive(Debug)]
 pub struct Report {
     /// How it ended.
     pub outcome: Outcome,
-    /// All that the guest wrote to its console, with
-    /// [`Console::Capture`](crate::Console::Capture).
+    /// Everything that the guest wrote to its console, if it was
+    /// [captured](crate::Console::Capture).
     pub console: Vec<u8>,
-    /// How many bytes of the console our standard output did not take in time.
+    /// How many bytes of the console were not written to our standard output in time.
     pub unshown: u64,
-    /// For each share the first file that the host's permissions have kept from the guest, and why:
-    /// a line.
+    /// For each share a line about the first file that the guest could not read because of the
+    /// host's permissions.
     pub denied: Vec<String>,
     /// The last lines of the console, without escape sequences.
     pub last_lines: Vec<String>,
-    /// Whether the last of them is the firmware's, which starts a kernel.
+    /// Whether the last of them is the firmware's message that it starts a kernel.
     pub is_start_last: bool,
-    /// Whether the last of them has no end.
+    /// Whether the last of them is incomplete.
     pub is_cut: bool,
-    /// How many steps of a test it never came to.
+    /// How many steps of a test were not performed.
     pub steps_left: usize,
     /// From QEMU's start to its end.
     pub duration: Duration,
@@ -191,7 +192,7 @@ pub const EXIT_STATUSES: [(&str, &str); 10] = [
 ];
 
 impl Report {
-    /// What may be missing where the console does not tell.
+    /// A hint at what may be missing if the console shows nothing.
     pub fn hint(&self, machine: &Machine) -> Option<String> {
         let is_silent = self.last_lines.is_empty();
         let by_guest = matches!(self.outcome.end(), Outcome::Reset | Outcome::TimedOut);
@@ -219,7 +220,7 @@ impl Report {
     }
 }
 
-/// What the console showed decides, once it has come to its end.
+/// The outcome with regard to the patterns, once the whole console was read.
 pub(super) fn judge(watch: &Watch, watcher: &mut Watcher, end: Outcome) -> Result<Outcome> {
     watcher.pause()?;
     let failure = |index: usize| watch.fail.get(index).map(Pattern::to_string);
@@ -230,7 +231,7 @@ pub(super) fn judge(watch: &Watch, watcher: &mut Watcher, end: Outcome) -> Resul
             pattern: failure(index).unwrap_or_default(),
             line: watcher.line(),
         },
-        // QEMU's and the server's own failures are not the guest's.
+        // Failures of QEMU and of servers take precedence.
         (None, end @ (Outcome::QemuFailed { .. } | Outcome::ServerFailed { .. })) => end,
         (None, end) => match watch.expect.get(watcher.shown()) {
             Some(expect) => Outcome::NotShown {

@@ -1,4 +1,4 @@
-//! The servers of a run: how each is started, fails on purpose, and ends.
+//! The servers of a run: starting them, making them fail in tests, and how they end.
 
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
@@ -17,12 +17,12 @@ use crate::qmp::LISTEN;
 use crate::serve::{self, Trace};
 use crate::virtiofsd::Virtiofsd;
 
-/// The servers of a run, by their shares' place in [`Machine::shares`], for a test that has them
-/// fail. What it does to them is not taken for the run's own failure.
+/// The servers of a run, by the index of their share in [`Machine::shares`], for tests that make
+/// them fail. A failure caused by a test does not fail the run.
 pub struct Servers<'a>(pub(super) &'a mut [Serving]);
 
 impl Servers<'_> {
-    /// Kills one and waits for its end.
+    /// Kills a server and waits for its end.
     pub fn kill(&mut self, index: usize) {
         let server = &mut self.0[index];
         if server.ended.is_none() {
@@ -34,12 +34,12 @@ impl Servers<'_> {
         }
     }
 
-    /// Stops one (SIGSTOP), if it is a process of its own.
+    /// Stops a server with SIGSTOP, if it is a process of its own.
     pub fn stop(&mut self, index: usize) {
         self.0[index].signal(Signal::STOP);
     }
 
-    /// Stops one, to go on by itself after `duration`.
+    /// Stops a server for `duration`.
     pub fn stop_for(&mut self, index: usize, duration: Duration) {
         self.stop(index);
         self.0[index].stopped_until = Some(Instant::now() + duration);
@@ -57,7 +57,7 @@ pub(super) struct Serving {
     share: String,
     pub(super) errors: Errors,
     ended: Option<Ended>,
-    /// By a test: the machine may outlive it.
+    /// Whether a test killed it on purpose: that is no failure.
     killed: bool,
     stopped_until: Option<Instant>,
 }
@@ -114,7 +114,7 @@ impl Serving {
         }
     }
 
-    /// Becomes readable when the server has ended or failed; `None` when that is known.
+    /// Becomes readable when the server has ended or failed; `None` once that was recorded.
     pub(super) fn end(&self) -> Option<BorrowedFd<'_>> {
         self.ended.is_none().then(|| match &self.server {
             Running::External(process) => process.ended(),
@@ -122,7 +122,7 @@ impl Serving {
         })
     }
 
-    /// Has a server go on (SIGCONT) that was stopped until now; when that is due.
+    /// Sends SIGCONT to a stopped server if its time is over; otherwise returns when it will be.
     pub(super) fn go_on(&mut self, now: Instant) -> Option<Instant> {
         if self.stopped_until.is_some_and(|at| at <= now) {
             self.stopped_until = None;
@@ -131,7 +131,7 @@ impl Serving {
         self.stopped_until
     }
 
-    /// Notes how the server ended, if it ends within `limit`.
+    /// Records how the server ended, if it ends within `limit`.
     pub(super) fn note_end(&mut self, limit: Duration) -> Result<()> {
         if self.ended.is_some() {
             return Ok(());
@@ -147,13 +147,14 @@ impl Serving {
         Ok(())
     }
 
-    /// When it ended, unless a test did it.
+    /// When it ended, unless a test killed it.
     pub(super) fn ended_at(&self) -> Option<Instant> {
         let ended = self.ended.as_ref().filter(|_| !self.killed);
         ended.map(|ended| ended.at)
     }
 
-    /// How the run fails, if the server did and no test did it: what it said is read to its end.
+    /// The outcome of the run if the server has failed without a test's doing. Its standard error
+    /// is read to the end.
     pub(super) fn own_failure(&mut self) -> Result<Option<Outcome>> {
         let ended = self.ended.as_ref().filter(|_| !self.killed);
         if !ended.is_some_and(|ended| ended.failed) {
@@ -163,7 +164,7 @@ impl Serving {
         Ok(Some(self.failure()))
     }
 
-    /// How a run ends that cannot go on without this server.
+    /// The outcome of a run that cannot continue without this server.
     pub(super) fn failure(&self) -> Outcome {
         let how = self.ended.as_ref();
         let how = how.map_or_else(String::new, |ended| format!(" ({})", ended.how));
@@ -177,7 +178,8 @@ impl Serving {
         }
     }
 
-    /// Which file the host's permissions have kept from the guest first, and why.
+    /// The first file that the guest could not read because of the host's permissions, and the
+    /// reason.
     pub(super) fn denied(&self) -> Option<String> {
         match &self.server {
             Running::External(_) => None,
@@ -185,8 +187,8 @@ impl Serving {
         }
     }
 
-    /// Ends the server, which has until `deadline` to do so by itself, and tells how the run fails if
-    /// it had failed, also when the machine did not notice.
+    /// Stops the server, which may end by itself until `deadline`. Returns the run's outcome if the
+    /// server has failed, even if the machine did not notice.
     pub(super) fn finish(&mut self, deadline: Instant) -> Result<Option<Outcome>> {
         match &mut self.server {
             Running::External(process) => {

@@ -1,126 +1,40 @@
-//! QEMU's connections: one at a time, each in a thread of its own, and the way to end them.
+//! Accepts QEMU's connections, one at a time, and handles each in a thread of its own.
 
 use std::io::{PipeReader, PipeWriter, pipe};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::event::{EventfdFlags, PollFlags, eventfd};
+use rustix::event::PollFlags;
 use rustix::net::{RecvFlags, recv};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::device::{Device, Workers};
-use super::lock;
 use super::service::Service;
+use super::status::{Status, event, raise};
 use crate::fd::{either, ready};
+use crate::lock::lock;
 
 /// How long the rest of a message may take.
 const MESSAGE_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long QEMU's end is waited for after half a message.
+/// How long to wait after a faulty message for QEMU to hang up: a QEMU that was killed while it sent
+/// the message is not reported.
 const GRACE: Duration = Duration::from_millis(50);
 
-/// The bytes of a message's header.
+/// The size of a vhost-user message's header.
 const HEADER: usize = 12;
 
-/// What went wrong.
-#[derive(Clone, Debug)]
-pub(super) struct Failure {
-    pub(super) what: String,
-    /// Whether it is the server's own, not one of a connection.
-    pub(super) fatal: bool,
-}
-
-/// How a server fares; shared by all its threads.
-pub(super) struct Status {
-    /// Readable as soon as the server has failed.
-    failed: OwnedFd,
-    failure: Mutex<Option<Failure>>,
-    /// Readable as soon as the server is to end.
-    stop: OwnedFd,
-    stopping: AtomicBool,
-    /// The socket of the QEMU that is connected.
-    connection: Mutex<Option<UnixStream>>,
-    /// Readable as soon as a QEMU has come and gone.
-    pub(super) served: OwnedFd,
-}
-
-impl Status {
-    pub(super) fn new() -> Result<Self> {
-        Ok(Self {
-            failed: event()?,
-            failure: Mutex::default(),
-            stop: event()?,
-            stopping: AtomicBool::new(false),
-            connection: Mutex::default(),
-            served: event()?,
-        })
-    }
-
-    /// Notes what is wrong with the server, unless something was before.
-    pub(super) fn fail(&self, what: &str) {
-        self.note(what.to_owned(), true);
-    }
-
-    fn note(&self, what: String, fatal: bool) {
-        lock(&self.failure).get_or_insert(Failure { what, fatal });
-        raise(&self.failed);
-    }
-
-    pub(super) fn failure(&self) -> Option<Failure> {
-        lock(&self.failure).clone()
-    }
-
-    /// What went wrong, so that it is not told again.
-    pub(super) fn take_failure(&self) -> Option<Failure> {
-        let mut failure = lock(&self.failure);
-        // There is nothing to read when it is read already.
-        let _ = rustix::io::read(&self.failed, &mut [0; 8]);
-        failure.take()
-    }
-
-    /// Becomes readable when something has gone wrong.
-    pub(super) fn failed(&self) -> BorrowedFd<'_> {
-        self.failed.as_fd()
-    }
-
-    /// Ends the server soon.
-    pub(super) fn stop(&self) {
-        self.stopping.store(true, Ordering::SeqCst);
-        raise(&self.stop);
-        self.hang_up();
-    }
-
-    /// Ends the connection that QEMU has.
-    pub(super) fn hang_up(&self) {
-        if let Some(stream) = &*lock(&self.connection) {
-            // It may have ended by itself.
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-fn event() -> Result<OwnedFd> {
-    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-    eventfd(0, flags).context("cannot make an eventfd")
-}
-
-fn raise(event: &OwnedFd) {
-    // It fails when it is raised already, 2^64 times.
-    let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
-}
-
-/// A connection and its thread; dropping it waits for its end.
+/// A connection and its thread. Dropping it joins the thread.
 struct Connection {
     stream: UnixStream,
-    /// At its end when the thread is.
+    /// Reports the end of the file when the thread ends.
     ended: PipeReader,
-    /// Whether it was told that others are turned away.
+    /// Whether the user was told that a second QEMU was turned away.
     told: bool,
     thread: Option<JoinHandle<()>>,
 }
@@ -128,21 +42,21 @@ struct Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
-            // It contains its panics.
+            // The thread catches its own panics.
             let _ = thread.join();
         }
     }
 }
 
 impl Connection {
-    /// Whether QEMU has hung up, though its thread may be at work.
+    /// Whether QEMU has hung up; the thread may still be answering its requests.
     fn is_gone(&self) -> bool {
         let fds = [(self.stream.as_fd(), PollFlags::RDHUP)];
         ready(&fds, Some(Duration::ZERO)).is_ok_and(|ready| ready == [true])
     }
 }
 
-/// Serves each QEMU that connects, until told to stop.
+/// Serves each QEMU that connects, until [`Status::stop`].
 pub(super) fn serve(
     service: &Arc<Service>,
     status: &Arc<Status>,
@@ -161,7 +75,8 @@ pub(super) fn serve(
                     .iter()
                     .map(|now| (now.ended.as_fd(), PollFlags::IN)),
             );
-            // One that connects while the last one's requests end is not one too many.
+            // A QEMU that connects after the last one hung up waits until that one's requests end;
+            // it is not turned away.
             let listens = connection.as_ref().is_none_or(|now| !now.is_gone());
             if listens {
                 fds.push((listener.as_fd(), PollFlags::IN));
@@ -170,7 +85,7 @@ pub(super) fn serve(
             let [stop, .., last] = ready[..] else {
                 bail!("nothing to wait for");
             };
-            if stop || status.stopping.load(Ordering::SeqCst) {
+            if stop {
                 status.hang_up();
                 return Ok(());
             }
@@ -182,7 +97,7 @@ pub(super) fn serve(
             } else if listens && last && connection.as_ref().is_none_or(|now| !now.is_gone()) {
                 let stream = match listener.accept() {
                     Ok((stream, _)) => stream,
-                    // It has given up.
+                    // The peer has closed it before it was accepted.
                     Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => continue,
                     Err(error) => return Err(error).context("cannot accept a connection"),
                 };
@@ -232,17 +147,17 @@ fn connect(
     })
 }
 
-/// Ends a connection when dropped.
+/// Closes a connection when dropped.
 struct HangUp<'a>(&'a UnixStream);
 
 impl Drop for HangUp<'_> {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The peer may have closed it already.
         let _ = self.0.shutdown(Shutdown::Both);
     }
 }
 
-/// Does what QEMU's messages say until it hangs up.
+/// Handles QEMU's messages until it hangs up.
 fn converse(workers: &Arc<Workers>, stream: UnixStream, request_queues: usize) -> Result<()> {
     stream.set_read_timeout(Some(MESSAGE_LIMIT))?;
     let peer = stream.try_clone()?;
@@ -250,14 +165,14 @@ fn converse(workers: &Arc<Workers>, stream: UnixStream, request_queues: usize) -
     let lost = device.lost();
     let device = Arc::new(Mutex::new(device));
     let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
-    // Whoever connects from its end on is not one too many.
+    // From here on another QEMU that connects is not turned away.
     let _hang_up = HangUp(&peer);
     loop {
         let (_, gone) = either(peer.as_fd(), lost.as_fd())?;
         if gone {
             bail!("QEMU's memory file was cut short: its connection is ended");
         }
-        // The library waits for the rest of a header without a limit.
+        // The library waits without a limit for the rest of a header: refuse half a header here.
         let mut header = [0; HEADER];
         let there = recv(&peer, &mut header, RecvFlags::PEEK | RecvFlags::WAITALL);
         let half = there.is_ok_and(|(_, there)| (1..HEADER).contains(&there));
@@ -269,14 +184,14 @@ fn converse(workers: &Arc<Workers>, stream: UnixStream, request_queues: usize) -
         let Err(error) = handled else {
             continue;
         };
-        // Who is killed in the middle of a message is gone soon.
+        // A QEMU that was killed while it sent a message hangs up soon.
         let hung_up = ready(&[(peer.as_fd(), PollFlags::RDHUP)], Some(GRACE))?;
         return match error {
-            // QEMU's end, or ours, also in the middle of a message.
+            // QEMU or this server closed the connection, possibly in the middle of a message.
             Error::Disconnected | Error::SocketBroken(_) | Error::SocketError(_) => Ok(()),
             _ if hung_up == [true] => Ok(()),
             error => Err(match lock(&device).no_queue {
-                // QEMU does not ask how many queues there are.
+                // QEMU does not ask for the number of queues.
                 Some(queue) => anyhow!(
                     "QEMU asked for queue {queue}, which is not there; its num-request-queues may be \
                      {request_queues}: allow more with --request-queues"

@@ -1,4 +1,5 @@
-//! The vhost-user device: what QEMU's messages do to the queues, and who answers what is in them.
+//! The vhost-user device: handles QEMU's messages about queues and memory, and distributes requests
+//! to threads.
 
 use std::fs::File;
 use std::io;
@@ -19,21 +20,21 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 
-use super::connection::Status;
 use super::memory::Memory;
 use super::pool::Pool;
 use super::queue::{Queue, Request};
 use super::service::{Service, Taken, message};
+use super::status::Status;
 
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
-/// The smallest READ for which another thread is woken.
+/// The smallest READ that is passed to another thread.
 const LARGE_READ: u32 = 64 << 10;
 
-/// Who answers the requests of a share.
+/// The threads that answer the requests of a share.
 pub(super) struct Workers {
     service: Arc<Service>,
     status: Arc<Status>,
@@ -41,7 +42,7 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    /// So many threads beside each queue's own.
+    /// Starts `threads` threads in addition to each queue's own.
     pub(super) fn new(
         service: &Arc<Service>,
         status: &Arc<Status>,
@@ -60,8 +61,9 @@ impl Workers {
         })
     }
 
-    /// Answers a request of a queue in its thread, or has it answered: a large READ while others
-    /// wait, and what is to wait itself. Waking another thread takes longer than a small request.
+    /// Answers a request in the queue's thread, or passes it to the pool: a large READ while other
+    /// requests wait, or a request with an injected delay. Waking another thread takes longer than
+    /// answering a small request.
     fn take(&self, request: Request) {
         let taken = self.service.take(&request.chain);
         if taken.verdict.disconnect {
@@ -94,16 +96,16 @@ fn answer(service: &Service, status: &Status, request: &Request, taken: &Taken) 
     }
 }
 
-/// The device that one QEMU sees. Dropping it waits for all that is being answered.
+/// The device of one connection. Dropping it waits for the requests in flight.
 pub(super) struct Device {
     /// The hiprio queue and the request queues (virtio 1.2, 5.11.2).
     queues: Vec<Arc<Queue>>,
     threads: Vec<JoinHandle<()>>,
-    /// Becomes readable when the guest's memory is gone.
+    /// Becomes readable when the guest's memory was truncated.
     lost: Arc<OwnedFd>,
     memory: Memory,
     owned: bool,
-    /// The queue that was asked for and is not there.
+    /// The number of a queue that QEMU asked for and that does not exist.
     pub(super) no_queue: Option<u32>,
 }
 
@@ -139,7 +141,7 @@ impl Device {
         Ok(device)
     }
 
-    /// What tells of memory that is gone.
+    /// The event that is raised when the guest's memory was truncated.
     pub(super) fn lost(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.lost)
     }
@@ -154,7 +156,7 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // All at once, then one after the other.
+        // Tell all threads to end, then join them.
         for queue in &self.queues {
             queue.hurry();
         }
@@ -163,7 +165,7 @@ impl Drop for Device {
             queue.end();
         }
         for thread in self.threads.drain(..) {
-            // It contains its panics.
+            // The thread catches its own panics.
             let _ = thread.join();
         }
     }
@@ -177,7 +179,7 @@ fn failed(error: impl Into<io::Error>) -> Error {
     Error::ReqHandlerError(error.into())
 }
 
-/// What QEMU has no reason to ask for: it was not offered.
+/// The error for messages of features that were not offered.
 const NOT_OFFERED: Error = Error::InvalidOperation("it was not offered");
 
 impl VhostUserBackendReqHandlerMut for Device {
@@ -203,7 +205,8 @@ impl VhostUserBackendReqHandlerMut for Device {
         }
         for queue in &self.queues {
             queue.set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
-            // Without it there is no message that enables them.
+            // Without protocol features QEMU sends no SET_VRING_ENABLE: the queues are enabled from
+            // the start.
             if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
                 queue.set_enabled(true);
             }

@@ -1,10 +1,10 @@
-//! Faults on purpose, for tests and for authors of firmware.
+//! Fault injection, for tests and for authors of firmware.
 //!
 #![doc = concat!("```text\n", include_str!("fault.txt"), "```")]
 //!
-//! Requests are counted in the order in which the guest made them, by each rule for itself and
-//! from the server's start; the same requests and the same numbers give the same faults. Of several
-//! request queues, which one comes first is chance.
+//! Each rule counts its requests in the guest's order from the server's start, so the same requests
+//! with the same seed get the same faults. With several request queues, the order between queues is
+//! not determined.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,10 +15,10 @@ use anyhow::{Context, Error, Result, bail, ensure};
 
 use super::opcode;
 
-/// How faults are written, for a person.
+/// The syntax of faults, for the help text.
 pub const RULES: &str = include_str!("fault.txt");
 
-/// The errors by name; any other goes by its number.
+/// The errors that have a name; others are written as numbers.
 const ERRNOS: [(&str, i32); 21] = [
     ("EPERM", libc::EPERM),
     ("ENOENT", libc::ENOENT),
@@ -43,8 +43,8 @@ const ERRNOS: [(&str, i32); 21] = [
     ("ESTALE", libc::ESTALE),
 ];
 
-/// What the server does wrong on purpose, parsed from rules like `delay=20ms@READ:5,drop=LOOKUP:3`;
-/// `bootshare-host serve --help` lists them.
+/// The faults to inject, parsed from rules like `delay=20ms@READ:5,drop=LOOKUP:3`; `bootshare-host
+/// serve --help` lists them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fault {
     rules: Vec<Rule>,
@@ -233,7 +233,7 @@ fn parse_when(text: &str) -> Option<When> {
     })
 }
 
-/// What is to be done to one request.
+/// The faults for one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Verdict {
     pub(super) delay: Option<Duration>,
@@ -242,7 +242,7 @@ pub(super) struct Verdict {
     pub(super) disconnect: bool,
     pub(super) error: Option<i32>,
     pub(super) truncate: Option<u32>,
-    /// The state of the generator that says which bits are flipped.
+    /// The seed that selects the bit to flip.
     pub(super) corrupt: Option<u64>,
 }
 
@@ -302,8 +302,7 @@ impl Verdict {
     }
 }
 
-/// The finaliser of SplitMix64: a number that has nothing to do with its argument, the same each
-/// time.
+/// The finaliser of SplitMix64: a deterministic hash of a number.
 pub(super) fn mix(number: u64) -> u64 {
     let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let number = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,8 +1,8 @@
-//! The guest's memory: files of QEMU's that are mapped here as well.
+//! The guest's memory: QEMU's memory files, mapped into this process.
 //!
-//! QEMU may cut such a file short; a look at what is gone is a SIGBUS, which would end the process,
-//! and every other guest with it. The handler here puts empty memory in the place of the whole region and
-//! has the connection ended.
+//! If QEMU truncates such a file, an access to the missing part raises SIGBUS, which would end the
+//! process and with it the connections of all guests. The handler here maps zero-filled memory over
+//! the whole region and has the connection closed.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -15,13 +15,13 @@ use std::sync::{Arc, OnceLock};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
-/// The guest's memory, and how QEMU addresses it. Clones are the same memory.
+/// The guest's memory, and QEMU's addresses of it. Clones refer to the same memory.
 #[derive(Clone, Default)]
 pub(super) struct Memory(Arc<Table>);
 
 #[derive(Default)]
 struct Table {
-    /// Ends before the mappings do.
+    /// Dropped before the mappings.
     _watched: Vec<Watched>,
     memory: GuestMemoryMmap,
     /// QEMU's address, the guest's, and the size of each region.
@@ -37,7 +37,7 @@ impl Deref for Memory {
 }
 
 impl Memory {
-    /// Maps QEMU's regions; `lost` becomes readable when one of them is gone.
+    /// Maps QEMU's regions; `lost` becomes readable when one of them was truncated.
     pub(super) fn new(
         regions: &[VhostUserMemoryRegion],
         files: Vec<std::fs::File>,
@@ -64,7 +64,7 @@ impl Memory {
         })))
     }
 
-    /// The guest's address of one of QEMU's.
+    /// Translates one of QEMU's addresses to a guest address.
     pub(super) fn guest_address(&self, address: u64) -> Option<GuestAddress> {
         self.0.mappings.iter().find_map(|&(theirs, guest, size)| {
             let offset = address
@@ -75,7 +75,8 @@ impl Memory {
     }
 }
 
-/// A place in the table that the handler looks at: it can neither allocate nor wait.
+/// An entry of the handler's table. It is made of atomics because a signal handler can neither
+/// allocate nor lock.
 struct Place {
     /// 0: free; 1: being filled.
     start: AtomicUsize,
@@ -83,7 +84,7 @@ struct Place {
     lost: AtomicI32,
 }
 
-/// As many as 32 shares can have: a QEMU has 8 regions.
+/// Enough for 32 shares: a QEMU has at most 8 regions.
 static PLACES: [Place; 256] = [const {
     Place {
         start: AtomicUsize::new(0),
@@ -92,10 +93,10 @@ static PLACES: [Place; 256] = [const {
     }
 }; 256];
 
-/// A mapping that the handler knows; it must be dropped before the mapping.
+/// A mapping in the handler's table. It must be dropped before the mapping.
 struct Watched {
     place: &'static Place,
-    /// The handler has its number.
+    /// Keeps the descriptor open, whose number the handler uses.
     _lost: Arc<OwnedFd>,
 }
 
@@ -126,25 +127,25 @@ impl Drop for Watched {
     }
 }
 
-/// What handled the signal before.
+/// The previous action of SIGBUS.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// Has SIGBUS handled, once for the process.
+/// Installs the SIGBUS handler, once for the process.
 fn catch() -> io::Result<()> {
     static DONE: OnceLock<Result<(), i32>> = OnceLock::new();
     let done = DONE.get_or_init(|| {
         let mut before = MaybeUninit::uninit();
-        // SAFETY: with no new action the call writes the present one, and nothing else.
+        // SAFETY: without a new action, the call only writes the present one to `previous`.
         if unsafe { libc::sigaction(libc::SIGBUS, null(), before.as_mut_ptr()) } != 0 {
             return Err(io::Error::last_os_error().raw_os_error().unwrap_or(0));
         }
-        // SAFETY: the call before has filled it.
+        // SAFETY: the call above has initialised it.
         let before = BEFORE.get_or_init(|| unsafe { before.assume_init() });
         let mut action = *before;
         action.sa_sigaction = on_bus_error as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // SAFETY: the handler does what a handler may (signal-safety(7)): it reads atomics and
-        // makes system calls. It has the arguments that SA_SIGINFO asks for.
+        // SAFETY: the handler is async-signal-safe (signal-safety(7)): it reads atomics and makes
+        // system calls. Its signature is that of an SA_SIGINFO handler.
         if unsafe { libc::sigaction(libc::SIGBUS, &raw const action, null_mut()) } != 0 {
             return Err(io::Error::last_os_error().raw_os_error().unwrap_or(0));
         }
@@ -158,9 +159,9 @@ extern "C" fn on_bus_error(
     info: *mut libc::siginfo_t,
     _context: *mut libc::c_void,
 ) {
-    // SAFETY: the kernel passes a siginfo_t.
+    // SAFETY: the kernel passes a valid siginfo_t.
     let info = unsafe { &*info };
-    // SAFETY: it is one of a SIGBUS, which has an address.
+    // SAFETY: the siginfo_t of a SIGBUS has an address.
     let address = unsafe { info.si_addr() } as usize;
     for place in &PLACES {
         let start = place.start.load(Ordering::Acquire);
@@ -170,20 +171,21 @@ extern "C" fn on_bus_error(
         }
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: these addresses are a mapping of the guest's memory, whose bytes nobody relies on
-        // (vm-memory takes all of them for volatile); it goes on to be one, and is unmapped as it
-        // would have been.
+        // SAFETY: the range is a mapping of guest memory, which vm-memory accesses as volatile
+        // only. It stays mapped, and is unmapped later like the original mapping.
         let new = unsafe { libc::mmap(start as *mut _, size, access, flags, -1, 0) };
         if new != libc::MAP_FAILED {
             let one = 1_u64.to_ne_bytes();
             let lost = place.lost.load(Ordering::Relaxed);
-            // SAFETY: the bytes are there; the descriptor is open as long as the place is taken.
+            // SAFETY: the buffer is valid, and the descriptor is open as long as the table entry is
+            // in use.
             unsafe { libc::write(lost, one.as_ptr().cast(), one.len()) };
             return;
         }
     }
     if let Some(before) = BEFORE.get() {
-        // SAFETY: it is the action that was in effect before; the fault comes again, and is its own.
+        // SAFETY: this restores the previous action; the access faults again and is handled by
+        // that.
         unsafe { libc::sigaction(libc::SIGBUS, before, null_mut()) };
     }
 }

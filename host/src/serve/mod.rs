@@ -1,10 +1,10 @@
 //! The embedded server: a read-only virtio-fs device over vhost-user, in threads of this process.
 //!
-//! One server serves one share: a directory, or several of which earlier ones cover later ones.
-//! Whatever would change something is answered with EROFS before the file system sees it, nothing
-//! outside the directories can be reached, and it needs no privilege. vhost-user-backend talks to
-//! QEMU, fuse-backend-rs decodes and encodes FUSE; file data goes from the page cache into the
-//! guest's memory by preadv(2).
+//! One server serves one share: a directory, or several layers, of which earlier ones cover later
+//! ones. Requests that would modify something are answered with EROFS before they are decoded,
+//! nothing outside the directories can be reached, and the server needs no privilege. The `vhost`
+//! crate decodes QEMU's messages, fuse-backend-rs decodes and encodes FUSE; file data is read from
+//! the page cache into the guest's memory by preadv(2).
 
 mod connection;
 mod device;
@@ -16,13 +16,14 @@ mod pool;
 mod queue;
 mod service;
 mod socket;
+mod status;
 mod trace;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -38,21 +39,21 @@ pub use trace::{Trace, print};
 
 use crate::fd::ready;
 use crate::prepare::Prepare;
-use connection::Status;
 use fault::Injector;
 use fs::Share;
 use service::Service;
+use status::Status;
 
-/// Threads that answer requests, unless told otherwise.
+/// The default number of threads that answer requests.
 pub const DEFAULT_THREADS: usize = 2;
 
-/// The most threads that may be asked for.
+/// The largest number of threads.
 pub const MAX_THREADS: usize = 256;
 
 /// The most request queues of a share.
 pub const MAX_REQUEST_QUEUES: u32 = 8;
 
-/// How long a server may take to end: no disk takes longer for a request.
+/// How long a server may take to stop: no disk takes longer to answer a request.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// What to serve, and how.
@@ -64,24 +65,25 @@ pub struct Options {
     pub dirs: Vec<PathBuf>,
     /// Request queues that a machine may use, 1 to [`MAX_REQUEST_QUEUES`].
     pub request_queues: u32,
-    /// Threads that answer requests of whatever queue beside each queue's own, at most [`MAX_THREADS`].
+    /// Threads that answer requests of any queue in addition to each queue's own thread, at most
+    /// [`MAX_THREADS`].
     pub threads: usize,
-    /// How long the guest may rely on what it was told.
+    /// How long the guest may cache names, attributes and content.
     pub cache: Cache,
     /// Whether the guest sees extended attributes.
     pub xattr: bool,
-    /// Whose the guest sees the files to be.
+    /// Which owner of the files the guest sees.
     pub owner: Owner,
-    /// Whether the guest is told what is mounted in the directories. Linux's overlayfs refuses such a
-    /// place in a lower layer, with EREMOTE.
+    /// Whether file systems mounted in the directories are announced to the guest as submounts.
+    /// Linux's overlayfs refuses submounts in a lower layer, with EREMOTE.
     pub submounts: bool,
-    /// How kernels are prepared for the firmware, if they are.
+    /// How kernels are prepared for the firmware; `None` if they are not.
     pub prepare: Option<Prepare>,
-    /// The process's limit of open files [default: as many as it may have].
+    /// The process's limit of open files; `None` is the hard limit.
     pub open_files: Option<u64>,
-    /// What goes wrong on purpose.
+    /// Faults that are injected for tests.
     pub fault: Option<Fault>,
-    /// Where requests and replies are recorded.
+    /// The trace in which requests and replies are recorded.
     pub trace: Option<Arc<Trace>>,
 }
 
@@ -132,18 +134,18 @@ impl Options {
     }
 }
 
-/// A server that runs. Dropping it ends it.
+/// A running server. Dropping it stops it.
 pub struct Server {
     service: Arc<Service>,
     status: Arc<Status>,
-    /// Its sender is gone when the thread's work is done.
+    /// Disconnected when the thread has finished.
     ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Serves each QEMU that connects to `listener`, one at a time; another one that comes meanwhile is
-    /// turned away.
+    /// Serves each QEMU that connects to `listener`, one at a time; further connections are refused
+    /// meanwhile.
     ///
     /// # Errors
     /// A directory cannot be read, or threads cannot be started.
@@ -171,23 +173,25 @@ impl Server {
         })
     }
 
-    /// Becomes readable when the server has failed; it may go on all the same.
+    /// Becomes readable when the server has a failure; it may continue nevertheless.
     pub fn failed(&self) -> BorrowedFd<'_> {
         self.status.failed()
     }
 
-    /// What went wrong first.
+    /// The first failure.
     pub fn failure(&self) -> Option<String> {
         self.status.failure().map(|failure| failure.what)
     }
 
-    /// Which file the host's permissions have kept from a guest first, and why, on one line.
+    /// The first file that a guest could not read because of the host's permissions, and the
+    /// reason, on one line.
     pub fn denied(&self) -> Option<String> {
         self.service.denied()
     }
 
-    /// Ends the server, also under a QEMU that runs, and waits for its threads; but not for ever for
-    /// one that waits for a file system of the host: it ends with the process.
+    /// Stops the server, even with QEMU connected, and joins its threads. It waits for at most 10
+    /// s, because a thread may hang in a read from a file system of the host; such a thread ends
+    /// with the process.
     pub fn stop(&mut self) {
         self.status.stop();
         let Some(thread) = self.thread.take() else {
@@ -210,11 +214,11 @@ impl Drop for Server {
     }
 }
 
-/// A share without a device: for one that has its own queues.
+/// Answers FUSE requests without a vhost-user device, for callers with queues of their own.
 pub struct Handler(Service);
 
 impl Handler {
-    /// A handler of `options`; its threads are the caller's.
+    /// A handler of `options`. It starts no threads.
     ///
     /// # Errors
     /// A directory cannot be read.
@@ -222,23 +226,19 @@ impl Handler {
         options.service().map(Self)
     }
 
-    /// Answers a request, at once: of the faults a delay has no effect here. Returns how many bytes
-    /// of its buffers were written; `None` when it is not to be given back.
+    /// Answers a request immediately: an injected delay has no effect here. Returns how many bytes
+    /// of its buffers were written; `None` if the request must not be returned to the driver.
     pub fn answer(&self, chain: &DescriptorChain<impl MemoryRef>) -> Option<u32> {
         let taken = self.0.take(chain);
         self.0.answer(chain, &taken, None).used
     }
 }
 
-/// A panic elsewhere leaves nothing half done that matters here.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Serves at `endpoint` until a signal ends it, or with `once` until a QEMU has come and gone.
+/// Serves at `endpoint` until a signal arrives or, with `once`, until the first QEMU has
+/// disconnected.
 ///
 /// # Errors
-/// The socket cannot be made, a directory cannot be read, or the server failed.
+/// The socket cannot be created, a directory cannot be read, or the server failed.
 pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
     let interrupt = crate::interrupt::interrupted().context("cannot watch for signals")?;
     let (listener, _socket) = endpoint.listen()?;
@@ -264,7 +264,7 @@ pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
             Some(failure) if failure.fatal || (once && served) => {
                 bail!("the server of {tag} failed: {}", failure.what);
             }
-            // The next QEMU is served.
+            // The server goes on with the next QEMU.
             Some(failure) => eprintln!("bootshare-host: warning: {tag}: {}", failure.what),
             None => {}
         }
@@ -272,7 +272,7 @@ pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
             return Ok(());
         }
         if served {
-            // It is not asked for.
+            // Clear the event.
             let _ = rustix::io::read(&status.served, &mut [0; 8]);
         }
     }

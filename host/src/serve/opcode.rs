@@ -1,16 +1,15 @@
-//! FUSE's operations: their numbers (`linux/fuse.h`), names, and what a read-only server makes of
-//! them.
+//! FUSE operations: their numbers (`linux/fuse.h`), names, and how a read-only server treats them.
 
 use rustix::io::Errno;
 
-/// What a read-only server makes of an operation.
+/// How a read-only server treats an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
     /// It reads; the file system answers it.
     Read,
-    /// It would change something: EROFS, and the file system never sees it.
+    /// It modifies the file system: refused with EROFS before it is decoded.
     Write,
-    /// It reads unless its flags say otherwise.
+    /// Its flags decide whether it modifies something.
     Mixed,
     /// It has no reply.
     Silent,
@@ -18,7 +17,7 @@ pub(super) enum Class {
 
 use Class::{Mixed, Read, Silent, Write};
 
-/// Number, name and class. What is not here is answered with ENOSYS.
+/// Number, name and class. An operation that is not listed is answered with ENOSYS.
 const OPCODES: [(u32, &str, Class); 50] = [
     (1, "LOOKUP", Read),
     (2, "FORGET", Silent),
@@ -81,7 +80,7 @@ pub(super) fn name(opcode: u32) -> Option<&'static str> {
     find(opcode).map(|(_, name, _)| *name)
 }
 
-/// The operation of that name, in any case.
+/// The operation of that name; upper and lower case are equal.
 pub(super) fn by_name(name: &str) -> Option<u32> {
     let mut all = OPCODES.iter();
     all.find(|(_, known, _)| known.eq_ignore_ascii_case(name))
@@ -98,7 +97,8 @@ pub(super) fn is_init(opcode: u32) -> bool {
     opcode == 26
 }
 
-/// Refuses what a read-only share has no answer to; `body` is what follows the request's header.
+/// The error for a request that a read-only server refuses; `None` if the file system is to answer
+/// it. `body` is what follows the request's header.
 pub(super) fn refusal(opcode: u32, body: &[u8]) -> Option<Errno> {
     let Some((_, name, class)) = find(opcode) else {
         return Some(Errno::NOSYS);
@@ -110,8 +110,8 @@ pub(super) fn refusal(opcode: u32, body: &[u8]) -> Option<Errno> {
             ("OPEN", Some(flags)) => writes(flags).then_some(Errno::ROFS),
             // access(2): W_OK is 2.
             ("ACCESS", Some(mask)) => (mask & 2 != 0).then_some(Errno::ROFS),
-            // The command stands behind the handle and the flags; the direction `write` in it
-            // (asm-generic/ioctl.h) is that of everything that sets.
+            // The command follows the handle and the flags. Every command that sets something has
+            // the direction `write` (asm-generic/ioctl.h).
             ("IOCTL", _) => Some(match word(body, 12) {
                 Some(command) if command >> 30 & 1 == 0 => Errno::NOTTY,
                 _ => Errno::ROFS,
@@ -121,7 +121,7 @@ pub(super) fn refusal(opcode: u32, body: &[u8]) -> Option<Errno> {
     }
 }
 
-/// The 32-bit number at a place of a request or reply.
+/// The 32-bit number at an offset in a request or reply.
 pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }

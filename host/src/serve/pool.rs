@@ -1,12 +1,12 @@
-//! Threads that answer requests beside the queues' own.
+//! Threads that answer requests in addition to each queue's own thread.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::lock;
+use crate::lock::lock;
 
-/// Threads that work on what nobody else has time for; dropping it waits for them.
+/// A pool of threads. Dropping it joins them.
 pub(super) struct Pool<Job> {
     shared: Arc<Shared<Job>>,
     threads: Vec<JoinHandle<()>>,
@@ -18,14 +18,14 @@ struct Shared<Job> {
 }
 
 struct State<Job> {
-    /// No more than there are threads that have nothing to do.
+    /// Jobs that were offered; never more than there are idle threads.
     jobs: Vec<Job>,
     idle: usize,
     ending: bool,
 }
 
 impl<Job: Send + 'static> Pool<Job> {
-    /// Starts so many threads, each of which does jobs by `work`, which does not panic.
+    /// Starts `threads` threads, which call `work` for each job. `work` must not panic.
     pub(super) fn new(
         threads: usize,
         work: impl Fn(Job) + Clone + Send + 'static,
@@ -51,7 +51,7 @@ impl<Job: Send + 'static> Pool<Job> {
         Ok(pool)
     }
 
-    /// Has a thread that has nothing to do take a job; returns it when there is none.
+    /// Gives the job to an idle thread; returns the job if no thread is idle.
     pub(super) fn offer(&self, job: Job) -> Option<Job> {
         let mut state = lock(&self.shared.state);
         if state.jobs.len() >= state.idle {
@@ -91,7 +91,7 @@ impl<Job> Drop for Pool<Job> {
         lock(&self.shared.state).ending = true;
         self.shared.ready.notify_all();
         for thread in self.threads.drain(..) {
-            // Its jobs do not panic.
+            // `work` does not panic.
             let _ = thread.join();
         }
     }

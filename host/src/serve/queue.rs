@@ -1,11 +1,12 @@
-//! A queue and its thread.
+//! A virtqueue and its thread.
 //!
-//! A request is taken from the ring only when somebody answers it at once: this thread, or one of
-//! the pool that has nothing to do. So nothing of the guest's waits in our memory, and a queue that
-//! is stopped waits for what is being answered and for nothing else; the rest is still in the ring.
+//! A request is taken from the ring only when a thread answers it at once: this queue's, or an idle
+//! thread of the pool. So no request waits in the server's memory, and stopping a queue waits only
+//! for the requests that are being answered; all others are still in the ring.
 //!
-//! When the guest resets the device, QEMU stops the queues and then tells the guest that it is done:
-//! from there on the guest's memory is its own again.
+//! When the guest resets the device, QEMU stops each queue (GET_VRING_BASE) and then reports the
+//! reset as complete. From then on the guest may reuse its buffers, so GET_VRING_BASE is answered
+//! only when no request is in flight.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
@@ -18,10 +19,10 @@ use rustix::io::Errno;
 use virtio_queue::{DescriptorChain, Error, Queue as Ring, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::lock;
 use super::memory::Memory;
+use crate::lock::lock;
 
-/// QEMU's greatest for vhost-user-fs.
+/// The largest queue size that QEMU's vhost-user-fs device allows.
 pub(super) const QUEUE_SIZE: u16 = 1024;
 
 /// VRING_AVAIL_F_NO_INTERRUPT (virtio 1.2, 2.7.7).
@@ -30,28 +31,28 @@ const NO_INTERRUPT: u16 = 1;
 /// A request as the guest wrote it.
 pub(super) type Chain = DescriptorChain<Memory>;
 
-/// A queue, for its thread, the pool's, and QEMU's messages.
+/// A queue, shared by its thread, the pool's threads, and the thread that handles QEMU's messages.
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// What is being answered has become less, or is in a hurry.
+    /// Notified when fewer requests are in flight, or when delays are to end.
     changed: Condvar,
-    /// Has the thread look at the state again.
+    /// An eventfd that makes the thread look at the state again.
     wake: OwnedFd,
 }
 
 struct State {
     ring: Ring,
     memory: Memory,
-    /// Tells of requests, and of answers.
+    /// QEMU's eventfds: `kick` for requests, `call` for answers.
     kick: Option<Arc<OwnedFd>>,
     call: Option<OwnedFd>,
     enabled: bool,
     event_idx: bool,
-    /// Requests that are being answered.
+    /// The number of requests in flight.
     in_flight: usize,
-    /// Nothing is taken, and no fault waits.
+    /// The queue is being stopped: no request is taken, and no injected delay waits.
     stopping: bool,
-    /// The thread is to end.
+    /// The thread must end.
     ending: bool,
 }
 
@@ -60,12 +61,12 @@ impl State {
         self.enabled && !self.stopping && self.kick.is_some()
     }
 
-    /// Whether the driver wants to be told of answers (virtio 1.2, 2.7.7.2 and 2.7.10).
+    /// Whether the driver wants an interrupt for answers (virtio 1.2, 2.7.7.2 and 2.7.10).
     fn is_call_wanted(&mut self) -> bool {
         if self.event_idx {
             return self.ring.needs_notification(&*self.memory).unwrap_or(true);
         }
-        // The answer must be seen before the flags are read.
+        // The used ring must be written before the driver's flags are read.
         fence(Ordering::SeqCst);
         let flags = GuestAddress(self.ring.avail_ring());
         let flags = self.memory.load::<u16>(flags, Ordering::Relaxed);
@@ -73,16 +74,16 @@ impl State {
     }
 }
 
-/// A request that is being answered; the queue waits for it when it is to be stopped.
+/// A request in flight. Stopping the queue waits until it is dropped.
 pub(super) struct Request {
     pub(super) chain: Chain,
-    /// Whether there are more behind it.
+    /// Whether the ring holds more requests after it.
     pub(super) more: bool,
     queue: Arc<Queue>,
 }
 
 impl Request {
-    /// Waits, but not while the queue is to be stopped.
+    /// Waits for `time`, or until the queue is being stopped.
     pub(super) fn wait(&self, time: Duration) {
         let end = Instant::now() + time;
         let mut state = self.queue.lock();
@@ -96,16 +97,17 @@ impl Request {
         }
     }
 
-    /// Gives the request back with `used` bytes written.
+    /// Returns the request to the guest with `used` bytes written.
     pub(super) fn give_back(&self, used: u32) {
         let state = &mut *self.queue.lock();
         let head = self.chain.head_index();
-        // It fails only when the guest or QEMU took away what it needs: then nobody is waiting.
+        // This fails only after the guest or QEMU removed the ring from memory: then nobody waits
+        // for the answer.
         let _ = state.ring.add_used(&*state.memory, head, used);
         if state.is_call_wanted()
             && let Some(call) = &state.call
         {
-            // It does not block: a full one has not been read since the last answers.
+            // The eventfd does not block: if its counter is full, an interrupt is pending anyway.
             let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
         }
     }
@@ -142,7 +144,7 @@ impl Queue {
         lock(&self.state)
     }
 
-    /// The thread: has `answer` answer the requests, until the connection ends.
+    /// The thread's function: calls `answer` for each request until the connection ends.
     pub(super) fn run(self: &Arc<Self>, answer: &mut dyn FnMut(Request)) {
         loop {
             let kick = {
@@ -161,14 +163,14 @@ impl Queue {
             }
             let [woken, kicked] = fds.map(|fd| !fd.revents().is_empty());
             if woken {
-                // It is ours, and does not fail.
+                // Reading our own eventfd does not fail.
                 let _ = take_event(self.wake.as_fd());
             }
             if let Some(kick) = &kick
                 && kicked
                 && take_event(kick.as_fd()).is_err()
             {
-                // It is no eventfd: waiting for it would have no end.
+                // The descriptor is not an eventfd and stays readable: stop polling it.
                 let mut state = self.lock();
                 if state
                     .kick
@@ -179,8 +181,8 @@ impl Queue {
                 }
                 continue;
             }
-            // A ring that makes no sense is left alone until the next kick: one with an error, and
-            // one that is said to have requests and has none.
+            // A faulty ring is left alone until the next kick: reading it failed, or its index
+            // announces requests that it does not have.
             let mut without = 0;
             while without < 2
                 && let Ok((taken, true)) = self.take_all(answer)
@@ -190,11 +192,12 @@ impl Queue {
         }
     }
 
-    /// Has all that is there answered: whether there was anything, and whether there is more by then.
+    /// Answers all requests in the ring. Returns whether there were any, and whether more have
+    /// arrived meanwhile.
     fn take_all(self: &Arc<Self>, answer: &mut dyn FnMut(Request)) -> Result<(bool, bool), Error> {
         {
             let state = &mut *self.lock();
-            // A queue that was never set up has its used ring at the guest's address 0.
+            // A queue that was never set up would have its used ring at guest address 0.
             if !state.is_running() {
                 return Ok((false, false));
             }
@@ -228,7 +231,7 @@ impl Queue {
         }))
     }
 
-    /// Has the thread see what was changed.
+    /// Makes the thread look at the changed state.
     fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.lock());
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
@@ -249,7 +252,8 @@ impl Queue {
         self.lock().ring.try_set_size(size)
     }
 
-    /// Where the ring is: descriptors, available and used ring. What was used is in the last.
+    /// Sets the addresses of the descriptor table, the available ring and the used ring. The next
+    /// used index is read from the used ring.
     pub(super) fn set_addresses(&self, addresses: [GuestAddress; 3]) -> Result<(), Error> {
         let state = &mut *self.lock();
         let [descriptors, available, used] = addresses;
@@ -269,7 +273,7 @@ impl Queue {
         self.change(|state| state.enabled = enabled);
     }
 
-    /// Starts the queue: QEMU's `kick` tells of requests.
+    /// Starts the queue; QEMU signals requests by `kick`.
     pub(super) fn start(&self, kick: Option<OwnedFd>) -> Result<(), Errno> {
         let kick = kick.map(not_blocking).transpose()?;
         self.change(|state| {
@@ -285,13 +289,13 @@ impl Queue {
         Ok(())
     }
 
-    /// Ends all waiting: nothing more is taken.
+    /// Ends injected delays, and takes no more requests.
     pub(super) fn hurry(&self) {
         self.change(|state| state.stopping = true);
         self.changed.notify_all();
     }
 
-    /// Stops the queue, when what is being answered is; the index of the next request.
+    /// Stops the queue once no request is in flight; returns the index of the next request.
     pub(super) fn stop(&self) -> u16 {
         self.hurry();
         let mut state = self.lock();
@@ -311,7 +315,7 @@ impl Queue {
     }
 }
 
-/// Reads an eventfd; one that was read meanwhile is none that failed.
+/// Reads an eventfd. It is no error if its counter is 0 by now.
 fn take_event(event: BorrowedFd<'_>) -> Result<(), Errno> {
     match rustix::io::read(event, &mut [0; 8]) {
         Ok(8) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
@@ -320,7 +324,7 @@ fn take_event(event: BorrowedFd<'_>) -> Result<(), Errno> {
     }
 }
 
-/// QEMU's eventfds do not block anyway; another front end's could keep us for ever.
+/// Sets O_NONBLOCK. QEMU's eventfds have it anyway; another front end's might block for ever.
 fn not_blocking(fd: OwnedFd) -> Result<OwnedFd, Errno> {
     fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
     Ok(fd)

@@ -1,5 +1,5 @@
-//! From a request in guest memory to its reply: the gate, the faults, the trace, and the file
-//! system behind fuse-backend-rs's decoder.
+//! Answers a request in guest memory: refuses modifying operations, injects faults, records the
+//! trace, and passes the rest to fuse-backend-rs's decoder and the file system.
 
 use std::any::Any;
 use std::ops::Deref;
@@ -23,7 +23,7 @@ const HEADER: usize = 40;
 /// `fuse_out_header`.
 const REPLY_HEADER: usize = 16;
 
-/// A way to the guest's memory, as chains of descriptors carry it.
+/// A reference to the guest's memory, as a descriptor chain holds it.
 pub trait MemoryRef: Deref<Target = GuestMemoryMmap> + Clone {}
 
 impl<M: Deref<Target = GuestMemoryMmap> + Clone> MemoryRef for M {}
@@ -37,10 +37,10 @@ pub(super) struct Service {
     trace: Option<Arc<Trace>>,
 }
 
-/// A request that was taken, before it is answered: taken in the order of the queue, so that faults
-/// are the same each time.
+/// A request that was taken from the queue and is not answered yet. Requests are taken in the order
+/// of the queue, so that faults are reproducible.
 pub(super) struct Taken {
-    /// The first [`REQUEST_HEAD`] bytes, as far as there are any.
+    /// The first [`REQUEST_HEAD`] bytes; fewer if the request is shorter.
     head: [u8; REQUEST_HEAD],
     head_len: usize,
     len: usize,
@@ -48,10 +48,10 @@ pub(super) struct Taken {
     pub(super) verdict: Verdict,
 }
 
-/// What became of a request.
+/// The result of answering a request.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Answer {
-    /// What the used ring is to tell; `None`: the request is not given back.
+    /// The length for the used ring; `None` if the request must not be returned to the driver.
     pub(super) used: Option<u32>,
     /// The message of a panic while it was answered.
     pub(super) panic: Option<String>,
@@ -74,17 +74,18 @@ impl Service {
         }
     }
 
-    /// Which file the host's permissions have kept from a guest first, and why.
+    /// The first file that a guest could not read because of the host's permissions, and the
+    /// reason.
     pub(super) fn denied(&self) -> Option<String> {
         self.share.denied()
     }
 
-    /// Closes all that a guest had open: it is gone.
+    /// Closes all handles of a guest that has disconnected, and forgets its nodes.
     pub(super) fn forget_all(&self) {
         self.share.forget_all();
     }
 
-    /// Reads what a request is, and what will be done wrong with it.
+    /// Reads the head of a request and determines its faults.
     pub(super) fn take(&self, chain: &DescriptorChain<impl MemoryRef>) -> Taken {
         let start = Instant::now();
         let mut head = [0; REQUEST_HEAD];
@@ -93,7 +94,7 @@ impl Service {
             len = len.saturating_add(part.len() as usize);
             let rest = &mut head[head_len..];
             let size = rest.len().min(part.len() as usize);
-            // What is not in memory has nothing to say; the decoder refuses it.
+            // An address outside guest memory: stop here, the decoder rejects the short request.
             if chain
                 .memory()
                 .read_slice(&mut rest[..size], part.addr())
@@ -116,7 +117,7 @@ impl Service {
         taken
     }
 
-    /// Answers a request. Faults that need patience have it by `wait`.
+    /// Answers a request. `wait` is called for an injected delay.
     pub(super) fn answer(
         &self,
         chain: &DescriptorChain<impl MemoryRef>,
@@ -205,15 +206,15 @@ impl Taken {
         opcode::word(self.head(), 4).unwrap_or(0)
     }
 
-    /// How much is to be read, if it is a READ.
+    /// The size that a READ asks for.
     pub(super) fn read_size(&self) -> Option<u32> {
         let is_read = opcode::name(self.opcode()) == Some("READ");
-        // `fuse_read_in`: behind the handle and the offset.
+        // `fuse_read_in`: after the handle and the offset.
         opcode::word(self.head(), HEADER + 16).filter(|_| is_read)
     }
 }
 
-/// Writes a reply of a header only; returns its length, 0 when there is no room for it.
+/// Writes a reply that consists of a header only; returns its length, 0 if it does not fit.
 fn write_error(chain: &DescriptorChain<impl MemoryRef>, taken: &Taken, errno: i32) -> u32 {
     let mut bytes = (REPLY_HEADER as u32).to_le_bytes().to_vec();
     bytes.extend((-errno).to_le_bytes());
@@ -233,7 +234,7 @@ fn write_error(chain: &DescriptorChain<impl MemoryRef>, taken: &Taken, errno: i3
     }
 }
 
-/// Does to a reply what was asked for.
+/// Applies the faults that change a reply.
 fn spoil(chain: &DescriptorChain<impl MemoryRef>, verdict: &Verdict, answer: &mut Answer) {
     let Some(used) = &mut answer.used else {
         return;
@@ -241,7 +242,7 @@ fn spoil(chain: &DescriptorChain<impl MemoryRef>, verdict: &Verdict, answer: &mu
     if let Some(seed) = verdict.corrupt
         && *used > 0
     {
-        // One flipped bit, in the header of every other reply that is corrupted.
+        // Flip one bit: in half of the corrupted replies in the header, otherwise anywhere.
         let place = mix(seed);
         let end = if place & 1 == 0 {
             REPLY_HEADER as u32
@@ -270,7 +271,7 @@ fn flip(chain: &DescriptorChain<impl MemoryRef>, mut offset: u64, bits: u8) {
         if let Some(address) = vm_memory::Address::checked_add(&address, offset)
             && let Ok(byte) = memory.read_obj::<u8>(address)
         {
-            // It could be read: it can be written.
+            // The byte could be read, so it can be written.
             let _ = memory.write_obj(byte ^ bits, address);
         }
         return;
@@ -291,7 +292,7 @@ fn reply(chain: &DescriptorChain<impl MemoryRef>, limit: usize, used: u32) -> Ve
     head
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(super) fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());

@@ -17,20 +17,20 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
 
-/// Connections that may wait to be accepted, or turned away.
+/// The backlog of listen(2).
 const BACKLOG: i32 = 16;
 
 /// Where a server listens.
 #[derive(Clone, Debug)]
 pub enum Endpoint {
-    /// A socket that is made, and removed at the end.
+    /// A socket file that is created, and removed at the end.
     Path {
         /// Its path.
         path: PathBuf,
-        /// Its permissions, unless the umask says them.
+        /// Its permissions; `None` leaves them to the umask.
         mode: Option<u32>,
     },
-    /// A listening socket that the process inherited, by its number.
+    /// An inherited listening socket, by its descriptor number.
     Fd(i32),
 }
 
@@ -44,7 +44,7 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// The socket, and what removes its name.
+    /// The listening socket, and a guard that removes its file.
     pub(super) fn listen(&self) -> Result<(UnixListener, Option<Socket<'_>>)> {
         match self {
             Self::Path { path, mode } => {
@@ -61,17 +61,18 @@ fn inherit(number: i32) -> Result<UnixListener> {
         number > 2,
         "descriptor {number} is a standard stream: pass a socket as 3 or more"
     );
-    // SAFETY: it is only asked about here; should it not be open, the answer is EBADF.
+    // SAFETY: the descriptor is only used for queries here; if it is not open, they fail with
+    // EBADF.
     let fd = unsafe { BorrowedFd::borrow_raw(number) };
     let listens = socket_acceptconn(fd)
         .with_context(|| format!("descriptor {number} is no socket that was inherited"))?;
     ensure!(listens, "the socket {number} does not listen");
-    // A copy: whatever the number stands for elsewhere stays open.
+    // A duplicate: the inherited descriptor itself stays open.
     let copy: OwnedFd = rustix::io::fcntl_dupfd_cloexec(fd, 3)?;
     Ok(copy.into())
 }
 
-/// A socket at `path`, also where a server that was killed left its own. Nothing else is replaced.
+/// A socket at `path`. It replaces only the socket of a server that no longer runs.
 fn make(path: &Path, mode: Option<u32>) -> Result<UnixListener> {
     let listener = match bind_at(path, mode) {
         Err(Errno::ADDRINUSE) => {
@@ -101,7 +102,7 @@ fn bind_at(path: &Path, mode: Option<u32>) -> Result<UnixListener, Errno> {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     bind(&socket, &address)?;
-    // Before it listens: nobody can have connected whom the permissions keep out.
+    // Set the permissions before listening, so that nobody can connect without them.
     if let Some(mode) = mode {
         set_permissions(path, Permissions::from_mode(mode))
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
@@ -110,7 +111,7 @@ fn bind_at(path: &Path, mode: Option<u32>) -> Result<UnixListener, Errno> {
     Ok(socket.into())
 }
 
-/// A socket that was bound; its name is gone with this, unless it has become another file's.
+/// A bound socket. Dropping it removes its file, unless another file has that name by now.
 pub(super) struct Socket<'a> {
     path: &'a Path,
     /// Device and inode number.
@@ -128,7 +129,7 @@ impl<'a> Socket<'a> {
 impl Drop for Socket<'_> {
     fn drop(&mut self) {
         if identity(self.path).is_ok_and(|found| found == self.identity) {
-            // Somebody may have removed it before us.
+            // It may have been removed already.
             let _ = remove_file(self.path);
         }
     }
@@ -139,7 +140,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((found.dev(), found.ino()))
 }
 
-/// Tells the service manager that started us that QEMU may connect (sd_notify(3)).
+/// Tells the service manager, if one started this process, that QEMU may connect (sd_notify(3)).
 pub(super) fn tell_manager() -> io::Result<()> {
     let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
         return Ok(());

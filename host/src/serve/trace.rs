@@ -1,4 +1,4 @@
-//! A record of all requests and replies, and how it reads.
+//! Recording of all requests and replies, and printing of such a trace.
 //!
 //! The file has one JSON object a line. The first is `{"bootshare-trace":1}`; then each request with
 //! its reply, in the order of the replies, with these keys:
@@ -28,24 +28,24 @@ use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
 
 use super::fault::Verdict;
-use super::lock;
 use super::opcode::{self, word};
+use crate::lock::lock;
 use crate::output;
 
-/// How much of a request is kept: its header, and of its body what names need.
+/// How much of a request is recorded: its header, and enough of its body for the longest names.
 pub(super) const REQUEST_HEAD: usize = 40 + 512;
 
-/// How much of a reply: its header and a `fuse_entry_out`.
+/// How much of a reply is recorded: its header and a `fuse_entry_out`.
 const REPLY_HEAD: usize = 16 + ENTRY;
 
-/// How much of a reply that lists nodes.
+/// How much of a reply that lists nodes is recorded.
 const LISTING: usize = 64 << 10;
 
 /// Size of `fuse_entry_out`, and of `fuse_dirent` before the name.
 const ENTRY: usize = 128;
 const DIRENT: usize = 24;
 
-/// How much of a reply is kept.
+/// How much of a reply to this operation is recorded.
 pub(super) fn reply_head(opcode: u32) -> usize {
     match opcode::name(opcode) {
         Some("READDIRPLUS") => LISTING,
@@ -53,7 +53,7 @@ pub(super) fn reply_head(opcode: u32) -> usize {
     }
 }
 
-/// A file that requests and replies are recorded in.
+/// A file in which requests and replies are recorded.
 #[derive(Debug)]
 pub struct Trace {
     path: PathBuf,
@@ -61,13 +61,14 @@ pub struct Trace {
     file: Mutex<Destination>,
 }
 
-/// Where the lines go.
+/// Where the lines are written.
 #[derive(Debug)]
 enum Destination {
-    /// Into a file that gets its name with the first line, when all that can fail before has not.
+    /// A temporary file, which is renamed to its final name with the first line: a run that fails
+    /// before does not replace an earlier trace.
     Beside(NamedTempFile),
     Open(File),
-    /// Nowhere: it could not be written.
+    /// Nowhere: writing has failed.
     Ended,
 }
 
@@ -87,25 +88,25 @@ impl Destination {
 /// The first line of each trace.
 const HEADER: &[u8] = b"{\"bootshare-trace\":1}\n";
 
-/// A request and what became of it.
+/// A request and its reply.
 pub(super) struct Exchange<'a> {
     pub(super) tag: &'a str,
     pub(super) start: Instant,
-    /// The first [`REQUEST_HEAD`] bytes, and how many there are in all.
+    /// The first [`REQUEST_HEAD`] bytes of the request, and its full length.
     pub(super) request: &'a [u8],
     pub(super) request_len: usize,
-    /// The first [`reply_head`] bytes and the length that the used ring tells; `None` when it was
-    /// never answered.
+    /// The first [`reply_head`] bytes of the reply and the length in the used ring; `None` if the
+    /// request was never answered.
     pub(super) reply: Option<(&'a [u8], u32)>,
     pub(super) verdict: Verdict,
 }
 
 impl Trace {
-    /// A trace that is made, or replaces an earlier one, with the first request. A device or a pipe
-    /// is written to as it is.
+    /// A trace whose file is created, or replaces an earlier trace, at the first request. A device
+    /// or a pipe is written to directly.
     ///
     /// # Errors
-    /// It cannot be written, or there is a file that is no trace.
+    /// It cannot be written, or an existing file is not a trace.
     pub fn create(path: &Path) -> Result<Self> {
         let file = destination(path)
             .with_context(|| format!("cannot write the trace {}", path.display()))?;
@@ -121,7 +122,7 @@ impl Trace {
         let mut line = exchange.describe(self.start, end).to_string();
         line.push('\n');
         if let Err(error) = lock(&self.file).write(&self.path, line.as_bytes()) {
-            // The guest goes on; what is in the file so far is good.
+            // The guest continues; the lines written so far stay valid.
             let path = self.path.display();
             eprintln!("bootshare-host: warning: the trace {path} ends here: {error:#}");
         }
@@ -263,7 +264,7 @@ impl Verdict {
     }
 }
 
-/// What one kind of operation came to.
+/// The totals of one operation.
 #[derive(Default)]
 struct Total {
     count: u64,
@@ -275,20 +276,20 @@ struct Total {
     longest: u64,
 }
 
-/// What a trace comes to.
+/// The totals of a trace.
 #[derive(Default)]
 struct Totals {
     operations: BTreeMap<String, Total>,
-    /// From when to when each request was with the server.
+    /// When the server had each request: start and end.
     spans: Vec<(u64, u64)>,
     /// The path of each node, by share.
     paths: BTreeMap<(String, u64), String>,
 }
 
-/// Prints a trace as a table, and what it comes to.
+/// Prints a trace as a table, followed by its totals.
 ///
 /// # Errors
-/// The file is no trace, or `out` cannot be written.
+/// The file is not a trace, or `out` cannot be written.
 pub fn print(path: &Path, out: &mut impl Write) -> Result<()> {
     let name = path.display();
     let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
@@ -306,7 +307,7 @@ pub fn print(path: &Path, out: &mut impl Write) -> Result<()> {
     let mut totals = Totals::default();
     for (number, line) in lines.enumerate() {
         let line = line.with_context(|| format!("cannot read {name}"))?;
-        // A run that was killed may leave half a line.
+        // A run that was killed may leave an incomplete line.
         let Ok(Value::Object(record)) = serde_json::from_str(&line) else {
             writeln!(out, "line {} is cut short", number + 2)?;
             continue;
@@ -318,7 +319,7 @@ pub fn print(path: &Path, out: &mut impl Write) -> Result<()> {
 }
 
 impl Totals {
-    /// Counts a record in, and returns its line of the table.
+    /// Adds a record to the totals, and returns its line of the table.
     fn add(&mut self, record: &Map<String, Value>) -> String {
         let number = |key: &str| record.get(key).and_then(Value::as_u64);
         let text = |key: &str| record.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -334,7 +335,7 @@ impl Totals {
         total.bytes_out += out;
         total.took += took.unwrap_or(0);
         total.longest = total.longest.max(took.unwrap_or(0));
-        // Nothing waits for what has no reply.
+        // FORGET and the like have no reply: they are no round trip.
         if !opcode::by_name(op).is_some_and(opcode::is_silent) {
             self.spans.push((at, at + took.unwrap_or(0)));
         }
@@ -359,7 +360,7 @@ impl Totals {
         )
     }
 
-    /// The path that a record is about, as far as the trace tells.
+    /// The path of a record's node, as far as the trace shows it.
     fn file(&mut self, record: &Map<String, Value>) -> String {
         let number = |key: &str| record.get(key).and_then(Value::as_u64);
         let text = |key: &str| record.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -415,7 +416,7 @@ impl Totals {
         }
         text.push_str(&sum.line("all"));
 
-        // Requests that were under way together are one round trip.
+        // Requests that overlap in time count as one round trip.
         self.spans.sort_unstable();
         let (mut trips, mut waiting, mut end) = (0, 0, None);
         for &(from, to) in &self.spans {
@@ -458,7 +459,7 @@ fn millis(micros: u64) -> String {
     format!("{}.{:03}", micros / 1000, micros % 1000)
 }
 
-/// As strerror(3) words it.
+/// The text of strerror(3).
 fn error_name(errno: u64) -> String {
     let known = i32::try_from(errno).map(std::io::Error::from_raw_os_error);
     known.map_or_else(|_| errno.to_string(), |error| error.to_string())

@@ -1,5 +1,5 @@
-//! What the guest sees of the host's users: whose the files are, and which of them the host's
-//! permissions keep from the process that serves them.
+//! Owners of files as the guest sees them, and files that the host's permissions keep from this
+//! process.
 
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
@@ -26,7 +26,7 @@ pub enum Owner {
 pub(super) struct Caller {
     /// The user and the group that are shown as 0.
     shown_as_root: Option<(u32, u32)>,
-    /// The first file that was kept from it.
+    /// The first file that it could not open.
     denied: OnceLock<Denied>,
     denied_more: AtomicBool,
 }
@@ -58,7 +58,7 @@ impl Caller {
         }
     }
 
-    /// Notes a file or directory that could not be opened, if the host's permissions are why.
+    /// Records a file or directory that could not be opened because of the host's permissions.
     pub(super) fn note(&self, files: &Descriptors, fd: BorrowedFd<'_>, error: Errno) {
         if !matches!(error, Errno::ACCESS | Errno::PERM) {
             return;
@@ -73,7 +73,7 @@ impl Caller {
         }
     }
 
-    /// Which file was kept from it first, and why.
+    /// The first file that could not be opened, and the missing permission.
     pub(super) fn denied(&self) -> Option<String> {
         let Denied { path, error } = self.denied.get()?;
         let more = match self.denied_more.load(Ordering::Relaxed) {

@@ -1,5 +1,5 @@
-//! Descriptors of the share's files: how many there may be, and which of them are closed to make
-//! room. The limit is the process's, so all shares of a process count together.
+//! Descriptors of the shares' files: their number is limited, and unused ones are closed to make
+//! room. The limit applies to the process, so all shares count together.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,16 +9,16 @@ use anyhow::{Context as _, Result};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::serve::lock;
+use crate::lock::lock;
 
-/// Files that are kept open only because the guest knows them: each holds about 1 KiB of the host
-/// kernel's memory.
+/// The most files that are kept open only because the guest has a node of them. Each takes about 1
+/// KiB of the host kernel's memory.
 const MOST_CACHED: usize = 1 << 16;
 
-/// Descriptors that exist.
+/// The number of open descriptors.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// How many there may be; 0 as long as nobody has asked.
+/// The limit; 0 until it is first needed.
 static LIMIT: AtomicUsize = AtomicUsize::new(0);
 
 static CLOCK: Mutex<Clock> = Mutex::new(Clock {
@@ -26,11 +26,11 @@ static CLOCK: Mutex<Clock> = Mutex::new(Clock {
     hand: 0,
 });
 
-/// A descriptor of a file of the share, counted.
+/// A descriptor of a file of a share, which counts towards the limit.
 #[derive(Debug)]
 pub(super) struct Held {
     fd: OwnedFd,
-    /// Opened for reading, not only held by O_PATH.
+    /// Whether it is open for reading rather than with O_PATH.
     pub(super) readable: bool,
 }
 
@@ -53,16 +53,17 @@ impl Drop for Held {
     }
 }
 
-/// What can do without its descriptors for a while.
+/// Owners of descriptors that can be closed and reopened later.
 pub(super) trait Evict: Send + Sync {
-    /// Whether it was used since this was asked last.
+    /// Whether it was used since the last call.
     fn was_used(&self) -> bool;
 
     /// Closes its descriptors, unless one is in use.
     fn release(&self) -> bool;
 }
 
-/// The second-chance algorithm: a hand goes round, and who was not used since its last round loses.
+/// The second-chance (clock) algorithm: the hand closes the first node that was not used since the
+/// hand last passed it.
 struct Clock {
     places: Vec<Weak<dyn Evict>>,
     hand: usize,
@@ -78,7 +79,7 @@ impl Clock {
                 return false;
             };
             match place.upgrade() {
-                // It is gone, and its descriptors with it.
+                // It was dropped, which closed its descriptors.
                 None => drop(self.places.swap_remove(self.hand)),
                 Some(found) if !found.was_used() && found.release() => {
                     self.places.swap_remove(self.hand);
@@ -91,7 +92,7 @@ impl Clock {
     }
 }
 
-/// Raises the process's limit of open files as far as it goes, or sets it to `wanted`.
+/// Raises the process's limit of open files to the hard limit, or sets it to `wanted`.
 pub(super) fn raise_limit(wanted: Option<u64>) -> Result<()> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let limit = wanted.or(maximum);
@@ -133,7 +134,7 @@ pub(super) fn reserve() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Has the descriptors of `who` closed some time, when room is needed.
+/// Allows the descriptors of `who` to be closed when room is needed.
 pub(super) fn cache(who: Weak<dyn Evict>) {
     let mut clock = lock(&CLOCK);
     if clock.places.len() >= MOST_CACHED {

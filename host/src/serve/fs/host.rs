@@ -3,6 +3,7 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use rustix::fs::{
@@ -11,7 +12,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-/// How often a name is opened again when it was renamed at the very moment.
+/// How often opening is retried when the file is renamed at the same moment.
 const RENAME_RETRIES: usize = 64;
 
 /// File systems that show the host's kernel and processes, not files (linux/magic.h).
@@ -40,11 +41,12 @@ const PSEUDO: [u32; 22] = [
     0x6e66_7364, // nfsd
 ];
 
-/// Which file a file is, as long as it is held: the kernel gives its number to no other until then.
+/// Identifies a file as long as a descriptor of it is open: until it is closed, the inode number is
+/// not reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) device: u64,
-    /// 0 before Linux 5.8.
+    /// The mount ID; 0 before Linux 5.8.
     mount: u64,
     pub(super) ino: u64,
 }
@@ -62,7 +64,7 @@ impl Key {
         }
     }
 
-    /// Whether something is mounted between the two.
+    /// Whether the two are on different mounts.
     pub(super) fn is_mounted_over(&self, other: &Self) -> bool {
         (self.device, self.mount) != (other.device, other.mount)
     }
@@ -76,13 +78,39 @@ pub(super) fn kind(stat: &Statx) -> FileType {
     FileType::from_raw_mode(stat.stx_mode.into())
 }
 
-/// What tells a file that is no longer held from a later one of the same [`Key`].
+/// A state of a file or directory: it changes whenever the content does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Version {
+    changed: (i64, u32),
+    modified: (i64, u32),
+    size: u64,
+}
+
+impl Version {
+    pub(super) fn of(stat: &Statx) -> Self {
+        Self {
+            changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
+            modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+            size: stat.stx_size,
+        }
+    }
+
+    /// Whether the last change is so old that the next one gets other times, however coarse the file
+    /// system's clock is (2 s on FAT).
+    pub(super) fn is_settled(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        now.is_ok_and(|now| self.changed.0.saturating_add(2) < now.as_secs() as i64)
+    }
+}
+
+/// Distinguishes a file whose descriptor was closed from a later file with the same [`Key`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Generation {
     kind: u32,
-    /// Seconds and nanoseconds; zero on a file system without it.
+    /// Creation time in seconds and nanoseconds; zero if the file system has none.
     birth: (i64, u32),
-    /// Type and bytes, where the file system has handles: they hold its own generation number.
+    /// The file handle's type and bytes, if the file system has handles: they contain the inode's
+    /// generation number.
     handle: Option<(i32, Vec<u8>)>,
 }
 
@@ -97,9 +125,9 @@ impl Generation {
     }
 }
 
-/// The file's handle (name_to_handle_at(2)), which needs no privilege to ask for.
+/// The file's handle; name_to_handle_at(2) needs no privilege.
 fn handle(fd: BorrowedFd<'_>) -> Option<(i32, Vec<u8>)> {
-    /// `struct file_handle` with the place that it may take.
+    /// `struct file_handle` with space for the longest handle.
     #[repr(C)]
     struct Handle {
         bytes: u32,
@@ -112,8 +140,8 @@ fn handle(fd: BorrowedFd<'_>) -> Option<(i32, Vec<u8>)> {
         place: [0; libc::MAX_HANDLE_SZ as usize],
     };
     let mut mount = 0;
-    // SAFETY: the path is a string, and the kernel writes no more than `bytes` bytes to the place
-    // behind the two numbers, and one number to `mount`.
+    // SAFETY: the path is a C string. The kernel writes at most `bytes` bytes after the two numbers
+    // of `handle`, and one number to `mount`.
     let done = unsafe {
         libc::name_to_handle_at(
             fd.as_raw_fd(),
@@ -132,13 +160,13 @@ pub(super) fn stat(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
     statx(fd, c"", AtFlags::EMPTY_PATH, wanted)
 }
 
-/// Opens one name of a directory, whatever it is, without any effect on it.
+/// Opens a directory entry of any type with O_PATH, which has no effect on the file.
 pub(super) fn open_name(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     for _ in 0..RENAME_RETRIES {
         match openat2(dir, name, flags, Mode::empty(), resolve) {
-            // It was moved between the look at its name and the look at where it is.
+            // The file was renamed during the call.
             Err(Errno::XDEV | Errno::AGAIN | Errno::INTR) => {}
             result => return result,
         }
@@ -146,13 +174,13 @@ pub(super) fn open_name(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Err
     Err(Errno::NOENT)
 }
 
-/// Whether a file is on a file system that shows the host itself.
+/// Whether a file is on a pseudo file system that shows the host's kernel or processes.
 pub(super) fn is_pseudo(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     let found = fstatfs(fd)?;
     Ok(PSEUDO.contains(&(found.f_type as u32)))
 }
 
-/// The process's own descriptors, by which a file that is held is opened for reading, and named.
+/// /proc/self/fd, by which an O_PATH descriptor is reopened for reading, and its path is read.
 pub(super) struct Descriptors(OwnedFd);
 
 impl Descriptors {
@@ -163,8 +191,8 @@ impl Descriptors {
         Ok(Self(dir))
     }
 
-    /// Opens a file or directory that is held for reading. What is read keeps its access time where
-    /// we may ask for that: the user's own files.
+    /// Reopens a file or directory for reading, with O_NOATIME where that is permitted: for the
+    /// user's own files.
     pub(super) fn open(&self, fd: BorrowedFd<'_>, is_dir: bool) -> Result<OwnedFd, Errno> {
         let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         flags.set(OFlags::DIRECTORY, is_dir);
@@ -175,12 +203,12 @@ impl Descriptors {
         }
     }
 
-    /// The path of what is held, as the kernel knows it now.
+    /// The current path of an open file.
     pub(super) fn path(&self, fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
         Ok(readlinkat(&self.0, name_of(fd), Vec::new())?.into_bytes())
     }
 
-    /// The value of an extended attribute of what is held, also of a link.
+    /// The value of an extended attribute of an open file or symbolic link.
     pub(super) fn attribute(fd: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>, Errno> {
         let path = path_of(fd);
         of_any_size(
@@ -196,7 +224,7 @@ impl Descriptors {
     }
 }
 
-/// Asks for a size and then for so many bytes, again when there are more by then.
+/// Queries the size, then the value; repeats both if the value has grown meanwhile.
 fn of_any_size(
     size: impl Fn() -> Result<usize, Errno>,
     read: impl Fn(&mut [u8]) -> Result<usize, Errno>,

@@ -1,5 +1,5 @@
-//! Prepared kernels, as files below the files that they are made of: nobody finds one who does not ask
-//! for its name.
+//! Prepared kernels. Each appears as an entry below the kernel's own file, and is found only by a
+//! lookup of its name.
 
 use std::fs::File;
 use std::io;
@@ -10,29 +10,28 @@ use anyhow::{Context as _, Result};
 use fuse_backend_rs::api::filesystem::ZeroCopyWriter;
 use rustix::io::Errno;
 
-use super::host;
-use super::nodes::Version;
+use super::host::{self, Version};
+use crate::lock::lock;
 use crate::prepare::{self, Image, Part, Prepare};
-use crate::serve::lock;
 
-/// What their numbers have and those of other nodes have not.
+/// The bit that marks a prepared kernel's node ID.
 const MARK: u64 = 1 << 63;
 
-/// Those of one share. One is kept, until the guest has said farewell: also when the guest comes back
-/// after it was lost, since its address is another one each time it is made.
+/// The prepared kernels of one share. The last one is kept until DESTROY, also if the guest
+/// reconnects: preparing it again would choose another address.
 pub(super) struct Kernels {
     how: Prepare,
     made: Mutex<Option<Made>>,
 }
 
-/// What was made of a file when it was looked at last.
+/// The result of the last preparation.
 struct Made {
     of: (u64, Version, Part),
-    /// Or nothing, as was said.
+    /// `None` if the file could not be prepared, which was reported.
     kernel: Option<Kernel>,
 }
 
-/// A prepared kernel, and which file it is below.
+/// A prepared kernel, and the node of the file that it was made from.
 #[derive(Clone)]
 pub(super) struct Kernel {
     pub(super) below: u64,
@@ -47,12 +46,12 @@ impl Kernels {
         }
     }
 
-    /// Whether a node is a prepared kernel.
+    /// Whether this is the node ID of a prepared kernel.
     pub(super) const fn has(id: u64) -> bool {
         id & MARK != 0
     }
 
-    /// The kernel in this part of the file that a node is, prepared now unless it was; its number.
+    /// The node ID and the prepared kernel of a part of the file `node`; prepares it if necessary.
     pub(super) fn find(
         &self,
         node: u64,
@@ -60,7 +59,7 @@ impl Kernels {
         name: &str,
         part: Part,
     ) -> Result<(u64, Kernel), Errno> {
-        // One at a time: it may take the memory of a kernel.
+        // One at a time: preparing takes as much memory as the kernel.
         let mut made = lock(&self.made);
         let of = (node, Version::of(&host::stat(file)?), part);
         let last = made.take_if(|made| made.of == of);
@@ -93,7 +92,7 @@ impl Kernels {
         Image::new(&bytes, &self.how, &mut prepare::random)
     }
 
-    /// The one with this number.
+    /// The prepared kernel with this node ID.
     pub(super) fn get(&self, id: u64) -> Result<Kernel, Errno> {
         let made = lock(&self.made);
         let kernel = made.as_ref().and_then(|made| made.kernel.as_ref());
@@ -101,7 +100,7 @@ impl Kernels {
         kernel.cloned().ok_or(Errno::STALE)
     }
 
-    /// The guest needs none any more.
+    /// Drops the kept kernel.
     pub(super) fn forget(&self) {
         *lock(&self.made) = None;
     }

@@ -1,10 +1,11 @@
-//! What a name is in directories that lie over each other.
+//! Lookup of names in several layers, by the rules of overlayfs.
 //!
-//! As overlayfs (Documentation/filesystems/overlayfs.rst): directories of one name merge; anything
-//! else hides what is below it. A whiteout, a character device 0/0 or an empty file with the
-//! attribute `overlay.whiteout`, hides it too and is itself not seen. A directory with the attribute
-//! `overlay.opaque` of `y` hides what is below it. Attributes count under `trusted.`, `user.` and,
-//! for the second, `user.fuseoverlayfs.`.
+//! As in overlayfs (Documentation/filesystems/overlayfs.rst), directories of the same name merge;
+//! anything else hides the entries of that name in lower layers. A whiteout (a character device
+//! 0/0, or an empty file with the attribute `overlay.whiteout`) hides them too and is itself
+//! invisible. A directory whose attribute `overlay.opaque` is `y` hides the lower layers'
+//! directories. The attributes are read with the prefixes `trusted.` and `user.`; `opaque` also
+//! with `user.fuseoverlayfs.`.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -25,7 +26,7 @@ const OPAQUE: [&CStr; 3] = [
     c"user.fuseoverlayfs.opaque",
 ];
 
-/// Whether an extended attribute is about layers, and none of the guest's business.
+/// Whether an extended attribute belongs to the overlay and is hidden from the guest.
 pub(super) fn is_mark(name: &[u8]) -> bool {
     [
         &b"trusted.overlay."[..],
@@ -123,7 +124,8 @@ impl Share {
     }
 }
 
-/// The value of the first of these attributes that is there. What we may not read has none.
+/// The value of the first of these attributes that exists. A file that this process may not read
+/// counts as having none.
 fn first_of(fd: BorrowedFd<'_>, names: &[&CStr]) -> Option<Vec<u8>> {
     let mut values = names.iter().map(|name| Descriptors::attribute(fd, name));
     values.find_map(Result::ok)

@@ -1,105 +1,38 @@
-//! What a directory has in it.
+//! Listing of directories.
 //!
-//! A directory of one layer is passed on as the host lists it, with the host's own cookies (telldir(3)):
-//! they are good on any handle, and memory is that of a few entries. Directories that merge are
-//! listed as a whole, because a name must not come twice, and all handles share the list as long as
-//! nothing changes.
+//! A directory of one layer is streamed from the host with the host's own cookies (telldir(3)),
+//! which are valid for any handle; only a few entries are kept in memory. A merged directory is
+//! read as a whole, because a name must not appear twice; all handles share the list until a layer
+//! changes.
 
-use std::collections::{HashSet, VecDeque};
-use std::ffi::CString;
+use std::collections::HashSet;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use fuse_backend_rs::api::filesystem::DirEntry;
 use rustix::fs::{FileType, RawDir, SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::Share;
 use super::descriptors::Held;
-use super::host;
-use super::nodes::{Node, Version};
-use crate::serve::lock;
+use super::entries::{Item, LISTED, Listing, Names, Stream};
+use super::host::{self, Version};
+use super::nodes::Node;
+use crate::lock::lock;
 
-/// Names in all lists of merged directories, as a limit to our memory.
+/// The most names in all lists of merged directories, which bounds the server's memory.
 const MOST_LISTED: usize = 2 << 20;
 
 /// How much of a directory is read at a time (getdents64(2)).
 const READ_AHEAD: usize = 4096;
 
-/// Names in all lists that exist.
-static LISTED: AtomicUsize = AtomicUsize::new(0);
-
-/// An entry of a directory.
-#[derive(Clone)]
-pub(super) struct Item {
-    pub(super) name: CString,
-    ino: u64,
-    kind: u32,
-    /// The cookie of the entry behind it.
-    next: u64,
-}
-
-impl Item {
-    pub(super) fn entry(&self) -> DirEntry<'_> {
-        DirEntry {
-            ino: self.ino,
-            offset: self.next,
-            type_: self.kind,
-            name: self.name.to_bytes(),
-        }
-    }
-}
-
-/// A directory that is being read.
-pub(super) enum Listing {
-    Stream(Stream),
-    Merged(Option<Arc<Names>>),
-    /// Of a directory that shows nothing.
-    Hidden,
-}
-
-/// One directory of the host.
-pub(super) struct Stream {
-    pub(super) dir: Held,
-    /// The cookie of the first entry of `ahead`, or behind it.
-    position: u64,
-    /// Entries that were read and not yet passed on.
-    ahead: VecDeque<Item>,
-    is_new: bool,
-}
-
-impl Stream {
-    pub(super) fn new(dir: Held) -> Self {
-        Self {
-            dir,
-            position: 0,
-            ahead: VecDeque::new(),
-            is_new: true,
-        }
-    }
-}
-
-/// All names of directories that merge.
-pub(super) struct Names {
-    /// Of each directory, when its names were read.
-    versions: Vec<Version>,
-    items: Vec<Item>,
-}
-
-impl Drop for Names {
-    fn drop(&mut self) {
-        LISTED.fetch_sub(self.items.len(), Ordering::Relaxed);
-    }
-}
-
-/// What passes an entry on: how many bytes it took, 0 when there is no place for it.
+/// Adds an entry to the reply; returns its size in bytes, 0 if it does not fit.
 type Add<'a> = &'a mut dyn FnMut(&Item) -> io::Result<usize>;
 
 impl Share {
-    /// Passes a directory's entries on, from the cookie `offset`, until one does not fit.
+    /// Adds a directory's entries from the cookie `offset` on, until one does not fit.
     pub(super) fn list(
         &self,
         node: &Arc<Node>,
@@ -133,7 +66,8 @@ impl Share {
         add: Add<'_>,
     ) -> io::Result<()> {
         if offset == 0 && !stream.is_new {
-            // Not by lseek(2): ext4 lists nothing after a look at the end and one back.
+            // Reopened rather than rewound: ext4 lists nothing after a seek to the end and one
+            // back.
             let dir = self.descriptors.open(stream.dir.as_fd(), true)?;
             *stream = Stream::new(Held::new(dir, true));
         } else if i64::try_from(offset).is_err() {
@@ -148,7 +82,7 @@ impl Share {
         let mut any = false;
         loop {
             let passed = match pass(stream.ahead.iter(), &mut *add) {
-                // The guest has some already: it hears of the error when it asks for more.
+                // Some entries were added: the next request reports the error.
                 Err(_) if any => return Ok(()),
                 passed => passed?,
             };
@@ -168,7 +102,7 @@ impl Share {
         }
     }
 
-    /// Reads some entries; how many the host has told of, 0 at the end.
+    /// Reads some entries ahead; returns how many the host listed, 0 at the end.
     fn read_ahead(&self, node: &Arc<Node>, stream: &mut Stream) -> Result<usize, Errno> {
         let mut place = [MaybeUninit::uninit(); READ_AHEAD];
         let mut dir = RawDir::new(stream.dir.as_fd(), &mut place);
@@ -199,7 +133,7 @@ impl Share {
         }
     }
 
-    /// The names of directories that merge: the first layer that has one decides.
+    /// The entries of a merged directory: for each name that of the first layer that has it.
     fn names(&self, node: &Arc<Node>) -> Result<Arc<Names>, Errno> {
         let mut dirs = Vec::new();
         let mut versions = Vec::new();
@@ -247,7 +181,7 @@ impl Share {
         Ok(names)
     }
 
-    /// The entries of the directory itself and of the one above.
+    /// The entries `.` and `..`.
     fn dots(&self, node: &Arc<Node>) -> Vec<Item> {
         let key = node.parts[0].key;
         let ino = self.number(key.device, key.ino);
@@ -263,7 +197,7 @@ impl Share {
             .collect()
     }
 
-    /// The number of the directory above, as far as the guest may know it.
+    /// The inode number to show for `..`; `otherwise` if the guest has no node of the parent.
     fn number_above(&self, node: &Arc<Node>, otherwise: u64) -> u64 {
         let above = self.nodes.get(node.parent());
         let key = above.map(|above| above.parts[0].key);
@@ -271,7 +205,7 @@ impl Share {
     }
 }
 
-/// Passes entries on until one does not fit; how many did.
+/// Adds entries until one does not fit; returns how many were added.
 fn pass<'a>(items: impl Iterator<Item = &'a Item>, add: Add<'_>) -> io::Result<usize> {
     let mut passed = 0;
     let mut refused = false;
@@ -286,7 +220,7 @@ fn pass<'a>(items: impl Iterator<Item = &'a Item>, add: Add<'_>) -> io::Result<u
             Err(_) => break,
         }
     }
-    // Nothing at all would mean the directory's end.
+    // An empty reply would mean the end of the directory.
     if refused && passed == 0 {
         return Err(Errno::INVAL.into());
     }
@@ -306,14 +240,11 @@ fn dirent_type(kind: FileType) -> u32 {
     })
 }
 
-/// The list that all handles of a directory share.
-pub(super) type SharedNames = Weak<Names>;
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
-    use fuse_backend_rs::api::filesystem::{Context, FileSystem, FsOptions};
+    use fuse_backend_rs::api::filesystem::{Context, DirEntry, FileSystem, FsOptions};
 
     use super::*;
     use crate::serve::Cache;

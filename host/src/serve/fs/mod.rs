@@ -1,4 +1,4 @@
-//! The file system: one directory, or several laid over each other as overlayfs would.
+//! The read-only file system: one directory, or several layers merged as in overlayfs.
 //!
 //! fuse-backend-rs has a pass-through and an overlay file system of its own. They are not used:
 //! the first sets the umask of the whole process, follows guest-chosen `..` out of a directory that
@@ -11,55 +11,47 @@
 
 mod caller;
 mod descriptors;
+mod entries;
 mod host;
 mod kernels;
 mod layers;
 mod listing;
 mod nodes;
+mod operations;
 
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::fs::File;
 use std::io;
-use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use fuse_backend_rs::abi::fuse_abi::{ATTR_SUBMOUNT, stat64, statvfs64};
-use fuse_backend_rs::api::filesystem::{
-    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
-    ZeroCopyWriter,
-};
-use rustix::fs::{
-    FileType, Mode, OFlags, SeekFrom, Statx, fstatvfs, makedev, open, openat, readlinkat, seek,
-};
+use fuse_backend_rs::abi::fuse_abi::{ATTR_SUBMOUNT, stat64};
+use fuse_backend_rs::api::filesystem::Entry;
+use rustix::fs::{FileType, Mode, OFlags, Statx, makedev, open, openat};
 use rustix::io::Errno;
 
-use super::lock;
+use crate::lock::lock;
 use crate::prepare::{Part, Prepare};
 use crate::syscall::OPENAT2;
 use caller::Caller;
 pub use caller::Owner;
 use descriptors::Held;
+use entries::{Item, Listing, Stream};
 use host::{Descriptors, Key};
 use kernels::{Kernel, Kernels};
-use listing::{Item, Listing, Stream};
-use nodes::{Node, Nodes, Version};
+use nodes::{Node, Nodes};
 
-/// How long a node is taken to be in the share without another look, in milliseconds.
+/// How long a node is assumed to be in the share before that is checked again, in milliseconds.
 const CHECK_PERIOD: u64 = 1000;
 
-/// Size of `fuse_direntplus` before the name.
-const DIRENTPLUS: usize = 152;
-
-/// The deepest that is looked for a directory that is held, or for one that merges.
+/// The largest depth of directories that is walked towards the root.
 const MOST_DEEP: usize = 1 << 16;
 
-/// How long the guest may rely on what it was told.
+/// How long the guest may cache names, attributes and content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Cache {
     /// Not at all: each look and each read goes to the host
@@ -82,11 +74,11 @@ impl Cache {
     }
 }
 
-/// A handle that the guest has.
+/// An open handle of the guest.
 enum Opened {
     File(Arc<Held>),
     Dir(Mutex<Listing>),
-    /// A prepared kernel, which its node tells.
+    /// A prepared kernel; requests identify it by its node ID.
     Kernel,
 }
 
@@ -97,16 +89,16 @@ pub(super) struct Share {
     caller: Caller,
     cache: Cache,
     xattr: bool,
-    /// Whether the guest is told what is mounted in the layers.
+    /// Whether file systems mounted in the layers are announced as submounts (FUSE_SUBMOUNTS).
     tells_submounts: bool,
-    /// Whether kernels are prepared.
+    /// The prepared kernels, if kernels are prepared.
     kernels: Option<Kernels>,
     nodes: Nodes,
     handles: Mutex<HashMap<u64, Arc<Opened>>>,
     last_handle: AtomicU64,
-    /// The layers' file systems, then those that were seen in them, for [`Share::number`].
+    /// The devices of the layers, then those that were found in them, for [`Share::number`].
     devices: Mutex<Vec<u64>>,
-    /// Whether the guest has sent INIT; what it agreed to.
+    /// Whether the guest has sent INIT, and the options that were agreed on.
     mounted: AtomicBool,
     submounts: AtomicBool,
     without_open: AtomicBool,
@@ -114,8 +106,8 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// The directories; earlier ones cover later ones. The process's limit of open files is raised to
-    /// `open_files`, or as far as it goes.
+    /// Shares `dirs`; earlier ones cover later ones. The process's limit of open files is raised to
+    /// `open_files`, or to the hard limit.
     pub(super) fn new(
         dirs: &[PathBuf],
         cache: Cache,
@@ -161,7 +153,7 @@ impl Share {
         Ok(share)
     }
 
-    /// The same, of which the guest sees one file system.
+    /// Disables submounts: the guest sees a single file system.
     pub(super) fn without_submounts(self) -> Self {
         Self {
             tells_submounts: false,
@@ -169,7 +161,7 @@ impl Share {
         }
     }
 
-    /// The same, whose files are seen to be `owner`'s.
+    /// Sets which owner the guest sees.
     pub(super) fn of_owner(self, owner: Owner) -> Self {
         Self {
             caller: Caller::new(owner),
@@ -177,7 +169,7 @@ impl Share {
         }
     }
 
-    /// The same, with prepared kernels.
+    /// Enables prepared kernels.
     pub(super) fn with_kernels(self, how: Prepare) -> Self {
         Self {
             kernels: Some(Kernels::new(how)),
@@ -185,7 +177,8 @@ impl Share {
         }
     }
 
-    /// Which file the host's permissions have kept from a guest first, and why.
+    /// The first file that the guest could not open because of the host's permissions, and the
+    /// reason.
     pub(super) fn denied(&self) -> Option<String> {
         self.caller.denied()
     }
@@ -195,7 +188,7 @@ impl Share {
         self.mounted.load(Ordering::Relaxed)
     }
 
-    /// Closes all that the guest had open, and forgets all that it knew.
+    /// Closes all handles of the guest and forgets its nodes.
     pub(super) fn forget_all(&self) {
         self.mounted.store(false, Ordering::Relaxed);
         let handles = std::mem::take(&mut *lock(&self.handles));
@@ -208,7 +201,7 @@ impl Share {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// A node that is in the share, or was a second ago.
+    /// The node with this ID. Whether it is still in the share is checked once a second.
     fn node(&self, id: u64) -> Result<Arc<Node>, Errno> {
         let node = self.nodes.get(id)?;
         let now = self.now();
@@ -216,7 +209,7 @@ impl Share {
             return Ok(node);
         }
         let mut line = vec![Arc::clone(&node)];
-        // Which directories merge is known from the top.
+        // Check from the root downwards: whether a directory merges depends on its parent.
         while self.has_several()
             && line.len() < MOST_DEEP
             && let Some(last) = line.last()
@@ -232,7 +225,8 @@ impl Share {
         Ok(node)
     }
 
-    /// Looks whether a node still is in the share, and still is what its layers make of it.
+    /// Checks that a node is still in the share and still consists of the same parts; ESTALE if
+    /// not.
     fn check(&self, node: &Arc<Node>) -> Result<(), Errno> {
         for (index, part) in node.parts.iter().enumerate() {
             let held = self.held(node, index)?;
@@ -254,12 +248,13 @@ impl Share {
         Ok(())
     }
 
-    /// Whether a file is below a layer's root: it may have been moved.
+    /// Whether a file is below a layer's root: it may have been moved out.
     fn is_below(&self, layer: usize, fd: BorrowedFd<'_>) -> Result<bool, Errno> {
         let root = self.descriptors.path(self.roots[layer].1.as_fd())?;
         let mut above;
         let mut path = self.descriptors.path(fd);
-        // Of a path of more than 4,095 bytes the kernel tells nothing.
+        // The kernel does not report paths of more than 4,095 bytes: use the nearest parent
+        // directory with a shorter one.
         if path == Err(Errno::NAMETOOLONG) {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             above = openat(fd, c"..", flags, Mode::empty())?;
@@ -281,8 +276,8 @@ impl Share {
         }))
     }
 
-    /// The descriptor of a node in one of its layers; one that was closed is opened again, from the
-    /// nearest directory above that is held.
+    /// The descriptor of a node in one of its layers. If it was closed, it is reopened, starting at
+    /// the nearest parent directory with an open descriptor.
     fn held(&self, node: &Arc<Node>, index: usize) -> Result<Arc<Held>, Errno> {
         if let Some(held) = node.held(index) {
             return Ok(held);
@@ -316,7 +311,7 @@ impl Share {
         Ok(held)
     }
 
-    /// A descriptor by which a file or directory can be read.
+    /// A descriptor that is open for reading.
     fn readable(&self, node: &Arc<Node>, index: usize) -> Result<Arc<Held>, Errno> {
         let held = self.held(node, index)?;
         if held.readable {
@@ -329,7 +324,7 @@ impl Share {
         Ok(held)
     }
 
-    /// Opens what is held for reading.
+    /// Reopens an O_PATH descriptor for reading.
     fn open_held(&self, held: &Held, is_dir: bool) -> Result<OwnedFd, Errno> {
         let opened = self.descriptors.open(held.as_fd(), is_dir);
         opened.inspect_err(|&error| self.caller.note(&self.descriptors, held.as_fd(), error))
@@ -352,7 +347,7 @@ impl Share {
         self.readable(&node, 0)
     }
 
-    /// Refuses what is never opened for reading.
+    /// An error for files that are never opened for reading.
     fn check_file(node: &Node) -> Result<(), Errno> {
         match node.kind {
             FileType::RegularFile if node.hidden => Err(Errno::ACCESS),
@@ -372,7 +367,7 @@ impl Share {
             return Ok(Listing::Hidden);
         }
         if node.parts.len() > 1 {
-            // Tells now whether they may be read.
+            // Fail here rather than in READDIR if a directory may not be read.
             for index in 0..node.parts.len() {
                 self.readable(&node, index)?;
             }
@@ -417,9 +412,9 @@ impl Share {
         }
     }
 
-    /// A file's number in the guest: the host's own, where one file system is served or the guest
-    /// knows what is mounted. Else files of two may have one number on the host, and all are one
-    /// device in the guest.
+    /// The inode number to show. It is the host's if a single file system is served or submounts
+    /// are announced. Otherwise the guest sees one device for several devices of the host, whose
+    /// numbers may collide, so the device's index is put into the top ten bits.
     fn number(&self, device: u64, ino: u64) -> u64 {
         let mut devices = lock(&self.devices);
         let index = devices.iter().position(|&known| known == device);
@@ -435,11 +430,11 @@ impl Share {
     }
 
     fn attributes(&self, node: &Node, stat: &Statx) -> stat64 {
-        // SAFETY: a C structure of integers, for which zeroes are values.
+        // SAFETY: a C structure of integers, for which zeroes are valid.
         let mut out: stat64 = unsafe { std::mem::zeroed() };
         out.st_ino = self.number(host::device(stat), stat.stx_ino);
         out.st_mode = stat.stx_mode.into();
-        // As overlayfs: the links of a directory that merges are not counted.
+        // As in overlayfs, a merged directory has a link count of 1.
         out.st_nlink = if node.parts.len() > 1 {
             1
         } else {
@@ -459,7 +454,7 @@ impl Share {
         out
     }
 
-    /// Looks a name up, and counts it.
+    /// Looks a name up and counts the lookup.
     fn enter(&self, parent: &Arc<Node>, name: &CStr) -> Result<Entry, Errno> {
         let found = self.find(parent, name)?;
         let stat = found.parts[0].stat;
@@ -475,7 +470,7 @@ impl Share {
         })
     }
 
-    /// The prepared kernel that a name below a file asks for.
+    /// The prepared kernel that a lookup below a regular file asks for.
     fn enter_kernel(&self, parent: &Arc<Node>, name: &CStr) -> Result<Option<Entry>, Errno> {
         let (Some(kernels), Some(part)) = (&self.kernels, Part::of(name.to_bytes())) else {
             return Ok(None);
@@ -494,7 +489,7 @@ impl Share {
         }))
     }
 
-    /// Those of the file that it is made of, but for the size.
+    /// The attributes of the file that it was made from, with the prepared kernel's size.
     fn attributes_of_kernel(&self, kernel: &Kernel) -> Result<stat64, Errno> {
         let node = self.node(kernel.below)?;
         let stat = host::stat(self.held(&node, 0)?.as_fd())?;
@@ -503,7 +498,7 @@ impl Share {
         Ok(attributes)
     }
 
-    /// The prepared kernel with this number, if it is one's.
+    /// The prepared kernel with this node ID; `None` if it is another node's.
     fn kernel(&self, inode: u64) -> Result<Option<Kernel>, Errno> {
         match &self.kernels {
             Some(kernels) if Kernels::has(inode) => kernels.get(inode).map(Some),
@@ -511,7 +506,8 @@ impl Share {
         }
     }
 
-    /// Refuses extended attributes unless they were asked for: ENOSYS, and Linux asks no more.
+    /// Refuses extended attributes if they are disabled. After ENOSYS Linux sends no more of these
+    /// requests.
     fn check_attributes(&self, node: &Node) -> Result<(), Errno> {
         if !self.xattr {
             return Err(Errno::NOSYS);
@@ -520,324 +516,5 @@ impl Share {
             return Err(Errno::NOTSUP);
         }
         Ok(())
-    }
-}
-
-/// What is missing here changes something, and is refused before it comes here; if it came, its
-/// default answer is an error too.
-impl FileSystem for Share {
-    type Inode = u64;
-    type Handle = u64;
-
-    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
-        // A guest that was reset says no farewell.
-        self.forget_all();
-        let mut wanted = FsOptions::ASYNC_READ | FsOptions::PARALLEL_DIROPS | FsOptions::MAX_PAGES;
-        if self.tells_submounts {
-            wanted |= FsOptions::SUBMOUNTS;
-        }
-        if self.cache != Cache::None {
-            // A link never changes: another one is another node.
-            wanted |=
-                FsOptions::DO_READDIRPLUS | FsOptions::READDIRPLUS_AUTO | FsOptions::CACHE_SYMLINKS;
-        }
-        if self.cache == Cache::Always {
-            wanted |= FsOptions::ZERO_MESSAGE_OPEN | FsOptions::ZERO_MESSAGE_OPENDIR;
-        } else {
-            wanted |= FsOptions::AUTO_INVAL_DATA;
-        }
-        if self.xattr {
-            wanted |= FsOptions::POSIX_ACL;
-        }
-        let without = FsOptions::ZERO_MESSAGE_OPEN | FsOptions::ZERO_MESSAGE_OPENDIR;
-        let agreed = capable & wanted;
-        let agree = |flag: &AtomicBool, options| {
-            flag.store(agreed.contains(options), Ordering::Relaxed);
-        };
-        agree(&self.without_open, without);
-        agree(&self.submounts, FsOptions::SUBMOUNTS);
-        self.mounted.store(true, Ordering::Relaxed);
-        Ok(wanted)
-    }
-
-    fn destroy(&self) {
-        self.forget_all();
-        if let Some(kernels) = &self.kernels {
-            kernels.forget();
-        }
-    }
-
-    fn lookup(&self, _: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
-        let parent = self.node(parent)?;
-        if let Some(kernel) = self.enter_kernel(&parent, name)? {
-            return Ok(kernel);
-        }
-        match self.enter(&parent, name) {
-            // A name that is not there, to be remembered.
-            Err(Errno::NOENT) if self.cache == Cache::Always => Ok(Entry {
-                entry_timeout: self.cache.validity(),
-                ..Entry::default()
-            }),
-            entry => Ok(entry?),
-        }
-    }
-
-    fn forget(&self, _: &Context, inode: u64, count: u64) {
-        self.nodes.forget(inode, count);
-    }
-
-    fn getattr(
-        &self,
-        _: &Context,
-        inode: u64,
-        _handle: Option<u64>,
-    ) -> io::Result<(stat64, Duration)> {
-        if let Some(kernel) = self.kernel(inode)? {
-            return Ok((self.attributes_of_kernel(&kernel)?, Duration::ZERO));
-        }
-        let node = self.node(inode)?;
-        let stat = host::stat(self.held(&node, 0)?.as_fd())?;
-        Ok((self.attributes(&node, &stat), self.cache.validity()))
-    }
-
-    fn readlink(&self, _: &Context, inode: u64) -> io::Result<Vec<u8>> {
-        let node = self.node(inode)?;
-        if node.kind != FileType::Symlink {
-            return Err(Errno::INVAL.into());
-        }
-        let held = self.held(&node, 0)?;
-        Ok(readlinkat(&held, c"", Vec::new())?.into_bytes())
-    }
-
-    fn open(
-        &self,
-        _: &Context,
-        inode: u64,
-        _flags: u32,
-        _fuse_flags: u32,
-    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
-        if self.without_open.load(Ordering::Relaxed) {
-            return Err(Errno::NOSYS.into());
-        }
-        if self.kernel(inode)?.is_some() {
-            let id = self.insert(Opened::Kernel);
-            return Ok((Some(id), OpenOptions::DIRECT_IO, None));
-        }
-        let node = self.node(inode)?;
-        Self::check_file(&node)?;
-        // Whatever the guest asked for: its flags may be another architecture's.
-        let file = self.readable(&node, 0)?;
-        let options = match self.cache {
-            Cache::None => OpenOptions::DIRECT_IO,
-            Cache::Always => OpenOptions::KEEP_CACHE,
-            Cache::Auto => {
-                let now = Version::of(&host::stat(file.as_fd())?);
-                let mut opened = lock(&node.opened);
-                let keep = *opened == Some(now);
-                *opened = now.is_settled().then_some(now);
-                if keep {
-                    OpenOptions::KEEP_CACHE
-                } else {
-                    OpenOptions::empty()
-                }
-            }
-        };
-        let id = self.insert(Opened::File(file));
-        Ok((Some(id), options, None))
-    }
-
-    fn read(
-        &self,
-        _: &Context,
-        inode: u64,
-        handle: u64,
-        writer: &mut dyn ZeroCopyWriter,
-        size: u32,
-        offset: u64,
-        _lock_owner: Option<u64>,
-        _flags: u32,
-    ) -> io::Result<usize> {
-        if let Some(kernel) = self.kernel(inode)? {
-            return kernel.read(writer, size, offset);
-        }
-        let held = self.opened(inode, handle)?;
-        // SAFETY: the descriptor is open as long as `held`, and is not closed by this.
-        let file = unsafe { File::from_raw_fd(held.as_fd().as_raw_fd()) };
-        // The writer asks for a file of its own; the guest's memory is filled by preadv(2).
-        let mut file = ManuallyDrop::new(file);
-        let size = writer.available_bytes().min(size as usize);
-        let mut done = 0;
-        while done < size {
-            let Some(at) = offset.checked_add(done as u64) else {
-                return Err(Errno::INVAL.into());
-            };
-            match writer.write_from(&mut *file, size - done, at) {
-                Ok(0) => break,
-                Ok(count) => done += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if done == 0 => return Err(error),
-                Err(_) => break,
-            }
-        }
-        Ok(done)
-    }
-
-    fn lseek(
-        &self,
-        _: &Context,
-        inode: u64,
-        handle: u64,
-        offset: u64,
-        whence: u32,
-    ) -> io::Result<u64> {
-        // linux/fs.h; the others are the guest's own business.
-        let to = match whence {
-            3 => SeekFrom::Data(offset),
-            4 => SeekFrom::Hole(offset),
-            _ => return Err(Errno::INVAL.into()),
-        };
-        Ok(seek(&*self.opened(inode, handle)?, to)?)
-    }
-
-    fn release(
-        &self,
-        _: &Context,
-        _inode: u64,
-        _flags: u32,
-        handle: u64,
-        _flush: bool,
-        _flock_release: bool,
-        _lock_owner: Option<u64>,
-    ) -> io::Result<()> {
-        self.remove(handle)
-    }
-
-    fn fsync(&self, _: &Context, _: u64, _datasync: bool, _handle: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn opendir(
-        &self,
-        _: &Context,
-        inode: u64,
-        _flags: u32,
-    ) -> io::Result<(Option<u64>, OpenOptions)> {
-        if self.without_open.load(Ordering::Relaxed) {
-            return Err(Errno::NOSYS.into());
-        }
-        let listing = self.open_dir(inode)?;
-        let options = if self.cache == Cache::Always {
-            OpenOptions::KEEP_CACHE | OpenOptions::CACHE_DIR
-        } else {
-            OpenOptions::empty()
-        };
-        let id = self.insert(Opened::Dir(Mutex::new(listing)));
-        Ok((Some(id), options))
-    }
-
-    fn readdir(
-        &self,
-        _: &Context,
-        inode: u64,
-        handle: u64,
-        _size: u32,
-        offset: u64,
-        add_entry: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
-    ) -> io::Result<()> {
-        self.read_items(inode, handle, offset, &mut |item| add_entry(item.entry()))
-    }
-
-    fn readdirplus(
-        &self,
-        context: &Context,
-        inode: u64,
-        handle: u64,
-        size: u32,
-        offset: u64,
-        add_entry: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
-    ) -> io::Result<()> {
-        let node = self.node(inode)?;
-        let mut left = size as usize;
-        self.read_items(inode, handle, offset, &mut |item| {
-            // `fuse_direntplus`: nothing is looked up that does not fit.
-            let size = (DIRENTPLUS + item.name.count_bytes()).next_multiple_of(8);
-            if left < size {
-                return Ok(0);
-            }
-            // Without a node (`.`, `..`, what has just gone) the guest looks it up when it wants to.
-            let entry = self.enter(&node, &item.name).unwrap_or_default();
-            let added = add_entry(item.entry(), entry);
-            match added {
-                Ok(1..) => left -= size,
-                // There is no place after all.
-                _ if entry.inode != 0 => self.forget(context, entry.inode, 1),
-                _ => {}
-            }
-            added
-        })
-    }
-
-    fn fsyncdir(&self, _: &Context, _: u64, _datasync: bool, _handle: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn releasedir(&self, _: &Context, _inode: u64, _flags: u32, handle: u64) -> io::Result<()> {
-        self.remove(handle)
-    }
-
-    fn statfs(&self, _: &Context, inode: u64) -> io::Result<statvfs64> {
-        let node = self.node(inode)?;
-        let stat = fstatvfs(&*self.held(&node, 0)?)?;
-        // SAFETY: a C structure of integers, for which zeroes are values.
-        let mut out: statvfs64 = unsafe { std::mem::zeroed() };
-        out.f_bsize = stat.f_bsize;
-        out.f_frsize = stat.f_frsize;
-        out.f_blocks = stat.f_blocks;
-        out.f_bfree = stat.f_bfree;
-        out.f_bavail = stat.f_bavail;
-        out.f_files = stat.f_files;
-        out.f_ffree = stat.f_ffree;
-        out.f_favail = stat.f_favail;
-        out.f_namemax = stat.f_namemax;
-        Ok(out)
-    }
-
-    fn getxattr(
-        &self,
-        _: &Context,
-        inode: u64,
-        name: &CStr,
-        size: u32,
-    ) -> io::Result<GetxattrReply> {
-        let node = self.node(inode)?;
-        self.check_attributes(&node)?;
-        if self.has_several() && layers::is_mark(name.to_bytes()) {
-            return Err(Errno::NODATA.into());
-        }
-        let value = Descriptors::attribute(self.held(&node, 0)?.as_fd(), name)?;
-        match size {
-            0 => Ok(GetxattrReply::Count(value.len() as u32)),
-            size if (size as usize) < value.len() => Err(Errno::RANGE.into()),
-            _ => Ok(GetxattrReply::Value(value)),
-        }
-    }
-
-    fn listxattr(&self, _: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
-        let node = self.node(inode)?;
-        self.check_attributes(&node)?;
-        let mut names = Descriptors::attributes(self.held(&node, 0)?.as_fd())?;
-        if self.has_several() {
-            let seen = names.split_inclusive(|&byte| byte == 0);
-            names = seen
-                .filter(|name| !layers::is_mark(name))
-                .flatten()
-                .copied()
-                .collect();
-        }
-        match size {
-            0 => Ok(ListxattrReply::Count(names.len() as u32)),
-            size if (size as usize) < names.len() => Err(Errno::RANGE.into()),
-            _ => Ok(ListxattrReply::Names(names)),
-        }
     }
 }

@@ -1,27 +1,25 @@
-//! What the guest knows: one node a file, whatever its names are.
+//! The nodes that the guest holds references to: one for each file, whatever its names are.
 //!
-//! A node holds its file by a descriptor, so that it stays that file when it is renamed, removed or
-//! replaced on the host. A descriptor that was closed to make room (see `descriptors`) is opened
-//! again by the name that the file was last looked up by; should another file be there, the node is
-//! stale.
+//! A node holds an open descriptor, so it keeps referring to the same file when that is renamed,
+//! removed or replaced on the host. A descriptor that was closed to make room (see `descriptors`)
+//! is reopened by the name of the last lookup; if that is another file by then, the node is stale.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use fuse_backend_rs::abi::fuse_abi::ROOT_ID;
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 
 use super::descriptors::{self, Evict, Held};
-use super::host::{self, Generation, Key};
-use super::listing::SharedNames;
-use crate::serve::lock;
+use super::entries::SharedNames;
+use super::host::{self, Generation, Key, Version};
+use crate::lock::lock;
 
-/// A file in one layer, as a look at a name found it.
+/// The result of a lookup in one layer.
 pub(super) struct Found {
     pub(super) layer: usize,
     pub(super) fd: OwnedFd,
@@ -38,7 +36,8 @@ impl Found {
     }
 }
 
-/// What a name of a directory is: a file of one layer, or a directory that several layers have.
+/// The result of a lookup in all layers: a file of one layer, or a directory that merges those of
+/// several layers.
 pub(super) struct Entry {
     /// At least one; the first one's attributes are the entry's.
     pub(super) parts: Vec<Found>,
@@ -50,7 +49,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// A new node of it, held.
+    /// Turns it into a new node, which holds its descriptors.
     fn into_node(self, id: u64, place: (u64, CString), now: u64) -> Node {
         let kind = host::kind(&self.parts[0].stat);
         let parts = self.parts.into_iter().map(|part| {
@@ -89,32 +88,8 @@ impl Part {
 
 struct Slot {
     held: Option<Arc<Held>>,
-    /// Which file it was, since its descriptor was closed.
+    /// Identifies the file while its descriptor is closed.
     generation: Option<Generation>,
-}
-
-/// Content that a guest may have in its cache.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Version {
-    changed: (i64, u32),
-    modified: (i64, u32),
-    size: u64,
-}
-
-impl Version {
-    pub(super) fn of(stat: &Statx) -> Self {
-        Self {
-            changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
-            modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
-            size: stat.stx_size,
-        }
-    }
-
-    /// Whether a later change would show, whatever a file system's clock ticks in.
-    pub(super) fn is_settled(&self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        now.is_ok_and(|now| self.changed.0.saturating_add(2) < now.as_secs() as i64)
-    }
 }
 
 /// A file or directory that the guest knows.
@@ -124,13 +99,13 @@ pub(super) struct Node {
     pub(super) submount: bool,
     pub(super) hidden: bool,
     pub(super) parts: Box<[Part]>,
-    /// The directory and the name that it was last looked up by.
+    /// The directory and the name of the last lookup.
     place: Mutex<(u64, CString)>,
-    /// When it was last seen in the share, in milliseconds of the share's clock.
+    /// When it was last found in the share, in milliseconds of the share's clock.
     checked: AtomicU64,
-    /// What was there when it was last opened, if it had not changed in the seconds before.
+    /// The version at the last OPEN, if it [was settled](Version::is_settled) then.
     pub(super) opened: Mutex<Option<Version>>,
-    /// What it was listed as last, if it is a directory that merges.
+    /// The latest list of its entries, if it is a merged directory.
     pub(super) names: Mutex<SharedNames>,
     used: AtomicBool,
     cached: AtomicBool,
@@ -161,7 +136,7 @@ impl Node {
         self.id == ROOT_ID
     }
 
-    /// The directory that it was last seen in, and its name there.
+    /// The directory and the name of the last lookup.
     pub(super) fn place(&self) -> (u64, CString) {
         lock(&self.place).clone()
     }
@@ -170,7 +145,7 @@ impl Node {
         lock(&self.place).0
     }
 
-    /// Whether the last look at where it is was `period` milliseconds ago.
+    /// Whether it was last found in the share at least `period` milliseconds ago.
     pub(super) fn is_due(&self, now: u64, period: u64) -> bool {
         !self.is_root() && now.saturating_sub(self.checked.load(Ordering::Relaxed)) >= period
     }
@@ -179,13 +154,13 @@ impl Node {
         self.checked.store(now, Ordering::Relaxed);
     }
 
-    /// The descriptor of a part, if it is held.
+    /// The descriptor of a part, if it is open.
     pub(super) fn held(&self, part: usize) -> Option<Arc<Held>> {
         self.used.store(true, Ordering::Relaxed);
         lock(&self.parts[part].slot).held.clone()
     }
 
-    /// Puts a descriptor of that very file in its place.
+    /// Stores a descriptor of the same file.
     pub(super) fn hold(self: &Arc<Self>, part: usize, held: Arc<Held>) {
         lock(&self.parts[part].slot).held = Some(held);
         if !self.is_root() && !self.cached.swap(true, Ordering::Relaxed) {
@@ -194,17 +169,17 @@ impl Node {
         }
     }
 
-    /// Whether `found` is this file, which may not be held any more.
+    /// Whether `found` is this part's file, whose descriptor may be closed.
     fn is(&self, part: usize, found: &Found) -> Result<bool, Errno> {
         let slot = lock(&self.parts[part].slot);
         Ok(match (&slot.held, &slot.generation) {
-            // A number of a file that is held is no other file's.
+            // While the descriptor is open, the inode number cannot be reused.
             (Some(_), _) | (None, None) => true,
             (None, Some(known)) => Generation::of(found.fd.as_fd())? == *known,
         } && self.parts[part].key == found.key())
     }
 
-    /// Takes a part's descriptor after its own was closed, if it is the same file's.
+    /// Stores a reopened descriptor of a part; an error if it is another file's.
     pub(super) fn hold_again(
         self: &Arc<Self>,
         part: usize,
@@ -244,7 +219,7 @@ impl Evict for Node {
                 Err(TryLockError::Poisoned(slot)) => slot.into_inner(),
                 Err(TryLockError::WouldBlock) => return false,
             };
-            // An open file, or a request that uses it just now.
+            // An open handle or a request in flight uses it.
             if slot
                 .held
                 .as_ref()
@@ -268,13 +243,13 @@ impl Evict for Node {
     }
 }
 
-/// A node and how often the guest was told of it.
+/// A node and the number of lookups that the guest has to forget (nlookup).
 struct Known {
     node: Arc<Node>,
     lookups: u64,
 }
 
-/// The files of a node: the first part's, and those of the others.
+/// The files of a node: the key of the first part, and those of the others.
 type Keys = (Key, Box<[Key]>);
 
 #[derive(Default)]
@@ -284,12 +259,12 @@ struct Table {
     last_id: u64,
 }
 
-/// All nodes that the guest knows.
+/// All nodes that the guest holds references to.
 #[derive(Default)]
 pub(super) struct Nodes(Mutex<Table>);
 
 impl Nodes {
-    /// Forgets all but the root, which these descriptors are.
+    /// Forgets all nodes except the root, which consists of `roots`.
     pub(super) fn clear(&self, roots: &[(Key, Arc<Held>)]) {
         let parts = roots.iter().enumerate();
         let parts = parts.map(|(layer, (key, held))| Part::new(layer, *key, Arc::clone(held)));
@@ -300,7 +275,7 @@ impl Nodes {
             lookups: 1,
         };
         let mut table = lock(&self.0);
-        // Numbers are not used again: a guest that was reset may still ask about an old one.
+        // Node IDs are not reused: a guest that was reset may still send an old one.
         let last_id = table.last_id.max(ROOT_ID);
         let old = std::mem::replace(
             &mut *table,
@@ -320,7 +295,7 @@ impl Nodes {
         Ok(Arc::clone(&known.node))
     }
 
-    /// Makes an entry of the directory `parent` known to the guest, once more.
+    /// Counts one lookup of an entry of the directory `parent`; creates its node if there is none.
     pub(super) fn enter(
         &self,
         parent: u64,
@@ -345,7 +320,7 @@ impl Nodes {
                 *lock(&node.place) = (parent, name.to_owned());
                 node.checked(now);
                 for (index, part) in entry.parts.into_iter().enumerate() {
-                    // The new descriptor knows the place that the file has now.
+                    // The new descriptor has the file's current path.
                     if node.held(index).is_none_or(|held| !held.readable) {
                         node.hold(index, Arc::new(Held::new(part.fd, false)));
                     }
@@ -383,7 +358,7 @@ impl Nodes {
         Ok(true)
     }
 
-    /// Counts one more lookup, unless the guest has forgotten the node meanwhile.
+    /// Counts one more lookup; `false` if the guest has forgotten the node meanwhile.
     fn count(&self, node: &Node) -> bool {
         let mut table = lock(&self.0);
         let known = table.by_id.get_mut(&node.id);
@@ -410,7 +385,7 @@ impl Nodes {
             let mut keys = node.parts.iter().map(|part| part.key);
             if let Some(first) = keys.next() {
                 let keys = (first, keys.collect());
-                // It may be another node's by now.
+                // A newer node may have the same key.
                 if table.by_keys.get(&keys) == Some(&id) {
                     table.by_keys.remove(&keys);
                 }
