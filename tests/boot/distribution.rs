@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 use bootshare_host::serve::Owner;
 use bootshare_host::{Board, Outcome};
 
-use crate::lab::{Server, machine, run, target};
+use crate::lab::{Server, machine, run};
+use crate::shared::target;
 
 /// The tree's name in host/distributions.sh, which makes it unless it exists.
 const NAME: &str = "trixie-initramfs-links";

@@ -4,7 +4,8 @@
 use bootshare_host::{Board, Machine, Outcome};
 
 use crate::entries::{expect_boot, share, words, write};
-use crate::lab::{Server, machine, run, target};
+use crate::lab::{Server, machine, run};
+use crate::shared::target;
 
 fn minimal(board: Board, share: &std::path::Path, options: &str) -> Machine {
     let mut machine = machine(board, Server::Embedded, share, options);
