@@ -38,7 +38,10 @@ start() {
         cat "$work/file"
         ;;
     background)
-        script -qec "sh -ic '\"$2\" >\"$work/file\" 2>&1 & wait'" /dev/null </dev/null
+        # A command reads the terminal, for which any program in the background is stopped.
+        local input=''
+        [ "$2" != "$work/run" ] || input='</dev/null'
+        script -qec "sh -ic '\"$2\" $input >\"$work/file\" 2>&1 & wait'" /dev/null </dev/null
         cat "$work/file"
         ;;
     cron) (umask 077 && cd / && env -i PATH=/usr/bin:/bin SHELL=/bin/sh setsid --wait "$2" </dev/null) ;;
@@ -78,7 +81,7 @@ echo '|---|---|---|'
 row 'a terminal, by script(1)' terminal
 row 'a pane of tmux' tmux
 row 'nohup(1) on a terminal' nohup
-row "in the background of a terminal's shell" background
+row "in the background of a terminal's shell, \`run\` with \`</dev/null\`" background
 row 'as cron does: no terminal, no HOME, umask 077' cron
 row 'standard input closed' closed
 row 'standard input a pipe that stays open' pipe

@@ -159,13 +159,15 @@ for code in $CODES; do
 done
 wait
 
-# A command that writes to each file and each directory, and then removes all.
+# A command that truncates each file but itself, makes one in each directory, and then removes everything.
 # shellcheck disable=SC2016 # the shell in the machine expands it
-run root --kernel "${kernels[${names[0]}]}" --memory 2G "$tree" -- sh -c '
-    find / -xdev -type d -exec sh -c '\''for dir; do : >"$dir/new"; done'\'' sh {} +
-    find / -xdev -type f -exec sh -c '\''for file; do : >"$file"; done'\'' sh {} +
-    echo "$(find / -xdev -type f | wc -l) files are written, $(find / -xdev -type f -size +0 | wc -l) are not"
-    find / -xdev -depth -mindepth 1 -delete 2>/dev/null
+run root --kernel "${kernels[${names[0]}]}" --memory 2G "$tree" -- /bin/busybox sh -c '
+    box=/bin/busybox
+    files() { $box find / -xdev -type f ! -path $box "$@"; }
+    $box find / -xdev -type d -exec $box sh -c '\''for dir; do : >"$dir/new"; done'\'' sh {} + 2>/dev/null
+    files -exec $box sh -c '\''for file; do : >"$file"; done'\'' sh {} +
+    echo "$(files | $box wc -l) files are written, $(files -size +0 | $box wc -l) are not"
+    $box find / -xdev -depth -mindepth 1 ! -path $box -delete 2>/dev/null
     exit 0' </dev/null >"$results/written"
 state "$tree" >"$results/after"
 

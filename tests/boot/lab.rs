@@ -12,7 +12,8 @@ use bootshare_host::{
 };
 use sha2::{Digest, Sha256};
 
-use crate::shared::{LIMIT, c_server, parts, rust_server, target};
+pub(crate) use crate::shared::target;
+use crate::shared::{LIMIT, c_server, parts, rust_server};
 
 /// The size of `random.bin` in the demo shares.
 const RANDOM_BYTES: usize = 20 << 20;

@@ -871,7 +871,9 @@ fn doctor_finds_this_machine_fit_and_says_what_is_missing() {
     );
     let ran = tool.run(
         tool.command(&[], &["demo", "out"])
-            .env("PATH", "/nonexistent"),
+            .env("PATH", "/nonexistent")
+            // No parts that another run has downloaded.
+            .env("XDG_CACHE_HOME", tool.path("tmp")),
     );
     ran.expect(123, &["there is no apt-get", "`bootshare-host boot /boot`"]);
     assert_eq!(ran.errors.lines().count(), 1, "{ran:?}");
