@@ -131,6 +131,8 @@ impl Packages {
         // Shown on terminals only.
         let progress = ProgressBar::new_spinner();
         progress.enable_steady_tick(Duration::from_millis(100));
+        // From here on a signal deletes the partial download before the process ends.
+        interrupted().context("cannot watch for signals")?;
         // Renamed as the last step, so that a directory of this name is always complete.
         let work = tempfile::Builder::new()
             .prefix(self.arch.debian())

@@ -1,9 +1,12 @@
 //! Prepared kernels of earlier runs, in the user's cache directory.
 //!
-//! A file's name is the digest of the kernel that it was made from. Each is written under a
+//! A file's name is the digest of the kernel that it was made from. For each kernel file there is also
+//! a file with that name, whose own name is the kernel file's state: an unchanged kernel need not be
+//! read and hashed again at each boot. Each is written under a
 //! temporary name and renamed, so that concurrent runs see either all of it or nothing.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -13,6 +16,12 @@ use crate::output;
 
 /// The largest total size in bytes: about ten kernels.
 const MOST: u64 = 512 << 20;
+
+/// More bytes than a name of a prepared kernel has.
+const LONGEST_NAME: u64 = 100;
+
+/// What a file takes at least, so that their number is bounded, too.
+const LEAST: u64 = 4096;
 
 /// A directory of prepared kernels.
 #[derive(Clone, Debug)]
@@ -60,6 +69,17 @@ impl Cache {
         Some(file)
     }
 
+    /// The name in the file of this name, if that is one.
+    pub(super) fn recorded(&self, name: &str) -> Option<String> {
+        let mut recorded = String::new();
+        let file = self.get(name)?;
+        file.take(LONGEST_NAME).read_to_string(&mut recorded).ok()?;
+        let is_name = recorded
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        is_name.then_some(recorded)
+    }
+
     /// Stores a file, then removes the least recently used files until the total size is within the
     /// limit.
     ///
@@ -83,7 +103,7 @@ impl Cache {
             files.push((
                 is_newest,
                 metadata.modified()?,
-                metadata.len(),
+                metadata.len().max(LEAST),
                 entry.path(),
             ));
         }
@@ -104,7 +124,6 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
     use std::thread;
 
     fn get(cache: &Cache, name: &str) -> Option<Vec<u8>> {
@@ -125,19 +144,19 @@ mod tests {
     fn what_was_not_used_for_longest_goes_first() {
         let dir = tempfile::tempdir().unwrap();
         let mut cache = Cache::at(dir.path().join("a/b"));
-        cache.most = 250;
+        cache.most = 10_000;
         assert_eq!(get(&cache, "one"), None);
         for (name, age) in [("one", 30), ("two", 20)] {
-            cache.put(name, &[1; 100]).unwrap();
+            cache.put(name, &[1; 4096]).unwrap();
             let file = File::open(cache.dir.join(name)).unwrap();
             let then = SystemTime::now() - std::time::Duration::from_secs(age);
             file.set_modified(then).unwrap();
         }
-        assert_eq!(get(&cache, "one"), Some(vec![1; 100]));
+        assert_eq!(get(&cache, "one"), Some(vec![1; 4096]));
         cache.put("three", &[3; 100]).unwrap();
         assert_eq!(names(&cache.dir), ["one", "three"]);
         // One that is larger than all of them may be is not kept either.
-        cache.put("four", &[4; 300]).unwrap();
+        cache.put("four", &[4; 12_000]).unwrap();
         assert_eq!(names(&cache.dir), [""; 0]);
     }
 

@@ -6,6 +6,7 @@
 
 mod bzimage;
 mod cache;
+mod state;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -15,6 +16,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
@@ -22,6 +24,7 @@ use sha2::{Digest, Sha256};
 pub use cache::Cache;
 
 use crate::lock::lock;
+use state::State;
 
 /// The prefix of an entry's name.
 const PREFIX: &str = ".bootshare-prepared-";
@@ -137,20 +140,64 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Prepares a kernel for one boot. `file` is its whole content.
+    /// Prepares the kernel in a part of `file` for one boot. The file is not read if the cache has the
+    /// kernel of its current [state](state).
     ///
     /// # Errors
-    /// It is not a kernel that can be prepared.
-    pub(crate) fn new(file: &[u8], how: &Prepare, random: &mut Random<'_>) -> Result<Self> {
-        let name = name(file);
-        let kept = how.cache.as_ref().and_then(|cache| cache.get(&name));
-        if let Some(image) = kept.and_then(|kept| Self::place(Source::File(kept), how, random)) {
+    /// It cannot be read, or is not a kernel that can be prepared.
+    pub(crate) fn open(
+        file: &File,
+        part: Part,
+        how: &Prepare,
+        random: &mut Random<'_>,
+    ) -> Result<Self> {
+        Self::open_at(SystemTime::now(), file, part, how, random)
+    }
+
+    /// `now` must be before the file is read: see [`State::is_settled`].
+    fn open_at(
+        now: SystemTime,
+        file: &File,
+        part: Part,
+        how: &Prepare,
+        random: &mut Random<'_>,
+    ) -> Result<Self> {
+        let state = State::of(file, part).context("cannot look at it")?;
+        let recorded = how
+            .cache
+            .as_ref()
+            .and_then(|cache| cache.recorded(&state.name()));
+        if let Some(image) = recorded.and_then(|name| Self::kept(&name, how, random)) {
+            return Ok(image);
+        }
+        let bytes = read(file, part).context("cannot read it")?;
+        let name = name(&bytes);
+        let image = Self::new(&name, &bytes, how, random)?;
+        if let Some(cache) = &how.cache
+            && state.is_settled(now)
+            && State::of(file, part).is_ok_and(|after| after == state)
+        {
+            // If it cannot be kept, the next run reads the kernel again.
+            let _ = cache.put(&state.name(), name.as_bytes());
+        }
+        Ok(image)
+    }
+
+    /// The kernel of this name in the cache; `None` if it is missing or damaged.
+    fn kept(name: &str, how: &Prepare, random: &mut Random<'_>) -> Option<Self> {
+        let file = how.cache.as_ref()?.get(name)?;
+        Self::place(Source::File(file), how, random)
+    }
+
+    /// The kernel whose content is `file`, from the cache or unpacked now.
+    fn new(name: &str, file: &[u8], how: &Prepare, random: &mut Random<'_>) -> Result<Self> {
+        if let Some(image) = Self::kept(name, how, random) {
             return Ok(image);
         }
         let bytes = unpack(file)?.into_bytes();
         if let Some(cache) = &how.cache {
             // If it cannot be kept, the next run takes longer.
-            let _ = cache.put(&name, &bytes);
+            let _ = cache.put(name, &bytes);
         }
         Self::place(Source::Memory(bytes), how, random).context("it cannot be relocated")
     }
@@ -259,7 +306,7 @@ fn name(file: &[u8]) -> String {
 ///
 /// # Errors
 /// It cannot be read, or is too large.
-pub(crate) fn read(file: &File, part: Part) -> Result<Vec<u8>> {
+fn read(file: &File, part: Part) -> Result<Vec<u8>> {
     ensure!(part.size <= MOST, "it has more than {MOST} bytes");
     let mut bytes = vec![0; part.size as usize];
     file.read_exact_at(&mut bytes, part.start)?;

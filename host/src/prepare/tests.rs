@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::*;
 
@@ -81,9 +82,13 @@ fn last(end: u64) -> u64 {
     end - 1
 }
 
-/// All of an image, in pieces.
+/// All of a prepared kernel.
 fn prepare(file: &[u8], how: &Prepare, random: &mut Random<'_>) -> Result<Vec<u8>> {
-    let image = Image::new(file, how, random)?;
+    Ok(bytes(&Image::new(&name(file), file, how, random)?)?)
+}
+
+/// All of an image, read in pieces.
+fn bytes(image: &Image) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(image.size());
     // Each of the first ends within a place that depends on the address.
     let sizes = [0x258 + 3, KERNEL + 0x1003 - 0x25b, 0xfff, 0xfff];
@@ -346,7 +351,7 @@ fn a_kernel_that_is_not_as_it_should_be_is_refused() {
         put(&mut image, 0x24c, &(file.len() as u32).to_le_bytes());
         image.extend(file);
         // An error or an image, and no panic.
-        let _ = Image::new(&image, &how(None), &mut last);
+        let _ = prepared(&image);
     }
 }
 
@@ -380,6 +385,63 @@ fn a_kernel_is_taken_from_the_cache_by_its_digest() {
     fs::write(dir.path().join("file"), "").unwrap();
     let nowhere = self::how(Some(Cache::at(dir.path().join("file/below"))));
     assert!(prepare(&file, &nowhere, &mut last).unwrap() == first);
+}
+
+#[test]
+fn an_unchanged_kernel_is_not_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vmlinuz");
+    let cache = dir.path().join("cache");
+    let how = how(Some(Cache::at(&cache)));
+    let file = bzimage(&gzip(&vmlinux(true)));
+    let part = Part {
+        start: 0,
+        size: file.len() as u64,
+    };
+    let first = prepared(&file).unwrap();
+    fs::write(&path, &file).unwrap();
+    // Reading it fails, but not a look at its state.
+    let unreadable = || File::options().write(true).open(&path).unwrap();
+    let readable = || File::open(&path).unwrap();
+    let now = SystemTime::now();
+    let later = now + Duration::from_secs(60);
+    let open = |file, now| {
+        bytes(&Image::open_at(now, &file, part, &how, &mut last)?).map_err(anyhow::Error::from)
+    };
+    assert!(open(unreadable(), later).is_err());
+    // A file that has just changed may change again without a trace: its state is not recorded.
+    assert!(open(readable(), now).unwrap() == first);
+    assert!(open(unreadable(), later).is_err());
+    assert!(open(readable(), later).unwrap() == first);
+    assert!(open(unreadable(), later).unwrap() == first);
+    // Another part of the file is another kernel.
+    let other = Part { start: 1, ..part };
+    assert!(Image::open_at(later, &unreadable(), other, &how, &mut last).is_err());
+    // Other content of the same size and time of modification.
+    let modified = readable().metadata().unwrap().modified().unwrap();
+    let mut changed = vmlinux(true);
+    let at = changed.len() / 2;
+    changed[at] ^= 0x55;
+    let mut changed = bzimage(&gzip(&changed));
+    changed.resize(file.len(), 0);
+    fs::write(&path, &changed).unwrap();
+    unreadable().set_modified(modified).unwrap();
+    assert!(open(unreadable(), later).is_err());
+    fs::write(&path, &file).unwrap();
+    assert!(open(readable(), later).unwrap() == first);
+    // The prepared kernel is missing, or what was recorded is not a name.
+    for entry in fs::read_dir(&cache).unwrap() {
+        let path = entry.unwrap().path();
+        if fs::metadata(&path).unwrap().len() < 100 {
+            fs::write(path, "../../etc/passwd").unwrap();
+        }
+    }
+    assert!(open(unreadable(), later).is_err());
+    assert!(open(readable(), later).unwrap() == first);
+    assert!(open(unreadable(), later).unwrap() == first);
+    fs::remove_dir_all(&cache).unwrap();
+    assert!(open(unreadable(), later).is_err());
+    assert!(open(readable(), later).unwrap() == first);
 }
 
 #[test]

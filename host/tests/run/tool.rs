@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bootshare_host::{Arch, Board, demo};
+use rustix::io::retry_on_intr;
 use rustix::process::{Pid, Signal, kill_process};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use tempfile::TempDir;
@@ -996,7 +997,7 @@ fn on_a_terminal_the_demo_gives_a_shell() {
             // A read would wait for ever: the terminal is open here as well.
             let mut polled = [PollFd::new(&*user, PollFlags::IN)];
             let limit = Timespec::try_from(LIMIT).unwrap();
-            let ready = poll(&mut polled, Some(&limit)).unwrap();
+            let ready = retry_on_intr(|| poll(&mut polled, Some(&limit))).unwrap();
             assert_ne!(ready, 0, "no {text:?} in {seen}");
             let count = user.read(&mut buffer).unwrap();
             seen.push_str(&String::from_utf8_lossy(&buffer[..count]));

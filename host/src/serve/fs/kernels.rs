@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use fuse_backend_rs::api::filesystem::ZeroCopyWriter;
 use rustix::io::Errno;
 
@@ -88,8 +88,7 @@ impl Kernels {
 
     fn make(&self, file: BorrowedFd<'_>, part: Part) -> Result<Image> {
         let file = File::from(file.try_clone_to_owned()?);
-        let bytes = prepare::read(&file, part).context("cannot read it")?;
-        Image::new(&bytes, &self.how, &mut prepare::random)
+        Image::open(&file, part, &self.how, &mut prepare::random)
     }
 
     /// The prepared kernel with this node ID.
