@@ -13,8 +13,10 @@ limit=64
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/share"
+mkfifo "$work/pipe"
 # Lines of 64 characters: the firmware's `cat` writes their ends as a terminal wants them.
-head -c "$((mib << 20))" /dev/urandom | base64 -w 63 | head -c "$((mib << 20))" >"$work/share/text"
+head -c "$(((mib << 20) / 64 * 63 / 4 * 3 + 3))" /dev/urandom | base64 -w 63 >"$work/share/text"
+truncate -s "$((mib << 20))" "$work/share/text"
 sum=$(sha256sum <"$work/share/text")
 lines=$(wc -l <"$work/share/text")
 
@@ -37,11 +39,13 @@ text_of() {
 }
 
 row() {
-    local board=$1 input=$2 most=0 now pid status=0
+    local board=$1 input=$2 most=0 now pid reader status=0
+    reader <"$work/pipe" >"$work/out" &
+    reader=$!
     if [ "$input" = none ]; then
-        boot "$board" text </dev/null > >(reader >"$work/out") 2>"$work/errors" &
+        boot "$board" text </dev/null >"$work/pipe" 2>"$work/errors" &
     else
-        boot "$board" text < <(exec sleep 3600) > >(reader >"$work/out") 2>"$work/errors" &
+        boot "$board" text < <(exec sleep 3600) >"$work/pipe" 2>"$work/errors" &
     fi
     pid=$!
     while now=$(awk '/^RssAnon:/ { print int($2 / 1024) }' "/proc/$pid/status" 2>/dev/null) && [ -n "$now" ]; do
@@ -49,8 +53,7 @@ row() {
         sleep 0.2
     done
     wait "$pid" || status=$?
-    # The reader may end later.
-    while pgrep -P $$ -x head >/dev/null; do sleep 0.1; done
+    wait "$reader"
     local same=no
     [ "$(text_of "$work/out" | sha256sum)" != "$sum" ] || same=yes
     echo "| \`$board\` | $input | $status | $same | $most MiB |"
