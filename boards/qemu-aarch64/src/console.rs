@@ -1,4 +1,4 @@
-//! The PL011 UART, used without interrupts and never waited for without end.
+//! The PL011 UART, used without interrupts. Every wait for it has a limit.
 
 use crate::{counter, mapping};
 use bootshare::boot::memory::Range;
@@ -13,7 +13,7 @@ use safe_mmio::{
     fields::{ReadPure, ReadPureWrite, ReadWrite},
 };
 
-/// The PL011 of `virt` in QEMU's sources, for what goes wrong before the device tree was read.
+/// The address of the PL011 in QEMU's sources of `virt`, for errors before the device tree is read.
 const DEFAULT_BASE: usize = 0x0900_0000;
 
 /// The registers that are used (PL011 technical reference manual, section 3.2).
@@ -29,7 +29,7 @@ struct Registers {
 const _: () = assert!(core::mem::offset_of!(Registers, flags) == 0x18);
 const _: () = assert!(core::mem::offset_of!(Registers, control) == 0x30);
 
-/// Flag: no byte has come.
+/// Flag: no byte was received.
 const RECEIVE_EMPTY: u32 = 1 << 4;
 /// Flag: the transmit FIFO is full.
 const TRANSMIT_FULL: u32 = 1 << 5;
@@ -40,11 +40,10 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Physical address of the registers: device memory of the first GiB, always.
 static BASE: AtomicUsize = AtomicUsize::new(DEFAULT_BASE);
-/// It did not take the latest byte in time: until it takes one, nothing waits for it.
+/// The UART did not take the last byte in time. Until it takes one, writes do not wait for it.
 static STALLED: AtomicBool = AtomicBool::new(false);
 
-/// Uses the PL011 whose registers are at `registers` from now on; leaves things as they are if
-/// that is not in device memory.
+/// From now on uses the PL011 with these registers. Has no effect if they are not in device memory.
 pub fn use_registers(registers: Range) {
     if mapping::is_low_device(registers)
         && registers.size() >= size_of::<Registers>() as u64
@@ -54,7 +53,7 @@ pub fn use_registers(registers: Range) {
     }
 }
 
-/// Does something with the UART, which is turned on.
+/// Calls `act` with the UART, after enabling it if necessary.
 fn with_uart<T>(act: impl FnOnce(UniqueMmioPointer<'_, Registers>) -> T) -> Option<T> {
     let base = NonNull::new(with_exposed_provenance_mut::<Registers>(
         BASE.load(Ordering::Relaxed),
@@ -72,11 +71,11 @@ fn with_uart<T>(act: impl FnOnce(UniqueMmioPointer<'_, Registers>) -> T) -> Opti
     Some(act(uart))
 }
 
-/// A byte that has come, if there is one.
+/// The next received byte, if there is one.
 pub fn read() -> Option<u8> {
     with_uart(|mut uart| {
         let is_empty = field_shared!(uart, flags).read() & RECEIVE_EMPTY != 0;
-        // Bits of errors are above the byte's.
+        // The bits above the byte are error flags.
         (!is_empty).then(|| field!(uart, data).read() as u8)
     })?
 }
@@ -123,7 +122,7 @@ impl fmt::Write for Console {
     }
 }
 
-/// Prints an error line, whether or not there is a logger yet.
+/// Prints an error line. Does not need the logger.
 pub fn error(message: fmt::Arguments<'_>) {
     // Writing to the console never fails.
     _ = fmt::Write::write_fmt(&mut Console, format_args!("bootshare: error: {message}\n"));

@@ -4,10 +4,10 @@ use crate::{console, cpu, exit, machine};
 use bootshare::{boot::memory::Range, loader::ExitStatus};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-/// Something fatal is being reported: what happens meanwhile is not.
+/// Whether a fatal error is being reported. Further errors during the report are not reported.
 static REPORTING: AtomicBool = AtomicBool::new(false);
 
-/// Called by the vectors in `entry` on a stack of its own, for each exception there is.
+/// Reports an exception. The vectors in `entry` call this for all exceptions, on a separate stack.
 pub extern "C" fn report(vector: u64) -> ! {
     // Read before anything else can fault.
     let syndrome = cpu::syndrome();

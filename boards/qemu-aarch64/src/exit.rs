@@ -1,4 +1,4 @@
-//! The ways to end the machine, tried one after the other.
+//! How the machine ends: several methods, tried one after the other.
 //!
 //! | | success | failure |
 //! |---|---|---|
@@ -6,12 +6,12 @@
 //! | then | PSCI's SYSTEM_OFF, QEMU's status is 0 | [`pvpanic`], QEMU's status is 1 |
 //! | last | the machine halts | the machine halts |
 //!
-//! A failure neither powers off nor resets: QEMU's status would be 0 (with `-no-reboot`, or else it
-//! would start again for ever).
+//! After a failure the machine is neither powered off nor reset: QEMU's status would be 0 (a reset
+//! without `-no-reboot` would even start the firmware again, without end).
 //!
-//! An attempt may itself raise an exception: semihosting is an undefined instruction where nobody
-//! listens, and so is a PSCI call through the wrong conduit. The exception handler comes back to
-//! [`exit`], which remembers what was tried and goes on with the next.
+//! An attempt may itself raise an exception: semihosting is an undefined instruction if QEMU has it
+//! disabled, and so is a PSCI call through the wrong conduit. The exception handler calls [`exit`]
+//! again, which counts the attempts and continues with the next one.
 
 use crate::{console, cpu, pvpanic, tree::Conduit};
 use bootshare::loader::ExitStatus;
@@ -22,7 +22,7 @@ use smccc::{Hvc, Smc, psci};
 /// `host/` knows it too.
 const STATUS_BASE: u64 = 0x20;
 
-/// Attempts so far, and whether they are for a success.
+/// The number of attempts so far, and whether they report a success.
 static ATTEMPTS: AtomicU8 = AtomicU8::new(0);
 static IS_SUCCESS: AtomicBool = AtomicBool::new(false);
 
@@ -43,7 +43,7 @@ pub fn has_begun() -> bool {
     ATTEMPTS.load(Ordering::Relaxed) != 0
 }
 
-/// Ends QEMU with that status, or with the first one that was asked for; or else halts.
+/// Ends QEMU with this status, or with that of the first call; halts if QEMU cannot be ended.
 pub fn exit(status: ExitStatus) -> ! {
     if !has_begun() {
         IS_SUCCESS.store(status == ExitStatus::Success, Ordering::Relaxed);
@@ -80,13 +80,13 @@ fn system_off() {
     }
 }
 
-/// Powers the machine off; ends QEMU with success where that can't be had.
+/// Powers the machine off; if that is not possible, ends QEMU with success.
 pub fn power_off() -> ! {
     system_off();
     exit(ExitStatus::Success)
 }
 
-/// Resets the machine; ends QEMU where that can't be had.
+/// Resets the machine; if that is not possible, ends QEMU with a failure.
 pub fn reset() -> ! {
     match CONDUIT.load(Ordering::Relaxed) {
         1 => _ = psci::system_reset::<Hvc>(),

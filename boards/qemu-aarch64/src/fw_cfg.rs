@@ -2,7 +2,7 @@
 
 use crate::{clock::Clock, mapping};
 use bootshare::boot::memory::Range;
-use bootshare_qemu_fw_cfg::{FwCfg, Register};
+use bootshare_qemu::fw_cfg::{FwCfg, Register};
 use core::ptr::{NonNull, with_exposed_provenance_mut};
 use safe_mmio::{UniqueMmioPointer, field, field_shared, fields::ReadPureWrite};
 

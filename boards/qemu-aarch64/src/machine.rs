@@ -12,10 +12,11 @@ use bootshare::{
     hal::IdentityHal,
     loader::{Architecture, Board, ExitStatus, HandOff},
     transport::{
-        Address, Device, DeviceList, FsTransport, mmio,
+        DeviceList, FsTransport,
         pci::{self, Ecam},
     },
 };
+use bootshare_qemu::slots;
 use core::{
     ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut},
     slice,
@@ -36,7 +37,7 @@ const MAX_COMMAND_LINE: usize = 4096;
 mod symbols {
     use core::cell::UnsafeCell;
 
-    /// Nothing to read here.
+    /// A symbol without content: only its address is used.
     #[repr(C)]
     pub struct Symbol(UnsafeCell<[u8; 0]>);
     // SAFETY: it has no content.
@@ -72,13 +73,13 @@ pub struct Virt {
     tree: Tree<'static>,
     command_line: &'static [u8],
     memory: MemoryMap,
-    /// Devices were looked for: there must not be two transports to one device.
+    /// Whether the devices were searched for: a second search would make a second transport to each.
     searched: bool,
     pci: Result<Option<PciHost>, &'static str>,
 }
 
-/// Where the entry code goes: from here on it is Rust. `x0` is as it was on entry; `entered` is the
-/// timer's count at the first instruction.
+/// Called by the entry code. `x0` is as it was on entry; `entered` is the timer's count at the first
+/// instruction.
 pub extern "C" fn main(x0: u64, entered: u64) -> ! {
     // SAFETY: called once, from the entry code, with `x0` as it was on entry.
     match unsafe { Virt::new(x0, entered) } {
@@ -167,17 +168,7 @@ impl Virt {
             // SAFETY: aligned device memory, mapped for ever, which the device tree says to be a
             // virtio-mmio register block. `find_devices` comes here once, and each slot is in the
             // tree once.
-            let device = unsafe { mmio::probe(device_pointer(slot), slot.size() as usize) };
-            let Some(transport) = device else { continue };
-            let device = Device {
-                address: Address::Mmio(slot.start),
-                transport: transport.map(FsTransport::Mmio),
-            };
-            if found.push(device).is_err() {
-                log::warn!(
-                    "too many file system devices: the one at {:#x} is not used",
-                    slot.start
-                );
+            if !unsafe { slots::probe(slot.start, slot.size() as usize, found) } {
                 return;
             }
         }
@@ -215,7 +206,7 @@ impl Virt {
     }
 }
 
-/// What a machine that was started without `-kernel`, and so without `-append`, has for options.
+/// The firmware's options of a machine that was started without `-kernel`, and so without `-append`.
 fn command_line_from_fw_cfg(tree: &Tree<'_>) -> Result<&'static [u8], &'static str> {
     static LINE: Once<Vec<u8, MAX_COMMAND_LINE>> = Once::new();
 

@@ -1,17 +1,17 @@
 //! Firmware for QEMU's aarch64 `virt` machine, with its devices on virtio-mmio or on PCI.
 //!
 //! Floor 7: facts of this machine, no policy. One image, started with `-kernel` as an ELF file or as
-//! a raw arm64 Image, or with `-bios` as the same raw image. What the machine has is read from the
+//! a raw arm64 Image, or with `-bios` as the same raw image. Memory and devices are read from the
 //! device tree.
 //!
 //! | module | what lives there | touches |
 //! |---|---|---|
 //! | `entry` | image header, first translation tables, vectors, the stack | everything, once |
-//! | `cpu` | system registers, caches, the way out to a payload | the MMU, TLB and caches |
+//! | `cpu` | system registers, caches, the jump to a payload | the MMU, TLB and caches |
 //! | `exceptions` | an exception, or a panic, becomes an error line | nothing |
 //! | `console` | PL011 | its registers |
 //! | `exit` | how the machine ends | semihosting, PSCI |
-//! | `pvpanic` | there: a failure under KVM | PCI, once |
+//! | `pvpanic` | reports a failure to QEMU under KVM | PCI, once |
 //! | `counter` | the timer's virtual count | nothing |
 //! | `clock` | the boot flow's clock, from that count | nothing |
 //! | `rest` | sleep while the host reads | interrupt controller and timer |

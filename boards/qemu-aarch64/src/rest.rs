@@ -105,7 +105,7 @@ struct Controller {
 
 static CONTROLLER: Mutex<Option<Controller>> = Mutex::new(None);
 
-/// Rests from now on, if this interrupt controller does what it should.
+/// Lets [`rest`] use this interrupt controller from now on, if a test of it succeeds.
 ///
 /// # Safety
 ///
@@ -250,7 +250,7 @@ impl Controller {
     }
 }
 
-/// Waits for about so long, if that is known to end.
+/// Waits for about `duration` if the interrupt controller was set up; otherwise pauses for a moment.
 pub fn rest(duration: Duration) {
     let mut controller = CONTROLLER.lock();
     let Some(controller) = controller.as_mut() else {
@@ -265,7 +265,7 @@ pub fn rest(duration: Duration) {
     controller.rests = controller.rests.saturating_add(1);
 }
 
-/// Leaves everything as it was.
+/// Restores the interrupt controller and the timer.
 pub fn let_go() {
     // Unlocked again before anything is logged.
     let controller = CONTROLLER.lock().take();

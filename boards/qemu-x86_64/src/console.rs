@@ -13,14 +13,14 @@ const CONFIG: Config = Config {
     ..Config::DEFAULT
 };
 
-/// How long the UART may take no byte, in counts of the time-stamp counter: 4 to 8 seconds.
-/// Without a reader QEMU's UART takes none when the host's pipe is full.
+/// The longest wait for the UART to take a byte, in counts of the time-stamp counter: 4 to 8 seconds.
+/// QEMU's UART takes none while the host's pipe is full because nobody reads it.
 const PATIENCE: u64 = 1 << 34;
 
 /// A UART that answered.
 struct Com1 {
     uart: Uart16550<PioBackend>,
-    /// It did not take the latest byte in time: until it takes one, nothing waits for it.
+    /// The UART did not take the last byte in time. Until it takes one, writes do not wait for it.
     stalled: bool,
 }
 
@@ -40,17 +40,17 @@ pub fn init() {
     });
 }
 
-/// The UART. Nothing else runs on this machine: if it is locked, an exception or a panic hit the
-/// code that held the lock, and that code never goes on.
+/// The UART. Only one processor runs, without interrupts: if the lock is held, an exception or a
+/// panic interrupted its holder, which never continues.
 fn lock() -> MutexGuard<'static, Option<Com1>> {
     if CONSOLE.is_locked() {
-        // SAFETY: whoever held the lock never runs again, as above.
+        // SAFETY: the code that held the lock never runs again, as above.
         unsafe { CONSOLE.force_unlock() };
     }
     CONSOLE.lock()
 }
 
-/// Writes `text`, with `\n` as `\r\n`. What the UART does not take in time is lost.
+/// Writes `text`, with `\n` as `\r\n`. Bytes that the UART does not take in time are lost.
 pub fn write(text: &[u8]) {
     let mut console = lock();
     let Some(com1) = &mut *console else {
@@ -66,7 +66,7 @@ pub fn write(text: &[u8]) {
     }
 }
 
-/// A byte that has come, if there is one.
+/// The next received byte, if there is one.
 pub fn read() -> Option<u8> {
     lock().as_mut()?.uart.try_receive_byte().ok()
 }

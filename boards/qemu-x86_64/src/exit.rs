@@ -42,8 +42,8 @@ pub fn use_acpi(rsdp: u64) {
     RSDP.store(rsdp, Ordering::Relaxed);
 }
 
-/// Ends QEMU with that status. Without isa-debug-exit a success powers the machine off; a failure
-/// halts, because no other end of QEMU differs from a success.
+/// Ends QEMU with this status. Without isa-debug-exit a success powers the machine off; a failure
+/// halts it, because every other end of QEMU looks like a success.
 pub fn exit(status: ExitStatus) -> ! {
     end_qemu(status);
     if status == ExitStatus::Success {
@@ -52,7 +52,7 @@ pub fn exit(status: ExitStatus) -> ! {
     give_up()
 }
 
-/// Powers the machine off; ends QEMU with success where that can't be had.
+/// Powers the machine off; if that is not possible, ends QEMU with success.
 pub fn power_off() -> ! {
     soft_off();
     end_qemu(ExitStatus::Success);
@@ -71,16 +71,16 @@ fn end_qemu(status: ExitStatus) {
     // SAFETY: as above; writing to nothing does nothing.
     unsafe { Port::new(PORT).write(code) };
     if is_there {
-        // QEMU 10 and later end a moment after.
+        // QEMU 10 and later end a moment later.
         halt();
     }
 }
 
-/// Counts of the time-stamp counter, half a second or more, in which a machine that was told to
-/// power off does so: QEMU's processors go on until its main loop comes to it.
+/// How long to wait for a power-off to take effect, in counts of the time-stamp counter: half a second
+/// or more. QEMU's processors continue until its main loop handles the request.
 const OFF_PATIENCE: u64 = 1 << 31;
 
-/// Powers the machine off, as its ACPI tables say; returns if that can't be had.
+/// Powers the machine off as its ACPI tables describe; returns if that is not possible.
 fn soft_off() {
     let rsdp = RSDP.load(Ordering::Relaxed);
     let read = |address, buffer: &mut [u8]| paging::read(address, buffer, FIRST_MAPPED_END);
@@ -113,13 +113,13 @@ fn give_up() -> ! {
     halt()
 }
 
-/// Resets the machine: an exception without a handler for it, and none for that, does.
+/// Resets the machine by a triple fault.
 pub fn reset() -> ! {
     let none = DescriptorTablePointer {
         limit: 0,
         base: VirtAddr::zero(),
     };
-    // SAFETY: no exception is handled any more, and that is what this is for.
+    // SAFETY: no exception can be handled from here on, which is the purpose.
     unsafe { lidt(&none) };
     int3();
     halt()
@@ -132,7 +132,7 @@ fn halt() -> ! {
     }
 }
 
-/// Prints an error line and exits; halts at once if that goes wrong itself.
+/// Prints an error line and exits; halts at once if this is called again meanwhile.
 pub fn fail(message: core::fmt::Arguments<'_>) -> ! {
     static FAILING: AtomicBool = AtomicBool::new(false);
 

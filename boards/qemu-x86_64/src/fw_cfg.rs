@@ -1,7 +1,7 @@
 //! The fw_cfg device of QEMU's PCs.
 
 use crate::clock::Clock;
-use bootshare_qemu_fw_cfg::{FwCfg, Register};
+use bootshare_qemu::fw_cfg::{FwCfg, Register};
 use x86_64::instructions::port::Port;
 
 /// The DMA register (QEMU, docs/specs/fw_cfg.rst, "x86 register locations").

@@ -23,7 +23,7 @@ use core::{arch::asm, cell::RefCell, time::Duration};
 use heapless::Vec;
 use spin::Once;
 
-/// What the platform told. Static, because the command line is to outlive everything.
+/// The start info from PVH or from the ROM. Static, because the command line is `'static`.
 static START_INFO: Once<StartInfo> = Once::new();
 
 /// One of QEMU's `microvm`, `q35` and `pc`.
@@ -33,12 +33,12 @@ pub struct Machine {
     entered: u64,
     clock: Clock,
     paging: Paging,
-    /// The devices were given away.
+    /// Whether the devices were searched for: a second search would make a second transport to each.
     searched: bool,
 }
 
-/// Where the entry code goes: from here on it is Rust. `start_info` is 0 in a ROM; `entered` is the
-/// time-stamp counter's count at the first instruction.
+/// Called by the entry code. `start_info` is the address of PVH's start info, 0 in a ROM; `entered` is
+/// the time-stamp counter's count at the first instruction.
 pub extern "sysv64" fn main(start_info: u32, entered: u64) -> ! {
     console::init();
     exceptions::init();

@@ -7,10 +7,10 @@
 //! | module | what lives there | touches |
 //! |---|---|---|
 //! | `entry` | ELF note, 32-bit entry, long mode, the stack | everything, once |
-//! | `reset` | a ROM's way there, from the reset vector | everything, once |
-//! | `rom` | what a ROM finds out in PVH's place | the end of low memory, once |
-//! | `chipset` | what a ROM sets up on `q35` | 00:00.0, 00:1f.0 and port 0x4d1 |
-//! | `mtrr` | memory types, there | MTRRs |
+//! | `reset` | in a ROM: from the reset vector to `entry` | everything, once |
+//! | `rom` | in a ROM: makes the start info that PVH would give | the end of low memory, once |
+//! | `chipset` | in a ROM: sets up `q35` | 00:00.0, 00:1f.0 and port 0x4d1 |
+//! | `mtrr` | in a ROM: memory types | MTRRs |
 //! | `fw_cfg` | QEMU's files for a ROM | ports 0x514 to 0x51b |
 //! | `paging` | the identity map, guard pages | page tables, CR3, EFER |
 //! | `exceptions` | GDT, TSS, IDT: an exception becomes an error line | these tables |
@@ -21,20 +21,20 @@
 //! | `cpuid` | what the CPU can do | nothing |
 //! | `pic` | masks the 8259A interrupt controllers | ports 0x20, 0x21, 0xa0 and 0xa1 |
 //! | `rest` | halts until the local APIC's timer fires | the local APIC |
-//! | `kvm_clock` | what KVM tells of the time-stamp counter | MSR 0x4b564d01 |
+//! | `kvm_clock` | the time-stamp counter's frequency from KVM | MSR 0x4b564d01 |
 //! | `clock` | time, from the counter | PIT channel 2, port 0x61 |
 //! | `pci` | configuration space | ports 0xcf8 to 0xcff |
 //! | `slots` | the virtio-mmio devices of `microvm` | its slots |
 //! | `machine` | start-up, and [`Board`](bootshare::loader::Board) | nothing |
-//! | `pvh` | the way out of 64-bit mode, to a payload that is entered by PVH | everything, once |
-//! | `start_info` | parser: what PVH tells | nothing, from here on |
-//! | `acpi` | parser: what powers the machine off | nothing |
+//! | `pvh` | leaves 64-bit mode and enters a payload by PVH | everything, once |
+//! | `start_info` | parser: PVH's start info | nothing, from here on |
+//! | `acpi` | parser: how to power the machine off | nothing |
 //! | `e820` | parser: a ROM's memory map | |
 //! | `table_loader` | a ROM's ACPI tables | |
 //! | `tables` | the page tables' content | |
 //! | `tsc` | arithmetic of the clock | |
 //! | `placement` | where device memory may be | |
-//! | `words` | what the kernel must be told | |
+//! | `words` | words for the kernel's command line | |
 //!
 //! On any other target the crate is an empty program, so that the modules that touch nothing are
 //! tested on the host.

@@ -49,8 +49,8 @@ enum LocalApic {
 }
 
 impl Alarm {
-    /// Takes the timer, if there is one that works as on QEMU: it counts nanoseconds there, and
-    /// elsewhere something else, so that it is not for measuring.
+    /// Sets the timer up, if there is a local APIC at its default address. QEMU's timer counts
+    /// nanoseconds; the unit of others is unknown.
     pub fn new() -> Option<Self> {
         if !cpuid::has_apic() {
             return None;
@@ -85,7 +85,7 @@ impl Alarm {
         result
     }
 
-    /// Halts for about so long, 4 s at most.
+    /// Halts for about `duration`, at most 4 s.
     pub fn rest(&self, duration: Duration) {
         let count = u32::try_from(duration.as_nanos()).unwrap_or(u32::MAX);
         // A count of 0 would never end.
@@ -96,7 +96,7 @@ impl Alarm {
         self.apic.write(COUNT, 0);
     }
 
-    /// Leaves the registers as they were, and no interrupt of the timer pending.
+    /// Restores the registers, and leaves no interrupt of the timer pending.
     pub fn let_go(&self) {
         self.apic.write(TIMER, MASKED);
         // One that came since the last rest is delivered between the first two.

@@ -16,7 +16,7 @@ use bootshare::{
     boot::memory::{MAX_REGIONS, MemoryMap, Range},
     transport::pci::set_up,
 };
-use bootshare_qemu_fw_cfg::FwCfg;
+use bootshare_qemu::fw_cfg::FwCfg;
 use core::{fmt, ptr, slice};
 use zerocopy::{FromZeros, IntoBytes};
 

@@ -1,6 +1,7 @@
 //! The virtio-mmio slots of `microvm` (QEMU's include/hw/i386/microvm.h and hw/i386/microvm.c).
 
-use bootshare::transport::{Address, Device, DeviceList, FsTransport, mmio};
+use bootshare::transport::DeviceList;
+use bootshare_qemu::slots;
 use core::{
     fmt::{self, Write},
     ptr,
@@ -23,20 +24,9 @@ const FIRST_INTERRUPT: u64 = 5;
 pub unsafe fn probe(found: &mut DeviceList) {
     for slot in (0..COUNT).rev() {
         let address = FIRST + slot * SIZE as u64;
-        let Some(base) = ptr::NonNull::new(ptr::with_exposed_provenance_mut(address as usize))
-        else {
-            continue;
-        };
         // SAFETY: the slot, or nothing, is at this address, which is mapped; reading an empty slot
         // has no effect. The caller promises that each slot is probed once.
-        let probed = unsafe { mmio::probe(base, SIZE) };
-        let Some(transport) = probed else { continue };
-        let device = Device {
-            address: Address::Mmio(address),
-            transport: transport.map(FsTransport::Mmio),
-        };
-        if found.push(device).is_err() {
-            log::warn!("too many file system devices: the one at {address:#x} is not used");
+        if !unsafe { slots::probe(address, SIZE, found) } {
             return;
         }
     }

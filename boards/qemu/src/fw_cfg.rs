@@ -1,10 +1,8 @@
 //! QEMU's fw_cfg device: named files that the machine and its user hand to the firmware (QEMU,
 //! docs/specs/fw_cfg.rst).
 //!
-//! By its DMA interface only, which QEMU's PCs have since 2.9 and `virt` since 2.5. The device's
-//! word on sizes is checked against the buffer that it is to fill.
-
-#![cfg_attr(not(test), no_std)]
+//! Only its DMA interface is used, which QEMU's PCs have since 2.9 and `virt` since 2.5. Each file
+//! size that the device gives is checked against the buffer to fill.
 
 use bootshare::hal::Clock;
 use core::{
@@ -17,7 +15,7 @@ use zerocopy::{
     big_endian::{U16, U32},
 };
 
-/// The file with the firmware's options: where `-kernel` is not used, there is no `-append`.
+/// The file with the firmware's options for a start without `-kernel`, where QEMU takes no `-append`.
 pub const COMMAND_LINE: &str = "opt/org.bootshare/cmdline";
 
 /// What the DMA register reads as: "QEMU CFG".
@@ -26,7 +24,7 @@ const SIGNATURE: [u32; 2] = [0x5145_4d55, 0x2043_4647];
 const DIRECTORY: u16 = 0x19;
 /// Selectors have 14 bits; a directory of more files is nonsense.
 const MAX_FILES: u32 = 1 << 14;
-/// How long a transfer may take. QEMU finishes it before the CPU goes on.
+/// The longest time for a transfer. QEMU finishes it before the CPU continues.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Bits of `FWCfgDmaAccess.control`; the selector is in the upper half.
@@ -36,8 +34,8 @@ const SKIP: u32 = 1 << 2;
 const SELECT: u32 = 1 << 3;
 const WRITE: u32 = 1 << 4;
 
-/// The DMA address register, as its two halves, the upper one first. Values are numbers; the
-/// platform swaps their bytes as its bus wants it.
+/// The DMA address register, as its two halves, the upper one first. Values are in the processor's
+/// byte order; an implementation converts them to and from the register's big-endian order.
 pub trait Register {
     /// Reads both halves.
     fn read(&self) -> [u32; 2];
@@ -54,7 +52,7 @@ pub struct File {
     pub size: u32,
 }
 
-/// A transfer failed: the device said so.
+/// The device reported that a transfer failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failed;
 
@@ -111,7 +109,7 @@ impl<R: Register, C: Clock> FwCfg<R, C> {
         self.fill(select | READ, count.as_mut_bytes()).ok()?;
         let mut left = count.get().min(MAX_FILES) as usize;
         while left > 0 {
-            // Each transfer leaves the guest: a few at once.
+            // Each transfer is an exit from the virtual machine, so several entries are read at once.
             let mut entries = [const { Entry::EMPTY }; 16];
             let (entries, _) = entries.split_at_mut(left.min(16));
             left -= entries.len();
@@ -126,7 +124,7 @@ impl<R: Register, C: Clock> FwCfg<R, C> {
         None
     }
 
-    /// Reads the start of `file` into `buffer`; what is behind its end reads as zero.
+    /// Reads the start of `file` into `buffer`; bytes after the file's end are zero.
     ///
     /// # Errors
     ///
@@ -139,7 +137,7 @@ impl<R: Register, C: Clock> FwCfg<R, C> {
     ///
     /// # Errors
     ///
-    /// The device failed: the file is smaller, or not to be written.
+    /// The device failed: the file is smaller, or is read-only.
     pub fn write(&mut self, file: File, offset: u32, bytes: &[u8]) -> Result<(), Failed> {
         let length = u32::try_from(bytes.len()).map_err(|_| Failed)?;
         self.transfer(SKIP | file.select(), offset, 0)?;
@@ -151,7 +149,7 @@ impl<R: Register, C: Clock> FwCfg<R, C> {
     ///
     /// # Errors
     ///
-    /// For the person at the console: the file is larger than `N` bytes, or can't be read.
+    /// A message for the console: the file is larger than `N` bytes, or can't be read.
     pub fn command_line<const N: usize>(&mut self) -> Result<Vec<u8, N>, &'static str> {
         let mut line = Vec::new();
         let Some(file) = self.file(COMMAND_LINE.as_bytes()) else {
@@ -170,8 +168,8 @@ impl<R: Register, C: Clock> FwCfg<R, C> {
         self.transfer(control, length, buffer.as_mut_ptr().expose_provenance())
     }
 
-    /// Has the device do what `control` says with `length` bytes at `address`, which the caller
-    /// lends it, and waits for it.
+    /// Starts the transfer that `control` describes, of `length` bytes at `address`, and waits for its
+    /// end. The caller lends this memory to the device.
     fn transfer(&mut self, control: u32, length: u32, address: usize) -> Result<(), Failed> {
         let mut access = Access {
             control: AtomicU32::new(control.to_be()),
@@ -179,7 +177,7 @@ impl<R: Register, C: Clock> FwCfg<R, C> {
             address: halves(address).map(U32::new),
         };
         let address = (&raw mut access).expose_provenance();
-        // The device is to see what is in memory, and the other way round at the end.
+        // The device must see all writes from before; the fence in the loop makes its own visible.
         fence(Ordering::SeqCst);
         self.register.write(halves(address));
         let start = self.clock.now();
