@@ -25,6 +25,7 @@ pub mod qemu;
 mod qmp;
 pub mod rom;
 pub mod run;
+mod screen;
 pub mod serve;
 pub mod size;
 mod spool;
