@@ -15,8 +15,7 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/share"
 mkfifo "$work/pipe"
 # Lines of 64 characters: the firmware's `cat` writes their ends as a terminal wants them.
-# shellcheck disable=SC2017 # whole lines of 64 bytes
-head -c "$(((mib << 20) / 64 * 63 / 4 * 3 + 3))" /dev/urandom | base64 -w 63 >"$work/share/text"
+head -c "$(((mib << 20) * 3 / 4))" /dev/urandom | base64 -w 63 >"$work/share/text"
 truncate -s "$((mib << 20))" "$work/share/text"
 sum=$(sha256sum <"$work/share/text")
 lines=$(wc -l <"$work/share/text")
