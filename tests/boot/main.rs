@@ -29,6 +29,7 @@ mod shared;
 mod tree;
 
 use bootshare_host::Board;
+use bootshare_host::debian::Release;
 use lab::Server;
 
 /// Makes one test of each line: the test's name, the case, the board and, if it matters, the server.
@@ -74,22 +75,44 @@ boards! {
     aarch64_virt_rom: Aarch64VirtRom,
 }
 
-// One board of each kind on the newest QEMU with the newest kernel: `make test-qemus` boots all boards on all
-// QEMUs with all kernels.
+/// A board on the newest QEMU, with the kernels of Debian 13 and sid.
+macro_rules! newest {
+    ($($name:ident: $board:ident, $one:ident, $other:ident;)*) => {$(
+        mod $name {
+            use super::*;
 
-#[test]
-fn newest_qemu_boots_linux_of_sid_on_microvm() {
-    qemus::newest(Board::X86_64Microvm, Server::C);
+            #[test]
+            fn boots_linux_of_debian_13() {
+                qemus::newest(Board::$board, Server::$one, Release::Trixie);
+            }
+
+            #[test]
+            fn boots_linux_of_sid() {
+                qemus::newest(Board::$board, Server::$other, Release::Sid);
+            }
+        }
+    )*};
+}
+
+newest! {
+    newest_qemu_x86_64_microvm: X86_64Microvm, Embedded, C;
+    newest_qemu_x86_64_q35: X86_64Q35, C, Rust;
+    newest_qemu_x86_64_pc: X86_64Pc, Rust, Embedded;
+    newest_qemu_aarch64_virt: Aarch64Virt, Embedded, C;
+    newest_qemu_aarch64_virt_pci: Aarch64VirtPci, C, Rust;
+    newest_qemu_x86_64_microvm_rom: X86_64MicrovmRom, Rust, Embedded;
+    newest_qemu_x86_64_q35_rom: X86_64Q35Rom, Embedded, C;
+    newest_qemu_aarch64_virt_rom: Aarch64VirtRom, C, Rust;
 }
 
 #[test]
-fn newest_qemu_boots_linux_of_sid_on_q35() {
-    qemus::newest(Board::X86_64Q35, Server::Rust);
+fn newest_qemu_boots_linux_of_debian_12_on_microvm() {
+    qemus::newest(Board::X86_64Microvm, Server::Rust, Release::Bookworm);
 }
 
 #[test]
-fn newest_qemu_boots_linux_of_sid_on_virt() {
-    qemus::newest(Board::Aarch64Virt, Server::Embedded);
+fn newest_qemu_boots_linux_of_debian_12_on_virt() {
+    qemus::newest(Board::Aarch64Virt, Server::Rust, Release::Bookworm);
 }
 
 cells! {

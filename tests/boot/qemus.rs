@@ -19,9 +19,9 @@ use crate::shared::target;
 /// sets up almost nothing before it starts ours.
 const MICROVM_ROUNDS: usize = 20;
 
-/// Boots `board` on the newest QEMU with the newest kernel.
-pub(crate) fn newest(board: Board, server: Server) {
-    linux::boots_on(board, server, &qemu(Release::Sid), Release::Sid);
+/// Boots `board` on the newest QEMU with the kernel of the Debian release `linux`.
+pub(crate) fn newest(board: Board, server: Server, linux: Release) {
+    linux::boots_on(board, server, &qemu(Release::Sid), linux);
 }
 
 /// The directory with QEMU of `release`.
