@@ -9,7 +9,7 @@ use core::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// Nothing has that name.
+    /// There is no file or directory of that name.
     NotFound,
     /// The host refuses access to the file.
     PermissionDenied,
@@ -47,11 +47,11 @@ pub enum Error {
     },
     /// The device can't be set up.
     Device(DeviceError),
-    /// An earlier error ended the session: resume the share, and then the file.
+    /// An earlier error ended the session: resume the share first, and then the file.
     Disconnected,
     /// The file is not the one that was open before the share was resumed.
     Changed,
-    /// The caller's own function has ended the read.
+    /// The caller's `progress` function returned `Break`.
     Cancelled,
 }
 
@@ -76,12 +76,12 @@ pub enum DeviceError {
     NoDmaMemory,
     /// Its configuration space can't be read or does not settle.
     Configuration,
-    /// It does not confirm its reset (virtio 1.2, section 2.1.1). It may still write to the memory
-    /// that it had, which is not used again; nothing of a caller's is among it.
+    /// It does not confirm its reset (virtio 1.2, section 2.1.1). It may still write to the DMA
+    /// memory of the session, which is therefore never used again. No caller's buffer is among it.
     ResetNotConfirmed,
-    /// It says that it needs a reset (virtio 1.2, section 2.1.2), and got one.
+    /// It set `DEVICE_NEEDS_RESET` (virtio 1.2, section 2.1.2), and was reset.
     NeedsReset,
-    /// [`Hal::share`](crate::hal::Hal::share) lends the device no byte of the buffer.
+    /// [`Hal::share`](crate::hal::Hal::share) returns 0 even for a single page of the buffer.
     BufferRefused,
 }
 

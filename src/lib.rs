@@ -19,8 +19,9 @@
 //! }
 //! ```
 //!
-//! Those calls wait, as long as [`Options::deadline`] says. What must not wait, a kernel or a
-//! hypervisor, polls a [`session::Session`], with time and interrupts as the platform has them:
+//! These calls wait for the host, at most as long as [`Options::deadline`] without progress. A
+//! kernel or hypervisor that must not wait polls a [`session::Session`] instead, and uses its own
+//! time and interrupts:
 //!
 //! ```no_run
 //! use bootshare::{Error, hal::Hal, session::{Session, Ticket}, transport::Transport};
@@ -28,21 +29,21 @@
 //!
 //! const LOOKUP: Lookup<'_> = Lookup { parent: NodeId::ROOT, name: b"vmlinuz" };
 //!
-//! /// Asks for a file. `None`: there is no room before something else has come.
+//! /// Asks for a file. `None` if no request slot is free until another reply has come.
 //! fn ask<T: Transport, H: Hal>(session: &mut Session<T, H>) -> Result<Option<Ticket>, Error> {
 //!     let asked = session.submit(session.epoch(), &LOOKUP)?;
 //!     session.kick();
 //!     Ok(asked)
 //! }
 //!
-//! /// Looks whether the answer is there: now and then, or after an interrupt.
+//! /// Looks for the reply. Called from time to time, or after an interrupt.
 //! fn look<T: Transport, H: Hal>(
 //!     session: &mut Session<T, H>,
 //!     asked: Ticket,
 //!     now: core::time::Duration,
 //! ) -> Result<Option<NodeId>, Error> {
 //!     session.poll();
-//!     // A host that is silent for too long is given up.
+//!     // Ends the session if the host was silent for too long.
 //!     session.tick(now);
 //!     match session.take(&LOOKUP, asked)? {
 //!         None => Ok(None),
@@ -57,7 +58,8 @@
 //!
 //! # The floors
 //!
-//! A floor names only those below it; `ARCHITECTURE.md` has the picture and the way of one read.
+//! A floor uses only the floors below it. `ARCHITECTURE.md` has the table and follows one read
+//! through the floors.
 //!
 //! ```text
 //! 7  your firmware, or boards/         entry, console, where memory and devices are
@@ -83,8 +85,9 @@
 //!
 //! # Where to read on
 //!
-//! [`guide::porting`] says what a platform gives, [`guide::dma`] why a host that writes into memory is
-//! sound, [`guide::threat_model`] what a hostile one can do, [`guide::performance`] how fast it is.
+//! [`guide::porting`] says what a platform must provide, [`guide::dma`] why it is sound that the host
+//! writes into the guest's memory, [`guide::threat_model`] what a hostile host can do, and
+//! [`guide::performance`] how fast the client is.
 
 #![no_std]
 #![deny(missing_debug_implementations)]

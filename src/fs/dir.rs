@@ -11,10 +11,11 @@ use core::{fmt, mem::ManuallyDrop};
 use heapless::Vec;
 use virtio_drivers::transport::Transport;
 
-/// Bytes of entries asked for at a time: 14 of the longest names, some 100 of usual ones.
+/// Bytes of one READDIR reply: room for 14 entries with the longest names, or about 100 usual ones.
 const BUFFER: usize = PAGE_SIZE;
 
-/// A directory, to work in by names instead of paths. No symbolic link is followed.
+/// A directory in which files are found by a single name instead of a path. Symbolic links are not
+/// followed.
 pub struct Dir<'s, T: Transport, C: Clock, H: Hal> {
     node: Node<'s, T, C, H>,
 }
@@ -33,7 +34,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
         RawDir(ManuallyDrop::new(self).node.raw())
     }
 
-    /// What the directory itself is. The host is asked only if its path did not tell.
+    /// Metadata of the directory itself. The host is asked only if the path resolution did not look
+    /// the directory up.
     ///
     /// # Errors
     ///
@@ -42,7 +44,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
         Ok(Metadata(self.node.attr()?))
     }
 
-    /// What `name` is.
+    /// Metadata of `name` in this directory.
     ///
     /// # Errors
     ///
@@ -55,7 +57,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::TooManyLinks`] for a symbolic link, as `O_NOFOLLOW` gives; else as
+    /// [`Error::TooManyLinks`] for a symbolic link, like ELOOP with `O_NOFOLLOW`; otherwise as
     /// [`Share::open`](super::Share::open).
     pub fn open_file(&self, name: impl AsRef<[u8]>) -> Result<File<'s, T, C, H>, Error> {
         File::open(self.node(name.as_ref())?)
@@ -65,7 +67,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotADirectory`] for anything else, a symbolic link to one too.
+    /// [`Error::NotADirectory`] for anything else, including a symbolic link to a directory.
     pub fn open_dir(&self, name: impl AsRef<[u8]>) -> Result<Self, Error> {
         Self::open(self.node(name.as_ref())?)
     }
@@ -114,8 +116,8 @@ impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Dir<'_, T, C, H> {
 }
 
 /// A directory without a borrow of its share: from [`Dir::into_raw`], as
-/// [`RawFile`](super::RawFile) from a file. [`Share::dir_of`] uses it, and [`Share::dir`] makes a
-/// [`Dir`] of it again, of which the host is told when it is dropped.
+/// [`RawFile`](super::RawFile) from a file. [`Share::dir_of`] borrows it as a [`Dir`], and
+/// [`Share::dir`] turns it into a [`Dir`] again, which sends FORGET when it is dropped.
 #[derive(Debug)]
 pub struct RawDir(RawNode);
 
@@ -131,28 +133,28 @@ impl RawDir {
 
 /// Iterates over the entries of a directory of any size in constant memory.
 ///
-/// After an error it ends.
+/// The iterator ends after an error.
 pub struct ReadDir<'s, T: Transport, C: Clock, H: Hal> {
     share: &'s Share<T, C, H>,
     epoch: Epoch,
     node: NodeId,
     handle: Handle,
-    /// Keeps the node, where no [`Dir`] does.
+    /// The directory's node, if no [`Dir`] owns it.
     keep: Option<Node<'s, T, C, H>>,
     buffer: [u8; BUFFER],
-    /// The part of the buffer that was not read yet.
+    /// Start and end of the unread part of the buffer.
     start: usize,
     end: usize,
-    /// Where the host goes on.
+    /// The offset for the next READDIR.
     offset: u64,
     entries: u32,
     max_entries: u32,
-    /// Nothing comes any more: it was the last one, or an error.
+    /// The last entry or an error was returned.
     is_over: bool,
 }
 
 impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
-    /// The entries of `dir`, which is kept until the end.
+    /// Iterates over `dir` and keeps it until the iterator is dropped.
     pub(super) fn of(dir: Dir<'s, T, C, H>) -> Result<Self, Error> {
         let mut entries = Self::open(&dir.node)?;
         entries.keep = Some(dir.node);
@@ -209,7 +211,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
         }
     }
 
-    /// Asks for more entries; `false` at the end.
+    /// Sends the next READDIR; `false` at the end of the directory.
     fn fill(&mut self) -> Result<bool, Error> {
         let request = Read {
             node: self.node,
@@ -222,7 +224,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
         let size = client.call_into(self.epoch, &request, &mut self.buffer)?;
         self.start = 0;
         self.end = size;
-        // Where the last entry leads back to where it came from, the same ones would come again.
+        // If the last entry's offset is the one just used, the same entries would come again.
         let unread = self.buffer.get(..size).unwrap_or_default();
         if let Some(Ok(last)) = Dirents::new(unread).last()
             && last.offset == self.offset
@@ -264,7 +266,7 @@ impl<T: Transport, C: Clock, H: Hal> Drop for ReadDir<'_, T, C, H> {
         };
         let client = &self.share.client;
         client.post(self.epoch, &release, Priority::Normal);
-        // The node goes after the handle.
+        // RELEASE is sent before the node's FORGET.
         self.keep = None;
     }
 }
@@ -277,13 +279,13 @@ pub struct DirEntry {
 }
 
 impl DirEntry {
-    /// Its name: 1 to 255 bytes, any but `/` and NUL.
+    /// Its name: 1 to 255 bytes, any except `/` and NUL.
     #[must_use]
     pub fn file_name(&self) -> &[u8] {
         &self.name
     }
 
-    /// Its kind, if the host's directory says so.
+    /// Its type, if the host's directory entry has it.
     #[must_use]
     pub fn file_type(&self) -> Option<FileType> {
         self.file_type

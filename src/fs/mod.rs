@@ -1,13 +1,12 @@
 //! The read-only file system of a mounted share, with the names and manners of `std::fs`.
 //!
-//! Floor 4. Paths are bytes, as on the host: `&str`, `&[u8]` and byte string literals all do. A
-//! path is relative to the root of the share, with or without a leading `/`; the empty one names
-//! nothing. Symbolic links are
-//! followed inside the share: `..` stops at its root and an absolute target starts there. The
-//! client resolves every path itself, one LOOKUP a component, so no server can be talked into
-//! leaving the share by a path of ours.
+//! Floor 4. Paths are bytes, as on the host: `&str`, `&[u8]` and byte string literals are accepted.
+//! A path is relative to the root of the share, with or without a leading `/`; the empty path names
+//! nothing. Symbolic links are followed inside the share: `..` stops at its root, and an absolute
+//! target starts there. The client resolves every path itself, with one LOOKUP for each component,
+//! so no path can lead a server out of the share.
 //!
-//! Nothing is cached: each call asks the host, and what it says holds for that moment.
+//! Nothing is cached: each call asks the host, and the answer is true for that moment only.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
@@ -42,18 +41,18 @@ use crate::{
 use core::{fmt, mem::ManuallyDrop, ops::ControlFlow};
 use virtio_drivers::transport::Transport;
 
-// A symbolic link's target fits, with room for one byte more: servers refuse a buffer that a target
-// might not fit in.
+// The longest target of a symbolic link must fit into a page with one byte left: servers refuse a
+// buffer that could be too small.
 const _: () = assert!(fuse::TARGET_MAX < PAGE_SIZE);
 
 /// A mounted share.
 ///
-/// An error that leaves the host in doubt ([`Error::TimedOut`], [`Error::Protocol`] of the rings)
-/// disconnects the share: the device is reset and every call gives [`Error::Disconnected`], until
+/// An error after which the host cannot be trusted ([`Error::TimedOut`], or [`Error::Protocol`] for a
+/// fault in a virtqueue) disconnects the share: the device is reset and every call gives [`Error::Disconnected`], until
 /// [`Share::resume`].
 ///
-/// Files and directories borrow it; several can be open at once. Dropping it resets the device;
-/// [`Share::unmount`] says goodbye to the host as well.
+/// Files and directories borrow the share; several can be open at once. Dropping the share resets the
+/// device; [`Share::unmount`] sends DESTROY to the host before.
 ///
 /// ```no_run
 /// # use bootshare::{Share, Options, Error, hal::Clock, transport::FsTransport};
@@ -73,19 +72,19 @@ pub struct Share<T: Transport, C: Clock, H: Hal = IdentityHal> {
 }
 
 impl<T: Transport, C: Clock> Share<T, C> {
-    /// Mounts the share behind `transport`, with DMA memory of the [`IdentityHal`].
+    /// Mounts the share of the device at `transport`, with DMA memory of the [`IdentityHal`].
     ///
     /// # Errors
     ///
     /// [`Error::Device`] if the device can't be set up, [`Error::TimedOut`] if its host does not
-    /// answer, [`Error::Protocol`] if it speaks no FUSE version that this client knows.
+    /// answer, [`Error::Protocol`] if it offers no FUSE version that this client knows.
     pub fn mount(transport: T, clock: C, options: Options) -> Result<Self, Error> {
         Self::mount_with(transport, clock, options)
     }
 }
 
 impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
-    /// Mounts the share behind `transport`, with DMA memory of the [`Hal`] that the type names.
+    /// Mounts the share of the device at `transport`, with DMA memory of `H`.
     ///
     /// # Errors
     ///
@@ -106,7 +105,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         (7, self.client.minor())
     }
 
-    /// What `path` is, symbolic links followed.
+    /// Metadata of `path`; symbolic links are followed.
     ///
     /// # Errors
     ///
@@ -115,7 +114,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         self.at(path, true, |node| Ok(Metadata(node.attr()?)))
     }
 
-    /// What `path` is; a symbolic link at its end is not followed.
+    /// Metadata of `path`; a symbolic link at its end is not followed.
     ///
     /// # Errors
     ///
@@ -128,17 +127,18 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::IsADirectory`] and [`Error::NotAFile`] for anything else than a regular file;
-    /// else as [`Share::metadata`].
+    /// [`Error::IsADirectory`] or [`Error::NotAFile`] for anything other than a regular file;
+    /// otherwise as [`Share::metadata`].
     pub fn open(&self, path: impl AsRef<[u8]>) -> Result<File<'_, T, C, H>, Error> {
         self.at(path, true, File::open)
     }
 
-    /// Whether `path` names anything, symbolic links followed: one that dangles does not.
+    /// Whether `path` exists; symbolic links are followed, so a dangling one does not exist.
     ///
     /// # Errors
     ///
-    /// As [`Share::metadata`], but for the two that say that there is nothing.
+    /// As [`Share::metadata`], except that [`Error::NotFound`] and [`Error::NotADirectory`] give
+    /// `false`.
     pub fn exists(&self, path: impl AsRef<[u8]>) -> Result<bool, Error> {
         match self.metadata(path) {
             Ok(_) => Ok(true),
@@ -147,7 +147,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         }
     }
 
-    /// Reads the whole file `path` to the start of `buf`, and gives that part of it.
+    /// Reads the whole file `path` to the start of `buf`, and returns that part of it.
     ///
     /// ```no_run
     /// # use bootshare::{Share, Error, hal::Clock, transport::Transport};
@@ -160,8 +160,8 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::BufferTooSmall`] if the file is larger, also than the host said before; else as
-    /// [`Share::open`].
+    /// [`Error::BufferTooSmall`] if the file is larger than `buf`, even if the host reported a smaller
+    /// size; otherwise as [`Share::open`].
     pub fn read<'b>(
         &self,
         path: impl AsRef<[u8]>,
@@ -172,7 +172,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
             return Err(Error::BufferTooSmall);
         }
         let size = file.read_at(0, buf)?;
-        // A full buffer need not be the end of a file that is not as large as the host has said.
+        // If the buffer is full, a file that is longer than the host reported has more to read.
         if size == buf.len()
             && file.metadata().len() != size as u64
             && file.read_at(size as u64, &mut [0])? != 0
@@ -183,11 +183,11 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     }
 
     /// Reads several parts of open files at once, each straight into its own buffer, until each
-    /// buffer is full or its file ends. They are asked for in their order, and chunks of the next
-    /// one are in flight before the one before it is complete.
+    /// buffer is full or its file ends. The requests are sent in the order of the parts, and those
+    /// for the next part are in flight before the previous part is complete.
     ///
-    /// `progress` is called from time to time, and before the return, with what has come. If it breaks,
-    /// nothing more is asked for, and the read ends when what is in flight has come back.
+    /// `progress` is called with the parts from time to time, and before the return. If it returns
+    /// `Break`, no more requests are sent, and the read ends when those in flight have completed.
     ///
     /// ```no_run
     /// # use bootshare::{Share, Error, hal::Clock, transport::Transport};
@@ -204,9 +204,9 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// As [`File::read_at`]; [`Error::Disconnected`] for a file of another share as well,
-    /// [`Error::Cancelled`] if `progress` has broken.
-    /// [`Part::error`] tells whose it is. Parts keep what has come: read again, they go on there.
+    /// As [`File::read_at`]; [`Error::Disconnected`] also for a file of another share, and
+    /// [`Error::Cancelled`] if `progress` returned `Break`. [`Part::error`] tells which part failed.
+    /// Each part keeps the bytes it has: if the parts are read again, they continue there.
     pub fn read_parts(
         &self,
         parts: &mut [Part<'_>],
@@ -224,7 +224,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         self.at(path, true, |node| ReadDir::of(Dir::open(node)?))
     }
 
-    /// The directory `path` itself, to work in without resolving its path again.
+    /// Opens the directory `path`, so that files in it are found without resolving its path again.
     ///
     /// # Errors
     ///
@@ -233,27 +233,27 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         self.at(path, true, Dir::open)
     }
 
-    /// Makes a file of `raw` again.
+    /// Turns `raw` into a [`File`] again, which is closed when it is dropped.
     pub fn file(&self, raw: RawFile) -> File<'_, T, C, H> {
         raw.of(self)
     }
 
-    /// The file `raw`, to be used and not to be closed.
+    /// Borrows `raw` as a [`File`], which is not closed at the end.
     pub fn file_of(&self, raw: &RawFile) -> ManuallyDrop<File<'_, T, C, H>> {
         ManuallyDrop::new(raw.of(self))
     }
 
-    /// Makes a directory of `raw` again.
+    /// Turns `raw` into a [`Dir`] again, which sends FORGET when it is dropped.
     pub fn dir(&self, raw: RawDir) -> Dir<'_, T, C, H> {
         raw.of(self)
     }
 
-    /// The directory `raw`, to be used and not to be given up.
+    /// Borrows `raw` as a [`Dir`], for which no FORGET is sent at the end.
     pub fn dir_of(&self, raw: &RawDir) -> ManuallyDrop<Dir<'_, T, C, H>> {
         ManuallyDrop::new(raw.of(self))
     }
 
-    /// The target of the symbolic link `path`, as it stands there. 4095 bytes always suffice.
+    /// The target of the symbolic link `path`, unchanged. A buffer of 4095 bytes is always enough.
     ///
     /// # Errors
     ///
@@ -268,31 +268,31 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         buf.get(..size).ok_or(Error::BufferTooSmall)
     }
 
-    /// Figures of the file system that the share's root is on.
+    /// Statistics of the file system that contains the share's root.
     ///
     /// # Errors
     ///
-    /// The host's, or how it broke the protocol.
+    /// The host's, or the way it broke the protocol.
     pub fn statistics(&self) -> Result<Statistics, Error> {
         let node = NodeId::ROOT;
         self.client.call(self.client.epoch(), &StatFs { node })
     }
 
-    /// Ends the session: the host drops all it holds for us, and the device is reset, so that
-    /// another driver can take it.
+    /// Ends the session: the host drops all nodes and handles of it, and the device is reset, so that
+    /// another driver can use it.
     ///
     /// # Errors
     ///
-    /// [`Error::TimedOut`] and the like if the host no longer answers; the device is reset all the
-    /// same.
+    /// [`Error::TimedOut`] or another error if the host no longer answers; the device is reset in any
+    /// case.
     pub fn unmount(self) -> Result<(), Error> {
         self.client.end()
     }
 
-    /// Connects a share again that an error has disconnected; does nothing while it is connected.
+    /// Reconnects a share that an error has disconnected; does nothing while it is connected.
     ///
-    /// Files and directories of before give [`Error::Disconnected`] from then on: open files go on
-    /// after [`File::resume`].
+    /// Files and directories that were open before give [`Error::Disconnected`]; a file can be used
+    /// again after [`File::resume`].
     ///
     /// # Errors
     ///
@@ -301,13 +301,13 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         self.client.resume()
     }
 
-    /// Whether no error has disconnected the share since it was mounted or resumed.
+    /// Whether the share is connected: no error has disconnected it since it was mounted or resumed.
     pub fn is_connected(&self) -> bool {
         self.client.is_connected()
     }
 
-    /// Does something with what `path` names. Where the host says that what it has found there is no
-    /// longer what it was, the path is looked up again, once.
+    /// Resolves `path` and calls `act` with its node. If the host answers ESTALE, because the node has
+    /// changed since the LOOKUP, the path is resolved once more.
     fn at<'s, R>(
         &'s self,
         path: impl AsRef<[u8]>,
@@ -322,7 +322,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         }
     }
 
-    /// Looks one name up; the node it gives must be forgotten once.
+    /// Looks one name up. The caller must send one FORGET for the node.
     fn lookup(&self, epoch: Epoch, parent: NodeId, name: &[u8]) -> Result<(NodeId, Attr), Error> {
         if name.len() > fuse::NAME_MAX {
             return Err(Error::NameTooLong);
@@ -373,7 +373,7 @@ impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Share<T, C, H> {
     }
 }
 
-/// A [`Node`] without its share.
+/// A [`Node`] without a borrow of its share.
 #[derive(Clone, Copy, Debug)]
 struct RawNode {
     epoch: Epoch,
@@ -393,12 +393,12 @@ impl RawNode {
     }
 }
 
-/// A file or directory that the host keeps for us until this is dropped.
+/// A node that was looked up: the host keeps it until the FORGET that is sent when this is dropped.
 struct Node<'s, T: Transport, C: Clock, H: Hal> {
     share: &'s Share<T, C, H>,
     epoch: Epoch,
     id: NodeId,
-    /// `None` for a directory that was not looked up: the root, or one above another.
+    /// `None` for a directory whose attributes are not known: the root, or one reached by `..`.
     attr: Option<Attr>,
 }
 
@@ -411,7 +411,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
         }
     }
 
-    /// Asks the host something about this node, if the session is still the one that knows it.
+    /// Sends `operation`, if the session in which this node was looked up still exists.
     fn call<O: Operation>(&self, operation: &O) -> Result<O::Reply, Error> {
         self.share.client.call(self.epoch, operation)
     }
@@ -420,7 +420,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
         self.attr.map_or(FileType::Directory, |attr| attr.file_type)
     }
 
-    /// What it is; the host is asked if nobody has told yet.
+    /// The node's attributes; the host is asked if they are not known yet.
     fn attr(&self) -> Result<Attr, Error> {
         match self.attr {
             Some(attr) => Ok(attr),

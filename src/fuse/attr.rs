@@ -57,7 +57,7 @@ pub struct Attr {
     pub gid: u32,
     /// Seconds of the last change of its content since 1970, negative before.
     pub mtime: i64,
-    /// Nanoseconds behind `mtime`, below 10^9.
+    /// Nanoseconds part of the modification time, below 10^9.
     pub mtime_nsec: u32,
     /// Seconds and nanoseconds of the last change of its content or attributes, as the host says.
     pub ctime: (i64, u32),

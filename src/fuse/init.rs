@@ -5,7 +5,7 @@ use fuse_abi::linux::{
     FUSE_KERNEL_MINOR_VERSION, FUSE_KERNEL_VERSION, fuse_init_in, fuse_init_out,
 };
 
-/// The oldest minor version spoken here: virtio-fs itself began with 7.31.
+/// The oldest minor version that the client accepts: virtio-fs was introduced with 7.31.
 pub(super) const OLDEST_MINOR: u32 = 31;
 
 /// Opens a session; a second one on the same device forgets all nodes and handles of the first.
@@ -32,8 +32,8 @@ impl Operation for Init {
         fuse_init_in {
             major: FUSE_KERNEL_VERSION,
             minor: FUSE_KERNEL_MINOR_VERSION,
-            // No flag is asked for: a read-only client with reads of its own needs none. Without
-            // FUSE_INIT_EXT the fields from `flags2` on are padding.
+            // No flag is set: a read-only client needs none. Without FUSE_INIT_EXT the fields from
+            // `flags2` on are padding.
             ..fuse_init_in::default()
         }
     }

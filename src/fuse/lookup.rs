@@ -3,7 +3,8 @@
 use super::{Attr, NodeId, Operation, Violation, fuse_opcode, structure};
 use fuse_abi::linux::fuse_entry_out;
 
-/// Looks `name` up in `parent`. A reply with a node counts one lookup, to be forgotten once.
+/// Looks `name` up in `parent`. Each reply with a node adds one to the node's lookup count, which
+/// one FORGET must give back.
 #[derive(Clone, Copy, Debug)]
 pub struct Lookup<'a> {
     /// The directory.
@@ -15,7 +16,7 @@ pub struct Lookup<'a> {
 /// A file that was looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its node, of which one lookup is counted whatever its attributes are.
+    /// Its node. The server has counted the lookup even if the attributes are malformed.
     pub node: NodeId,
     /// Its attributes, or what is wrong with them.
     pub attr: Result<Attr, Violation>,
@@ -23,7 +24,7 @@ pub struct Entry {
 
 impl Operation for Lookup<'_> {
     type Body = [u8; 0];
-    /// `None` where the server answers node 0: there is no such name, and that may be remembered.
+    /// `None` if the server answers with node 0: there is no such name (a negative entry).
     type Reply = Option<Entry>;
     const REPLY_SIZE: usize = size_of::<fuse_entry_out>();
 
@@ -49,7 +50,7 @@ impl Operation for Lookup<'_> {
             return Ok(None);
         };
         if node == NodeId::ROOT {
-            // The root is nobody's entry; its lookup count is not ours to give back.
+            // The root is no directory's entry, and its lookup count must not be given back.
             return Err(Violation::NodeId);
         }
         let attr = reply.attr.try_into();

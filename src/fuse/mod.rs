@@ -2,9 +2,8 @@
 //! checked.
 //!
 //! Floor 2. No I/O, no `unsafe`, and nothing of the transport: an [`Operation`] says what its
-//! request looks like and what a reply to it may look like. One file an operation, of a file and of a
-//! directory alike. The structures
-//! are `fuse-abi`'s, read and written through `zerocopy`; numbers are in the machine's own byte
+//! request looks like and what a reply to it may look like. Each operation has its own file; the
+//! requests for directories are in the same file as those for regular files. The structures are `fuse-abi`'s, read and written through `zerocopy`; numbers are in the machine's own byte
 //! order, which virtio fixes to little endian.
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -51,12 +50,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Longest name of a directory entry, in bytes (`NAME_MAX`).
 pub const NAME_MAX: usize = 255;
-/// Longest name that a server may list (`FUSE_NAME_MAX`): some file systems of hosts have names that
-/// are longer than what can be looked up.
+/// Longest name that a READDIR reply may contain, in bytes (`FUSE_NAME_MAX`). Some file systems have
+/// names longer than [`NAME_MAX`]; these are listed but cannot be looked up.
 pub const LISTED_NAME_MAX: usize = 1024;
 /// Longest target of a symbolic link, in bytes (`PATH_MAX` less its NUL).
 pub const TARGET_MAX: usize = 4095;
-/// Largest offset into a file, as `loff_t` has it. A READ beyond it ends some servers.
+/// Largest offset into a file (the maximum of `loff_t`). Some servers exit on a READ beyond it.
 pub const OFFSET_MAX: u64 = i64::MAX as u64;
 
 /// Bytes of the header before each request.
@@ -94,10 +93,11 @@ pub struct Handle(u64);
 pub struct Unique(u64);
 
 impl Unique {
-    /// The first request's number. Requests are even, as Linux has it; odd ones interrupt.
+    /// The first request's number. As in Linux, requests have even numbers; odd numbers are for
+    /// FUSE_INTERRUPT.
     pub const FIRST: Self = Self(2);
 
-    /// The number after this one; after 2^63 requests they start again.
+    /// The number after this one. After 2^63 requests the numbers start again.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(match self.0.wrapping_add(2) {
@@ -179,7 +179,7 @@ pub enum Violation {
     ErrorRange,
     /// A reply gives node ID 0 or 1 for a file.
     NodeId,
-    /// A reply's attributes are of no file that can exist.
+    /// A reply's attributes are impossible: an unknown type, a size or a time out of range.
     Attributes,
     /// A directory entry reaches beyond its reply, or its name is empty, too long, or has a `/`
     /// or NUL in it.
@@ -220,7 +220,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// A reply that is no success: the server's error, or one that breaks the protocol.
+/// Why a reply has no result: the server's error, or a malformed reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyError {
     /// The server refuses, with this error.
@@ -235,22 +235,22 @@ impl From<Violation> for ReplyError {
     }
 }
 
-/// One kind of request, with what it takes and gives.
+/// One kind of request: how it is encoded, and how its reply is decoded.
 pub trait Operation {
-    /// The fixed structure behind the request header; `()`-like operations use `[u8; 0]`.
+    /// The fixed structure after the request header; operations without one use `[u8; 0]`.
     type Body: IntoBytes + Immutable;
 
     /// What a good reply means.
     type Reply;
 
-    /// Bytes behind the reply header that come into the client's own memory. An operation whose
-    /// reply goes to another buffer says 0 here and gets it as data.
+    /// Bytes after the reply header that the device writes into the client's own memory. Operations
+    /// whose reply is written to another buffer (READ, READDIR, READLINK) have 0 here.
     const REPLY_SIZE: usize = 0;
 
-    /// Its number.
+    /// The operation's opcode.
     fn opcode(&self) -> fuse_opcode;
 
-    /// The node it is about; the root, where it is about all of the share.
+    /// The node that the request is about; the root if it is about the whole share.
     fn node(&self) -> NodeId {
         NodeId::ROOT
     }
@@ -258,21 +258,21 @@ pub trait Operation {
     /// The fixed structure.
     fn body(&self) -> Self::Body;
 
-    /// The name behind the fixed structure, without its NUL. [`encode`] checks it.
+    /// The name after the fixed structure, without its NUL. [`encode`] checks it.
     fn name(&self) -> Option<&[u8]> {
         None
     }
 
-    /// Reads a reply without error: `fixed` is what came behind the header, and `data` how many
-    /// bytes of the caller's buffer the server filled.
+    /// Decodes a reply whose header has no error. `fixed` is the part after the header in the
+    /// client's own memory; `data` is how many bytes of the caller's buffer the server filled.
     ///
     /// # Errors
     ///
-    /// What is malformed about it.
+    /// The rule that the reply breaks.
     fn decode(&self, fixed: &[u8], data: usize) -> Result<Self::Reply, Violation>;
 }
 
-/// A request that must not be sent, because servers exit on its like.
+/// Why a request is not sent: real servers exit on such requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EncodeError {
     /// The name is empty, longer than 255 bytes, or has a `/` or NUL in it.
@@ -287,12 +287,12 @@ pub fn is_valid_name(name: &[u8]) -> bool {
     name.len() <= NAME_MAX && is_component(name)
 }
 
-/// Whether `name` has a byte, and neither `/` nor NUL among them.
+/// Whether `name` is not empty and contains neither `/` nor NUL.
 fn is_component(name: &[u8]) -> bool {
     !name.is_empty() && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
 }
 
-/// Writes the request for `operation` to the start of `out`, and gives that part of it.
+/// Writes the request for `operation` to the start of `out`, and returns that part of it.
 ///
 /// # Errors
 ///
@@ -317,7 +317,7 @@ pub fn encode<'o, O: Operation>(
         opcode: operation.opcode() as u32,
         unique: unique.0,
         nodeid: operation.node().get(),
-        // User and group 0, as firmware is: a server that maps IDs decides what that is worth.
+        // User and group 0: firmware has no other. A server may map them to other IDs.
         ..fuse_in_header::default()
     };
     let space = |()| EncodeError::Space;
@@ -346,14 +346,14 @@ fn write_prefix<'a>(
     Some(rest)
 }
 
-/// Checks the reply to `operation` and reads it.
+/// Checks the reply to `operation` and decodes it.
 ///
 /// `reply` is the client's own reply buffer (header and fixed part), `data_size` the size of the
-/// caller's buffer behind it, and `used` the length that the device reports in the used ring.
+/// caller's buffer after it, and `used` the length that the device reports in the used ring.
 ///
 /// # Errors
 ///
-/// The server's error, or what is malformed about the reply.
+/// The server's error, or the rule that the reply breaks.
 pub fn decode<O: Operation>(
     operation: &O,
     unique: Unique,
@@ -364,8 +364,8 @@ pub fn decode<O: Operation>(
     let (header, fixed) =
         fuse_out_header::read_from_prefix(reply).map_err(|_| Violation::ReplyLength)?;
     // The length stands in the used ring and in the header, and both must agree (virtio 1.2,
-    // section 2.7.8). libkrun up to 1.9 leaves 0 in the ring; then the header, which must answer
-    // this very request, speaks alone, and the bounds below hold all the same.
+    // section 2.7.8). libkrun up to 1.9 leaves 0 in the ring. Then only the header's length is
+    // used; the header must belong to this request, and the bounds below are checked in any case.
     if used != 0 && header.len != used {
         return Err(Violation::ReplyLength.into());
     }
@@ -396,7 +396,7 @@ pub fn decode<O: Operation>(
     Ok(operation.decode(fixed, data)?)
 }
 
-/// The structure at the start of a reply. Servers of newer versions may send more behind it.
+/// The structure at the start of a reply. Newer servers may send more bytes after it.
 fn structure<T: FromBytes + KnownLayout + Immutable>(fixed: &[u8]) -> Result<T, Violation> {
     match T::read_from_prefix(fixed) {
         Ok((value, _)) => Ok(value),

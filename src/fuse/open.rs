@@ -30,7 +30,8 @@ impl Operation for Open {
     }
 
     fn body(&self) -> fuse_open_in {
-        // Flags 0 are O_RDONLY on every architecture; the host reads them as its own.
+        // Flags 0 mean O_RDONLY on every architecture. Other flags differ between architectures,
+        // and the server interprets them as the host's.
         fuse_open_in::default()
     }
 

@@ -2,7 +2,7 @@
 
 use super::{NodeId, Operation, TARGET_MAX, Violation, fuse_opcode};
 
-/// Reads the target of `node` into a caller's buffer. It comes without a NUL.
+/// Reads the target of `node` into a caller's buffer. The target has no NUL at its end.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadLink {
     /// The symbolic link.
@@ -11,7 +11,7 @@ pub struct ReadLink {
 
 impl Operation for ReadLink {
     type Body = [u8; 0];
-    /// Length of the target in bytes, 1 to 4095. Its bytes are the caller's to check.
+    /// Length of the target in bytes, 1 to 4095. The caller must check the bytes themselves.
     type Reply = usize;
 
     fn opcode(&self) -> fuse_opcode {

@@ -1,23 +1,23 @@
-//! STATFS: figures of the whole share (`fuse_statfs_out`).
+//! STATFS: statistics of a file system (`fuse_statfs_out`).
 
 use super::{NodeId, Operation, Violation, fuse_opcode, structure};
 use fuse_abi::linux::fuse_statfs_out;
 
-/// Asks for the figures of the file system that `node` is on.
+/// Asks for the statistics of the file system that contains `node`.
 #[derive(Clone, Copy, Debug)]
 pub struct StatFs {
     /// Any node.
     pub node: NodeId,
 }
 
-/// Figures of a file system (statfs(2)).
+/// Statistics of a file system (statfs(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Statistics {
     /// Bytes of one block.
     pub block_size: u32,
-    /// Blocks in all.
+    /// Total number of blocks.
     pub blocks: u64,
-    /// Blocks that are free.
+    /// Number of free blocks.
     pub blocks_free: u64,
     /// Longest name in bytes.
     pub name_max: u32,
@@ -43,7 +43,7 @@ impl Operation for StatFs {
     fn decode(&self, fixed: &[u8], _data: usize) -> Result<Statistics, Violation> {
         let reply = structure::<fuse_statfs_out>(fixed)?.st;
         Ok(Statistics {
-            // The unit of `blocks` is the fragment size where there is one (statvfs(3)).
+            // `blocks` counts fragments if the fragment size is not 0 (statvfs(3)).
             block_size: if reply.frsize == 0 {
                 reply.bsize
             } else {

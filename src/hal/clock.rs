@@ -1,4 +1,4 @@
-//! Time, and the one way not to return.
+//! The platform's clock, and how it stops the machine.
 
 use core::time::Duration;
 
@@ -12,9 +12,10 @@ pub trait Clock {
         core::hint::spin_loop();
     }
 
-    /// Called between two looks at the device while much data is on its way, more than the host has
-    /// read after `at_most`: a processor that sleeps until then, or for less, is the host's. By
-    /// default as [`Clock::relax`], which is right where the host has processors to spare.
+    /// Called between two looks at the device while the host still needs at least `at_most` to read
+    /// the data in flight. A platform may put the processor to sleep for up to that time, so that
+    /// the host can use it. The default calls [`Clock::relax`], which is right where the host has
+    /// processors to spare.
     fn rest(&self, at_most: Duration) {
         let _ = at_most;
         self.relax();
@@ -24,8 +25,8 @@ pub trait Clock {
     ///
     /// The client calls this in one case only: the device holds descriptors of a borrowed buffer
     /// and does not confirm its reset, so it may write to that buffer at any time. `why` is a
-    /// sentence for the person at the console. It must not unwind either: the program is aborted
-    /// then, unless the device has confirmed its reset meanwhile.
+    /// sentence for the person at the console. If this function unwinds, the program is aborted,
+    /// unless the device has confirmed its reset in the meantime.
     fn stop(&self, why: &str) -> ! {
         log::error!("{why}");
         loop {
@@ -57,7 +58,7 @@ mod tests {
     use super::*;
     use core::cell::Cell;
 
-    /// Whose time is how often it was called, in ms.
+    /// A clock whose time in milliseconds is the number of calls of `relax`.
     struct Counting(Cell<u64>);
 
     impl Clock for Counting {

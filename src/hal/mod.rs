@@ -5,8 +5,8 @@
 //!
 //! The memory interface is `virtio-drivers`' own [`Hal`]. Firmware whose virtual addresses are
 //! its physical ones uses [`IdentityHal`]; any other platform implements [`Hal`] itself and can
-//! take its pages from a [`DmaPool`] of its own. [`Hal::share`] may give 0: not all of the buffer can
-//! be lent now.
+//! take its pages from a [`DmaPool`] of its own. [`Hal::share`] may return 0 if it cannot lend the
+//! whole buffer now; the client then tries with smaller pieces.
 #![cfg_attr(
     not(test),
     deny(

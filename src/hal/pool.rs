@@ -4,7 +4,7 @@ use super::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 use core::{cell::UnsafeCell, fmt, ptr::NonNull};
 use spin::Mutex;
 
-/// The largest pool: one bit of a `u64` a page.
+/// Pages of the largest pool: `DmaPool::used` has one bit for each.
 const MAX_PAGES: usize = 64;
 
 #[repr(C, align(4096))]
@@ -39,7 +39,7 @@ impl<const PAGES: usize> fmt::Debug for DmaPool<PAGES> {
     }
 }
 
-/// The pages given back to [`DmaPool::free`] are not pages it gave out.
+/// The pages passed to [`DmaPool::free`] are not in use, or are not from this pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotFromPool;
 
@@ -92,7 +92,8 @@ impl<const PAGES: usize> DmaPool<PAGES> {
     ///
     /// # Errors
     ///
-    /// [`NotFromPool`] if they are not `count` pages in use of this pool; nothing is freed then.
+    /// [`NotFromPool`] if they are not `count` pages of this pool that are in use; nothing is freed
+    /// then.
     pub fn free(&self, pages: NonNull<u8>, count: usize) -> Result<(), NotFromPool> {
         let offset = pages
             .addr()
@@ -129,7 +130,7 @@ pub struct IdentityHal;
 unsafe impl Hal for IdentityHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         match SHARED_POOL.alloc(pages) {
-            // Whoever is given an address may make a pointer of it.
+            // Exposed, because the receiver may turn the address into a pointer again.
             Some(pages) => (pages.as_ptr().expose_provenance() as PhysAddr, pages),
             // Address 0 is how the trait says "no memory".
             None => (0, NonNull::dangling()),

@@ -1,7 +1,7 @@
-//! A session that is waited for, by one thread or by several.
+//! The blocking client: waits for the replies of a [`Session`], for one thread or several.
 //!
-//! The session is locked for one look at the device at a time, and never while it is waited for: who
-//! reads much does not keep others out.
+//! The session is locked for one look at the device at a time, and never during a wait, so that a
+//! long read does not block other threads.
 
 use super::{Epoch, Options, Part, Priority, Session, Tag, Ticket, transfer::Transfer};
 use crate::{
@@ -13,24 +13,24 @@ use core::{fmt, ops::ControlFlow, time::Duration};
 use spin::{Mutex, MutexGuard};
 use virtio_drivers::transport::Transport;
 
-/// Looks at the ring between two looks at the clock: some microseconds.
+/// How often the ring is polled between two reads of the clock: a few microseconds.
 const POLLS_PER_TICK: u32 = 64;
 
-/// Bytes of data in flight for which a platform may rest a microsecond: 32 GiB/s, which no host
-/// reads a file at, so that it has work until the end of the rest.
+/// Bytes in flight for each microsecond of rest. No host reads a file at 32 GiB/s, so the host is
+/// still busy at the end of the rest.
 const REST_PER_MICROSECOND: u64 = 32 << 10;
-/// Shorter rests, in microseconds, are not worth their while.
+/// Shorter rests, in microseconds, cost more than they save.
 const MIN_REST: u64 = 50;
 
-/// How often a request is sent again that a server has not served: EINTR and EAGAIN.
+/// How often a request is sent again after the server answered EINTR or EAGAIN.
 pub(super) const RETRIES: u32 = 16;
 
-/// Looks at the session, and says whether what is waited for has come.
+/// Looks at the session and returns whether the wait is over.
 type Ready<'a, T, H> = dyn FnMut(&mut Session<T, H>) -> Result<bool, Error> + 'a;
 
-/// A session, and the clock with which it is waited for.
+/// A session, and the clock that limits the waits for it.
 ///
-/// Dropping it resets the device; [`Client::end`] says goodbye first. After an error that ended
+/// Dropping it resets the device; [`Client::end`] sends DESTROY before. After an error that ended
 /// the session, [`Client::resume`] starts another one on the same device.
 pub struct Client<T: Transport, C: Clock, H: Hal> {
     session: Mutex<Session<T, H>>,
@@ -39,7 +39,7 @@ pub struct Client<T: Transport, C: Clock, H: Hal> {
 
 impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Client<T, C, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What is written may be so by way of the share.
+        // The lock is released before writing: the formatter may itself use the share.
         let (tag, epoch) = (self.tag(), self.epoch());
         f.debug_struct("Client")
             .field("tag", &tag)
@@ -54,7 +54,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
     /// # Errors
     ///
     /// [`Error::Device`] if the device can't be set up, [`Error::TimedOut`] if the host does not
-    /// answer, [`Error::Protocol`] if it does not speak a version this client knows.
+    /// answer, [`Error::Protocol`] if it offers no version that this client knows.
     pub fn start(transport: T, clock: C, options: Options) -> Result<Self, Error> {
         let session = Mutex::new(Session::start(transport, options)?);
         let client = Self { session, clock };
@@ -62,12 +62,12 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         Ok(client)
     }
 
-    /// Starts another session on the same device, after an error that ended this one; does nothing
-    /// while it goes on. Nodes and handles of before are void.
+    /// Starts a new session on the same device after an error ended the last one; does nothing while
+    /// the session is connected. Nodes and handles of the last session become invalid.
     ///
     /// # Errors
     ///
-    /// As [`Client::start`]; it can be tried again.
+    /// As [`Client::start`]; it can be called again.
     pub fn resume(&self) -> Result<(), Error> {
         self.lock().resume();
         self.connect()
@@ -84,17 +84,17 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         self.session.lock()
     }
 
-    /// Which session this is, of all that there were.
+    /// Identifies the current session; see [`Epoch`].
     pub fn epoch(&self) -> Epoch {
         self.lock().epoch()
     }
 
-    /// How the session talks to its host.
+    /// The session's options, each within its bounds.
     pub fn options(&self) -> Options {
         self.lock().options
     }
 
-    /// Whether the session goes on.
+    /// Whether requests can be sent.
     pub fn is_connected(&self) -> bool {
         self.lock().is_connected()
     }
@@ -113,7 +113,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
     ///
     /// # Errors
     ///
-    /// The host's error, or how it broke the protocol; [`Error::TimedOut`] after the deadline,
+    /// The host's error, or the way it broke the protocol; [`Error::TimedOut`] after the deadline,
     /// [`Error::Disconnected`] if the session is not that of `epoch`.
     pub fn call<O: Operation>(&self, epoch: Epoch, operation: &O) -> Result<O::Reply, Error> {
         self.exchange(epoch, operation, &mut [])
@@ -165,14 +165,13 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
             reply = answer?;
             Ok(true)
         })?;
-        // It is ready with a reply only.
+        // `wait` succeeds only after `reply` was set.
         reply.ok_or(Error::Disconnected)
     }
 
-    /// Sends `operation` and does not wait: its reply is thrown away when it comes.
+    /// Sends `operation` and does not wait for its reply, which is discarded when it comes.
     ///
-    /// For requests whose failure nobody can do anything about. On a session that is no longer that
-    /// of `epoch` it does nothing.
+    /// For requests whose failure needs no reaction. Does nothing if the session of `epoch` is over.
     pub fn post<O: Operation>(&self, epoch: Epoch, operation: &O, priority: Priority) {
         let sent = self.wait(&mut |session| session.post(epoch, operation, priority));
         if let Err(error) = sent {
@@ -183,8 +182,8 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         }
     }
 
-    /// Polls until it is `ready`, as long as the host makes progress. If there is an error, the
-    /// device was reset before it is returned, or has not confirmed that in time.
+    /// Polls until `ready` returns `true`, as long as the host makes progress. Before an error that
+    /// ends the session is returned, the device was reset or has not confirmed its reset in time.
     fn wait(&self, ready: &mut Ready<'_, T, H>) -> Result<(), Error> {
         let (mut looks, mut waited) = (0, false);
         loop {
@@ -201,7 +200,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
                     }
                     continue;
                 }
-                // It was not so before: what has ended the session is the reason.
+                // The session ended during this wait: return the reason.
                 Err(Error::Disconnected) if waited => session.failure(),
                 Err(error) => error,
             };
@@ -211,17 +210,17 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         }
     }
 
-    /// Says why the session has failed, if it has, and waits until a reset that is under way is
-    /// confirmed or has taken too long.
+    /// Logs why the session has failed, if it has, and waits until a reset in progress is confirmed or
+    /// has taken too long.
     pub(super) fn settle(&self) {
         let mut looks = 0;
         loop {
             let mut session = self.lock();
             if let Some(error) = session.unsaid() {
                 let tag = session.tag();
-                // A logger may use the share.
+                // Unlocked first, because a logger may use the share.
                 drop(session);
-                // Before the reset, which QEMU itself may not survive when its server is stopped.
+                // Logged before the reset: QEMU itself may block in it while the server is stopped.
                 log::warn!("share {tag}: {error}; resetting the device");
             } else if !session.is_ending() {
                 return;
@@ -232,7 +231,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         }
     }
 
-    /// Lets time pass after a look at the device that has shown nothing.
+    /// Waits a moment after a poll without progress.
     pub(super) fn pause(&self, looks: &mut u32) {
         let rest = self.lock().lent_bytes() / REST_PER_MICROSECOND;
         let rests = rest >= MIN_REST;
@@ -249,14 +248,14 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         }
     }
 
-    /// Takes back what the device may have of a caller's buffer, for which it is reset. Does not
-    /// return unless `is_back` says that it has nothing any more.
+    /// Takes a caller's buffer back from the device, by a reset if necessary. Returns only when
+    /// `is_back` confirms that the device has no descriptor of it any more.
     pub(super) fn recall(&self, is_back: impl Fn(&Session<T, H>) -> bool) {
         if is_back(&self.lock()) {
             return;
         }
         self.lock().disconnect();
-        // One that has not confirmed its reset in time may have done so by now.
+        // An earlier reset that was not confirmed in time may be confirmed by now.
         self.lock().poll();
         self.settle();
         if !is_back(&self.lock()) {
@@ -267,16 +266,17 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         }
     }
 
-    /// Reads all of `parts`, straight into their buffers, in chunks kept in flight: what comes
-    /// first is asked for first, and the next part's chunks follow without a gap.
+    /// Reads all `parts` straight into their buffers, with several chunks in flight. The chunks are
+    /// requested in the order of the parts; those of the next part follow without a gap.
     ///
-    /// `progress` is called from time to time, and before the return, with what has come. If it breaks,
-    /// nothing more is asked for, and the read ends when what is in flight has come back.
+    /// `progress` is called with the parts from time to time, and before the return. If it returns
+    /// `Break`, no more requests are sent, and the read ends when those in flight have completed.
     ///
     /// # Errors
     ///
-    /// That of the first part that failed; nothing more is asked for then. [`Error::Disconnected`]
-    /// for a part of another session, [`Error::Cancelled`] if `progress` has broken. What has come, [`Part::come`] tells.
+    /// The error of the first part that failed; no more requests are sent then.
+    /// [`Error::Disconnected`] for a part of another session, [`Error::Cancelled`] if `progress`
+    /// returned `Break`. [`Part::come`] tells how much of each part is filled.
     pub fn read(
         &self,
         parts: &mut [Part<'_>],
@@ -285,13 +285,13 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         Transfer::new(self, parts).run(progress)
     }
 
-    /// Says DESTROY after every posted request was answered, and resets the device, so that the
-    /// next driver finds it as new.
+    /// Waits until every posted request was answered, sends DESTROY, and resets the device for the
+    /// next driver.
     ///
     /// # Errors
     ///
-    /// [`Error::TimedOut`] or [`Error::Protocol`]; the device is reset all the same.
-    /// [`DeviceError::ResetNotConfirmed`] if it does not confirm that.
+    /// [`Error::TimedOut`] or [`Error::Protocol`]; the device is reset in any case.
+    /// [`DeviceError::ResetNotConfirmed`] if it does not confirm its reset.
     pub fn end(self) -> Result<(), Error> {
         let epoch = self.epoch();
         self.wait(&mut |session| {
@@ -299,9 +299,9 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
             Ok(!session.any_posted())
         })?;
         match self.call(epoch, &Destroy) {
-            // virtiofsd gives the buffers back without a reply.
+            // virtiofsd completes DESTROY without writing a reply.
             Err(Error::Protocol(Violation::ReplyLength)) | Ok(()) => {}
-            // A server need not know DESTROY.
+            // A server may not implement DESTROY.
             Err(Error::Host(_)) => {}
             Err(error) => return Err(error),
         }
@@ -313,7 +313,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
     }
 }
 
-/// Whether a server says that it was not able to serve a request just now.
+/// Whether the server asks to send the request again (EINTR, EAGAIN).
 pub(super) fn is_again<R>(answer: &Result<R, Error>) -> bool {
     matches!(answer, Err(Error::Host(Errno::EINTR | Errno::EAGAIN)))
 }
@@ -325,8 +325,8 @@ impl<T: Transport, C: Clock, H: Hal> Drop for Client<T, C, H> {
     }
 }
 
-/// A request whose reply is waited for. If that ends early, by a panic of the clock, its slot is
-/// nobody's.
+/// A request whose reply is awaited. If the wait ends early, by a panic of the clock, the request is
+/// abandoned, so that its slot becomes free when the device completes it.
 struct Pending<'c, T: Transport, C: Clock, H: Hal> {
     client: &'c Client<T, C, H>,
     ticket: Option<Ticket>,

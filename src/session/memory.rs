@@ -1,8 +1,7 @@
 //! DMA pages, and the only code that touches their bytes.
 //!
-//! A room of this floor that holds `unsafe`. The device may write to these pages at any time, so no
-//! reference to their bytes is ever made: they are read by volatile loads, into memory of our own,
-//! before anything is made of them.
+//! This module contains `unsafe`. The device may write to these pages at any time, so no reference to
+//! their bytes is ever made: they are copied by volatile loads before they are interpreted.
 
 use crate::{
     error::DeviceError,
@@ -12,15 +11,14 @@ pub(super) use core::sync::atomic::fence;
 use core::{marker::PhantomData, mem, ptr::NonNull, sync::atomic::AtomicU16};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// `COUNT` contiguous DMA pages, freed when this is dropped. Whoever drops it has had the device
-/// reset.
+/// `COUNT` contiguous DMA pages, freed when this is dropped. The device must have been reset before.
 pub(super) struct Pages<H: Hal, const COUNT: usize> {
     base: NonNull<u8>,
     paddr: PhysAddr,
     hal: PhantomData<H>,
 }
 
-// SAFETY: the memory belongs to this value alone, whichever thread has it.
+// SAFETY: the memory belongs to this value alone, whichever thread owns the value.
 unsafe impl<H: Hal, const COUNT: usize> Send for Pages<H, COUNT> {}
 
 impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
@@ -35,7 +33,7 @@ impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
         Ok(Self { base, paddr, hal })
     }
 
-    /// The device's address of what is at `offset`.
+    /// The device's address of the byte at `offset`.
     pub fn address(&self, offset: usize) -> PhysAddr {
         self.paddr.saturating_add(offset as PhysAddr)
     }
@@ -50,7 +48,7 @@ impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
 
     pub fn read<T: FromBytes>(&self, offset: usize) -> T {
         // SAFETY: `at` gives an aligned pointer into pages that were zeroed, of which any bytes are
-        // a `T`. The load is volatile: the device may write there meanwhile.
+        // a `T`. The load is volatile because the device may write there at the same time.
         unsafe { self.at::<T>(offset).read_volatile() }
     }
 
@@ -59,24 +57,24 @@ impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
         unsafe { self.at(offset).write_volatile(value) };
     }
 
-    /// The 16 bits at `offset`, to be read or published in order with what lies around them.
+    /// The 16 bits at `offset`, for accesses that are ordered with those of other data.
     pub fn atomic(&self, offset: usize) -> &AtomicU16 {
-        // SAFETY: `at` gives an aligned pointer into pages that live as long as `self`. Of an atomic
-        // a reference may exist while somebody else writes to it.
+        // SAFETY: `at` gives an aligned pointer into pages that live as long as `self`. A reference
+        // to an atomic may exist while the device writes to it.
         unsafe { self.at::<AtomicU16>(offset).as_ref() }
     }
 
-    /// Copies bytes out, by eight at a time; `offset` is a multiple of that.
+    /// Copies bytes out, eight at a time; `offset` must be a multiple of eight.
     pub fn copy_out(&self, offset: usize, out: &mut [u8]) {
         assert!(offset.saturating_add(out.len()) <= Self::BYTES && offset.is_multiple_of(8));
         let (words, rest) = out.as_chunks_mut::<8>();
         let start = offset.saturating_add(words.as_flattened().len());
-        // SAFETY: as many bytes as `out` has are there, by the above.
+        // SAFETY: `offset` plus the length of `out` is inside the pages, as checked above.
         let mut from = unsafe { self.base.add(offset) }.cast::<u64>();
         for word in words {
-            // SAFETY: as in `read`: eight of these bytes, aligned.
+            // SAFETY: as in `read`: eight bytes inside the pages, aligned.
             *word = unsafe { from.read_volatile() }.to_ne_bytes();
-            // SAFETY: at most the end of these bytes.
+            // SAFETY: at most one past the last of these bytes.
             from = unsafe { from.add(1) };
         }
         for (byte, at) in rest.iter_mut().zip(start..) {
@@ -84,14 +82,14 @@ impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
         }
     }
 
-    /// Copies bytes in, where the device has no descriptor for them.
+    /// Copies bytes in, to a place for which the device has no descriptor.
     pub fn copy_in(&mut self, offset: usize, bytes: &[u8]) {
         let end = offset.saturating_add(bytes.len());
         assert!(end <= Self::BYTES);
-        // SAFETY: `offset` is inside the pages, by the above.
+        // SAFETY: `offset` is inside the pages, as checked above.
         let to = unsafe { self.base.add(offset) };
-        // SAFETY: as many bytes as `bytes` has are there. They are no Rust object's but ours, so
-        // that `bytes` does not overlap them.
+        // SAFETY: the pages have room for `bytes` there, as checked above. They are part of no Rust
+        // object, so `bytes` cannot overlap them.
         unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
     }
 }
@@ -104,12 +102,12 @@ impl<H: Hal, const COUNT: usize> Drop for Pages<H, COUNT> {
     }
 }
 
-/// Runs what must not unwind, since a caller's buffer or a mapping of it would be left with the
-/// device: a panic in it ends the program, as a second panic does.
+/// Runs `act`, which must not unwind: the device would keep a caller's buffer or its mapping. A panic
+/// in `act` aborts the program, because the drop of `Bomb` panics during the unwinding.
 pub(super) fn or_abort<R>(act: impl FnOnce() -> R) -> R {
     struct Bomb;
     impl Drop for Bomb {
-        #[expect(clippy::panic, reason = "the way to abort that `core` has")]
+        #[expect(clippy::panic, reason = "`core` has no other way to abort")]
         fn drop(&mut self) {
             panic!("the platform's code panicked while the device had a buffer of the caller's");
         }

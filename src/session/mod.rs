@@ -3,8 +3,8 @@
 //!
 //! Floor 3. It knows devices and the wire, and nothing of paths or files. A [`Session`] is a state
 //! machine that never waits and has no clock; a [`Client`] waits for it, with the platform's
-//! [`Clock`](crate::hal::Clock). `unsafe` lives in three rooms, `memory`, `ring` and `transfer`, and
-//! here where chains are put into rings.
+//! [`Clock`](crate::hal::Clock). `unsafe` is in the modules `memory`, `ring` and `transfer`, and here
+//! where descriptor chains are added to the rings.
 //!
 //! # Borrowed buffers
 //!
@@ -59,15 +59,16 @@ const VERSION_1: u64 = 1 << 32;
 /// `VIRTIO_F_ACCESS_PLATFORM`: addresses are what the platform says, which is what [`Hal`] gives.
 const ACCESS_PLATFORM: u64 = 1 << 33;
 
-/// The queue for FORGET, which must not wait behind reads (section 5.11.2).
+/// The queue for FORGET, which must not have to wait for reads (section 5.11.2).
 const HIPRIO_QUEUE: u16 = 0;
-/// The first request queue. QEMU's device offers no notification queue, which would be before it.
+/// The first request queue. QEMU's device offers no notification queue, which would have this number.
 const REQUEST_QUEUE: u16 = 1;
-/// Request queues in use at most: each takes memory, and the slots do not fill more.
+/// Most request queues in use: each needs memory, and the slots cannot fill more of them.
 const MAX_REQUEST_QUEUES: usize = 4;
-/// Descriptors of the hiprio queue: one a FORGET, as many as a directory's depth is as a rule.
+/// Descriptors of the hiprio queue, one for each FORGET: resolving a path sends about one for each of
+/// its directories, and few paths are deeper.
 const HIPRIO_ENTRIES: usize = 8;
-/// Descriptors of a request queue: 21 READs of three, more than it takes to keep a host busy.
+/// Descriptors of a request queue: 21 READs of three each, more than needed to keep a host busy.
 const REQUEST_ENTRIES: usize = 64;
 /// READs that fit into one request queue.
 const MAX_DEPTH: usize = REQUEST_ENTRIES / 3;
@@ -76,17 +77,17 @@ const MAX_DEPTH: usize = REQUEST_ENTRIES / 3;
 /// (virtio 1.2, section 2.7.5), and a reply says its length in 32 bits.
 const MAX_CHUNK: u32 = 1 << 30;
 
-/// Pieces that a READ's buffer is lent in at most, where the platform does not lend it in one: 64
-/// KiB, wherever in a page it starts. Three such READs fit into a queue.
+/// Most pieces of one READ's buffer, where the platform does not lend it in one piece: 64 KiB at any
+/// start in a page. Three such READs fit into a queue.
 const MAX_PIECES: usize = 17;
 
-/// DMA pages that one session takes with the default [`Options`]: 14.
+/// DMA pages of one session with the default [`Options`]: 14.
 pub const PAGES_PER_SHARE: usize = pages_per_share(MAX_REQUEST_QUEUES);
 
 const _: () = assert!(SHARED_POOL_PAGES == 4 * PAGES_PER_SHARE);
 
-/// DMA pages that one session takes with so many request queues: two for each queue's ring, and the
-/// request slots.
+/// DMA pages of one session with that number of request queues: two for each queue's ring, and those
+/// of the request slots.
 #[must_use]
 pub const fn pages_per_share(request_queues: usize) -> usize {
     // The hiprio queue is one more.
@@ -94,20 +95,19 @@ pub const fn pages_per_share(request_queues: usize) -> usize {
     slots::PAGES.saturating_add(rings.saturating_mul(2))
 }
 
-/// How long a device may take to confirm a reset (virtio 1.2, section 2.1.1). It has to give up what
-/// it has in flight, so this is no matter of the share's own deadline.
+/// How long a device may take to confirm a reset (virtio 1.2, section 2.1.1). It must first end the
+/// requests in flight, so the deadline of the share does not apply.
 const RESET_DEADLINE: Duration = Duration::from_secs(10);
-/// Between two looks at the device's status, which take an exit to the hypervisor each.
+/// Time between two reads of the device's status: each read is an exit to the hypervisor.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A session with the device, as a state machine: it never waits, and whoever calls it brings the
-/// time.
+/// A session with the device, as a state machine: it never waits, and the caller passes the time.
 ///
-/// A request is submitted, the device is [kicked](Session::kick), and [`Session::poll`] takes what
-/// has come. [`Session::tick`] gives up a host that is silent for too long. An error that leaves the
-/// host in doubt resets the device: nothing is given back to its owner before that is confirmed.
-/// The requests are those of [`fuse`]. Each node that a LOOKUP gave is to be forgotten, each
-/// handle released.
+/// A request is submitted, the device is [kicked](Session::kick), and [`Session::poll`] takes the
+/// completions. [`Session::tick`] ends the session if the host is silent for too long. After an error
+/// that makes the host doubtful, the device is reset, and no buffer is given back to its owner before
+/// the reset is confirmed. The requests are the operations of [`fuse`]. The caller must send FORGET
+/// for each node of a LOOKUP reply, and RELEASE for each handle.
 ///
 /// ```no_run
 /// use bootshare::{Error, Options, hal::Hal, session::Session, transport::Transport};
@@ -132,7 +132,7 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 ///         return Err(session.failure());
 ///     }
 ///     let operation = GetAttr { node: NodeId::ROOT };
-///     // `None` would say that there is no room now; at first there is.
+///     // `None` would mean that there is no room now, which is not so at the start.
 ///     let ticket = session.submit(session.epoch(), &operation)?.ok_or(Error::Disconnected)?;
 ///     session.kick();
 ///     loop {
@@ -150,39 +150,40 @@ pub struct Session<T: Transport, H: Hal> {
     /// Request queues that the device says it has.
     offered_queues: u32,
     phase: Phase,
-    /// The way to the device. While it is here, the device may have what is in it; it goes only
-    /// after a reset was confirmed.
+    /// The virtqueues and their memory. The device may use them while this is `Some`; it becomes
+    /// `None` only after a confirmed reset.
     link: Option<Link<H>>,
     /// Why the last session ended.
     failure: Error,
-    /// Where requests are made and replies looked at, away from the device.
+    /// Requests are encoded and replies decoded here, in memory that the device cannot write.
     scratch: [u8; slots::REQUEST_BYTES],
     unique: Unique,
     tag: Tag,
     minor: u32,
     epoch: Epoch,
-    /// When requests were seen to be under way with nothing coming back.
+    /// Since when requests are in flight without a completion, as far as `tick` has seen.
     silent_since: Option<Duration>,
     interrupts: bool,
     reset_since: Option<Duration>,
     status_seen: Duration,
 }
 
-/// What the device is up to.
+/// The state of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// It is to be reset because of a failure, with the next poll: whoever drives the session may
-    /// say why before.
+    /// The session has failed, and the next poll resets the device. `said` is set once the caller has
+    /// taken the reason, to log it.
     Failed { said: bool },
-    /// It was told to reset and has not confirmed it. Then it is set up again, or not.
+    /// The reset was requested and is not confirmed yet. With `connect`, the device is set up again
+    /// afterwards.
     Resetting { connect: bool },
-    /// It has not confirmed a reset for too long, but may still.
+    /// It has not confirmed its reset within the deadline, but still may.
     Stuck,
-    /// INIT is under way.
+    /// INIT is in flight.
     Greeting(Ticket),
-    /// Requests can be sent.
+    /// The session is connected.
     Up,
-    /// It is reset.
+    /// Its reset is confirmed.
     Down,
 }
 
@@ -196,8 +197,8 @@ impl<T: Transport, H: Hal> fmt::Debug for Session<T, H> {
     }
 }
 
-/// Which session a node or handle is of, of all that there were: to the host of another one, or
-/// after a resume, they mean nothing or something else.
+/// Identifies one session among all that the program has started. A node or handle is valid only in
+/// the session that it came from, not in another share's or after a resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Epoch(usize);
 
@@ -208,15 +209,15 @@ impl Epoch {
     }
 }
 
-/// The rings, and the memory of what is in them.
+/// The virtqueues, and the request slots whose memory they refer to.
 struct Link<H: Hal> {
     hiprio: Ring<H, HIPRIO_ENTRIES>,
-    /// One at least, once the device is set up.
+    /// At least one, once the device is set up.
     requests: Vec<Ring<H, REQUEST_ENTRIES>, MAX_REQUEST_QUEUES>,
     slots: Slots<H>,
 }
 
-/// Which queue a posted request takes.
+/// The queue for a posted request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
     /// A request queue.
@@ -226,8 +227,8 @@ pub enum Priority {
 }
 
 impl<T: Transport, H: Hal> Session<T, H> {
-    /// Tells the device to reset. Polled on, it is set up (virtio 1.2, section 3.1.1), INIT is
-    /// exchanged, and the session is [connected](Session::is_connected) or has
+    /// Requests a reset of the device. Further polls set it up (virtio 1.2, section 3.1.1) and
+    /// exchange INIT, until the session is [connected](Session::is_connected) or has
     /// [failed](Session::failure).
     ///
     /// # Errors
@@ -256,8 +257,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
         Ok(session)
     }
 
-    /// Starts another session on the same device, after an error that ended this one; does nothing
-    /// while it goes on. Nodes and handles of before are void.
+    /// Starts a new session on the same device after an error ended the last one; does nothing while
+    /// the session is connected. Nodes and handles of the last session become invalid.
     pub fn resume(&mut self) {
         if matches!(
             self.phase,
@@ -267,7 +268,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
         }
     }
 
-    /// Ends the session: the device is reset. Requests that are under way fail.
+    /// Ends the session: the device is reset, and requests in flight fail.
     pub fn disconnect(&mut self) {
         match self.phase {
             Phase::Up | Phase::Greeting(_) => {
@@ -284,12 +285,12 @@ impl<T: Transport, H: Hal> Session<T, H> {
         matches!(self.phase, Phase::Up)
     }
 
-    /// Whether it is to be polled on until it is connected or not, or reset.
+    /// Whether it must be polled further, until it is connected, has failed, or is reset.
     pub fn is_changing(&self) -> bool {
         self.is_ending() || self.is_connecting()
     }
 
-    /// Whether a session is being started.
+    /// Whether a session is being set up.
     fn is_connecting(&self) -> bool {
         matches!(
             self.phase,
@@ -297,12 +298,12 @@ impl<T: Transport, H: Hal> Session<T, H> {
         )
     }
 
-    /// Whether a reset is to come or under way.
+    /// Whether a reset is about to start or in progress.
     fn is_ending(&self) -> bool {
         matches!(self.phase, Phase::Failed { .. } | Phase::Resetting { .. })
     }
 
-    /// Why the device is about to be reset, if nobody has said so yet.
+    /// Why the device is about to be reset, if the caller has not taken the reason yet.
     fn unsaid(&mut self) -> Option<Error> {
         let Phase::Failed { said } = &mut self.phase else {
             return None;
@@ -311,17 +312,17 @@ impl<T: Transport, H: Hal> Session<T, H> {
         (!is_said).then_some(self.failure)
     }
 
-    /// Whether the device has nothing of ours.
+    /// Whether the device is reset and has no descriptor of ours.
     pub fn is_reset(&self) -> bool {
         self.phase == Phase::Down
     }
 
-    /// Why the last session ended, or could not be started.
+    /// The error that ended the last session, or why it could not be started.
     pub fn failure(&self) -> Error {
         self.failure
     }
 
-    /// Which session this is, of all that there were.
+    /// Identifies the current session.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
@@ -336,22 +337,22 @@ impl<T: Transport, H: Hal> Session<T, H> {
         self.minor
     }
 
-    /// Tells the device to reset (virtio 1.2, section 2.1.1). Until it has confirmed that, what it
-    /// had stays with it.
+    /// Requests a reset (virtio 1.2, section 2.1.1). Until the device has confirmed it, it keeps all
+    /// buffers it has.
     fn reset(&mut self, connect: bool) {
         self.phase = Phase::Resetting { connect };
         self.reset_since = None;
         self.transport.set_status(DeviceStatus::empty());
     }
 
-    /// Ends the session because of `error`. Nothing is logged here: whoever drives the session has it
-    /// locked, and a logger may use the share.
+    /// Ends the session because of `error`. Nothing is logged here: the caller has the session locked,
+    /// and a logger may use the share.
     fn fail(&mut self, error: Error) {
         self.failure = error;
         self.phase = Phase::Failed { said: false };
     }
 
-    /// Sets the device up, after its reset (virtio 1.2, section 3.1.1), and says INIT.
+    /// Sets the device up after its reset (virtio 1.2, section 3.1.1), and sends INIT.
     fn connect(&mut self) -> Result<(), Error> {
         let transport = &mut self.transport;
         let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
@@ -366,7 +367,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
         if !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
             return Err(DeviceError::FeaturesRefused.into());
         }
-        // From its first ring on, the device has memory of ours: `link` keeps it until the reset.
+        // From the first `queue_set` on, the device may use this memory: `link` keeps it until the
+        // next confirmed reset.
         let link = self.link.insert(Link {
             slots: Slots::new()?,
             hiprio: Ring::new(transport, HIPRIO_QUEUE)?,
@@ -376,10 +378,10 @@ impl<T: Transport, H: Hal> Session<T, H> {
         let wanted = self.options.request_queues.min(offered).max(1);
         for queue in (REQUEST_QUEUE..).take(wanted) {
             match Ring::new(transport, queue) {
-                // There is room, as the options were clamped.
+                // This cannot fail: the options were clamped to the vector's capacity.
                 Ok(ring) => _ = link.requests.push(ring),
                 Err(error) if link.requests.is_empty() => return Err(error.into()),
-                // One is all that it takes.
+                // One request queue is enough.
                 Err(_) => break,
             }
         }
@@ -388,13 +390,13 @@ impl<T: Transport, H: Hal> Session<T, H> {
         self.silent_since = None;
         self.set_interrupts(self.interrupts);
         let ticket = self.send(&Init, Class::Awaited, false)?;
-        // All slots are free.
+        // `None` cannot happen: all slots are free.
         self.phase = Phase::Greeting(ticket.ok_or(Error::Disconnected)?);
         self.kick();
         Ok(())
     }
 
-    /// Takes the answer to INIT.
+    /// Takes the reply to INIT, if it has come.
     fn greet(&mut self, ticket: Ticket) {
         match self.take(&Init, ticket) {
             Ok(None) => {}
@@ -402,17 +404,17 @@ impl<T: Transport, H: Hal> Session<T, H> {
                 self.minor = negotiated.minor;
                 self.phase = Phase::Up;
             }
-            // A server that refuses INIT has no session with us.
+            // Without INIT there is no session.
             Err(error) => self.fail(error),
         }
     }
 
-    /// Says whether the device is to interrupt when something has come (virtio 1.2, section 2.7.7).
-    /// At first it is not. [Poll](Session::poll) once more before you sleep: what had come before is
-    /// not told.
+    /// Asks the device for an interrupt after each completion, or for none (virtio 1.2, section 2.7.7).
+    /// At the start there are none. [Poll](Session::poll) once more before you sleep: there is no
+    /// interrupt for a completion that came before this call.
     ///
-    /// In the handler, [`Session::acknowledge`] the interrupt and wake who polls; nothing else needs to
-    /// be done there. Let a timer wake it too, after what [`Session::tick`] has returned.
+    /// The interrupt handler only has to call [`Session::acknowledge`] and wake the code that polls.
+    /// A timer must wake it too, after the time that [`Session::tick`] returned.
     pub fn set_interrupts(&mut self, wanted: bool) {
         self.interrupts = wanted;
         if let Some(link) = &mut self.link {
@@ -423,14 +425,16 @@ impl<T: Transport, H: Hal> Session<T, H> {
         }
     }
 
-    /// Acknowledges the device's interrupt, so that it can raise another one; what it was for.
+    /// Acknowledges the device's interrupt, so that it can raise another one. Returns its cause.
     pub fn acknowledge(&mut self) -> InterruptStatus {
         self.transport.ack_interrupt()
     }
 
-    /// Looks at the device, and takes all that has come; whether anything has.
+    /// Takes all completions of the device, and continues a reset or set-up. Returns whether there was
+    /// any progress.
     ///
-    /// It takes no longer for whatever the device does: no more comes than was sent.
+    /// The time it takes is bounded whatever the device does: there cannot be more completions than
+    /// requests in flight.
     pub fn poll(&mut self) -> bool {
         match self.phase {
             Phase::Down => false,
@@ -454,7 +458,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
         if !self.transport.get_status().is_empty() {
             return false;
         }
-        // From now on the device has nothing of ours.
+        // The reset is confirmed: the device no longer uses this memory.
         self.link = None;
         let connect = self.phase == Phase::Resetting { connect: true };
         self.phase = Phase::Down;
@@ -479,15 +483,15 @@ impl<T: Transport, H: Hal> Session<T, H> {
         }
     }
 
-    /// Gives the device up if it was silent for too long, or says that it needs a reset (virtio 1.2,
-    /// section 2.1.2). Returns how long it has at most until then.
+    /// Ends the session if the device was silent for too long, or has set `DEVICE_NEEDS_RESET` (virtio
+    /// 1.2, section 2.1.2). Returns the time after which it must be called again at the latest.
     ///
     /// `now` is the time since some fixed moment. The time of a request starts with the first tick
     /// after it was sent.
     pub fn tick(&mut self, now: Duration) -> Duration {
         match self.phase {
             Phase::Down | Phase::Stuck => Duration::MAX,
-            // To be polled at once.
+            // Poll at once.
             Phase::Failed { .. } => Duration::ZERO,
             Phase::Resetting { connect } => {
                 let since = *self.reset_since.get_or_insert(now);
@@ -520,7 +524,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
             return Ok(deadline);
         };
         let since = *self.silent_since.get_or_insert(now);
-        // As many may be served before a request as there are slots, each within the deadline.
+        // All other slots' requests may be served before a request, each within the deadline.
         let longest = deadline.saturating_mul(slots::COUNT as u32);
         let mut left = Duration::MAX;
         for (limit, waited) in [
@@ -543,13 +547,13 @@ impl<T: Transport, H: Hal> Session<T, H> {
         Ok(left)
     }
 
-    /// Sends `operation`, in the session `epoch`. `None` if there is no room now: something must come
-    /// back first. The device is told by [`Session::kick`].
+    /// Adds `operation` to a request queue, in the session `epoch`. `None` if there is no room now:
+    /// another request must complete first. [`Session::kick`] notifies the device.
     ///
     /// # Errors
     ///
-    /// [`Error::Disconnected`] if that session is over, [`Error::InvalidName`] for a name that none
-    /// is.
+    /// [`Error::Disconnected`] if that session is over, [`Error::InvalidName`] if the operation's name
+    /// is not a valid file name.
     pub fn submit<O: Operation>(
         &mut self,
         epoch: Epoch,
@@ -559,8 +563,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
         self.send(operation, Class::Awaited, false)
     }
 
-    /// As [`Session::submit`], for a reply with a variable part of up to a page: of a directory's
-    /// entries, or a link's target. There is room for one such request at a time.
+    /// As [`Session::submit`], for a reply with a variable part of up to one page: the entries of a
+    /// directory, or the target of a symbolic link. Only one such request can be in flight.
     ///
     /// # Errors
     ///
@@ -574,8 +578,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
         self.send(operation, Class::Awaited, true)
     }
 
-    /// As [`Session::submit`], for a request whose reply nobody waits for: RELEASE, FORGET. Whether
-    /// there was room.
+    /// As [`Session::submit`], for a request whose reply is discarded: RELEASE, FORGET. Returns `false`
+    /// if there is no room now.
     ///
     /// # Errors
     ///
@@ -627,26 +631,27 @@ impl<T: Transport, H: Hal> Session<T, H> {
             reply_size: fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE),
             data: data.as_slice(),
         };
-        // SAFETY: the page is the device's until the slot is done, as `is_page_free` sees to.
+        // SAFETY: the page stays reserved until the slot is done: `is_page_free` was checked.
         let ticket = unsafe { link.add(slot, &message) }?;
         self.unique = unique.next();
         Ok(Some(ticket))
     }
 
-    /// Asks for as many of the bytes at `to`, one at least, as can be lent to the device now:
-    /// [`Ticket::lent`] of them. `read` says where they are in a file.
+    /// Adds a READ into `to`, which must not be empty, for as many bytes from its start as can be lent
+    /// to the device now: [`Ticket::lent`] of them. `read` says which file and offset; its `size` is
+    /// ignored.
     ///
-    /// `None` if there is no room now: something must come back first.
+    /// `None` if there is no room now: another request must complete first.
     ///
     /// # Errors
     ///
-    /// As [`Session::submit`], and [`DeviceError::BufferRefused`] if nothing is lent and
-    /// nevertheless not one byte can be.
+    /// As [`Session::submit`], and [`DeviceError::BufferRefused`] if the platform lends not one byte
+    /// although no other buffer is lent.
     ///
     /// # Safety
     ///
     /// The bytes must be valid for writing and left alone for as long as the session
-    /// [has](Session::has) the ticket; for ever, if the session is dropped before that and the device
+    /// [has](Session::has) the ticket; and for ever, if the session is dropped earlier and the device
     /// does not confirm its reset.
     pub unsafe fn submit_read(
         &mut self,
@@ -687,7 +692,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
         Ok(Some(ticket))
     }
 
-    /// Tells the device about all that was sent.
+    /// Notifies the device of all requests added since the last call.
     pub fn kick(&mut self) {
         if let Some(link) = &mut self.link {
             for ring in &mut link.requests {
@@ -697,11 +702,11 @@ impl<T: Transport, H: Hal> Session<T, H> {
         }
     }
 
-    /// Takes the reply to a request, if it has come. `operation` is what was sent.
+    /// Takes the reply to a request, if it has come. `operation` must be the one submitted.
     ///
     /// # Errors
     ///
-    /// The host's, how it broke the protocol, or why the session ended in which it was sent.
+    /// The host's error, the way it broke the protocol, or why the session of the request ended.
     pub fn take<O: Operation>(
         &mut self,
         operation: &O,
@@ -710,8 +715,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
         self.take_into(operation, ticket, &mut [])
     }
 
-    /// As [`Session::take`], and copies the variable part of the reply to `page`, of the size that
-    /// was asked for.
+    /// As [`Session::take`], and copies the variable part of the reply to `page`, which must have the
+    /// size that was asked for.
     ///
     /// # Errors
     ///
@@ -724,7 +729,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
     ) -> Result<Option<O::Reply>, Error> {
         let alive = matches!(self.phase, Phase::Up | Phase::Greeting(_)) && self.has(ticket);
         let link = self.link.as_mut().filter(|_| alive).ok_or(self.failure)?;
-        // What the host may still write to is looked at in a copy.
+        // The host may still write to the reply, so it is decoded from a copy.
         let size = fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE);
         let reply = self.scratch.get_mut(..size).unwrap_or_default();
         let Some(used) = link.slots.take(ticket, reply, page) else {
@@ -735,26 +740,26 @@ impl<T: Transport, H: Hal> Session<T, H> {
         Ok(Some(reply?))
     }
 
-    /// When a request was first seen to be under way.
+    /// When `tick` first saw the request in flight.
     fn since(&self, ticket: Ticket) -> Option<Duration> {
         self.link.as_ref()?.slots.since(ticket)
     }
 
-    /// Counts the time of a request from then on.
+    /// Sets the time from which the request's duration is measured.
     fn set_since(&mut self, ticket: Ticket, since: Option<Duration>) {
         if let Some(link) = &mut self.link {
             link.slots.set_since(ticket, since);
         }
     }
 
-    /// Whether the device may still have what was sent with this request, or its reply was not taken.
+    /// Whether the device may still use the request's buffers, or its reply was not taken yet.
     pub fn has(&self, ticket: Ticket) -> bool {
         self.link
             .as_ref()
             .is_some_and(|link| link.slots.knows(ticket))
     }
 
-    /// Nobody waits for this request any more. The device has it nevertheless, until it is done.
+    /// Discards the reply to this request. The device keeps the request until it has completed it.
     pub fn abandon(&mut self, ticket: Ticket) {
         if let Some(link) = &mut self.link {
             link.slots.abandon(ticket);
@@ -767,23 +772,24 @@ impl<T: Transport, H: Hal> Session<T, H> {
             .is_some_and(|link| link.slots.any_posted())
     }
 
-    /// Bytes of callers' buffers that are with the device.
+    /// Bytes of callers' buffers that the device may write to now.
     pub fn lent_bytes(&self) -> u64 {
         self.link.as_ref().map_or(0, |link| link.slots.lent_bytes())
     }
 }
 
-/// What becomes of the reply to a request.
+/// What happens with the reply to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
-    /// Somebody waits for it.
+    /// It is kept until it is taken.
     Awaited,
-    /// It is thrown away.
+    /// It is discarded.
     Posted(Priority),
 }
 
-/// Lends the device the bytes at `to`, one at least, in `room` pieces at most, which it adds to
-/// `pieces`: to return them would copy them. What the platform refuses to lend in one piece is offered page by page, until it refuses a page.
+/// Lends the bytes at `to`, which must not be empty, to the device in at most `room` pieces, and
+/// appends these to `pieces` (returning a vector would copy it). If the platform refuses to lend the
+/// buffer in one piece, it is lent page by page until the platform refuses a page.
 ///
 /// # Safety
 ///
@@ -802,28 +808,28 @@ unsafe fn lend<H: Hal>(to: NonNull<[u8]>, room: usize, pieces: &mut Vec<Buffer, 
             piece = to_page_end;
             continue;
         }
-        // There is room, as `room` is `MAX_PIECES` at most.
+        // This cannot fail: `room` is at most `MAX_PIECES`.
         _ = pieces.push(Buffer {
             address,
             size: piece as u32,
             writable: true,
             shared: Some(start),
         });
-        // SAFETY: the piece is a part of what is left.
+        // SAFETY: `piece` is at most `left`, so this is at most one past the last byte.
         start = unsafe { start.add(piece) };
         left = left.saturating_sub(piece);
         piece = left.min(PAGE_SIZE);
     }
 }
 
-/// A request on its way.
+/// A request to be added to a ring.
 struct Message<'m> {
     unique: Unique,
     class: Class,
     request: &'m [u8],
-    /// Bytes of the client's own memory that the reply takes.
+    /// Bytes of the reply that are written to the slot.
     reply_size: usize,
-    /// What the device writes behind them.
+    /// The buffers for the rest of the reply.
     data: &'m [Buffer],
 }
 
@@ -845,7 +851,7 @@ impl<T: Transport, H: Hal> Drop for Session<T, H> {
 }
 
 impl<H: Hal> Link<H> {
-    /// Descriptors that are free in the request queue with the most.
+    /// Free descriptors of the request queue that has the most.
     fn room(&self) -> usize {
         self.requests.iter().map(Ring::room).max().unwrap_or(0)
     }
@@ -864,27 +870,27 @@ impl<H: Hal> Link<H> {
             shared: None,
         };
         let mut chain = Vec::<_, { MAX_PIECES + 2 }>::new();
-        // There is room for both, and for as many pieces as a READ has.
+        // This cannot fail: the vector has room for both headers and `MAX_PIECES`.
         _ = chain.push(own(request, message.request.len(), false));
         let added = if message.class == Class::Posted(Priority::High) {
-            // SAFETY: the request lies in its slot, which is the device's until it is done.
+            // SAFETY: the request is in its slot, which stays untouched until the slot is done.
             unsafe { self.hiprio.add(slot, &chain) }
         } else {
             _ = chain.push(own(reply, message.reply_size, true));
             _ = chain.extend_from_slice(message.data);
-            // The first of those with the most room: a device with a thread a queue serves them at
-            // the same time.
+            // The first queue among those with the most room: a device with one thread for each queue
+            // then serves them in parallel.
             let rings = self.requests.iter_mut().rev();
             let ring = rings.max_by_key(|ring| ring.room());
             // SAFETY: as above, and the data is as the caller promises.
             ring.map_or(Err(ring::Full), |ring| unsafe { ring.add(slot, &chain) })
         };
-        // Whoever calls this has asked for the room.
+        // The callers have checked that there is room.
         added.map_err(|ring::Full| Violation::UsedId)?;
         Ok(self.slots.set_in_flight(slot, message))
     }
 
-    /// Takes all completions that are there; whether there were any.
+    /// Takes all completions; returns whether there were any.
     fn reap(&mut self) -> Result<bool, Violation> {
         let mut progress = false;
         while let Some((slot, used)) = self.hiprio.pop()? {

@@ -1,14 +1,14 @@
 //! The driver's side of a split virtqueue (virtio 1.2, section 2.7), whose completions are checked
 //! against what is in flight.
 //!
-//! A room of this floor that holds `unsafe`: here buffers of callers are given back to them.
+//! This module contains `unsafe`: callers' buffers are given back here.
 //!
-//! The device may write to the descriptor table and both rings whenever it likes, so nothing that
-//! was written there is read again: what the driver must know of a chain it keeps for itself. What
-//! the device says is a number of a chain, which is looked up there, and a length.
+//! The device may write to the descriptor table and both rings at any time, so the driver never reads
+//! back what it wrote there: it keeps its own copy of each chain. A used-ring entry contains only the
+//! number of a chain, which is looked up in that copy, and a length.
 //!
-//! The order of its accesses is model-checked: `tests/in-process/tests/ring_model` compiles this file
-//! with a `memory` of loom's.
+//! The order of the memory accesses is model-checked: `tests/in-process/tests/ring_model` compiles
+//! this file with another `memory` module, based on loom.
 
 use super::{
     memory::{Pages, fence, or_abort},
@@ -36,19 +36,19 @@ pub(super) struct Buffer {
     pub address: PhysAddr,
     pub size: u32,
     pub writable: bool,
-    /// Of a buffer that [`Hal::share`] gave that address for: where it is for us.
+    /// The driver's pointer to the buffer, if the address came from [`Hal::share`].
     pub shared: Option<NonNull<u8>>,
 }
 
-/// What the driver knows of a descriptor.
+/// The driver's own copy of a descriptor.
 #[derive(Clone, Copy)]
 struct Descriptor {
     address: PhysAddr,
     shared: Option<NonNull<u8>>,
     size: u32,
-    /// The next one of the chain, or of those that are free; `END` if there is none.
+    /// The next descriptor of the chain or of the free list; `END` if this is the last.
     next: u16,
-    /// Whose chain starts here, while it is in flight.
+    /// The slot whose chain starts with this descriptor, while the chain is in flight.
     head_of: Option<Slot>,
 }
 
@@ -64,19 +64,19 @@ pub(super) struct Ring<H: Hal, const SIZE: usize> {
     descriptors: [Descriptor; SIZE],
     free: u16,
     room: usize,
-    /// Chains made available and taken back so far, modulo 2^16.
+    /// Number of chains made available and taken back so far, modulo 2^16.
     available: u16,
     used: u16,
-    /// Something was added since the last kick.
+    /// A chain was added since the last kick.
     unannounced: bool,
 }
 
-// SAFETY: the buffers that it points to are with the device, or given back by whichever thread takes
-// their chain back; their owner waits for that.
+// SAFETY: the pointers are only passed to `Hal::unshare`, by the thread that takes the chain back.
+// The buffers' owner leaves them alone until then.
 unsafe impl<H: Hal, const SIZE: usize> Send for Ring<H, SIZE> {}
 
 impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
-    /// Where the available ring starts: flags, index, and the chains' heads.
+    /// Offset of the available ring: flags, index, and the heads of the chains.
     const AVAILABLE: usize = DESCRIPTOR_BYTES * SIZE;
     const AVAILABLE_INDEX: usize = Self::AVAILABLE + 2;
     const AVAILABLE_ENTRIES: usize = Self::AVAILABLE + 4;
@@ -87,24 +87,24 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
             && 6 + 8 * SIZE <= PAGE_SIZE
     );
 
-    /// Where a descriptor is in the table.
+    /// Offset of a descriptor in the table.
     fn descriptor(index: u16) -> usize {
         (usize::from(index) & Self::MASK).saturating_mul(DESCRIPTOR_BYTES)
     }
 
-    /// Where the available ring's entry for the chain of that number is.
+    /// Offset of the available ring's entry for chain number `number`.
     fn available_entry(number: u16) -> usize {
         let entry = (usize::from(number) & Self::MASK).saturating_mul(2);
         entry.saturating_add(Self::AVAILABLE_ENTRIES)
     }
 
-    /// Where the used ring's entry for the chain of that number is.
+    /// Offset of the used ring's entry for completion number `number`.
     fn used_entry(number: u16) -> usize {
         let entry = (usize::from(number) & Self::MASK).saturating_mul(8);
         entry.saturating_add(4)
     }
 
-    /// Sets queue `index` of the device up, before `DRIVER_OK`.
+    /// Sets up queue `index` of the device, before `DRIVER_OK`.
     pub fn new(transport: &mut impl Transport, index: u16) -> Result<Self, DeviceError> {
         let () = Self::FITS;
         if transport.queue_used(index) {
@@ -125,7 +125,7 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
                 address: 0,
                 shared: None,
                 size: 0,
-                // The last one's is no descriptor's.
+                // The last descriptor's successor does not exist, which ends the free list.
                 next: (index as u16).saturating_add(1),
                 head_of: None,
             }),
@@ -137,7 +137,7 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         };
         ring.set_interrupts(false);
         let driver = &ring.driver;
-        // A `Hal` whose pages are not zeroed is forgiven: all else is written before it is read.
+        // In case a `Hal` does not zero its pages; everything else is written before it is read.
         let (available, device) = (driver.atomic(Self::AVAILABLE_INDEX), &ring.device);
         for field in [available, device.atomic(0), device.atomic(2)] {
             field.store(0, Ordering::Relaxed);
@@ -152,20 +152,21 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         Ok(ring)
     }
 
-    /// Says whether the device is to interrupt when it has used something (section 2.7.7).
+    /// Asks the device for an interrupt after each completion, or for none (section 2.7.7).
     pub fn set_interrupts(&mut self, wanted: bool) {
         let flags = self.driver.atomic(Self::AVAILABLE);
         flags.store(if wanted { 0 } else { NO_NOTIFICATION }, Ordering::Relaxed);
-        // What the device has used before it saw that is seen by the next look (section 2.7.7.2).
+        // The next poll sees every completion that came before the device saw this flag (section
+        // 2.7.7.2).
         fence(Ordering::SeqCst);
     }
 
-    /// Descriptors that are free.
+    /// Number of free descriptors.
     pub fn room(&self) -> usize {
         self.room
     }
 
-    /// Makes the chain of `slot` available to the device; [`kick`](Self::kick) tells it.
+    /// Makes the chain of `slot` available to the device; [`kick`](Self::kick) notifies it.
     ///
     /// # Errors
     ///
@@ -173,9 +174,9 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
     ///
     /// # Safety
     ///
-    /// The buffers must be valid, those that are writable for writing, and left alone until
-    /// [`pop`](Self::pop) gives the slot back or the ring was dropped, after a reset. `shared` must
-    /// be what `address` was got for from [`Hal::share`].
+    /// The buffers must be valid, the writable ones for writing, and left alone until
+    /// [`pop`](Self::pop) returns the slot, or the ring is dropped after a reset. If `shared` is set,
+    /// `address` must be what [`Hal::share`] returned for it.
     pub unsafe fn add(&mut self, slot: Slot, chain: &[Buffer]) -> Result<(), Full> {
         let room = self.room.checked_sub(chain.len()).ok_or(Full)?;
         let head = self.free;
@@ -208,27 +209,27 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         Ok(())
     }
 
-    /// Tells the device about all that was added, unless it said that it looks by itself.
+    /// Notifies the device of the chains added, unless it has disabled notifications.
     pub fn kick(&mut self, transport: &mut impl Transport) {
         if !core::mem::take(&mut self.unannounced) {
             return;
         }
-        // The store of the available index must be seen before the device's wish is read, or both
-        // sides may wait for each other (section 2.7.13.4.1).
+        // The available index must be visible to the device before its flag is read; otherwise each
+        // side may wait for the other (section 2.7.13.4.1).
         fence(Ordering::SeqCst);
         if self.device.atomic(0).load(Ordering::Relaxed) & NO_NOTIFICATION == 0 {
             transport.notify(self.index);
         }
     }
 
-    /// Takes the next completion: the slot, and the bytes that the device reports.
+    /// Takes the next completion: the slot, and the length that the device reports.
     ///
     /// # Errors
     ///
-    /// [`Violation::UsedId`]: the device names a chain that is not in flight. The ring is in
-    /// disorder then and the device must be reset.
+    /// [`Violation::UsedId`]: the device names a chain that is not in flight. The device must be reset
+    /// then.
     pub fn pop(&mut self) -> Result<Option<(Slot, u32)>, Violation> {
-        // What the device wrote before its index is read after it.
+        // Acquire: the entry is read after the index that published it.
         if self.device.atomic(2).load(Ordering::Acquire) == self.used {
             return Ok(None);
         }
@@ -244,7 +245,7 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         Ok(Some((slot, size)))
     }
 
-    /// Frees the chain that starts with `head`, and gives its buffers back to their owners.
+    /// Frees the chain that starts with `head`, and unshares its buffers.
     fn recycle(&mut self, head: u16) {
         let mut next = head;
         while let Some(descriptor) = self.descriptors.get_mut(usize::from(next)) {
@@ -260,7 +261,7 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
 }
 
 impl<H: Hal, const SIZE: usize> Drop for Ring<H, SIZE> {
-    /// After the device's reset: it has no chain any more.
+    /// The device has been reset, so it uses no chain any more.
     fn drop(&mut self) {
         self.descriptors.iter_mut().for_each(give_back::<H>);
     }
@@ -269,14 +270,14 @@ impl<H: Hal, const SIZE: usize> Drop for Ring<H, SIZE> {
 fn give_back<H: Hal>(descriptor: &mut Descriptor) {
     if let Some(start) = descriptor.shared.take() {
         let buffer = NonNull::slice_from_raw_parts(start, descriptor.size as usize);
-        // SAFETY: `address` is what `share` gave for this buffer, as `add` was promised. The device
-        // has given the chain back or was reset.
+        // SAFETY: `share` returned `address` for this buffer, as the caller of `add` promised. The
+        // device has completed the chain or was reset.
         or_abort(|| unsafe {
             H::unshare(descriptor.address, buffer, BufferDirection::DeviceToDriver);
         });
     }
 }
 
-/// There is no room in the ring.
+/// The ring has too few free descriptors.
 #[derive(Debug)]
 pub(super) struct Full;

@@ -1,5 +1,5 @@
-//! Request slots: what is known of each request under way, and DMA memory for the fixed part of it
-//! and its reply. One page more takes the variable part of READDIR's and READLINK's replies.
+//! Request slots: the state of each request in flight, and DMA memory for the request and the fixed
+//! part of its reply. One extra page holds the variable part of a READDIR or READLINK reply.
 
 use super::{Class, Message, Priority, memory::Pages};
 use crate::{
@@ -9,21 +9,21 @@ use crate::{
 };
 use core::time::Duration;
 
-/// Bytes for a request: the longest is a LOOKUP of a name of 255 bytes and its NUL.
+/// Bytes of a request: the longest is a LOOKUP with a name of 255 bytes and its NUL.
 pub(super) const REQUEST_BYTES: usize = 320;
-/// Bytes for a reply: the longest fixed part is LOOKUP's, 128 bytes behind the header.
+/// Bytes of a reply: the longest fixed part is LOOKUP's, 128 bytes after the header.
 const REPLY_BYTES: usize = 192;
 const SLOT_BYTES: usize = REQUEST_BYTES + REPLY_BYTES;
 const SLOT_PAGES: usize = 3;
-/// Where the page is.
+/// Offset of the extra page.
 const PAGE: usize = SLOT_PAGES * PAGE_SIZE;
-/// Pages that the slots take.
+/// DMA pages of all slots, including the extra page.
 pub(super) const PAGES: usize = SLOT_PAGES + 1;
-/// Requests that can be under way at once: 21 READs of three descriptors, which a ring of 64 takes,
-/// and three for whoever else uses the share meanwhile.
+/// Requests in flight at once: 21 READs of three descriptors, which fill a ring of 64, and three for
+/// other users of the share.
 pub(super) const COUNT: usize = SLOT_PAGES * PAGE_SIZE / SLOT_BYTES;
-/// Slots that requests which nobody waits for leave to the others: RELEASE, which may take long, more
-/// of them than FORGET.
+/// Slots that posted requests leave free for awaited ones. RELEASE leaves more than FORGET, because it
+/// may take long.
 const LEFT_BY_NORMAL: usize = 4;
 const LEFT_BY_HIGH: usize = 2;
 
@@ -44,16 +44,16 @@ impl Slot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Free,
-    /// The device has it.
+    /// The request is in a ring.
     InFlight {
-        /// Nobody waits: the slot is free when the device gives it back.
+        /// The reply is discarded: the slot is free as soon as the device completes the request.
         posted: bool,
     },
-    /// The device gave it back and reports that many bytes.
+    /// The device has completed the request and reported this length.
     Done(u32),
 }
 
-/// A request under way, by its slot and number.
+/// Identifies a request that was sent, by its slot and number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
     slot: Slot,
@@ -62,7 +62,7 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Bytes of the caller's buffer that the device was lent for it.
+    /// Bytes of the caller's buffer that were lent to the device for this request.
     #[must_use]
     pub fn lent(self) -> usize {
         self.lent as usize
@@ -73,11 +73,11 @@ impl Ticket {
 struct Request {
     state: State,
     unique: Unique,
-    /// Bytes of the caller's buffer that are with the device.
+    /// Bytes of the caller's buffer that the device may write to now.
     lent: u32,
-    /// Its reply goes to the page.
+    /// Whether its reply uses the extra page.
     has_page: bool,
-    /// When it was first seen to be under way.
+    /// When it was first seen in flight.
     since: Option<Duration>,
 }
 
@@ -116,8 +116,8 @@ impl<H: Hal> Slots<H> {
         !self.requests.iter().any(|request| request.has_page)
     }
 
-    /// Writes a request into a free slot, and clears the header of its reply: what is read there
-    /// afterwards was written by the device for this request. The device's addresses of both.
+    /// Writes a request into a free slot, and clears the header of its reply, so that a header read
+    /// later was written for this request. Returns the device's addresses of both.
     pub fn write(&mut self, slot: Slot, request: &[u8]) -> (PhysAddr, PhysAddr) {
         let start = slot.index().saturating_mul(SLOT_BYTES);
         let reply = start.saturating_add(REQUEST_BYTES);
@@ -126,7 +126,7 @@ impl<H: Hal> Slots<H> {
         (self.memory.address(start), self.memory.address(reply))
     }
 
-    /// The device's address of the page.
+    /// The device's address of the extra page.
     pub fn page(&self) -> PhysAddr {
         self.memory.address(PAGE)
     }
@@ -155,7 +155,7 @@ impl<H: Hal> Slots<H> {
         &mut self.requests[slot.index() % COUNT]
     }
 
-    /// The device gave the slot back.
+    /// Notes that the device has completed the request of `slot`.
     pub fn complete(&mut self, slot: Slot, used: u32) {
         let request = self.request(slot);
         match request.state {
@@ -170,12 +170,12 @@ impl<H: Hal> Slots<H> {
         (request.unique == ticket.unique && request.state != State::Free).then_some(request)
     }
 
-    /// Whether that request is under way, or done and its reply not taken.
+    /// Whether that request is in flight, or completed and its reply not taken.
     pub fn knows(&self, ticket: Ticket) -> bool {
         self.get(ticket).is_some()
     }
 
-    /// Whether a posted request is under way.
+    /// Whether a posted request is in flight.
     pub fn any_posted(&self) -> bool {
         let posted = State::InFlight { posted: true };
         self.requests.iter().any(|request| request.state == posted)
@@ -186,7 +186,7 @@ impl<H: Hal> Slots<H> {
         requests.any(|request| matches!(request.state, State::InFlight { .. }))
     }
 
-    /// Bytes of callers' buffers that are with the device.
+    /// Bytes of callers' buffers that the device may write to now.
     pub fn lent_bytes(&self) -> u64 {
         self.requests
             .iter()
@@ -194,7 +194,8 @@ impl<H: Hal> Slots<H> {
             .sum()
     }
 
-    /// Notes that requests are under way at `now`; for how long the oldest one has been.
+    /// Notes that the requests in flight were seen at `now`; returns for how long the oldest one has
+    /// been in flight.
     pub fn oldest(&mut self, now: Duration) -> Duration {
         let under_way = self.requests.iter_mut();
         let under_way = under_way.filter(|request| matches!(request.state, State::InFlight { .. }));
@@ -202,18 +203,18 @@ impl<H: Hal> Slots<H> {
         times.max().unwrap_or_default()
     }
 
-    /// When that request was first seen to be under way.
+    /// When that request was first seen in flight.
     pub fn since(&self, ticket: Ticket) -> Option<Duration> {
         self.get(ticket)?.since
     }
 
-    /// Counts the time of a request from then on.
+    /// Sets the time from which the request's duration is measured.
     pub fn set_since(&mut self, ticket: Ticket, since: Option<Duration>) {
         self.request(ticket.slot).since = since;
     }
 
-    /// Copies out the fixed part of a reply, and as much of the variable one as fits into `page`,
-    /// and frees the slot. The length reported; `None` if the reply has not come.
+    /// Copies out the fixed part of a reply, and as much of its variable part as fits into `page`, and
+    /// frees the slot. Returns the length that the device reported; `None` if the reply has not come.
     pub fn take(&mut self, ticket: Ticket, reply: &mut [u8], page: &mut [u8]) -> Option<u32> {
         let State::Done(used) = self.get(ticket)?.state else {
             return None;
@@ -221,7 +222,7 @@ impl<H: Hal> Slots<H> {
         let start = ticket.slot.index().saturating_mul(SLOT_BYTES);
         self.memory
             .copy_out(start.saturating_add(REQUEST_BYTES), reply);
-        // The device may leave its length out: see `fuse::decode`.
+        // Some devices report 0: see `fuse::decode`.
         let size = match used as usize {
             0 => page.len(),
             used => used.saturating_sub(REPLY_HEADER).min(page.len()),
@@ -232,7 +233,7 @@ impl<H: Hal> Slots<H> {
         Some(used)
     }
 
-    /// Nobody waits any more: the slot is free at once, or when the device gives it back.
+    /// Discards the reply: the slot is free at once, or when the device completes the request.
     pub fn abandon(&mut self, ticket: Ticket) {
         if self.knows(ticket) {
             let request = self.request(ticket.slot);

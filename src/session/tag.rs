@@ -6,9 +6,9 @@ use virtio_drivers::transport::Transport;
 
 /// Longest tag in bytes.
 const TAG_MAX: usize = 36;
-/// Where the number of request queues stands.
+/// Offset of `num_request_queues` in the configuration.
 const NUM_REQUEST_QUEUES: usize = TAG_MAX;
-/// How often a configuration that changes under our hands is read again.
+/// How often the configuration is read if its generation changes during the read.
 const ATTEMPTS: usize = 16;
 
 /// The name of a share: up to 36 bytes, UTF-8 if the host keeps to the specification.
@@ -18,7 +18,7 @@ pub struct Tag {
 }
 
 impl Tag {
-    /// Its bytes, without padding.
+    /// The bytes of the tag, without padding.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes
@@ -45,16 +45,16 @@ impl fmt::Debug for Tag {
 pub struct DeviceConfig {
     /// The share's name.
     pub tag: Tag,
-    /// Request queues that the device has.
+    /// Number of request queues that the device offers.
     pub request_queues: u32,
 }
 
 impl DeviceConfig {
-    /// Reads the configuration. This works before the device is set up and leaves no trace.
+    /// Reads the configuration. This works before the device is set up and does not change it.
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Configuration`] if there is none or it keeps changing.
+    /// [`DeviceError::Configuration`] if it can't be read or keeps changing.
     pub fn read(transport: &impl Transport) -> Result<Self, DeviceError> {
         let unreadable = |_| DeviceError::Configuration;
         for _ in 0..ATTEMPTS {

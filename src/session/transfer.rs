@@ -1,6 +1,6 @@
 //! Large reads: parts of files, cut into chunks, with chunks kept in flight across them.
 //!
-//! A room of this floor that holds `unsafe`: where a caller's buffer is cut up for the device.
+//! This module contains `unsafe`: a caller's buffer is cut into chunks for the device here.
 
 use super::{
     Client, Epoch, MAX_DEPTH, Session, Ticket,
@@ -16,33 +16,35 @@ use core::{fmt, marker::PhantomData, ops::ControlFlow, ptr::NonNull, time::Durat
 use heapless::Vec;
 use virtio_drivers::transport::Transport;
 
-/// A part of an open file, and the buffer that it is to be read into: see
+/// A part of an open file, and the buffer to read it into: see
 /// [`File::part`](crate::fs::File::part).
 pub struct Part<'a> {
     epoch: Epoch,
     node: NodeId,
     handle: Handle,
-    /// Of the start of the buffer in the file.
+    /// Offset in the file of the start of the buffer.
     offset: u64,
-    /// Of the file, as far as is known.
+    /// Size of the file in bytes, as far as known.
     size: u64,
     data: NonNull<u8>,
-    /// Where the data ends, as far as is known: the buffer's size, or less once the file ended.
+    /// End of the data in the buffer, as far as known: the buffer's size, or less once the end of the
+    /// file was reached.
     end: usize,
-    /// What was not asked for yet starts here.
+    /// Start of the bytes that were not requested yet.
     next: usize,
-    /// What has come ends here: all before what failed, is in flight or was not asked for.
+    /// End of the bytes that are filled: before the first byte that failed, is in flight or was not
+    /// requested.
     come: usize,
-    /// The first failure, and where the first chunk that failed starts.
+    /// The error that came first, and the start of the failed chunk with the lowest position.
     failed: Option<(Error, usize)>,
     buffer: PhantomData<&'a mut [u8]>,
 }
 
 impl<'a> Part<'a> {
-    /// What is at `offset` of the file that `node` and `handle` are of, into `buf`.
+    /// The bytes at `offset` of the open file `node` and `handle`, to be read into `buf`.
     ///
-    /// A short answer that ends at `size`, the file's size in bytes as far as is known, is taken
-    /// for its end without another question.
+    /// `size` is the file's size in bytes, as far as known. A short reply that ends there is taken for
+    /// the end of the file, without another READ.
     pub fn new(
         epoch: Epoch,
         node: NodeId,
@@ -66,22 +68,22 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// How many bytes at the start of the buffer have come. After a read without an error, fewer
-    /// than the buffer's only at the end of the file.
+    /// Number of bytes at the start of the buffer that are filled. After a read without an error, less
+    /// than the buffer's size only at the end of the file.
     #[must_use]
     pub fn come(&self) -> usize {
         self.come
     }
 
-    /// What has come: the start of the buffer.
+    /// The filled bytes at the start of the buffer.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: these bytes are the start of the buffer, borrowed for `'a`. The device has given
-        // back the chunks that they came in, and gets none of them again.
+        // SAFETY: these bytes are the start of the buffer, borrowed for `'a`. The device has completed
+        // the chunks that contain them, and they are not lent to it again.
         unsafe { NonNull::slice_from_raw_parts(self.data, self.come).as_ref() }
     }
 
-    /// Why it could not be read, if that was this part's own fault and not another one's.
+    /// Why this part could not be read. `None` if another part's error ended the read.
     #[must_use]
     pub fn error(&self) -> Option<Error> {
         self.failed.map(|(error, _)| error)
@@ -97,10 +99,10 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Readies it for a read in the session `epoch`, from where an earlier one has stopped.
+    /// Prepares a read in the session `epoch`, which continues where an earlier one stopped.
     fn start(&mut self, epoch: Epoch) {
         self.next = self.come;
-        // Behind the largest offset there is nothing.
+        // No file has bytes after the largest offset.
         let most = OFFSET_MAX.checked_sub(self.offset);
         let error = match most {
             _ if self.epoch != epoch => Some(Error::Disconnected),
@@ -130,35 +132,36 @@ impl fmt::Debug for Part<'_> {
     }
 }
 
-/// Parts on their way. Dropped early, by an error or a panic, it has the device reset, so that the
-/// buffers are their owner's again.
+/// A read of several parts in progress. If it is dropped early, by an error or a panic, it resets the
+/// device, so that the buffers can go back to their owner.
 pub(super) struct Transfer<'t, 'a, T: Transport, C: Clock, H: Hal> {
     client: &'t Client<T, C, H>,
     parts: &'t mut [Part<'a>],
-    /// Those before it were asked for to their ends.
+    /// Index of the first part that is not completely requested.
     current: usize,
     chunks: Vec<Chunk, MAX_DEPTH>,
-    /// Nothing more is to be asked for.
+    /// No more chunks are to be requested.
     is_cancelled: bool,
 }
 
-/// What is missing of a part, and is asked for or about to be.
+/// A range of a part that is requested, or about to be.
 struct Chunk {
-    /// Of which part.
+    /// Index of the part.
     part: usize,
-    /// Where in its buffer.
+    /// Start of the range in the part's buffer.
     position: usize,
     end: usize,
-    /// The request for it, or the start of it.
+    /// The READ in flight for the start of the range, if any.
     asked: Option<Ticket>,
-    /// When it was first seen to be under way: answers of a byte each must not take for ever.
+    /// When the chunk was first seen in flight. It is kept over several READs, so that replies of one
+    /// byte each cannot make the chunk take for ever.
     since: Option<Duration>,
     retries: u32,
 }
 
-/// What one look at the device has brought.
+/// The result of one look at the device.
 enum Step {
-    /// Nothing is under way any more.
+    /// No chunk is in flight any more.
     Finished(Result<(), Error>),
     Progress,
     Nothing,
@@ -175,7 +178,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
         }
     }
 
-    /// Runs until nothing is in flight any more.
+    /// Runs until no chunk is in flight any more.
     pub fn run(
         mut self,
         progress: &mut dyn FnMut(&[Part<'_>]) -> ControlFlow<()>,
@@ -204,23 +207,23 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
         };
         self.take_back();
         self.note_come();
-        // There is nothing left to be cancelled.
+        // Nothing is left to cancel.
         _ = progress(self.parts);
         result
     }
 
-    /// Takes the chunks that have come, and asks for as many as there may be.
+    /// Takes the completed chunks, and requests as many as the options allow.
     fn step(&mut self, session: &mut Session<T, H>, epoch: Epoch) -> Result<Step, Error> {
         let progress = self.take(session, epoch)?;
         let failed = self.parts.iter().find_map(Part::error);
         let failed = failed.or(self.is_cancelled.then_some(Error::Cancelled));
         if failed.is_some() {
-            // What is in flight must come back before the buffers do.
+            // The chunks in flight must complete before the buffers are given back.
             self.chunks.retain(|chunk| chunk.asked.is_some());
         } else {
             self.fill(session, epoch)?;
         }
-        // Another user of the share may have all the room there is.
+        // `chunks` may be empty only because other users of the share have all the room.
         let is_all_asked = failed.is_some() || self.current >= self.parts.len();
         if self.chunks.is_empty() && is_all_asked {
             return Ok(Step::Finished(failed.map_or(Ok(()), Err)));
@@ -233,7 +236,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
         })
     }
 
-    /// Takes the chunks that have come; whether there were any.
+    /// Takes the completed chunks; returns whether there were any.
     fn take(&mut self, session: &mut Session<T, H>, epoch: Epoch) -> Result<bool, Error> {
         if !self.chunks.is_empty() && session.check(epoch).is_err() {
             return Err(session.failure());
@@ -255,7 +258,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
         Ok(progress)
     }
 
-    /// Puts as many chunks in flight as there may be.
+    /// Requests as many chunks as the options and the rings allow.
     fn fill(&mut self, session: &mut Session<T, H>, epoch: Epoch) -> Result<(), Error> {
         for chunk in &mut self.chunks {
             if chunk.asked.is_none()
@@ -286,13 +289,13 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
                 return Ok(());
             }
             part.next = chunk.end;
-            // There is room, as the depth is `MAX_DEPTH` at most.
+            // This cannot fail: the depth is at most `MAX_DEPTH`.
             _ = self.chunks.push(chunk);
         }
         Ok(())
     }
 
-    /// Has the device reset if it has anything of the buffers.
+    /// Resets the device if it still has a chunk of the buffers.
     fn take_back(&self) {
         self.client.recall(|session| {
             let mut tickets = self.chunks.iter().filter_map(|chunk| chunk.asked);
@@ -300,7 +303,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
         });
     }
 
-    /// Notes for each part how far it has come.
+    /// Updates how much of each part is filled.
     fn note_come(&mut self) {
         for part in &mut *self.parts {
             let failed = part.failed.map_or(usize::MAX, |(_, position)| position);
@@ -316,13 +319,13 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
 
 impl<T: Transport, C: Clock, H: Hal> Drop for Transfer<'_, '_, T, C, H> {
     fn drop(&mut self) {
-        // Whatever unwinds here, the borrow of the buffers would end with it.
+        // An unwind from here would end the borrow of the buffers too early.
         or_abort(|| self.take_back());
     }
 }
 
 impl Chunk {
-    /// Asks for it, or the start of it. `false` if there is no room now.
+    /// Requests the chunk, or the start of it. `false` if there is no room now.
     fn ask<T: Transport, H: Hal>(
         &mut self,
         part: &mut Part<'_>,
@@ -332,14 +335,14 @@ impl Chunk {
         // SAFETY: `position` is inside the buffer that `data` points to.
         let to = unsafe { part.data.add(self.position) };
         let read = Read {
-            // Below 2^63, as `Part::start` checked.
+            // At most 2^63 - 1, as checked by `Part::start`.
             offset: part.offset.saturating_add(self.position as u64),
             ..part.read()
         };
         let size = self.end.saturating_sub(self.position);
         let to = NonNull::slice_from_raw_parts(to, size);
         // SAFETY: these bytes are a part of the buffer, which is borrowed for `'a`. No other chunk
-        // has them, nobody looks at them before they have come, and `Transfer` does not give the
+        // contains them, they are not read before they are filled, and `Transfer` does not give the
         // buffer back while the session has the ticket.
         match unsafe { session.submit_read(epoch, read, to) } {
             Ok(asked) => {
@@ -356,7 +359,7 @@ impl Chunk {
         }
     }
 
-    /// Takes an answer for `lent` bytes; whether there is still something to be asked for.
+    /// Processes the reply to a READ of `lent` bytes; returns whether the chunk needs another READ.
     fn goes_on(&mut self, part: &mut Part<'_>, answer: Result<usize, Error>, lent: usize) -> bool {
         if is_again(&answer) && self.retries > 0 {
             self.retries = self.retries.saturating_sub(1);

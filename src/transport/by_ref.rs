@@ -1,14 +1,14 @@
-//! A transport that stays its owner's.
+//! A transport that the caller keeps.
 
 use super::{DeviceStatus, DeviceType, InterruptStatus, PhysAddr, Transport, VirtioError};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// A transport that is lent to a share: after it was unmounted, or could not be mounted, the owner
-/// has the transport again.
+/// A borrowed transport: the caller can use it again after the share was unmounted, or could not be
+/// mounted.
 ///
 /// ```no_run
 /// # use bootshare::{Error, Options, Share, hal::Clock, transport::{ByRef, Transport}};
-/// /// Mounts a share whose server may not be there yet, and tells what version it speaks.
+/// /// Mounts a share whose server may not be running yet, and returns the FUSE version in use.
 /// fn version<T: Transport>(transport: &mut T, clock: &impl Clock) -> (u32, u32) {
 ///     loop {
 ///         match Share::mount(ByRef(transport), clock, Options::default()) {

@@ -14,7 +14,7 @@ impl<'a> ConfigSpace<'a> {
         Self(bytes)
     }
 
-    /// A pointer to the `T` at `offset`, inside the space and aligned.
+    /// A pointer to the `T` at `offset`, checked to be inside the space and aligned.
     fn field<T>(&self, offset: usize) -> Result<NonNull<T>, Error> {
         let shared: &SharedMmioPointer<'_, _> = &self.0;
         let end = offset
@@ -52,10 +52,10 @@ impl<'a> ConfigSpace<'a> {
         value: T,
     ) -> Result<(), Error> {
         let field = self.field::<T>(offset)?;
-        // SAFETY: the field is inside the region and aligned, and `&mut self` keeps others away.
+        // SAFETY: the field is inside the region and aligned, and `&mut self` excludes other accesses.
         let mut field = unsafe { UniqueMmioPointer::new(field) };
-        // SAFETY: a driver may write any value to configuration space; what the device makes of
-        // it can't touch this machine's memory safety.
+        // SAFETY: a driver may write any value to configuration space; it cannot violate memory
+        // safety.
         unsafe { field.write_unsafe(value) };
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! A device that was found, over whichever transport.
+//! File system devices that were found, on either transport.
 
 #[cfg(feature = "mmio")]
 use super::MmioTransport;
@@ -10,13 +10,13 @@ use super::{
 use core::fmt;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// The most file system devices of one machine that are looked at.
+/// Most file system devices of one machine; further ones are not used.
 pub const MAX_DEVICES: usize = 8;
 
 /// File system devices in the order in which they were found.
 pub type DeviceList<T = FsTransport> = heapless::Vec<Device<T>, MAX_DEVICES>;
 
-/// A file system device that was found, and the way to it if it can be used.
+/// A file system device that was found, and its transport if it can be used.
 #[derive(Debug)]
 pub struct Device<T = FsTransport> {
     /// Where it is.
@@ -70,7 +70,7 @@ pub enum TransportError {
     /// A BAR that a capability names can't be used: not a memory BAR, too small, or not placed
     /// where the platform accepts device memory.
     Bar {
-        /// Number of the base address register, 0 to 5 when the device tells the truth.
+        /// Number of the base address register, 0 to 5 unless the device gives an invalid number.
         bar: u8,
         /// Its address; 0 if it has none.
         address: u64,
@@ -109,7 +109,7 @@ impl fmt::Display for TransportError {
 
 impl core::error::Error for TransportError {}
 
-/// One of the transports, for platforms that have both.
+/// Either of the transports, for platforms that have both.
 #[derive(Debug)]
 pub enum FsTransport {
     /// Over virtio-mmio.
@@ -120,7 +120,7 @@ pub enum FsTransport {
     Pci(PciTransport),
 }
 
-/// Calls the method on whichever transport it is.
+/// Calls the method of the transport in use.
 macro_rules! either {
     ($self:ident, $transport:ident => $call:expr) => {
         match $self {

@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// "virt" in little endian (section 4.2.2).
 const MAGIC: u32 = 0x7472_6976;
-/// The layout before virtio 1.0, which QEMU still gives by default.
+/// The register layout before virtio 1.0, which is still QEMU's default.
 const VERSION_LEGACY: u32 = 1;
 const VERSION_MODERN: u32 = 2;
 
@@ -106,7 +106,7 @@ pub unsafe fn probe<'a>(
     // SAFETY: `size >= CONFIG_OFFSET`, so this stays within (or one past) the caller's region.
     let config = unsafe { base.add(CONFIG_OFFSET) };
     let config = NonNull::slice_from_raw_parts(config.cast::<ReadPureWrite<u8>>(), config_size);
-    // SAFETY: the rest of the caller's region, disjoint from `registers`.
+    // SAFETY: this is the rest of the caller's region, disjoint from `registers`.
     let config = unsafe { UniqueMmioPointer::new(config) };
     Some(Ok(MmioTransport {
         registers,

@@ -28,34 +28,34 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// PCI device IDs of modern devices start here (section 4.1.2.1).
 const MODERN_DEVICE_ID_BASE: u16 = 0x1040;
-/// What the vendor and device ID of a modern file system device read as.
+/// The first configuration word (vendor and device ID) of a modern file system device.
 const FILE_SYSTEM_DEVICE: u32 =
     ((MODERN_DEVICE_ID_BASE + FILE_SYSTEM_DEVICE_ID) as u32) << 16 | VIRTIO_VENDOR_ID as u32;
-/// What the vendor and device ID of nothing read as.
+/// The first configuration word if there is no function.
 const ABSENT: u32 = u32::MAX;
 
 // Offsets of words in the configuration header (PCI 3.0, 6.1; PCI-to-PCI bridge 1.2, 3.2).
 
-/// The command, with the status above it.
+/// Command register in the lower half, status register in the upper half.
 const COMMAND: u8 = 0x04;
-/// The class and subclass are the upper half.
+/// Class and subclass are in the upper half.
 const CLASS: u8 = 0x08;
 const HOST_BRIDGE: u32 = 0x0600;
-/// The header type is the third byte; its uppermost bit says that there is more than one function.
+/// The header type is the third byte; its highest bit means that there is more than one function.
 const HEADER_TYPE: u8 = 0x0c;
 const MULTI_FUNCTION: u8 = 1 << 7;
 /// The header type of a bridge.
 const BRIDGE: u8 = 1;
 const FIRST_BAR: u8 = 0x10;
-/// A bridge's own bus, the one behind it and the last one behind it, a byte each.
+/// A bridge's primary, secondary and subordinate bus number, one byte each.
 const BUS_NUMBERS: u8 = 0x18;
 const CAPABILITIES: u8 = 0x34;
 
-/// The most capabilities that fit into 256 bytes of configuration space behind its 64-byte header;
-/// a longer list runs in a circle.
+/// The most capabilities that fit into 256 bytes of configuration space after its 64-byte header; a
+/// longer list must be circular.
 const MAX_CAPABILITIES: usize = 48;
-/// Queues whose notification address is kept, hiprio among them. Of others a device may have as
-/// many as it likes: none is offered.
+/// Number of queues that can be used, including hiprio: their notification addresses are stored. A
+/// device may have more, which are reported as not available.
 const QUEUES: usize = 8;
 
 /// `virtio_pci_common_cfg` (section 4.1.4.3).
@@ -83,16 +83,16 @@ struct CommonConfig {
 
 const _: () = assert!(core::mem::offset_of!(CommonConfig, queue_desc) == 0x20);
 
-/// Whether device memory of that address and size, in bytes, is mapped and is neither RAM nor
-/// another device. A device on a hostile host may claim to be anywhere.
+/// Whether the platform accepts device memory at that address and of that size in bytes: it must be
+/// mapped, and neither RAM nor another device. A hostile host may place a BAR anywhere.
 pub type Accept<'a> = &'a dyn Fn(u64, u64) -> bool;
 
-/// Looks for file system devices on bus 0 and every bus behind a bridge that has its bus numbers.
-/// Where bus 0 has a second host bridge, the other root buses are looked for, too.
+/// Looks for file system devices on bus 0 and on every bus behind a bridge that has bus numbers. If
+/// bus 0 has a second host bridge, all other buses are searched too, because some may be root buses.
 ///
-/// Those found are appended to `found` until it is full, in the order of their bus, device and
-/// function numbers. Each is what [`probe`] makes of it; nothing is written to other functions. On
-/// a machine whose firmware has neither numbered buses nor placed BARs, call [`set_up`] before.
+/// The devices are appended to `found` until it is full, in the order of their bus, device and
+/// function numbers, each with the result of [`probe`]. Nothing is written to other functions. On a
+/// machine whose firmware has not numbered buses and placed BARs, call [`set_up`] before.
 ///
 /// # Safety
 ///
@@ -105,8 +105,8 @@ pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
     accept: Accept<'_>,
     found: &mut DeviceList,
 ) {
-    // A bus behind a bridge has a greater number than the one before it: once through is enough,
-    // and nothing runs in a circle.
+    // A secondary bus must have a greater number than its bridge's bus, so one pass in ascending order
+    // is enough, and circles are impossible.
     let mut reached = [false; 256];
     for bus in 0..=u8::MAX {
         if bus != 0
@@ -130,7 +130,7 @@ pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
             } else if has_more_roots(configuration, at) {
                 reached.fill(true);
             }
-            // SAFETY: the caller promises the same, and each function comes up once.
+            // SAFETY: the caller promises the same, and each function is probed once.
             let Some(transport) = (unsafe { probe::<H, C>(configuration, at, accept) }) else {
                 continue;
             };
@@ -146,10 +146,10 @@ pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
     }
 }
 
-/// Looks whether a file system device is at `function`, for platforms that know where it is.
+/// Probes one function for a file system device, for platforms that know where it is.
 ///
-/// `None` means that there is none: nothing, or another device. Of a device that can be used,
-/// address decoding and bus mastering are turned on, and its interrupt pin off.
+/// `None` means that there is no function, or that it is another device. If the device can be used,
+/// its address decoding and bus mastering are enabled, and its interrupt pin is disabled.
 ///
 /// # Errors
 ///
@@ -177,15 +177,15 @@ pub unsafe fn probe<H: Hal, C: ConfigurationAccess>(
         Err(_) => before,
     };
     set_command(configuration, function, after);
-    // SAFETY: `Places` are in device memory that the caller promised to be mapped and ours, and
-    // answer from here on.
+    // SAFETY: `Places` are in device memory that the caller promised to be mapped and used by nothing
+    // else, and address decoding is enabled.
     Some(places.and_then(|places| unsafe { PciTransport::new::<H>(places) }))
 }
 
 /// The functions of a bus.
 struct Functions {
     bus: u8,
-    /// Device and function to look at next: three bits for the latter.
+    /// The next device and function number; the function is the lower three bits.
     next: u16,
 }
 
@@ -194,8 +194,9 @@ impl Functions {
         Self { bus, next: 0 }
     }
 
-    /// A device without a first function has none, and most have no other (PCI 3.0, 3.2.2.3.4):
-    /// each look at one that is not there leaves the guest, too.
+    /// The next function that exists. A device without function 0 has no others, and neither has one
+    /// without the multi-function bit (PCI 3.0, 3.2.2.3.4); these are not read, since each access is
+    /// an exit to the hypervisor.
     fn next<C: ConfigurationAccess>(&mut self, configuration: &C) -> Option<DeviceFunction> {
         while self.next < 32 << 3 {
             let at = DeviceFunction {
@@ -223,8 +224,8 @@ fn is_bridge<C: ConfigurationAccess>(configuration: &C, at: DeviceFunction) -> b
     header_type(configuration, at) & !MULTI_FUNCTION == BRIDGE
 }
 
-/// Whether this function says that bus 0 is not the only root bus: a host bridge beside the first.
-/// QEMU's `pxb` and `pxb-pcie` are such.
+/// Whether this function shows that there are more root buses than bus 0: it is a second host bridge
+/// there, such as QEMU's `pxb` and `pxb-pcie`.
 fn has_more_roots<C: ConfigurationAccess>(configuration: &C, at: DeviceFunction) -> bool {
     at.bus == 0 && at.device != 0 && configuration.read_word(at, CLASS) >> 16 == HOST_BRIDGE
 }
@@ -233,7 +234,7 @@ fn command<C: ConfigurationAccess>(configuration: &C, at: DeviceFunction) -> Com
     Command::from_bits_retain(configuration.read_word(at, COMMAND) as u16)
 }
 
-/// Writes the command, and no status: its bits are cleared by ones.
+/// Writes the command register. The status bits are written as zeroes, which leaves them unchanged.
 fn set_command<C: ConfigurationAccess>(
     configuration: &mut C,
     at: DeviceFunction,
@@ -259,11 +260,11 @@ fn capabilities<C: ConfigurationAccess>(
     iter::successors(first, move |(_, header)| word(header >> 8)).take(MAX_CAPABILITIES)
 }
 
-/// A memory BAR, as it is.
+/// A memory BAR with its address and size.
 #[derive(Clone, Copy)]
 struct Bar {
     address: u64,
-    /// Bytes; not 0.
+    /// In bytes; not 0.
     size: u64,
     is_64_bit: bool,
 }
@@ -273,8 +274,8 @@ impl Bar {
         FIRST_BAR.saturating_add(index.saturating_mul(4))
     }
 
-    /// Reads a BAR, whose function must not decode addresses meanwhile (PCI 3.0, 6.2.5.1). `None`
-    /// if it is unused or for ports.
+    /// Reads a BAR. The function's address decoding must be disabled (PCI 3.0, 6.2.5.1). `None` if the
+    /// BAR is unused or an I/O BAR.
     fn read<C: ConfigurationAccess>(
         configuration: &mut C,
         at: DeviceFunction,
@@ -283,7 +284,7 @@ impl Bar {
         const PORTS: u32 = 1;
         const WIDTH: u32 = 0b110;
         const WIDTH_64: u32 = 0b100;
-        /// What is not address.
+        /// The bits that are not part of the address.
         const FLAGS: u64 = 0b1111;
 
         let register = Self::register(index);
@@ -291,7 +292,7 @@ impl Bar {
         if low & PORTS != 0 {
             return None;
         }
-        // Ones stay where a bit can be written: where an address has its bits.
+        // After writing all ones, exactly the writable address bits read as ones.
         let mut ask = |register| {
             let value = configuration.read_word(at, register);
             configuration.write_word(at, register, u32::MAX);
@@ -342,15 +343,16 @@ impl Bars {
         while let Some((bar, index)) = numbered.next() {
             *bar = Bar::read(configuration, at, index);
             if bar.is_some_and(|bar| bar.is_64_bit) && numbered.next().is_none() {
-                // It would reach out of the BARs.
+                // Its upper half would be after the last BAR.
                 *bar = None;
             }
         }
         Self(bars)
     }
 
-    /// Where a structure is that has `length` bytes, at least `minimum` of them, at `offset` in the
-    /// BAR of that number: inside it, where the platform accepts it, aligned for 32-bit registers.
+    /// The address of a structure of `length` bytes at `offset` in BAR number `bar`. The structure must
+    /// have at least `minimum` bytes, be inside the BAR and aligned for 32-bit registers, and the
+    /// platform must accept the BAR.
     fn locate(
         &self,
         bar: u8,
@@ -377,17 +379,16 @@ impl Bars {
     }
 }
 
-/// A structure of the device in memory (`virtio_pci_cap`, section 4.1.4).
+/// Location of a structure in device memory (`virtio_pci_cap`, section 4.1.4).
 struct Place {
     address: u64,
-    /// Bytes.
+    /// In bytes.
     length: u32,
-    /// What a queue's offset among the notifications is multiplied by.
+    /// `notify_off_multiplier`; 0 for other structures.
     multiplier: u32,
 }
 
-/// Where a device's structures are in memory: aligned, large enough and where the platform lets
-/// them be.
+/// Locations of the device's structures: aligned, large enough, and accepted by the platform.
 struct Places {
     common: Place,
     notify: Place,
@@ -439,7 +440,7 @@ impl Places {
                 continue;
             }
             let located = bars.locate(bar, word(OFFSET), length, minimum, accept);
-            // Of several that can't be used, the first tells why.
+            // If no capability of the kind can be used, the first one's error is reported.
             if located.is_ok() || matches!(place, Err(TransportError::Capability(_))) {
                 *place = located.map(|address| Place {
                     address,
@@ -488,18 +489,18 @@ pub struct PciTransport {
     common: UniqueMmioPointer<'static, CommonConfig>,
     isr: UniqueMmioPointer<'static, ReadOnly<u8>>,
     notify: UniqueMmioPointer<'static, [WriteOnly<u16>]>,
-    /// Index into `notify` for each queue, read once: a kick is one write.
+    /// Index into `notify` for each queue, so that a notification is a single write.
     notify_index: [usize; QUEUES],
     config: ConfigSpace<'static>,
 }
 
 impl PciTransport {
-    /// The device whose structures are there.
+    /// A transport for the device with its structures at `places`.
     ///
     /// # Safety
     ///
-    /// They must be mapped as device memory for ever, at the addresses that `H` gives, with no
-    /// other user.
+    /// The structures must be mapped as device memory for ever, at the addresses that `H` gives, with
+    /// no other user.
     unsafe fn new<H: Hal>(places: Places) -> Result<Self, TransportError> {
         let notify_slots = (places.notify.length / 2) as usize;
         let device_size = places.device.length as usize;

@@ -1,11 +1,11 @@
-//! PCI configuration space in memory, as large as it is.
+//! PCI configuration space in memory (ECAM), of any size.
 
 use super::{ABSENT, ConfigurationAccess, DeviceFunction};
 use core::ptr::NonNull;
 use safe_mmio::{UniqueMmioPointer, fields::ReadPureWrite};
 
-/// Enhanced configuration access (PCI Express 5.0, section 7.2.2), to as many buses as there is
-/// memory for, 1 MiB each. `virtio-drivers`' own takes 256 MiB for granted.
+/// Enhanced configuration access (PCI Express 5.0, section 7.2.2). Each bus takes 1 MiB; there may be
+/// fewer than 256. `virtio-drivers`' own `MmioCam` assumes 256 MiB.
 #[derive(Debug)]
 pub struct Ecam {
     words: UniqueMmioPointer<'static, [ReadPureWrite<u32>]>,
@@ -27,7 +27,7 @@ impl Ecam {
     }
 }
 
-/// Which word of configuration space holds that register.
+/// Index of the word that contains the register.
 fn word(function: DeviceFunction, register_offset: u8) -> usize {
     let byte = usize::from(function.bus) << 20
         | usize::from(function.device & 0x1f) << 15

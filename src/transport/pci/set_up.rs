@@ -1,4 +1,4 @@
-//! Bus numbers, BARs and bridges' windows, on machines where no firmware has seen to them.
+//! Assigns bus numbers, BARs and bridge windows, on machines where no firmware has done so.
 
 use super::{
     BUS_NUMBERS, Bar, Bars, ConfigurationAccess, DeviceFunction, Functions, command,
@@ -9,33 +9,33 @@ use virtio_drivers::transport::pci::bus::Command;
 
 // Offsets in a bridge's configuration header (PCI-to-PCI bridge 1.2, 3.2.5).
 
-/// Ends of the window of memory: the upper 12 bits of the first and the last address.
+/// Memory window: the upper 12 bits of its first and its last address.
 const MEMORY_WINDOW: u8 = 0x20;
-/// The same of prefetchable memory.
+/// Prefetchable memory window, in the same format.
 const PREFETCHABLE_WINDOW: u8 = 0x24;
-/// A window whose last address is below its first one: nothing goes through.
+/// A closed window: its last address is below its first one.
 const CLOSED: u32 = 0x0000_fff0;
-/// What a window's ends are multiples of.
+/// The alignment of a window's start and end.
 const WINDOW_UNIT: u64 = 1 << 20;
 
-/// How many bridges may be behind one another.
+/// How many bridges may be nested.
 const MAX_DEPTH: u8 = 32;
 
-/// Sets a whole PCI up, for machines on which no firmware has.
+/// Sets up all PCI buses, for machines on which no firmware has done so.
 ///
 /// Buses are numbered depth first, up to `last_bus`; memory BARs are placed in `window`, bytes of
-/// 32-bit memory space; bridges get windows that hold what is behind them, and pass it on. What
-/// there is not enough room or numbers for stays without, and decodes nothing. Whatever was set up
-/// before is lost. Ports are nobody's business here: BARs for them stay as they are, and bridges'
-/// windows closed by their command register. Where bus 0 has a second host bridge, other root buses
-/// are looked for and set up, too.
+/// 32-bit memory space; bridges get windows that contain the BARs behind them, and forward accesses to
+/// them. A BAR or bridge for which no memory or number is left gets none, and decodes nothing. An
+/// earlier set-up is overwritten. I/O ports are not used: I/O BARs are left unchanged, and the command
+/// registers of bridges keep their I/O windows closed. If bus 0 has a second host bridge, other root
+/// buses are searched for and set up too.
 ///
-/// The order of everything is that of the numbers of buses, devices and functions, so that the same
-/// machine is set up in the same way each time.
+/// Everything is done in the order of bus, device and function numbers, so that the same machine is
+/// always set up in the same way.
 pub fn set_up<C: ConfigurationAccess>(configuration: &mut C, window: Range<u64>, last_bus: u8) {
-    // A bridge's window at the end of it must not reach further.
+    // The last bridge window ends at a multiple of this unit and must not reach past the memory.
     let window = window.start..window.end & !WINDOW_UNIT.wrapping_sub(1);
-    // Without numbers, bridges pass nothing on: what answers now is a root bus.
+    // Without bus numbers, bridges forward nothing: every other bus that answers is a root bus.
     let mut functions = Functions::on(0);
     let mut more_roots = false;
     while let Some(at) = functions.next(configuration) {
@@ -64,23 +64,23 @@ pub fn set_up<C: ConfigurationAccess>(configuration: &mut C, window: Range<u64>,
 
 struct SetUp<'a, C> {
     configuration: &'a mut C,
-    /// What is left of the memory.
+    /// The memory that is still free.
     window: Range<u64>,
-    /// The last number that a bus was given.
+    /// The last bus number assigned.
     last_bus: u8,
-    /// The last number that may be given.
+    /// The highest bus number that may be assigned.
     limit: u8,
 }
 
 impl<C: ConfigurationAccess> SetUp<'_, C> {
-    /// Sets up a bus, and with it all that is behind it, if that is not too deep.
+    /// Sets up a bus and, down to the depth limit, all buses behind it.
     fn bus(&mut self, bus: u8, depth: u8) {
         let mut bridges = false;
         let mut functions = Functions::on(bus);
         while let Some(at) = functions.next(self.configuration) {
             self.place(at);
             if is_bridge(self.configuration, at) {
-                // Or it could take what is meant for another one.
+                // With an old number it could take accesses that are meant for another bridge.
                 self.configuration.write_word(at, BUS_NUMBERS, 0);
                 bridges = true;
             }
@@ -93,11 +93,11 @@ impl<C: ConfigurationAccess> SetUp<'_, C> {
         }
     }
 
-    /// Sets up a bridge, and all that is behind it.
+    /// Sets up a bridge and all buses behind it.
     fn bridge(&mut self, at: DeviceFunction, depth: u8) {
         let behind = self.last_bus.saturating_add(1);
         self.last_bus = behind;
-        // Until it is known which is the last one behind it, all are.
+        // Forward all remaining numbers until the last one behind this bridge is known.
         self.number(at, behind, self.limit);
         self.align();
         let start = self.window.start;
@@ -109,7 +109,7 @@ impl<C: ConfigurationAccess> SetUp<'_, C> {
         let window = if self.window.start == start {
             CLOSED
         } else {
-            // Both are below 4 GiB, as the whole of it.
+            // Both are below 4 GiB, as is the whole memory space for BARs.
             (start >> 16) as u32 & 0xfff0 | last as u32 & 0xfff0_0000
         };
         self.configuration.write_word(at, MEMORY_WINDOW, window);
@@ -125,7 +125,7 @@ impl<C: ConfigurationAccess> SetUp<'_, C> {
         self.configuration.write_word(at, BUS_NUMBERS, numbers);
     }
 
-    /// Places the function's memory BARs, or takes their addresses away.
+    /// Assigns addresses to the function's memory BARs, or clears them if no memory is left.
     fn place(&mut self, at: DeviceFunction) {
         let before = command(self.configuration, at);
         let silent = before & !Command::MEMORY_SPACE;
@@ -146,7 +146,7 @@ impl<C: ConfigurationAccess> SetUp<'_, C> {
         }
     }
 
-    /// Takes `size` bytes, aligned to their size as a BAR must be.
+    /// Takes `size` bytes of the free memory, aligned to their size as a BAR must be.
     fn carve(&mut self, size: u64) -> Option<u64> {
         if !size.is_power_of_two() {
             return None;
@@ -160,7 +160,7 @@ impl<C: ConfigurationAccess> SetUp<'_, C> {
         Some(address)
     }
 
-    /// Goes to the next address at which a bridge's window may start or end.
+    /// Advances the free memory to an address at which a bridge window may start or end.
     fn align(&mut self) {
         let aligned = self.window.start.checked_next_multiple_of(WINDOW_UNIT);
         self.window.start = aligned.unwrap_or(self.window.end).min(self.window.end);
