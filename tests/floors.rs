@@ -124,6 +124,169 @@ fn imports() -> BTreeMap<String, BTreeSet<String>> {
         .collect()
 }
 
+/// The modules of a floor, each with the modules of the same floor that it names.
+///
+/// `super::name` in `src/fs/dir.rs` is `src/fs/name.rs`, or what `src/fs/mod.rs` re-exports by that
+/// name, or else `mod.rs` itself. What a module re-exports of its children is no import. A module
+/// with children is no part of a circle: it holds what its children share, and its own code uses them.
+struct Inside {
+    /// Paths without `.rs`, from `src`: `fs/dir`; `fs` is `fs/mod.rs`.
+    modules: BTreeSet<String>,
+    /// For each module, the modules that its re-exports come from.
+    homes: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// The paths that a file names, without its tests.
+#[derive(Default)]
+struct Paths {
+    imported: Vec<Vec<String>>,
+    re_exported: Vec<Vec<String>>,
+}
+
+impl Paths {
+    fn flatten(tree: &UseTree, before: &[String], out: &mut Vec<Vec<String>>) {
+        let with = |ident: &syn::Ident| [before, &[ident.to_string()]].concat();
+        match tree {
+            UseTree::Path(path) => Self::flatten(&path.tree, &with(&path.ident), out),
+            UseTree::Name(name) if name.ident == "self" => out.push(before.to_vec()),
+            UseTree::Name(name) => out.push(with(&name.ident)),
+            UseTree::Rename(rename) => out.push(with(&rename.ident)),
+            UseTree::Group(group) => group
+                .items
+                .iter()
+                .for_each(|tree| Self::flatten(tree, before, out)),
+            UseTree::Glob(_) => out.push(before.to_vec()),
+        }
+    }
+}
+
+impl Visit<'_> for Paths {
+    fn visit_item_use(&mut self, item: &syn::ItemUse) {
+        let out = match item.vis {
+            syn::Visibility::Inherited => &mut self.imported,
+            _ => &mut self.re_exported,
+        };
+        Self::flatten(&item.tree, &[], out);
+    }
+
+    fn visit_path(&mut self, path: &syn::Path) {
+        let segments = path.segments.iter();
+        self.imported
+            .push(segments.map(|segment| segment.ident.to_string()).collect());
+        visit::visit_path(self, path);
+    }
+
+    fn visit_item_mod(&mut self, item: &syn::ItemMod) {
+        if item.ident != "tests" && item.ident != "testing" {
+            visit::visit_item_mod(self, item);
+        }
+    }
+}
+
+fn parent(module: &str) -> &str {
+    module.rsplit_once('/').map_or("", |(parent, _)| parent)
+}
+
+impl Inside {
+    /// The module that `path`, found in `module`, is in.
+    fn find(&self, module: &str, path: &[String]) -> Option<String> {
+        let (mut at, mut rest) = match path.split_first()? {
+            (first, rest) if first == "crate" => (String::new(), rest),
+            (first, rest) if first == "super" => (parent(module).to_owned(), rest),
+            (first, rest) if first == "self" => (module.to_owned(), rest),
+            _ => (module.to_owned(), path),
+        };
+        while let Some((name, after)) = rest.split_first() {
+            let child = [&at, "/", name].concat();
+            let child = child.trim_start_matches('/').to_owned();
+            let home = self.homes.get(&at).and_then(|homes| homes.get(name));
+            (at, rest) = match home {
+                _ if name == "super" => (parent(&at).to_owned(), after),
+                _ if self.modules.contains(&child) => (child, after),
+                Some(home) => return Some(home.clone()),
+                None => break,
+            };
+        }
+        self.modules.contains(&at).then_some(at)
+    }
+}
+
+fn modules_below(src: &Path, at: &Path, out: &mut BTreeMap<String, Paths>) {
+    for entry in fs::read_dir(at).unwrap() {
+        let path = entry.unwrap().path();
+        let stem = path.file_stem().unwrap().to_str().unwrap();
+        if path.is_dir() {
+            modules_below(src, &path, out);
+        } else if !["lib", "tests", "testing", "fake"].contains(&stem) {
+            let mut paths = Paths::default();
+            paths.visit_file(&syn::parse_file(&fs::read_to_string(&path).unwrap()).unwrap());
+            let module = match stem {
+                "mod" => path.parent().unwrap().to_owned(),
+                _ => path.with_extension(""),
+            };
+            let module = module.strip_prefix(src).unwrap().to_str().unwrap();
+            out.insert(module.to_owned(), paths);
+        }
+    }
+}
+
+/// For each module of the crate, the other ones of its floor that it imports from.
+fn imports_inside() -> BTreeMap<String, BTreeSet<String>> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = BTreeMap::new();
+    modules_below(&src, &src, &mut files);
+    let mut inside = Inside {
+        modules: files.keys().cloned().collect(),
+        homes: BTreeMap::new(),
+    };
+    for (module, paths) in &files {
+        let homes = paths.re_exported.iter().filter_map(|path| {
+            let home = inside.find(module, path)?;
+            Some((path.last()?.clone(), home)).filter(|(_, home)| home != module)
+        });
+        let homes = homes.collect();
+        inside.homes.insert(module.clone(), homes);
+    }
+    let floor = |module: &str| module.split('/').next().unwrap().to_owned();
+    let has_children = |module: &str| files.keys().any(|other| parent(other) == module);
+    let leaves = files.iter().filter(|(module, _)| !has_children(module));
+    let named = leaves.map(|(module, paths)| {
+        let named = paths.imported.iter();
+        let named = named.filter_map(|path| inside.find(module, path));
+        let named = named.filter(|other| other != module && floor(other) == floor(module));
+        let named = named.filter(|other| !has_children(other));
+        (module.clone(), named.collect())
+    });
+    named.collect()
+}
+
+/// The groups of modules each of which reaches all others of its group by its imports.
+fn circles(imports: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<BTreeSet<String>> {
+    let reached = |from: &String| {
+        let (mut reached, mut next) = (BTreeSet::new(), vec![from]);
+        while let Some(module) = next.pop() {
+            next.extend(
+                imports[module]
+                    .iter()
+                    .filter(|other| reached.insert((*other).clone())),
+            );
+        }
+        reached
+    };
+    let reached: BTreeMap<_, _> = imports.keys().map(|from| (from, reached(from))).collect();
+    let group = |(from, all): (&&String, &BTreeSet<String>)| -> BTreeSet<String> {
+        let both_ways = all.iter().filter(|other| reached[other].contains(*from));
+        both_ways.cloned().collect()
+    };
+    let groups = reached.iter().map(group);
+    groups.filter(|group| !group.is_empty()).collect()
+}
+
+#[test]
+fn modules_of_a_floor_do_not_import_each_other_in_circles() {
+    assert_eq!(circles(&imports_inside()), BTreeSet::new());
+}
+
 #[test]
 fn every_module_is_on_a_floor() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

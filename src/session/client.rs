@@ -3,13 +3,13 @@
 //! The session is locked for one look at the device at a time, and never during a wait, so that a
 //! long read does not block other threads.
 
-use super::{Epoch, Options, Part, Priority, Session, Tag, Ticket, transfer::Transfer};
+use super::{Epoch, Options, Priority, Session, Tag, Ticket};
 use crate::{
     error::{DeviceError, Error},
     fuse::{Destroy, Errno, Operation, Violation},
     hal::{Clock, Hal, PAGE_SIZE},
 };
-use core::{fmt, ops::ControlFlow, time::Duration};
+use core::{fmt, time::Duration};
 use spin::{Mutex, MutexGuard};
 use virtio_drivers::transport::Transport;
 
@@ -264,25 +264,6 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
                  the machine is stopped; restart it",
             );
         }
-    }
-
-    /// Reads all `parts` straight into their buffers, with several chunks in flight. The chunks are
-    /// requested in the order of the parts; those of the next part follow without a gap.
-    ///
-    /// `progress` is called with the parts from time to time, and before the return. If it returns
-    /// `Break`, no more requests are sent, and the read ends when those in flight have completed.
-    ///
-    /// # Errors
-    ///
-    /// The error of the first part that failed; no more requests are sent then.
-    /// [`Error::Disconnected`] for a part of another session, [`Error::Cancelled`] if `progress`
-    /// returned `Break`. [`Part::come`] tells how much of each part is filled.
-    pub fn read(
-        &self,
-        parts: &mut [Part<'_>],
-        progress: &mut dyn FnMut(&[Part<'_>]) -> ControlFlow<()>,
-    ) -> Result<(), Error> {
-        Transfer::new(self, parts).run(progress)
     }
 
     /// Waits until every posted request was answered, sends DESTROY, and resets the device for the

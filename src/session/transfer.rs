@@ -132,9 +132,30 @@ impl fmt::Debug for Part<'_> {
     }
 }
 
+impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
+    /// Reads all `parts` straight into their buffers, with several chunks in flight. The chunks are
+    /// requested in the order of the parts; those of the next part follow without a gap.
+    ///
+    /// `progress` is called with the parts from time to time, and before the return. If it returns
+    /// `Break`, no more requests are sent, and the read ends when those in flight have completed.
+    ///
+    /// # Errors
+    ///
+    /// The error of the first part that failed; no more requests are sent then.
+    /// [`Error::Disconnected`] for a part of another session, [`Error::Cancelled`] if `progress`
+    /// returned `Break`. [`Part::come`] tells how much of each part is filled.
+    pub fn read(
+        &self,
+        parts: &mut [Part<'_>],
+        progress: &mut dyn FnMut(&[Part<'_>]) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        Transfer::new(self, parts).run(progress)
+    }
+}
+
 /// A read of several parts in progress. If it is dropped early, by an error or a panic, it resets the
 /// device, so that the buffers can go back to their owner.
-pub(super) struct Transfer<'t, 'a, T: Transport, C: Clock, H: Hal> {
+struct Transfer<'t, 'a, T: Transport, C: Clock, H: Hal> {
     client: &'t Client<T, C, H>,
     parts: &'t mut [Part<'a>],
     /// Index of the first part that is not completely requested.

@@ -21,6 +21,8 @@ mod by_ref;
 mod config;
 #[cfg(any(feature = "mmio", feature = "pci"))]
 mod device;
+#[cfg(any(feature = "mmio", feature = "pci"))]
+mod error;
 #[cfg(feature = "mmio")]
 pub mod mmio;
 #[cfg(feature = "pci")]
@@ -28,7 +30,9 @@ pub mod pci;
 
 pub use by_ref::ByRef;
 #[cfg(any(feature = "mmio", feature = "pci"))]
-pub use device::{Address, Device, DeviceList, FsTransport, MAX_DEVICES, TransportError};
+pub use device::{Address, Device, DeviceList, FsTransport, MAX_DEVICES};
+#[cfg(any(feature = "mmio", feature = "pci"))]
+pub use error::TransportError;
 #[cfg(feature = "mmio")]
 pub use mmio::MmioTransport;
 #[cfg(feature = "pci")]
