@@ -1,7 +1,7 @@
-//! A session that is waited for, by one thread or by several.
+//! The blocking client: waits for a session, for one thread or for several.
 //!
-//! The session is locked for one look at the device at a time, and never while it is waited for: who
-//! reads much does not keep others out.
+//! The session is locked for one poll of the device at a time, and never during a wait, so a thread
+//! with a long read does not keep the others out.
 
 use super::{Epoch, Options, Part, Priority, Session, Tag, Ticket, transfer::Transfer};
 use crate::{
@@ -13,24 +13,24 @@ use core::{fmt, ops::ControlFlow, time::Duration};
 use spin::{Mutex, MutexGuard};
 use virtio_drivers::transport::Transport;
 
-/// Looks at the ring between two looks at the clock: some microseconds.
+/// How many times the used ring is polled before the clock is read again: some microseconds.
 const POLLS_PER_TICK: u32 = 64;
 
-/// Bytes of data in flight for which a platform may rest a microsecond: 32 GiB/s, which no host
-/// reads a file at, so that it has work until the end of the rest.
+/// A platform may rest one microsecond for each so many bytes in flight: 32 GiB/s. No host reads a
+/// file faster, so it stays busy until the rest ends.
 const REST_PER_MICROSECOND: u64 = 32 << 10;
-/// Shorter rests, in microseconds, are not worth their while.
+/// Shorter rests, in microseconds, cost more than they save.
 const MIN_REST: u64 = 50;
 
-/// How often a request is sent again that a server has not served: EINTR and EAGAIN.
+/// How many times a request is sent again after the server answered EINTR or EAGAIN.
 pub(super) const RETRIES: u32 = 16;
 
-/// Looks at the session, and says whether what is waited for has come.
+/// Polls the session. Returns whether the awaited event has happened.
 type Ready<'a, T, H> = dyn FnMut(&mut Session<T, H>) -> Result<bool, Error> + 'a;
 
-/// A session, and the clock with which it is waited for.
+/// A session, and the clock that times its waits.
 ///
-/// Dropping it resets the device; [`Client::end`] says goodbye first. After an error that ended
+/// Dropping it resets the device; [`Client::end`] sends DESTROY first. After an error that ended
 /// the session, [`Client::resume`] starts another one on the same device.
 pub struct Client<T: Transport, C: Clock, H: Hal> {
     session: Mutex<Session<T, H>>,
@@ -39,7 +39,8 @@ pub struct Client<T: Transport, C: Clock, H: Hal> {
 
 impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Client<T, C, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What is written may be so by way of the share.
+        // The output may go to a logger that uses the share, so the session is not locked while it
+        // is written.
         let (tag, epoch) = (self.tag(), self.epoch());
         f.debug_struct("Client")
             .field("tag", &tag)
@@ -62,12 +63,12 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         Ok(client)
     }
 
-    /// Starts another session on the same device, after an error that ended this one; does nothing
-    /// while it goes on. Nodes and handles of before are void.
+    /// Starts another session on the same device after an error ended this one. Does nothing while
+    /// the session is connected. Nodes and handles of earlier sessions become invalid.
     ///
     /// # Errors
     ///
-    /// As [`Client::start`]; it can be tried again.
+    /// As [`Client::start`]. The caller may try again.
     pub fn resume(&self) -> Result<(), Error> {
         self.lock().resume();
         self.connect()
@@ -84,17 +85,17 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         self.session.lock()
     }
 
-    /// Which session this is, of all that there were.
+    /// The number of this session; each session of this client has its own.
     pub fn epoch(&self) -> Epoch {
         self.lock().epoch()
     }
 
-    /// How the session talks to its host.
+    /// The options of the session.
     pub fn options(&self) -> Options {
         self.lock().options
     }
 
-    /// Whether the session goes on.
+    /// Whether the session is connected.
     pub fn is_connected(&self) -> bool {
         self.lock().is_connected()
     }
@@ -104,7 +105,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         self.lock().tag()
     }
 
-    /// The minor version of FUSE 7 agreed on.
+    /// The minor version of FUSE 7 that was negotiated.
     pub fn minor(&self) -> u32 {
         self.lock().minor()
     }
@@ -113,13 +114,13 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
     ///
     /// # Errors
     ///
-    /// The host's error, or how it broke the protocol; [`Error::TimedOut`] after the deadline,
-    /// [`Error::Disconnected`] if the session is not that of `epoch`.
+    /// The host's error, or its violation of the protocol; [`Error::TimedOut`] after the deadline;
+    /// [`Error::Disconnected`] if `epoch` is not the current session.
     pub fn call<O: Operation>(&self, epoch: Epoch, operation: &O) -> Result<O::Reply, Error> {
         self.exchange(epoch, operation, &mut [])
     }
 
-    /// Sends `operation` and waits for its reply, whose variable part is copied to `data`.
+    /// Sends `operation`, waits for its reply, and copies the variable part of the reply to `data`.
     ///
     /// # Errors
     ///
@@ -165,14 +166,14 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
             reply = answer?;
             Ok(true)
         })?;
-        // It is ready with a reply only.
+        // `ready` is true only once there is a reply.
         reply.ok_or(Error::Disconnected)
     }
 
-    /// Sends `operation` and does not wait: its reply is thrown away when it comes.
+    /// Sends `operation` without waiting; its reply is discarded.
     ///
-    /// For requests whose failure nobody can do anything about. On a session that is no longer that
-    /// of `epoch` it does nothing.
+    /// For requests whose failure has no remedy. Does nothing if `epoch` is not the current
+    /// session.
     pub fn post<O: Operation>(&self, epoch: Epoch, operation: &O, priority: Priority) {
         let sent = self.wait(&mut |session| session.post(epoch, operation, priority));
         if let Err(error) = sent {
@@ -183,8 +184,8 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         }
     }
 
-    /// Polls until it is `ready`, as long as the host makes progress. If there is an error, the
-    /// device was reset before it is returned, or has not confirmed that in time.
+    /// Polls until `ready` returns true, as long as the host makes progress. Before an error is
+    /// returned, the device was reset, or has failed to confirm the reset in time.
     fn wait(&self, ready: &mut Ready<'_, T, H>) -> Result<(), Error> {
         let (mut looks, mut waited) = (0, false);
         loop {
@@ -201,7 +202,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
                     }
                     continue;
                 }
-                // It was not so before: what has ended the session is the reason.
+                // `ready` was false before this, so the failure of the session is the reason.
                 Err(Error::Disconnected) if waited => session.failure(),
                 Err(error) => error,
             };
@@ -211,17 +212,18 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         }
     }
 
-    /// Says why the session has failed, if it has, and waits until a reset that is under way is
-    /// confirmed or has taken too long.
+    /// Logs why the session has failed, if it has. Waits until a pending reset is confirmed or has
+    /// timed out.
     pub(super) fn settle(&self) {
         let mut looks = 0;
         loop {
             let mut session = self.lock();
             if let Some(error) = session.unsaid() {
                 let tag = session.tag();
-                // A logger may use the share.
+                // The session is unlocked, because a logger may use the share.
                 drop(session);
-                // Before the reset, which QEMU itself may not survive when its server is stopped.
+                // Logged before the reset, because QEMU itself may end at the reset while its
+                // server is stopped.
                 log::warn!("share {tag}: {error}; resetting the device");
             } else if !session.is_ending() {
                 return;
@@ -232,7 +234,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         }
     }
 
-    /// Lets time pass after a look at the device that has shown nothing.
+    /// Waits a little after a poll that found nothing.
     pub(super) fn pause(&self, looks: &mut u32) {
         let rest = self.lock().lent_bytes() / REST_PER_MICROSECOND;
         let rests = rest >= MIN_REST;
@@ -249,14 +251,14 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         }
     }
 
-    /// Takes back what the device may have of a caller's buffer, for which it is reset. Does not
-    /// return unless `is_back` says that it has nothing any more.
+    /// Resets the device to take back what it may still hold of a caller's buffer. Returns only
+    /// when `is_back` reports that it holds nothing more.
     pub(super) fn recall(&self, is_back: impl Fn(&Session<T, H>) -> bool) {
         if is_back(&self.lock()) {
             return;
         }
         self.lock().disconnect();
-        // One that has not confirmed its reset in time may have done so by now.
+        // A device that did not confirm its reset in time may have done so by now.
         self.lock().poll();
         self.settle();
         if !is_back(&self.lock()) {
@@ -267,16 +269,18 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         }
     }
 
-    /// Reads all of `parts`, straight into their buffers, in chunks kept in flight: what comes
-    /// first is asked for first, and the next part's chunks follow without a gap.
+    /// Reads all of `parts` directly into their buffers, in chunks of which several are in flight.
+    /// Chunks are requested in order; those of the next part follow without a gap.
     ///
-    /// `progress` is called from time to time, and before the return, with what has come. If it breaks,
-    /// nothing more is asked for, and the read ends when what is in flight has come back.
+    /// `progress` is called from time to time, and before the return, with the number of bytes
+    /// read. If it breaks, no more chunks are requested, and the read ends once the chunks in
+    /// flight have come back.
     ///
     /// # Errors
     ///
-    /// That of the first part that failed; nothing more is asked for then. [`Error::Disconnected`]
-    /// for a part of another session, [`Error::Cancelled`] if `progress` has broken. What has come, [`Part::come`] tells.
+    /// The error of the first part that failed; no more chunks are requested after it.
+    /// [`Error::Disconnected`] for a part of another session; [`Error::Cancelled`] if `progress`
+    /// broke. [`Part::come`] tells how much of a part was read.
     pub fn read(
         &self,
         parts: &mut [Part<'_>],
@@ -285,13 +289,13 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         Transfer::new(self, parts).run(progress)
     }
 
-    /// Says DESTROY after every posted request was answered, and resets the device, so that the
-    /// next driver finds it as new.
+    /// Sends DESTROY after every posted request was answered, and resets the device, so that the
+    /// next driver finds it in its initial state.
     ///
     /// # Errors
     ///
-    /// [`Error::TimedOut`] or [`Error::Protocol`]; the device is reset all the same.
-    /// [`DeviceError::ResetNotConfirmed`] if it does not confirm that.
+    /// [`Error::TimedOut`] or [`Error::Protocol`]; the device is reset in any case.
+    /// [`DeviceError::ResetNotConfirmed`] if the device does not confirm the reset.
     pub fn end(self) -> Result<(), Error> {
         let epoch = self.epoch();
         self.wait(&mut |session| {
@@ -299,9 +303,9 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
             Ok(!session.any_posted())
         })?;
         match self.call(epoch, &Destroy) {
-            // virtiofsd gives the buffers back without a reply.
+            // virtiofsd returns the buffers of DESTROY without a reply.
             Err(Error::Protocol(Violation::ReplyLength)) | Ok(()) => {}
-            // A server need not know DESTROY.
+            // A server may not implement DESTROY.
             Err(Error::Host(_)) => {}
             Err(error) => return Err(error),
         }
@@ -313,7 +317,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
     }
 }
 
-/// Whether a server says that it was not able to serve a request just now.
+/// Whether the error means that the server could not serve the request at this moment.
 pub(super) fn is_again<R>(answer: &Result<R, Error>) -> bool {
     matches!(answer, Err(Error::Host(Errno::EINTR | Errno::EAGAIN)))
 }
@@ -325,8 +329,8 @@ impl<T: Transport, C: Clock, H: Hal> Drop for Client<T, C, H> {
     }
 }
 
-/// A request whose reply is waited for. If that ends early, by a panic of the clock, its slot is
-/// nobody's.
+/// A request with an awaited reply. If the wait ends early, by a panic of the clock, the slot is
+/// released.
 struct Pending<'c, T: Transport, C: Clock, H: Hal> {
     client: &'c Client<T, C, H>,
     ticket: Option<Ticket>,

@@ -1,8 +1,8 @@
 //! DMA pages, and the only code that touches their bytes.
 //!
-//! A room of this floor that holds `unsafe`. The device may write to these pages at any time, so no
-//! reference to their bytes is ever made: they are read by volatile loads, into memory of our own,
-//! before anything is made of them.
+//! A module that contains `unsafe`. The device may write to these pages at any time, so no
+//! reference to their bytes is ever made: they are copied out by volatile loads before they are
+//! interpreted.
 
 use crate::{
     error::DeviceError,
@@ -12,15 +12,15 @@ pub(super) use core::sync::atomic::fence;
 use core::{marker::PhantomData, mem, ptr::NonNull, sync::atomic::AtomicU16};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// `COUNT` contiguous DMA pages, freed when this is dropped. Whoever drops it has had the device
-/// reset.
+/// `COUNT` contiguous DMA pages, freed on drop. The owner drops them only after a reset of the
+/// device.
 pub(super) struct Pages<H: Hal, const COUNT: usize> {
     base: NonNull<u8>,
     paddr: PhysAddr,
     hal: PhantomData<H>,
 }
 
-// SAFETY: the memory belongs to this value alone, whichever thread has it.
+// SAFETY: only this value refers to the memory, whichever thread owns it.
 unsafe impl<H: Hal, const COUNT: usize> Send for Pages<H, COUNT> {}
 
 impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
@@ -35,7 +35,7 @@ impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
         Ok(Self { base, paddr, hal })
     }
 
-    /// The device's address of what is at `offset`.
+    /// The device's address of the byte at `offset`.
     pub fn address(&self, offset: usize) -> PhysAddr {
         self.paddr.saturating_add(offset as PhysAddr)
     }
@@ -44,39 +44,40 @@ impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
     fn at<T>(&self, offset: usize) -> NonNull<T> {
         let fits = offset <= Self::BYTES.saturating_sub(size_of::<T>());
         assert!(fits && offset.is_multiple_of(align_of::<T>()));
-        // SAFETY: the offset is inside the `COUNT` pages at `base`, as was just checked.
+        // SAFETY: the offset is inside the `COUNT` pages at `base`; it was checked above.
         unsafe { self.base.add(offset) }.cast()
     }
 
     pub fn read<T: FromBytes>(&self, offset: usize) -> T {
-        // SAFETY: `at` gives an aligned pointer into pages that were zeroed, of which any bytes are
-        // a `T`. The load is volatile: the device may write there meanwhile.
+        // SAFETY: `at` returns an aligned pointer into pages that were zeroed, and any bytes are a
+        // valid `T`. The load is volatile, since the device may write there at the same time.
         unsafe { self.at::<T>(offset).read_volatile() }
     }
 
     pub fn write<T: IntoBytes>(&mut self, offset: usize, value: T) {
-        // SAFETY: as in `read`; `&mut self` keeps our own other accesses away.
+        // SAFETY: as in `read`; `&mut self` excludes other accesses of the driver.
         unsafe { self.at(offset).write_volatile(value) };
     }
 
-    /// The 16 bits at `offset`, to be read or published in order with what lies around them.
+    /// The 16 bits at `offset`, for accesses that are ordered with those around them.
     pub fn atomic(&self, offset: usize) -> &AtomicU16 {
-        // SAFETY: `at` gives an aligned pointer into pages that live as long as `self`. Of an atomic
-        // a reference may exist while somebody else writes to it.
+        // SAFETY: `at` returns an aligned pointer into pages that live as long as `self`. A
+        // reference to an atomic may exist while somebody else writes to it.
         unsafe { self.at::<AtomicU16>(offset).as_ref() }
     }
 
-    /// Copies bytes out, by eight at a time; `offset` is a multiple of that.
+    /// Copies bytes out, eight at a time; `offset` is a multiple of eight.
     pub fn copy_out(&self, offset: usize, out: &mut [u8]) {
         assert!(offset.saturating_add(out.len()) <= Self::BYTES && offset.is_multiple_of(8));
         let (words, rest) = out.as_chunks_mut::<8>();
         let start = offset.saturating_add(words.as_flattened().len());
-        // SAFETY: as many bytes as `out` has are there, by the above.
+        // SAFETY: the pages have at least as many bytes as `out` from `offset` on; it was checked
+        // above.
         let mut from = unsafe { self.base.add(offset) }.cast::<u64>();
         for word in words {
-            // SAFETY: as in `read`: eight of these bytes, aligned.
+            // SAFETY: as in `read`, for eight of these bytes, aligned.
             *word = unsafe { from.read_volatile() }.to_ne_bytes();
-            // SAFETY: at most the end of these bytes.
+            // SAFETY: the rest of these bytes.
             from = unsafe { from.add(1) };
         }
         for (byte, at) in rest.iter_mut().zip(start..) {
@@ -84,28 +85,28 @@ impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
         }
     }
 
-    /// Copies bytes in, where the device has no descriptor for them.
+    /// Copies bytes in, to a place for which the device has no descriptor.
     pub fn copy_in(&mut self, offset: usize, bytes: &[u8]) {
         let end = offset.saturating_add(bytes.len());
         assert!(end <= Self::BYTES);
-        // SAFETY: `offset` is inside the pages, by the above.
+        // SAFETY: `offset` is inside the pages; it was checked above.
         let to = unsafe { self.base.add(offset) };
-        // SAFETY: as many bytes as `bytes` has are there. They are no Rust object's but ours, so
-        // that `bytes` does not overlap them.
+        // SAFETY: the pages have at least as many bytes as `bytes` from `offset` on. No Rust object
+        // lies in them, so `bytes` does not overlap them.
         unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
     }
 }
 
 impl<H: Hal, const COUNT: usize> Drop for Pages<H, COUNT> {
     fn drop(&mut self) {
-        // SAFETY: `base` and `paddr` came from `dma_alloc` of as many pages, in `new`.
+        // SAFETY: `base` and `paddr` came from `dma_alloc` for as many pages, in `new`.
         let result = unsafe { H::dma_dealloc(self.paddr, self.base, COUNT) };
         debug_assert_eq!(result, 0);
     }
 }
 
-/// Runs what must not unwind, since a caller's buffer or a mapping of it would be left with the
-/// device: a panic in it ends the program, as a second panic does.
+/// Runs code that must not unwind, since a caller's buffer or its mapping would remain with the
+/// device: a panic in it aborts the program, as a panic during a panic does.
 pub(super) fn or_abort<R>(act: impl FnOnce() -> R) -> R {
     struct Bomb;
     impl Drop for Bomb {

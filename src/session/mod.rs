@@ -1,17 +1,16 @@
 //! One FUSE session over a file system device's virtqueues: submit, poll, complete, deadlines,
 //! reset (virtio 1.2, section 5.11).
 //!
-//! Floor 3. It knows devices and the wire, and nothing of paths or files. A [`Session`] is a state
-//! machine that never waits and has no clock; a [`Client`] waits for it, with the platform's
-//! [`Clock`](crate::hal::Clock). `unsafe` lives in three rooms, `memory`, `ring` and `transfer`, and
-//! here where chains are put into rings.
+//! Floor 3. It depends on devices and the wire format, not on paths or files. A [`Session`] is a
+//! state machine that never waits and has no clock; a [`Client`] waits for it with the platform's
+//! [`Clock`](crate::hal::Clock). `unsafe` is confined to the modules `memory`, `ring` and
+//! `transfer`, and to the places here that add chains to rings.
 //!
 //! # Borrowed buffers
 //!
-//! File data is written by the host straight into the caller's buffer. A function that lends one
-//! returns, or unwinds, only when the device has given every descriptor back or has confirmed its
-//! reset. A device that does neither makes the client call
-//! [`Clock::stop`](crate::hal::Clock::stop).
+//! The host writes file data directly into the caller's buffer. A function that borrows such a
+//! buffer returns, or unwinds, only when the device has returned every descriptor or has confirmed
+//! its reset. If a device does neither, the client calls [`Clock::stop`](crate::hal::Clock::stop).
 #![cfg_attr(
     not(test),
     deny(
@@ -54,60 +53,59 @@ use ring::{Buffer, Ring};
 use slots::{Slot, Slots};
 use virtio_drivers::transport::{DeviceStatus, InterruptStatus, Transport};
 
-/// `VIRTIO_F_VERSION_1`: the device is a modern one (virtio 1.2, section 6).
+/// `VIRTIO_F_VERSION_1`: the device complies with virtio 1.0 or later (virtio 1.2, section 6).
 const VERSION_1: u64 = 1 << 32;
-/// `VIRTIO_F_ACCESS_PLATFORM`: addresses are what the platform says, which is what [`Hal`] gives.
+/// `VIRTIO_F_ACCESS_PLATFORM`: the device uses the platform's DMA addresses, which [`Hal`] gives.
 const ACCESS_PLATFORM: u64 = 1 << 33;
 
-/// The queue for FORGET, which must not wait behind reads (section 5.11.2).
+/// The queue for FORGET, which is not delayed by reads (section 5.11.2).
 const HIPRIO_QUEUE: u16 = 0;
-/// The first request queue. QEMU's device offers no notification queue, which would be before it.
+/// The first request queue. QEMU's device has no notification queue, which would come before it.
 const REQUEST_QUEUE: u16 = 1;
-/// Request queues in use at most: each takes memory, and the slots do not fill more.
+/// The greatest number of request queues in use. Each takes memory, and the slots cannot fill more.
 const MAX_REQUEST_QUEUES: usize = 4;
-/// Descriptors of the hiprio queue: one a FORGET, as many as a directory's depth is as a rule.
+/// Descriptors of the hiprio queue: one for each FORGET; a path is rarely deeper.
 const HIPRIO_ENTRIES: usize = 8;
-/// Descriptors of a request queue: 21 READs of three, more than it takes to keep a host busy.
+/// Descriptors of a request queue: 21 READs of three descriptors, more than a busy host needs.
 const REQUEST_ENTRIES: usize = 64;
 /// READs that fit into one request queue.
 const MAX_DEPTH: usize = REQUEST_ENTRIES / 3;
 
-/// Largest READ. The descriptors of one request may have 2^32 bytes in all, headers included
-/// (virtio 1.2, section 2.7.5), and a reply says its length in 32 bits.
+/// The size of the largest READ. The descriptors of one request may cover 2^32 bytes, headers
+/// included (virtio 1.2, section 2.7.5), and the length in a reply has 32 bits.
 const MAX_CHUNK: u32 = 1 << 30;
 
-/// Pieces that a READ's buffer is lent in at most, where the platform does not lend it in one: 64
-/// KiB, wherever in a page it starts. Three such READs fit into a queue.
+/// The greatest number of pieces of a READ's buffer, if the platform does not map the buffer in
+/// one: 64 KiB at any offset in a page. Three such READs fit into a queue.
 const MAX_PIECES: usize = 17;
 
-/// DMA pages that one session takes with the default [`Options`]: 14.
+/// The number of DMA pages of one session with the default [`Options`]: 14.
 pub const PAGES_PER_SHARE: usize = pages_per_share(MAX_REQUEST_QUEUES);
 
 const _: () = assert!(SHARED_POOL_PAGES == 4 * PAGES_PER_SHARE);
 
-/// DMA pages that one session takes with so many request queues: two for each queue's ring, and the
-/// request slots.
+/// The number of DMA pages of one session with so many request queues: two for each queue's ring,
+/// and those of the request slots.
 #[must_use]
 pub const fn pages_per_share(request_queues: usize) -> usize {
-    // The hiprio queue is one more.
+    // Plus the hiprio queue.
     let rings = request_queues.saturating_add(1);
     slots::PAGES.saturating_add(rings.saturating_mul(2))
 }
 
-/// How long a device may take to confirm a reset (virtio 1.2, section 2.1.1). It has to give up what
-/// it has in flight, so this is no matter of the share's own deadline.
+/// How long a device may take to confirm a reset (virtio 1.2, section 2.1.1). The device has to
+/// drop the requests in flight, so the share's deadline does not apply.
 const RESET_DEADLINE: Duration = Duration::from_secs(10);
-/// Between two looks at the device's status, which take an exit to the hypervisor each.
+/// The time between two reads of the device's status; each read exits to the hypervisor.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A session with the device, as a state machine: it never waits, and whoever calls it brings the
-/// time.
+/// A session with the device, as a state machine: it never waits, and its caller passes the time.
 ///
-/// A request is submitted, the device is [kicked](Session::kick), and [`Session::poll`] takes what
-/// has come. [`Session::tick`] gives up a host that is silent for too long. An error that leaves the
-/// host in doubt resets the device: nothing is given back to its owner before that is confirmed.
-/// The requests are those of [`fuse`]. Each node that a LOOKUP gave is to be forgotten, each
-/// handle released.
+/// After a request is submitted and the device is [kicked](Session::kick), [`Session::poll`] takes
+/// completions. [`Session::tick`] fails the session if the host is silent for too long. An error
+/// after which the host cannot be trusted resets the device; no buffer returns to its owner before
+/// the reset is confirmed. The requests are those of [`fuse`]. The caller has to FORGET each node
+/// that a LOOKUP returned, and to release each handle.
 ///
 /// ```no_run
 /// use bootshare::{Error, Options, hal::Hal, session::Session, transport::Transport};
@@ -147,40 +145,39 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Session<T: Transport, H: Hal> {
     transport: T,
     options: Options,
-    /// Request queues that the device says it has.
+    /// The number of request queues that the device reports.
     offered_queues: u32,
     phase: Phase,
-    /// The way to the device. While it is here, the device may have what is in it; it goes only
-    /// after a reset was confirmed.
+    /// The connection to the device. While it exists, the device may use its memory; it is dropped
+    /// only after a confirmed reset.
     link: Option<Link<H>>,
     /// Why the last session ended.
     failure: Error,
-    /// Where requests are made and replies looked at, away from the device.
+    /// Requests are built and replies are decoded in this copy, which the device cannot reach.
     scratch: [u8; slots::REQUEST_BYTES],
     unique: Unique,
     tag: Tag,
     minor: u32,
     epoch: Epoch,
-    /// When requests were seen to be under way with nothing coming back.
+    /// When requests were first seen in flight since the last completion.
     silent_since: Option<Duration>,
     interrupts: bool,
     reset_since: Option<Duration>,
     status_seen: Duration,
 }
 
-/// What the device is up to.
+/// The state of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// It is to be reset because of a failure, with the next poll: whoever drives the session may
-    /// say why before.
+    /// The next poll resets it because of a failure, so that the caller can log the reason first.
     Failed { said: bool },
-    /// It was told to reset and has not confirmed it. Then it is set up again, or not.
+    /// A reset was requested and is not confirmed. Afterwards the device is set up again, or not.
     Resetting { connect: bool },
-    /// It has not confirmed a reset for too long, but may still.
+    /// The reset was not confirmed in time, but may still be.
     Stuck,
-    /// INIT is under way.
+    /// INIT is in flight.
     Greeting(Ticket),
-    /// Requests can be sent.
+    /// Connected: requests can be sent.
     Up,
     /// It is reset.
     Down,
@@ -196,8 +193,8 @@ impl<T: Transport, H: Hal> fmt::Debug for Session<T, H> {
     }
 }
 
-/// Which session a node or handle is of, of all that there were: to the host of another one, or
-/// after a resume, they mean nothing or something else.
+/// The number of the session that a node or a handle belongs to. To another host, or after a
+/// resume, the node or handle is meaningless or means something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Epoch(usize);
 
@@ -208,31 +205,31 @@ impl Epoch {
     }
 }
 
-/// The rings, and the memory of what is in them.
+/// The rings, and the memory of their requests.
 struct Link<H: Hal> {
     hiprio: Ring<H, HIPRIO_ENTRIES>,
-    /// One at least, once the device is set up.
+    /// At least one, once the device is set up.
     requests: Vec<Ring<H, REQUEST_ENTRIES>, MAX_REQUEST_QUEUES>,
     slots: Slots<H>,
 }
 
-/// Which queue a posted request takes.
+/// The queue of a posted request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
     /// A request queue.
     Normal,
-    /// The hiprio queue, for FORGET alone: there is no reply.
+    /// The hiprio queue, only for FORGET, which has no reply.
     High,
 }
 
 impl<T: Transport, H: Hal> Session<T, H> {
-    /// Tells the device to reset. Polled on, it is set up (virtio 1.2, section 3.1.1), INIT is
-    /// exchanged, and the session is [connected](Session::is_connected) or has
+    /// Requests a reset of the device. Further polls set it up (virtio 1.2, section 3.1.1) and
+    /// exchange INIT, until the session is [connected](Session::is_connected) or has
     /// [failed](Session::failure).
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Configuration`] if its configuration can't be read.
+    /// [`DeviceError::Configuration`] if its configuration space cannot be read.
     pub fn start(transport: T, options: Options) -> Result<Self, DeviceError> {
         let config = DeviceConfig::read(&transport)?;
         let mut session = Self {
@@ -256,8 +253,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
         Ok(session)
     }
 
-    /// Starts another session on the same device, after an error that ended this one; does nothing
-    /// while it goes on. Nodes and handles of before are void.
+    /// Starts another session on the same device after an error ended this one. Does nothing while
+    /// the session is connected. Nodes and handles of earlier sessions become invalid.
     pub fn resume(&mut self) {
         if matches!(
             self.phase,
@@ -267,7 +264,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
         }
     }
 
-    /// Ends the session: the device is reset. Requests that are under way fail.
+    /// Ends the session with a reset of the device. Requests in flight fail.
     pub fn disconnect(&mut self) {
         match self.phase {
             Phase::Up | Phase::Greeting(_) => {
@@ -284,7 +281,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
         matches!(self.phase, Phase::Up)
     }
 
-    /// Whether it is to be polled on until it is connected or not, or reset.
+    /// Whether further polls are needed until the session is connected, has failed, or is reset.
     pub fn is_changing(&self) -> bool {
         self.is_ending() || self.is_connecting()
     }
@@ -297,12 +294,12 @@ impl<T: Transport, H: Hal> Session<T, H> {
         )
     }
 
-    /// Whether a reset is to come or under way.
+    /// Whether a reset is due or pending.
     fn is_ending(&self) -> bool {
         matches!(self.phase, Phase::Failed { .. } | Phase::Resetting { .. })
     }
 
-    /// Why the device is about to be reset, if nobody has said so yet.
+    /// Why the device is about to be reset, unless this was logged already.
     fn unsaid(&mut self) -> Option<Error> {
         let Phase::Failed { said } = &mut self.phase else {
             return None;
@@ -311,17 +308,17 @@ impl<T: Transport, H: Hal> Session<T, H> {
         (!is_said).then_some(self.failure)
     }
 
-    /// Whether the device has nothing of ours.
+    /// Whether the device holds none of our memory.
     pub fn is_reset(&self) -> bool {
         self.phase == Phase::Down
     }
 
-    /// Why the last session ended, or could not be started.
+    /// Why the last session ended or could not be started.
     pub fn failure(&self) -> Error {
         self.failure
     }
 
-    /// Which session this is, of all that there were.
+    /// The number of this session; each session of this device has its own.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
@@ -331,27 +328,27 @@ impl<T: Transport, H: Hal> Session<T, H> {
         self.tag
     }
 
-    /// The minor version of FUSE 7 agreed on.
+    /// The minor version of FUSE 7 that was negotiated.
     pub fn minor(&self) -> u32 {
         self.minor
     }
 
-    /// Tells the device to reset (virtio 1.2, section 2.1.1). Until it has confirmed that, what it
-    /// had stays with it.
+    /// Requests a reset of the device (virtio 1.2, section 2.1.1). Until the device confirms it,
+    /// its memory stays reserved.
     fn reset(&mut self, connect: bool) {
         self.phase = Phase::Resetting { connect };
         self.reset_since = None;
         self.transport.set_status(DeviceStatus::empty());
     }
 
-    /// Ends the session because of `error`. Nothing is logged here: whoever drives the session has it
-    /// locked, and a logger may use the share.
+    /// Ends the session because of `error`. Nothing is logged here: the session is locked, and a
+    /// logger may use the share.
     fn fail(&mut self, error: Error) {
         self.failure = error;
         self.phase = Phase::Failed { said: false };
     }
 
-    /// Sets the device up, after its reset (virtio 1.2, section 3.1.1), and says INIT.
+    /// Sets the device up after its reset (virtio 1.2, section 3.1.1), and sends INIT.
     fn connect(&mut self) -> Result<(), Error> {
         let transport = &mut self.transport;
         let known = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
@@ -366,7 +363,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
         if !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
             return Err(DeviceError::FeaturesRefused.into());
         }
-        // From its first ring on, the device has memory of ours: `link` keeps it until the reset.
+        // From its first ring on, the device may use our memory: `link` keeps the memory until the
+        // reset.
         let link = self.link.insert(Link {
             slots: Slots::new()?,
             hiprio: Ring::new(transport, HIPRIO_QUEUE)?,
@@ -376,10 +374,10 @@ impl<T: Transport, H: Hal> Session<T, H> {
         let wanted = self.options.request_queues.min(offered).max(1);
         for queue in (REQUEST_QUEUE..).take(wanted) {
             match Ring::new(transport, queue) {
-                // There is room, as the options were clamped.
+                // There is room, because the options were clamped.
                 Ok(ring) => _ = link.requests.push(ring),
                 Err(error) if link.requests.is_empty() => return Err(error.into()),
-                // One is all that it takes.
+                // One request queue is enough.
                 Err(_) => break,
             }
         }
@@ -394,7 +392,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
         Ok(())
     }
 
-    /// Takes the answer to INIT.
+    /// Handles the reply to INIT.
     fn greet(&mut self, ticket: Ticket) {
         match self.take(&Init, ticket) {
             Ok(None) => {}
@@ -402,17 +400,18 @@ impl<T: Transport, H: Hal> Session<T, H> {
                 self.minor = negotiated.minor;
                 self.phase = Phase::Up;
             }
-            // A server that refuses INIT has no session with us.
+            // If the server refuses INIT, there is no session.
             Err(error) => self.fail(error),
         }
     }
 
-    /// Says whether the device is to interrupt when something has come (virtio 1.2, section 2.7.7).
-    /// At first it is not. [Poll](Session::poll) once more before you sleep: what had come before is
-    /// not told.
+    /// Sets whether the device interrupts after a completion (virtio 1.2, section 2.7.7). It does
+    /// not by default. [Poll](Session::poll) once more before sleeping: completions from before
+    /// this call raise no interrupt.
     ///
-    /// In the handler, [`Session::acknowledge`] the interrupt and wake who polls; nothing else needs to
-    /// be done there. Let a timer wake it too, after what [`Session::tick`] has returned.
+    /// In the handler, [`Session::acknowledge`] the interrupt and wake the poller; nothing else is
+    /// needed there. A timer has to wake the poller as well, after the time that [`Session::tick`]
+    /// returned.
     pub fn set_interrupts(&mut self, wanted: bool) {
         self.interrupts = wanted;
         if let Some(link) = &mut self.link {
@@ -423,14 +422,14 @@ impl<T: Transport, H: Hal> Session<T, H> {
         }
     }
 
-    /// Acknowledges the device's interrupt, so that it can raise another one; what it was for.
+    /// Acknowledges the device's interrupt, so that it can raise another one. Returns its cause.
     pub fn acknowledge(&mut self) -> InterruptStatus {
         self.transport.ack_interrupt()
     }
 
-    /// Looks at the device, and takes all that has come; whether anything has.
+    /// Polls the device and takes all completions. Returns whether there were any.
     ///
-    /// It takes no longer for whatever the device does: no more comes than was sent.
+    /// Its time is bounded: there are never more completions than requests in flight.
     pub fn poll(&mut self) -> bool {
         match self.phase {
             Phase::Down => false,
@@ -454,7 +453,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
         if !self.transport.get_status().is_empty() {
             return false;
         }
-        // From now on the device has nothing of ours.
+        // From here on the device holds none of our memory.
         self.link = None;
         let connect = self.phase == Phase::Resetting { connect: true };
         self.phase = Phase::Down;
@@ -479,15 +478,15 @@ impl<T: Transport, H: Hal> Session<T, H> {
         }
     }
 
-    /// Gives the device up if it was silent for too long, or says that it needs a reset (virtio 1.2,
-    /// section 2.1.2). Returns how long it has at most until then.
+    /// Fails the session if the device was silent for too long or reports that it needs a reset
+    /// (virtio 1.2, section 2.1.2). Returns the longest time until the next call.
     ///
-    /// `now` is the time since some fixed moment. The time of a request starts with the first tick
+    /// `now` is the time since a fixed moment. The time of a request starts with the first tick
     /// after it was sent.
     pub fn tick(&mut self, now: Duration) -> Duration {
         match self.phase {
             Phase::Down | Phase::Stuck => Duration::MAX,
-            // To be polled at once.
+            // Due now.
             Phase::Failed { .. } => Duration::ZERO,
             Phase::Resetting { connect } => {
                 let since = *self.reset_since.get_or_insert(now);
@@ -520,7 +519,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
             return Ok(deadline);
         };
         let since = *self.silent_since.get_or_insert(now);
-        // As many may be served before a request as there are slots, each within the deadline.
+        // As many requests as there are slots may be served before this one, each within the
+        // deadline.
         let longest = deadline.saturating_mul(slots::COUNT as u32);
         let mut left = Duration::MAX;
         for (limit, waited) in [
@@ -543,13 +543,13 @@ impl<T: Transport, H: Hal> Session<T, H> {
         Ok(left)
     }
 
-    /// Sends `operation`, in the session `epoch`. `None` if there is no room now: something must come
-    /// back first. The device is told by [`Session::kick`].
+    /// Sends `operation` in the session `epoch`. Returns `None` if there is no room until a request
+    /// completes. [`Session::kick`] notifies the device.
     ///
     /// # Errors
     ///
-    /// [`Error::Disconnected`] if that session is over, [`Error::InvalidName`] for a name that none
-    /// is.
+    /// [`Error::Disconnected`] if that session has ended; [`Error::InvalidName`] for an invalid
+    /// name.
     pub fn submit<O: Operation>(
         &mut self,
         epoch: Epoch,
@@ -559,8 +559,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
         self.send(operation, Class::Awaited, false)
     }
 
-    /// As [`Session::submit`], for a reply with a variable part of up to a page: of a directory's
-    /// entries, or a link's target. There is room for one such request at a time.
+    /// As [`Session::submit`], for a reply with a variable part of up to a page: directory entries,
+    /// or the target of a link. Only one such request can be in flight.
     ///
     /// # Errors
     ///
@@ -574,8 +574,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
         self.send(operation, Class::Awaited, true)
     }
 
-    /// As [`Session::submit`], for a request whose reply nobody waits for: RELEASE, FORGET. Whether
-    /// there was room.
+    /// As [`Session::submit`], for a request without an awaited reply: RELEASE, FORGET. Returns
+    /// whether there was room.
     ///
     /// # Errors
     ///
@@ -627,27 +627,28 @@ impl<T: Transport, H: Hal> Session<T, H> {
             reply_size: fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE),
             data: data.as_slice(),
         };
-        // SAFETY: the page is the device's until the slot is done, as `is_page_free` sees to.
+        // SAFETY: the page belongs to the device until the slot is done; `is_page_free` ensures
+        // that no second request uses it.
         let ticket = unsafe { link.add(slot, &message) }?;
         self.unique = unique.next();
         Ok(Some(ticket))
     }
 
-    /// Asks for as many of the bytes at `to`, one at least, as can be lent to the device now:
-    /// [`Ticket::lent`] of them. `read` says where they are in a file.
+    /// Submits a READ into the buffer at `to`, for as many of its bytes as can be mapped for the
+    /// device now, at least one: [`Ticket::lent`] of them. `read` has their offset in the file.
     ///
-    /// `None` if there is no room now: something must come back first.
+    /// Returns `None` if there is no room until a request completes.
     ///
     /// # Errors
     ///
-    /// As [`Session::submit`], and [`DeviceError::BufferRefused`] if nothing is lent and
-    /// nevertheless not one byte can be.
+    /// As [`Session::submit`], and [`DeviceError::BufferRefused`] if the platform cannot map even
+    /// one byte although no other buffer is mapped.
     ///
     /// # Safety
     ///
-    /// The bytes must be valid for writing and left alone for as long as the session
-    /// [has](Session::has) the ticket; for ever, if the session is dropped before that and the device
-    /// does not confirm its reset.
+    /// The bytes must be valid for writes, and nobody may access them as long as the session
+    /// [has](Session::has) the ticket; for ever, if the session is dropped before that and the
+    /// device does not confirm its reset.
     pub unsafe fn submit_read(
         &mut self,
         epoch: Epoch,
@@ -681,13 +682,13 @@ impl<T: Transport, H: Hal> Session<T, H> {
             reply_size: fuse::REPLY_HEADER,
             data: &pieces,
         };
-        // SAFETY: the caller promises to leave the bytes alone.
+        // SAFETY: the caller promises that nobody accesses the bytes.
         let ticket = unsafe { link.add(slot, &message) }?;
         self.unique = unique.next();
         Ok(Some(ticket))
     }
 
-    /// Tells the device about all that was sent.
+    /// Notifies the device of all requests sent.
     pub fn kick(&mut self) {
         if let Some(link) = &mut self.link {
             for ring in &mut link.requests {
@@ -697,11 +698,11 @@ impl<T: Transport, H: Hal> Session<T, H> {
         }
     }
 
-    /// Takes the reply to a request, if it has come. `operation` is what was sent.
+    /// Takes the reply to a request, if there is one. `operation` is the operation that was sent.
     ///
     /// # Errors
     ///
-    /// The host's, how it broke the protocol, or why the session ended in which it was sent.
+    /// The host's error, its violation of the protocol, or why the session of the request ended.
     pub fn take<O: Operation>(
         &mut self,
         operation: &O,
@@ -710,8 +711,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
         self.take_into(operation, ticket, &mut [])
     }
 
-    /// As [`Session::take`], and copies the variable part of the reply to `page`, of the size that
-    /// was asked for.
+    /// As [`Session::take`], and copies the variable part of the reply to `page`, which has the
+    /// requested size.
     ///
     /// # Errors
     ///
@@ -724,7 +725,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
     ) -> Result<Option<O::Reply>, Error> {
         let alive = matches!(self.phase, Phase::Up | Phase::Greeting(_)) && self.has(ticket);
         let link = self.link.as_mut().filter(|_| alive).ok_or(self.failure)?;
-        // What the host may still write to is looked at in a copy.
+        // The host may still write to the original, so only a copy is decoded.
         let size = fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE);
         let reply = self.scratch.get_mut(..size).unwrap_or_default();
         let Some(used) = link.slots.take(ticket, reply, page) else {
@@ -735,12 +736,12 @@ impl<T: Transport, H: Hal> Session<T, H> {
         Ok(Some(reply?))
     }
 
-    /// When a request was first seen to be under way.
+    /// When a request was first seen in flight.
     fn since(&self, ticket: Ticket) -> Option<Duration> {
         self.link.as_ref()?.slots.since(ticket)
     }
 
-    /// Counts the time of a request from then on.
+    /// Sets the moment from which the time of a request counts.
     fn set_since(&mut self, ticket: Ticket, since: Option<Duration>) {
         if let Some(link) = &mut self.link {
             link.slots.set_since(ticket, since);

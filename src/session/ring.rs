@@ -1,14 +1,14 @@
-//! The driver's side of a split virtqueue (virtio 1.2, section 2.7), whose completions are checked
-//! against what is in flight.
+//! The driver's side of a split virtqueue (virtio 1.2, section 2.7). Completions are checked
+//! against the chains in flight.
 //!
-//! A room of this floor that holds `unsafe`: here buffers of callers are given back to them.
+//! A module that contains `unsafe`: here buffers return to their owners.
 //!
-//! The device may write to the descriptor table and both rings whenever it likes, so nothing that
-//! was written there is read again: what the driver must know of a chain it keeps for itself. What
-//! the device says is a number of a chain, which is looked up there, and a length.
+//! The device may write to the descriptor table and to both rings at any time, so the driver never
+//! reads back what it wrote there: it keeps its own record of each chain. The device reports the
+//! number of a chain, which is looked up in that record, and a length.
 //!
-//! The order of its accesses is model-checked: `tests/in-process/tests/ring_model` compiles this file
-//! with a `memory` of loom's.
+//! The order of the accesses is model-checked: `tests/in-process/tests/ring_model` compiles this
+//! file with a `memory` module of loom's types.
 
 use super::{
     memory::{Pages, fence, or_abort},
@@ -22,7 +22,7 @@ use crate::{
 use core::{ptr::NonNull, sync::atomic::Ordering};
 use virtio_drivers::transport::Transport;
 
-/// Flags of a descriptor: it has a successor; the device writes to it (section 2.7.5).
+/// Flags of a descriptor: another one follows; the device writes to the buffer (section 2.7.5).
 const NEXT: u64 = 1;
 const WRITE: u64 = 2;
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` and `VIRTQ_USED_F_NO_NOTIFY` (sections 2.7.6, 2.7.8).
@@ -32,31 +32,31 @@ const DESCRIPTOR_BYTES: usize = 16;
 /// A buffer of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Buffer {
-    /// The device's address of it.
+    /// The device's address of the buffer.
     pub address: PhysAddr,
     pub size: u32,
     pub writable: bool,
-    /// Of a buffer that [`Hal::share`] gave that address for: where it is for us.
+    /// The driver's pointer, if the address came from [`Hal::share`].
     pub shared: Option<NonNull<u8>>,
 }
 
-/// What the driver knows of a descriptor.
+/// The driver's record of a descriptor.
 #[derive(Clone, Copy)]
 struct Descriptor {
     address: PhysAddr,
     shared: Option<NonNull<u8>>,
     size: u32,
-    /// The next one of the chain, or of those that are free; `END` if there is none.
+    /// The next descriptor of the chain, or of the free list; `END` if there is none.
     next: u16,
-    /// Whose chain starts here, while it is in flight.
+    /// The slot of the chain that starts here, while the chain is in flight.
     head_of: Option<Slot>,
 }
 
 const END: u16 = u16::MAX;
 
-/// `SIZE`, a power of two, is the number of descriptors.
+/// A virtqueue of `SIZE` descriptors, a power of two.
 pub(super) struct Ring<H: Hal, const SIZE: usize> {
-    /// Descriptor table and available ring, which the device reads.
+    /// The descriptor table and the available ring, which the device reads.
     driver: Pages<H, 1>,
     /// The used ring, which the device writes.
     device: Pages<H, 1>,
@@ -64,19 +64,19 @@ pub(super) struct Ring<H: Hal, const SIZE: usize> {
     descriptors: [Descriptor; SIZE],
     free: u16,
     room: usize,
-    /// Chains made available and taken back so far, modulo 2^16.
+    /// The number of chains made available and taken back so far, modulo 2^16.
     available: u16,
     used: u16,
-    /// Something was added since the last kick.
+    /// Whether a chain was added since the last kick.
     unannounced: bool,
 }
 
-// SAFETY: the buffers that it points to are with the device, or given back by whichever thread takes
-// their chain back; their owner waits for that.
+// SAFETY: the buffers that it points to belong to the device until a thread takes their chain back;
+// their owner waits for that.
 unsafe impl<H: Hal, const SIZE: usize> Send for Ring<H, SIZE> {}
 
 impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
-    /// Where the available ring starts: flags, index, and the chains' heads.
+    /// The offset of the available ring: flags, index, and the heads of chains.
     const AVAILABLE: usize = DESCRIPTOR_BYTES * SIZE;
     const AVAILABLE_INDEX: usize = Self::AVAILABLE + 2;
     const AVAILABLE_ENTRIES: usize = Self::AVAILABLE + 4;
@@ -87,24 +87,24 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
             && 6 + 8 * SIZE <= PAGE_SIZE
     );
 
-    /// Where a descriptor is in the table.
+    /// The offset of a descriptor in the table.
     fn descriptor(index: u16) -> usize {
         (usize::from(index) & Self::MASK).saturating_mul(DESCRIPTOR_BYTES)
     }
 
-    /// Where the available ring's entry for the chain of that number is.
+    /// The offset of the available ring's entry for the chain with this number.
     fn available_entry(number: u16) -> usize {
         let entry = (usize::from(number) & Self::MASK).saturating_mul(2);
         entry.saturating_add(Self::AVAILABLE_ENTRIES)
     }
 
-    /// Where the used ring's entry for the chain of that number is.
+    /// The offset of the used ring's entry for the chain with this number.
     fn used_entry(number: u16) -> usize {
         let entry = (usize::from(number) & Self::MASK).saturating_mul(8);
         entry.saturating_add(4)
     }
 
-    /// Sets queue `index` of the device up, before `DRIVER_OK`.
+    /// Sets up queue `index` of the device, before `DRIVER_OK`.
     pub fn new(transport: &mut impl Transport, index: u16) -> Result<Self, DeviceError> {
         let () = Self::FITS;
         if transport.queue_used(index) {
@@ -125,7 +125,7 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
                 address: 0,
                 shared: None,
                 size: 0,
-                // The last one's is no descriptor's.
+                // The last descriptor has no successor.
                 next: (index as u16).saturating_add(1),
                 head_of: None,
             }),
@@ -137,7 +137,8 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         };
         ring.set_interrupts(false);
         let driver = &ring.driver;
-        // A `Hal` whose pages are not zeroed is forgiven: all else is written before it is read.
+        // Correct even with a `Hal` whose pages are not zeroed: everything else is written before
+        // it is read.
         let (available, device) = (driver.atomic(Self::AVAILABLE_INDEX), &ring.device);
         for field in [available, device.atomic(0), device.atomic(2)] {
             field.store(0, Ordering::Relaxed);
@@ -152,30 +153,31 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         Ok(ring)
     }
 
-    /// Says whether the device is to interrupt when it has used something (section 2.7.7).
+    /// Sets whether the device interrupts after it has used a chain (section 2.7.7).
     pub fn set_interrupts(&mut self, wanted: bool) {
         let flags = self.driver.atomic(Self::AVAILABLE);
         flags.store(if wanted { 0 } else { NO_NOTIFICATION }, Ordering::Relaxed);
-        // What the device has used before it saw that is seen by the next look (section 2.7.7.2).
+        // Chains that the device used before it saw this are found by the next poll (section
+        // 2.7.7.2).
         fence(Ordering::SeqCst);
     }
 
-    /// Descriptors that are free.
+    /// The number of free descriptors.
     pub fn room(&self) -> usize {
         self.room
     }
 
-    /// Makes the chain of `slot` available to the device; [`kick`](Self::kick) tells it.
+    /// Makes the chain of `slot` available to the device; [`kick`](Self::kick) notifies the device.
     ///
     /// # Errors
     ///
-    /// [`Full`] if there is no room; nothing was done then.
+    /// [`Full`] if there is no room; then nothing was changed.
     ///
     /// # Safety
     ///
-    /// The buffers must be valid, those that are writable for writing, and left alone until
-    /// [`pop`](Self::pop) gives the slot back or the ring was dropped, after a reset. `shared` must
-    /// be what `address` was got for from [`Hal::share`].
+    /// The buffers must be valid, those that are writable for writes, and nobody may access them
+    /// until [`pop`](Self::pop) returns the slot or the ring is dropped, after a reset. `shared`
+    /// must be the buffer for which [`Hal::share`] returned `address`.
     pub unsafe fn add(&mut self, slot: Slot, chain: &[Buffer]) -> Result<(), Full> {
         let room = self.room.checked_sub(chain.len()).ok_or(Full)?;
         let head = self.free;
@@ -208,27 +210,27 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         Ok(())
     }
 
-    /// Tells the device about all that was added, unless it said that it looks by itself.
+    /// Notifies the device of all added chains, unless the device suppresses notifications.
     pub fn kick(&mut self, transport: &mut impl Transport) {
         if !core::mem::take(&mut self.unannounced) {
             return;
         }
-        // The store of the available index must be seen before the device's wish is read, or both
-        // sides may wait for each other (section 2.7.13.4.1).
+        // The store of the available index must be visible before the device's flags are read, or
+        // both sides may wait for each other (section 2.7.13.4.1).
         fence(Ordering::SeqCst);
         if self.device.atomic(0).load(Ordering::Relaxed) & NO_NOTIFICATION == 0 {
             transport.notify(self.index);
         }
     }
 
-    /// Takes the next completion: the slot, and the bytes that the device reports.
+    /// Takes the next completion: the slot, and the length that the device reports in bytes.
     ///
     /// # Errors
     ///
-    /// [`Violation::UsedId`]: the device names a chain that is not in flight. The ring is in
-    /// disorder then and the device must be reset.
+    /// [`Violation::UsedId`] if the device reports a chain that is not in flight. The ring is then
+    /// inconsistent, and the device must be reset.
     pub fn pop(&mut self) -> Result<Option<(Slot, u32)>, Violation> {
-        // What the device wrote before its index is read after it.
+        // The entry is read after the index that publishes it.
         if self.device.atomic(2).load(Ordering::Acquire) == self.used {
             return Ok(None);
         }
@@ -244,7 +246,7 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
         Ok(Some((slot, size)))
     }
 
-    /// Frees the chain that starts with `head`, and gives its buffers back to their owners.
+    /// Frees the chain with the head `head`, and returns its buffers to their owners.
     fn recycle(&mut self, head: u16) {
         let mut next = head;
         while let Some(descriptor) = self.descriptors.get_mut(usize::from(next)) {
@@ -260,7 +262,7 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
 }
 
 impl<H: Hal, const SIZE: usize> Drop for Ring<H, SIZE> {
-    /// After the device's reset: it has no chain any more.
+    /// Frees all chains, after a reset of the device.
     fn drop(&mut self) {
         self.descriptors.iter_mut().for_each(give_back::<H>);
     }
@@ -269,14 +271,14 @@ impl<H: Hal, const SIZE: usize> Drop for Ring<H, SIZE> {
 fn give_back<H: Hal>(descriptor: &mut Descriptor) {
     if let Some(start) = descriptor.shared.take() {
         let buffer = NonNull::slice_from_raw_parts(start, descriptor.size as usize);
-        // SAFETY: `address` is what `share` gave for this buffer, as `add` was promised. The device
-        // has given the chain back or was reset.
+        // SAFETY: `address` is what `share` returned for this buffer, as the caller of `add`
+        // promised. The device has returned the chain or was reset.
         or_abort(|| unsafe {
             H::unshare(descriptor.address, buffer, BufferDirection::DeviceToDriver);
         });
     }
 }
 
-/// There is no room in the ring.
+/// The ring has no room.
 #[derive(Debug)]
 pub(super) struct Full;

@@ -1,5 +1,5 @@
-//! Request slots: what is known of each request under way, and DMA memory for the fixed part of it
-//! and its reply. One page more takes the variable part of READDIR's and READLINK's replies.
+//! Request slots: the state of each request in flight, and the DMA memory for the fixed parts of
+//! request and reply. One more page holds the variable part of the replies to READDIR and READLINK.
 
 use super::{Class, Message, Priority, memory::Pages};
 use crate::{
@@ -9,21 +9,21 @@ use crate::{
 };
 use core::time::Duration;
 
-/// Bytes for a request: the longest is a LOOKUP of a name of 255 bytes and its NUL.
+/// The size of a request: the longest is a LOOKUP with a name of 255 bytes and its NUL.
 pub(super) const REQUEST_BYTES: usize = 320;
-/// Bytes for a reply: the longest fixed part is LOOKUP's, 128 bytes behind the header.
+/// The size of a reply: the longest fixed part is LOOKUP's, 128 bytes after the header.
 const REPLY_BYTES: usize = 192;
 const SLOT_BYTES: usize = REQUEST_BYTES + REPLY_BYTES;
 const SLOT_PAGES: usize = 3;
-/// Where the page is.
+/// The offset of the page.
 const PAGE: usize = SLOT_PAGES * PAGE_SIZE;
-/// Pages that the slots take.
+/// The number of pages of all slots.
 pub(super) const PAGES: usize = SLOT_PAGES + 1;
-/// Requests that can be under way at once: 21 READs of three descriptors, which a ring of 64 takes,
-/// and three for whoever else uses the share meanwhile.
+/// The greatest number of requests in flight: 21 READs of three descriptors, which fill a ring of
+/// 64, and three for other users of the share.
 pub(super) const COUNT: usize = SLOT_PAGES * PAGE_SIZE / SLOT_BYTES;
-/// Slots that requests which nobody waits for leave to the others: RELEASE, which may take long, more
-/// of them than FORGET.
+/// Slots that requests without an awaited reply leave free. RELEASE, which may take long, leaves
+/// more of them free than FORGET.
 const LEFT_BY_NORMAL: usize = 4;
 const LEFT_BY_HIGH: usize = 2;
 
@@ -31,7 +31,7 @@ const _: () = assert!(REQUEST_HEADER + 256 <= REQUEST_BYTES);
 const _: () = assert!(REPLY_HEADER + 128 <= REPLY_BYTES);
 const _: () = assert!(COUNT == 24);
 
-/// A slot, by number.
+/// The number of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slot(u8);
 
@@ -44,16 +44,16 @@ impl Slot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Free,
-    /// The device has it.
+    /// The request is in flight.
     InFlight {
-        /// Nobody waits: the slot is free when the device gives it back.
+        /// No reply is awaited: the slot becomes free when the device returns it.
         posted: bool,
     },
-    /// The device gave it back and reports that many bytes.
+    /// The device has returned it and reports so many bytes.
     Done(u32),
 }
 
-/// A request under way, by its slot and number.
+/// A request in flight: its slot and its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
     slot: Slot,
@@ -62,7 +62,7 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Bytes of the caller's buffer that the device was lent for it.
+    /// The number of bytes of the caller's buffer that were mapped for it.
     #[must_use]
     pub fn lent(self) -> usize {
         self.lent as usize
@@ -73,11 +73,11 @@ impl Ticket {
 struct Request {
     state: State,
     unique: Unique,
-    /// Bytes of the caller's buffer that are with the device.
+    /// The number of bytes of the caller's buffer that the device may write to.
     lent: u32,
-    /// Its reply goes to the page.
+    /// Whether its reply has a variable part, in the page.
     has_page: bool,
-    /// When it was first seen to be under way.
+    /// When it was first seen in flight.
     since: Option<Duration>,
 }
 
@@ -100,7 +100,7 @@ impl<H: Hal> Slots<H> {
         })
     }
 
-    /// A free slot for a request. It stays free until [`set_in_flight`](Self::set_in_flight).
+    /// Returns a free slot. It stays free until [`set_in_flight`](Self::set_in_flight).
     pub fn free(&self, class: Class) -> Option<Slot> {
         let requests = self.requests.iter().zip(0..);
         let mut free = requests.filter(|(request, _)| request.state == State::Free);
@@ -116,8 +116,9 @@ impl<H: Hal> Slots<H> {
         !self.requests.iter().any(|request| request.has_page)
     }
 
-    /// Writes a request into a free slot, and clears the header of its reply: what is read there
-    /// afterwards was written by the device for this request. The device's addresses of both.
+    /// Writes a request into a free slot, and clears the header of its reply, so that the header
+    /// read later is one that the device wrote for this request. Returns the device's addresses of
+    /// both.
     pub fn write(&mut self, slot: Slot, request: &[u8]) -> (PhysAddr, PhysAddr) {
         let start = slot.index().saturating_mul(SLOT_BYTES);
         let reply = start.saturating_add(REQUEST_BYTES);
@@ -155,7 +156,7 @@ impl<H: Hal> Slots<H> {
         &mut self.requests[slot.index() % COUNT]
     }
 
-    /// The device gave the slot back.
+    /// Notes that the device has returned the slot.
     pub fn complete(&mut self, slot: Slot, used: u32) {
         let request = self.request(slot);
         match request.state {
@@ -170,12 +171,12 @@ impl<H: Hal> Slots<H> {
         (request.unique == ticket.unique && request.state != State::Free).then_some(request)
     }
 
-    /// Whether that request is under way, or done and its reply not taken.
+    /// Whether that request is in flight, or done with its reply not taken.
     pub fn knows(&self, ticket: Ticket) -> bool {
         self.get(ticket).is_some()
     }
 
-    /// Whether a posted request is under way.
+    /// Whether a request without an awaited reply is in flight.
     pub fn any_posted(&self) -> bool {
         let posted = State::InFlight { posted: true };
         self.requests.iter().any(|request| request.state == posted)
@@ -186,7 +187,7 @@ impl<H: Hal> Slots<H> {
         requests.any(|request| matches!(request.state, State::InFlight { .. }))
     }
 
-    /// Bytes of callers' buffers that are with the device.
+    /// The number of bytes of callers' buffers that the device may write to.
     pub fn lent_bytes(&self) -> u64 {
         self.requests
             .iter()
@@ -194,7 +195,7 @@ impl<H: Hal> Slots<H> {
             .sum()
     }
 
-    /// Notes that requests are under way at `now`; for how long the oldest one has been.
+    /// Notes that requests are in flight at `now`. Returns the age of the oldest one.
     pub fn oldest(&mut self, now: Duration) -> Duration {
         let under_way = self.requests.iter_mut();
         let under_way = under_way.filter(|request| matches!(request.state, State::InFlight { .. }));
@@ -202,18 +203,18 @@ impl<H: Hal> Slots<H> {
         times.max().unwrap_or_default()
     }
 
-    /// When that request was first seen to be under way.
+    /// When that request was first seen in flight.
     pub fn since(&self, ticket: Ticket) -> Option<Duration> {
         self.get(ticket)?.since
     }
 
-    /// Counts the time of a request from then on.
+    /// Sets the moment from which the time of a request counts.
     pub fn set_since(&mut self, ticket: Ticket, since: Option<Duration>) {
         self.request(ticket.slot).since = since;
     }
 
-    /// Copies out the fixed part of a reply, and as much of the variable one as fits into `page`,
-    /// and frees the slot. The length reported; `None` if the reply has not come.
+    /// Copies the fixed part of a reply, and as much of the variable part as fits into `page`, and
+    /// frees the slot. Returns the reported length; `None` if there is no reply yet.
     pub fn take(&mut self, ticket: Ticket, reply: &mut [u8], page: &mut [u8]) -> Option<u32> {
         let State::Done(used) = self.get(ticket)?.state else {
             return None;
@@ -221,7 +222,7 @@ impl<H: Hal> Slots<H> {
         let start = ticket.slot.index().saturating_mul(SLOT_BYTES);
         self.memory
             .copy_out(start.saturating_add(REQUEST_BYTES), reply);
-        // The device may leave its length out: see `fuse::decode`.
+        // The device may report no length: see `fuse::decode`.
         let size = match used as usize {
             0 => page.len(),
             used => used.saturating_sub(REPLY_HEADER).min(page.len()),
@@ -232,7 +233,7 @@ impl<H: Hal> Slots<H> {
         Some(used)
     }
 
-    /// Nobody waits any more: the slot is free at once, or when the device gives it back.
+    /// Stops awaiting the reply: the slot is free at once, or when the device returns it.
     pub fn abandon(&mut self, ticket: Ticket) {
         if self.knows(ticket) {
             let request = self.request(ticket.slot);

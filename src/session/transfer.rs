@@ -1,6 +1,6 @@
-//! Large reads: parts of files, cut into chunks, with chunks kept in flight across them.
+//! Large reads: parts of files, divided into chunks, of which several are in flight.
 //!
-//! A room of this floor that holds `unsafe`: where a caller's buffer is cut up for the device.
+//! A module that contains `unsafe`: here a caller's buffer is divided for the device.
 
 use super::{
     Client, Epoch, MAX_DEPTH, Session, Ticket,
@@ -16,33 +16,34 @@ use core::{fmt, marker::PhantomData, ops::ControlFlow, ptr::NonNull, time::Durat
 use heapless::Vec;
 use virtio_drivers::transport::Transport;
 
-/// A part of an open file, and the buffer that it is to be read into: see
-/// [`File::part`](crate::fs::File::part).
+/// A part of an open file and the buffer for it: see [`File::part`](crate::fs::File::part).
 pub struct Part<'a> {
     epoch: Epoch,
     node: NodeId,
     handle: Handle,
-    /// Of the start of the buffer in the file.
+    /// The offset in the file of the buffer's start.
     offset: u64,
-    /// Of the file, as far as is known.
+    /// The size of the file in bytes, as far as it is known.
     size: u64,
     data: NonNull<u8>,
-    /// Where the data ends, as far as is known: the buffer's size, or less once the file ended.
+    /// The end of the data in the buffer, as far as it is known: the buffer's size, or less once
+    /// the end of the file was seen.
     end: usize,
-    /// What was not asked for yet starts here.
+    /// The offset in the buffer of the first byte that was not requested yet.
     next: usize,
-    /// What has come ends here: all before what failed, is in flight or was not asked for.
+    /// The number of bytes read: all before the first one that failed, is in flight or was not
+    /// requested.
     come: usize,
-    /// The first failure, and where the first chunk that failed starts.
+    /// The first failure, and the offset of the first chunk that failed.
     failed: Option<(Error, usize)>,
     buffer: PhantomData<&'a mut [u8]>,
 }
 
 impl<'a> Part<'a> {
-    /// What is at `offset` of the file that `node` and `handle` are of, into `buf`.
+    /// Describes a read at `offset` in the file of `node` and `handle` into `buf`.
     ///
-    /// A short answer that ends at `size`, the file's size in bytes as far as is known, is taken
-    /// for its end without another question.
+    /// A short reply that ends at `size`, the known size of the file in bytes, is taken as the end
+    /// of the file without another request.
     pub fn new(
         epoch: Epoch,
         node: NodeId,
@@ -66,22 +67,22 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// How many bytes at the start of the buffer have come. After a read without an error, fewer
-    /// than the buffer's only at the end of the file.
+    /// The number of bytes read, from the start of the buffer. After a read without an error, it is
+    /// less than the buffer's size only at the end of the file.
     #[must_use]
     pub fn come(&self) -> usize {
         self.come
     }
 
-    /// What has come: the start of the buffer.
+    /// The bytes read: the start of the buffer.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: these bytes are the start of the buffer, borrowed for `'a`. The device has given
-        // back the chunks that they came in, and gets none of them again.
+        // SAFETY: these bytes are the start of the buffer, which is borrowed for `'a`. The device
+        // has returned the chunks that they came in, and is never given those bytes again.
         unsafe { NonNull::slice_from_raw_parts(self.data, self.come).as_ref() }
     }
 
-    /// Why it could not be read, if that was this part's own fault and not another one's.
+    /// The error of this part, if the read failed because of this part.
     #[must_use]
     pub fn error(&self) -> Option<Error> {
         self.failed.map(|(error, _)| error)
@@ -97,10 +98,10 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Readies it for a read in the session `epoch`, from where an earlier one has stopped.
+    /// Prepares a read in the session `epoch`, which continues where an earlier one stopped.
     fn start(&mut self, epoch: Epoch) {
         self.next = self.come;
-        // Behind the largest offset there is nothing.
+        // No data lies after the greatest offset.
         let most = OFFSET_MAX.checked_sub(self.offset);
         let error = match most {
             _ if self.epoch != epoch => Some(Error::Disconnected),
@@ -130,35 +131,36 @@ impl fmt::Debug for Part<'_> {
     }
 }
 
-/// Parts on their way. Dropped early, by an error or a panic, it has the device reset, so that the
-/// buffers are their owner's again.
+/// Parts that are being read. If it is dropped early, by an error or a panic, it resets the device,
+/// so that the buffers return to their owner.
 pub(super) struct Transfer<'t, 'a, T: Transport, C: Clock, H: Hal> {
     client: &'t Client<T, C, H>,
     parts: &'t mut [Part<'a>],
-    /// Those before it were asked for to their ends.
+    /// All parts before this index were requested completely.
     current: usize,
     chunks: Vec<Chunk, MAX_DEPTH>,
-    /// Nothing more is to be asked for.
+    /// No more chunks are to be requested.
     is_cancelled: bool,
 }
 
-/// What is missing of a part, and is asked for or about to be.
+/// A missing range of a part, requested or about to be.
 struct Chunk {
-    /// Of which part.
+    /// The index of the part.
     part: usize,
-    /// Where in its buffer.
+    /// Its offset in the part's buffer.
     position: usize,
     end: usize,
-    /// The request for it, or the start of it.
+    /// The request for it, or for its start.
     asked: Option<Ticket>,
-    /// When it was first seen to be under way: answers of a byte each must not take for ever.
+    /// When it was first seen in flight: a server that sends one byte at a time must not make it
+    /// endless.
     since: Option<Duration>,
     retries: u32,
 }
 
-/// What one look at the device has brought.
+/// The result of one poll of the device.
 enum Step {
-    /// Nothing is under way any more.
+    /// Nothing is in flight any more.
     Finished(Result<(), Error>),
     Progress,
     Nothing,
@@ -204,23 +206,23 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
         };
         self.take_back();
         self.note_come();
-        // There is nothing left to be cancelled.
+        // There is nothing left to cancel.
         _ = progress(self.parts);
         result
     }
 
-    /// Takes the chunks that have come, and asks for as many as there may be.
+    /// Takes completed chunks, and requests as many new ones as are allowed.
     fn step(&mut self, session: &mut Session<T, H>, epoch: Epoch) -> Result<Step, Error> {
         let progress = self.take(session, epoch)?;
         let failed = self.parts.iter().find_map(Part::error);
         let failed = failed.or(self.is_cancelled.then_some(Error::Cancelled));
         if failed.is_some() {
-            // What is in flight must come back before the buffers do.
+            // All chunks in flight must return before the buffers do.
             self.chunks.retain(|chunk| chunk.asked.is_some());
         } else {
             self.fill(session, epoch)?;
         }
-        // Another user of the share may have all the room there is.
+        // Another user of the share may use all the room.
         let is_all_asked = failed.is_some() || self.current >= self.parts.len();
         if self.chunks.is_empty() && is_all_asked {
             return Ok(Step::Finished(failed.map_or(Ok(()), Err)));
@@ -233,7 +235,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
         })
     }
 
-    /// Takes the chunks that have come; whether there were any.
+    /// Takes completed chunks. Returns whether there were any.
     fn take(&mut self, session: &mut Session<T, H>, epoch: Epoch) -> Result<bool, Error> {
         if !self.chunks.is_empty() && session.check(epoch).is_err() {
             return Err(session.failure());
@@ -255,7 +257,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
         Ok(progress)
     }
 
-    /// Puts as many chunks in flight as there may be.
+    /// Requests as many chunks as are allowed.
     fn fill(&mut self, session: &mut Session<T, H>, epoch: Epoch) -> Result<(), Error> {
         for chunk in &mut self.chunks {
             if chunk.asked.is_none()
@@ -286,13 +288,13 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
                 return Ok(());
             }
             part.next = chunk.end;
-            // There is room, as the depth is `MAX_DEPTH` at most.
+            // There is room, because the depth is at most `MAX_DEPTH`.
             _ = self.chunks.push(chunk);
         }
         Ok(())
     }
 
-    /// Has the device reset if it has anything of the buffers.
+    /// Resets the device if it holds any part of the buffers.
     fn take_back(&self) {
         self.client.recall(|session| {
             let mut tickets = self.chunks.iter().filter_map(|chunk| chunk.asked);
@@ -300,7 +302,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
         });
     }
 
-    /// Notes for each part how far it has come.
+    /// Records the progress of each part.
     fn note_come(&mut self) {
         for part in &mut *self.parts {
             let failed = part.failed.map_or(usize::MAX, |(_, position)| position);
@@ -316,13 +318,13 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
 
 impl<T: Transport, C: Clock, H: Hal> Drop for Transfer<'_, '_, T, C, H> {
     fn drop(&mut self) {
-        // Whatever unwinds here, the borrow of the buffers would end with it.
+        // Code that unwinds here would end the borrow of the buffers.
         or_abort(|| self.take_back());
     }
 }
 
 impl Chunk {
-    /// Asks for it, or the start of it. `false` if there is no room now.
+    /// Requests the range, or its start. Returns `false` if there is no room now.
     fn ask<T: Transport, H: Hal>(
         &mut self,
         part: &mut Part<'_>,
@@ -332,15 +334,15 @@ impl Chunk {
         // SAFETY: `position` is inside the buffer that `data` points to.
         let to = unsafe { part.data.add(self.position) };
         let read = Read {
-            // Below 2^63, as `Part::start` checked.
+            // Less than 2^63, as `Part::start` has checked.
             offset: part.offset.saturating_add(self.position as u64),
             ..part.read()
         };
         let size = self.end.saturating_sub(self.position);
         let to = NonNull::slice_from_raw_parts(to, size);
         // SAFETY: these bytes are a part of the buffer, which is borrowed for `'a`. No other chunk
-        // has them, nobody looks at them before they have come, and `Transfer` does not give the
-        // buffer back while the session has the ticket.
+        // has them, nobody reads them before they have arrived, and `Transfer` does not return the
+        // buffer while the session has the ticket.
         match unsafe { session.submit_read(epoch, read, to) } {
             Ok(asked) => {
                 self.asked = asked;
@@ -356,7 +358,7 @@ impl Chunk {
         }
     }
 
-    /// Takes an answer for `lent` bytes; whether there is still something to be asked for.
+    /// Handles a reply for `lent` bytes. Returns whether a part of the range is still missing.
     fn goes_on(&mut self, part: &mut Part<'_>, answer: Result<usize, Error>, lent: usize) -> bool {
         if is_again(&answer) && self.retries > 0 {
             self.retries = self.retries.saturating_sub(1);
@@ -370,7 +372,7 @@ impl Chunk {
                 if size == 0 || (self.position < end && is_end) {
                     part.end = part.end.min(self.position);
                 }
-                // A server may give less than asked before the end of the file.
+                // A server may return less than requested before the end of the file.
                 self.position < self.end.min(part.end)
             }
             Err(error) => {
