@@ -11,10 +11,10 @@ use core::{fmt, mem::ManuallyDrop};
 use heapless::Vec;
 use virtio_drivers::transport::Transport;
 
-/// Bytes of entries asked for at a time: 14 of the longest names, some 100 of usual ones.
+/// The size of a READDIR in bytes: 14 of the longest names, some 100 usual ones.
 const BUFFER: usize = PAGE_SIZE;
 
-/// A directory, to work in by names instead of paths. No symbolic link is followed.
+/// A directory, for access by names instead of paths. Symbolic links are not followed.
 pub struct Dir<'s, T: Transport, C: Clock, H: Hal> {
     node: Node<'s, T, C, H>,
 }
@@ -27,13 +27,14 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
         }
     }
 
-    /// The directory without a borrow of its share.
+    /// Converts it into a handle that does not borrow the share.
     #[must_use = "the host keeps the directory for us"]
     pub fn into_raw(self) -> RawDir {
         RawDir(ManuallyDrop::new(self).node.raw())
     }
 
-    /// What the directory itself is. The host is asked only if its path did not tell.
+    /// The attributes of the directory itself. The host is asked only if the lookup did not return
+    /// them.
     ///
     /// # Errors
     ///
@@ -42,7 +43,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
         Ok(Metadata(self.node.attr()?))
     }
 
-    /// What `name` is.
+    /// The attributes of `name`.
     ///
     /// # Errors
     ///
@@ -55,17 +56,17 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::TooManyLinks`] for a symbolic link, as `O_NOFOLLOW` gives; else as
+    /// [`Error::TooManyLinks`] for a symbolic link, as with `O_NOFOLLOW`; else as
     /// [`Share::open`](super::Share::open).
     pub fn open_file(&self, name: impl AsRef<[u8]>) -> Result<File<'s, T, C, H>, Error> {
         File::open(self.node(name.as_ref())?)
     }
 
-    /// The directory `name` below this one.
+    /// Opens the subdirectory `name`.
     ///
     /// # Errors
     ///
-    /// [`Error::NotADirectory`] for anything else, a symbolic link to one too.
+    /// [`Error::NotADirectory`] for anything else, including a symbolic link to a directory.
     pub fn open_dir(&self, name: impl AsRef<[u8]>) -> Result<Self, Error> {
         Self::open(self.node(name.as_ref())?)
     }
@@ -113,9 +114,9 @@ impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Dir<'_, T, C, H> {
     }
 }
 
-/// A directory without a borrow of its share: from [`Dir::into_raw`], as
-/// [`RawFile`](super::RawFile) from a file. [`Share::dir_of`] uses it, and [`Share::dir`] makes a
-/// [`Dir`] of it again, of which the host is told when it is dropped.
+/// A handle of a directory that does not borrow its share: from [`Dir::into_raw`], like
+/// [`RawFile`](super::RawFile) from a file. [`Share::dir_of`] uses it. [`Share::dir`] converts it
+/// back into a [`Dir`], which releases the directory on the host when it is dropped.
 #[derive(Debug)]
 pub struct RawDir(RawNode);
 
@@ -131,28 +132,28 @@ impl RawDir {
 
 /// Iterates over the entries of a directory of any size in constant memory.
 ///
-/// After an error it ends.
+/// It ends after the first error.
 pub struct ReadDir<'s, T: Transport, C: Clock, H: Hal> {
     share: &'s Share<T, C, H>,
     epoch: Epoch,
     node: NodeId,
     handle: Handle,
-    /// Keeps the node, where no [`Dir`] does.
+    /// Keeps the node alive if the iterator owns it.
     keep: Option<Node<'s, T, C, H>>,
     buffer: [u8; BUFFER],
     /// The part of the buffer that was not read yet.
     start: usize,
     end: usize,
-    /// Where the host goes on.
+    /// The offset for the next READDIR.
     offset: u64,
     entries: u32,
     max_entries: u32,
-    /// Nothing comes any more: it was the last one, or an error.
+    /// No more entries: the end was reached, or an error was returned.
     is_over: bool,
 }
 
 impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
-    /// The entries of `dir`, which is kept until the end.
+    /// The entries of `dir`, which the iterator keeps alive.
     pub(super) fn of(dir: Dir<'s, T, C, H>) -> Result<Self, Error> {
         let mut entries = Self::open(&dir.node)?;
         entries.keep = Some(dir.node);
@@ -209,7 +210,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
         }
     }
 
-    /// Asks for more entries; `false` at the end.
+    /// Reads more entries; `false` at the end.
     fn fill(&mut self) -> Result<bool, Error> {
         let request = Read {
             node: self.node,
@@ -222,7 +223,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
         let size = client.call_into(self.epoch, &request, &mut self.buffer)?;
         self.start = 0;
         self.end = size;
-        // Where the last entry leads back to where it came from, the same ones would come again.
+        // An entry whose offset leads back to the request's own offset would repeat the same
+        // entries for ever.
         let unread = self.buffer.get(..size).unwrap_or_default();
         if let Some(Ok(last)) = Dirents::new(unread).last()
             && last.offset == self.offset
@@ -264,7 +266,7 @@ impl<T: Transport, C: Clock, H: Hal> Drop for ReadDir<'_, T, C, H> {
         };
         let client = &self.share.client;
         client.post(self.epoch, &release, Priority::Normal);
-        // The node goes after the handle.
+        // The node is dropped after the handle.
         self.keep = None;
     }
 }
@@ -283,7 +285,7 @@ impl DirEntry {
         &self.name
     }
 
-    /// Its kind, if the host's directory says so.
+    /// Its kind, if the host reports it in the directory.
     #[must_use]
     pub fn file_type(&self) -> Option<FileType> {
         self.file_type

@@ -19,7 +19,7 @@ pub struct File<'s, T: Transport, C: Clock, H: Hal> {
     node: Node<'s, T, C, H>,
     attr: Attr,
     handle: Handle,
-    /// Where [`File::read`] goes on, in bytes.
+    /// The position of [`File::read`], in bytes.
     position: u64,
 }
 
@@ -28,9 +28,9 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         let attr = match (node.file_type(), node.attr) {
             (FileType::File, Some(attr)) => attr,
             (FileType::Directory, _) => return Err(Error::IsADirectory),
-            // A symbolic link comes here from a `Dir` only, which follows none.
+            // Only a `Dir` can reach a symbolic link here, and it follows none.
             (FileType::Symlink, _) => return Err(Error::TooManyLinks),
-            // To open a FIFO could block the server for ever.
+            // Opening a FIFO could block the server for ever.
             _ => return Err(Error::NotAFile),
         };
         let (id, is_dir) = (node.id, false);
@@ -43,7 +43,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         })
     }
 
-    /// The open file without a borrow of its share.
+    /// Converts it into a handle that does not borrow the share.
     #[must_use = "the file stays open on the host"]
     pub fn into_raw(self) -> RawFile {
         let file = ManuallyDrop::new(self);
@@ -55,12 +55,12 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         }
     }
 
-    /// What the host said about the file when it was opened.
+    /// The attributes at the time of the open.
     pub fn metadata(&self) -> Metadata {
         Metadata(self.attr)
     }
 
-    /// Asks the host again what the file is.
+    /// Asks the host for the current attributes.
     ///
     /// # Errors
     ///
@@ -70,8 +70,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         Ok(self.metadata())
     }
 
-    /// Asks the host whether the file was written to, cut or extended since it was opened: whether
-    /// its size or time of modification is another one.
+    /// Asks the host whether the file was changed since it was opened: whether its size or its
+    /// modification time differs.
     ///
     /// # Errors
     ///
@@ -81,14 +81,13 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         Ok(state(&attr) != state(&self.attr))
     }
 
-    /// Opens the file again after [`Share::resume`](super::Share::resume), by its `path`, if it is
-    /// still the same one: of the same inode number, type, size, and times of modification and
-    /// change.
+    /// Opens the file again by `path` after [`Share::resume`](super::Share::resume), if it is still
+    /// the same file: with the same inode number, type, size, modification time and change time.
     ///
     /// # Errors
     ///
-    /// [`Error::Changed`] if it is not; else as [`Share::open`](super::Share::open). The file stays
-    /// disconnected then.
+    /// [`Error::Changed`] if it is another file; else as [`Share::open`](super::Share::open). After
+    /// an error the file stays disconnected.
     pub fn resume(&mut self, path: impl AsRef<[u8]>) -> Result<(), Error> {
         let old = self.attr;
         let is_same =
@@ -103,8 +102,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         Ok(())
     }
 
-    /// The file that the host has below this one, which is no directory: servers of this project's
-    /// host tool have prepared kernels there.
+    /// The node `name` below this file, although a file is no directory: the server of this
+    /// project's host tool offers prepared kernels there.
     #[cfg(feature = "minimal")]
     pub(crate) fn below(&self, name: &[u8]) -> Result<Self, Error> {
         let Node {
@@ -120,25 +119,27 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         })
     }
 
-    /// Reads at `offset`, in bytes, straight into `buf`: the host writes there, the guest copies
-    /// nothing. Returns the bytes read, fewer than the buffer's only at the end of the file: a file
-    /// that grows while it is read may end where it did when it was opened.
+    /// Reads at `offset`, in bytes, directly into `buf`: the host writes there, and the guest
+    /// copies nothing. Returns the number of bytes read, which is less than the buffer's size only
+    /// at the end of the file. For a file that grows meanwhile, that may be its end at the time of
+    /// the open.
     ///
     /// # Errors
     ///
-    /// The host's, [`Error::InvalidOffset`] beyond 2^63 - 1. What `buf` holds is undefined then.
+    /// The host's error; [`Error::InvalidOffset`] beyond 2^63 - 1. After an error the content of
+    /// `buf` is undefined.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize, Error> {
         self.read_at_with(offset, buf, &mut |_| ControlFlow::Continue(()))
     }
 
-    /// As [`File::read_at`], and tells `progress` from time to time, and before it returns, how
-    /// many bytes at the start of `buf` have come. If it breaks, nothing more is asked for, and the
-    /// read ends when what is in flight has come back.
+    /// As [`File::read_at`]; calls `progress` from time to time, and before it returns, with the
+    /// number of bytes that were read to the start of `buf`. If `progress` breaks, no more chunks
+    /// are requested, and the read ends once the chunks in flight have come back.
     ///
     /// # Errors
     ///
-    /// [`Error::Cancelled`] if `progress` has broken; else as [`File::read_at`], but the bytes that have come stay: after [`File::resume`], the read
-    /// can go on behind them.
+    /// [`Error::Cancelled`] if `progress` broke; else as [`File::read_at`]. The bytes that were
+    /// read stay in `buf`: after [`File::resume`], a read can continue after them.
     pub fn read_at_with(
         &self,
         offset: u64,
@@ -153,35 +154,35 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     }
 
     /// A read at `offset`, in bytes, into `buf`, for
-    /// [`Share::read_parts`](super::Share::read_parts), which does it together with others.
+    /// [`Share::read_parts`](super::Share::read_parts), which reads several parts at once.
     #[must_use]
     pub fn part<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Part<'a> {
         let (epoch, node) = (self.node.epoch, self.node.id);
         Part::new(epoch, node, self.handle, offset, self.attr.size, buf)
     }
 
-    /// Reads on from where the last one stopped, as [`File::read_at`] does.
+    /// Reads from the current position, as [`File::read_at`] does, and advances the position.
     ///
     /// # Errors
     ///
-    /// As [`File::read_at`]; the position stays where it was.
+    /// As [`File::read_at`]; the position does not change then.
     pub fn read(&mut self, buf: &mut [u8]) -> Result<usize, Error> {
         let size = self.read_at(self.position, buf)?;
         self.position = self.position.saturating_add(size as u64);
         Ok(size)
     }
 
-    /// Where [`File::read`] goes on, in bytes from the start.
+    /// The position of [`File::read`], in bytes from the start.
     #[must_use]
     pub fn position(&self) -> u64 {
         self.position
     }
 
-    /// Makes [`File::read`] go on at `position`, in bytes. Behind the end, it reads nothing.
+    /// Sets the position of [`File::read`], in bytes. After the end of the file, it reads nothing.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOffset`] beyond 2^63 - 1; the position stays where it was.
+    /// [`Error::InvalidOffset`] beyond 2^63 - 1; the position does not change then.
     pub fn set_position(&mut self, position: u64) -> Result<(), Error> {
         if position > OFFSET_MAX {
             return Err(Error::InvalidOffset);
@@ -194,7 +195,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::UnexpectedEof`] if the file ends before; else as [`File::read_at`].
+    /// [`Error::UnexpectedEof`] if the file ends earlier; else as [`File::read_at`].
     pub fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
         if self.read_at(offset, buf)? == buf.len() {
             Ok(())
@@ -204,11 +205,12 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     }
 }
 
-/// An open file without a borrow of its share, for the tables of a VFS: from [`File::into_raw`].
+/// A handle of an open file that does not borrow its share, for the tables of a VFS: from
+/// [`File::into_raw`].
 ///
-/// [`Share::file_of`] uses it, and [`Share::file`] makes a [`File`] of it again, which is closed when
-/// it is dropped. A `RawFile` that is dropped stays open on the host until the session ends. With
-/// another share than its own, it is one of a session that is over: [`Error::Disconnected`].
+/// [`Share::file_of`] uses it. [`Share::file`] converts it back into a [`File`], which closes the
+/// file when it is dropped. If a `RawFile` itself is dropped, the file stays open on the host until
+/// the session ends. With any other share, its use fails with [`Error::Disconnected`].
 ///
 /// ```no_run
 /// # use bootshare::{Share, Error, fs::RawFile, hal::Clock, transport::Transport};
@@ -258,7 +260,7 @@ impl RawFile {
     }
 }
 
-/// What is another in a file that was changed.
+/// The attributes that differ after a change of the file.
 fn state(attr: &Attr) -> impl PartialEq + use<> {
     (attr.file_type, attr.size, attr.mtime, attr.mtime_nsec)
 }
@@ -298,7 +300,7 @@ impl<T: Transport, C: Clock, H: Hal> embedded_io::Read for File<'_, T, C, H> {
 
 #[cfg(feature = "embedded-io")]
 impl<T: Transport, C: Clock, H: Hal> embedded_io::Seek for File<'_, T, C, H> {
-    /// Moves to another position. From the end, it is the size of [`File::metadata`] that counts.
+    /// Sets the position. From the end, it counts from the size in [`File::metadata`].
     fn seek(&mut self, to: SeekFrom) -> Result<u64, Error> {
         let position = match to {
             SeekFrom::Start(offset) => Some(offset),

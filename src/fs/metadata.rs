@@ -1,8 +1,8 @@
-//! What is known about a file.
+//! The attributes of a file.
 
 use crate::fuse::{Attr, FileType};
 
-/// What the host said about a file at one moment.
+/// The attributes of a file, as the host reported them at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metadata(pub(super) Attr);
 
@@ -44,13 +44,14 @@ impl Metadata {
         self.0.permissions
     }
 
-    /// Last change of its content, in seconds since 1970 (negative before) and nanoseconds.
+    /// Time of the last change of its content, in seconds since 1970 (negative before) and
+    /// nanoseconds.
     #[must_use]
     pub fn modified(&self) -> (i64, u32) {
         (self.0.mtime, self.0.mtime_nsec)
     }
 
-    /// All attributes, as the protocol has them.
+    /// All attributes of the protocol.
     #[must_use]
     pub fn attr(&self) -> &Attr {
         &self.0

@@ -1,13 +1,12 @@
-//! The read-only file system of a mounted share, with the names and manners of `std::fs`.
+//! The read-only file system of a mounted share, with names and conventions of `std::fs`.
 //!
-//! Floor 4. Paths are bytes, as on the host: `&str`, `&[u8]` and byte string literals all do. A
-//! path is relative to the root of the share, with or without a leading `/`; the empty one names
-//! nothing. Symbolic links are
-//! followed inside the share: `..` stops at its root and an absolute target starts there. The
-//! client resolves every path itself, one LOOKUP a component, so no server can be talked into
-//! leaving the share by a path of ours.
+//! Floor 4. Paths are bytes, as on the host; `&str`, `&[u8]` and byte string literals are accepted.
+//! A path is relative to the root of the share, with or without a leading `/`; the empty path is
+//! invalid. Symbolic links are followed inside the share: `..` stops at its root, and an absolute
+//! target starts there. The client resolves every path itself, with one LOOKUP for each component,
+//! so no path can make a server leave the share.
 //!
-//! Nothing is cached: each call asks the host, and what it says holds for that moment.
+//! Nothing is cached: each call asks the host, and the answer is true for that moment.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
@@ -42,18 +41,18 @@ use crate::{
 use core::{fmt, mem::ManuallyDrop, ops::ControlFlow};
 use virtio_drivers::transport::Transport;
 
-// A symbolic link's target fits, with room for one byte more: servers refuse a buffer that a target
-// might not fit in.
+// One byte more than the longest target of a symbolic link: servers refuse a buffer that might be
+// too small.
 const _: () = assert!(fuse::TARGET_MAX < PAGE_SIZE);
 
 /// A mounted share.
 ///
-/// An error that leaves the host in doubt ([`Error::TimedOut`], [`Error::Protocol`] of the rings)
-/// disconnects the share: the device is reset and every call gives [`Error::Disconnected`], until
-/// [`Share::resume`].
+/// An error after which the host cannot be trusted ([`Error::TimedOut`], or [`Error::Protocol`]
+/// because of the rings) disconnects the share: the device is reset, and every call returns
+/// [`Error::Disconnected`] until [`Share::resume`].
 ///
-/// Files and directories borrow it; several can be open at once. Dropping it resets the device;
-/// [`Share::unmount`] says goodbye to the host as well.
+/// Files and directories borrow the share; several can be open at once. Dropping the share resets
+/// the device; [`Share::unmount`] also ends the session on the host.
 ///
 /// ```no_run
 /// # use bootshare::{Share, Options, Error, hal::Clock, transport::FsTransport};
@@ -73,19 +72,19 @@ pub struct Share<T: Transport, C: Clock, H: Hal = IdentityHal> {
 }
 
 impl<T: Transport, C: Clock> Share<T, C> {
-    /// Mounts the share behind `transport`, with DMA memory of the [`IdentityHal`].
+    /// Mounts the share of the device of `transport`, with DMA memory of the [`IdentityHal`].
     ///
     /// # Errors
     ///
-    /// [`Error::Device`] if the device can't be set up, [`Error::TimedOut`] if its host does not
-    /// answer, [`Error::Protocol`] if it speaks no FUSE version that this client knows.
+    /// [`Error::Device`] if the device cannot be set up; [`Error::TimedOut`] if its host does not
+    /// answer; [`Error::Protocol`] if the host speaks no FUSE version that this client supports.
     pub fn mount(transport: T, clock: C, options: Options) -> Result<Self, Error> {
         Self::mount_with(transport, clock, options)
     }
 }
 
 impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
-    /// Mounts the share behind `transport`, with DMA memory of the [`Hal`] that the type names.
+    /// Mounts the share of the device of `transport`, with DMA memory of the given [`Hal`].
     ///
     /// # Errors
     ///
@@ -96,7 +95,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         Ok(Self { client, tag })
     }
 
-    /// The share's name.
+    /// The tag of the share.
     pub fn tag(&self) -> Tag {
         self.tag
     }
@@ -106,16 +105,17 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         (7, self.client.minor())
     }
 
-    /// What `path` is, symbolic links followed.
+    /// The attributes of `path`; symbolic links are followed.
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`] and the other errors of a path; [`Error::Host`] for the host's own.
+    /// [`Error::NotFound`] and the other errors of path resolution; [`Error::Host`] for other
+    /// errors of the host.
     pub fn metadata(&self, path: impl AsRef<[u8]>) -> Result<Metadata, Error> {
         self.at(path, true, |node| Ok(Metadata(node.attr()?)))
     }
 
-    /// What `path` is; a symbolic link at its end is not followed.
+    /// The attributes of `path`; a symbolic link at its end is not followed.
     ///
     /// # Errors
     ///
@@ -128,17 +128,17 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::IsADirectory`] and [`Error::NotAFile`] for anything else than a regular file;
-    /// else as [`Share::metadata`].
+    /// [`Error::IsADirectory`] and [`Error::NotAFile`] if it is not a regular file; else as
+    /// [`Share::metadata`].
     pub fn open(&self, path: impl AsRef<[u8]>) -> Result<File<'_, T, C, H>, Error> {
         self.at(path, true, File::open)
     }
 
-    /// Whether `path` names anything, symbolic links followed: one that dangles does not.
+    /// Whether `path` exists; symbolic links are followed, so a dangling one does not exist.
     ///
     /// # Errors
     ///
-    /// As [`Share::metadata`], but for the two that say that there is nothing.
+    /// As [`Share::metadata`], except for the two errors that mean `false`.
     pub fn exists(&self, path: impl AsRef<[u8]>) -> Result<bool, Error> {
         match self.metadata(path) {
             Ok(_) => Ok(true),
@@ -147,7 +147,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         }
     }
 
-    /// Reads the whole file `path` to the start of `buf`, and gives that part of it.
+    /// Reads the whole file `path` to the start of `buf`, and returns that part of `buf`.
     ///
     /// ```no_run
     /// # use bootshare::{Share, Error, hal::Clock, transport::Transport};
@@ -160,8 +160,8 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::BufferTooSmall`] if the file is larger, also than the host said before; else as
-    /// [`Share::open`].
+    /// [`Error::BufferTooSmall`] if the file is larger, also if it is larger than the host
+    /// reported; else as [`Share::open`].
     pub fn read<'b>(
         &self,
         path: impl AsRef<[u8]>,
@@ -172,7 +172,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
             return Err(Error::BufferTooSmall);
         }
         let size = file.read_at(0, buf)?;
-        // A full buffer need not be the end of a file that is not as large as the host has said.
+        // If the file is larger than the host reported, a full buffer is not its end.
         if size == buf.len()
             && file.metadata().len() != size as u64
             && file.read_at(size as u64, &mut [0])? != 0
@@ -182,12 +182,13 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         buf.get_mut(..size).ok_or(Error::BufferTooSmall)
     }
 
-    /// Reads several parts of open files at once, each straight into its own buffer, until each
-    /// buffer is full or its file ends. They are asked for in their order, and chunks of the next
-    /// one are in flight before the one before it is complete.
+    /// Reads several parts of open files at once, each directly into its own buffer, until each
+    /// buffer is full or its file ends. Parts are requested in their order; chunks of the next part
+    /// are in flight before the previous one is complete.
     ///
-    /// `progress` is called from time to time, and before the return, with what has come. If it breaks,
-    /// nothing more is asked for, and the read ends when what is in flight has come back.
+    /// `progress` is called from time to time, and before the return, with the number of bytes
+    /// read. If it breaks, no more chunks are requested, and the read ends once the chunks in
+    /// flight have come back.
     ///
     /// ```no_run
     /// # use bootshare::{Share, Error, hal::Clock, transport::Transport};
@@ -204,9 +205,9 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// As [`File::read_at`]; [`Error::Disconnected`] for a file of another share as well,
-    /// [`Error::Cancelled`] if `progress` has broken.
-    /// [`Part::error`] tells whose it is. Parts keep what has come: read again, they go on there.
+    /// As [`File::read_at`]; [`Error::Disconnected`] also for a file of another share;
+    /// [`Error::Cancelled`] if `progress` broke. [`Part::error`] tells which part failed. Parts
+    /// keep what was read; another read continues from there.
     pub fn read_parts(
         &self,
         parts: &mut [Part<'_>],
@@ -219,12 +220,12 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotADirectory`] if it is something else; else as [`Share::metadata`].
+    /// [`Error::NotADirectory`] if it is not a directory; else as [`Share::metadata`].
     pub fn read_dir(&self, path: impl AsRef<[u8]>) -> Result<ReadDir<'_, T, C, H>, Error> {
         self.at(path, true, |node| ReadDir::of(Dir::open(node)?))
     }
 
-    /// The directory `path` itself, to work in without resolving its path again.
+    /// Opens the directory `path`, for access by names without another resolution of the path.
     ///
     /// # Errors
     ///
@@ -233,32 +234,32 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         self.at(path, true, Dir::open)
     }
 
-    /// Makes a file of `raw` again.
+    /// Converts `raw` back into a file.
     pub fn file(&self, raw: RawFile) -> File<'_, T, C, H> {
         raw.of(self)
     }
 
-    /// The file `raw`, to be used and not to be closed.
+    /// Borrows the file `raw`; it is not closed afterwards.
     pub fn file_of(&self, raw: &RawFile) -> ManuallyDrop<File<'_, T, C, H>> {
         ManuallyDrop::new(raw.of(self))
     }
 
-    /// Makes a directory of `raw` again.
+    /// Converts `raw` back into a directory.
     pub fn dir(&self, raw: RawDir) -> Dir<'_, T, C, H> {
         raw.of(self)
     }
 
-    /// The directory `raw`, to be used and not to be given up.
+    /// Borrows the directory `raw`; it is not released afterwards.
     pub fn dir_of(&self, raw: &RawDir) -> ManuallyDrop<Dir<'_, T, C, H>> {
         ManuallyDrop::new(raw.of(self))
     }
 
-    /// The target of the symbolic link `path`, as it stands there. 4095 bytes always suffice.
+    /// The target of the symbolic link `path`, unchanged. 4095 bytes always suffice.
     ///
     /// # Errors
     ///
-    /// [`Error::NotASymlink`] for anything else, [`Error::BufferTooSmall`] if `buf` can't hold the
-    /// target; else as [`Share::metadata`].
+    /// [`Error::NotASymlink`] for anything else; [`Error::BufferTooSmall`] if the target does not
+    /// fit into `buf`; else as [`Share::metadata`].
     pub fn read_link<'b>(
         &self,
         path: impl AsRef<[u8]>,
@@ -268,46 +269,47 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         buf.get(..size).ok_or(Error::BufferTooSmall)
     }
 
-    /// Figures of the file system that the share's root is on.
+    /// Figures of the file system of the share's root.
     ///
     /// # Errors
     ///
-    /// The host's, or how it broke the protocol.
+    /// The host's error, or its violation of the protocol.
     pub fn statistics(&self) -> Result<Statistics, Error> {
         let node = NodeId::ROOT;
         self.client.call(self.client.epoch(), &StatFs { node })
     }
 
-    /// Ends the session: the host drops all it holds for us, and the device is reset, so that
-    /// another driver can take it.
+    /// Ends the session: the host releases all nodes and handles, and the device is reset, so that
+    /// another driver can use it.
     ///
     /// # Errors
     ///
-    /// [`Error::TimedOut`] and the like if the host no longer answers; the device is reset all the
-    /// same.
+    /// [`Error::TimedOut`] and the like if the host no longer answers; the device is reset in any
+    /// case.
     pub fn unmount(self) -> Result<(), Error> {
         self.client.end()
     }
 
-    /// Connects a share again that an error has disconnected; does nothing while it is connected.
+    /// Reconnects a share that an error has disconnected. Does nothing while it is connected.
     ///
-    /// Files and directories of before give [`Error::Disconnected`] from then on: open files go on
-    /// after [`File::resume`].
+    /// Files and directories that were open return [`Error::Disconnected`] from then on. Open files
+    /// can be reconnected by [`File::resume`].
     ///
     /// # Errors
     ///
-    /// As [`Share::mount`]; the share stays disconnected and this can be tried again.
+    /// As [`Share::mount`]; the share stays disconnected, and the caller may try again.
     pub fn resume(&self) -> Result<(), Error> {
         self.client.resume()
     }
 
-    /// Whether no error has disconnected the share since it was mounted or resumed.
+    /// Whether the share is connected: no error has disconnected it since the mount or the last
+    /// resume.
     pub fn is_connected(&self) -> bool {
         self.client.is_connected()
     }
 
-    /// Does something with what `path` names. Where the host says that what it has found there is no
-    /// longer what it was, the path is looked up again, once.
+    /// Calls a function with the node of `path`. If the host answers ESTALE, the path is looked up
+    /// again, once.
     fn at<'s, R>(
         &'s self,
         path: impl AsRef<[u8]>,
@@ -322,7 +324,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         }
     }
 
-    /// Looks one name up; the node it gives must be forgotten once.
+    /// Looks up one name; the node that it returns must be forgotten once.
     fn lookup(&self, epoch: Epoch, parent: NodeId, name: &[u8]) -> Result<(NodeId, Attr), Error> {
         if name.len() > fuse::NAME_MAX {
             return Err(Error::NameTooLong);
@@ -349,7 +351,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         self.client.call(epoch, &GetAttr { node })
     }
 
-    /// Reads a link's target into `buf`.
+    /// Reads the target of a link into `buf`.
     fn target<'b>(
         &self,
         epoch: Epoch,
@@ -373,7 +375,7 @@ impl<T: Transport, C: Clock, H: Hal> fmt::Debug for Share<T, C, H> {
     }
 }
 
-/// A [`Node`] without its share.
+/// A [`Node`] that does not borrow its share.
 #[derive(Clone, Copy, Debug)]
 struct RawNode {
     epoch: Epoch,
@@ -393,12 +395,12 @@ impl RawNode {
     }
 }
 
-/// A file or directory that the host keeps for us until this is dropped.
+/// A file or directory that the host keeps for the client until this is dropped.
 struct Node<'s, T: Transport, C: Clock, H: Hal> {
     share: &'s Share<T, C, H>,
     epoch: Epoch,
     id: NodeId,
-    /// `None` for a directory that was not looked up: the root, or one above another.
+    /// `None` for a directory that was not looked up: the root, or the parent of another one.
     attr: Option<Attr>,
 }
 
@@ -411,7 +413,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
         }
     }
 
-    /// Asks the host something about this node, if the session is still the one that knows it.
+    /// Sends a request about this node, if its session is still connected.
     fn call<O: Operation>(&self, operation: &O) -> Result<O::Reply, Error> {
         self.share.client.call(self.epoch, operation)
     }
@@ -420,7 +422,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Node<'s, T, C, H> {
         self.attr.map_or(FileType::Directory, |attr| attr.file_type)
     }
 
-    /// What it is; the host is asked if nobody has told yet.
+    /// Its attributes; the host is asked only if they are not known yet.
     fn attr(&self) -> Result<Attr, Error> {
         match self.attr {
             Some(attr) => Ok(attr),

@@ -10,16 +10,16 @@ use crate::{
 use heapless::Vec;
 use virtio_drivers::transport::Transport;
 
-/// Longest path in bytes, its links expanded (`PATH_MAX` less the NUL).
+/// The greatest length of a path in bytes, with its links expanded (`PATH_MAX` without the NUL).
 const PATH_MAX: usize = 4095;
-/// Most symbolic links that one path may lead through, as on Linux (`MAXSYMLINKS`).
+/// The greatest number of symbolic links in one path, as on Linux (`MAXSYMLINKS`).
 const MAX_LINKS: u32 = 40;
-/// Most directories that a path may go down.
+/// The greatest depth of a path in directories.
 const MAX_DEPTH: usize = 256;
 
 impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
-    /// Finds what `path` names. A symbolic link at its end is followed if `follow` says so or a
-    /// `/` stands behind it.
+    /// Finds the node of `path`. A symbolic link at its end is followed if `follow` is set or a `/`
+    /// follows it.
     pub(super) fn resolve(&self, path: &[u8], follow: bool) -> Result<Node<'_, T, C, H>, Error> {
         if path.is_empty() {
             return Err(Error::NotFound);
@@ -69,18 +69,18 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     }
 }
 
-/// What is left of a path. It stands at the end of a buffer, so that the targets of links can be
-/// put before it.
+/// The unresolved rest of a path. It lies at the end of a buffer, so that the target of a link can
+/// be put before it.
 struct Pending {
     buffer: [u8; PATH_MAX],
     start: usize,
 }
 
-/// Where in the buffer a component is.
+/// The range of a component in the buffer.
 struct Component {
     start: usize,
     end: usize,
-    /// A `/` follows it.
+    /// Whether a `/` follows it.
     needs_directory: bool,
 }
 
@@ -103,7 +103,7 @@ impl Pending {
         Ok(pending)
     }
 
-    /// Puts `path` before what is left, which starts with a `/` unless it is empty.
+    /// Puts `path` before the rest, which starts with a `/` unless it is empty.
     fn prepend(&mut self, path: &[u8]) -> Result<(), Error> {
         let start = self.start.checked_sub(path.len());
         let start = start.ok_or(Error::PathTooLong)?;
@@ -117,7 +117,7 @@ impl Pending {
         self.buffer.get(self.start..).unwrap_or_default()
     }
 
-    /// Whether nothing but `/` is left.
+    /// Whether the rest has nothing but `/`.
     fn is_empty(&self) -> bool {
         self.rest().iter().all(|&byte| byte == b'/')
     }
@@ -138,13 +138,13 @@ impl Pending {
     }
 }
 
-/// Where the resolution has come to: the directories down from the root, and at their end perhaps
-/// something else. What is left is forgotten.
+/// The progress of a resolution: the directories from the root down, and perhaps another file at
+/// the end. The nodes that it drops are forgotten.
 struct Place<'s, T: Transport, C: Clock, H: Hal> {
     share: &'s Share<T, C, H>,
     epoch: Epoch,
     below_root: Vec<NodeId, MAX_DEPTH>,
-    /// Attributes of the last one; `None` for a directory that was come back to.
+    /// The attributes of the last node; `None` for a directory that `..` returned to.
     attr: Option<Attr>,
 }
 
@@ -170,13 +170,13 @@ impl<'s, T: Transport, C: Clock, H: Hal> Place<'s, T, C, H> {
             return Err(Error::PathTooLong);
         }
         let (node, attr) = self.share.lookup(self.epoch, self.id(), name)?;
-        // There is room, as was just seen.
+        // There is room; it was checked above.
         _ = self.below_root.push(node);
         self.attr = Some(attr);
         Ok(())
     }
 
-    /// One up; the root is its own parent.
+    /// Goes to the parent; the root is its own parent.
     fn leave(&mut self) {
         if let Some(node) = self.below_root.pop() {
             self.share.forget(self.epoch, node);

@@ -57,9 +57,10 @@ pub struct Attr {
     pub gid: u32,
     /// Seconds of the last change of its content since 1970, negative before.
     pub mtime: i64,
-    /// Nanoseconds behind `mtime`, below 10^9.
+    /// Nanoseconds in addition to `mtime`, below 10^9.
     pub mtime_nsec: u32,
-    /// Seconds and nanoseconds of the last change of its content or attributes, as the host says.
+    /// Seconds and nanoseconds of the last change of its content or attributes, as the host reports
+    /// them.
     pub ctime: (i64, u32),
 }
 

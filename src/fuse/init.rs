@@ -1,21 +1,22 @@
-//! INIT: the first request, which agrees on a version (`fuse_init_in`, `fuse_init_out`).
+//! INIT: the first request, which negotiates the version (`fuse_init_in`, `fuse_init_out`).
 
 use super::{Operation, Violation, fuse_opcode, structure};
 use fuse_abi::linux::{
     FUSE_KERNEL_MINOR_VERSION, FUSE_KERNEL_VERSION, fuse_init_in, fuse_init_out,
 };
 
-/// The oldest minor version spoken here: virtio-fs itself began with 7.31.
+/// The oldest supported minor version: virtio-fs itself began with 7.31.
 pub(super) const OLDEST_MINOR: u32 = 31;
 
-/// Opens a session; a second one on the same device forgets all nodes and handles of the first.
+/// Opens a session. A second INIT on the same device invalidates all nodes and handles of the
+/// first.
 #[derive(Clone, Copy, Debug)]
 pub struct Init;
 
-/// What client and server agreed on.
+/// The result of the negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Negotiated {
-    /// The minor version both speak; the major one is 7.
+    /// The minor version that both sides support; the major version is 7.
     pub minor: u32,
 }
 
@@ -32,7 +33,7 @@ impl Operation for Init {
         fuse_init_in {
             major: FUSE_KERNEL_VERSION,
             minor: FUSE_KERNEL_MINOR_VERSION,
-            // No flag is asked for: a read-only client with reads of its own needs none. Without
+            // No flag is requested, because a read-only client does not need any. Without
             // FUSE_INIT_EXT the fields from `flags2` on are padding.
             ..fuse_init_in::default()
         }

@@ -3,7 +3,7 @@
 use super::{Attr, NodeId, Operation, Violation, fuse_opcode, structure};
 use fuse_abi::linux::fuse_entry_out;
 
-/// Looks `name` up in `parent`. A reply with a node counts one lookup, to be forgotten once.
+/// Looks up `name` in `parent`. A reply with a node counts as one lookup, to be forgotten once.
 #[derive(Clone, Copy, Debug)]
 pub struct Lookup<'a> {
     /// The directory.
@@ -15,15 +15,15 @@ pub struct Lookup<'a> {
 /// A file that was looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its node, of which one lookup is counted whatever its attributes are.
+    /// Its node. The server has counted one lookup of it, even if the attributes are invalid.
     pub node: NodeId,
-    /// Its attributes, or what is wrong with them.
+    /// Its attributes, or the violation in them.
     pub attr: Result<Attr, Violation>,
 }
 
 impl Operation for Lookup<'_> {
     type Body = [u8; 0];
-    /// `None` where the server answers node 0: there is no such name, and that may be remembered.
+    /// `None` if the server answers with node 0: the name does not exist, and that may be cached.
     type Reply = Option<Entry>;
     const REPLY_SIZE: usize = size_of::<fuse_entry_out>();
 
@@ -49,7 +49,7 @@ impl Operation for Lookup<'_> {
             return Ok(None);
         };
         if node == NodeId::ROOT {
-            // The root is nobody's entry; its lookup count is not ours to give back.
+            // The root is no entry of a directory, and the client does not own its lookup count.
             return Err(Violation::NodeId);
         }
         let attr = reply.attr.try_into();

@@ -1,11 +1,11 @@
 //! The FUSE wire protocol (version 7, `linux/fuse.h`): requests encoded, replies decoded and
 //! checked.
 //!
-//! Floor 2. No I/O, no `unsafe`, and nothing of the transport: an [`Operation`] says what its
-//! request looks like and what a reply to it may look like. One file an operation, of a file and of a
-//! directory alike. The structures
-//! are `fuse-abi`'s, read and written through `zerocopy`; numbers are in the machine's own byte
-//! order, which virtio fixes to little endian.
+//! Floor 2. It has no I/O and no `unsafe`, and does not depend on the transport: an [`Operation`]
+//! describes its request and the valid replies. There is one file for each operation, also if it
+//! serves files and directories alike. The structures are those of `fuse-abi`, read and written
+//! through `zerocopy`; numbers are in the machine's own byte order, which virtio fixes to little
+//! endian.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
@@ -51,20 +51,20 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Longest name of a directory entry, in bytes (`NAME_MAX`).
 pub const NAME_MAX: usize = 255;
-/// Longest name that a server may list (`FUSE_NAME_MAX`): some file systems of hosts have names that
-/// are longer than what can be looked up.
+/// The longest name in a listing (`FUSE_NAME_MAX`): some file systems have names that are too long
+/// to be looked up.
 pub const LISTED_NAME_MAX: usize = 1024;
 /// Longest target of a symbolic link, in bytes (`PATH_MAX` less its NUL).
 pub const TARGET_MAX: usize = 4095;
-/// Largest offset into a file, as `loff_t` has it. A READ beyond it ends some servers.
+/// The greatest offset in a file, that of `loff_t`. A READ beyond it makes some servers exit.
 pub const OFFSET_MAX: u64 = i64::MAX as u64;
 
-/// Bytes of the header before each request.
+/// The size of the header of each request, in bytes.
 pub const REQUEST_HEADER: usize = size_of::<fuse_in_header>();
-/// Bytes of the header before each reply.
+/// The size of the header of each reply, in bytes.
 pub const REPLY_HEADER: usize = size_of::<fuse_out_header>();
 
-/// The server's number of a file or directory, valid while it holds a lookup count for us.
+/// The server's number of a file or directory, valid while the client has a lookup count of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NodeId(NonZeroU64);
 
@@ -75,7 +75,7 @@ impl NodeId {
         None => unreachable!(),
     };
 
-    /// A node ID from a reply; 0 is none.
+    /// A node ID from a reply; 0 means no node.
     fn new(id: u64) -> Option<Self> {
         NonZeroU64::new(id).map(Self)
     }
@@ -89,15 +89,16 @@ impl NodeId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle(u64);
 
-/// The client's number of a request, which its reply repeats.
+/// The client's number of a request, which the reply repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Unique(u64);
 
 impl Unique {
-    /// The first request's number. Requests are even, as Linux has it; odd ones interrupt.
+    /// The number of the first request. Requests have even numbers, as in Linux; odd ones mean
+    /// interrupts.
     pub const FIRST: Self = Self(2);
 
-    /// The number after this one; after 2^63 requests they start again.
+    /// The next number; it wraps around after 2^63 requests.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(match self.0.wrapping_add(2) {
@@ -112,10 +113,10 @@ impl Unique {
 pub struct Errno(u16);
 
 impl Errno {
-    /// The largest error number there is (`MAX_ERRNO`).
+    /// The greatest error number (`MAX_ERRNO`).
     const MAX: i32 = 4095;
 
-    /// The number itself.
+    /// The number.
     #[must_use]
     pub const fn get(self) -> u16 {
         self.0
@@ -165,30 +166,31 @@ impl fmt::Debug for Errno {
     }
 }
 
-/// What a host did that the protocol does not allow.
+/// A violation of the protocol by the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Violation {
-    /// The used ring names a descriptor chain that is not in flight.
+    /// The used ring refers to a descriptor chain that is not in flight.
     UsedId,
-    /// The length in the used ring, the reply's own, and what the operation allows do not agree.
+    /// The length in the used ring, the length in the reply and the bounds of the operation
+    /// contradict each other.
     ReplyLength,
-    /// A reply carries another request's number.
+    /// A reply has the number of another request.
     ReplyUnique,
-    /// A reply's error is not a negative error number.
+    /// The error in a reply is not a negative error number.
     ErrorRange,
-    /// A reply gives node ID 0 or 1 for a file.
+    /// A reply has node ID 0 or 1 for a file.
     NodeId,
-    /// A reply's attributes are of no file that can exist.
+    /// The attributes in a reply are impossible.
     Attributes,
-    /// A directory entry reaches beyond its reply, or its name is empty, too long, or has a `/`
-    /// or NUL in it.
+    /// A directory entry reaches beyond its reply, or its name is empty, too long, or contains a
+    /// `/` or NUL.
     DirectoryEntry,
-    /// A directory listing does not advance, or never ends.
+    /// A directory listing makes no progress, or never ends.
     EndlessDirectory,
-    /// The target of a symbolic link is empty or has a NUL in it.
+    /// The target of a symbolic link is empty or contains a NUL.
     LinkTarget,
-    /// The server does not speak FUSE 7 of a minor version that this client knows.
+    /// The server does not support a version of FUSE 7 that this client supports.
     Version {
         /// Major version.
         major: u32,
@@ -220,10 +222,10 @@ impl fmt::Display for Violation {
     }
 }
 
-/// A reply that is no success: the server's error, or one that breaks the protocol.
+/// A reply without success: the server's error, or a violation of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyError {
-    /// The server refuses, with this error.
+    /// The server's error.
     Server(Errno),
     /// The reply is malformed.
     Malformed(Violation),
@@ -235,22 +237,22 @@ impl From<Violation> for ReplyError {
     }
 }
 
-/// One kind of request, with what it takes and gives.
+/// A kind of request, with its parameters and its result.
 pub trait Operation {
-    /// The fixed structure behind the request header; `()`-like operations use `[u8; 0]`.
+    /// The fixed structure after the request header; operations without one use `[u8; 0]`.
     type Body: IntoBytes + Immutable;
 
-    /// What a good reply means.
+    /// The result of a successful reply.
     type Reply;
 
-    /// Bytes behind the reply header that come into the client's own memory. An operation whose
-    /// reply goes to another buffer says 0 here and gets it as data.
+    /// The size of the reply after its header, as far as it goes to the client's own memory. 0 for
+    /// an operation whose reply goes to another buffer, which `decode` gets as data.
     const REPLY_SIZE: usize = 0;
 
     /// Its number.
     fn opcode(&self) -> fuse_opcode;
 
-    /// The node it is about; the root, where it is about all of the share.
+    /// The node of the request; the root, if the request concerns the whole share.
     fn node(&self) -> NodeId {
         NodeId::ROOT
     }
@@ -258,26 +260,26 @@ pub trait Operation {
     /// The fixed structure.
     fn body(&self) -> Self::Body;
 
-    /// The name behind the fixed structure, without its NUL. [`encode`] checks it.
+    /// The name after the fixed structure, without its NUL. [`encode`] checks it.
     fn name(&self) -> Option<&[u8]> {
         None
     }
 
-    /// Reads a reply without error: `fixed` is what came behind the header, and `data` how many
-    /// bytes of the caller's buffer the server filled.
+    /// Decodes a reply without an error: `fixed` is the part after the header, and `data` is the
+    /// number of bytes that the server wrote to the caller's buffer.
     ///
     /// # Errors
     ///
-    /// What is malformed about it.
+    /// The violation of the protocol.
     fn decode(&self, fixed: &[u8], data: usize) -> Result<Self::Reply, Violation>;
 }
 
-/// A request that must not be sent, because servers exit on its like.
+/// A request that must not be sent, because servers exit when they receive it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EncodeError {
-    /// The name is empty, longer than 255 bytes, or has a `/` or NUL in it.
+    /// The name is empty, longer than 255 bytes, or contains a `/` or NUL.
     Name,
-    /// The buffer can't hold the request.
+    /// The request does not fit into the buffer.
     Space,
 }
 
@@ -287,12 +289,12 @@ pub fn is_valid_name(name: &[u8]) -> bool {
     name.len() <= NAME_MAX && is_component(name)
 }
 
-/// Whether `name` has a byte, and neither `/` nor NUL among them.
+/// Whether `name` is not empty and contains neither `/` nor NUL.
 fn is_component(name: &[u8]) -> bool {
     !name.is_empty() && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
 }
 
-/// Writes the request for `operation` to the start of `out`, and gives that part of it.
+/// Writes the request for `operation` to the start of `out`, and returns that part of `out`.
 ///
 /// # Errors
 ///
@@ -317,7 +319,8 @@ pub fn encode<'o, O: Operation>(
         opcode: operation.opcode() as u32,
         unique: unique.0,
         nodeid: operation.node().get(),
-        // User and group 0, as firmware is: a server that maps IDs decides what that is worth.
+        // User and group 0, since this is firmware; a server that maps IDs decides what they may
+        // do.
         ..fuse_in_header::default()
     };
     let space = |()| EncodeError::Space;
@@ -346,14 +349,14 @@ fn write_prefix<'a>(
     Some(rest)
 }
 
-/// Checks the reply to `operation` and reads it.
+/// Checks and decodes the reply to `operation`.
 ///
 /// `reply` is the client's own reply buffer (header and fixed part), `data_size` the size of the
-/// caller's buffer behind it, and `used` the length that the device reports in the used ring.
+/// caller's buffer after it, and `used` the length that the device reports in the used ring.
 ///
 /// # Errors
 ///
-/// The server's error, or what is malformed about the reply.
+/// The server's error, or the violation of the protocol.
 pub fn decode<O: Operation>(
     operation: &O,
     unique: Unique,
@@ -363,9 +366,9 @@ pub fn decode<O: Operation>(
 ) -> Result<O::Reply, ReplyError> {
     let (header, fixed) =
         fuse_out_header::read_from_prefix(reply).map_err(|_| Violation::ReplyLength)?;
-    // The length stands in the used ring and in the header, and both must agree (virtio 1.2,
-    // section 2.7.8). libkrun up to 1.9 leaves 0 in the ring; then the header, which must answer
-    // this very request, speaks alone, and the bounds below hold all the same.
+    // The length is in the used ring and in the header, and both must agree (virtio 1.2, section
+    // 2.7.8). libkrun up to 1.9 leaves 0 in the ring; then only the header counts, which must have
+    // the number of this request, and the same bounds are checked.
     if used != 0 && header.len != used {
         return Err(Violation::ReplyLength.into());
     }
@@ -396,7 +399,7 @@ pub fn decode<O: Operation>(
     Ok(operation.decode(fixed, data)?)
 }
 
-/// The structure at the start of a reply. Servers of newer versions may send more behind it.
+/// The structure at the start of a reply. Servers of newer versions may send more after it.
 fn structure<T: FromBytes + KnownLayout + Immutable>(fixed: &[u8]) -> Result<T, Violation> {
     match T::read_from_prefix(fixed) {
         Ok((value, _)) => Ok(value),

@@ -30,7 +30,7 @@ impl Operation for Open {
     }
 
     fn body(&self) -> fuse_open_in {
-        // Flags 0 are O_RDONLY on every architecture; the host reads them as its own.
+        // The flags are 0, which is O_RDONLY on every architecture; the host interprets them.
         fuse_open_in::default()
     }
 

@@ -10,11 +10,11 @@ pub struct Read {
     pub node: NodeId,
     /// Its handle.
     pub handle: Handle,
-    /// Where to start, in bytes; the end must not pass 2^63 - 1. In a directory 0, or the offset of
-    /// the last entry seen: a number of the server's, with no order.
+    /// The offset in bytes; the end of the read must not exceed 2^63 - 1. For a directory 0, or the
+    /// offset of the last entry, which is a number without an order.
     pub offset: u64,
-    /// How much, in bytes, and the size of the buffer: servers differ in what they make of a
-    /// difference.
+    /// The number of bytes, and also the size of the buffer: if the two differed, servers would
+    /// react differently.
     pub size: u32,
     /// Whether it is a directory.
     pub is_dir: bool,
@@ -22,8 +22,8 @@ pub struct Read {
 
 impl Operation for Read {
     type Body = fuse_read_in;
-    /// Bytes read; of a file, fewer than asked at its end only. Those of a directory are for
-    /// [`Dirents`](super::Dirents), and none at its end.
+    /// The number of bytes read; for a file, less than requested only at its end. For a directory,
+    /// the bytes are decoded by [`Dirents`](super::Dirents), and there are none at its end.
     type Reply = usize;
 
     fn opcode(&self) -> fuse_opcode {

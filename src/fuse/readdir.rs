@@ -7,28 +7,29 @@ use zerocopy::FromBytes;
 /// A directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dirent<'a> {
-    /// Offset that continues behind this entry.
+    /// The offset of the entry after this one.
     pub offset: u64,
-    /// Its kind, if the server knows.
+    /// Its kind, if the server reports it.
     pub file_type: Option<FileType>,
-    /// Its name: 1 to 1024 bytes without `/` and NUL. Longer ones than 255 can't be looked up.
+    /// Its name: 1 to 1024 bytes without `/` and NUL. Names longer than 255 bytes cannot be looked
+    /// up.
     pub name: &'a [u8],
 }
 
-/// The entries of one READDIR reply, `.` and `..` among them.
+/// The entries of one READDIR reply, including `.` and `..`.
 ///
-/// Ends at the first malformed one, after its error.
+/// It ends after the first malformed entry, for which it returns an error.
 #[derive(Clone, Debug)]
 pub struct Dirents<'a>(&'a [u8]);
 
 impl<'a> Dirents<'a> {
-    /// Entries in `reply`, the part of the buffer that the server filled.
+    /// The entries in `reply`, the part of the buffer that the server wrote.
     #[must_use]
     pub fn new(reply: &'a [u8]) -> Self {
         Self(reply)
     }
 
-    /// What is left to be read: a `Dirents` from here goes on where this one is.
+    /// The rest of the reply: a `Dirents` made from it continues after the last entry.
     #[must_use]
     pub fn rest(&self) -> &'a [u8] {
         self.0

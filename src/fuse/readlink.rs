@@ -2,7 +2,7 @@
 
 use super::{NodeId, Operation, TARGET_MAX, Violation, fuse_opcode};
 
-/// Reads the target of `node` into a caller's buffer. It comes without a NUL.
+/// Reads the target of `node` into a caller's buffer, without a NUL.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadLink {
     /// The symbolic link.
@@ -11,7 +11,7 @@ pub struct ReadLink {
 
 impl Operation for ReadLink {
     type Body = [u8; 0];
-    /// Length of the target in bytes, 1 to 4095. Its bytes are the caller's to check.
+    /// The length of the target in bytes, 1 to 4095. The caller has to check the bytes.
     type Reply = usize;
 
     fn opcode(&self) -> fuse_opcode {

@@ -1,31 +1,31 @@
-//! Time, and the one way not to return.
+//! The clock of the platform, and how it stops the machine.
 
 use core::time::Duration;
 
 /// The platform's clock, polled while the client waits for the host.
 pub trait Clock {
-    /// Time since some fixed moment, never going back. A microsecond's resolution is enough.
+    /// The time since a fixed moment; it never decreases. A resolution of a microsecond is enough.
     fn now(&self) -> Duration;
 
-    /// Called between two looks at the device. The place for `pause` or `yield`.
+    /// Called between two polls of the device, for an instruction like `pause` or `yield`.
     fn relax(&self) {
         core::hint::spin_loop();
     }
 
-    /// Called between two looks at the device while much data is on its way, more than the host has
-    /// read after `at_most`: a processor that sleeps until then, or for less, is the host's. By
-    /// default as [`Clock::relax`], which is right where the host has processors to spare.
+    /// Called between two polls of the device while much data is in flight, more than the host can
+    /// read in `at_most`. If the processor sleeps for at most that time, the host can use it. The
+    /// default is [`Clock::relax`], which is right if the host has processors to spare.
     fn rest(&self, at_most: Duration) {
         let _ = at_most;
         self.relax();
     }
 
-    /// Stops the machine, because going on would be unsound.
+    /// Stops the machine, because it would be unsound to continue.
     ///
-    /// The client calls this in one case only: the device holds descriptors of a borrowed buffer
-    /// and does not confirm its reset, so it may write to that buffer at any time. `why` is a
-    /// sentence for the person at the console. It must not unwind either: the program is aborted
-    /// then, unless the device has confirmed its reset meanwhile.
+    /// The client calls this in one case only: the device has descriptors of a borrowed buffer and
+    /// does not confirm its reset, so it may write to that buffer at any time. `why` is a sentence
+    /// for the person at the console. This function must not unwind: the program would be aborted,
+    /// unless the device has confirmed its reset meanwhile.
     fn stop(&self, why: &str) -> ! {
         log::error!("{why}");
         loop {
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
     use core::cell::Cell;
 
-    /// Whose time is how often it was called, in ms.
+    /// A clock that advances by 1 ms with each call.
     struct Counting(Cell<u64>);
 
     impl Clock for Counting {

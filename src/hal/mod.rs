@@ -1,12 +1,12 @@
 //! What the client needs of a platform: DMA memory, an address for each buffer, and a clock.
 //!
-//! Floor 1, beside [`transport`](crate::transport). It may touch raw memory (the DMA pool) and
-//! nothing else of the crate.
+//! Floor 1, beside [`transport`](crate::transport). It may access raw memory (the DMA pool), and it
+//! depends on no other part of the crate.
 //!
-//! The memory interface is `virtio-drivers`' own [`Hal`]. Firmware whose virtual addresses are
+//! The memory interface is `virtio-drivers`' own [`Hal`]. Firmware whose virtual addresses equal
 //! its physical ones uses [`IdentityHal`]; any other platform implements [`Hal`] itself and can
-//! take its pages from a [`DmaPool`] of its own. [`Hal::share`] may give 0: not all of the buffer can
-//! be lent now.
+//! take its pages from a [`DmaPool`] of its own. [`Hal::share`] may return 0, which means that the
+//! whole buffer cannot be mapped now.
 #![cfg_attr(
     not(test),
     deny(

@@ -1,10 +1,10 @@
-//! A transport that stays its owner's.
+//! A transport by reference.
 
 use super::{DeviceStatus, DeviceType, InterruptStatus, PhysAddr, Transport, VirtioError};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// A transport that is lent to a share: after it was unmounted, or could not be mounted, the owner
-/// has the transport again.
+/// A borrowed transport: after the share was unmounted, or could not be mounted, the owner can use
+/// the transport again.
 ///
 /// ```no_run
 /// # use bootshare::{Error, Options, Share, hal::Clock, transport::{ByRef, Transport}};

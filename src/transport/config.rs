@@ -5,7 +5,7 @@ use safe_mmio::{SharedMmioPointer, UniqueMmioPointer, fields::ReadPureWrite};
 use virtio_drivers::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Configuration bytes of a device.
+/// The configuration space of a device.
 #[derive(Debug)]
 pub struct ConfigSpace<'a>(UniqueMmioPointer<'a, [ReadPureWrite<u8>]>);
 
@@ -52,10 +52,11 @@ impl<'a> ConfigSpace<'a> {
         value: T,
     ) -> Result<(), Error> {
         let field = self.field::<T>(offset)?;
-        // SAFETY: the field is inside the region and aligned, and `&mut self` keeps others away.
+        // SAFETY: the field is inside the region and aligned, and `&mut self` excludes other
+        // accesses.
         let mut field = unsafe { UniqueMmioPointer::new(field) };
-        // SAFETY: a driver may write any value to configuration space; what the device makes of
-        // it can't touch this machine's memory safety.
+        // SAFETY: a driver may write any value to configuration space; the device's reaction cannot
+        // break the memory safety of this program.
         unsafe { field.write_unsafe(value) };
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! A device that was found, over whichever transport.
+//! Devices that were found, over either transport.
 
 #[cfg(feature = "mmio")]
 use super::MmioTransport;
@@ -10,22 +10,22 @@ use super::{
 use core::fmt;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// The most file system devices of one machine that are looked at.
+/// The greatest number of file system devices of one machine that are considered.
 pub const MAX_DEVICES: usize = 8;
 
 /// File system devices in the order in which they were found.
 pub type DeviceList<T = FsTransport> = heapless::Vec<Device<T>, MAX_DEVICES>;
 
-/// A file system device that was found, and the way to it if it can be used.
+/// A file system device that was found, with its transport if it can be used.
 #[derive(Debug)]
 pub struct Device<T = FsTransport> {
-    /// Where it is.
+    /// The place of the device.
     pub address: Address,
-    /// The transport, or why the device can't be used.
+    /// The transport, or why the device cannot be used.
     pub transport: Result<T, TransportError>,
 }
 
-/// Where a device was found.
+/// The place of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Address {
     /// Physical address of a virtio-mmio register block.
@@ -54,11 +54,12 @@ impl fmt::Display for Address {
     }
 }
 
-/// Why a file system device that was found can't be used.
+/// Why a file system device cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TransportError {
-    /// A virtio-mmio device with the legacy register layout (version 1), which virtio-fs never had.
+    /// A virtio-mmio device with the legacy register layout (version 1), which virtio-fs does not
+    /// define.
     Legacy,
     /// A virtio-mmio device of a version that is neither 1 nor 2.
     Version(u32),
@@ -67,10 +68,10 @@ pub enum TransportError {
     /// A PCI capability that a modern device must have is missing or malformed (virtio 1.2,
     /// section 4.1.4).
     Capability(&'static str),
-    /// A BAR that a capability names can't be used: not a memory BAR, too small, or not placed
-    /// where the platform accepts device memory.
+    /// A BAR that a capability refers to cannot be used: it is no memory BAR, too small, or outside
+    /// of the addresses that the platform accepts for device memory.
     Bar {
-        /// Number of the base address register, 0 to 5 when the device tells the truth.
+        /// The number of the base address register; 0 to 5 if the device is correct.
         bar: u8,
         /// Its address; 0 if it has none.
         address: u64,
@@ -109,7 +110,7 @@ impl fmt::Display for TransportError {
 
 impl core::error::Error for TransportError {}
 
-/// One of the transports, for platforms that have both.
+/// Either transport, for platforms that have both.
 #[derive(Debug)]
 pub enum FsTransport {
     /// Over virtio-mmio.
@@ -120,7 +121,7 @@ pub enum FsTransport {
     Pci(PciTransport),
 }
 
-/// Calls the method on whichever transport it is.
+/// Calls the method of the transport.
 macro_rules! either {
     ($self:ident, $transport:ident => $call:expr) => {
         match $self {

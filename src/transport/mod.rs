@@ -1,9 +1,10 @@
 //! Virtio transports for device ID 26, the file system device (virtio 1.2, section 5.11).
 //!
 //! Floor 1, beside [`hal`](crate::hal). The transports implement `virtio-drivers`' own
-//! [`Transport`]; `virtio-drivers`' transports themselves refuse this device. A transport is made by probing an address (`mmio::probe`, feature `mmio`) or a bus
-//! (`pci::scan`, feature `pci`); what was found there is a `Device`, usable or not. A platform with
-//! another way to its devices implements [`Transport`] itself.
+//! [`Transport`], because the transports of `virtio-drivers` itself refuse this device. A transport
+//! is the result of probing an address (`mmio::probe`, feature `mmio`) or a bus (`pci::scan`,
+//! feature `pci`); each `Device` that is found there can be used or has an error. A platform with
+//! another kind of access to its devices implements [`Transport`] itself.
 #![cfg_attr(
     not(test),
     deny(
@@ -40,7 +41,7 @@ pub use virtio_drivers::{
 /// Virtio device ID of the file system device (virtio 1.2, section 5.11.1).
 pub const FILE_SYSTEM_DEVICE_ID: u16 = 26;
 
-/// What [`Transport::device_type`] answers. `virtio-drivers` has no name for device 26; this is
-/// its other file-sharing device, and nothing in this crate asks.
+/// The result of [`Transport::device_type`]. `virtio-drivers` has no name for device 26; this is
+/// its other file-sharing device, and nothing in this crate reads the value.
 #[cfg(any(feature = "mmio", feature = "pci"))]
 const DEVICE_TYPE: DeviceType = DeviceType::_9P;

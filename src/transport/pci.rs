@@ -26,36 +26,36 @@ use virtio_drivers::transport::pci::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// PCI device IDs of modern devices start here (section 4.1.2.1).
+/// The first PCI device ID of modern devices (section 4.1.2.1).
 const MODERN_DEVICE_ID_BASE: u16 = 0x1040;
-/// What the vendor and device ID of a modern file system device read as.
+/// The vendor and device ID of a modern file system device, as one word.
 const FILE_SYSTEM_DEVICE: u32 =
     ((MODERN_DEVICE_ID_BASE + FILE_SYSTEM_DEVICE_ID) as u32) << 16 | VIRTIO_VENDOR_ID as u32;
-/// What the vendor and device ID of nothing read as.
+/// The vendor and device ID that an absent function reads as.
 const ABSENT: u32 = u32::MAX;
 
 // Offsets of words in the configuration header (PCI 3.0, 6.1; PCI-to-PCI bridge 1.2, 3.2).
 
-/// The command, with the status above it.
+/// The command; the status is in the upper half.
 const COMMAND: u8 = 0x04;
-/// The class and subclass are the upper half.
+/// The class and the subclass are in the upper half.
 const CLASS: u8 = 0x08;
 const HOST_BRIDGE: u32 = 0x0600;
-/// The header type is the third byte; its uppermost bit says that there is more than one function.
+/// The header type is the third byte; its uppermost bit means several functions.
 const HEADER_TYPE: u8 = 0x0c;
 const MULTI_FUNCTION: u8 = 1 << 7;
 /// The header type of a bridge.
 const BRIDGE: u8 = 1;
 const FIRST_BAR: u8 = 0x10;
-/// A bridge's own bus, the one behind it and the last one behind it, a byte each.
+/// A bridge's primary, secondary and subordinate bus numbers, one byte each.
 const BUS_NUMBERS: u8 = 0x18;
 const CAPABILITIES: u8 = 0x34;
 
-/// The most capabilities that fit into 256 bytes of configuration space behind its 64-byte header;
-/// a longer list runs in a circle.
+/// The greatest number of capabilities in 256 bytes of configuration space after the 64-byte
+/// header; a longer list is circular.
 const MAX_CAPABILITIES: usize = 48;
-/// Queues whose notification address is kept, hiprio among them. Of others a device may have as
-/// many as it likes: none is offered.
+/// The number of queues whose notification address is kept, including hiprio. The device may have
+/// more; they are not offered.
 const QUEUES: usize = 8;
 
 /// `virtio_pci_common_cfg` (section 4.1.4.3).
@@ -74,7 +74,7 @@ struct CommonConfig {
     queue_msix_vector: ReadPureWrite<u16>,
     queue_enable: ReadPureWrite<u16>,
     queue_notify_off: ReadPure<u16>,
-    // The addresses are pairs of 32-bit registers: no device must take 64-bit accesses
+    // Addresses are pairs of 32-bit registers, because a device need not support 64-bit accesses
     // (section 4.1.3.1).
     queue_desc: [ReadPureWrite<u32>; 2],
     queue_driver: [ReadPureWrite<u32>; 2],
@@ -83,30 +83,31 @@ struct CommonConfig {
 
 const _: () = assert!(core::mem::offset_of!(CommonConfig, queue_desc) == 0x20);
 
-/// Whether device memory of that address and size, in bytes, is mapped and is neither RAM nor
-/// another device. A device on a hostile host may claim to be anywhere.
+/// Whether the range of this address and size in bytes is mapped as device memory and is neither
+/// RAM nor another device. A hostile host's device may claim any address.
 pub type Accept<'a> = &'a dyn Fn(u64, u64) -> bool;
 
-/// Looks for file system devices on bus 0 and every bus behind a bridge that has its bus numbers.
-/// Where bus 0 has a second host bridge, the other root buses are looked for, too.
+/// Looks for file system devices on bus 0 and on every bus below a bridge with assigned bus
+/// numbers. If bus 0 has a second host bridge, the other root buses are searched, too.
 ///
-/// Those found are appended to `found` until it is full, in the order of their bus, device and
-/// function numbers. Each is what [`probe`] makes of it; nothing is written to other functions. On
-/// a machine whose firmware has neither numbered buses nor placed BARs, call [`set_up`] before.
+/// Devices are appended to `found` until it is full, in the order of their bus, device and function
+/// numbers, each as [`probe`] returns it; nothing is written to other functions. If the machine's
+/// firmware has neither numbered buses nor placed BARs, call [`set_up`] first.
 ///
 /// # Safety
 ///
-/// * `configuration` must reach the configuration space of a PCI bus that nothing else uses
-///   meanwhile.
-/// * Memory that `accept` says yes to must be mapped as device memory for the rest of the program,
-///   at the address that `H::mmio_phys_to_virt` gives, and used by nothing else.
+/// `configuration` must access the configuration space of a PCI bus that nothing else uses at the
+/// same time.
+///
+/// Memory that `accept` accepts must be mapped as device memory for the rest of the program, at the
+/// address that `H::mmio_phys_to_virt` returns, and must have no other user.
 pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
     configuration: &mut C,
     accept: Accept<'_>,
     found: &mut DeviceList,
 ) {
-    // A bus behind a bridge has a greater number than the one before it: once through is enough,
-    // and nothing runs in a circle.
+    // A bus below a bridge has a greater number than the bus above it, so one pass suffices, and
+    // there is no endless loop.
     let mut reached = [false; 256];
     for bus in 0..=u8::MAX {
         if bus != 0
@@ -130,7 +131,7 @@ pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
             } else if has_more_roots(configuration, at) {
                 reached.fill(true);
             }
-            // SAFETY: the caller promises the same, and each function comes up once.
+            // SAFETY: the caller promises the same, and each function is visited once.
             let Some(transport) = (unsafe { probe::<H, C>(configuration, at, accept) }) else {
                 continue;
             };
@@ -146,19 +147,19 @@ pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
     }
 }
 
-/// Looks whether a file system device is at `function`, for platforms that know where it is.
+/// Checks whether a file system device is at `function`, for platforms that know its place.
 ///
-/// `None` means that there is none: nothing, or another device. Of a device that can be used,
-/// address decoding and bus mastering are turned on, and its interrupt pin off.
+/// Returns `None` if there is no such device. For a device that can be used, address decoding and
+/// bus mastering are turned on, and its interrupt pin is disabled.
 ///
 /// # Errors
 ///
-/// A file system device that can't be used: [`TransportError::Capability`] or
+/// For a file system device that cannot be used: [`TransportError::Capability`] or
 /// [`TransportError::Bar`].
 ///
 /// # Safety
 ///
-/// As for [`scan`]; and there must be no other transport to this function.
+/// As for [`scan`]; and no other transport may use this function.
 pub unsafe fn probe<H: Hal, C: ConfigurationAccess>(
     configuration: &mut C,
     function: DeviceFunction,
@@ -177,15 +178,15 @@ pub unsafe fn probe<H: Hal, C: ConfigurationAccess>(
         Err(_) => before,
     };
     set_command(configuration, function, after);
-    // SAFETY: `Places` are in device memory that the caller promised to be mapped and ours, and
-    // answer from here on.
+    // SAFETY: `Places` are in device memory that the caller promised to be mapped and without other
+    // users, and the device decodes these addresses from here on.
     Some(places.and_then(|places| unsafe { PciTransport::new::<H>(places) }))
 }
 
 /// The functions of a bus.
 struct Functions {
     bus: u8,
-    /// Device and function to look at next: three bits for the latter.
+    /// The next device and function; the function has three bits.
     next: u16,
 }
 
@@ -194,8 +195,8 @@ impl Functions {
         Self { bus, next: 0 }
     }
 
-    /// A device without a first function has none, and most have no other (PCI 3.0, 3.2.2.3.4):
-    /// each look at one that is not there leaves the guest, too.
+    /// A device without a first function has no others, and most devices have only that one (PCI
+    /// 3.0, 3.2.2.3.4); each access to an absent function exits to the hypervisor.
     fn next<C: ConfigurationAccess>(&mut self, configuration: &C) -> Option<DeviceFunction> {
         while self.next < 32 << 3 {
             let at = DeviceFunction {
@@ -223,8 +224,8 @@ fn is_bridge<C: ConfigurationAccess>(configuration: &C, at: DeviceFunction) -> b
     header_type(configuration, at) & !MULTI_FUNCTION == BRIDGE
 }
 
-/// Whether this function says that bus 0 is not the only root bus: a host bridge beside the first.
-/// QEMU's `pxb` and `pxb-pcie` are such.
+/// Whether this function shows that bus 0 is not the only root bus: it is a second host bridge,
+/// such as QEMU's `pxb` and `pxb-pcie`.
 fn has_more_roots<C: ConfigurationAccess>(configuration: &C, at: DeviceFunction) -> bool {
     at.bus == 0 && at.device != 0 && configuration.read_word(at, CLASS) >> 16 == HOST_BRIDGE
 }
@@ -233,7 +234,7 @@ fn command<C: ConfigurationAccess>(configuration: &C, at: DeviceFunction) -> Com
     Command::from_bits_retain(configuration.read_word(at, COMMAND) as u16)
 }
 
-/// Writes the command, and no status: its bits are cleared by ones.
+/// Writes the command with a status of 0, because writing ones would clear the status.
 fn set_command<C: ConfigurationAccess>(
     configuration: &mut C,
     at: DeviceFunction,
@@ -242,7 +243,7 @@ fn set_command<C: ConfigurationAccess>(
     configuration.write_word(at, COMMAND, command.bits().into());
 }
 
-/// Offsets and first words of the function's capabilities (PCI 3.0, 6.7).
+/// The offsets and the first words of the function's capabilities (PCI 3.0, 6.7).
 fn capabilities<C: ConfigurationAccess>(
     configuration: &C,
     at: DeviceFunction,
@@ -259,11 +260,11 @@ fn capabilities<C: ConfigurationAccess>(
     iter::successors(first, move |(_, header)| word(header >> 8)).take(MAX_CAPABILITIES)
 }
 
-/// A memory BAR, as it is.
+/// A memory BAR with its current value.
 #[derive(Clone, Copy)]
 struct Bar {
     address: u64,
-    /// Bytes; not 0.
+    /// In bytes; not 0.
     size: u64,
     is_64_bit: bool,
 }
@@ -273,8 +274,8 @@ impl Bar {
         FIRST_BAR.saturating_add(index.saturating_mul(4))
     }
 
-    /// Reads a BAR, whose function must not decode addresses meanwhile (PCI 3.0, 6.2.5.1). `None`
-    /// if it is unused or for ports.
+    /// Reads a BAR of a function that does not decode addresses meanwhile (PCI 3.0, 6.2.5.1).
+    /// `None` if it is unused or an I/O BAR.
     fn read<C: ConfigurationAccess>(
         configuration: &mut C,
         at: DeviceFunction,
@@ -283,7 +284,7 @@ impl Bar {
         const PORTS: u32 = 1;
         const WIDTH: u32 = 0b110;
         const WIDTH_64: u32 = 0b100;
-        /// What is not address.
+        /// The bits that do not belong to the address.
         const FLAGS: u64 = 0b1111;
 
         let register = Self::register(index);
@@ -291,7 +292,7 @@ impl Bar {
         if low & PORTS != 0 {
             return None;
         }
-        // Ones stay where a bit can be written: where an address has its bits.
+        // Only the bits of the address keep ones.
         let mut ask = |register| {
             let value = configuration.read_word(at, register);
             configuration.write_word(at, register, u32::MAX);
@@ -342,15 +343,15 @@ impl Bars {
         while let Some((bar, index)) = numbered.next() {
             *bar = Bar::read(configuration, at, index);
             if bar.is_some_and(|bar| bar.is_64_bit) && numbered.next().is_none() {
-                // It would reach out of the BARs.
+                // The structure would reach beyond the BAR.
                 *bar = None;
             }
         }
         Self(bars)
     }
 
-    /// Where a structure is that has `length` bytes, at least `minimum` of them, at `offset` in the
-    /// BAR of that number: inside it, where the platform accepts it, aligned for 32-bit registers.
+    /// The address of a structure of `length` bytes, at least `minimum`, at `offset` in the BAR of
+    /// that number: inside the BAR, accepted by the platform, and aligned for 32-bit registers.
     fn locate(
         &self,
         bar: u8,
@@ -380,14 +381,14 @@ impl Bars {
 /// A structure of the device in memory (`virtio_pci_cap`, section 4.1.4).
 struct Place {
     address: u64,
-    /// Bytes.
+    /// In bytes.
     length: u32,
-    /// What a queue's offset among the notifications is multiplied by.
+    /// The multiplier of a queue's notification offset.
     multiplier: u32,
 }
 
-/// Where a device's structures are in memory: aligned, large enough and where the platform lets
-/// them be.
+/// The addresses of a device's structures in memory: aligned, large enough, and accepted by the
+/// platform.
 struct Places {
     common: Place,
     notify: Place,
@@ -396,15 +397,15 @@ struct Places {
 }
 
 impl Places {
-    /// Takes the first capability of each kind that can be used, as a driver must (section
-    /// 4.1.4.1): QEMU's `modern-pio-notify=on` puts notifications by port first.
+    /// Takes the first usable capability of each kind, as a driver must (section 4.1.4.1): QEMU's
+    /// `modern-pio-notify=on` puts notifications through an I/O BAR first.
     fn find<C: ConfigurationAccess>(
         configuration: &C,
         function: DeviceFunction,
         bars: &Bars,
         accept: Accept<'_>,
     ) -> Result<Self, TransportError> {
-        /// Offsets inside a virtio capability, from its start.
+        /// Offsets in a virtio capability, from its start.
         const BAR: u8 = 4;
         const OFFSET: u8 = 8;
         const LENGTH: u8 = 12;
@@ -439,7 +440,7 @@ impl Places {
                 continue;
             }
             let located = bars.locate(bar, word(OFFSET), length, minimum, accept);
-            // Of several that can't be used, the first tells why.
+            // If none can be used, the error is that of the first.
             if located.is_ok() || matches!(place, Err(TransportError::Capability(_))) {
                 *place = located.map(|address| Place {
                     address,
@@ -457,15 +458,15 @@ impl Places {
     }
 }
 
-/// A pointer to the device memory at `address`.
+/// A pointer to a `T` of device memory at `address`.
 ///
 /// # Safety
 ///
-/// A `T` of device memory must be mapped there for ever, with no other user.
+/// A `T` of device memory must be mapped there for ever, without other users.
 unsafe fn region<H: Hal, T>(address: u64) -> UniqueMmioPointer<'static, T> {
     // SAFETY: the caller promises device memory of that size at that address.
     let pointer = unsafe { H::mmio_phys_to_virt(address, size_of::<T>()) };
-    // SAFETY: the caller promises that it stays mapped and is ours alone.
+    // SAFETY: the caller promises that it stays mapped and has no other user.
     unsafe { UniqueMmioPointer::new(pointer.cast()) }
 }
 
@@ -478,7 +479,7 @@ unsafe fn slice<H: Hal, T>(address: u64, count: usize) -> UniqueMmioPointer<'sta
     // SAFETY: the caller promises device memory of that size at that address.
     let pointer = unsafe { H::mmio_phys_to_virt(address, count.saturating_mul(size_of::<T>())) };
     let slice = NonNull::slice_from_raw_parts(pointer.cast(), count);
-    // SAFETY: the caller promises that it stays mapped and is ours alone.
+    // SAFETY: the caller promises that it stays mapped and has no other user.
     unsafe { UniqueMmioPointer::new(slice) }
 }
 
@@ -488,18 +489,18 @@ pub struct PciTransport {
     common: UniqueMmioPointer<'static, CommonConfig>,
     isr: UniqueMmioPointer<'static, ReadOnly<u8>>,
     notify: UniqueMmioPointer<'static, [WriteOnly<u16>]>,
-    /// Index into `notify` for each queue, read once: a kick is one write.
+    /// The index into `notify` for each queue, read once, so that a kick is a single write.
     notify_index: [usize; QUEUES],
     config: ConfigSpace<'static>,
 }
 
 impl PciTransport {
-    /// The device whose structures are there.
+    /// The device with these structures.
     ///
     /// # Safety
     ///
-    /// They must be mapped as device memory for ever, at the addresses that `H` gives, with no
-    /// other user.
+    /// They must be mapped as device memory for ever, at the addresses that `H` returns, without
+    /// other users.
     unsafe fn new<H: Hal>(places: Places) -> Result<Self, TransportError> {
         let notify_slots = (places.notify.length / 2) as usize;
         let device_size = places.device.length as usize;
@@ -519,7 +520,7 @@ impl PciTransport {
             field!(transport.common, queue_select).write(queue);
             let offset = u64::from(field_shared!(transport.common, queue_notify_off).read())
                 .saturating_mul(places.notify.multiplier.into());
-            // Even, because the multiplier is.
+            // It is even, because the multiplier is.
             *index = usize::try_from(offset / 2).unwrap_or(usize::MAX);
             if *index >= notify_slots {
                 return Err(TransportError::Capability("notifications"));
@@ -676,10 +677,10 @@ mod tests {
         assert!(read.iter().all(|at| at.function == 0 || at.device == 31));
     }
 
-    /// Finds and refuses all file system devices: nothing is accepted.
+    /// Finds all file system devices and refuses them: no memory is accepted.
     fn scan_all(machine: &mut Machine) -> Vec<DeviceFunction> {
         let mut found = DeviceList::new();
-        // SAFETY: the machine is this test's alone, and no memory is accepted.
+        // SAFETY: only this test uses the machine, and no memory is accepted.
         unsafe { scan::<crate::hal::IdentityHal, _>(machine, &|_, _| false, &mut found) };
         let address = |device: &Device| match device.address {
             Address::Pci(at) => at,
@@ -710,7 +711,7 @@ mod tests {
         number(&mut machine, inner, [4, 6, 6]);
         let before = machine.functions.clone();
         assert_eq!(scan_all(&mut machine), [at(0, 9, 0), at(6, 5, 0)]);
-        // Two of them have no address, so what was tried was undone.
+        // Two of them have no address, so the attempt was undone.
         for (after, before) in machine.functions.iter().zip(&before) {
             for (register, word) in &after.words {
                 assert_eq!(*word, before.word(*register));
@@ -740,7 +741,7 @@ mod tests {
         let host_bridge = machine.add(Bus::Root(0), 0, 0, Function::host_bridge());
         machine.add(Bus::Root(0x40), 3, 0, Function::device());
         assert_eq!(scan_all(&mut machine), []);
-        // Nor for one behind a bridge, where it is something else.
+        // Nor for a function below a bridge, where the same bits mean something else.
         let second = machine.functions[host_bridge].clone();
         let bridge = machine.add(Bus::Root(0), 1, 0, Function::bridge());
         number(&mut machine, bridge, [0, 1, 1]);
@@ -760,7 +761,7 @@ mod tests {
             .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x3000, 0x1000, 4])
     }
 
-    /// Where the structures are of a device whose BAR 4 is at 4 GiB.
+    /// The places of the structures of a device whose BAR 4 is at 4 GiB.
     fn places(mut device: Function) -> Result<Places, TransportError> {
         device.words.insert(Bar::register(5), 1);
         let mut machine = Machine::default();
@@ -778,8 +779,8 @@ mod tests {
             (place.address, place.length, place.multiplier),
             ((1 << 32) + 0x3000, 0x1000, 4)
         );
-        // In front of it: notifications by port, in a BAR that is none, outside the BAR, too few,
-        // odd ones.
+        // Before it: notifications through an I/O BAR, in a BAR that does not exist, outside of the
+        // BAR, too few, at an odd offset.
         let device = device()
             .with_bar(2, 0x20, 1)
             .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 2, [0, 4, 0])
@@ -788,7 +789,7 @@ mod tests {
             .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0, 1, 4])
             .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0, 0x1000, 3]);
         assert_eq!(places(device).unwrap().notify.address, (1 << 32) + 0x3000);
-        // In front of all, a good one.
+        // Before all of them, a usable one.
         let better =
             self::device().with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x800, 0x100, 8]);
         let place = places(better).unwrap().notify;
