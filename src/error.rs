@@ -11,17 +11,17 @@ use core::fmt;
 pub enum Error {
     /// There is no file or directory of that name.
     NotFound,
-    /// The host refuses access to the file.
+    /// The host denies access to the file.
     PermissionDenied,
-    /// A component of the path that has to be a directory is something else.
+    /// A component of the path that has to be a directory is no directory.
     NotADirectory,
-    /// The path names a directory where a file is needed.
+    /// The path names a directory, but a file is needed.
     IsADirectory,
     /// The path names neither a regular file nor a directory: a device, FIFO or socket.
     NotAFile,
-    /// The path names no symbolic link.
+    /// The path does not name a symbolic link.
     NotASymlink,
-    /// More than 40 symbolic links had to be followed: they run in a circle.
+    /// More than 40 symbolic links had to be followed; they may be circular.
     TooManyLinks,
     /// A component of the path is longer than 255 bytes.
     NameTooLong,
@@ -30,51 +30,51 @@ pub enum Error {
     PathTooLong,
     /// A name contains a NUL byte, or where one name is needed, a `/`, `.` or `..`.
     InvalidName,
-    /// The caller's buffer can't hold the answer; nothing was lost.
+    /// The answer does not fit into the caller's buffer; nothing was lost.
     BufferTooSmall,
     /// The file ended before the buffer was full.
     UnexpectedEof,
-    /// An offset lies beyond the largest a file can have (2^63 - 1).
+    /// An offset is beyond the greatest offset in a file (2^63 - 1).
     InvalidOffset,
     /// The host answered with another error number.
     Host(Errno),
-    /// The host broke the FUSE or virtio protocol.
+    /// The host violated the FUSE or the virtio protocol.
     Protocol(Violation),
-    /// The host made no progress for the deadline. The device was reset.
+    /// The host made no progress within the deadline. The device was reset.
     TimedOut {
         /// The deadline, in milliseconds.
         after_ms: u32,
     },
-    /// The device can't be set up.
+    /// The device cannot be set up.
     Device(DeviceError),
     /// An earlier error ended the session: resume the share first, and then the file.
     Disconnected,
-    /// The file is not the one that was open before the share was resumed.
+    /// The file is another one than before the share was resumed.
     Changed,
     /// The caller's `progress` function returned `Break`.
     Cancelled,
 }
 
-/// Why a device can't be set up (virtio 1.2, section 3.1).
+/// Why a device cannot be set up (virtio 1.2, section 3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceError {
     /// It does not offer `VIRTIO_F_VERSION_1`.
     NotModern,
-    /// It refuses the features chosen.
+    /// It refuses the chosen features.
     FeaturesRefused,
     /// One of its queues has fewer entries than the client needs.
     QueueTooSmall {
-        /// Entries that it has; 0 if there is no such queue.
+        /// The size of the queue; 0 if the queue does not exist.
         entries: u32,
-        /// Entries needed.
+        /// The required size.
         needed: u16,
     },
     /// A queue is in use although the device was reset.
     QueueInUse,
     /// The DMA pool is exhausted.
     NoDmaMemory,
-    /// Its configuration space can't be read or does not settle.
+    /// Its configuration space cannot be read or does not settle.
     Configuration,
     /// It does not confirm its reset (virtio 1.2, section 2.1.1). It may still write to the DMA
     /// memory of the session, which is therefore never used again. No caller's buffer is among it.
@@ -86,7 +86,7 @@ pub enum DeviceError {
 }
 
 impl Error {
-    /// The closest Linux error number, where there is one.
+    /// The closest Linux error number, if there is one.
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
         Some(match self {

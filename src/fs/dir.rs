@@ -28,7 +28,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
         }
     }
 
-    /// The directory without a borrow of its share.
+    /// Converts it into a handle that does not borrow the share.
     #[must_use = "the host keeps the directory for us"]
     pub fn into_raw(self) -> RawDir {
         RawDir(ManuallyDrop::new(self).node.raw())
@@ -63,7 +63,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> Dir<'s, T, C, H> {
         File::open(self.node(name.as_ref())?)
     }
 
-    /// The directory `name` below this one.
+    /// Opens the subdirectory `name`.
     ///
     /// # Errors
     ///

@@ -43,7 +43,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
         })
     }
 
-    /// The open file without a borrow of its share.
+    /// Converts it into a handle that does not borrow the share.
     #[must_use = "the file stays open on the host"]
     pub fn into_raw(self) -> RawFile {
         let file = ManuallyDrop::new(self);
@@ -164,7 +164,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     ///
     /// # Errors
     ///
-    /// As [`File::read_at`]; the position stays where it was.
+    /// As [`File::read_at`]; the position does not change then.
     pub fn read(&mut self, buf: &mut [u8]) -> Result<usize, Error> {
         let size = self.read_at(self.position, buf)?;
         self.position = self.position.saturating_add(size as u64);
@@ -182,7 +182,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOffset`] beyond 2^63 - 1; the position stays where it was.
+    /// [`Error::InvalidOffset`] beyond 2^63 - 1; the position does not change then.
     pub fn set_position(&mut self, position: u64) -> Result<(), Error> {
         if position > OFFSET_MAX {
             return Err(Error::InvalidOffset);
@@ -206,7 +206,8 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     }
 }
 
-/// An open file without a borrow of its share, for the tables of a VFS: from [`File::into_raw`].
+/// A handle of an open file that does not borrow its share, for the tables of a VFS: from
+/// [`File::into_raw`].
 ///
 /// [`Share::file_of`] borrows it as a [`File`], and [`Share::file`] turns it into a [`File`] again,
 /// which is closed when it is dropped. If a `RawFile` is dropped, the file stays open on the host

@@ -1,4 +1,4 @@
-//! The read-only file system of a mounted share, with the names and manners of `std::fs`.
+//! The read-only file system of a mounted share, with names and conventions of `std::fs`.
 //!
 //! Floor 4. Paths are bytes, as on the host: `&str`, `&[u8]` and byte string literals are accepted.
 //! A path is relative to the root of the share, with or without a leading `/`; the empty path names
@@ -95,7 +95,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         Ok(Self { client, tag })
     }
 
-    /// The share's name.
+    /// The tag of the share.
     pub fn tag(&self) -> Tag {
         self.tag
     }
@@ -109,7 +109,8 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`] and the other errors of a path; [`Error::Host`] for the host's own.
+    /// [`Error::NotFound`] and the other errors of path resolution; [`Error::Host`] for other
+    /// errors of the host.
     pub fn metadata(&self, path: impl AsRef<[u8]>) -> Result<Metadata, Error> {
         self.at(path, true, |node| Ok(Metadata(node.attr()?)))
     }
@@ -219,7 +220,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotADirectory`] if it is something else; else as [`Share::metadata`].
+    /// [`Error::NotADirectory`] if it is not a directory; else as [`Share::metadata`].
     pub fn read_dir(&self, path: impl AsRef<[u8]>) -> Result<ReadDir<'_, T, C, H>, Error> {
         self.at(path, true, |node| ReadDir::of(Dir::open(node)?))
     }
@@ -257,8 +258,8 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotASymlink`] for anything else, [`Error::BufferTooSmall`] if `buf` can't hold the
-    /// target; else as [`Share::metadata`].
+    /// [`Error::NotASymlink`] for anything else; [`Error::BufferTooSmall`] if the target does not
+    /// fit into `buf`; else as [`Share::metadata`].
     pub fn read_link<'b>(
         &self,
         path: impl AsRef<[u8]>,
@@ -296,7 +297,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// As [`Share::mount`]; the share stays disconnected and this can be tried again.
+    /// As [`Share::mount`]; the share stays disconnected, and the caller may try again.
     pub fn resume(&self) -> Result<(), Error> {
         self.client.resume()
     }
@@ -349,7 +350,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
         self.client.call(epoch, &GetAttr { node })
     }
 
-    /// Reads a link's target into `buf`.
+    /// Reads the target of a link into `buf`.
     fn target<'b>(
         &self,
         epoch: Epoch,

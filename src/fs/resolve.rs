@@ -80,7 +80,7 @@ struct Pending {
 struct Component {
     start: usize,
     end: usize,
-    /// A `/` follows it.
+    /// Whether a `/` follows it.
     needs_directory: bool,
 }
 

@@ -59,7 +59,8 @@ pub struct Attr {
     pub mtime: i64,
     /// Nanoseconds part of the modification time, below 10^9.
     pub mtime_nsec: u32,
-    /// Seconds and nanoseconds of the last change of its content or attributes, as the host says.
+    /// Seconds and nanoseconds of the last change of its content or attributes, as the host reports
+    /// them.
     pub ctime: (i64, u32),
 }
 

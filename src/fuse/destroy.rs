@@ -2,7 +2,7 @@
 
 use super::{Operation, Violation, fuse_opcode};
 
-/// Ends the session: the server drops all nodes and handles. Some servers send no reply.
+/// Ends the session: the server releases all nodes and handles. Some servers send no reply.
 #[derive(Clone, Copy, Debug)]
 pub struct Destroy;
 

@@ -1,14 +1,14 @@
-//! FORGET: gives lookup counts back (`fuse_forget_in`). It has no reply.
+//! FORGET: decreases a lookup count (`fuse_forget_in`). It has no reply.
 
 use super::{NodeId, Operation, Violation, fuse_opcode};
 use fuse_abi::linux::fuse_forget_in;
 
-/// Gives back `nlookup` lookups of `node`. The server drops the node at zero.
+/// Decreases the lookup count of `node` by `nlookup`. The server drops the node at zero.
 #[derive(Clone, Copy, Debug)]
 pub struct Forget {
     /// The node.
     pub node: NodeId,
-    /// How many times it was looked up.
+    /// The number of lookups.
     pub nlookup: u64,
 }
 

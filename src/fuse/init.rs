@@ -1,4 +1,4 @@
-//! INIT: the first request, which agrees on a version (`fuse_init_in`, `fuse_init_out`).
+//! INIT: the first request, which negotiates the version (`fuse_init_in`, `fuse_init_out`).
 
 use super::{Operation, Violation, fuse_opcode, structure};
 use fuse_abi::linux::{
@@ -8,14 +8,15 @@ use fuse_abi::linux::{
 /// The oldest minor version that the client accepts: virtio-fs was introduced with 7.31.
 pub(super) const OLDEST_MINOR: u32 = 31;
 
-/// Opens a session; a second one on the same device forgets all nodes and handles of the first.
+/// Opens a session. A second INIT on the same device invalidates all nodes and handles of the
+/// first.
 #[derive(Clone, Copy, Debug)]
 pub struct Init;
 
-/// What client and server agreed on.
+/// The result of the negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Negotiated {
-    /// The minor version both speak; the major one is 7.
+    /// The minor version that both sides support; the major version is 7.
     pub minor: u32,
 }
 

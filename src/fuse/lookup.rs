@@ -18,7 +18,7 @@ pub struct Lookup<'a> {
 pub struct Entry {
     /// Its node. The server has counted the lookup even if the attributes are malformed.
     pub node: NodeId,
-    /// Its attributes, or what is wrong with them.
+    /// Its attributes, or the violation in them.
     pub attr: Result<Attr, Violation>,
 }
 

@@ -58,12 +58,12 @@ pub const TARGET_MAX: usize = 4095;
 /// Largest offset into a file (the maximum of `loff_t`). Some servers exit on a READ beyond it.
 pub const OFFSET_MAX: u64 = i64::MAX as u64;
 
-/// Bytes of the header before each request.
+/// The size of the header of each request, in bytes.
 pub const REQUEST_HEADER: usize = size_of::<fuse_in_header>();
-/// Bytes of the header before each reply.
+/// The size of the header of each reply, in bytes.
 pub const REPLY_HEADER: usize = size_of::<fuse_out_header>();
 
-/// The server's number of a file or directory, valid while it holds a lookup count for us.
+/// The server's number of a file or directory, valid while the client has a lookup count of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NodeId(NonZeroU64);
 
@@ -74,7 +74,7 @@ impl NodeId {
         None => unreachable!(),
     };
 
-    /// A node ID from a reply; 0 is none.
+    /// A node ID from a reply; 0 means no node.
     fn new(id: u64) -> Option<Self> {
         NonZeroU64::new(id).map(Self)
     }
@@ -88,7 +88,7 @@ impl NodeId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle(u64);
 
-/// The client's number of a request, which its reply repeats.
+/// The client's number of a request, which the reply repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Unique(u64);
 
@@ -112,10 +112,10 @@ impl Unique {
 pub struct Errno(u16);
 
 impl Errno {
-    /// The largest error number there is (`MAX_ERRNO`).
+    /// The greatest error number (`MAX_ERRNO`).
     const MAX: i32 = 4095;
 
-    /// The number itself.
+    /// The number.
     #[must_use]
     pub const fn get(self) -> u16 {
         self.0
@@ -165,30 +165,31 @@ impl fmt::Debug for Errno {
     }
 }
 
-/// What a host did that the protocol does not allow.
+/// A violation of the protocol by the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Violation {
-    /// The used ring names a descriptor chain that is not in flight.
+    /// The used ring refers to a descriptor chain that is not in flight.
     UsedId,
-    /// The length in the used ring, the reply's own, and what the operation allows do not agree.
+    /// The length in the used ring, the length in the reply and the bounds of the operation
+    /// contradict each other.
     ReplyLength,
-    /// A reply carries another request's number.
+    /// A reply has the number of another request.
     ReplyUnique,
-    /// A reply's error is not a negative error number.
+    /// The error in a reply is not a negative error number.
     ErrorRange,
-    /// A reply gives node ID 0 or 1 for a file.
+    /// A reply has node ID 0 or 1 for a file.
     NodeId,
     /// A reply's attributes are impossible: an unknown type, a size or a time out of range.
     Attributes,
-    /// A directory entry reaches beyond its reply, or its name is empty, too long, or has a `/`
-    /// or NUL in it.
+    /// A directory entry reaches beyond its reply, or its name is empty, too long, or contains a
+    /// `/` or NUL.
     DirectoryEntry,
-    /// A directory listing does not advance, or never ends.
+    /// A directory listing makes no progress, or never ends.
     EndlessDirectory,
-    /// The target of a symbolic link is empty or has a NUL in it.
+    /// The target of a symbolic link is empty or contains a NUL.
     LinkTarget,
-    /// The server does not speak FUSE 7 of a minor version that this client knows.
+    /// The server does not support a version of FUSE 7 that this client supports.
     Version {
         /// Major version.
         major: u32,
@@ -223,7 +224,7 @@ impl fmt::Display for Violation {
 /// Why a reply has no result: the server's error, or a malformed reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyError {
-    /// The server refuses, with this error.
+    /// The server's error.
     Server(Errno),
     /// The reply is malformed.
     Malformed(Violation),
@@ -240,7 +241,7 @@ pub trait Operation {
     /// The fixed structure after the request header; operations without one use `[u8; 0]`.
     type Body: IntoBytes + Immutable;
 
-    /// What a good reply means.
+    /// The result of a successful reply.
     type Reply;
 
     /// Bytes after the reply header that the device writes into the client's own memory. Operations
@@ -275,9 +276,9 @@ pub trait Operation {
 /// Why a request is not sent: real servers exit on such requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EncodeError {
-    /// The name is empty, longer than 255 bytes, or has a `/` or NUL in it.
+    /// The name is empty, longer than 255 bytes, or contains a `/` or NUL.
     Name,
-    /// The buffer can't hold the request.
+    /// The request does not fit into the buffer.
     Space,
 }
 

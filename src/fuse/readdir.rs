@@ -16,7 +16,7 @@ pub struct Dirent<'a> {
     pub name: &'a [u8],
 }
 
-/// The entries of one READDIR reply, `.` and `..` among them.
+/// The entries of one READDIR reply, including `.` and `..`.
 ///
 /// The iterator ends after the error of the first malformed entry.
 #[derive(Clone, Debug)]

@@ -4,10 +4,10 @@ use core::time::Duration;
 
 /// The platform's clock, polled while the client waits for the host.
 pub trait Clock {
-    /// Time since some fixed moment, never going back. A microsecond's resolution is enough.
+    /// The time since a fixed moment; it never decreases. A resolution of a microsecond is enough.
     fn now(&self) -> Duration;
 
-    /// Called between two looks at the device. The place for `pause` or `yield`.
+    /// Called between two polls of the device, for an instruction like `pause` or `yield`.
     fn relax(&self) {
         core::hint::spin_loop();
     }
@@ -21,7 +21,7 @@ pub trait Clock {
         self.relax();
     }
 
-    /// Stops the machine, because going on would be unsound.
+    /// Stops the machine, because it would be unsound to continue.
     ///
     /// The client calls this in one case only: the device holds descriptors of a borrowed buffer
     /// and does not confirm its reset, so it may write to that buffer at any time. `why` is a

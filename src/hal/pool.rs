@@ -10,11 +10,11 @@ const MAX_PAGES: usize = 64;
 #[repr(C, align(4096))]
 struct Pages<const PAGES: usize>(UnsafeCell<[[u8; PAGE_SIZE]; PAGES]>);
 
-// SAFETY: the cell's content is only ever reached through the pages that `DmaPool` hands out, each
-// to one owner at a time.
+// SAFETY: the cell's content is accessed only through the pages that `DmaPool` hands out, each to
+// one owner at a time.
 unsafe impl<const PAGES: usize> Sync for Pages<PAGES> {}
 
-/// A static pool of DMA pages: virtqueues and request slots live here.
+/// A static pool of DMA pages, for virtqueues and request slots.
 ///
 /// One mounted share takes [`PAGES_PER_SHARE`](crate::session::PAGES_PER_SHARE) pages. At most 64
 /// pages fit into one pool.
@@ -61,7 +61,7 @@ impl<const PAGES: usize> DmaPool<PAGES> {
         NonNull::from(&self.pages.0).cast()
     }
 
-    /// The bits of `count` pages starting at page `first`; `None` if they are not all in the pool.
+    /// The bits of `count` pages from page `first` on; `None` if they are not all in the pool.
     fn mask(first: usize, count: usize) -> Option<u64> {
         let end = first.checked_add(count)?;
         if count == 0 || end > PAGES {
@@ -72,23 +72,23 @@ impl<const PAGES: usize> DmaPool<PAGES> {
         ones.checked_shl(first as u32)
     }
 
-    /// Takes `count` contiguous pages, zeroed; `None` when there is no such run.
+    /// Takes `count` contiguous pages, zeroed; `None` if there is no such run.
     pub fn alloc(&self, count: usize) -> Option<NonNull<u8>> {
         let mut used = self.used.lock();
         let (first, mask) = (0..PAGES)
             .filter_map(|first| Some((first, Self::mask(first, count)?)))
             .find(|(_, mask)| *used & mask == 0)?;
         *used |= mask;
-        // SAFETY: `mask` proved that `first + count <= PAGES`, so the pointer stays inside the
+        // SAFETY: `mask` checked that `first + count <= PAGES`, so the pointer stays inside the
         // array.
         let pages = unsafe { self.base().add(first.saturating_mul(PAGE_SIZE)) };
-        // SAFETY: these pages were free, so nobody else holds a pointer that it may use, and the
-        // lock keeps other callers out until they are marked as taken.
+        // SAFETY: these pages were free, so nobody else may use a pointer to them, and the lock
+        // excludes other callers until they are marked as used.
         unsafe { pages.write_bytes(0, count.saturating_mul(PAGE_SIZE)) };
         Some(pages)
     }
 
-    /// Gives `count` pages back.
+    /// Returns `count` pages to the pool.
     ///
     /// # Errors
     ///
@@ -113,13 +113,13 @@ impl<const PAGES: usize> DmaPool<PAGES> {
     }
 }
 
-/// Pages of the crate's own pool: four shares' worth, with all the queues that a session uses.
+/// The pages of the crate's own pool: enough for four shares with all their queues.
 pub(crate) const SHARED_POOL_PAGES: usize = 56;
 
 static SHARED_POOL: DmaPool<SHARED_POOL_PAGES> = DmaPool::new();
 
-/// The [`Hal`] of a platform where virtual addresses are physical ones and caches are coherent
-/// with DMA, such as QEMU's `virt`, `microvm` and PC machines with an identity map.
+/// The [`Hal`] of a platform whose virtual addresses equal the physical ones and whose caches are
+/// coherent with DMA, such as QEMU's `virt`, `microvm` and PC machines with an identity map.
 ///
 /// Its pages come from one static pool inside the crate, linked only if this type is used.
 #[derive(Debug)]
@@ -132,7 +132,7 @@ unsafe impl Hal for IdentityHal {
         match SHARED_POOL.alloc(pages) {
             // Exposed, because the receiver may turn the address into a pointer again.
             Some(pages) => (pages.as_ptr().expose_provenance() as PhysAddr, pages),
-            // Address 0 is how the trait says "no memory".
+            // In this trait, address 0 means that there is no memory.
             None => (0, NonNull::dangling()),
         }
     }

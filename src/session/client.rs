@@ -104,7 +104,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         self.lock().tag()
     }
 
-    /// The minor version of FUSE 7 agreed on.
+    /// The minor version of FUSE 7 that was negotiated.
     pub fn minor(&self) -> u32 {
         self.lock().minor()
     }
@@ -119,7 +119,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         self.exchange(epoch, operation, &mut [])
     }
 
-    /// Sends `operation` and waits for its reply, whose variable part is copied to `data`.
+    /// Sends `operation`, waits for its reply, and copies the variable part of the reply to `data`.
     ///
     /// # Errors
     ///

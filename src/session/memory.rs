@@ -42,7 +42,7 @@ impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
     fn at<T>(&self, offset: usize) -> NonNull<T> {
         let fits = offset <= Self::BYTES.saturating_sub(size_of::<T>());
         assert!(fits && offset.is_multiple_of(align_of::<T>()));
-        // SAFETY: the offset is inside the `COUNT` pages at `base`, as was just checked.
+        // SAFETY: the offset is inside the `COUNT` pages at `base`; it was checked above.
         unsafe { self.base.add(offset) }.cast()
     }
 
@@ -53,7 +53,7 @@ impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
     }
 
     pub fn write<T: IntoBytes>(&mut self, offset: usize, value: T) {
-        // SAFETY: as in `read`; `&mut self` keeps our own other accesses away.
+        // SAFETY: as in `read`; `&mut self` excludes other accesses of the driver.
         unsafe { self.at(offset).write_volatile(value) };
     }
 
@@ -96,7 +96,7 @@ impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
 
 impl<H: Hal, const COUNT: usize> Drop for Pages<H, COUNT> {
     fn drop(&mut self) {
-        // SAFETY: `base` and `paddr` came from `dma_alloc` of as many pages, in `new`.
+        // SAFETY: `base` and `paddr` came from `dma_alloc` for as many pages, in `new`.
         let result = unsafe { H::dma_dealloc(self.paddr, self.base, COUNT) };
         debug_assert_eq!(result, 0);
     }

@@ -8,10 +8,9 @@
 //!
 //! # Borrowed buffers
 //!
-//! File data is written by the host straight into the caller's buffer. A function that lends one
-//! returns, or unwinds, only when the device has given every descriptor back or has confirmed its
-//! reset. A device that does neither makes the client call
-//! [`Clock::stop`](crate::hal::Clock::stop).
+//! The host writes file data directly into the caller's buffer. A function that borrows such a
+//! buffer returns, or unwinds, only when the device has returned every descriptor or has confirmed
+//! its reset. If a device does neither, the client calls [`Clock::stop`](crate::hal::Clock::stop).
 #![cfg_attr(
     not(test),
     deny(
@@ -54,9 +53,9 @@ use ring::{Buffer, Ring};
 use slots::{Slot, Slots};
 use virtio_drivers::transport::{DeviceStatus, InterruptStatus, Transport};
 
-/// `VIRTIO_F_VERSION_1`: the device is a modern one (virtio 1.2, section 6).
+/// `VIRTIO_F_VERSION_1`: the device complies with virtio 1.0 or later (virtio 1.2, section 6).
 const VERSION_1: u64 = 1 << 32;
-/// `VIRTIO_F_ACCESS_PLATFORM`: addresses are what the platform says, which is what [`Hal`] gives.
+/// `VIRTIO_F_ACCESS_PLATFORM`: the device uses the platform's DMA addresses, which [`Hal`] gives.
 const ACCESS_PLATFORM: u64 = 1 << 33;
 
 /// The queue for FORGET, which must not have to wait for reads (section 5.11.2).
@@ -73,8 +72,8 @@ const REQUEST_ENTRIES: usize = 64;
 /// READs that fit into one request queue.
 const MAX_DEPTH: usize = REQUEST_ENTRIES / 3;
 
-/// Largest READ. The descriptors of one request may have 2^32 bytes in all, headers included
-/// (virtio 1.2, section 2.7.5), and a reply says its length in 32 bits.
+/// The size of the largest READ. The descriptors of one request may cover 2^32 bytes, headers
+/// included (virtio 1.2, section 2.7.5), and the length in a reply has 32 bits.
 const MAX_CHUNK: u32 = 1 << 30;
 
 /// Most pieces of one READ's buffer, where the platform does not lend it in one piece: 64 KiB at any
@@ -90,7 +89,7 @@ const _: () = assert!(SHARED_POOL_PAGES == 4 * PAGES_PER_SHARE);
 /// of the request slots.
 #[must_use]
 pub const fn pages_per_share(request_queues: usize) -> usize {
-    // The hiprio queue is one more.
+    // Plus the hiprio queue.
     let rings = request_queues.saturating_add(1);
     slots::PAGES.saturating_add(rings.saturating_mul(2))
 }
@@ -147,7 +146,7 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Session<T: Transport, H: Hal> {
     transport: T,
     options: Options,
-    /// Request queues that the device says it has.
+    /// The number of request queues that the device reports.
     offered_queues: u32,
     phase: Phase,
     /// The virtqueues and their memory. The device may use them while this is `Some`; it becomes
@@ -222,7 +221,7 @@ struct Link<H: Hal> {
 pub enum Priority {
     /// A request queue.
     Normal,
-    /// The hiprio queue, for FORGET alone: there is no reply.
+    /// The hiprio queue, only for FORGET, which has no reply.
     High,
 }
 
@@ -233,7 +232,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Configuration`] if its configuration can't be read.
+    /// [`DeviceError::Configuration`] if its configuration space cannot be read.
     pub fn start(transport: T, options: Options) -> Result<Self, DeviceError> {
         let config = DeviceConfig::read(&transport)?;
         let mut session = Self {
@@ -332,7 +331,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
         self.tag
     }
 
-    /// The minor version of FUSE 7 agreed on.
+    /// The minor version of FUSE 7 that was negotiated.
     pub fn minor(&self) -> u32 {
         self.minor
     }
@@ -486,7 +485,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
     /// Ends the session if the device was silent for too long, or has set `DEVICE_NEEDS_RESET` (virtio
     /// 1.2, section 2.1.2). Returns the time after which it must be called again at the latest.
     ///
-    /// `now` is the time since some fixed moment. The time of a request starts with the first tick
+    /// `now` is the time since a fixed moment. The time of a request starts with the first tick
     /// after it was sent.
     pub fn tick(&mut self, now: Duration) -> Duration {
         match self.phase {
@@ -686,7 +685,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
             reply_size: fuse::REPLY_HEADER,
             data: &pieces,
         };
-        // SAFETY: the caller promises to leave the bytes alone.
+        // SAFETY: the caller promises that nobody accesses the bytes.
         let ticket = unsafe { link.add(slot, &message) }?;
         self.unique = unique.next();
         Ok(Some(ticket))

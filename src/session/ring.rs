@@ -1,5 +1,5 @@
-//! The driver's side of a split virtqueue (virtio 1.2, section 2.7), whose completions are checked
-//! against what is in flight.
+//! The driver's side of a split virtqueue (virtio 1.2, section 2.7). Completions are checked
+//! against the chains in flight.
 //!
 //! This module contains `unsafe`: callers' buffers are given back here.
 //!
@@ -22,7 +22,7 @@ use crate::{
 use core::{ptr::NonNull, sync::atomic::Ordering};
 use virtio_drivers::transport::Transport;
 
-/// Flags of a descriptor: it has a successor; the device writes to it (section 2.7.5).
+/// Flags of a descriptor: another one follows; the device writes to the buffer (section 2.7.5).
 const NEXT: u64 = 1;
 const WRITE: u64 = 2;
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` and `VIRTQ_USED_F_NO_NOTIFY` (sections 2.7.6, 2.7.8).
@@ -32,7 +32,7 @@ const DESCRIPTOR_BYTES: usize = 16;
 /// A buffer of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Buffer {
-    /// The device's address of it.
+    /// The device's address of the buffer.
     pub address: PhysAddr,
     pub size: u32,
     pub writable: bool,
@@ -54,9 +54,9 @@ struct Descriptor {
 
 const END: u16 = u16::MAX;
 
-/// `SIZE`, a power of two, is the number of descriptors.
+/// A virtqueue of `SIZE` descriptors, a power of two.
 pub(super) struct Ring<H: Hal, const SIZE: usize> {
-    /// Descriptor table and available ring, which the device reads.
+    /// The descriptor table and the available ring, which the device reads.
     driver: Pages<H, 1>,
     /// The used ring, which the device writes.
     device: Pages<H, 1>,
@@ -170,7 +170,7 @@ impl<H: Hal, const SIZE: usize> Ring<H, SIZE> {
     ///
     /// # Errors
     ///
-    /// [`Full`] if there is no room; nothing was done then.
+    /// [`Full`] if there is no room; then nothing was changed.
     ///
     /// # Safety
     ///

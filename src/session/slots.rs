@@ -31,7 +31,7 @@ const _: () = assert!(REQUEST_HEADER + 256 <= REQUEST_BYTES);
 const _: () = assert!(REPLY_HEADER + 128 <= REPLY_BYTES);
 const _: () = assert!(COUNT == 24);
 
-/// A slot, by number.
+/// The number of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slot(u8);
 
@@ -100,7 +100,7 @@ impl<H: Hal> Slots<H> {
         })
     }
 
-    /// A free slot for a request. It stays free until [`set_in_flight`](Self::set_in_flight).
+    /// Returns a free slot. It stays free until [`set_in_flight`](Self::set_in_flight).
     pub fn free(&self, class: Class) -> Option<Slot> {
         let requests = self.requests.iter().zip(0..);
         let mut free = requests.filter(|(request, _)| request.state == State::Free);

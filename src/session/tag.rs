@@ -1,4 +1,5 @@
-//! The tag: a share's name in its device's configuration (virtio 1.2, section 5.11.4).
+//! The tag: the name of a share in the configuration space of its device (virtio 1.2, section
+//! 5.11.4).
 
 use crate::error::DeviceError;
 use core::fmt;
@@ -11,7 +12,7 @@ const NUM_REQUEST_QUEUES: usize = TAG_MAX;
 /// How often the configuration is read if its generation changes during the read.
 const ATTEMPTS: usize = 16;
 
-/// The name of a share: up to 36 bytes, UTF-8 if the host keeps to the specification.
+/// The name of a share: up to 36 bytes, in UTF-8 if the host follows the specification.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Tag {
     bytes: [u8; TAG_MAX],
@@ -40,7 +41,7 @@ impl fmt::Debug for Tag {
     }
 }
 
-/// A file system device's configuration.
+/// The configuration of a file system device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceConfig {
     /// The share's name.
@@ -58,8 +59,8 @@ impl DeviceConfig {
     pub fn read(transport: &impl Transport) -> Result<Self, DeviceError> {
         let unreadable = |_| DeviceError::Configuration;
         for _ in 0..ATTEMPTS {
-            // Fields of more than 32 bits may be torn, so the generation must be the same before
-            // and after (section 2.5.1).
+            // A read of more than 32 bits may be torn, so the generation must be the same before
+            // and after it (section 2.5.1).
             let before = transport.read_config_generation();
             let mut bytes = [0; TAG_MAX];
             for (offset, byte) in bytes.iter_mut().enumerate() {

@@ -1,4 +1,4 @@
-//! Large reads: parts of files, cut into chunks, with chunks kept in flight across them.
+//! Large reads: parts of files, divided into chunks, of which several are in flight.
 //!
 //! This module contains `unsafe`: a caller's buffer is cut into chunks for the device here.
 
@@ -394,7 +394,7 @@ impl Chunk {
                 if size == 0 || (self.position < end && is_end) {
                     part.end = part.end.min(self.position);
                 }
-                // A server may give less than asked before the end of the file.
+                // A server may return less than requested before the end of the file.
                 self.position < self.end.min(part.end)
             }
             Err(error) => {

@@ -5,7 +5,7 @@ use safe_mmio::{SharedMmioPointer, UniqueMmioPointer, fields::ReadPureWrite};
 use virtio_drivers::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Configuration bytes of a device.
+/// The configuration space of a device.
 #[derive(Debug)]
 pub struct ConfigSpace<'a>(UniqueMmioPointer<'a, [ReadPureWrite<u8>]>);
 

@@ -20,13 +20,13 @@ pub type DeviceList<T = FsTransport> = heapless::Vec<Device<T>, MAX_DEVICES>;
 /// A file system device that was found, and its transport if it can be used.
 #[derive(Debug)]
 pub struct Device<T = FsTransport> {
-    /// Where it is.
+    /// The place of the device.
     pub address: Address,
-    /// The transport, or why the device can't be used.
+    /// The transport, or why the device cannot be used.
     pub transport: Result<T, TransportError>,
 }
 
-/// Where a device was found.
+/// The place of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Address {
     /// Physical address of a virtio-mmio register block.

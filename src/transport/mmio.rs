@@ -68,15 +68,15 @@ pub struct MmioTransport<'a> {
     config: ConfigSpace<'a>,
 }
 
-/// Looks whether a file system device is at `base`.
+/// Checks whether a file system device is at `base`.
 ///
-/// `None` means there is none: no virtio-mmio block at all, an empty slot (device ID 0), or another
-/// kind of device. Only the magic value, version and device ID are read.
+/// Returns `None` if there is none: no virtio-mmio block, an empty slot (device ID 0), or another
+/// kind of device. Only the magic value, the version and the device ID are read.
 ///
 /// # Errors
 ///
-/// A file system device that can't be used: [`TransportError::Legacy`],
-/// [`TransportError::Version`], or [`TransportError::TooSmall`] when `size` is below 0x100 bytes.
+/// For a file system device that cannot be used: [`TransportError::Legacy`],
+/// [`TransportError::Version`], or [`TransportError::TooSmall`] if `size` is below 0x100 bytes.
 ///
 /// # Safety
 ///
@@ -91,7 +91,7 @@ pub unsafe fn probe<'a>(
         return Some(Err(TransportError::TooSmall));
     };
     // SAFETY: the caller promises a mapped, aligned region of `size` bytes, which is at least
-    // `CONFIG_OFFSET`, the size of the registers, for `'a` and for us alone.
+    // `CONFIG_OFFSET`, the size of the registers, for `'a` and without other users.
     let registers = unsafe { UniqueMmioPointer::new(base.cast::<Registers>()) };
     if field_shared!(registers, magic).read() != MAGIC
         || field_shared!(registers, device_id).read() != u32::from(FILE_SYSTEM_DEVICE_ID)
@@ -158,7 +158,7 @@ impl Transport for MmioTransport<'_> {
     }
 
     fn set_guest_page_size(&mut self, _guest_page_size: u32) {
-        // A legacy register; version 2 has none.
+        // A legacy register; version 2 does not have it.
     }
 
     fn requires_legacy_layout(&self) -> bool {
@@ -224,7 +224,7 @@ impl Transport for MmioTransport<'_> {
 mod tests {
     use super::*;
 
-    /// A register block in memory: magic, version, device ID, and zeroes.
+    /// A register block in memory: magic value, version, device ID, and zeros.
     fn block(version: u32, device_id: u32) -> [u32; 0x200 / 4] {
         let mut block = [0; 0x200 / 4];
         block[0] = MAGIC;

@@ -26,7 +26,7 @@ use virtio_drivers::transport::pci::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// PCI device IDs of modern devices start here (section 4.1.2.1).
+/// The first PCI device ID of modern devices (section 4.1.2.1).
 const MODERN_DEVICE_ID_BASE: u16 = 0x1040;
 /// The first configuration word (vendor and device ID) of a modern file system device.
 const FILE_SYSTEM_DEVICE: u32 =
@@ -74,7 +74,7 @@ struct CommonConfig {
     queue_msix_vector: ReadPureWrite<u16>,
     queue_enable: ReadPureWrite<u16>,
     queue_notify_off: ReadPure<u16>,
-    // The addresses are pairs of 32-bit registers: no device must take 64-bit accesses
+    // Addresses are pairs of 32-bit registers, because a device need not support 64-bit accesses
     // (section 4.1.3.1).
     queue_desc: [ReadPureWrite<u32>; 2],
     queue_driver: [ReadPureWrite<u32>; 2],
@@ -96,10 +96,11 @@ pub type Accept<'a> = &'a dyn Fn(u64, u64) -> bool;
 ///
 /// # Safety
 ///
-/// * `configuration` must reach the configuration space of a PCI bus that nothing else uses
-///   meanwhile.
-/// * Memory that `accept` says yes to must be mapped as device memory for the rest of the program,
-///   at the address that `H::mmio_phys_to_virt` gives, and used by nothing else.
+/// `configuration` must access the configuration space of a PCI bus that nothing else uses at the
+/// same time.
+///
+/// Memory that `accept` accepts must be mapped as device memory for the rest of the program, at the
+/// address that `H::mmio_phys_to_virt` returns, and must have no other user.
 pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
     configuration: &mut C,
     accept: Accept<'_>,
@@ -153,12 +154,12 @@ pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
 ///
 /// # Errors
 ///
-/// A file system device that can't be used: [`TransportError::Capability`] or
+/// For a file system device that cannot be used: [`TransportError::Capability`] or
 /// [`TransportError::Bar`].
 ///
 /// # Safety
 ///
-/// As for [`scan`]; and there must be no other transport to this function.
+/// As for [`scan`]; and no other transport may use this function.
 pub unsafe fn probe<H: Hal, C: ConfigurationAccess>(
     configuration: &mut C,
     function: DeviceFunction,
@@ -243,7 +244,7 @@ fn set_command<C: ConfigurationAccess>(
     configuration.write_word(at, COMMAND, command.bits().into());
 }
 
-/// Offsets and first words of the function's capabilities (PCI 3.0, 6.7).
+/// The offsets and the first words of the function's capabilities (PCI 3.0, 6.7).
 fn capabilities<C: ConfigurationAccess>(
     configuration: &C,
     at: DeviceFunction,
@@ -397,15 +398,15 @@ struct Places {
 }
 
 impl Places {
-    /// Takes the first capability of each kind that can be used, as a driver must (section
-    /// 4.1.4.1): QEMU's `modern-pio-notify=on` puts notifications by port first.
+    /// Takes the first usable capability of each kind, as a driver must (section 4.1.4.1): QEMU's
+    /// `modern-pio-notify=on` puts notifications through an I/O BAR first.
     fn find<C: ConfigurationAccess>(
         configuration: &C,
         function: DeviceFunction,
         bars: &Bars,
         accept: Accept<'_>,
     ) -> Result<Self, TransportError> {
-        /// Offsets inside a virtio capability, from its start.
+        /// Offsets in a virtio capability, from its start.
         const BAR: u8 = 4;
         const OFFSET: u8 = 8;
         const LENGTH: u8 = 12;
@@ -458,15 +459,15 @@ impl Places {
     }
 }
 
-/// A pointer to the device memory at `address`.
+/// A pointer to a `T` of device memory at `address`.
 ///
 /// # Safety
 ///
-/// A `T` of device memory must be mapped there for ever, with no other user.
+/// A `T` of device memory must be mapped there for ever, without other users.
 unsafe fn region<H: Hal, T>(address: u64) -> UniqueMmioPointer<'static, T> {
     // SAFETY: the caller promises device memory of that size at that address.
     let pointer = unsafe { H::mmio_phys_to_virt(address, size_of::<T>()) };
-    // SAFETY: the caller promises that it stays mapped and is ours alone.
+    // SAFETY: the caller promises that it stays mapped and has no other user.
     unsafe { UniqueMmioPointer::new(pointer.cast()) }
 }
 
@@ -479,7 +480,7 @@ unsafe fn slice<H: Hal, T>(address: u64, count: usize) -> UniqueMmioPointer<'sta
     // SAFETY: the caller promises device memory of that size at that address.
     let pointer = unsafe { H::mmio_phys_to_virt(address, count.saturating_mul(size_of::<T>())) };
     let slice = NonNull::slice_from_raw_parts(pointer.cast(), count);
-    // SAFETY: the caller promises that it stays mapped and is ours alone.
+    // SAFETY: the caller promises that it stays mapped and has no other user.
     unsafe { UniqueMmioPointer::new(slice) }
 }
 
@@ -520,7 +521,7 @@ impl PciTransport {
             field!(transport.common, queue_select).write(queue);
             let offset = u64::from(field_shared!(transport.common, queue_notify_off).read())
                 .saturating_mul(places.notify.multiplier.into());
-            // Even, because the multiplier is.
+            // It is even, because the multiplier is.
             *index = usize::try_from(offset / 2).unwrap_or(usize::MAX);
             if *index >= notify_slots {
                 return Err(TransportError::Capability("notifications"));
@@ -677,10 +678,10 @@ mod tests {
         assert!(read.iter().all(|at| at.function == 0 || at.device == 31));
     }
 
-    /// Finds and refuses all file system devices: nothing is accepted.
+    /// Finds all file system devices and refuses them: no memory is accepted.
     fn scan_all(machine: &mut Machine) -> Vec<DeviceFunction> {
         let mut found = DeviceList::new();
-        // SAFETY: the machine is this test's alone, and no memory is accepted.
+        // SAFETY: only this test uses the machine, and no memory is accepted.
         unsafe { scan::<crate::hal::IdentityHal, _>(machine, &|_, _| false, &mut found) };
         let address = |device: &Device| match device.address {
             Address::Pci(at) => at,
@@ -711,7 +712,7 @@ mod tests {
         number(&mut machine, inner, [4, 6, 6]);
         let before = machine.functions.clone();
         assert_eq!(scan_all(&mut machine), [at(0, 9, 0), at(6, 5, 0)]);
-        // Two of them have no address, so what was tried was undone.
+        // Two of them have no address, so the attempt was undone.
         for (after, before) in machine.functions.iter().zip(&before) {
             for (register, word) in &after.words {
                 assert_eq!(*word, before.word(*register));
@@ -741,7 +742,7 @@ mod tests {
         let host_bridge = machine.add(Bus::Root(0), 0, 0, Function::host_bridge());
         machine.add(Bus::Root(0x40), 3, 0, Function::device());
         assert_eq!(scan_all(&mut machine), []);
-        // Nor for one behind a bridge, where it is something else.
+        // Nor for a function below a bridge, where the same bits mean something else.
         let second = machine.functions[host_bridge].clone();
         let bridge = machine.add(Bus::Root(0), 1, 0, Function::bridge());
         number(&mut machine, bridge, [0, 1, 1]);
@@ -761,7 +762,7 @@ mod tests {
             .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x3000, 0x1000, 4])
     }
 
-    /// Where the structures are of a device whose BAR 4 is at 4 GiB.
+    /// The places of the structures of a device whose BAR 4 is at 4 GiB.
     fn places(mut device: Function) -> Result<Places, TransportError> {
         device.words.insert(Bar::register(5), 1);
         let mut machine = Machine::default();
@@ -779,8 +780,8 @@ mod tests {
             (place.address, place.length, place.multiplier),
             ((1 << 32) + 0x3000, 0x1000, 4)
         );
-        // In front of it: notifications by port, in a BAR that is none, outside the BAR, too few,
-        // odd ones.
+        // Before it: notifications through an I/O BAR, in a BAR that does not exist, outside of the
+        // BAR, too few, at an odd offset.
         let device = device()
             .with_bar(2, 0x20, 1)
             .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 2, [0, 4, 0])
@@ -789,7 +790,7 @@ mod tests {
             .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0, 1, 4])
             .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0, 0x1000, 3]);
         assert_eq!(places(device).unwrap().notify.address, (1 << 32) + 0x3000);
-        // In front of all, a good one.
+        // Before all of them, a usable one.
         let better =
             self::device().with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x800, 0x100, 8]);
         let place = places(better).unwrap().notify;

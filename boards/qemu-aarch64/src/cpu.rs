@@ -1,12 +1,13 @@
-//! System registers, cache maintenance and the jump to the payload: all assembly but the entry's.
+//! System registers, cache maintenance and the jump to the payload: all assembly except that of the
+//! entry.
 //!
-//! As `entry` explains, EL2 with `HCR_EL2.E2H` is served by the EL1 names; only plain EL2 has
-//! names of its own.
+//! As `entry` explains, the EL1 names also serve EL2 with `HCR_EL2.E2H`; only plain EL2 has names
+//! of its own.
 
 use bootshare::boot::memory::Range;
 use core::arch::asm;
 
-/// Reads a system register that has no effect on anything else when it is read.
+/// Reads a system register whose read has no side effect.
 macro_rules! read {
     ($register:literal) => {{
         let value: u64;
@@ -34,14 +35,15 @@ fn is_plain_el2() -> bool {
     exception_level() == 2 && read!("hcr_el2") & E2H == 0
 }
 
-/// The timer's frequency; a 32-bit number.
+/// The frequency of the timer, a 32-bit number.
 pub fn counter_frequency_hz() -> u64 {
     read!("cntfrq_el0") & 0xffff_ffff
 }
 
-/// The timer's count.
+/// The count of the timer.
 pub fn counter() -> u64 {
-    // SAFETY: a barrier. Without it, the count may be read ahead of what was to be timed.
+    // SAFETY: a barrier. Without it, the count may be read before earlier instructions have
+    // completed.
     unsafe { asm!("isb", options(nostack, preserves_flags)) };
     read!("cntvct_el0")
 }
@@ -51,15 +53,15 @@ pub fn has_host_extensions() -> bool {
     exception_level() == 2 && !is_plain_el2()
 }
 
-/// The virtual timer's control and compare registers: bit 0 of the first enables it, and its
-/// interrupt is pending from when the count has reached the second.
+/// The virtual timer's control and compare registers: bit 0 of the first enables the timer, and its
+/// interrupt is pending once the count has reached the second.
 pub fn timer() -> [u64; 2] {
     [read!("cntv_ctl_el0"), read!("cntv_cval_el0")]
 }
 
-/// Sets these two.
+/// Sets these two registers.
 pub fn set_timer([control, compare]: [u64; 2]) {
-    // SAFETY: the timer is nobody else's, and its interrupt is masked.
+    // SAFETY: nobody else uses the timer, and its interrupt is masked.
     unsafe {
         asm!(
             "msr cntv_cval_el0, {compare}",
@@ -72,14 +74,14 @@ pub fn set_timer([control, compare]: [u64; 2]) {
     }
 }
 
-/// Which processor this is, as GICR_TYPER has it: levels 3 to 0 of the affinity.
+/// The affinity of this processor in the format of GICR_TYPER: levels 3 to 0.
 pub fn affinity() -> u32 {
     let mpidr = read!("mpidr_el1");
     (mpidr >> 8 & 0xff00_0000 | mpidr & 0x00ff_ffff) as u32
 }
 
-/// Whether pages of so many bytes are supported, for translation in one stage (Arm ARM,
-/// ID_AA64MMFR0_EL1, fields TGran4, TGran64 and TGran16).
+/// Whether translation in one stage supports pages of so many bytes (Arm ARM, ID_AA64MMFR0_EL1,
+/// fields TGran4, TGran64 and TGran16).
 pub fn has_pages(bytes: u32) -> bool {
     let fields = read!("id_aa64mmfr0_el1");
     match bytes {
@@ -90,8 +92,8 @@ pub fn has_pages(bytes: u32) -> bool {
     }
 }
 
-/// Whether the interrupt controller is reached by the registers below, as an arm64 kernel wants it
-/// (booting.rst; GIC architecture specification 3.0, ICC_SRE_EL1).
+/// Whether the interrupt controller is accessed through the registers below, as an arm64 kernel
+/// needs it (booting.rst; GIC architecture specification 3.0, ICC_SRE_EL1).
 pub fn has_interrupt_registers() -> bool {
     const GIC: u64 = 0xf << 24;
     let is_there = read!("id_aa64pfr0_el1") & GIC != 0;
@@ -102,16 +104,16 @@ pub fn has_interrupt_registers() -> bool {
         }
 }
 
-/// The priority mask, and whether interrupts of group 1 are let through.
+/// The priority mask, and whether interrupts of group 1 are enabled.
 ///
 /// The processor must have the registers.
 pub fn interrupt_interface() -> [u32; 2] {
     [read!("icc_pmr_el1") as u32, read!("icc_igrpen1_el1") as u32]
 }
 
-/// Sets these two.
+/// Sets these two registers.
 pub fn set_interrupt_interface([mask, let_through]: [u32; 2]) {
-    // SAFETY: interrupts are masked, so that nothing but a wake-up comes of it.
+    // SAFETY: interrupts are masked, so that they only end a wait.
     unsafe {
         asm!(
             "msr icc_pmr_el1, {mask}",
@@ -124,14 +126,14 @@ pub fn set_interrupt_interface([mask, let_through]: [u32; 2]) {
     }
 }
 
-/// The number of the interrupt that would come first.
+/// The number of the pending interrupt with the highest priority.
 ///
 /// The processor must have the registers above.
 pub fn highest_pending_interrupt() -> u32 {
     read!("icc_hppir1_el1") as u32
 }
 
-/// Sleeps until an interrupt is pending: the caller knows that one comes.
+/// Waits until an interrupt is pending; the caller knows that one will be.
 pub fn wait_for_interrupt() {
     // SAFETY: interrupts are masked, so that nothing but a wait comes of it. What was written
     // before is seen by all first.

@@ -87,9 +87,11 @@ _start:
     add     \register, \register, :lo12:\symbol
     .endm
 
-    // Turns MMU and caches on. x9: TCR without the physical address size, whose place is \ps.
+    // Turns MMU and caches on. x9: TCR without the physical address size; \ps is the bit position
+    // of that size.
     .macro  enable el, ps, sctlr
-    // As many physical address bits as there are, up to 48 (value 5): more take other tables.
+    // As many physical address bits as the processor has, up to 48 (value 5): more need other
+    // tables.
     mrs     x10, id_aa64mmfr0_el1
     and     x10, x10, #0xf
     mov     x11, #5
@@ -104,8 +106,8 @@ _start:
     address x9, 90f
     msr     vbar_\el, x9
     immediate x9, \sctlr
-    // Nothing from before may be left in the TLB or the instruction cache. EL2 has entries of its
-    // own, and one instruction for them with and without E2H; EL1 may not use it.
+    // Nothing old may remain in the TLB or the instruction cache. EL2 has TLB entries of its own,
+    // with one instruction for them with and without E2H; EL1 may not use it.
     isb
     mrs     x10, CurrentEL
     tbz     x10, #3, 11f
@@ -122,7 +124,7 @@ _start:
     msr     daifset, #0xf
     msr     spsel, #1
 
-    // At the link address, or in flash?
+    // Does this run at the link address, or in flash?
     adr     x9, _start
     movz    x10, #:abs_g1:_start
     movk    x10, #:abs_g0_nc:_start
@@ -141,7 +143,7 @@ _start:
     stp     x6, x7, [x2], #16
     cmp     x2, x3
     b.lo    12b
-    // Whatever caches hold of it, from before, is none of it.
+    // Old cache lines of the destination are invalidated; they are not part of the copy.
     mrs     x4, ctr_el0             // DminLine: log2 of the smallest line, in words
     ubfx    x4, x4, #16, #4
     mov     x5, #4
@@ -167,7 +169,7 @@ _start:
     b.hi    70f
     b.lo    20f
 
-    // EL2. With E2H the EL1 names do everything.
+    // EL2. With E2H the EL1 names serve all registers.
     mrs     x9, hcr_el2
     tbnz    x9, #34, 20f
     mrs     x9, cptr_el2
@@ -197,8 +199,8 @@ _start:
     mov     x1, x20
     b       {main}
 
-    // No way on: prints the text at x1 on the UART that QEMU's documentation names, and ends
-    // QEMU with status 0x21 (see `exit`). The MMU is off, nothing is written to memory. Without
+    // A fatal error: prints the text at x1 on the UART that QEMU's documentation names, and ends
+    // QEMU with status 0x21 (see `exit`). The MMU is off, and nothing is written to memory. Without
     // semihosting that is an undefined instruction: the machine halts in the exception's vector.
 70: adr     x2, 91f
     mrs     x3, CurrentEL
@@ -226,7 +228,7 @@ _start:
 83: .quad   0x20026, 0x21           // ADP_Stopped_ApplicationExit, status
 
     .text
-    // Sixteen vectors of 128 bytes. Where each one came from is in its return address.
+    // Sixteen vectors of 128 bytes. The return address identifies the vector.
     .balign 0x800
 90:
     .rept   16
@@ -249,8 +251,8 @@ _start:
 73: wfi
     b       73b
 
-    // The first tables. Level 1 has an entry a GiB, level 2 an entry for each 2 MiB of the second
-    // GiB, level 3 an entry for each page of the image's 2 MiB.
+    // The first tables. Level 1 has an entry for each GiB, level 2 an entry for each 2 MiB of the
+    // second GiB, and level 3 an entry for each page of the image's 2 MiB.
     .section .data.tables, "aw"
     .balign 4096
     .global bootshare_level1

@@ -18,8 +18,8 @@ use bootshare::loader::ExitStatus;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use smccc::{Hvc, Smc, psci};
 
-/// Added to the status for QEMU: its own failures are 1, so `0x20` and `0x21` are the firmware's.
-/// `host/` knows it too.
+/// Added to the status for QEMU: QEMU's own failures have status 1, so `0x20` and `0x21` are the
+/// firmware's. `host/` has the same constant.
 const STATUS_BASE: u64 = 0x20;
 
 /// The number of attempts so far, and whether they report a success.
@@ -38,7 +38,7 @@ pub fn use_conduit(conduit: Conduit) {
     CONDUIT.store(value, Ordering::Relaxed);
 }
 
-/// Whether an attempt to end the machine has begun: an exception is then part of it.
+/// Whether an attempt to end the machine has begun; an exception is then a part of that attempt.
 pub fn has_begun() -> bool {
     ATTEMPTS.load(Ordering::Relaxed) != 0
 }
@@ -71,7 +71,7 @@ pub fn exit(status: ExitStatus) -> ! {
     }
 }
 
-/// Returns only if it failed.
+/// Returns only if the attempt failed.
 fn system_off() {
     match CONDUIT.load(Ordering::Relaxed) {
         1 => _ = psci::system_off::<Hvc>(),

@@ -1,4 +1,4 @@
-//! The fw_cfg device, where the firmware's options are when QEMU was started without `-kernel`.
+//! The fw_cfg device, which has the firmware's options if QEMU was started without `-kernel`.
 
 use crate::{clock::Clock, mapping};
 use bootshare::boot::memory::Range;
@@ -35,7 +35,7 @@ impl Register for Mmio {
     }
 }
 
-/// The device with these registers, if it is one that we can use.
+/// The device with these registers, if it supports DMA.
 ///
 /// # Safety
 ///
@@ -49,9 +49,9 @@ pub unsafe fn open(registers: Range) -> Option<FwCfg<Mmio, Clock>> {
     }
     let base = NonNull::new(with_exposed_provenance_mut(registers.start as usize))?;
     // SAFETY: aligned registers in the first GiB, which is mapped as device memory for ever; the
-    // caller says that nothing else uses them.
+    // caller promises that nothing else uses them.
     let registers = unsafe { UniqueMmioPointer::new(base) };
-    // SAFETY: fw_cfg's register, as the caller says; memory is mapped to its physical addresses,
-    // with the caches on, as QEMU's DMA wants it.
+    // SAFETY: the caller promises that it is fw_cfg's register. Memory is mapped at its physical
+    // addresses with the caches on, as QEMU's DMA requires.
     unsafe { FwCfg::find(Mmio(registers), Clock) }
 }

@@ -1,4 +1,4 @@
-//! The machine, as the boot flow wants to know it.
+//! The implementation of the boot flow's `Board` for `virt`.
 
 use crate::{
     clock::Clock,
@@ -25,15 +25,15 @@ use core::{
 use heapless::Vec;
 use spin::Once;
 
-/// Big-endian 0xd00dfeed at the start of a device tree blob, before its size.
+/// The magic number of a device tree blob, big-endian; the blob's size follows.
 const TREE_MAGIC: [u8; 4] = 0xd00d_feed_u32.to_be_bytes();
-/// End of the RAM in which the device tree may be: what `entry` maps.
+/// The end of the RAM in which the device tree may be, which `entry` maps.
 const FIRST_MAPPED_END: u64 = 2 << 30;
 
-/// The most bytes of a command line from fw_cfg.
+/// The greatest size of a command line from fw_cfg in bytes.
 const MAX_COMMAND_LINE: usize = 4096;
 
-/// Ends of the image's parts, from the linker script: their addresses are what counts.
+/// The ends of the image's parts, from the linker script; only the addresses are used.
 mod symbols {
     use core::cell::UnsafeCell;
 
@@ -73,7 +73,7 @@ pub struct Virt {
     tree: Tree<'static>,
     command_line: &'static [u8],
     memory: MemoryMap,
-    /// Whether the devices were searched for: a second search would make a second transport to each.
+    /// Whether the devices were searched: a second search would create a second transport for each.
     searched: bool,
     pci: Result<Option<PciHost>, &'static str>,
 }
@@ -83,7 +83,7 @@ pub struct Virt {
 pub extern "C" fn main(x0: u64, entered: u64) -> ! {
     // SAFETY: called once, from the entry code, with `x0` as it was on entry.
     match unsafe { Virt::new(x0, entered) } {
-        // SAFETY: the board's memory map, what is occupied and what is mapped come from the device
+        // SAFETY: the board's memory map, the occupied and the mapped ranges come from the device
         // tree and the linker, and `mapping` made the map accordingly; this runs once.
         Ok(board) => unsafe { bootshare::loader::run(board) },
         Err(why) => {
@@ -94,7 +94,7 @@ pub extern "C" fn main(x0: u64, entered: u64) -> ! {
 }
 
 impl Virt {
-    /// Reads the device tree and maps what it names.
+    /// Reads the device tree and maps the devices in it.
     ///
     /// # Errors
     ///
@@ -102,9 +102,9 @@ impl Virt {
     ///
     /// # Safety
     ///
-    /// To be called once, with what was in `x0` on entry.
+    /// Must be called once, with the value of `x0` on entry.
     unsafe fn new(x0: u64, entered: u64) -> Result<Self, &'static str> {
-        // SAFETY: `x0` is what the platform gave, and nothing writes to the tree.
+        // SAFETY: `x0` comes from the platform, and nothing writes to the tree.
         let tree = unsafe { find_tree(x0) }?;
         let tree = Tree::read(tree)?;
         if let Some(registers) = tree.console() {
@@ -131,7 +131,7 @@ impl Virt {
             ecam.as_slice(),
             image,
         );
-        // SAFETY: the tables map the image, the RAM, where the device tree is, and the devices of
+        // SAFETY: the tables map the image, the RAM, the device tree's place, and the devices of
         // the first GiB. Nothing else is in use.
         unsafe { cpu::tables_changed() };
         if let Ok(Some(host)) = &pci
@@ -142,7 +142,7 @@ impl Virt {
             unsafe { pvpanic::use_bus(host.clone()) };
         }
         if let Some(controller) = tree.interrupt_controller() {
-            // SAFETY: the device tree says what it is, and this runs once.
+            // SAFETY: the device tree describes the device, and this runs once.
             unsafe { rest::use_controller(controller) };
         }
         let command_line = match tree.command_line() {
@@ -165,9 +165,8 @@ impl Virt {
                 log::warn!("virtio-mmio slot at {slot:?} is not in device memory: not looked at");
                 continue;
             }
-            // SAFETY: aligned device memory, mapped for ever, which the device tree says to be a
-            // virtio-mmio register block. `find_devices` comes here once, and each slot is in the
-            // tree once.
+            // SAFETY: aligned device memory, mapped for ever, which the device tree describes as a
+            // virtio-mmio register block. `find_devices` runs this once for each slot in the tree.
             if !unsafe { slots::probe(slot.start, slot.size() as usize, found) } {
                 return;
             }
@@ -190,8 +189,8 @@ impl Virt {
             );
             return;
         }
-        // SAFETY: mapped as device memory for ever; the device tree says that it is configuration
-        // space. `find_devices` comes here once, so this is its only user.
+        // SAFETY: mapped as device memory for ever; the device tree describes it as configuration
+        // space. `find_devices` runs this once, so it is the only user.
         let mut configuration = unsafe { Ecam::new(device_pointer(ecam), ecam.size() as usize) };
         let accept = |address: u64, size: u64| {
             let bar = Range::with_size(address, size);
@@ -200,20 +199,21 @@ impl Virt {
         let last_bus = (ecam.size() / ECAM_BUS_SIZE).saturating_sub(1);
         let last_bus = u8::try_from(last_bus).unwrap_or(u8::MAX);
         pci::set_up(&mut configuration, window.start..window.end, last_bus);
-        // SAFETY: nothing else uses the bus; the window is mapped as device memory for ever, at
-        // the addresses that `IdentityHal` gives.
+        // SAFETY: nothing else uses the bus; the window is mapped as device memory for ever, at the
+        // addresses that `IdentityHal` returns.
         unsafe { pci::scan::<IdentityHal, _>(&mut configuration, &accept, found) };
     }
 }
 
-/// The firmware's options of a machine that was started without `-kernel`, and so without `-append`.
+/// The firmware's options if the machine was started without `-kernel` and therefore without
+/// `-append`.
 fn command_line_from_fw_cfg(tree: &Tree<'_>) -> Result<&'static [u8], &'static str> {
     static LINE: Once<Vec<u8, MAX_COMMAND_LINE>> = Once::new();
 
     let Some(registers) = tree.fw_cfg() else {
         return Ok(&[]);
     };
-    // SAFETY: the device tree says so, and `Virt::new`, which comes here, runs once.
+    // SAFETY: the device tree describes it, and `Virt::new`, the only caller, runs once.
     match unsafe { fw_cfg::open(registers) } {
         Some(mut device) => Ok(LINE.try_call_once(|| device.command_line())?),
         None => Ok(&[]),
@@ -250,7 +250,7 @@ unsafe fn find_tree(x0: u64) -> Result<&'static [u8], &'static str> {
     Ok(unsafe { slice::from_raw_parts(header.as_ptr(), size as usize) })
 }
 
-/// The page below the stack, where an overflow ends.
+/// The page below the stack, which an overflow hits.
 pub fn stack_guard() -> Range {
     between(&symbols::__stack_guard, &symbols::__stack_start)
 }

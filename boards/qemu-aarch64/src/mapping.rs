@@ -1,12 +1,12 @@
-//! What is mapped where: translation table descriptors, computed from the device tree's answers.
+//! The memory map: translation table descriptors, computed from the device tree's content.
 //!
-//! Addresses are physical ones, 39 bits of them. Level 1 has an entry a GiB: the first is devices,
-//! the second has a level 2 table with an entry for each 2 MiB, and the image's 2 MiB have a
-//! level 3 table with an entry a page. `entry` turns the MMU on with tables in which the whole
-//! second GiB is normal memory. [`refine`] then writes what is really there, so that a stray or
-//! speculative access to anything else faults.
+//! Addresses are physical, with 39 bits. Level 1 has an entry for each GiB: the first GiB is
+//! devices; the second has a level 2 table with an entry for each 2 MiB, and the 2 MiB of the image
+//! have a level 3 table with an entry for each page. `entry` turns the MMU on with tables in which
+//! the whole second GiB is normal memory. [`refine`] then writes the real memory map, so that a
+//! stray or speculative access to anything else faults.
 //!
-//! Pure but for the stores into the tables that it is given; tested on the host.
+//! Pure except for the stores to the given tables; tested on the host.
 
 use bootshare::boot::memory::{MemoryMap, Range};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -37,18 +37,19 @@ const GIB: u64 = 1 << 30;
 const BLOCK_SIZE: u64 = 1 << 21;
 const PAGE_SIZE: u64 = 1 << 12;
 
-/// Where RAM starts: the one address, besides flash at 0, that a guest of `virt` may rely on
+/// The start of RAM: the only address, besides flash at 0, that a guest of `virt` may rely on
 /// (QEMU, docs/system/arm/virt.rst).
 pub const RAM_START: u64 = GIB;
-/// End of what the level 1 table can map.
+/// The end of the addresses that the level 1 table can map.
 pub const MAPPED_END: u64 = 512 * GIB;
-/// A translation table. The processor reads it at any time, so its entries are written whole.
+/// A translation table. The processor may read it at any time, so each entry is written in one
+/// store.
 pub type Table = [AtomicU64; 512];
 
-/// Parts of the image with permissions of their own, each of whole pages.
+/// The parts of the image with permissions of their own, each of whole pages.
 #[derive(Clone, Copy, Debug)]
 pub struct Image {
-    /// From the first instruction up to constants.
+    /// From the first instruction to the constants.
     pub text: Range,
     /// Constants.
     pub constants: Range,
@@ -58,10 +59,10 @@ pub struct Image {
 
 /// Writes entries for the RAM of `memory` and for the devices in `devices`, and removes the others.
 ///
-/// An entry changes its permissions, or becomes valid, or becomes invalid; none goes from one
-/// valid address or memory type to another, which would need a break in between (Arm ARM, D8.16).
-/// `devices` outside the first GiB are mapped in whole GiB, and not at all where RAM is in the
-/// same one. The caller must then make the processor forget the old entries.
+/// An entry changes its permissions, or becomes valid, or becomes invalid. None changes from one
+/// valid address or memory type to another, which would need break-before-make (Arm ARM, D8.16).
+/// `devices` outside of the first GiB are mapped in whole GiB, and not at all if RAM is in the same
+/// GiB. The caller must then invalidate the TLB.
 pub fn refine(
     [level1, level2, level3]: [&Table; 3],
     memory: &MemoryMap,

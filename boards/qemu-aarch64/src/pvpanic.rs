@@ -1,8 +1,8 @@
-//! The pvpanic device, by which a failure reaches QEMU where there is no semihosting: under KVM.
+//! The pvpanic device, which reports a failure to QEMU if there is no semihosting: under KVM.
 //!
-//! QEMU ends with status 1 then if it was told `-action panic=exit-failure`, and with status 0 if it
-//! was not. A guest can't see which, so the device counts only with `events=1`, which nobody sets
-//! without having read of it here.
+//! QEMU then ends with status 1 if it was started with `-action panic=exit-failure`, and with
+//! status 0 otherwise. A guest cannot see which, so the device is used only with `events=1`, which
+//! users set because this firmware's documentation asks for it.
 
 use crate::tree::PciHost;
 use bootshare::{
@@ -23,15 +23,15 @@ const COMMAND: u8 = 0x04;
 const MEMORY_SPACE: u32 = 1 << 1;
 /// Offset of the first base address register.
 const BAR_0: u8 = 0x10;
-/// Bit 0 of the one register (QEMU, docs/specs/pvpanic.rst): reading tells which events are known,
-/// writing tells of one.
+/// Bit 0 of the only register (QEMU, docs/specs/pvpanic.rst): a read returns the supported events,
+/// a write reports one.
 const PANICKED: u8 = 1 << 0;
-/// The address in it, besides the bits that tell of what kind it is.
+/// The address in it, without the bits for its type.
 const BAR_ADDRESS: u64 = !0xf;
 
 static BUS: Once<PciHost> = Once::new();
 
-/// Looks for the device there, when it is needed.
+/// Searches for the device there when it is needed.
 ///
 /// # Safety
 ///
@@ -41,9 +41,9 @@ pub unsafe fn use_bus(host: PciHost) {
     BUS.call_once(|| host);
 }
 
-/// Tells QEMU of a failure; whether there was a device to tell it.
+/// Reports a failure to QEMU. Returns whether there is such a device.
 ///
-/// The machine ends with this: whoever used the bus before never goes on.
+/// The machine ends with this, so any earlier user of the bus does not continue.
 pub fn report() -> bool {
     let Some(PciHost { ecam, window }) = BUS.get() else {
         return false;
@@ -61,7 +61,7 @@ pub fn report() -> bool {
         return false;
     };
     drop(found);
-    // The register has its place, unless the devices were not looked for before this failure.
+    // The register has an address, unless the failure came before the search for devices.
     let address = match u64::from(bus.read_word(function, BAR_0)) & BAR_ADDRESS {
         0 => window.start,
         assigned => assigned,

@@ -1,10 +1,10 @@
-//! Rests: the processor waits for its timer's interrupt, so that the host's own threads have the one
-//! that would spin. Interrupts stay masked: one that is pending is enough to wake from WFI (Arm
-//! architecture reference manual, "Wait for Interrupt").
+//! Rests: the processor waits for its timer's interrupt, so that the host's threads can use the
+//! processor that would otherwise poll. Interrupts stay masked: a pending one is enough to end WFI
+//! (Arm architecture reference manual, "Wait for Interrupt").
 //!
-//! For that the interrupt controller has to tell the processor of it. A GICv2 and a GICv3 are known
-//! here, which are those of `virt`. WFE and the timer's event stream would do without, but QEMU's
-//! translator does not wait there, and KVM leaves the host's processor to the guest meanwhile.
+//! The interrupt controller has to signal that interrupt to the processor. `virt` has a GICv2 or a
+//! GICv3; both are supported. WFE with the timer's event stream would need no interrupt controller,
+//! but QEMU's TCG does not wait at WFE, and KVM keeps the host's processor busy during it.
 
 use crate::{counter, cpu, mapping, tree::InterruptController};
 use bootshare::boot::memory::Range;
@@ -21,9 +21,9 @@ use spin::Mutex;
 /// The virtual timer's interrupt, a private one (PPI 11 in the kernel's binding).
 const INTERRUPT: u32 = 27;
 const ENABLE: u32 = 1;
-/// Lets interrupts of every priority through.
+/// A priority mask that lets interrupts of every priority through.
 const ALL: u32 = 0xff;
-/// The longest that a hypervisor may take to deliver an interrupt.
+/// The longest time that a hypervisor may take to deliver an interrupt.
 const PATIENCE: Duration = Duration::from_millis(1);
 
 /// Registers of the distributor (GIC architecture specification 2.0, section 4.1.2). A GICv3 has
@@ -43,7 +43,7 @@ const _: () = assert!(core::mem::offset_of!(Distributor, group) == 0x80);
 const _: () = assert!(core::mem::offset_of!(Distributor, set_enable) == 0x100);
 const _: () = assert!(core::mem::offset_of!(Distributor, clear_enable) == 0x180);
 
-/// GICD_CTLR of a GICv3: group 1 is enabled, to which the timer's interrupt is to belong.
+/// GICD_CTLR of a GICv3: enables group 1, the group of the timer's interrupt.
 const ENABLE_GROUP_1: u32 = 1 << 1;
 
 /// Registers of a GICv2's interface to the processor (2.0, section 4.1.3).
@@ -72,17 +72,17 @@ struct Redistributor {
 const _: () = assert!(core::mem::offset_of!(Redistributor, waker) == 0x14);
 const _: () = assert!(core::mem::offset_of!(Redistributor, private) == 0x1_0000);
 
-/// GICR_WAKER: the redistributor tells the processor nothing.
+/// GICR_WAKER: the redistributor signals nothing to the processor.
 const SLEEP: u32 = 1 << 1;
 
-/// The part that is this processor's.
+/// The part of the interrupt controller for this processor.
 enum Processor {
     V2(UniqueMmioPointer<'static, Interface>),
-    /// Its interface is system registers.
+    /// Its interface consists of system registers.
     V3(UniqueMmioPointer<'static, Redistributor>),
 }
 
-/// What is changed for a rest.
+/// The state that a rest changes.
 #[derive(Clone, Copy)]
 struct State {
     distributor: u32,
@@ -90,11 +90,11 @@ struct State {
     waker: u32,
     group: u32,
     enabled: u32,
-    /// The priority mask, and whether anything (on a GICv3, of group 1) is let through.
+    /// The priority mask, and whether interrupts (on a GICv3, of group 1) are enabled.
     interface: [u32; 2],
 }
 
-/// The interrupt controller, and how it and the timer were before.
+/// The interrupt controller, with its previous state and the timer's.
 struct Controller {
     distributor: UniqueMmioPointer<'static, Distributor>,
     processor: Processor,
@@ -105,13 +105,13 @@ struct Controller {
 
 static CONTROLLER: Mutex<Option<Controller>> = Mutex::new(None);
 
-/// Lets [`rest`] use this interrupt controller from now on, if a test of it succeeds.
+/// Enables [`rest`] with this interrupt controller if a test of it succeeds.
 ///
 /// # Safety
 ///
-/// It must be what the device tree says, with no other user; to be called once.
+/// It must be what the device tree describes, without another user. Must be called once.
 pub unsafe fn use_controller(controller: InterruptController) {
-    // The timer of this level has another name there, and another interrupt.
+    // The timer of this level has other names and another interrupt.
     if cpu::has_host_extensions() {
         return;
     }
@@ -144,11 +144,11 @@ pub unsafe fn use_controller(controller: InterruptController) {
     }
 }
 
-/// The registers there, if that is in the first GiB: device memory that is mapped for ever.
+/// The registers, if they are in the first GiB, which is device memory and mapped for ever.
 ///
 /// # Safety
 ///
-/// They must be there, and nothing else may use them.
+/// The registers must be there, and nothing else may use them.
 unsafe fn registers<T>(range: Range) -> Option<UniqueMmioPointer<'static, T>> {
     let is_usable = mapping::is_low_device(range)
         && range.size() >= size_of::<T>() as u64
@@ -189,7 +189,7 @@ impl Controller {
         }
     }
 
-    /// Whether the timer's interrupt reaches the processor.
+    /// Tests whether the timer's interrupt reaches the processor.
     fn set_up(&mut self) -> bool {
         let mut state = State {
             waker: self.before.waker & !SLEEP,
@@ -267,7 +267,7 @@ pub fn rest(duration: Duration) {
 
 /// Restores the interrupt controller and the timer.
 pub fn let_go() {
-    // Unlocked again before anything is logged.
+    // The lock is released before anything is logged.
     let controller = CONTROLLER.lock().take();
     if let Some(mut controller) = controller {
         controller.let_go();

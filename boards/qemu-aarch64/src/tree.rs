@@ -1,8 +1,8 @@
-//! What this board needs to know of the device tree. Pure; tested on the host.
+//! The facts in the device tree that this board needs. Pure; tested on the host.
 //!
-//! Names and manners are those of the Devicetree Specification 0.4 and of the kernel's bindings
-//! for each `compatible` string. Devices are looked for among the children of the root only: that
-//! is where `virt` has them, and addresses there are physical ones.
+//! Names and conventions are those of the Devicetree Specification 0.4 and of the kernel's bindings
+//! for each `compatible` string. Devices are searched only among the children of the root, where
+//! `virt` has them, and where addresses are physical.
 
 use bootshare::boot::memory::{MAX_REGIONS, MemoryKind, MemoryMap, MemoryRegion, Range};
 use dtoolkit::{
@@ -14,12 +14,12 @@ use heapless::Vec;
 
 /// `virt` has 32 virtio-mmio slots.
 const MAX_SLOTS: usize = 32;
-/// Banks of RAM and reserved ranges, of each the most that are looked at: with one hole in a bank
-/// for each reserved range, the memory map has room for all.
+/// The greatest number of banks of RAM, and of reserved ranges: even if each reserved range splits
+/// a bank, the memory map has room for all.
 const MAX_RANGES: usize = 32;
 const _: () = assert!(3 * MAX_RANGES <= MAX_REGIONS);
 
-/// The most devices of a [`Kind`].
+/// The greatest number of devices of a [`Kind`].
 const MAX_DEVICES: usize = 128;
 
 /// Space code in the first cell of a PCI `ranges` entry, and its value for 32-bit memory (PCI bus
@@ -30,7 +30,7 @@ const PCI_MEMORY_32: u32 = 0b10 << 24;
 /// Configuration space of one bus in an ECAM window (PCI Express 5.0, section 7.2.2).
 pub const ECAM_BUS_SIZE: u64 = 1 << 20;
 
-/// How firmware is called (`/psci`, property `method`).
+/// The instruction that calls the firmware (`/psci`, property `method`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conduit {
     /// Hypervisor call.
@@ -48,16 +48,16 @@ pub struct PciHost {
     pub window: Range,
 }
 
-/// The interrupt controller, by its version; its distributor's registers are the first.
+/// The interrupt controller and its version; this is the range of its distributor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InterruptController {
-    /// Then the processor interface's.
+    /// The range of the processor interface.
     V2([Range; 2]),
-    /// Then the redistributors', or the first region of them.
+    /// The range of the redistributors, or the first region of them.
     V3([Range; 2]),
 }
 
-/// A list is longer than there is room for.
+/// A list has more entries than there is room for.
 fn too_many<T>(_: T) -> &'static str {
     "the device tree has more than 32 ranges of one kind of memory"
 }
@@ -73,7 +73,7 @@ fn string<'a>(node: FdtNode<'a>, name: &str) -> Option<&'a [u8]> {
     property(node, name)?.split(|byte| *byte == 0).next()
 }
 
-/// What is neither disabled nor failed.
+/// Whether the node is neither disabled nor failed.
 fn is_enabled(node: &FdtNode<'_>) -> bool {
     matches!(node.status(), Ok(Status::Okay))
 }
@@ -92,7 +92,7 @@ fn ranges<'a>(node: FdtNode<'a>) -> impl Iterator<Item = Range> + 'a {
         .filter_map(|reg| range(reg.address, reg.size))
 }
 
-/// What the firmware has a use for.
+/// The kinds of devices that the firmware uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Memory,
@@ -107,7 +107,8 @@ enum Kind {
 }
 
 impl Kind {
-    /// Of an enabled node, from one look at its properties: there are hundreds in the tree.
+    /// The kind of an enabled node, determined in one pass over its properties, because the tree
+    /// has hundreds.
     fn of(node: FdtNode<'_>) -> Option<Self> {
         let mut kind = None;
         for property in node.properties() {
@@ -137,18 +138,18 @@ impl Kind {
     }
 }
 
-/// The device tree, and where in it the machine's devices are.
+/// The device tree, with the offsets of the machine's devices in it.
 pub struct Tree<'a> {
     fdt: Fdt<'a>,
     devices: Vec<(Kind, FdtNode<'a>), MAX_DEVICES>,
 }
 
 impl<'a> Tree<'a> {
-    /// The tree in `blob`, which must have its size.
+    /// Reads the tree in `blob`, which must have the tree's size.
     ///
     /// # Errors
     ///
-    /// What is wrong with it.
+    /// What is wrong with the tree.
     pub fn read(blob: &'a [u8]) -> Result<Self, &'static str> {
         let fdt = Fdt::new(blob).map_err(|_| "the device tree is malformed")?;
         let mut devices = Vec::new();
@@ -161,12 +162,12 @@ impl<'a> Tree<'a> {
         Ok(Self { fdt, devices })
     }
 
-    /// The blob that it was read from.
+    /// The blob of the tree.
     pub fn blob(&self) -> &'a [u8] {
         self.fdt.data()
     }
 
-    /// The enabled children of the root of that kind.
+    /// The enabled children of the root of this kind.
     fn all(&self, kind: Kind) -> impl Iterator<Item = FdtNode<'a>> {
         let devices = self.devices.iter();
         devices.filter_map(move |(found, node)| (*found == kind).then_some(*node))
@@ -185,7 +186,7 @@ impl<'a> Tree<'a> {
         ranges(self.all(Kind::FwCfg).next()?).next()
     }
 
-    /// The interrupt controller, if it is of a kind that is known here.
+    /// The interrupt controller, if its kind is supported.
     pub fn interrupt_controller(&self) -> Option<InterruptController> {
         let registers = |kind| {
             let mut registers = ranges(self.all(kind).next()?);
@@ -217,7 +218,8 @@ impl<'a> Tree<'a> {
         named().or_else(|| self.all(Kind::Console).find_map(address))
     }
 
-    /// How PSCI is called, if there is PSCI 0.2 or later: before, nothing turned the machine off.
+    /// How PSCI is called, if there is PSCI 0.2 or later: earlier versions cannot power the machine
+    /// off.
     pub fn psci_conduit(&self) -> Option<Conduit> {
         let node = self.fdt.find_node("/psci").filter(is_enabled)?;
         let mut kinds = property(node, "compatible")?.split(|byte| *byte == 0);
@@ -231,12 +233,12 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// RAM, with what is reserved in it taken out and listed as reserved; in ascending order, without
-    /// overlaps.
+    /// RAM in ascending order without overlaps. Reserved ranges are removed from it and listed as
+    /// reserved.
     ///
     /// # Errors
     ///
-    /// What is wrong with the tree: there is no RAM in it, or more ranges than there is room for.
+    /// What is wrong with the tree: it has no RAM, or more ranges than there is room for.
     pub fn memory_map(&self) -> Result<MemoryMap, &'static str> {
         let mut ram: Vec<Range, MAX_RANGES> = Vec::new();
         for bank in self.all(Kind::Memory).flat_map(ranges) {
@@ -280,8 +282,8 @@ impl<'a> Tree<'a> {
 
     /// virtio-mmio slots, in the order in which QEMU fills them: from the highest address down.
     ///
-    /// QEMU gives the first virtio device of its command line the last slot, so this is the order in
-    /// which the person at the keyboard named the devices.
+    /// QEMU assigns the last slot to the first virtio device of its command line, so this is the
+    /// order in which the user named the devices.
     pub fn mmio_slots(&self) -> Vec<Range, MAX_SLOTS> {
         let mut slots: Vec<Range, MAX_SLOTS> = Vec::new();
         for node in self.all(Kind::Slot) {
@@ -303,7 +305,7 @@ impl<'a> Tree<'a> {
     ///
     /// # Errors
     ///
-    /// Why it can't be used.
+    /// Why it cannot be used.
     pub fn pci_host(&self) -> Result<Option<PciHost>, &'static str> {
         let Some(node) = self.all(Kind::PciHost).next() else {
             return Ok(None);
@@ -333,8 +335,7 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// Puts `range` where it belongs in an ascending list, and makes one of those that touch or
-/// overlap.
+/// Inserts `range` into an ascending list, and merges ranges that touch or overlap.
 ///
 /// # Errors
 ///
@@ -346,7 +347,7 @@ fn insert(list: &mut Vec<Range, MAX_RANGES>, range: Range) -> Result<(), &'stati
     let after = |other: &Range| other.start > range.start;
     let at = list.iter().position(after).unwrap_or(list.len());
     list.insert(at, range).map_err(too_many)?;
-    // From the one before it on, each may now reach into the next.
+    // From the previous range on, each range may now overlap the next one.
     let mut index = at.saturating_sub(1);
     while let Some(&[first, second]) = list.get(index..).and_then(|rest| rest.first_chunk()) {
         if second.start <= first.end {

@@ -1,4 +1,4 @@
-//! How ACPI turns the machine off: one register, which its tables name (ACPI 6.5, chapters 5.2,
+//! How ACPI powers the machine off: by one register, which its tables name (ACPI 6.5, chapters 5.2,
 //! 4.8.3.2 and 4.8.3.7).
 //!
 //! Pure: physical memory is read through a closure.
@@ -6,12 +6,12 @@
 
 use core::mem::size_of;
 
-/// Offset of the first table's address, of 4 or 8 bytes, in a table of tables; size of the header
-/// that every table has.
+/// The offset of the first address, of 4 or 8 bytes, in a table of tables; also the size of the
+/// header of every table.
 const HEADER_BYTES: u64 = 36;
-/// Where a header says how long the table is.
+/// The offset of the table's length in its header.
 const LENGTH: u64 = 4;
-/// The most tables that are looked at, and bytes of the DSDT.
+/// The greatest number of tables that are read, and the greatest size of the DSDT in bytes.
 const MAX_TABLES: usize = 64;
 const MAX_DSDT: u32 = 1 << 20;
 
@@ -21,14 +21,14 @@ const PM1A_CONTROL: u64 = 64;
 const FLAGS: u64 = 112;
 const X_DSDT: u64 = 140;
 const SLEEP_CONTROL: u64 = 244;
-/// HW_REDUCED_ACPI: there is no PM1a control, but a sleep control register.
+/// HW_REDUCED_ACPI: a sleep control register replaces the PM1a control register.
 const REDUCED: u32 = 1 << 20;
 
 /// `Name (_S5_, Package () {`: NameOp, the name, PackageOp (section 20.2.5). One byte of length,
 /// which has its two highest bits clear, and one of how many elements there are follow.
 const S5: [u8; 6] = *b"\x08_S5_\x12";
 
-/// What turns the machine off.
+/// The write that powers the machine off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SoftOff {
     /// This value in the 16-bit PM1a control register at this port.
@@ -37,11 +37,11 @@ pub enum SoftOff {
     Memory(u64, u8),
 }
 
-/// Physical memory. Reads nothing, and says so, where there is none.
+/// Physical memory. A read fails if the memory does not exist.
 struct Memory<'a>(&'a dyn Fn(u64, &mut [u8]) -> bool);
 
 impl Memory<'_> {
-    /// What is so many bytes behind the start of a table.
+    /// The bytes at this offset from the start of a table.
     fn bytes<const N: usize>(&self, table: u64, offset: u64) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         (self.0)(table.checked_add(offset)?, &mut bytes).then_some(bytes)
@@ -55,7 +55,7 @@ impl Memory<'_> {
         self.bytes(table, offset).map(u64::from_le_bytes)
     }
 
-    /// The table with this signature that the root pointer leads to.
+    /// The table with this signature, found from the root pointer.
     fn table(&self, rsdp: u64, signature: &[u8; 4]) -> Option<u64> {
         // Revision 0 ends before the 64-bit address.
         let [revision] = self.bytes(rsdp, 15)?;
@@ -72,12 +72,12 @@ impl Memory<'_> {
         tables.find(|table| self.bytes(*table, 0) == Some(*signature))
     }
 
-    /// The type of sleep that is "off", the first element of the package `_S5_`.
+    /// The sleep type for "off": the first element of the package `_S5_`.
     fn s5(&self, dsdt: u64) -> Option<u8> {
         let length = self.u32(dsdt, LENGTH)?.min(MAX_DSDT).into();
         let is_s5 = |offset: &u64| self.bytes(dsdt, *offset) == Some(S5);
         let start = (HEADER_BYTES..length).find(is_s5)?;
-        // ZeroOp and OneOp stand for themselves; BytePrefix is 0x0a.
+        // ZeroOp and OneOp are values themselves; BytePrefix is 0x0a.
         match self.bytes(dsdt, start + S5.len() as u64 + 2)? {
             [0x0a, value] | [value @ 0..=1, _] => Some(value),
             _ => None,
@@ -85,8 +85,8 @@ impl Memory<'_> {
     }
 }
 
-/// What turns the machine off whose root pointer is at `rsdp`, if its tables say it. `read` copies
-/// from physical memory, or answers `false` if not all of it can be read.
+/// The write that powers off the machine whose root pointer is at `rsdp`, if the tables contain it.
+/// `read` copies from physical memory, or returns `false` if not all of it can be read.
 pub fn soft_off(rsdp: u64, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Option<SoftOff> {
     let memory = Memory(read);
     let fadt = memory.table(rsdp, b"FACP")?;
@@ -108,7 +108,7 @@ pub fn soft_off(rsdp: u64, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Option<Soft
     if length < SLEEP_CONTROL + 12 {
         return None;
     }
-    // A generic address, whose address space comes first: 0 is memory (section 5.2.3.2).
+    // A generic address starts with its address space: 0 is memory (section 5.2.3.2).
     let space: [u8; 1] = memory.bytes(fadt, SLEEP_CONTROL)?;
     let address = memory.u64(fadt, SLEEP_CONTROL + 4)?;
     // SLP_TYPx and SLP_EN (section 4.8.3.7).

@@ -1,4 +1,4 @@
-//! What a firmware sets up in the chipset of `q35`: the MCH and the ICH9 (Intel 3 Series Express
+//! The set-up of the chipset of `q35` by a firmware: the MCH and the ICH9 (Intel 3 Series Express
 //! Chipset Family, 5.1.1; Intel I/O Controller Hub 9, 13.1).
 
 use crate::{cpuid, mtrr, pci::Ports};
@@ -13,28 +13,28 @@ const MCH: u32 = 0x29c0_8086;
 const HOST_BRIDGE: DeviceFunction = function(0, 0);
 const LPC_BRIDGE: DeviceFunction = function(0x1f, 0);
 
-/// PCIEXBAR, and its bit that turns it on. The size field stays 0: 256 MiB.
+/// PCIEXBAR, and its enable bit. The size field stays 0, which means 256 MiB.
 const PCIEXBAR: u8 = 0x60;
 const PCIEXBAR_ENABLE: u32 = 1;
-/// Where memory-mapped configuration space goes: QEMU keeps RAM away from there.
+/// The address of memory-mapped configuration space; QEMU has no RAM there.
 const CONFIGURATION: Range = Range::with_size(0xb000_0000, 256 << 20);
 
-/// Devices' memory from there on, up to 4 GiB.
+/// The start of device memory, which ends at 4 GiB.
 const DEVICES: Range = Range {
     start: CONFIGURATION.end,
     end: 1 << 32,
 };
 
-/// PMBASE, ACPI's registers in port space; bit 0 says that it is ports. QEMU's tables name
-/// whatever is written here.
+/// PMBASE, the address of ACPI's registers in port space; bit 0 marks it as ports. QEMU's tables
+/// contain the value that is written here.
 const PMBASE: u8 = 0x40;
 const PM_PORTS: u32 = 0x600;
-/// ACPI_CNTL, whose bit 7 turns them on.
+/// ACPI_CNTL; bit 7 enables those registers.
 const ACPI_CONTROL: u8 = 0x44;
 const ACPI_ENABLE: u32 = 1 << 7;
 
-/// PIRQA to D and E to H, a byte each: to the 8259s' inputs 10 and 11 in turns. Only a kernel that
-/// leaves the I/O APIC alone cares.
+/// The routing of PIRQA to D and E to H, one byte each: alternately to the inputs 10 and 11 of the
+/// 8259s. It matters only to a kernel that does not use the I/O APIC.
 const PIRQ: [u8; 2] = [0x60, 0x68];
 const PIRQ_ROUTES: u32 = 0x0b0b_0a0a;
 /// ELCR2 makes inputs 8 to 15 level-triggered: 10 and 11.
@@ -49,11 +49,11 @@ const fn function(device: u8, function: u8) -> DeviceFunction {
     }
 }
 
-/// Sets the chipset up, and answers with where configuration space is, which nothing else may use.
+/// Sets the chipset up. Returns the address of configuration space, which nothing else may use.
 ///
 /// # Errors
 ///
-/// For the person at the console: it is another chipset.
+/// A message for the console, if it is another chipset.
 pub fn set_up(pci: &mut Ports) -> Result<Range, &'static str> {
     if pci.read_word(HOST_BRIDGE, 0) != MCH {
         return Err(
@@ -72,7 +72,7 @@ pub fn set_up(pci: &mut Ports) -> Result<Range, &'static str> {
     for register in PIRQ {
         pci.write_word(LPC_BRIDGE, register, PIRQ_ROUTES);
     }
-    // SAFETY: interrupts are off, and no device of ours uses any.
+    // SAFETY: interrupts are off, and the firmware's devices use none.
     unsafe { Port::new(ELCR2).write(LEVEL_TRIGGERED) };
 
     let physical_end = cpuid::abilities().physical_end;

@@ -1,4 +1,4 @@
-//! Time, from the time-stamp counter.
+//! The clock of the boot flow, from the time-stamp counter.
 
 use crate::{
     console,
@@ -14,8 +14,8 @@ use core::{
 };
 use x86_64::instructions::port::Port;
 
-/// What is assumed when nothing tells the frequency, in Hz. Most machines are slower: a deadline
-/// then comes late rather than early.
+/// The assumed frequency in Hz if none is known. Most machines are slower, so that a deadline comes
+/// late rather than early.
 const ASSUMED_HZ: u64 = 4_000_000_000;
 
 /// The time-stamp counter, which starts at 0 with the machine.
@@ -23,22 +23,23 @@ const ASSUMED_HZ: u64 = 4_000_000_000;
 pub struct Clock {
     scale: Scale,
     hz: Option<u64>,
-    /// The PIT that this frequency was roughly measured against.
+    /// The PIT against which the frequency was roughly measured.
     pit: Option<Running>,
     alarm: Option<Alarm>,
 }
 
-/// The PIT's channel 2 counts.
+/// A measurement against the PIT's channel 2, which is still counting.
 #[derive(Clone, Copy, Debug)]
 struct Running {
     start: Sample,
-    /// Its control register before.
+    /// The previous value of its control register.
     control: u8,
 }
 
 impl Clock {
-    /// Finds the counter's frequency: from the hypervisor or the CPU, which know it; roughly, but
-    /// in a millisecond, against the PIT; against the local APIC's timer; from the CPU's name plate.
+    /// Finds the frequency of the counter: from the hypervisor or the CPU, if they know it; else
+    /// against the PIT, roughly, within a millisecond; else against the timer of the local APIC;
+    /// else from the nominal frequency in the CPU's name.
     pub fn calibrate() -> Self {
         let alarm = Alarm::new();
         let told = cpuid::tsc_hz().or_else(kvm_clock::tsc_hz);
@@ -66,13 +67,13 @@ impl Clock {
         }
     }
 
-    /// When the counter was at `count`, as [`now`](hal::Clock::now) tells time.
+    /// The time, as returned by [`now`](hal::Clock::now), when the counter had the value `count`.
     pub fn at(&self, count: u64) -> Duration {
         self.scale.duration(count)
     }
 
-    /// The counter's frequency in kHz, if it is known, as exact as a kernel wants it. What was
-    /// measured roughly has become better with the time that went by since.
+    /// The counter's frequency in kHz, if it is known with the precision that a kernel needs. A
+    /// rough measurement becomes more precise with the time since then.
     pub fn khz(&self) -> Option<u64> {
         let mut hz = self.hz?;
         if let Some(Running { start, .. }) = self.pit {
@@ -84,7 +85,7 @@ impl Clock {
         Some(hz / 1000)
     }
 
-    /// Leaves the PIT's channel 2 and the local APIC as they were.
+    /// Restores the PIT's channel 2 and the local APIC.
     pub fn let_go(&self) {
         if let Some(alarm) = self.alarm {
             alarm.let_go();
@@ -97,8 +98,8 @@ impl Clock {
 
 impl hal::Clock for Clock {
     fn now(&self) -> Duration {
-        /// The latest count that was told: a virtual machine's counter may jump back when it
-        /// moves to another host.
+        /// The greatest count that was returned: the counter of a virtual machine may jump back
+        /// when the machine moves to another host.
         static LATEST: AtomicU64 = AtomicU64::new(0);
 
         let count = timestamp();
@@ -119,10 +120,10 @@ impl hal::Clock for Clock {
     }
 }
 
-/// Counts for a millisecond of the PIT, which goes on counting; for longer if a look at it takes
-/// too long for that. `None` if there is none, or the machine was too busy.
+/// Samples both counters over a millisecond of the PIT, which keeps counting; over a longer time if
+/// one sample takes too long. `None` if there is no PIT or the machine was too busy.
 fn measure_roughly() -> Option<(Running, u64)> {
-    /// A machine with other work may be away for longer than a sample can bear.
+    /// On a busy host the virtual machine may be suspended for longer than a sample allows.
     const TRIES: [Measurement; 6] = [ROUGH, ROUGH, ROUGH, FINE, FINE, FINE];
 
     let mut pit = Pit::new();
@@ -135,8 +136,8 @@ fn measure_roughly() -> Option<(Running, u64)> {
     measured.map(|(start, hz)| (Running { start, control }, hz))
 }
 
-/// The frequency in Hz, in ten milliseconds of the local APIC's timer, which counts down in `left`.
-/// QEMU's and KVM's count nanoseconds; of others this is not known.
+/// The frequency in Hz, measured over ten milliseconds of the local APIC's timer, which counts down
+/// in `left`. The timers of QEMU and KVM count nanoseconds; the unit of others is unknown.
 fn measure_against_apic(left: &dyn Fn() -> u32) -> Option<u64> {
     const APIC_TIMER_HZ: u64 = 1_000_000_000;
 
@@ -156,20 +157,20 @@ fn measure_against_apic(left: &dyn Fn() -> u32) -> Option<u64> {
     Some(measure(look, APIC_TIMER_HZ, FINE)?.1)
 }
 
-/// The best of a few looks: the one that took the shortest time.
+/// The best of a few samples: the one that took the shortest time.
 fn sample(look: &mut impl FnMut() -> Sample) -> Option<Sample> {
     (0..8).map(|_| look()).min_by_key(Sample::width)
 }
 
-/// Measures the time-stamp counter against the counter of `reference_hz` that `look` looks at: where
-/// it started, and the frequency in Hz.
+/// Measures the time-stamp counter against a counter of `reference_hz`, which `look` samples.
+/// Returns the first sample and the frequency in Hz.
 fn measure(
     mut look: impl FnMut() -> Sample,
     reference_hz: u64,
     how: Measurement,
 ) -> Option<(Sample, u64)> {
-    /// Time-stamp counts before giving up on a counter that does not move: more than 10 ms of
-    /// any CPU.
+    /// The number of time-stamp counts after which a counter that does not change is given up: more
+    /// than 10 ms on any CPU.
     const PATIENCE: u64 = 200_000_000;
 
     let start = sample(&mut look)?;
@@ -188,14 +189,15 @@ fn measure(
     Some((start, hz))
 }
 
-/// Channel 2 of the PIT, which no operating system and no firmware keeps: the loudspeaker's.
+/// Channel 2 of the PIT, the loudspeaker's: neither an operating system nor a firmware relies on
+/// its state.
 struct Pit {
-    /// Its counter.
+    /// The port of its counter.
     channel: Port<u8>,
-    /// The mode and command register.
+    /// The port of the mode and command register.
     command: Port<u8>,
-    /// System control port B: bit 0 lets the counter run, bit 1 connects the loudspeaker.
-    /// `microvm` has no such port, and a counter that always runs.
+    /// System control port B: bit 0 starts the counter, bit 1 connects the loudspeaker. `microvm`
+    /// has no such port; its counter always runs.
     control: Port<u8>,
 }
 
@@ -214,8 +216,8 @@ impl Pit {
     }
 
     fn set_control(&mut self, value: u8) {
-        // SAFETY: what is written differs from what was read in two bits at most, which concern
-        // channel 2 and the loudspeaker only.
+        // SAFETY: the written value differs from the read one in at most two bits, which affect
+        // only channel 2 and the loudspeaker.
         unsafe { self.control.write(value) };
     }
 
@@ -240,7 +242,7 @@ impl Pit {
         self.fetch() & 1 << 7 != 0
     }
 
-    /// One look at both counters.
+    /// Samples both counters.
     fn look(&mut self) -> Sample {
         let before = timestamp();
         self.command(0b1000_0000); // latch channel 2
@@ -253,13 +255,13 @@ impl Pit {
         }
     }
 
-    /// Where it started to count, and the time-stamp counter's frequency in Hz.
+    /// The first sample, and the frequency of the time-stamp counter in Hz.
     fn measure(&mut self, how: Measurement) -> Option<(Sample, u64)> {
         self.command(0b1011_0000); // channel 2, low then high byte, mode 0: count down once
         self.load(0xff);
         self.load(0xff);
         if self.expired() {
-            // Without a PIT, everything reads as ones.
+            // Without a PIT, every port reads as ones.
             return None;
         }
         let measured = measure(|| self.look(), PIT_HZ, how);

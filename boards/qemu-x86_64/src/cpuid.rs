@@ -1,17 +1,17 @@
-//! What the CPU says about itself.
+//! The features of the CPU, from CPUID.
 
 use crate::{tables::Abilities, tsc};
 use core::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 
-/// First leaf for hypervisors. The first of the 4 GiB of leaves that no CPU has.
+/// The first leaf for hypervisors: the first of a range of leaves that no CPU implements.
 const HYPERVISOR: u32 = 0x4000_0000;
 /// Leaf with the time-stamp counter's frequency in kHz, by VMware's convention.
 const HYPERVISOR_TIMING: u32 = 0x4000_0010;
-/// Leaf with what KVM offers.
+/// The leaf with KVM's features.
 const KVM_FEATURES: u32 = 0x4000_0001;
 /// The signature of KVM.
 const KVM: &[u8; 12] = b"KVMKVMKVM\0\0\0";
-/// Signatures of the hypervisors that keep to this convention.
+/// The signatures of the hypervisors that follow this convention.
 const WITH_TIMING: [&[u8; 12]; 2] = [KVM, b"VMwareVMware"];
 /// The signature of QEMU's emulator.
 const TCG: &[u8; 12] = b"TCGTCGTCGTCG";
@@ -21,7 +21,7 @@ fn leaf(leaf: u32) -> Option<CpuidResult> {
     (__cpuid(leaf & 0xc000_0000).eax >= leaf).then(|| __cpuid_count(leaf, 0))
 }
 
-/// What the page tables can rely on (leaves 0x80000001 and 0x80000008).
+/// The features that the page tables use (leaves 0x80000001 and 0x80000008).
 pub fn abilities() -> Abilities {
     let features = leaf(0x8000_0001).map_or(0, |leaf| leaf.edx);
     let address_bits = leaf(0x8000_0008).map_or(36, |leaf| leaf.eax & 0xff);
@@ -37,7 +37,7 @@ pub fn has_apic() -> bool {
     leaf(1).is_some_and(|leaf| leaf.edx & 1 << 9 != 0)
 }
 
-/// The hypervisor's signature, if the CPU says that there is one.
+/// The hypervisor's signature, if the CPU reports a hypervisor.
 fn hypervisor() -> Option<[u8; 12]> {
     if __cpuid(1).ecx & 1 << 31 == 0 {
         return None;
@@ -60,7 +60,7 @@ pub fn is_kvm() -> bool {
     hypervisor().as_ref() == Some(KVM)
 }
 
-/// Whether KVM has the clock of [`kvm_clock`](crate::kvm_clock), by its newer registers.
+/// Whether KVM has the clock of [`kvm_clock`](crate::kvm_clock) with its newer registers.
 pub fn has_kvm_clock() -> bool {
     const CLOCKSOURCE2: u32 = 1 << 3;
     is_kvm() && leaf(KVM_FEATURES).is_some_and(|leaf| leaf.eax & CLOCKSOURCE2 != 0)
@@ -86,7 +86,7 @@ fn from_crystal() -> Option<u64> {
     tsc::plausible(hz)
 }
 
-/// Leaf 0x16: the CPU's rated frequency in Hz. The time-stamp counter's is near it.
+/// Leaf 0x16: the CPU's nominal frequency in Hz, which is close to that of the time-stamp counter.
 pub fn rated_hz() -> Option<u64> {
     tsc::plausible(u64::from(leaf(0x16)?.eax & 0xffff) * 1_000_000)
 }

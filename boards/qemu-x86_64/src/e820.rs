@@ -1,5 +1,5 @@
-//! The memory map of a ROM: QEMU's, from fw_cfg (`etc/e820`, QEMU's hw/i386/e820_memory_layout.c),
-//! with what a firmware knows of a PC besides. Pure.
+//! The memory map of a ROM: QEMU's map from fw_cfg (`etc/e820`, QEMU's
+//! hw/i386/e820_memory_layout.c), with the ranges that a firmware reserves on a PC. Pure.
 #![forbid(unsafe_code)]
 
 use crate::start_info::region;
@@ -9,14 +9,15 @@ use zerocopy::{
     little_endian::{U32, U64},
 };
 
-/// The extended BIOS data area, which a firmware has at the end of conventional memory. An operating
-/// system searches its first KiB for ACPI's root pointer (ACPI 6.5, section 5.2.5.1).
+/// The extended BIOS data area, which a firmware places at the end of conventional memory. An
+/// operating system searches its first KiB for ACPI's root pointer (ACPI 6.5, section 5.2.5.1).
 pub const EBDA: Range = Range {
     start: 0x9_fc00,
     end: 0xa_0000,
 };
 
-/// The [`EBDA`], and from there to 1 MiB: VGA, option ROMs, and the BIOS, which we are not.
+/// The [`EBDA`], and from there to 1 MiB: VGA, option ROMs, and the BIOS, which this firmware does
+/// not have.
 const UPPER_MEMORY: Range = Range {
     start: EBDA.start,
     end: 1 << 20,
@@ -31,11 +32,11 @@ pub struct Entry {
     kind: U32,
 }
 
-/// The memory map that these entries are.
+/// The memory map of these entries.
 ///
 /// # Errors
 ///
-/// What is wrong with it, for the person at the console.
+/// What is wrong with it, as a message for the console.
 pub fn memory_map(entries: &[Entry]) -> Result<MemoryMap, &'static str> {
     let mut map = MemoryMap::new();
     for entry in entries {
@@ -47,10 +48,10 @@ pub fn memory_map(entries: &[Entry]) -> Result<MemoryMap, &'static str> {
     Ok(map)
 }
 
-/// What is said of a memory map with too many entries.
+/// The message for a memory map with too many entries.
 pub const TOO_LONG: &str = "the memory map has too many entries; use fewer memory devices";
 
-/// Takes `range` out of the usable memory, and lists it as reserved.
+/// Removes `range` from the usable memory, and lists it as reserved.
 ///
 /// # Errors
 ///
@@ -108,7 +109,7 @@ mod tests {
         }
     }
 
-    /// What QEMU tells of a PC with 4 GiB.
+    /// QEMU's memory map of a PC with 4 GiB.
     fn map() -> MemoryMap {
         memory_map(&[
             entry(0xfeff_c000, 0x4000, 2),

@@ -1,4 +1,4 @@
-//! From PVH's 32-bit entry to Rust: where next to nothing holds yet.
+//! From PVH's 32-bit entry to Rust, with almost no state to rely on.
 //!
 //! # What holds on arrival
 //!
@@ -40,7 +40,7 @@ use core::{
 use x86_64::structures::paging::PageTable;
 
 global_asm!(
-    // ELF note "Xen", type 18 (XEN_ELFNOTE_PHYS32_ENTRY): where PVH enters.
+    // ELF note "Xen", type 18 (XEN_ELFNOTE_PHYS32_ENTRY): the PVH entry point.
     ".section .note.Xen, \"a\", @note",
     ".balign 4",
     ".long 4, 8, 18",
@@ -77,7 +77,7 @@ global_asm!(
     "bt edx, 29",
     "jnc pvh_no_long_mode",
 
-    // Map the first GiB: one entry, one entry, 512 pages of 2 MiB.
+    // Map the first GiB: one entry at level 4, one at level 3, and 512 pages of 2 MiB.
     "mov edi, offset {tables}",
     "lea eax, [edi + {level3} + {table_flags}]",
     "mov [edi + {level4}], eax",
@@ -131,7 +131,7 @@ global_asm!(
     "call {main}",
     "ud2",
 
-    // No long mode: say so on COM1, tell isa-debug-exit, halt.
+    // The CPU has no long mode: print that on COM1, end QEMU by isa-debug-exit, else halt.
     ".code32",
     "pvh_no_long_mode:",
     "mov esi, offset pvh_no_long_mode_text",

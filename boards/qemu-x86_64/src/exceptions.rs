@@ -1,7 +1,8 @@
 //! CPU exceptions: each ends the firmware with an error line. Interrupts stay off throughout, but for
 //! the timer's while the CPU [rests](crate::rest).
 //!
-//! All run on a stack of their own, so that an overflow of the firmware's stack is told as well.
+//! All handlers run on a stack of their own, so that an overflow of the firmware's stack is
+//! reported, too.
 
 use crate::{
     exit,
@@ -27,7 +28,7 @@ pub const CODE_SELECTOR: u16 = 0x10;
 /// Segment selector of data (`__BOOT_DS`).
 pub const DATA_SELECTOR: u16 = 0x18;
 
-/// The descriptors behind these selectors.
+/// The descriptors of these selectors.
 pub static GDT: [u64; 4] = [
     0,
     0,
@@ -35,7 +36,7 @@ pub static GDT: [u64; 4] = [
     DescriptorFlags::KERNEL_DATA.bits(),
 ];
 
-/// Vectors that the CPU itself uses (Intel SDM volume 3, 6.3.1).
+/// The number of vectors that the CPU itself uses (Intel SDM volume 3, 6.3.1).
 const VECTORS: usize = 32;
 /// Vectors with an error code on the stack (Intel SDM volume 3, table 6-1; AMD's 29 and 30).
 const WITH_ERROR_CODE: u32 = 1 << 8
@@ -49,16 +50,16 @@ const WITH_ERROR_CODE: u32 = 1 << 8
     | 1 << 29
     | 1 << 30;
 const PAGE_FAULT: u64 = 14;
-/// The local APIC's timer, and what it may raise by mistake.
+/// The vectors of the local APIC's timer and of spurious interrupts.
 pub const TIMER_VECTOR: u8 = VECTORS as u8;
 
 /// The local APIC's register for the end of an interrupt, in memory and in x2APIC mode.
 const END_OF_INTERRUPT: [u32; 2] = [0xfee0_00b0, 0x80b];
-/// The model-specific register that tells the mode, and its bit that does.
+/// The model-specific register with the mode, and the bit of the x2APIC mode.
 const APIC_BASE: u32 = 0x1b;
 const X2APIC_ENABLE: u32 = 1 << 10;
 
-/// Bytes from one entry stub to the next.
+/// The distance in bytes from one entry stub to the next.
 const STUB_SIZE: usize = 16;
 
 static TASK: Once<TaskStateSegment> = Once::new();
@@ -66,7 +67,8 @@ static DESCRIPTORS: Once<GlobalDescriptorTable<6>> = Once::new();
 static HANDLERS: Once<[idt::Entry<HandlerFunc>; VECTORS + 1]> = Once::new();
 
 global_asm!(
-    // One stub a vector: the stack then holds vector, error code (0 if the CPU gave none), RIP.
+    // One stub for each vector. Afterwards the stack has the vector, the error code (0 if the CPU
+    // pushed none) and RIP.
     ".section .text.exception_stubs, \"ax\"",
     ".balign {size}",
     ".global exception_stubs",
@@ -81,7 +83,7 @@ global_asm!(
     "jmp exception_common",
     ".set vector, vector + 1",
     ".endr",
-    // Nothing returns from here: no register is kept.
+    // No handler returns from here, so no register is saved.
     "exception_common:",
     "cld",
     "mov rdi, [rsp]",
@@ -90,7 +92,7 @@ global_asm!(
     "and rsp, -16",
     "call {handler}",
     "ud2",
-    // Says that the interrupt was handled: there is nothing else to do, but to wake.
+    // Signals the end of the interrupt; its only purpose is to end the halt.
     ".balign {size}",
     ".global timer_stub",
     "timer_stub:",
@@ -126,7 +128,7 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    /// The first stub. Not data: only its address is of use.
+    /// The first stub. Only its address is used.
     #[link_name = "exception_stubs"]
     static STUBS: [u8; VECTORS * STUB_SIZE];
     /// As above.

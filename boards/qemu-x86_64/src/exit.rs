@@ -31,10 +31,10 @@ const SUCCESS: u32 = 0x10;
 /// Written for failure; QEMU's status is 35.
 pub const FAILURE: u32 = SUCCESS + 1;
 
-/// End of the memory that is mapped from the start, devices in it included.
+/// The end of the memory that is mapped from the start, including devices.
 const FIRST_MAPPED_END: u64 = 4 << 30;
 
-/// Address of the ACPI tables' root pointer; 0 as long as none is known.
+/// The address of the ACPI root pointer; 0 while none is known.
 static RSDP: AtomicU64 = AtomicU64::new(0);
 
 /// Powers the machine off by the ACPI tables of this root pointer from now on; 0 if there is none.
@@ -61,14 +61,14 @@ pub fn power_off() -> ! {
 
 /// Ends QEMU by isa-debug-exit; returns if there is none.
 fn end_qemu(status: ExitStatus) {
-    // SAFETY: on a PC the port is isa-debug-exit's, or the reserved end of the coprocessor's old
-    // range, which nothing answers.
+    // SAFETY: on a PC the port belongs to isa-debug-exit, or to the reserved end of the old
+    // coprocessor's range, which no device uses.
     let is_there = unsafe { Port::<u8>::new(PORT).read() } != u8::MAX;
     let code = match status {
         ExitStatus::Success => SUCCESS,
         ExitStatus::Failure => FAILURE,
     };
-    // SAFETY: as above; writing to nothing does nothing.
+    // SAFETY: as above; a write to an unused port has no effect.
     unsafe { Port::new(PORT).write(code) };
     if is_there {
         // QEMU 10 and later end a moment later.

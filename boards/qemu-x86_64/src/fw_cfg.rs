@@ -20,8 +20,9 @@ pub unsafe fn open(clock: Clock) -> Option<FwCfg<Ports, Clock>> {
         high: Port::new(0x514),
         low: Port::new(0x518),
     };
-    // SAFETY: fw_cfg's on QEMU, and nobody's on a PC; nothing else uses it, as the caller says.
-    // Memory is mapped to its physical addresses, and coherent with DMA on every PC.
+    // SAFETY: these ports belong to fw_cfg on QEMU and to no device on a PC; the caller promises
+    // that nothing else uses them. Memory is mapped at its physical addresses, and coherent with
+    // DMA on every PC.
     unsafe { FwCfg::find(ports, clock) }
 }
 

@@ -1,5 +1,6 @@
-//! The time-stamp counter's frequency, from KVM's clock: a page of memory that KVM fills with what turns
-//! counts into nanoseconds (Linux, Documentation/virt/kvm/x86/msr.rst, `MSR_KVM_SYSTEM_TIME_NEW`).
+//! The time-stamp counter's frequency, from KVM's clock: a page of memory that KVM fills with the
+//! factors that convert counts to nanoseconds (Linux, Documentation/virt/kvm/x86/msr.rst,
+//! `MSR_KVM_SYSTEM_TIME_NEW`).
 
 use crate::{cpuid, tsc};
 use core::{
@@ -9,14 +10,14 @@ use core::{
 use x86_64::registers::model_specific::Msr;
 
 const SYSTEM_TIME: u32 = 0x4b56_4d01;
-/// In the register: KVM keeps the structure up to date.
+/// The bit in the register that makes KVM update the structure.
 const ENABLE: u64 = 1;
 
 /// `struct pvclock_vcpu_time_info`.
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
 struct TimeInfo {
-    /// Odd while the structure is updated; 0 before the first time.
+    /// Odd during an update; 0 before the first one.
     version: u32,
     _padding: u32,
     tsc_timestamp: u64,
@@ -44,19 +45,21 @@ static INFO: Shared = Shared(UnsafeCell::new(TimeInfo {
     _more_padding: [0; 2],
 }));
 
-/// The frequency in Hz, if KVM tells it. KVM's clock is off afterwards.
+/// The frequency in Hz, if KVM provides it. KVM's clock is disabled afterwards.
 pub fn tsc_hz() -> Option<u64> {
     if !cpuid::has_kvm_clock() {
         return None;
     }
     let mut register = Msr::new(SYSTEM_TIME);
     let info = INFO.0.get();
-    // SAFETY: KVM has this register. Memory is mapped to itself, so that the address is a physical one;
-    // the structure is aligned to its size, hence within a page; nothing else is there.
+    // SAFETY: KVM has this register. Memory is mapped at its physical addresses; the structure is
+    // aligned to its size, so it does not cross a page; nothing else is there.
     unsafe { register.write(info.expose_provenance() as u64 | ENABLE) };
-    // KVM fills it before the processor goes on, and changes the two factors only if the counter does.
+    // KVM fills it before the processor continues, and changes the two factors only together with
+    // the counter.
     fence(Ordering::SeqCst);
-    // SAFETY: the static is initialised, and whatever KVM writes is a value of its fields.
+    // SAFETY: the static is initialised, and any bytes that KVM writes are valid values of its
+    // fields.
     let TimeInfo {
         version,
         multiplier,

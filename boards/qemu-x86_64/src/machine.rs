@@ -1,4 +1,4 @@
-//! The machine, as the boot flow wants to know it.
+//! The implementation of the boot flow's `Board` for QEMU's PCs.
 
 use crate::{
     clock::Clock,
@@ -33,7 +33,7 @@ pub struct Machine {
     entered: u64,
     clock: Clock,
     paging: Paging,
-    /// Whether the devices were searched for: a second search would make a second transport to each.
+    /// Whether the devices were searched: a second search would create a second transport for each.
     searched: bool,
 }
 
@@ -53,8 +53,8 @@ pub extern "sysv64" fn main(start_info: u32, entered: u64) -> ! {
     let is_rom = start_info == 0;
     let info = START_INFO.call_once(|| {
         if is_rom {
-            // SAFETY: `Paging::take` lets this happen once; it has mapped the first 4 GiB, and
-            // nothing but the ROM's copy in memory has run.
+            // SAFETY: `Paging::take` succeeds once; it has mapped the first 4 GiB, and nothing but
+            // the ROM's copy in memory has run.
             let info = unsafe { rom::read(clock) };
             return info.unwrap_or_else(|error| exit::fail(format_args!("{error}")));
         }
@@ -64,7 +64,7 @@ pub extern "sysv64" fn main(start_info: u32, entered: u64) -> ! {
         .unwrap_or_else(|error| exit::fail(format_args!("{error}")))
     });
     exit::use_acpi(info.rsdp);
-    // Not before: the start info's memory map may be in page 0.
+    // Not earlier, because the start info's memory map may be in page 0.
     paging.protect(&[STACK.guard(), EXCEPTION_STACK.guard()]);
     let machine = Machine {
         info,
@@ -73,8 +73,8 @@ pub extern "sysv64" fn main(start_info: u32, entered: u64) -> ! {
         paging,
         searched: false,
     };
-    // SAFETY: the memory map is the platform's, `occupied` and `mapped_end` are what the linker and
-    // `paging` made, and `Paging::take` lets this happen once.
+    // SAFETY: the memory map is the platform's, `occupied` and `mapped_end` come from the linker
+    // and `paging`, and `Paging::take` succeeds once.
     unsafe { bootshare::loader::run(machine) }
 }
 
@@ -113,14 +113,14 @@ impl Board for Machine {
         let image = paging::image();
         let mut occupied = Vec::new();
         for range in [
-            // Not mapped, so that a null pointer is an exception.
+            // Page 0 is not mapped, so that a null pointer causes an exception.
             Range::with_size(0, crate::tables::PAGE),
             Range {
                 start: image.text,
                 end: image.end,
             },
         ] {
-            // Two of eight.
+            // Two of the eight boards.
             _ = occupied.push(range);
         }
         occupied
@@ -135,8 +135,8 @@ impl Board for Machine {
     }
 
     fn payload_words(&self) -> Vec<heapless::String<64>, 16> {
-        // Linux on `microvm` has nothing better than the PIT to measure its clock with, and under
-        // emulation it fails at that in some of its boots and hangs.
+        // Linux on `microvm` has only the PIT to measure its clock with, and under emulation that
+        // measurement fails in some boots, which then hang.
         words::for_kernel(&self.info.command_line, cpuid::is_tcg(), self.clock.khz())
     }
 
@@ -147,7 +147,7 @@ impl Board for Machine {
             return found;
         }
         let mut configuration = if let Some(ports) = pci::Ports::find() {
-            // SeaBIOS has set it up, or our ROM.
+            // SeaBIOS, or our ROM, has set it up.
             Configuration::Ports(ports)
         } else {
             // SAFETY: without PCI this is `microvm`; the first 4 GiB are mapped, and this line

@@ -1,7 +1,7 @@
-//! Memory types: which addresses are memory, for the caches (Intel SDM volume 3, 12.11).
+//! Memory types: which addresses are cached (Intel SDM volume 3, 12.11).
 //!
-//! An operating system takes them from its firmware; without, Linux does without write combining.
-//! It makes the other processors' like those of the boot processor.
+//! An operating system relies on its firmware for them; without them, Linux does not use write
+//! combining. Linux copies those of the boot processor to the others.
 
 use bootshare::boot::memory::Range;
 use core::arch::x86_64::__cpuid;
@@ -16,20 +16,20 @@ const DEFAULT_TYPE: u32 = 0x2ff;
 
 /// Memory type write-back; uncacheable is 0.
 const WRITE_BACK: u64 = 6;
-/// Of a variable range's mask.
+/// The valid bit of a variable range's mask.
 const VALID: u64 = 1 << 11;
-/// Of the default type: MTRRs count, and so do the fixed ones.
+/// The bits of the default type that enable MTRRs and fixed ranges.
 const ENABLE: u64 = 1 << 11 | 1 << 10;
 
-/// Makes everything write-back but 640 KiB to 1 MiB and `devices`: each of a power of two in size
-/// and aligned to that. Leaves things alone where the CPU has not enough MTRRs.
+/// Makes everything write-back except 640 KiB to 1 MiB and `devices`; each of those has a power of
+/// two as its size and is aligned to it. Changes nothing if the CPU has too few MTRRs.
 pub fn set_up(devices: &[Range], physical_end: u64) {
     const FIXED: u64 = 1 << 8;
 
     if __cpuid(1).edx & 1 << 12 == 0 {
         return;
     }
-    // SAFETY: the CPU has MTRRs, and so this register.
+    // SAFETY: the CPU has MTRRs and therefore this register.
     let capabilities = unsafe { Msr::new(CAPABILITIES).read() };
     if capabilities & FIXED == 0 || (capabilities & 0xff) < devices.len() as u64 {
         return;
@@ -47,7 +47,7 @@ pub fn set_up(devices: &[Range], physical_end: u64) {
 
 /// Writes an MTRR.
 fn write(register: u32, value: u64) {
-    // SAFETY: the CPU has it, as `set_up` checked; whatever the type, memory keeps its content:
-    // after a reset the caches hold nothing that memory does not.
+    // SAFETY: `set_up` checked that the CPU has the register. Memory keeps its content with any
+    // type: after a reset the caches contain nothing that memory does not.
     unsafe { Msr::new(register).write(value) };
 }

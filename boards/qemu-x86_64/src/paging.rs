@@ -1,4 +1,4 @@
-//! The identity map, as the CPU sees it.
+//! The page tables in use: the identity map.
 
 use crate::{
     cpuid,
@@ -19,21 +19,21 @@ use x86_64::{
 #[repr(transparent)]
 pub struct Memory(UnsafeCell<tables::Memory>);
 
-// SAFETY: only `Paging::take` gives the content out, once.
+// SAFETY: only `Paging::take` hands out the content, once.
 unsafe impl Sync for Memory {}
 
 /// The page tables in use. The entry code fills the first three.
 pub static TABLES: Memory = Memory(UnsafeCell::new(tables::empty()));
 
 unsafe extern "C" {
-    // From the linker script: addresses, not data.
+    // Symbols of the linker script, of which only the addresses are used.
     static __image_start: u8;
     static __rodata_start: u8;
     static __data_start: u8;
     static __image_end: u8;
 }
 
-/// Where the firmware is, with its stacks and tables.
+/// The image of the firmware, with its stacks and tables.
 pub fn image() -> Image {
     Image {
         text: (&raw const __image_start).addr() as u64,
@@ -43,7 +43,7 @@ pub fn image() -> Image {
     }
 }
 
-/// Copies from physical memory; `false` if it is not mapped or is the firmware's own.
+/// Copies from physical memory; `false` if the range is not mapped or is the firmware's own.
 pub fn read(address: u64, buffer: &mut [u8], mapped_end: u64) -> bool {
     let range = Range::with_size(address, buffer.len() as u64);
     let image = image();
@@ -57,14 +57,14 @@ pub fn read(address: u64, buffer: &mut [u8], mapped_end: u64) -> bool {
     true
 }
 
-/// The page tables in use, and the right to change them.
+/// The page tables in use, with the right to change them.
 pub struct Paging {
     tables: Tables<'static>,
     mapped_end: u64,
 }
 
 impl Paging {
-    /// Maps all memory that it can. Only the first call succeeds.
+    /// Maps as much memory as possible. Only the first call succeeds.
     pub fn take() -> Option<Self> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
 
@@ -77,33 +77,34 @@ impl Paging {
         let memory = unsafe { &mut *TABLES.0.get() };
         let abilities = cpuid::abilities();
         if abilities.no_execute {
-            // SAFETY: no entry has the bit set that this gives a meaning to.
+            // SAFETY: no entry has a bit set to which this gives a meaning.
             unsafe { Efer::update(|flags| flags.insert(EferFlags::NO_EXECUTE_ENABLE)) };
         }
-        // What the entry code mapped stays as it was: nothing to flush.
+        // The mappings of the entry code are unchanged, so there is nothing to flush.
         let mut tables = Tables::new(memory, abilities);
         let mapped_end = tables.map_memory();
         Some(Self { tables, mapped_end })
     }
 
-    /// Takes page 0, the `guards` pages and the image's superfluous permissions away.
+    /// Unmaps page 0 and the `guards` pages, and removes needless permissions of the image.
     pub fn protect(&mut self, guards: &[u64]) {
         self.tables.protect(&image(), guards);
         tlb::flush_all();
     }
 
-    /// End of the identity-mapped memory.
+    /// The end of the identity-mapped memory.
     pub fn mapped_end(&self) -> u64 {
         self.mapped_end
     }
 
-    /// Maps device memory to itself, if it is not mapped yet; `false` if it can't be.
+    /// Maps device memory at its physical address, unless it is mapped already; `false` if that is
+    /// impossible.
     pub fn map_device(&mut self, device: Range) -> bool {
-        // The CPU keeps no record of an entry that was not present: nothing to flush.
+        // The CPU does not cache entries that were not present, so there is nothing to flush.
         self.tables.map_device(device)
     }
 
-    /// Gives everything in the first 2 MiB free, page 0 included: Linux reads the BIOS data area
+    /// Makes all of the first 2 MiB accessible, including page 0: Linux reads the BIOS data area
     /// before it has page tables of its own.
     pub fn lift_protection(&mut self) {
         self.tables.lift_protection();

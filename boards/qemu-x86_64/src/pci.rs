@@ -1,5 +1,5 @@
-//! PCI configuration space: by configuration mechanism 1 (PCI 3.0, 3.2.2.3.2) on `q35` and `pc`,
-//! in memory on `microvm` with `pcie=on`.
+//! PCI configuration space: through configuration mechanism 1 (PCI 3.0, 3.2.2.3.2) on `q35` and
+//! `pc`, and in memory on `microvm` with `pcie=on`.
 
 use bootshare::{
     boot::memory::Range,
@@ -18,12 +18,13 @@ const DATA: u16 = 0xcfc;
 /// Class code of a host bridge, with its subclass.
 const HOST_BRIDGE: u32 = 0x0600;
 
-/// Where `microvm` has configuration space, and room for BARs (QEMU's include/hw/i386/microvm.h).
+/// The addresses of `microvm`'s configuration space and of its window for BARs (QEMU's
+/// include/hw/i386/microvm.h).
 const EXPRESS: Range = Range::with_size(0xe000_0000, 256 << 20);
 pub const EXPRESS_WINDOW: core::ops::Range<u64> = 0xc000_0000..0xe000_0000;
 
-/// Whether a host bridge answers at 00:00.0. Nothing there reads as all ones or zeros, neither of
-/// which is its class code.
+/// Whether a host bridge answers at 00:00.0. If nothing is there, the class code reads as all ones
+/// or zeros, which is no host bridge's.
 fn has_host_bridge(configuration: &impl ConfigurationAccess) -> bool {
     let host_bridge = DeviceFunction {
         bus: 0,
@@ -33,7 +34,7 @@ fn has_host_bridge(configuration: &impl ConfigurationAccess) -> bool {
     configuration.read_word(host_bridge, 0x08) >> 16 == HOST_BRIDGE
 }
 
-/// Access to configuration space by whichever way there is.
+/// Access to configuration space, through ports or in memory.
 pub enum Configuration {
     Ports(Ports),
     Express(Ecam),
@@ -44,10 +45,11 @@ impl Configuration {
     ///
     /// # Safety
     ///
-    /// To be called once, on `microvm`, with the first 4 GiB mapped.
+    /// Must be called once, on `microvm`, with the first 4 GiB mapped.
     pub unsafe fn find_express() -> Option<Self> {
         let base = NonNull::new(with_exposed_provenance_mut(EXPRESS.start as usize))?;
-        // SAFETY: on `microvm` this, or nothing, is there; mapped for ever; nothing else uses it.
+        // SAFETY: on `microvm` only this, or nothing, is at that address; it is mapped for ever,
+        // and nothing else uses it.
         let express = unsafe { Ecam::new(base, EXPRESS.size() as usize) };
         has_host_bridge(&express).then_some(Self::Express(express))
     }
@@ -70,7 +72,7 @@ impl ConfigurationAccess for Configuration {
 
     unsafe fn unsafe_clone(&self) -> Self {
         match self {
-            // SAFETY: the caller promises what it asks for.
+            // SAFETY: the caller makes the same promise.
             Self::Ports(ports) => Self::Ports(unsafe { ports.unsafe_clone() }),
             // SAFETY: as above.
             Self::Express(express) => Self::Express(unsafe { express.unsafe_clone() }),
@@ -88,15 +90,15 @@ impl Ports {
         has_host_bridge(&ports).then_some(ports)
     }
 
-    /// Selects a register; its data port follows.
+    /// Selects a register, for an access through the data port.
     fn select(function: DeviceFunction, offset: u8) -> Port<u32> {
         let address = 1 << 31
             | u32::from(function.bus) << 16
             | u32::from(function.device & 0x1f) << 11
             | u32::from(function.function & 7) << 8
             | u32::from(offset & !3);
-        // SAFETY: this register only says what the data port means. Nothing comes between the two
-        // accesses: one CPU runs, without interrupts.
+        // SAFETY: this register only selects what the data port accesses. Nothing happens
+        // between the two accesses: one CPU runs, without interrupts.
         unsafe { Port::new(ADDRESS).write(address) };
         Port::new(DATA)
     }
@@ -109,8 +111,8 @@ impl ConfigurationAccess for Ports {
     }
 
     fn write_word(&mut self, device_function: DeviceFunction, register_offset: u8, data: u32) {
-        // SAFETY: the caller has the device for itself; where it may answer in memory is what
-        // `pci::set_up` was given, or checked by what `pci::scan` was.
+        // SAFETY: the caller is the only user of the device; `pci::set_up` and `pci::scan` check
+        // its addresses in memory.
         unsafe { Self::select(device_function, register_offset).write(data) };
     }
 

@@ -1,21 +1,21 @@
-//! Where a PC has room for device memory.
+//! The addresses for device memory on a PC.
 #![forbid(unsafe_code)]
 
 use bootshare::boot::memory::{MemoryMap, Range};
 
-/// The chipset's own: I/O APIC, HPET, local APIC and the firmware's flash, up to 4 GiB.
+/// The chipset's own range: I/O APIC, HPET, local APIC and the firmware's flash, up to 4 GiB.
 const CHIPSET: Range = Range {
     start: 0xfec0_0000,
     end: 1 << 32,
 };
-/// Memory of the original PC: RAM, VGA, option ROMs.
+/// The memory of the original PC: RAM, VGA, option ROMs.
 const FIRST_MEGABYTE: Range = Range {
     start: 0,
     end: 1 << 20,
 };
 
-/// Whether a PCI device may have its memory there: where neither the platform's memory map nor the
-/// chipset has anything. A device's BAR says what the host wants it to say.
+/// Whether a PCI device may have its memory there: neither the platform's memory map nor the
+/// chipset uses the range. A hostile host may put any address into a BAR.
 pub fn is_device_memory(memory_map: &MemoryMap, range: Range) -> bool {
     range.size() != 0
         && range.end != u64::MAX
@@ -26,7 +26,7 @@ pub fn is_device_memory(memory_map: &MemoryMap, range: Range) -> bool {
             .all(|region| !region.range.overlaps(&range))
 }
 
-/// Where `q35` has room for BARs below 4 GiB: above the RAM and configuration space.
+/// The addresses for BARs below 4 GiB on `q35`: above the RAM and configuration space.
 pub fn pci_window(memory_map: &MemoryMap) -> core::ops::Range<u64> {
     let low = memory_map.iter().map(|region| region.range.end);
     let start = low.filter(|end| *end < CHIPSET.start).max();

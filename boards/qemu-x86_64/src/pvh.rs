@@ -1,12 +1,12 @@
-//! From 64-bit mode to a payload that is entered by PVH: where nothing holds any more.
+//! The transition from 64-bit mode to a payload that is entered by PVH.
 //!
-//! A payload may belong where the firmware is, with its code, tables and stack. So the last
-//! instructions run in a page of their own, where nothing of the payload is: they leave 64-bit mode,
-//! move what belongs elsewhere, and jump.
+//! The payload may belong to the addresses of the firmware's own code, tables and stack. So the
+//! last instructions run in a page of their own, which is outside of the payload: they leave 64-bit
+//! mode, move those parts to their addresses, and jump.
 //!
-//! What the payload finds is what Xen's `docs/misc/pvh.pandoc` says ("x86/HVM direct boot ABI"):
-//! EBX is the start info, CR0 has PE alone, CR4 is 0, CS, DS, ES and SS are flat 32-bit segments, TR
-//! is a 32-bit TSS at 0 with the limit 0x67, and interrupts are off.
+//! The state that the payload finds is that of Xen's `docs/misc/pvh.pandoc` ("x86/HVM direct boot
+//! ABI"): EBX is the start info, CR0 has only PE set, CR4 is 0, CS, DS, ES and SS are flat 32-bit
+//! segments, TR is a 32-bit TSS at 0 with the limit 0x67, and interrupts are off.
 
 use bootshare::{
     boot::memory::Range,
@@ -34,7 +34,7 @@ const GDT: [u64; 4] = [
     TSS32,
 ];
 
-/// The page: code, then the descriptors, which the CPU writes to, and the pointer to them.
+/// The page: the code, then the descriptors, which the CPU writes to, and the pointer to them.
 #[repr(C)]
 struct Page {
     code: [u8; 256],
@@ -49,7 +49,7 @@ struct Pointer {
 }
 
 unsafe extern "C" {
-    // Addresses, not data.
+    // Only the addresses of these symbols are used.
     static pvh_trampoline: u8;
     static pvh_trampoline_end: u8;
 }
@@ -58,7 +58,8 @@ global_asm!(
     ".section .text.pvh_trampoline, \"ax\"",
     ".code32",
     ".global pvh_trampoline",
-    // EBX: start info. EBP: entry. ESI, EDI and ECX: what to move, where to, and how many bytes.
+    // EBX: start info. EBP: entry. ESI, EDI and ECX: source, destination and number of bytes to
+    // move.
     "pvh_trampoline:",
     "mov esp, ecx", // There is no stack any more.
     "mov eax, cr0",
@@ -90,13 +91,13 @@ global_asm!(
     tss = const TSS,
 );
 
-/// Enters a payload by PVH, by way of the page `trampoline`.
+/// Enters a payload by PVH, through the page `trampoline`.
 ///
 /// # Safety
 ///
-/// `hand_off` must describe a payload for PVH, complete in memory but for what `moved` says.
-/// `trampoline` must be a page of memory that nothing else uses. All of it is below 4 GiB and mapped
-/// to itself, writable and executable.
+/// `hand_off` must describe a payload for PVH, complete in memory except for the part that `moved`
+/// describes. `trampoline` must be an unused page of memory. All of it is below 4 GiB and mapped at
+/// its physical address, writable and executable.
 pub unsafe fn start(hand_off: &HandOff, trampoline: u64, moved: Option<Move>) -> ! {
     let page = ptr::with_exposed_provenance_mut::<Page>(trampoline as usize);
     let address = |offset: usize| trampoline + offset as u64;
@@ -113,14 +114,15 @@ pub unsafe fn start(hand_off: &HandOff, trampoline: u64, moved: Option<Move>) ->
     // SAFETY: the code's bytes are between the two symbols, and nothing writes to them.
     let code = unsafe { slice::from_raw_parts(code, size) };
     content.code[..size].copy_from_slice(code);
-    // SAFETY: the caller gives the page away.
+    // SAFETY: the caller passes the ownership of the page.
     unsafe { page.write(content) };
     let moved = moved.unwrap_or(Move {
         from: Range { start: 0, end: 0 },
         to: 0,
     });
-    // SAFETY: the caller promises a payload at `entry`. The page's code uses nothing of the firmware
-    // but, for the jump to it, the stack; what is moved over the firmware is moved by the page.
+    // SAFETY: the caller promises a payload at `entry`. The code in the page uses nothing of the
+    // firmware except, for the jump to the page, the stack; the page itself moves what replaces the
+    // firmware.
     unsafe {
         asm!(
             "cli",

@@ -1,5 +1,4 @@
-//! From the reset vector of a ROM to the entry that PVH uses: 16 bits, 32 bits, and from ROM to
-//! RAM.
+//! From the reset vector of a ROM to the entry for PVH: from 16 to 32 bits, and from ROM to RAM.
 //!
 //! # What holds on arrival
 //!
@@ -28,7 +27,7 @@ global_asm!(
     "rdtsc",
     "movl %eax, %ebp",
     "movl %edx, %esp",
-    // CS is the one segment that reaches the ROM. 0xff00: the offset of `.reset` in it.
+    // CS is the only segment that reaches the ROM. 0xff00: the offset of `.reset` in it.
     "lgdtl %cs:0xff00 + (.Lreset_gdt_pointer - .Lreset_16)",
     "movl $1, %eax", // PE, and caching no longer disabled
     "movl %eax, %cr0",
@@ -48,7 +47,7 @@ global_asm!(
     "xorl %ebx, %ebx",
     "movl $rom_entry, %eax",
     "jmpl *%eax",
-    // Flat code and data. Their accessed bits are set: the CPU can't do so in ROM.
+    // Flat code and data. Their accessed bits are set, because the CPU cannot set them in ROM.
     ".balign 8",
     ".Lreset_gdt:",
     ".quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff",

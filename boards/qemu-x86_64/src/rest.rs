@@ -1,6 +1,6 @@
-//! Rests: the CPU halts until the timer of its local APIC wakes it, so that the host's own threads
-//! have the processor that would spin (Intel SDM volume 3, chapter "Advanced Programmable Interrupt
-//! Controller").
+//! Rests: the CPU halts until the timer of its local APIC wakes it, so that the host's threads can
+//! use the processor that would otherwise poll (Intel SDM volume 3, chapter "Advanced Programmable
+//! Interrupt Controller").
 
 use crate::{cpuid, exceptions::TIMER_VECTOR};
 use core::{ptr::with_exposed_provenance_mut, time::Duration};
@@ -9,9 +9,9 @@ use x86_64::{
     registers::model_specific::{ApicBase, ApicBaseFlags, Msr},
 };
 
-/// Where the registers are after a reset. An APIC that was moved is left alone.
+/// The address of the registers after a reset. An APIC that was moved is not used.
 const BASE: usize = 0xfee0_0000;
-/// The first of the registers that stand for them in x2APIC mode, one for each 16 bytes.
+/// The first of the corresponding registers in x2APIC mode, one for each 16 bytes.
 const FIRST_MSR: u32 = 0x800;
 /// Task priority: interrupts below it wait.
 const PRIORITY: usize = 0x80;
@@ -21,25 +21,25 @@ const ENABLE: u32 = 1 << 8;
 /// The timer's entry in the local vector table; unless bit 16 masks it, it fires once.
 const TIMER: usize = 0x320;
 const MASKED: u32 = 1 << 16;
-/// What the timer counts down from; 0 stops it.
+/// The initial count of the timer; 0 stops it.
 const COUNT: usize = 0x380;
-/// What is left of it.
+/// The current count of the timer.
 const LEFT: usize = 0x390;
-/// What the timer's clock is divided by.
+/// The divisor of the timer's clock.
 const DIVIDE: usize = 0x3e0;
 const BY_ONE: u32 = 0b1011;
 
-/// The registers that are changed here, the enabling one last.
+/// The registers that this module changes; the one that enables the APIC is the last.
 const CHANGED: [usize; 4] = [PRIORITY, DIVIDE, TIMER, SPURIOUS];
 
-/// The timer, and how the registers were before.
+/// The timer, and the previous values of the registers.
 #[derive(Clone, Copy, Debug)]
 pub struct Alarm {
     apic: LocalApic,
     registers: [u32; CHANGED.len()],
 }
 
-/// How the registers are reached.
+/// The access to the registers.
 #[derive(Clone, Copy, Debug)]
 enum LocalApic {
     /// In memory.
@@ -75,7 +75,8 @@ impl Alarm {
         Some(Self { apic, registers })
     }
 
-    /// Has the timer count down from its maximum while `measure` runs, which can read what is left.
+    /// Lets the timer count down from its maximum while `measure` runs, which can read the current
+    /// count.
     pub fn while_counting<R>(&self, measure: impl FnOnce(&dyn Fn() -> u32) -> R) -> R {
         self.apic.write(TIMER, MASKED | u32::from(TIMER_VECTOR));
         self.apic.write(COUNT, u32::MAX);
@@ -88,9 +89,9 @@ impl Alarm {
     /// Halts for about `duration`, at most 4 s.
     pub fn rest(&self, duration: Duration) {
         let count = u32::try_from(duration.as_nanos()).unwrap_or(u32::MAX);
-        // A count of 0 would never end.
+        // A count of 0 would never expire.
         self.apic.write(COUNT, count.max(1));
-        // An interrupt that comes before the halt is kept for it.
+        // An interrupt before the halt stays pending and ends the halt.
         interrupts::enable_and_hlt();
         interrupts::disable();
         self.apic.write(COUNT, 0);
@@ -99,7 +100,7 @@ impl Alarm {
     /// Restores the registers, and leaves no interrupt of the timer pending.
     pub fn let_go(&self) {
         self.apic.write(TIMER, MASKED);
-        // One that came since the last rest is delivered between the first two.
+        // An interrupt since the last rest is delivered between the first two writes.
         interrupts::enable();
         nop();
         interrupts::disable();

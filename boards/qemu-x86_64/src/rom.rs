@@ -1,5 +1,5 @@
-//! What PVH would have told, found out by ourselves: the machine reset into our ROM, and nothing
-//! ran before.
+//! Start-up as a ROM: the machine resets into the firmware, so nothing provides the PVH start info,
+//! and the firmware finds out the same facts itself.
 
 use crate::{
     chipset,
@@ -20,15 +20,15 @@ use bootshare_qemu::fw_cfg::FwCfg;
 use core::{fmt, ptr, slice};
 use zerocopy::{FromZeros, IntoBytes};
 
-/// The most memory that ACPI's tables get. QEMU's take some 200 KiB.
+/// The greatest size of the memory for ACPI tables. QEMU's tables take about 200 KiB.
 const TABLES: u64 = 4 << 20;
 
-/// Why the machine can't be used.
+/// Why the machine cannot be used.
 #[derive(Clone, Copy, Debug)]
 pub enum Error {
-    /// ACPI's tables can't be had, for that reason.
+    /// The ACPI tables cannot be loaded, for this reason.
     Tables(&'static str),
-    /// A whole sentence.
+    /// A complete sentence.
     Other(&'static str),
 }
 
@@ -53,21 +53,22 @@ impl fmt::Display for Error {
 
 type Device = FwCfg<Ports, Clock>;
 
-/// Sets up what a firmware has to, and reads the rest from fw_cfg.
+/// Sets up the chipset as a firmware has to, and reads all other facts from fw_cfg.
 ///
 /// # Errors
 ///
-/// What is missing, for the person at the console.
+/// What is missing, as a message for the console.
 ///
 /// # Safety
 ///
-/// To be called once, when nothing but the image uses memory; the first 4 GiB must be mapped.
+/// Must be called once, while nothing but the image uses memory; the first 4 GiB must be mapped.
 pub unsafe fn read(clock: Clock) -> Result<StartInfo, Error> {
     // SAFETY: this is called once, and nothing else uses the device.
     let device = unsafe { fw_cfg::open(clock) };
     let mut device = device.ok_or("there is no fw_cfg device; this ROM is for QEMU")?;
     let mut memory_map = read_memory_map(&mut device)?;
-    // Before the tables: QEMU makes them when they are read, of what is set up by then.
+    // This comes before the tables, because QEMU creates the tables when they are read, from the
+    // state of the chipset.
     let pci = pci::Ports::find();
     let has_pci = pci.is_some();
     if let Some(mut pci) = pci {
@@ -75,10 +76,10 @@ pub unsafe fn read(clock: Clock) -> Result<StartInfo, Error> {
         let window = placement::pci_window(&memory_map);
         set_up(&mut Configuration::Ports(pci), window, u8::MAX);
     }
-    // SAFETY: the map is QEMU's, and only the image uses memory, as the caller says.
+    // SAFETY: the memory map is QEMU's, and only the image uses memory; the caller promises it.
     let rsdp = unsafe { load_tables(&mut device, &mut memory_map) }?;
     if rsdp != 0 {
-        // SAFETY: the memory map has the EBDA reserved, and page 0 is mapped; nobody uses either.
+        // SAFETY: the EBDA is reserved in the memory map, and page 0 is mapped; nobody uses either.
         unsafe { show_rsdp(rsdp) };
     }
     let mut command_line = device.command_line()?;
@@ -107,19 +108,19 @@ fn read_memory_map(device: &mut Device) -> Result<MemoryMap, Error> {
     Ok(e820::memory_map(entries)?)
 }
 
-/// Puts ACPI's tables to the end of the memory below 4 GiB, and answers with the address of their
-/// root pointer, or 0 if there are none.
+/// Loads the ACPI tables to the end of the memory below 4 GiB. Returns the address of their root
+/// pointer, or 0 if there are none.
 ///
 /// # Safety
 ///
-/// Usable memory must be RAM that nothing but the image uses, mapped to its addresses.
+/// Usable memory must be RAM that nothing but the image uses, mapped at its physical address.
 unsafe fn load_tables(device: &mut Device, memory_map: &mut MemoryMap) -> Result<u64, Error> {
     let range = e820::top(memory_map, paging::image().end, TABLES)
         .ok_or("there is no memory above the firmware; give the machine more")?;
     let start = ptr::with_exposed_provenance_mut(range.start as usize);
-    // SAFETY: usable memory below 4 GiB and above the image, so mapped and used by nobody. RAM
-    // holds bytes, whatever they are. What the tables take is usable no more when this returns,
-    // and the slice is gone.
+    // SAFETY: this is usable memory below 4 GiB and above the image, so it is mapped and unused.
+    // RAM holds valid bytes. The memory of the tables is no longer usable when this returns, and
+    // the slice is gone.
     let memory = unsafe { slice::from_raw_parts_mut(start, range.size() as usize) };
     match table_loader::load(device, range.start, memory).map_err(Error::Tables)? {
         Some(tables) => {
@@ -135,19 +136,19 @@ unsafe fn load_tables(device: &mut Device, memory_map: &mut MemoryMap) -> Result
     }
 }
 
-/// Copies ACPI's root pointer to where kernels before Linux 5.0 and others that are not told of it
-/// search for it: into the extended BIOS data area.
+/// Copies the ACPI root pointer to the extended BIOS data area, where kernels before Linux 5.0, and
+/// others that are not told its address, search for it.
 ///
 /// # Safety
 ///
-/// [`EBDA`] and page 0 must be mapped RAM that nothing uses, and the root pointer must be at `rsdp`.
+/// [`EBDA`] and page 0 must be mapped, unused RAM, and the root pointer must be at `rsdp`.
 unsafe fn show_rsdp(rsdp: u64) {
-    /// The words of the BIOS data area with the EBDA's segment, and with the KiB of memory below it.
+    /// The words of the BIOS data area for the EBDA's segment and for the KiB of memory below it.
     const EBDA_SEGMENT: usize = 0x40e;
     const BASE_MEMORY: usize = 0x413;
-    /// Of the later revisions; the first one has 20.
+    /// The size of later revisions; the first revision has 20 bytes.
     const RSDP_BYTES: usize = 36;
-    /// Where the copy is, behind the byte with the EBDA's size in KiB.
+    /// The address of the copy, after the byte with the EBDA's size in KiB.
     const COPY: usize = EBDA.start as usize + 16;
 
     let write = |address: usize, bytes: &[u8]| {
@@ -156,7 +157,7 @@ unsafe fn show_rsdp(rsdp: u64) {
         unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     };
     let source = ptr::with_exposed_provenance::<[u8; RSDP_BYTES]>(rsdp as usize);
-    // SAFETY: the caller promises the structure; what a short one has behind it is memory as well.
+    // SAFETY: the caller promises the structure; the bytes after a short structure are memory, too.
     write(COPY, &unsafe { source.read_unaligned() });
     write(EBDA.start as usize, &[(EBDA.size() >> 10) as u8]);
     write(EBDA_SEGMENT, &((EBDA.start >> 4) as u16).to_le_bytes());

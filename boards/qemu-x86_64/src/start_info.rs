@@ -1,9 +1,9 @@
-//! What PVH tells the firmware: `hvm_start_info`, version 1 (Xen's
+//! The start info that PVH passes to the firmware: `hvm_start_info`, version 1 (Xen's
 //! `public/arch-x86/hvm/start_info.h`).
 //!
-//! Pure: physical memory is read through a closure. Everything of use is copied, because nothing
-//! says how long the original stays. The platform's word is taken for where memory is; counts,
-//! sizes and pointers are bounded.
+//! Pure: physical memory is read through a closure. Everything needed is copied, because the
+//! lifetime of the original is not specified. The platform is trusted about the places of memory;
+//! counts, sizes and pointers are bounded.
 #![forbid(unsafe_code)]
 
 use bootshare::boot::{
@@ -14,7 +14,7 @@ use core::{fmt, mem::size_of};
 use heapless::Vec;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// The most bytes of a command line, without its NUL.
+/// The greatest length of a command line in bytes, without its NUL.
 pub const MAX_COMMAND_LINE: usize = 4096;
 
 /// The parts of the start info that the firmware uses.
@@ -28,18 +28,18 @@ pub struct StartInfo {
     pub rsdp: u64,
 }
 
-/// Why the start info is of no use.
+/// Why the start info cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// There is none at that address.
+    /// There is none at this address.
     Missing(u64),
-    /// It carries no memory map.
+    /// It has no memory map.
     NoMemoryMap,
-    /// The memory map has that many entries, too many.
+    /// The memory map has this number of entries, which is too many.
     MemoryMapTooLong(u32),
     /// The command line is longer than [`MAX_COMMAND_LINE`] bytes.
     CommandLineTooLong,
-    /// Something that it points to is not in memory that can be read.
+    /// It points to something outside of readable memory.
     Unreadable(&'static str, u64),
 }
 
@@ -72,12 +72,12 @@ impl fmt::Display for Error {
     }
 }
 
-/// Reads the start info at `address`. `read` copies from physical memory, or answers `false` and
+/// Reads the start info at `address`. `read` copies from physical memory, or returns `false` and
 /// copies nothing if not all of it can be read.
 ///
 /// # Errors
 ///
-/// What makes it useless, for the person at the console.
+/// Why it cannot be used, for the console.
 pub fn read(address: u64, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Result<StartInfo, Error> {
     let header: Header = get(address, read)
         .filter(|header: &Header| header.magic.get() == MAGIC)
@@ -112,7 +112,7 @@ fn command_line(
     if start == 0 {
         return Ok(line);
     }
-    // Byte by byte, because what follows the NUL need not be readable.
+    // It is read byte by byte, because the memory after the NUL need not be readable.
     for address in start.. {
         match get(address, read).ok_or(Error::Unreadable("command line", start))? {
             0_u8 => break,
@@ -127,7 +127,7 @@ fn memory_map(
     entries: u32,
     read: &dyn Fn(u64, &mut [u8]) -> bool,
 ) -> Result<MemoryMap, Error> {
-    /// QEMU's table may end in an entry of type 0 that its count includes.
+    /// QEMU's table may end with an entry of type 0 that its count includes.
     const MAX_ENTRIES: u32 = MAX_REGIONS as u32 + 1;
 
     if entries > MAX_ENTRIES {
@@ -147,7 +147,7 @@ fn memory_map(
     Ok(map)
 }
 
-/// A region of a BIOS memory map, whose kinds PVH shares; `None` if it is empty.
+/// A region of a BIOS memory map, whose types PVH uses; `None` if it is empty.
 pub fn region(address: u64, size: u64, kind: u32) -> Option<MemoryRegion> {
     let region = MemoryRegion {
         range: Range::with_size(address, size),
@@ -158,7 +158,7 @@ pub fn region(address: u64, size: u64, kind: u32) -> Option<MemoryRegion> {
             4 => MemoryKind::AcpiNvs,
             5 => MemoryKind::Unusable,
             7 => MemoryKind::Persistent,
-            // Also "disabled" (6) and whatever comes to be.
+            // Also "disabled" (6) and future types.
             _ => MemoryKind::Reserved,
         },
     };

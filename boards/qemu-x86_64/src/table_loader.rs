@@ -1,9 +1,9 @@
-//! QEMU's ACPI tables, which come in pieces: a script tells the firmware to put files into memory,
-//! to add their addresses to each other and to mend checksums (QEMU,
+//! Loads QEMU's ACPI tables, which QEMU provides in pieces: a script tells the firmware to load
+//! files into memory, to add their addresses to each other, and to correct checksums (QEMU,
 //! hw/acpi/bios-linker-loader.c).
 //!
-//! Pure: files are read through a trait, memory is a slice. The script is checked: it reaches
-//! nothing but the files that it had put into that slice.
+//! Pure: files are read through a trait, and memory is a slice. The script is checked: it can
+//! access only the files that it loaded into that slice.
 #![forbid(unsafe_code)]
 
 use bootshare::boot::memory::Range;
@@ -17,16 +17,16 @@ use zerocopy::{
 const SCRIPT: &[u8] = b"etc/table-loader";
 /// The file with the root pointer.
 const RSDP: &[u8] = b"etc/acpi/rsdp";
-/// Bytes of a command (`BiosLinkerLoaderEntry`).
+/// The size of a command in bytes (`BiosLinkerLoaderEntry`).
 const COMMAND_SIZE: usize = 128;
-/// The longest script: QEMU's have some thirty commands.
+/// The greatest number of commands: QEMU's scripts have about thirty.
 const MAX_SCRIPT: usize = 1024 * COMMAND_SIZE;
-/// The most files: QEMU has seven at most.
+/// The greatest number of files: QEMU has at most seven.
 const MAX_FILES: usize = 16;
 
-/// Where the files come from.
+/// The source of the files.
 pub trait Files {
-    /// The size of a file; `None` if there is none of that name.
+    /// The size of a file; `None` if it does not exist.
     fn size(&mut self, name: &[u8]) -> Option<usize>;
 
     /// Reads the start of a file; `false` if that failed.
@@ -36,12 +36,12 @@ pub trait Files {
     fn write(&mut self, name: &[u8], offset: u32, bytes: &[u8]) -> bool;
 }
 
-/// Tables that are ready for use.
+/// The loaded tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tables {
-    /// Physical address of the root pointer.
+    /// The physical address of the root pointer.
     pub rsdp: u64,
-    /// The memory that they take: the end of what was given.
+    /// The range of memory that the tables use: the end of the given memory.
     pub memory: Range,
 }
 
@@ -53,14 +53,15 @@ type Name = [u8; 56];
 struct Allocate {
     file: Name,
     align: U32,
-    /// Below 1 MiB, for a search from there, or anywhere: we pass the root pointer's address on.
+    /// The zone, below 1 MiB or anywhere. It is ignored, because the firmware passes the address of
+    /// the root pointer on.
     zone: u8,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct AddPointer {
-    /// Where the address is added, which is that of the other one.
+    /// The offset of the field to which the address of the other file is added.
     file: Name,
     to: Name,
     offset: U32,
@@ -79,7 +80,7 @@ struct AddChecksum {
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct WritePointer {
-    /// The file of the device's, which learns the address.
+    /// The file of the device to which the address is written.
     file: Name,
     to: Name,
     offset: U32,
@@ -87,12 +88,12 @@ struct WritePointer {
     size: u8,
 }
 
-/// Loads the tables to the end of `memory`, which is at the physical address `base`. `None` if the
-/// machine has no ACPI.
+/// Loads the tables to the end of `memory`, whose physical address is `base`. `None` if the machine
+/// has no ACPI.
 ///
 /// # Errors
 ///
-/// What is wrong with them.
+/// What is wrong with the script or its files.
 pub fn load(
     files: &mut impl Files,
     base: u64,
@@ -133,14 +134,14 @@ pub fn load(
 const NO_ROOM: &str = "they need more memory than there is";
 const MALFORMED: &str = "a command of the script is malformed";
 
-/// A file's place in the memory, as offsets.
+/// The ranges of the loaded files, as offsets in the memory.
 type Place = core::ops::Range<usize>;
 
 struct Loader<'a, F> {
     source: &'a mut F,
     base: u64,
     memory: &'a mut [u8],
-    /// End of the free part of the memory.
+    /// The end of the free part of the memory.
     free: usize,
     files: Vec<(Name, Place), MAX_FILES>,
 }
@@ -153,8 +154,8 @@ impl<F: Files> Loader<'_, F> {
             2 => self.add_pointer(&parse(operands)?),
             3 => self.add_checksum(&parse(operands)?),
             4 => self.write_pointer(&parse(operands)?),
-            // The rest of the file, and commands that are yet to be invented, whose absence QEMU
-            // has to cope with.
+            // Unknown commands and the rest of the file are skipped; QEMU has to support firmware
+            // that does not know them.
             _ => Ok(()),
         }
     }
@@ -232,7 +233,7 @@ impl<F: Files> Loader<'_, F> {
         }
     }
 
-    /// Where the script has put a file.
+    /// The range to which the script has loaded a file.
     fn find(&self, name: &[u8]) -> Result<Place, &'static str> {
         let found = self.files.iter().find(|(file, _)| trimmed(file) == name);
         Ok(found.ok_or(NO_FILE)?.1.clone())
@@ -250,7 +251,7 @@ impl<F: Files> Loader<'_, F> {
 
 const NO_FILE: &str = "one of their files is missing";
 
-/// The bytes of a pointer of that size, if it fits.
+/// The bytes of a pointer of this size, if the value fits.
 fn pointer(address: &U64, size: u8) -> Result<&[u8], &'static str> {
     let (low, high) = address
         .as_bytes()
@@ -267,7 +268,7 @@ fn parse<T: FromBytes + Immutable + KnownLayout>(operands: &[u8]) -> Result<T, &
     Ok(command)
 }
 
-/// Up to the first NUL.
+/// The bytes up to the first NUL.
 fn trimmed(name: &Name) -> &[u8] {
     name.split(|byte| *byte == 0).next().unwrap_or_default()
 }
@@ -354,7 +355,7 @@ mod tests {
         command(4, operands.as_bytes())
     }
 
-    /// A root pointer of 20 bytes, tables of 100 and a file for an address, with that script.
+    /// A root pointer of 20 bytes, tables of 100 bytes and a file for an address, with this script.
     fn host(script: &[Vec<u8>]) -> Host {
         let mut host = Host::default();
         for (name, content) in [

@@ -1,8 +1,8 @@
-//! The page tables' content: which address is mapped, and how. Pure; [`paging`](crate::paging)
-//! shows it to the CPU.
+//! The content of the page tables: which address is mapped, and how. Pure;
+//! [`paging`](crate::paging) makes the CPU use it.
 //!
 //! Every entry is written with its accessed and dirty bits set, so that the CPU never writes to a
-//! table (Intel SDM volume 3, 4.8): between two of our own writes the tables are constant.
+//! table (Intel SDM volume 3, 4.8): between two writes of the firmware the tables are constant.
 #![forbid(unsafe_code)]
 
 use bootshare::{boot::memory::Range, transport::MAX_DEVICES};
@@ -11,13 +11,13 @@ use x86_64::{
     structures::paging::{PageTable, PageTableFlags as Flags, page_table::PageTableEntry},
 };
 
-/// Bytes of the smallest page.
+/// The size of the smallest page in bytes.
 pub const PAGE: u64 = 4 << 10;
-/// Bytes that one entry of a page directory maps.
+/// The number of bytes that an entry of a page directory maps.
 const LARGE: u64 = 2 << 20;
-/// Bytes that one entry of a level 3 table maps.
+/// The number of bytes that an entry of a level 3 table maps.
 const GIGABYTE: u64 = 1 << 30;
-/// Bytes that one entry of the level 4 table maps.
+/// The number of bytes that an entry of the level 4 table maps.
 const LEVEL4: u64 = 512 * GIGABYTE;
 
 /// Index of the level 4 table among [`Tables`].
@@ -31,18 +31,18 @@ const DIRECTORY_COUNT: usize = 4;
 const LOW: usize = DIRECTORIES + DIRECTORY_COUNT;
 /// Index of the first spare table.
 const SPARE: usize = LOW + 1;
-/// Spare tables, for devices outside the mapped range: of level 3 for two places, where bridges are
-/// and where they are not; and a directory for each device. SeaBIOS spreads bridges' windows over
-/// gigabytes.
+/// The number of spare tables, for devices outside of the mapped range: two level 3 tables, for
+/// devices below bridges and for others, and a directory for each device. SeaBIOS distributes the
+/// windows of bridges over gigabytes.
 const SPARE_COUNT: usize = 2 + MAX_DEVICES;
 const COUNT: usize = SPARE + SPARE_COUNT;
 
-/// The most device memory that one call maps. Virtio-fs has 16 KiB of registers.
+/// The greatest size of device memory in one call. Virtio-fs has 16 KiB of registers.
 const MAX_DEVICE: u64 = 64 << 20;
 /// End of the lower half of canonical addresses, where identity mapping ends.
 const CANONICAL_END: u64 = 1 << 47;
 
-/// An entry that leads to another table.
+/// An entry that refers to another table.
 pub const TABLE: Flags = Flags::PRESENT.union(Flags::WRITABLE).union(Flags::ACCESSED);
 /// A page of 4 KiB.
 const SMALL_PAGE: Flags = TABLE.union(Flags::DIRTY);
@@ -53,31 +53,31 @@ const DEVICE_PAGE: Flags = LARGE_PAGE
     .union(Flags::NO_CACHE)
     .union(Flags::WRITE_THROUGH);
 
-/// What the CPU can do.
+/// The abilities of the CPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Abilities {
-    /// Pages of 1 GiB.
+    /// It supports pages of 1 GiB.
     pub gigabyte_pages: bool,
-    /// Pages that are not executable.
+    /// It supports pages that are not executable.
     pub no_execute: bool,
-    /// End of the physical address space.
+    /// The end of the physical address space.
     pub physical_end: u64,
 }
 
-/// Where the parts of the firmware image are, each starting on a page of its own.
+/// The parts of the firmware image; each starts at a page boundary.
 #[derive(Clone, Copy, Debug)]
 pub struct Image {
-    /// First address of the code.
+    /// The first address of the code.
     pub text: u64,
-    /// First address of the constants.
+    /// The first address of the constants.
     pub rodata: u64,
-    /// First address of what is written.
+    /// The first address of the writable data.
     pub data: u64,
-    /// End of the image.
+    /// The end of the image.
     pub end: u64,
 }
 
-/// Every page table of the firmware, by the indices above.
+/// All page tables of the firmware, with the indices above.
 pub type Memory = [PageTable; COUNT];
 
 /// Tables that map nothing: all bits are zero.
@@ -85,18 +85,18 @@ pub const fn empty() -> Memory {
     [const { PageTable::new() }; COUNT]
 }
 
-/// The page tables, and how they may be filled.
+/// The page tables, with the state needed to extend them.
 #[derive(Debug)]
 pub struct Tables<'a> {
     tables: &'a mut Memory,
-    /// How many of the spare ones are in use.
+    /// The number of spare tables in use.
     spare_used: usize,
     abilities: Abilities,
 }
 
 impl<'a> Tables<'a> {
-    /// Tables in that memory, in which at most the first 2 MiB pages are mapped, for a CPU with
-    /// these abilities.
+    /// Takes tables in which at most the first 2 MiB pages are mapped, for a CPU with these
+    /// abilities.
     pub fn new(tables: &'a mut Memory, abilities: Abilities) -> Self {
         Self {
             tables,
@@ -105,8 +105,8 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Maps the first 4 GiB, or 512 GiB if the CPU has pages of 1 GiB, and answers with the end of
-    /// what is mapped.
+    /// Maps the first 4 GiB, or 512 GiB if the CPU has pages of 1 GiB. Returns the end of the
+    /// mapped range.
     pub fn map_memory(&mut self) -> u64 {
         let directories = DIRECTORIES..DIRECTORIES + DIRECTORY_COUNT;
         for (page, entry) in pages(LARGE).zip(
@@ -132,8 +132,8 @@ impl<'a> Tables<'a> {
         LEVEL4.min(self.abilities.physical_end)
     }
 
-    /// Takes away what nobody needs in the first 2 MiB: page 0, the `guards` pages, and in the
-    /// image the right to write to code and constants and to execute anything but code.
+    /// Restricts the first 2 MiB: unmaps page 0 and the `guards` pages; in the image, code and
+    /// constants become read-only, and only code stays executable.
     pub fn protect(&mut self, image: &Image, guards: &[u64]) {
         let no_execute = if self.abilities.no_execute {
             Flags::NO_EXECUTE
@@ -157,13 +157,14 @@ impl<'a> Tables<'a> {
         self.link(DIRECTORIES, 0, LOW);
     }
 
-    /// Undoes [`Tables::protect`]: all of the first 2 MiB can be read, written and executed.
+    /// Undoes [`Tables::protect`]: all of the first 2 MiB becomes readable, writable and
+    /// executable.
     pub fn lift_protection(&mut self) {
         set(&mut self.tables[DIRECTORIES][0], 0, LARGE_PAGE);
     }
 
-    /// Maps device memory where nothing is mapped yet. `false` if that is impossible: it is
-    /// outside the address space or too large, or no spare table is left.
+    /// Maps device memory where nothing is mapped yet. Returns `false` if that is impossible: the
+    /// range is outside of the address space or too large, or no spare table is left.
     pub fn map_device(&mut self, device: Range) -> bool {
         let first = device.start / LARGE;
         let last = device.end.div_ceil(LARGE);
@@ -191,7 +192,7 @@ impl<'a> Tables<'a> {
         entry.flags().contains(Flags::HUGE_PAGE)
     }
 
-    /// The table that an entry leads to; a spare one is put there if it leads nowhere.
+    /// The table that an entry refers to; an unused entry gets a spare table.
     fn next(&mut self, table: usize, index: usize) -> Option<usize> {
         let entry = &self.tables[table][index];
         if entry.is_unused() {
@@ -217,7 +218,7 @@ impl<'a> Tables<'a> {
     }
 }
 
-/// Addresses from 0 in steps of `size`.
+/// The addresses from 0 in steps of `size`.
 fn pages(size: u64) -> impl Iterator<Item = u64> {
     (0..).map(move |page: u64| page * size)
 }
@@ -250,7 +251,7 @@ mod tests {
         Box::new(empty())
     }
 
-    /// Walks as the CPU does: where `address` leads, and the last entry's flags.
+    /// Translates `address` as the CPU does; returns the result and the flags of the last entry.
     fn translate(tables: &Tables<'_>, address: u64) -> Option<(u64, Flags)> {
         let mut table = ROOT;
         for shift in [39, 30, 21, 12] {
@@ -350,7 +351,7 @@ mod tests {
         let mut memory = memory();
         let mut tables = Tables::new(&mut memory, SMALL_CPU);
         tables.map_memory();
-        // As SeaBIOS places them behind bridges, with more than 4 GiB of memory.
+        // The addresses that SeaBIOS chooses below bridges, with more than 4 GiB of memory.
         for device in 0..MAX_DEVICES as u64 {
             let device = Range::with_size(0xc0_0000_0000 - (device << 30), 0x4000);
             assert!(tables.map_device(device), "{device:?}");

@@ -1,55 +1,56 @@
-//! The arithmetic of the time-stamp counter: its frequency, and counts as time. Pure;
-//! [`clock`](crate::clock) reads the counters.
+//! The arithmetic of the time-stamp counter: its frequency, and the conversion of counts to time.
+//! Pure; [`clock`](crate::clock) reads the counters.
 #![forbid(unsafe_code)]
 
 use core::time::Duration;
 
-/// Frequency of the PIT's counters in Hz: on every PC, a twelfth of 14.318181 MHz.
+/// The frequency of the PIT's counters in Hz: on every PC, a twelfth of 14.318181 MHz.
 pub const PIT_HZ: u64 = 1_193_182;
 
-/// How long and how well the time-stamp counter is measured against another counter.
+/// The duration and the precision of a measurement of the time-stamp counter against another
+/// counter.
 #[derive(Clone, Copy, Debug)]
 pub struct Measurement {
-    /// How many of its kind a second has room for.
+    /// The duration, as the number of such measurements in a second.
     pub per_second: u64,
-    /// The frequency is known to one part in that many.
+    /// The precision: the relative error is at most one part in this number.
     pub parts: u64,
 }
 
-/// A millisecond: enough for deadlines.
+/// One millisecond, which is precise enough for deadlines.
 pub const ROUGH: Measurement = Measurement {
     per_second: 1000,
     parts: 128,
 };
-/// Ten milliseconds: what a kernel keeps its time by.
+/// Ten milliseconds, which is precise enough for a kernel's clock.
 pub const FINE: Measurement = Measurement {
     per_second: 100,
     parts: 512,
 };
-/// What [`refined`] is to be better than, in parts.
+/// The precision that [`refined`] must reach: one part in this number.
 const REFINED_PARTS: u64 = 4096;
 
-/// Frequencies that are believed, in Hz.
+/// The plausible frequencies, in Hz.
 const PLAUSIBLE_HZ: core::ops::RangeInclusive<u64> = 100_000_000..=20_000_000_000;
 
-/// The frequency in Hz, if it can be one.
+/// The frequency in Hz, if it is plausible.
 pub fn plausible(hz: u64) -> Option<u64> {
     PLAUSIBLE_HZ.contains(&hz).then_some(hz)
 }
 
-/// One look at both counters.
+/// A sample of both counters.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// The time-stamp counter before the look at the other counter.
+    /// The time-stamp counter before the other counter was read.
     pub before: u64,
     /// The other counter, counting down.
     pub left: u32,
-    /// The time-stamp counter after it.
+    /// The time-stamp counter after the other counter was read.
     pub after: u64,
 }
 
 impl Sample {
-    /// How long the look took, in time-stamp counts: how far it may be off.
+    /// The duration of the sample in time-stamp counts, which bounds its error.
     pub fn width(&self) -> u64 {
         self.after.saturating_sub(self.before)
     }
@@ -59,22 +60,24 @@ impl Sample {
     }
 }
 
-/// The time-stamp counter's frequency in Hz from two samples of a counter of `reference_hz`, which did
-/// not reach zero between them. `None` if it did not move, or is not known to one part in `parts`.
+/// The time-stamp counter's frequency in Hz from two samples of a counter of `reference_hz` that
+/// did not reach zero between them. `None` if that counter did not change, or if the relative error
+/// exceeds one part in `parts`.
 pub fn frequency(start: Sample, end: Sample, reference_hz: u64, parts: u64) -> Option<u64> {
     let ticks = start.left.checked_sub(end.left)?;
     between(start, end, ticks.into(), reference_hz, parts)
 }
 
-/// The same from two samples of the PIT that are further apart: it counted on from zero, nobody knows how
-/// often, but from what was measured [roughly](ROUGH), `hz`. `None` if that does not tell.
+/// The frequency from two samples of the PIT that are further apart: the PIT has wrapped around an
+/// unknown number of times, which follows from `hz`, the result of a [rough](ROUGH) measurement.
+/// `None` if the number is ambiguous.
 pub fn refined(start: Sample, end: Sample, hz: u64) -> Option<u64> {
-    /// Ticks from one zero to the next.
+    /// The number of ticks from one zero to the next.
     const ROUND: u64 = 1 << 16;
 
     let counts = end.middle().checked_sub(start.middle())?;
     let about = counts.checked_mul(PIT_HZ)?.checked_div(hz)?;
-    // A quarter of a round, which could not be mistaken for another.
+    // A quarter of a round, so that the number of rounds is unambiguous.
     if about / ROUGH.parts > ROUND / 4 {
         return None;
     }
@@ -83,8 +86,9 @@ pub fn refined(start: Sample, end: Sample, hz: u64) -> Option<u64> {
     between(start, end, rounds * ROUND + last, PIT_HZ, REFINED_PARTS)
 }
 
-/// The frequency in Hz if that many counts, shifted to the left by `shift` (to the right if it is negative) and
-/// multiplied by `multiplier`, are nanoseconds in 2^-32: how KVM's clock tells it.
+/// The frequency in Hz, if so many counts, shifted to the left by `shift` (to the right if it is
+/// negative) and multiplied by `multiplier`, are nanoseconds in units of 2^-32: the format of KVM's
+/// clock.
 pub fn of_kvm_clock(multiplier: u32, shift: i8) -> Option<u64> {
     let a_second = (1_000_000_000_u64 << 32).checked_div(multiplier.into())?;
     let (shift, left) = (u32::from(shift.unsigned_abs()), shift < 0);
@@ -95,8 +99,7 @@ pub fn of_kvm_clock(multiplier: u32, shift: i8) -> Option<u64> {
     })
 }
 
-/// The frequency in Hz if there were that many `ticks` of a counter of `reference_hz` between two
-/// samples.
+/// The frequency in Hz, if `ticks` of a counter of `reference_hz` lie between two samples.
 fn between(start: Sample, end: Sample, ticks: u64, reference_hz: u64, parts: u64) -> Option<u64> {
     let counts = end.middle().checked_sub(start.middle())?;
     let uncertain = start.width().max(end.width());
@@ -106,18 +109,19 @@ fn between(start: Sample, end: Sample, ticks: u64, reference_hz: u64, parts: u64
     plausible(counts.checked_mul(reference_hz)? / ticks)
 }
 
-/// Turns time-stamp counts into time without a division: nanoseconds a count, in 2^-32 ns.
+/// Converts time-stamp counts to time without a division: nanoseconds for each count, in units of
+/// 2^-32 ns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scale(u64);
 
 impl Scale {
-    /// For a counter of that frequency, in Hz.
+    /// The conversion for a counter of this frequency in Hz.
     pub fn new(hz: u64) -> Self {
         const NANOSECONDS: u64 = 1_000_000_000;
         Self((NANOSECONDS << 32) / hz.max(1))
     }
 
-    /// The time that `counts` are; it saturates after 584 years.
+    /// The time of so many counts; it saturates after 584 years.
     pub fn duration(self, counts: u64) -> Duration {
         let nanoseconds = (u128::from(counts) * u128::from(self.0)) >> 32;
         Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
@@ -138,7 +142,7 @@ mod tests {
 
     #[test]
     fn kvm_tells_the_frequency_as_two_factors() {
-        // As Linux has them for 2.1 GHz, 1 GHz and 500 MHz.
+        // Linux uses these values for 2.1 GHz, 1 GHz and 500 MHz.
         for (multiplier, shift, hz) in [
             (4_090_445_043, -1, 2_100_000_000),
             (0x8000_0000, 1, 1_000_000_000),

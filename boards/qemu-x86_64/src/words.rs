@@ -1,24 +1,25 @@
-//! Words that the kernel needs on its command line to find its way on these machines.
+//! Words that the kernel needs on its command line on these machines.
 #![forbid(unsafe_code)]
 
 use bootshare::boot::cmdline;
 use core::fmt::Write as _;
 use heapless::{String, Vec};
 
-/// As many as [`Board::payload_words`](bootshare::loader::Board::payload_words) has room for, each
-/// of at most 64 bytes.
+/// The number of words that [`Board::payload_words`](bootshare::loader::Board::payload_words) has
+/// room for, each of at most 64 bytes.
 pub type Words = Vec<String<64>, 16>;
 
-/// How QEMU tells a kernel on `microvm` without ACPI where its devices are: it appends these words
-/// to the command line of what it starts, which is us.
+/// QEMU names the devices of `microvm` without ACPI by these words, which it appends to the command
+/// line of the kernel that it starts: this firmware.
 const MMIO_DEVICE: &str = "virtio_mmio.device=";
 
-/// Under emulation, timers run late when the host is busy. Linux then takes the timer's interrupt
-/// for not connected, tries others, and may panic; this has it skip the test.
+/// Under emulation, timer interrupts are late if the host is busy. Linux then concludes that the
+/// timer's interrupt is not connected, tries others, and may panic; this word makes it skip the
+/// test.
 const NO_TIMER_CHECK: &str = "no_timer_check";
 
-/// The words for the kernel: the devices that `command_line` names, and under emulation what spares
-/// Linux to measure time, with the clock's frequency in kHz, if that is known.
+/// The words for the kernel: the devices in `command_line`; under emulation also the words that
+/// spare Linux measurements of time, with the clock's frequency in kHz, if it is known.
 pub fn for_kernel(command_line: &[u8], is_emulated: bool, tsc_khz: Option<u64>) -> Words {
     let mut words = Words::new();
     if let Some(khz) = tsc_khz.filter(|_| is_emulated) {
