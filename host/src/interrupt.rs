@@ -18,7 +18,8 @@ use crate::fd::ready;
 /// first must be able to clean up.
 const GRACE: Duration = Duration::from_secs(1);
 
-static PIPE: OnceLock<UnixStream> = OnceLock::new();
+/// Its error is kept as text, because an `io::Error` cannot be cloned.
+static PIPE: OnceLock<Result<UnixStream, String>> = OnceLock::new();
 static JOB_CONTROL: OnceLock<JobControl> = OnceLock::new();
 
 /// A descriptor that becomes readable when SIGINT, SIGTERM, SIGHUP or SIGQUIT arrives, and stays
@@ -27,37 +28,37 @@ static JOB_CONTROL: OnceLock<JobControl> = OnceLock::new();
 /// It is never read, so every machine of the process sees it. Another signal more than a second
 /// later has its default effect: it ends the process at once, and the kernel kills the children.
 pub(crate) fn interrupted() -> io::Result<BorrowedFd<'static>> {
-    if let Some(pipe) = PIPE.get() {
-        return Ok(pipe.as_fd());
-    }
+    // The first call registers the signals; others wait for it, and share its result.
+    let pipe = PIPE.get_or_init(|| register().map_err(|error| error.to_string()));
+    let pipe = pipe
+        .as_ref()
+        .map_err(|error| io::Error::other(error.clone()));
+    pipe.map(AsFd::as_fd)
+}
+
+fn register() -> io::Result<UnixStream> {
     let (read, write) = UnixStream::pair()?;
     let seen = read.try_clone()?;
-    // Of two threads that get here at the same time, one sets the pipe and registers the signals.
-    let won = PIPE.set(read).is_ok();
-    if won {
-        // If SIGCHLD were ignored, as inherited from a parent, the kernel would keep no exit status
-        // of children.
-        signal_hook::flag::register(SIGCHLD, Arc::default())?;
-        let again = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
-            if is_ignored(signal)? {
-                continue;
-            }
-            signal_hook::flag::register_conditional_default(signal, Arc::clone(&again))?;
-            pipe::register(signal, write.try_clone()?)?;
+    // If SIGCHLD were ignored, as inherited from a parent, the kernel would keep no exit status
+    // of children.
+    signal_hook::flag::register(SIGCHLD, Arc::default())?;
+    let again = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
+        if is_ignored(signal)? {
+            continue;
         }
-        thread::Builder::new()
-            .name("signals".into())
-            .spawn(move || {
-                let readable = rustix::event::PollFlags::IN;
-                while !matches!(ready(&[(seen.as_fd(), readable)], None), Ok(fds) if fds[0]) {}
-                thread::sleep(GRACE);
-                again.store(true, Ordering::Relaxed);
-            })?;
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&again))?;
+        pipe::register(signal, write.try_clone()?)?;
     }
-    PIPE.get()
-        .map(AsFd::as_fd)
-        .ok_or_else(|| io::Error::other("no signal pipe"))
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            let readable = rustix::event::PollFlags::IN;
+            while !matches!(ready(&[(seen.as_fd(), readable)], None), Ok(fds) if fds[0]) {}
+            thread::sleep(GRACE);
+            again.store(true, Ordering::Relaxed);
+        })?;
+    Ok(read)
 }
 
 /// Job control: SIGTSTP and SIGCONT of the process.
