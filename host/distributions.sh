@@ -6,8 +6,7 @@
 #   host/distributions.sh boot PROGRAM [NAME...]  makes them, and boots them with PROGRAM, a bootshare-host
 #
 # NAME is one of the list below; the default is all of them. mmdebstrap installs the packages and runs their scripts,
-# so that each initrd is what the distribution's own tool makes. The packages come from the archive that this
-# machine's apt uses, or from MIRROR.
+# so that each initrd is what the distribution's own tool makes. host/archive.sh tells where the packages come from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,16 +23,6 @@ failed=()
 usage() {
     echo "usage: host/distributions.sh make [NAME...] | boot PROGRAM [NAME...]" >&2
     exit 2
-}
-
-# Prints the archive from which apt gets this machine's Debian release; nothing on another distribution, where
-# mmdebstrap knows Debian's own archive. `apt-get update --print-uris` prints 'ARCHIVE/dists/SUITE/InRelease'.
-archive() {
-    local id codename
-    # shellcheck source=/dev/null
-    read -r id codename <<<"$(. /etc/os-release && echo "${ID:-} ${VERSION_CODENAME:-}")"
-    [ "$id" = debian ] || return 0
-    apt-get update --print-uris | sed -n "s|^'\(.*\)/dists/$codename/InRelease'.*|\1|p" | head -n 1
 }
 
 make_tree() {
@@ -72,7 +61,8 @@ make_tree() {
     # Where an ordinary user may not become root in a user namespace of its own, mmdebstrap needs sudo.
     local as_root=()
     [ "$(id -u)" = 0 ] || unshare --user --map-root-user true 2>/dev/null || as_root=(sudo -n)
-    local mirror=${MIRROR:-$(archive)}
+    local mirror
+    mirror=$(host/archive.sh)
     rm -rf "$trees/$name.new"
     mkdir -p "$trees/$name.new"
     # From a tar archive all files belong to who unpacks them, who can serve and delete them then; root keeps the

@@ -100,6 +100,7 @@ needs_to_test() {
 # mmdebstrap makes whole trees of Debian; an ordinary user has it do so in a user namespace.
 needs_to_make_trees() {
     has mmdebstrap || need mmdebstrap
+    [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || need debian-archive-keyring
     [ "$(id -u)" = 0 ] || has newuidmap || need uidmap
 }
 

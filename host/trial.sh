@@ -2,14 +2,14 @@
 # Installs what `make release` made in clean trees, as a new user would, and prints how many seconds each step took:
 # `host/trial.sh [NAME...]`, as root, since it enters the trees by chroot(2). The machine's architecture is tried.
 #
-# mmdebstrap makes the trees; they are removed afterwards. MIRROR names another one than Debian's own.
+# mmdebstrap makes the trees, with packages from the archive that host/archive.sh tells; they are removed afterwards.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # A Debian release whose root installs the package, an ordinary user of Debian 13, and a tree with busybox alone.
 all=(bookworm trixie sid user busybox)
 [ $# -gt 0 ] || set -- "${all[@]}"
-[ "$(id -u)" = 0 ] || { echo 'trial: error: root is needed to enter a tree: try sudo' >&2 && exit 1; }
+[ "$(id -u)" = 0 ] || { echo 'trial: error: root is needed to enter a tree: run it by sudo' >&2 && exit 1; }
 
 version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 release=target/release-$version
@@ -20,6 +20,7 @@ if [ ! -f "$deb" ] || [ ! -f "$program" ]; then
     exit 1
 fi
 
+mirror=$(host/archive.sh)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -58,7 +59,7 @@ step() {
 make_tree() {
     tree=$work/$name
     mmdebstrap --quiet --variant=minbase --include=ca-certificates --aptopt='Acquire::Check-Valid-Until "false"' \
-        "$1" "$tree" ${MIRROR:+"$MIRROR"} >&2
+        "$1" "$tree" ${mirror:+"$mirror"} >&2
     # The names of hosts and the certificates as they are known here.
     cp -L /etc/resolv.conf "$tree/etc/resolv.conf"
     cp -L /etc/ssl/certs/ca-certificates.crt "$tree/etc/ssl/certs/ca-certificates.crt"
@@ -115,4 +116,4 @@ for name; do
     esac
     rm -rf "$tree"
 done
-echo "$# of $# passed"
+echo "$# passed"

@@ -4,11 +4,12 @@
 # bootshare-host. Prints the table of docs/testing.md, and fails if a command does not do what it should.
 #
 # mmdebstrap makes the trees, once, in target/trees, without running the packages' scripts: so those of the other
-# architecture need no emulator. MIRROR names another mirror than Debian's own.
+# architecture need no emulator. host/archive.sh tells where the packages come from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 program=$(realpath "${1:?"usage: tests/run.sh PROGRAM"}")
 
+mirror=$(host/archive.sh)
 trees=$PWD/target/trees
 size=$((100 << 20))
 jobs=${JOBS:-$(nproc)}
@@ -23,7 +24,7 @@ make_tree() {
     [ "$release-$arch" != bookworm-amd64 ] || packages+=,linux-headers-$arch
     rm -rf "$tree.new"
     mmdebstrap --quiet --variant=extract --arch="$arch" --include="$packages" \
-        --aptopt='Acquire::Check-Valid-Until "false"' "$release" "$tree.new" ${MIRROR:+"$MIRROR"} >&2
+        --aptopt='Acquire::Check-Valid-Until "false"' "$release" "$tree.new" ${mirror:+"$mirror"} >&2
     # A script of dash makes this link.
     [ "$release" != bookworm ] || ln -sf dash "$tree.new/bin/sh"
     # Open to the ordinary user.

@@ -18,9 +18,11 @@ use crate::fd::ready;
 /// first must be able to clean up.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Its error is kept as text, because an `io::Error` cannot be cloned.
-static PIPE: OnceLock<Result<UnixStream, String>> = OnceLock::new();
-static JOB_CONTROL: OnceLock<JobControl> = OnceLock::new();
+/// The error is kept as text, because an `io::Error` cannot be cloned.
+type Registered<T> = Result<T, String>;
+
+static PIPE: OnceLock<Registered<UnixStream>> = OnceLock::new();
+static JOB_CONTROL: OnceLock<Registered<JobControl>> = OnceLock::new();
 
 /// A descriptor that becomes readable when SIGINT, SIGTERM, SIGHUP or SIGQUIT arrives, and stays
 /// readable.
@@ -28,12 +30,17 @@ static JOB_CONTROL: OnceLock<JobControl> = OnceLock::new();
 /// It is never read, so every machine of the process sees it. Another signal more than a second
 /// later has its default effect: it ends the process at once, and the kernel kills the children.
 pub(crate) fn interrupted() -> io::Result<BorrowedFd<'static>> {
-    // The first call registers the signals; others wait for it, and share its result.
-    let pipe = PIPE.get_or_init(|| register().map_err(|error| error.to_string()));
-    let pipe = pipe
-        .as_ref()
-        .map_err(|error| io::Error::other(error.clone()));
-    pipe.map(AsFd::as_fd)
+    once(&PIPE, register).map(AsFd::as_fd)
+}
+
+/// The first call registers signals; all others wait for it, and share its result.
+fn once<T>(
+    cell: &'static OnceLock<Registered<T>>,
+    register: fn() -> io::Result<T>,
+) -> io::Result<&'static T> {
+    let result = cell.get_or_init(|| register().map_err(|error| error.to_string()));
+    let result = result.as_ref();
+    result.map_err(|error| io::Error::other(error.clone()))
 }
 
 fn register() -> io::Result<UnixStream> {
@@ -70,18 +77,20 @@ pub(crate) struct JobControl {
 impl JobControl {
     /// Handles SIGTSTP from here on: the process stops only in [`stop`](Self::stop).
     pub(crate) fn get() -> io::Result<&'static Self> {
-        if let Some(job) = JOB_CONTROL.get() {
-            return Ok(job);
-        }
+        once(&JOB_CONTROL, Self::register)
+    }
+
+    fn register() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
+        pipe::register(SIGCONT, write.try_clone()?)?;
+        // SIGTSTP comes last: handled without the rest, it would stop nothing.
         if !is_ignored(SIGTSTP)? {
             signal_hook::flag::register(SIGTSTP, Arc::clone(&stop))?;
-            pipe::register(SIGTSTP, write.try_clone()?)?;
+            pipe::register(SIGTSTP, write)?;
         }
-        pipe::register(SIGCONT, write)?;
-        Ok(JOB_CONTROL.get_or_init(|| Self { pipe: read, stop }))
+        Ok(Self { pipe: read, stop })
     }
 
     /// Becomes readable when one of the signals arrives.
@@ -122,6 +131,15 @@ mod tests {
 
     /// Set for the process that is sent the signals: this program, which runs the test again.
     const HANGS: &str = "BOOTSHARE_TEST_HANGS";
+
+    #[test]
+    fn a_failed_registration_fails_for_all_callers() {
+        static CELL: OnceLock<Registered<()>> = OnceLock::new();
+        let first = once(&CELL, || Err(io::Error::other("no memory")));
+        assert_eq!(first.unwrap_err().to_string(), "no memory");
+        let second = once(&CELL, || Ok(()));
+        assert_eq!(second.unwrap_err().to_string(), "no memory");
+    }
 
     #[test]
     fn a_second_signal_a_second_later_ends_what_hangs() {

@@ -248,7 +248,11 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
                 log::warn!("{}{path}: {NOT_USED}", self.name);
             }
         }
-        Ok(dir.symlink_metadata(ADDONS).is_ok())
+        match dir.symlink_metadata(ADDONS) {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound) => Ok(false),
+            Err(error) => Err(self.failed(&Path::join(loader, ADDONS.as_bytes()), error)),
+        }
     }
 
     /// Adds the addons in a directory, which may not exist, in the order of their names.

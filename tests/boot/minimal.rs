@@ -1,13 +1,16 @@
 //! The minimal firmware boots Linux by an entry and by conventional names, and refuses by name what it does not
 //! support.
 
+use std::path::Path;
+
 use bootshare_host::{Board, Machine, Outcome};
 
 use crate::entries::{expect_boot, share, words, write};
+use crate::kernels::uki_of;
 use crate::lab::{Server, machine, run};
 use crate::shared::target;
 
-fn minimal(board: Board, share: &std::path::Path, options: &str) -> Machine {
+fn minimal(board: Board, share: &Path, options: &str) -> Machine {
     let mut machine = machine(board, Server::Embedded, share, options);
     let name = format!("firmware/bootshare-minimal-{}.elf", board.arch().name());
     machine.firmware = target().join(name);
@@ -49,6 +52,8 @@ pub(crate) fn refuses_the_rest(board: Board) {
     let what = "this firmware was built without support for it";
     refused("", &["/extlinux/extlinux.conf: ", what]);
     std::fs::remove_dir_all(share.join("extlinux")).unwrap();
-    write(&share, "EFI/Linux/a.efi", "MZ");
-    refused("", &["/EFI/Linux/a.efi: "]);
+    std::fs::create_dir_all(share.join("EFI/Linux")).unwrap();
+    let sections: &[(&str, &Path)] = &[(".linux", &share.join("vmlinuz"))];
+    uki_of(board.arch(), sections, &share.join("EFI/Linux/a.efi"));
+    refused("", &["/EFI/Linux/a.efi: ", what]);
 }

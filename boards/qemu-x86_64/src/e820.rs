@@ -64,15 +64,13 @@ pub fn reserve(map: &mut MemoryMap, range: Range) -> Result<(), &'static str> {
         if region.kind != MemoryKind::Usable || !region.range.overlaps(&range) {
             continue;
         }
-        let above = MemoryRegion {
-            range: Range {
-                start: range.end,
-                end: region.range.end,
-            },
-            ..*region
-        };
-        region.range.end = range.start.max(region.range.start);
-        if above.range.size() != 0 {
+        let [below, above] = region.range.outside(&range);
+        region.range = below;
+        if above.size() != 0 {
+            let above = MemoryRegion {
+                range: above,
+                ..*region
+            };
             map.push(above).map_err(|_| TOO_LONG)?;
         }
     }

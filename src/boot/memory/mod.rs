@@ -62,6 +62,20 @@ impl Range {
             end: self.end.min(other.end),
         }
     }
+
+    /// The parts of it before and after `other`; either may be empty.
+    #[must_use]
+    pub fn outside(&self, other: &Self) -> [Self; 2] {
+        let before = Self {
+            start: self.start,
+            end: self.end.min(other.start),
+        };
+        let after = Self {
+            start: self.start.max(other.end),
+            end: self.end,
+        };
+        [before, after]
+    }
 }
 
 impl fmt::Debug for Range {

@@ -333,14 +333,7 @@ impl Planner {
             if range.end <= free.start {
                 break;
             }
-            let below = Range {
-                start: free.start,
-                end: range.start.min(free.end),
-            };
-            let above = Range {
-                start: range.end.max(free.start),
-                end: free.end,
-            };
+            let [below, above] = free.outside(&range);
             match (below.size() > 0, above.size() > 0) {
                 (false, false) => {
                     self.free.remove(at);

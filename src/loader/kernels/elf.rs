@@ -71,7 +71,9 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     ) -> Result<(), Failed> {
         let window = staged.as_ref().map(|staged| staged.window);
         for segment in &segments.load {
-            for range in outside(segment.memory, window) {
+            let whole = [segment.memory, Range { start: 0, end: 0 }];
+            let parts = window.map_or(whole, |window| segment.memory.outside(&window));
+            for range in parts.into_iter().filter(|range| range.size() > 0) {
                 let block = self.claim(&payload.path, range)?;
                 self.add_loaded(range.start, range.size());
                 want_segment(payload, segment, range, block.bytes);
@@ -130,21 +132,4 @@ fn want_segment<'m, B: Board>(
         let offset = payload.kernel.start + segment.file.start + start;
         want(&mut payload.wanted, KERNEL, offset, content);
     }
-}
-
-/// The parts of `range` before and after `window`.
-fn outside(range: Range, window: Option<Range>) -> impl Iterator<Item = Range> {
-    let window = window.unwrap_or(Range {
-        start: range.end,
-        end: range.end,
-    });
-    let before = Range {
-        start: range.start,
-        end: range.end.min(window.start),
-    };
-    let after = Range {
-        start: range.start.max(window.end),
-        end: range.end,
-    };
-    [before, after].into_iter().filter(|range| range.size() > 0)
 }

@@ -98,10 +98,16 @@ impl Boot {
 /// Boots `trees`, each a share, on a machine of that architecture, with these options.
 #[track_caller]
 pub fn boot(architecture: Architecture, trees: &[Tree], options: &str) -> Boot {
+    let devices = trees.iter().cloned().map(Device::new);
+    boot_from(architecture, devices.collect(), options)
+}
+
+/// As [`boot`], from devices.
+#[track_caller]
+pub fn boot_from(architecture: Architecture, devices: Vec<Device>, options: &str) -> Boot {
     // Log level, logger and the number of errors are global to the process.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let devices: Vec<_> = trees.iter().cloned().map(Device::new).collect();
     for (device, number) in devices.iter().zip(1..) {
         let mut config = [0; 40];
         let tag = format!("share{number}");

@@ -5,9 +5,10 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::machine::{Boot, End, boot, device_tree, kernel, uki};
+use crate::machine::{Boot, End, boot, boot_from, device_tree, kernel, uki};
+use bootshare::fuse::Errno;
 use bootshare::loader::Architecture::{self, Aarch64, X86_64};
-use bootshare_test_device::{Opcode, Tree};
+use bootshare_test_device::{Device, Opcode, Reply, Tree};
 use std::slice::from_ref;
 
 /// Paths and contents: `KERNEL` stands for a kernel, `-> PATH` for a link.
@@ -911,6 +912,25 @@ fn an_image_in_another_one() {
 /// An addon with this command line.
 fn addon(words: &str) -> Vec<u8> {
     uki(Aarch64, &[(".cmdline", words.as_bytes().to_vec())])
+}
+
+/// An image never starts without the addons that a host has but does not give.
+#[test]
+fn addons_that_cannot_be_looked_up_fail_the_entry() {
+    let image = uki(
+        Aarch64,
+        &[(".linux", kernel(Aarch64)), (".cmdline", b"good".to_vec())],
+    );
+    let tree = Tree::new()
+        .file("EFI/Linux/demo.efi", image)
+        .file("loader/addons/one.addon.efi", addon("one"));
+    let device = Device::with_script(tree, |request, good| match request.name() {
+        b"addons" => Reply::error(request, Errno::EIO),
+        _ => good,
+    });
+    let booted = boot_from(Aarch64, vec![device], "");
+    booted.line("bootshare: error: /loader/addons: ");
+    booted.lacks("starting");
 }
 
 #[test]
