@@ -31,6 +31,7 @@ pub mod size;
 mod spool;
 pub mod syscall;
 pub mod unpacked;
+mod version;
 mod virtiofsd;
 pub mod watch;
 

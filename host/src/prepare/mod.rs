@@ -154,7 +154,7 @@ impl Image {
         Self::open_at(SystemTime::now(), file, part, how, random)
     }
 
-    /// `now` must be before the file is read: see [`State::is_settled`].
+    /// `now` must be before the file is read: see [`Version::is_settled`](crate::version::Version::is_settled).
     fn open_at(
         now: SystemTime,
         file: &File,
@@ -174,7 +174,7 @@ impl Image {
         let name = name(&bytes);
         let image = Self::new(&name, &bytes, how, random)?;
         if let Some(cache) = &how.cache
-            && state.is_settled(now)
+            && state.version.is_settled(now)
             && State::of(file, part).is_ok_and(|after| after == state)
         {
             // If it cannot be kept, the next run reads the kernel again.

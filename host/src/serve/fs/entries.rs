@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use fuse_backend_rs::api::filesystem::DirEntry;
 
 use super::descriptors::Held;
-use super::host::Version;
+use crate::version::Version;
 
 /// The number of names in all lists of merged directories.
 pub(super) static LISTED: AtomicUsize = AtomicUsize::new(0);

@@ -3,7 +3,6 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use rustix::fs::{
@@ -76,31 +75,6 @@ pub(super) fn device(stat: &Statx) -> u64 {
 
 pub(super) fn kind(stat: &Statx) -> FileType {
     FileType::from_raw_mode(stat.stx_mode.into())
-}
-
-/// A state of a file or directory: it changes whenever the content does.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Version {
-    changed: (i64, u32),
-    modified: (i64, u32),
-    size: u64,
-}
-
-impl Version {
-    pub(super) fn of(stat: &Statx) -> Self {
-        Self {
-            changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
-            modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
-            size: stat.stx_size,
-        }
-    }
-
-    /// Whether the last change is so old that the next one gets other times, however coarse the file
-    /// system's clock is (2 s on FAT).
-    pub(super) fn is_settled(&self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        now.is_ok_and(|now| self.changed.0.saturating_add(2) < now.as_secs() as i64)
-    }
 }
 
 /// Distinguishes a file whose descriptor was closed from a later file with the same [`Key`].

@@ -10,9 +10,10 @@ use anyhow::Result;
 use fuse_backend_rs::api::filesystem::ZeroCopyWriter;
 use rustix::io::Errno;
 
-use super::host::{self, Version};
+use super::host;
 use crate::lock::lock;
 use crate::prepare::{self, Image, Part, Prepare};
+use crate::version::Version;
 
 /// The bit that marks a prepared kernel's node ID.
 const MARK: u64 = 1 << 63;

@@ -11,6 +11,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use rustix::fs::{FileType, RawDir, SeekFrom, seek};
 use rustix::io::Errno;
@@ -18,9 +19,10 @@ use rustix::io::Errno;
 use super::Share;
 use super::descriptors::Held;
 use super::entries::{Item, LISTED, Listing, Names, Stream};
-use super::host::{self, Version};
+use super::host;
 use super::nodes::Node;
 use crate::lock::lock;
+use crate::version::Version;
 
 /// The most names in all lists of merged directories, which bounds the server's memory.
 const MOST_LISTED: usize = 2 << 20;
@@ -142,10 +144,11 @@ impl Share {
             versions.push(Version::of(&host::stat(dir.as_fd())?));
             dirs.push(dir);
         }
+        let now = SystemTime::now();
         let mut shared = lock(&node.names);
         if let Some(names) = shared.upgrade()
             && names.versions == versions
-            && versions.iter().all(Version::is_settled)
+            && versions.iter().all(|version| version.is_settled(now))
         {
             return Ok(names);
         }

@@ -16,8 +16,9 @@ use rustix::io::Errno;
 
 use super::descriptors::{self, Evict, Held};
 use super::entries::SharedNames;
-use super::host::{self, Generation, Key, Version};
+use super::host::{self, Generation, Key};
 use crate::lock::lock;
+use crate::version::Version;
 
 /// The result of a lookup in one layer.
 pub(super) struct Found {

@@ -7,7 +7,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fuse_backend_rs::abi::fuse_abi::{stat64, statvfs64};
 use fuse_backend_rs::api::filesystem::{
@@ -17,10 +17,11 @@ use fuse_backend_rs::api::filesystem::{
 use rustix::fs::{FileType, SeekFrom, fstatvfs, readlinkat, seek};
 use rustix::io::Errno;
 
-use super::host::{self, Descriptors, Version};
+use super::host::{self, Descriptors};
 use super::layers;
 use super::{Cache, Opened, Share};
 use crate::lock::lock;
+use crate::version::Version;
 
 /// Size of `fuse_direntplus` before the name.
 const DIRENTPLUS: usize = 152;
@@ -134,10 +135,11 @@ impl FileSystem for Share {
             Cache::None => OpenOptions::DIRECT_IO,
             Cache::Always => OpenOptions::KEEP_CACHE,
             Cache::Auto => {
-                let now = Version::of(&host::stat(file.as_fd())?);
+                let now = SystemTime::now();
+                let version = Version::of(&host::stat(file.as_fd())?);
                 let mut opened = lock(&node.opened);
-                let keep = *opened == Some(now);
-                *opened = now.is_settled().then_some(now);
+                let keep = *opened == Some(version);
+                *opened = version.is_settled(now).then_some(version);
                 if keep {
                     OpenOptions::KEEP_CACHE
                 } else {
