@@ -88,7 +88,7 @@ impl Typed {
             return Ok(());
         }
         self.text.truncate(before);
-        log::error!("{key}: it is too long, or has a line end in it");
+        log::error!("{key}: it is too long or contains a line end; shorten it or remove the line end");
         Err(Failed)
     }
 }
@@ -168,7 +168,7 @@ fn initrd<B: Board>(flow: &Flow<'_, B>, typed: &mut Typed, word: &[u8]) -> bool 
     if share != typed.share {
         return failure(
             &Text(word),
-            &"the kernel is of another share; take both from one",
+            &"the kernel is on another share; take kernel and initrd from the same share",
         );
     }
     typed.push("initrd", &[path]).is_ok()
@@ -254,9 +254,9 @@ impl<B: Board> Shell<'_, B> {
             _ => {
                 let is_known = names().any(|name| name.as_bytes() == words[0]);
                 let why = if is_known {
-                    "wrong arguments; help shows what it takes"
+                    "wrong arguments; help shows the right ones"
                 } else {
-                    "there is no such command; help lists those there are"
+                    "unknown command; help lists the commands"
                 };
                 return failure(&Text(words[0]), &why);
             }

@@ -217,7 +217,6 @@ impl<'m> Choice<'m> {
     #[cfg(feature = "extlinux")]
     fn label(&self) -> Label<'m> {
         match self.content {
-            #[cfg(feature = "extlinux")]
             Content::Label { text, append, .. } => Label::parse(text, append).unwrap_or_default(),
             _ => Label::default(),
         }
