@@ -88,7 +88,9 @@ impl Typed {
             return Ok(());
         }
         self.text.truncate(before);
-        log::error!("{key}: it is too long or contains a line end; shorten it or remove the line end");
+        log::error!(
+            "{key}: it is too long or contains a line end; shorten it or remove the line end"
+        );
         Err(Failed)
     }
 }
