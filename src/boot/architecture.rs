@@ -11,6 +11,20 @@ pub enum Architecture {
     Aarch64,
 }
 
+impl Architecture {
+    /// Whether kernels expect a device tree as their parameter.
+    #[must_use]
+    pub const fn has_device_trees(self) -> bool {
+        matches!(self, Self::Aarch64)
+    }
+
+    /// Whether compressed kernels contain their own decompressor, as a bzImage does.
+    #[must_use]
+    pub const fn kernels_unpack_themselves(self) -> bool {
+        matches!(self, Self::X86_64)
+    }
+}
+
 impl fmt::Display for Architecture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -330,7 +330,7 @@ impl<'a> Entry<'a> {
         if self.kernel.is_empty() {
             return Err(EntryError::NoKernel);
         }
-        if self.device_tree.is_some() && machine == Architecture::X86_64 {
+        if self.device_tree.is_some() && !machine.has_device_trees() {
             return Err(EntryError::DeviceTree(machine));
         }
         Ok(self)

@@ -222,12 +222,18 @@ impl Kind {
         let is_ok = match self {
             Self::BzImage => machine == X86_64,
             Self::Arm64Image => machine == Aarch64,
-            Self::Compressed(compression) => machine == Aarch64 && compression.is_unpacked(),
+            Self::Compressed(compression) => {
+                !machine.kernels_unpack_themselves() && compression.is_unpacked()
+            }
             Self::EfiZboot {
                 architecture,
                 compression,
                 ..
-            } => machine == Aarch64 && architecture == Some(Aarch64) && compression.is_unpacked(),
+            } => {
+                !machine.kernels_unpack_themselves()
+                    && architecture == Some(machine)
+                    && compression.is_unpacked()
+            }
             Self::Efi { architecture } | Self::Elf { architecture } => {
                 architecture == Some(machine)
             }

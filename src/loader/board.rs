@@ -143,8 +143,3 @@ pub trait Board {
     /// Resets the machine.
     fn reset() -> !;
 }
-
-/// Whether this machine runs x86-64 payloads. The result is constant for a board.
-pub(super) fn is_x86<B: Board>() -> bool {
-    B::ARCHITECTURE == Architecture::X86_64
-}

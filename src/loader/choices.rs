@@ -50,7 +50,10 @@ impl<'m, B: Board> Listed<'m, B> {
     #[cfg(feature = "extlinux")]
     pub fn warn_of_ignored_keywords(&self, entry: &Entry<'_>) {
         let label = self.choice.label();
-        if !label.fdtdir.is_empty() && entry.device_tree.is_none() && !super::board::is_x86::<B>() {
+        if !label.fdtdir.is_empty()
+            && entry.device_tree.is_none()
+            && B::ARCHITECTURE.has_device_trees()
+        {
             log::warn!(
                 "{self}fdtdir has no effect, the machine's own device tree is used; \
                  name another one with fdt"

@@ -2,7 +2,6 @@
 
 use super::{
     Board, Failed,
-    board::is_x86,
     console::{Progress, Speed},
     load::Loader,
     payload::{Files, KERNEL, MAX_WANTED, Payload, Wanted, in_list},
@@ -215,7 +214,7 @@ fn feed<'b, B: Board>(
     arrived: impl Fn(&Row) -> (usize, &'b [u8]),
 ) {
     // Constant: without this, firmware that decompresses nothing would contain the decompressors.
-    if is_x86::<B>() || cfg!(not(feature = "packed")) {
+    if B::ARCHITECTURE.kernels_unpack_themselves() || cfg!(not(feature = "packed")) {
         return;
     }
     if let (Some(unpacking), [row, ..]) = (unpacking, rows) {

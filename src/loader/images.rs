@@ -2,7 +2,6 @@
 
 use super::{
     Board, Failed,
-    board::is_x86,
     console::Text,
     load::{COMMAND_LINE, DEVICE_TREE, Loader, MAX_CMDLINE, MAX_DEVICE_TREE},
     names::{List, Names},
@@ -142,10 +141,11 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
 
     /// The name of the machine, by which a `.dtbauto` is chosen.
     fn machine(&self) -> Option<&'static [u8]> {
-        match is_x86::<B>() {
-            true => None,
-            false => self.board.device_tree().and_then(device_tree::machine),
-        }
+        let own = self
+            .board
+            .device_tree()
+            .filter(|_| B::ARCHITECTURE.has_device_trees());
+        own.and_then(device_tree::machine)
     }
 
     /// The command line in a unified kernel image.
@@ -185,7 +185,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         payload: &mut Payload<'a, 'm, B>,
     ) -> Result<(), Failed> {
         if let Some(part) = uki.device_tree
-            && !is_x86::<B>()
+            && B::ARCHITECTURE.has_device_trees()
         {
             let (path, (place, file)) = (payload.files.path(file), &payload.files.list[file]);
             let blob = self.small_part(&path, file, part, DEVICE_TREE, MAX_DEVICE_TREE)?;

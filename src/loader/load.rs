@@ -3,7 +3,6 @@
 use super::{
     Board, Failed, HandOff,
     arena::{Arena, Block},
-    board::is_x86,
     console::Text,
     path::Path,
     payload::{DeviceTree, KERNEL, MAX_PARTS, PACKED, Payload, Prepared, Wanted, in_list, want},
@@ -201,14 +200,14 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
 
     /// Replaces the kernel by the one that the host has decompressed, if there is one; returns its kind.
     ///
-    /// The words `nokaslr` and `no5lvl` are meant for the decompressor in a bzImage. If one of them is on the
+    /// The words `nokaslr` and `no5lvl` are meant for the decompressor in the kernel. If one of them is on the
     /// command line, the decompressor is kept.
     #[inline(never)]
     fn find_prepared(&self, kind: Kind, payload: &mut Payload<'a, 'm, B>) -> Result<Kind, Failed> {
         let is_told = |word: &[u8]| {
             let parts = [payload.text, payload.more].into_iter();
             let mut parts = parts.chain(self.defaults.iter().copied());
-            is_x86::<B>() && parts.any(|part| has_key_of(part, word))
+            B::ARCHITECTURE.kernels_unpack_themselves() && parts.any(|part| has_key_of(part, word))
         };
         if !self.share.prepared || !kind.is_packed() || is_told(b"nokaslr") || is_told(b"no5lvl") {
             return Ok(kind);
@@ -568,7 +567,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         entry: &Entry<'m>,
         payload: &Payload<'_, 'm, B>,
     ) -> Result<DeviceTree<'m>, Failed> {
-        if is_x86::<B>() {
+        if !B::ARCHITECTURE.has_device_trees() {
             return Ok(DeviceTree::Machine);
         }
         let (place, blob): (_, &'m [u8]) = match (entry.device_tree, payload.tree) {

@@ -1,7 +1,7 @@
 //! System registers, cache maintenance and the jump to the payload: all assembly except that of the
 //! entry.
 //!
-//! As `entry` explains, the EL1 names also serve EL2 with `HCR_EL2.E2H`; only plain EL2 has names
+//! As `start` explains, the EL1 names also serve EL2 with `HCR_EL2.E2H`; only plain EL2 has names
 //! of its own.
 
 use bootshare::boot::memory::Range;

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 /// Whether a fatal error is being reported. Further errors during the report are not reported.
 static REPORTING: AtomicBool = AtomicBool::new(false);
 
-/// Reports an exception. The vectors in `entry` call this for all exceptions, on a separate stack.
+/// Reports an exception. The vectors in `start` call this for all exceptions, on a separate stack.
 pub extern "C" fn report(vector: u64) -> ! {
     // Read before anything else can fault.
     let syndrome = cpu::syndrome();

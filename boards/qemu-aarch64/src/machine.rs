@@ -27,7 +27,7 @@ use spin::Once;
 
 /// The magic number of a device tree blob, big-endian; the blob's size follows.
 const TREE_MAGIC: [u8; 4] = 0xd00d_feed_u32.to_be_bytes();
-/// The end of the RAM in which the device tree may be, which `entry` maps.
+/// The end of the RAM in which the device tree may be, which `start` maps.
 const FIRST_MAPPED_END: u64 = 2 << 30;
 
 /// The greatest size of a command line from fw_cfg in bytes.
@@ -60,7 +60,7 @@ mod symbols {
 }
 
 unsafe extern "C" {
-    // The translation tables of `entry`: 512 words each, which the processor only reads.
+    // The translation tables of `start`: 512 words each, which the processor only reads.
     safe static bootshare_level1: Table;
     safe static bootshare_level2: Table;
     safe static bootshare_level3: Table;

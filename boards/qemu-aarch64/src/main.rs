@@ -6,7 +6,7 @@
 //!
 //! | module | what lives there | touches |
 //! |---|---|---|
-//! | `entry` | image header, first translation tables, vectors, the stack | everything, once |
+//! | `start` | image header, first translation tables, vectors, the stack | everything, once |
 //! | `cpu` | system registers, caches, the jump to a payload | the MMU, TLB and caches |
 //! | `exceptions` | an exception, or a panic, becomes an error line | nothing |
 //! | `console` | PL011 | its registers |
@@ -38,8 +38,6 @@ mod counter;
 #[cfg(target_os = "none")]
 mod cpu;
 #[cfg(target_os = "none")]
-mod entry;
-#[cfg(target_os = "none")]
 mod exceptions;
 #[cfg(target_os = "none")]
 mod exit;
@@ -51,6 +49,8 @@ mod machine;
 mod pvpanic;
 #[cfg(target_os = "none")]
 mod rest;
+#[cfg(target_os = "none")]
+mod start;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

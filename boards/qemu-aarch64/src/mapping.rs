@@ -2,7 +2,7 @@
 //!
 //! Addresses are physical, with 39 bits. Level 1 has an entry for each GiB: the first GiB is
 //! devices; the second has a level 2 table with an entry for each 2 MiB, and the 2 MiB of the image
-//! have a level 3 table with an entry for each page. `entry` turns the MMU on with tables in which
+//! have a level 3 table with an entry for each page. `start` turns the MMU on with tables in which
 //! the whole second GiB is normal memory. [`refine`] then writes the real memory map, so that a
 //! stray or speculative access to anything else faults.
 //!
@@ -144,7 +144,7 @@ mod tests {
         },
     };
 
-    /// Tables as `entry` leaves them, refined for `size` bytes of RAM and one device.
+    /// Tables as `start` leaves them, refined for `size` bytes of RAM and one device.
     fn refined(size: u64) -> [Table; 3] {
         let table = |first: u64| {
             core::array::from_fn(|index| AtomicU64::new(first.saturating_add(index as u64)))

@@ -6,8 +6,8 @@
 //!
 //! | module | what lives there | touches |
 //! |---|---|---|
-//! | `entry` | ELF note, 32-bit entry, long mode, the stack | everything, once |
-//! | `reset` | in a ROM: from the reset vector to `entry` | everything, once |
+//! | `start` | ELF note, 32-bit entry, long mode, the stack | everything, once |
+//! | `reset` | in a ROM: from the reset vector to `start` | everything, once |
 //! | `rom` | in a ROM: makes the start info that PVH would give | the end of low memory, once |
 //! | `chipset` | in a ROM: sets up `q35` | 00:00.0, 00:1f.0 and port 0x4d1 |
 //! | `mtrr` | in a ROM: memory types | MTRRs |
@@ -69,8 +69,6 @@ mod counter;
 #[cfg(target_os = "none")]
 mod cpuid;
 #[cfg(target_os = "none")]
-mod entry;
-#[cfg(target_os = "none")]
 mod exceptions;
 #[cfg(target_os = "none")]
 mod exit;
@@ -100,6 +98,8 @@ mod rom;
 mod slots;
 #[cfg(target_os = "none")]
 mod stack;
+#[cfg(target_os = "none")]
+mod start;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

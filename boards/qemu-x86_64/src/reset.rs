@@ -12,7 +12,7 @@
 //!
 //! # What holds on departure, at `rom_entry`
 //!
-//! What [`entry`](crate::entry) asks for, with EBX 0: there is no start info, so that
+//! What [`start`](crate::start) asks for, with EBX 0: there is no start info, so that
 //! [`rom`](crate::rom) finds out what PVH would have told. The section is in the ELF file but not
 //! in memory, where nobody needs it.
 

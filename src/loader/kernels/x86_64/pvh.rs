@@ -1,6 +1,6 @@
 //! ELF programs for x86-64, which are entered by PVH.
 
-use super::{common::PAGE, elf::Staged};
+use super::super::{common::PAGE, segments::Staged};
 use crate::{
     Error,
     boot::{

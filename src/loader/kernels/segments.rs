@@ -1,4 +1,4 @@
-//! ELF programs: those for arm64, and the segments of all.
+//! The segments of ELF programs.
 
 use crate::{
     boot::{
@@ -6,7 +6,7 @@ use crate::{
         memory::{ClaimError, Obstacle, Range},
     },
     loader::{
-        Board, Failed, HandOff, Protocol,
+        Board, Failed,
         arena::Block,
         load::Loader,
         payload::{KERNEL, Payload, want},
@@ -21,21 +21,6 @@ pub(super) struct Staged<'m> {
 }
 
 impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
-    /// Loads an ELF program, which is entered like Linux, with the device tree in x0.
-    #[inline(never)] // Keeps large stack frames from adding up.
-    pub(super) fn arm64_elf(
-        &mut self,
-        payload: &mut Payload<'_, 'm, B>,
-    ) -> Result<HandOff, Failed> {
-        let (elf, segments) = self.segments(payload)?;
-        let address = elf.physical_entry(&segments);
-        let address = address.map_err(|e| self.failed(&payload.path, e))?;
-        self.place_segments(payload, &segments, None)?;
-        let argument = self.arm64_argument(payload, Range::with_size(address, 1), None)?;
-        self.fetch(payload, None)?;
-        Ok(self.hand_off(address, argument, Protocol::Linux))
-    }
-
     /// Reads the header and the program headers of an ELF program.
     pub(super) fn segments(&self, payload: &Payload<'_, 'm, B>) -> Result<(Elf, Segments), Failed> {
         let (path, size) = (&payload.path, payload.kernel.size());

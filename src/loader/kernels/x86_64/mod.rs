@@ -1,10 +1,14 @@
-//! The x86-64 Linux kernel, by the 64-bit boot protocol.
+//! Kernels for x86-64: bzImages, started by the 64-bit boot protocol, and ELF programs, started by PVH.
+
+#[cfg(feature = "elf")]
+mod pvh;
 
 use super::common::{PAGE, above_low_memory};
 use crate::{
     Error,
     boot::{
         bzimage::BzImage,
+        image::Kind,
         memory::Request,
         zero_page::{self, Parameters, ZERO_PAGE_BYTES},
     },
@@ -12,8 +16,22 @@ use crate::{
 };
 
 impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
+    /// Loads a kernel of this kind for x86-64.
+    pub(super) fn load_x86_64(
+        &mut self,
+        kind: Kind,
+        payload: &mut Payload<'_, 'm, B>,
+    ) -> Result<HandOff, Failed> {
+        match kind {
+            Kind::BzImage => self.bzimage(payload),
+            #[cfg(feature = "elf")]
+            Kind::Elf { .. } => self.pvh(payload),
+            kind => Err(self.unsupported(kind, &payload.path)),
+        }
+    }
+
     #[inline(never)] // Keeps large stack frames from adding up.
-    pub(super) fn bzimage(&mut self, payload: &mut Payload<'_, 'm, B>) -> Result<HandOff, Failed> {
+    fn bzimage(&mut self, payload: &mut Payload<'_, 'm, B>) -> Result<HandOff, Failed> {
         let image = BzImage::parse(&payload.head, payload.kernel.size());
         let image = image.map_err(|e| self.failed(&payload.path, e))?;
         let kernel = self.place(&payload.path, &image.memory_request())?;

@@ -1,17 +1,44 @@
-//! The arm64 Linux kernel.
+//! Kernels for arm64: Images, plain and compressed, and ELF programs, which are entered in the same way.
+
+#[cfg(feature = "elf")]
+mod elf;
+#[cfg(feature = "packed")]
+mod packed;
 
 use super::common::above_low_memory;
 use crate::{
-    boot::{arm64_image::Arm64Image, cmdline::ARM64_LIMIT, memory::Range},
+    boot::{arm64_image::Arm64Image, cmdline::ARM64_LIMIT, image::Kind, memory::Range},
     loader::{Board, Failed, HandOff, Protocol, load::Loader, payload::Payload},
 };
 
 impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
-    #[inline(never)] // Keeps large stack frames from adding up.
-    pub(super) fn arm64_image(
+    /// Loads a kernel of this kind for arm64.
+    pub(super) fn load_aarch64(
         &mut self,
+        kind: Kind,
         payload: &mut Payload<'_, 'm, B>,
     ) -> Result<HandOff, Failed> {
+        match kind {
+            Kind::Arm64Image => self.arm64_image(payload),
+            #[cfg(feature = "elf")]
+            Kind::Elf { .. } => self.arm64_elf(payload),
+            #[cfg(feature = "packed")]
+            Kind::Compressed(compression) => self.arm64_packed(payload, compression),
+            #[cfg(feature = "packed")]
+            Kind::EfiZboot {
+                compression,
+                payload: inner,
+                ..
+            } => {
+                payload.kernel = self.zboot_payload(payload, inner)?;
+                self.arm64_packed(payload, compression)
+            }
+            kind => Err(self.unsupported(kind, &payload.path)),
+        }
+    }
+
+    #[inline(never)] // Keeps large stack frames from adding up.
+    fn arm64_image(&mut self, payload: &mut Payload<'_, 'm, B>) -> Result<HandOff, Failed> {
         let Range { start, .. } = payload.kernel;
         let size = payload.kernel.size();
         let image = Arm64Image::parse(&payload.head, size);
@@ -25,7 +52,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     }
 
     /// Allocates memory for a kernel; returns its range, and the bytes from the start of the image on.
-    pub(super) fn place_image(
+    fn place_image(
         &mut self,
         path: &[u8],
         image: &Arm64Image,
@@ -42,7 +69,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
 
     /// Places initrds, command line and device tree of a kernel, the device tree within the range `device_tree` if
     /// given. Returns the kernel's argument: the address of the device tree.
-    pub(super) fn arm64_argument(
+    fn arm64_argument(
         &mut self,
         payload: &mut Payload<'_, 'm, B>,
         kernel: Range,
