@@ -2,6 +2,7 @@
 
 use crate::source::Source;
 use bootshare_zstd::{Decoder, Error, MAX_BLOCK_BYTES, MAX_UNUSED_BYTES};
+use std::cell::RefCell;
 
 /// Frames of any bytes, or what a packer made, with a few bytes changed or none: they unpack to what
 /// the reference library unpacks them to, or to nothing.
@@ -30,16 +31,42 @@ pub fn zstd(input: &[u8]) {
     reference::compare(&packed, room, &whole);
 }
 
-/// What comes out, and how many bytes it took, if `packed` comes in pieces.
+/// The output of the largest room or content, and the literals. They keep what earlier frames left there, which a
+/// decoder must not read.
+struct Buffers {
+    out: Vec<u8>,
+    literals: Box<[u8; MAX_BLOCK_BYTES]>,
+}
+
+/// The largest content that is packed, with its last step, twice.
+const MAX_OUT_BYTES: usize = 2 << 20;
+
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = RefCell::new(Buffers {
+        out: vec![0xa5; MAX_OUT_BYTES],
+        literals: Box::new([0x5a; MAX_BLOCK_BYTES]),
+    });
+}
+
+/// Returns the content and the number of bytes that it took, if `packed` arrives in pieces.
 fn unpack(packed: &[u8], piece: usize, room: usize) -> Result<(Vec<u8>, usize), Error> {
-    let mut out = vec![0xa5; room];
-    let mut literals = vec![0x5a; MAX_BLOCK_BYTES];
-    let literals: &mut [u8; MAX_BLOCK_BYTES] = literals.as_mut_slice().try_into().unwrap();
+    BUFFERS.with_borrow_mut(|Buffers { out, literals }| {
+        unpack_into(packed, piece, &mut out[..room], literals)
+    })
+}
+
+fn unpack_into(
+    packed: &[u8],
+    piece: usize,
+    out: &mut [u8],
+    literals: &mut [u8; MAX_BLOCK_BYTES],
+) -> Result<(Vec<u8>, usize), Error> {
+    let room = out.len();
     let mut decoder = Decoder::new();
     let (mut start, mut end) = (0, piece.min(packed.len()));
     loop {
         let is_last = end == packed.len();
-        let result = decoder.decode(&packed[start..end], &mut out, literals, is_last);
+        let result = decoder.decode(&packed[start..end], out, literals, is_last);
         assert!(decoder.unpacked() <= room);
         match result {
             Ok(used) => start += used,
@@ -52,8 +79,7 @@ fn unpack(packed: &[u8], piece: usize, room: usize) -> Result<(Vec<u8>, usize), 
             }
         }
         if decoder.is_done() {
-            out.truncate(decoder.unpacked());
-            return Ok((out, start));
+            return Ok((out[..decoder.unpacked()].to_vec(), start));
         }
         assert!(!is_last, "it neither ends nor fails");
         assert!(end - start <= MAX_UNUSED_BYTES);
@@ -77,7 +103,6 @@ mod reference {
 #[cfg(not(miri))]
 mod reference {
     use super::*;
-    use std::cell::RefCell;
     use zstd::{
         bulk::{Compressor, Decompressor},
         zstd_safe::CParameter,

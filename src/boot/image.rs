@@ -187,6 +187,13 @@ impl Kind {
         )
     }
 
+    /// Whether it contains a kernel for `machine` that has to be decompressed before it is started.
+    #[must_use]
+    pub fn is_packed_for(self, machine: Architecture) -> bool {
+        let is_other = self.architecture().is_some_and(|other| other != machine);
+        self.is_packed() && !machine.kernels_unpack_themselves() && !is_other
+    }
+
     /// The same kind for an image at offset `start` of a file: ranges become relative to that file.
     #[must_use]
     pub const fn at(mut self, start: u64) -> Self {

@@ -288,7 +288,8 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         self.failed(path, what)
     }
 
-    /// Detects the kind of the kernel by its first bytes, and checks that this machine can start it.
+    /// Detects the kind of the kernel by its first bytes, and checks that this machine can start it. A compressed
+    /// arm64 kernel passes if the host may decompress it; it is checked again before it is loaded.
     pub fn kind(&self, payload: &mut Payload<'_, 'm, B>) -> Result<Kind, Failed> {
         let size = payload.kernel.size();
         let wanted = size.min(image::HEAD_BYTES as u64) as usize;
@@ -298,9 +299,16 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         let read = read.map_err(|e| self.failed(&payload.path, e))?;
         payload.head.truncate(read);
         let kind = Kind::of(&payload.head, size).at(payload.kernel.start);
-        let checked = kind.check(B::ARCHITECTURE);
-        checked.map_err(|e| self.failed(&payload.path, e))?;
+        if !self.share.prepared || !kind.is_packed_for(B::ARCHITECTURE) {
+            self.check(kind, payload)?;
+        }
         Ok(kind)
+    }
+
+    /// Checks that this machine can start a kernel of this kind.
+    pub fn check(&self, kind: Kind, payload: &Payload<'_, 'm, B>) -> Result<(), Failed> {
+        let checked = kind.check(B::ARCHITECTURE);
+        checked.map_err(|e| self.failed(&payload.path, e))
     }
 
     #[inline(never)]

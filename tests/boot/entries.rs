@@ -1,13 +1,12 @@
 //! Boot entries: which entry the firmware boots, with which files and command line.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use bootshare_host::{Board, Machine, Outcome, Share, demo};
 
+use crate::kernels::filtered;
 use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
 
 /// A share with the demo's kernel and initrd in the directory `files`, for entries to name.
@@ -490,17 +489,7 @@ pub(crate) fn five_initrds(board: Board) {
 }
 
 pub(crate) fn gzip(arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
-    let mut child = Command::new("gzip")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = child.stdin.take().unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(move || input.write_all(bytes).unwrap());
-        child.wait_with_output().unwrap().stdout
-    })
+    filtered("gzip", arguments, bytes)
 }
 
 /// Splits a newc archive (buffer-format.rst) into `count` archives with a part of its entries each.

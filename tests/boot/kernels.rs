@@ -57,19 +57,25 @@ pub(crate) fn vmlinux_of(bzimage: &[u8]) -> Vec<u8> {
         [0xfd, b'7', ..] => ("xz", 4),
         _ => panic!("the kernel's compression is unknown"),
     };
+    let program = filtered(program, &["-dc"], &payload[..payload.len() - end]);
+    assert!(program.starts_with(b"\x7fELF"));
+    program
+}
+
+/// The output of a program whose input is `bytes`.
+pub(crate) fn filtered(program: &str, arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
     let mut child = Command::new(program)
-        .arg("-dc")
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap_or_else(|error| panic!("{program}: {error}: install it"));
-    let mut packed = child.stdin.take().unwrap();
+    let mut input = child.stdin.take().unwrap();
     let output = std::thread::scope(|scope| {
-        scope.spawn(move || packed.write_all(&payload[..payload.len() - end]).unwrap());
+        scope.spawn(move || input.write_all(bytes).unwrap());
         child.wait_with_output().unwrap()
     });
     assert!(output.status.success(), "{program}: {:?}", output.status);
-    assert!(output.stdout.starts_with(b"\x7fELF"));
     output.stdout
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bootshare_host::{Board, Machine, Outcome, prepare};
 
 use crate::entries::gzip;
-use crate::kernels::zboot_of;
+use crate::kernels::{filtered, zboot_of};
 use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
 
 /// A machine whose kernels are prepared in a cache of its own.
@@ -55,19 +55,33 @@ pub(crate) fn at_a_random_address(board: Board) {
     assert_eq!(kernels_in(&cache), 1);
 }
 
-/// A kernel in an EFI zboot image, as Debian packages it.
+/// A kernel in an EFI zboot image, as Debian packages it, and in formats that the firmware does not decompress.
 pub(crate) fn of_arm64(board: Board) {
     let share = empty_dir(&format!("prepared-{board:?}"));
     for file in ["initrd.img", "cmdline"] {
         fs::copy(demo_share(board.arch()).join(file), share.join(file)).unwrap();
     }
     let raw = fs::read(demo_share(board.arch()).join("Image")).unwrap();
-    fs::write(share.join("Image"), zboot_of(&gzip(&["-1c"], &raw), "gzip")).unwrap();
-    let (machine, cache) = preparing(board, &share, "");
-    let run = boots(&machine);
     let size = format!("loaded /Image, {} bytes in", raw.len());
-    run.line(&["bootshare: ", &size, ", prepared"]);
-    assert_eq!(kernels_in(&cache), 1);
+    let put = |file: &[u8]| fs::write(share.join("Image"), file).unwrap();
+    put(&zboot_of(&gzip(&["-1c"], &raw), "gzip"));
+    let (mut machine, cache) = preparing(board, &share, "");
+    boots(&machine).line(&["bootshare: ", &size, ", prepared"]);
+    machine.watch.expect = vec!["bootshare: starting".parse().unwrap()];
+    for file in [
+        filtered("xz", &["-0c"], &raw),
+        zboot_of(&filtered("lz4", &["-lc"], &raw), "lz4"),
+    ] {
+        put(&file);
+        run(&machine).line(&["bootshare: ", &size, ", prepared"]);
+    }
+    assert_eq!(kernels_in(&cache), 3);
+    // Damaged data: the host names the reason, and the firmware refuses the kernel.
+    put(&filtered("xz", &["-0c"], &raw)[..1 << 20]);
+    machine.append = "bootshare.on-error=exit".into();
+    let refused = run(&machine);
+    refused.line(&["bootshare: error: /Image: it is compressed with xz", "unxz"]);
+    assert_eq!(kernels_in(&cache), 3);
 }
 
 /// The number of prepared kernels in a cache. Besides them it has small files, which tell the kernel of a file that

@@ -18,6 +18,7 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
         kind: Kind,
         payload: &mut Payload<'_, 'm, B>,
     ) -> Result<HandOff, Failed> {
+        self.check(kind, payload)?; // The host may not have decompressed it.
         match kind {
             Kind::Arm64Image => self.arm64_image(payload),
             #[cfg(feature = "elf")]
