@@ -163,7 +163,7 @@ pub fn check_tools() -> Result<()> {
     for program in ["apt-get", "dpkg-deb"] {
         ensure!(
             std::env::split_paths(&path).any(|dir| dir.join(program).is_file()),
-            "there is no {program}, which brings the demo's kernel from Debian: boot a directory \
+            "there is no {program}, which downloads the demo's kernel from Debian: boot a directory \
              that has a kernel, e.g. `bootshare-host boot /boot` (`make run SHARE=/boot`)"
         );
     }
@@ -230,7 +230,7 @@ Dir::Cache "{dir_text}/cache";
         let archives = archives(&String::from_utf8_lossy(&uris.stdout));
         ensure!(
             !archives.is_empty(),
-            "no source of apt's is Debian's, to take {} from: {}",
+            "apt has no source of Debian {}: {}",
             release.name(),
             complaints(&uris)
         );
@@ -347,7 +347,7 @@ Dir::Etc::PreferencesParts "/dev/null";
                     .find(|word| word.starts_with(prefix))
             })
             .map(str::to_owned)
-            .with_context(|| format!("apt knows no {package}"))
+            .with_context(|| format!("apt does not know {package}"))
     }
 
     /// These packages and all of their dependencies.

@@ -269,7 +269,7 @@ impl Machine {
         for disk in &self.disks {
             fs::File::open(disk).explain(
                 format_args!("cannot open the disk {}", disk.display()),
-                "name a file that is there, or make one with `truncate -s 1G FILE`",
+                "name an existing file, or make one with `truncate -s 1G FILE`",
             )?;
         }
         ensure!(

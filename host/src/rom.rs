@@ -52,7 +52,7 @@ fn memory(image: &object::File<'_>, name: impl Display) -> Result<Vec<u8>> {
         let offset = usize::try_from(address - start).unwrap_or(usize::MAX);
         ensure!(
             (rom.len()..LARGEST).contains(&offset),
-            "{name} is no firmware image: its parts are not one behind the other"
+            "{name} is no firmware image: its segments are not contiguous"
         );
         rom.resize(offset, 0);
         rom.extend_from_slice(data);

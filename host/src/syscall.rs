@@ -66,7 +66,7 @@ impl Call {
         bail!(
             "{name}(2) is refused with {error}, as by a container's seccomp filter that does not know \
              it: start the container with --security-opt seccomp=unconfined (Docker, Podman) \
-             or --system-call-filter={name} (systemd-nspawn), or update what runs it"
+             or --system-call-filter={name} (systemd-nspawn), or update the container runtime"
         )
     }
 }

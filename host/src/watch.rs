@@ -57,7 +57,7 @@ impl FromStr for Pattern {
         let mut nothing = Search::new(&pattern)?;
         ensure!(
             !nothing.ends_in_match()?,
-            "it matches nothing at all, so it would match at once: write what is to be shown"
+            "it matches the empty text, so it would match at once: write a text that must appear"
         );
         Ok(pattern)
     }
@@ -578,9 +578,9 @@ mod tests {
     #[test]
     fn a_pattern_that_says_nothing_is_refused() {
         for (text, said) in [
-            ("", "matches nothing at all"),
-            (".*", "matches nothing at all"),
-            ("^", "matches nothing at all"),
+            ("", "matches the empty text"),
+            (".*", "matches the empty text"),
+            ("^", "matches the empty text"),
             ("(", "unclosed group"),
         ] {
             let error = text.parse::<Pattern>().unwrap_err().to_string();

@@ -465,7 +465,8 @@ fn where_kvm_fails_as_it_starts_the_command_runs_by_the_translator_with_all_of_i
     assert!(matches!(end.how, How::Ended(7)), "{end}");
     let told = TOLD.lock().unwrap();
     assert!(
-        told.starts_with("KVM does not work: QEMU failed") && told.ends_with("; going on by tcg"),
+        told.starts_with("KVM does not work: QEMU failed")
+            && told.ends_with("; continuing with tcg"),
         "{told}"
     );
 }

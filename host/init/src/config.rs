@@ -48,7 +48,7 @@ impl Config {
                 b"tag" => config.tag = text,
                 b"read-only" => config.read_only = true,
                 b"share" => {
-                    let (tag, path) = text.split_once(':').context("a share has no place")?;
+                    let (tag, path) = text.split_once(':').context("a share has no mount point")?;
                     config.shares.push((tag.to_owned(), path.into()));
                 }
                 b"init" => config.init = Some(value.into()),

@@ -415,7 +415,7 @@ impl FromStr for Keys {
                     u8::from_str_radix(&digits, 16)
                         .ok()
                         .filter(|_| digits.len() == 2)
-                        .context("behind \\x two hexadecimal digits are missing")?
+                        .context("\\x must be followed by two hexadecimal digits")?
                 }
                 _ => bail!("write \\\\ for a backslash; others are \\n \\r \\t \\e \\xNN, and \\c at the end"),
             });
@@ -441,7 +441,7 @@ pub(super) fn memory(text: &str) -> Result<u32, String> {
     };
     let number: u64 = number
         .parse()
-        .map_err(|_| "write a whole number, with M, G or T behind it, e.g. 2G".to_owned())?;
+        .map_err(|_| "write a whole number followed by M, G or T, e.g. 2G".to_owned())?;
     match number.checked_shl(shift) {
         Some(mib) if number > 0 && mib < u64::from(MIN_MIB) => Err(format!(
             "the firmware needs {MIN_MIB} MiB, and a Linux guest some 128"
@@ -467,7 +467,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     };
     let number: f64 = number
         .parse()
-        .map_err(|_| "write a number, with s, m or h behind it, e.g. 90s".to_owned())?;
+        .map_err(|_| "write a number followed by s, m or h, e.g. 90s".to_owned())?;
     let range = 0.001..=MAX_HOURS * 3600.0;
     Some(number * seconds)
         .filter(|seconds| range.contains(seconds))

@@ -189,7 +189,7 @@ impl Serve {
         let endpoint = match (self.fd, self.socket) {
             (Some(fd), _) => Endpoint::Fd(fd),
             (None, path) => Endpoint::Path {
-                path: path.context("name a socket by --socket")?,
+                path: path.context("name a socket with --socket")?,
                 mode: self.socket_mode,
             },
         };

@@ -297,10 +297,10 @@ impl Run {
 /// A share and its mount point.
 fn share(word: &str) -> Result<(Share, String)> {
     let (tag, rest) = word.split_once('=').context("it has no =")?;
-    let (dir, place) = rest.rsplit_once(':').context("it has no place")?;
-    ensure!(!tag.contains(':'), "a tag has no colon here");
+    let (dir, place) = rest.rsplit_once(':').context("it has no mount point")?;
+    ensure!(!tag.contains(':'), "the tag must not contain a colon");
     if dir.is_empty() || !place.starts_with('/') {
-        bail!("its place is no absolute path");
+        bail!("its mount point is not an absolute path");
     }
     Ok((Share::new(tag, dir), place.to_owned()))
 }

@@ -179,7 +179,7 @@ impl End {
     fn firmware_says(&self) -> &str {
         let mut lines = self.last_lines.iter();
         let error = lines.find_map(|line| line.strip_prefix("bootshare: error: "));
-        error.unwrap_or("it says nothing")
+        error.unwrap_or("it printed no reason")
     }
 
     /// Whether the command was started, or the tree's own init.

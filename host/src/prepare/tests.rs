@@ -148,9 +148,9 @@ fn what_is_damaged_is_refused() {
         }
     }
     for (file, why) in [
-        (&b""[..], "unknown way"),
-        (b"plain", "unknown way"),
-        (&gzip(b"other"), "no arm64 Image"),
+        (&b""[..], "compression is not known"),
+        (b"plain", "compression is not known"),
+        (&gzip(b"other"), "not an arm64 Image"),
     ] {
         let error = format!("{:#}", prepared(file).unwrap_err());
         assert!(error.contains(why), "{error}, not {why}");
@@ -324,9 +324,9 @@ fn a_kernel_that_is_not_as_it_should_be_is_refused() {
     for (file, why) in [
         (cut, "cut off"),
         (old, "older than 2.12"),
-        (elsewhere, "not where its header has them"),
-        (bzimage(&gzip(b"\x7fELF")), "no ELF file"),
-        (bzimage(b"\x7fELF"), "no ELF file"),
+        (elsewhere, "do not match its header"),
+        (bzimage(&gzip(b"\x7fELF")), "not a 64-bit ELF file"),
+        (bzimage(b"\x7fELF"), "not a 64-bit ELF file"),
         // A segment's type, with the entry in it; the size in memory; the entry.
         (changed(64 + 56, &[9]), "entry"),
         (changed(64 + 40, &[0xff; 8]), "too large"),

@@ -137,7 +137,7 @@ fn destination(path: &Path) -> Result<Destination> {
             file.take(HEADER.len() as u64).read_to_end(&mut head)?;
             ensure!(
                 head.is_empty() || head == HEADER,
-                "there is a file that is no trace: choose another name, or remove it"
+                "the file exists and is not a trace: choose another name, or remove it"
             );
         }
         Ok(found) if !found.is_symlink() => {
@@ -500,7 +500,10 @@ mod tests {
         };
         fs::write(&path, "a kernel").unwrap();
         let error = format!("{:#}", Trace::create(&path).unwrap_err());
-        assert!(error.contains("no trace: choose another name"), "{error}");
+        assert!(
+            error.contains("not a trace: choose another name"),
+            "{error}"
+        );
         assert_eq!(fs::read(&path).unwrap(), b"a kernel");
         // A link is replaced by the first request, and not before.
         let link = dir.path().join("link");

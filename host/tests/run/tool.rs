@@ -417,9 +417,9 @@ fn files_that_are_not_the_tools_own_stay() {
     for (args, part) in [
         (
             &["serve", "share", "--socket", "file"][..],
-            "that is no socket",
+            "is not a socket",
         ),
-        (&["serve", "share", "--socket", "link"], "that is no socket"),
+        (&["serve", "share", "--socket", "link"], "is not a socket"),
         (
             &[
                 "serve",
@@ -429,12 +429,12 @@ fn files_that_are_not_the_tools_own_stay() {
                 "--trace",
                 "file",
             ],
-            "that is no trace",
+            "is not a trace",
         ),
-        (&["boot", "share", "--trace", "file"], "that is no trace"),
+        (&["boot", "share", "--trace", "file"], "is not a trace"),
         (
             &["demo", "own"],
-            "own/vmlinuz is there, and not from a demo",
+            "own/vmlinuz exists and was not made by demo",
         ),
         (&["rom", "elf", "elf"], "would replace the image"),
     ] {

@@ -257,7 +257,10 @@ fn a_queue_too_many_is_told_of() {
     let mut fds = [PollFd::from_borrowed_fd(rig.server.failed(), PollFlags::IN)];
     assert_eq!(poll(&mut fds, Some(&LIMIT)).unwrap(), 1);
     let failure = rig.server.failure().unwrap();
-    assert!(failure.contains("num-request-queues may be 1"), "{failure}");
+    assert!(
+        failure.contains("num-request-queues must not exceed 1"),
+        "{failure}"
+    );
 }
 
 #[test]
