@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vhost::VhostBackend;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::rig::{AVAILABLE, Guest, INIT, LIMIT, LOOKUP, NEVER, PLACES, RING, Rig, content, words};
+use crate::rig::{AVAILABLE, Guest, LIMIT, LOOKUP, NEVER, PLACES, RING, Rig, content, words};
 
 /// VIRTIO_RING_F_INDIRECT_DESC and VIRTIO_RING_F_EVENT_IDX.
 const INDIRECT_DESC: u64 = 1 << 28;
@@ -148,7 +148,7 @@ fn queued_requests_are_dropped_when_the_server_stops() {
     for threads in [0, 2] {
         let mut rig = Rig::new(threads, "delay=300ms@LOOKUP");
         let mut guest = rig.guest();
-        guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+        guest.init();
         for _ in 0..RING / 2 {
             guest.send(LOOKUP, 1, b"file\0", 4096);
         }
@@ -166,7 +166,7 @@ fn requests_unanswered_at_a_stop_are_answered_after_it() {
     for threads in [0, 2] {
         let rig = Rig::new(threads, "delay=20ms@LOOKUP");
         let mut guest = rig.guest();
-        guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+        guest.init();
         let before = guest.used_index();
         for _ in 0..RING / 2 {
             guest.send(LOOKUP, 1, b"file\0", 4096);
@@ -195,7 +195,7 @@ fn a_full_eventfd_does_not_block_the_server() {
     let mut guest = rig.guest();
     // Without EVENT_IDX, each answer is signalled.
     guest.agree_to(|offered| offered & !EVENT_IDX);
-    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.init();
     // The eventfd is blocking and full: a write of 1 would block.
     let full = EventFd::new(0).unwrap();
     full.write(u64::MAX - 1).unwrap();
@@ -218,10 +218,10 @@ fn a_full_eventfd_does_not_block_the_server() {
 }
 
 #[test]
-fn a_kick_that_is_replaced_is_replaced() {
+fn the_eventfd_of_a_kick_can_be_replaced() {
     let rig = Rig::new(2, "");
     let mut guest = rig.guest();
-    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.init();
     let old = std::mem::replace(&mut guest.kick, EventFd::new(EFD_NONBLOCK).unwrap());
     let new = guest.kick.try_clone().unwrap();
     guest.frontend.set_vring_kick(1, &new).unwrap();
@@ -247,7 +247,7 @@ fn a_kick_that_is_replaced_is_replaced() {
     guest.send(LOOKUP, 1, b"file\0", 4096);
     thread::sleep(NEVER);
     guest.reset();
-    assert!(guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).is_ok());
+    guest.init();
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn the_driver_is_interrupted_only_if_it_wants_to_be() {
                 offered & !EVENT_IDX
             }
         });
-        guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+        guest.init();
         if fds(&guest) {
             guest.call.read().unwrap();
         }
@@ -333,7 +333,7 @@ fn a_queue_that_was_not_set_up_is_not_accessed() {
     for _ in 0..10 {
         guest.agree_to(|offered| offered & !EVENT_IDX);
         guest.frontend.get_features().unwrap();
-        assert!(guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).is_ok());
+        guest.init();
         assert_eq!(
             guest.read(8, 8),
             [56, 0, 0, 0, 1, 0, 1, 0],

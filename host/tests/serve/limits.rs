@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use vhost::VhostBackend;
 
-use crate::rig::{AVAILABLE, Guest, INIT, LOOKUP, MEMORY, OPEN, RING, words};
+use crate::rig::{AVAILABLE, Guest, LOOKUP, MEMORY, OPEN, RING, words};
 
 const FORGET: u32 = 2;
 const GETATTR: u32 = 3;
@@ -72,7 +72,7 @@ impl Process {
 
     fn guest(&self) -> Guest {
         let mut guest = Guest::connect(&self.dir.path().join("socket"), 1);
-        guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).unwrap();
+        guest.init();
         guest
     }
 
@@ -221,7 +221,7 @@ fn the_limit_of_open_files_is_raised() {
     }
     assert_eq!(process.open_files(), 2000, "one descriptor a file");
     // After INIT, a guest has no open files and no nodes.
-    guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).unwrap();
+    guest.init();
     assert_eq!(process.open_files(), 0);
     assert_eq!(guest.ask(GETATTR, 2, &[0; 16]), Err(libc::ESTALE));
     // FORGET closes the descriptor of a node without open handles.
@@ -296,7 +296,7 @@ fn a_ring_outside_of_memory_does_not_make_the_server_spin() {
         thread::sleep(Duration::from_millis(5));
     }
     guest.reset();
-    assert!(guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).is_ok());
+    guest.init();
 }
 
 #[test]
@@ -355,7 +355,7 @@ fn a_socket_may_be_inherited() {
     );
     fs::write(process.share().join("file"), "").unwrap();
     let mut guest = Guest::connect(&path, 1);
-    guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).unwrap();
+    guest.init();
     assert!(lookup(&mut guest, "file").is_ok());
     for (number, part) in [
         ("1", "standard stream"),

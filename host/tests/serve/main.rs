@@ -11,9 +11,7 @@ use bootshare_host::serve::{MAX_REQUEST_QUEUES, Trace};
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost::VhostBackend;
 
-use rig::{
-    AVAILABLE, Guest, INIT, LIMIT, LOOKUP, MEMORY, NEVER, OPEN, Queue, RING, Rig, content, words,
-};
+use rig::{AVAILABLE, Guest, LIMIT, LOOKUP, MEMORY, NEVER, OPEN, Queue, RING, Rig, content, words};
 
 /// Reads the whole file repeatedly, with 16 reads in flight.
 fn read_much(queue: &mut Queue, file: &(u64, Vec<u8>)) {
@@ -84,7 +82,7 @@ fn a_queue_does_not_wait_for_another_queue() {
             assert_eq!(second.answer().1[16..], content()[..100]);
         }
         assert!(!first.is_answered(NEVER.try_into().unwrap()));
-        // Queue 2 stops at once, queue 1 once its READ has been answered.
+        // Queue 2 stops at once, queue 1 once its LOOKUP has been answered.
         guest.frontend.get_vring_base(2).unwrap();
         assert!(!guest.is_answered(NEVER.try_into().unwrap()));
         guest.frontend.get_vring_base(1).unwrap();
@@ -114,7 +112,7 @@ fn nothing_is_written_after_a_reset() {
                     queue.write(Queue::place(number) + 0x1000, &[0xdd; 4096]);
                 }
             }
-            guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+            guest.init();
             for pair in places().skip(1) {
                 for (queue, number) in guest.queues.iter().zip(pair) {
                     let bytes = queue.read(Queue::place(number) + 0x1000, 4096);
@@ -163,7 +161,7 @@ fn a_server_stops_in_any_state() {
 fn a_panic_fails_the_request_and_is_reported() {
     let rig = Rig::new(2, "panic=LOOKUP:1");
     let mut guest = rig.guest();
-    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.init();
     assert_eq!(guest.ask(LOOKUP, 1, b"file\0"), Err(libc::EIO));
     let failure = rig.server.failure().expect("it is told");
     assert!(failure.contains("as the fault asks"), "{failure}");
@@ -178,7 +176,7 @@ fn each_fault_has_its_effect() {
         "error=ESTALE@LOOKUP:1,drop=LOOKUP:2,truncate=20@OPEN,corrupt=5@READ:2",
     );
     let mut guest = rig.guest();
-    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.init();
     assert_eq!(guest.ask(LOOKUP, 1, b"file\0"), Err(libc::ESTALE));
     guest.send(LOOKUP, 1, b"file\0", 4096);
     assert!(!guest.is_answered(NEVER.try_into().unwrap()));
@@ -214,7 +212,7 @@ fn each_fault_has_its_effect() {
 fn disconnect_after_closes_the_connection() {
     let rig = Rig::new(2, "disconnect-after=1");
     let mut guest = rig.guest();
-    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.init();
     guest.send(LOOKUP, 1, b"file\0", 4096);
     assert!(!guest.is_answered(NEVER.try_into().unwrap()));
     assert!(guest.frontend.get_features().is_err());
@@ -345,7 +343,7 @@ fn the_used_ring_has_the_number_of_written_bytes() {
 fn the_first_failure_is_the_reported_one() {
     let rig = Rig::new(0, "panic=LOOKUP:1");
     let mut guest = rig.guest();
-    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.init();
     guest.ask(LOOKUP, 1, b"file\0").unwrap_err();
     // A second failure, which is a consequence of the first one.
     guest.frontend.set_vring_num(77, RING).unwrap();

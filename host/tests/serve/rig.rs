@@ -38,7 +38,7 @@ pub const PLACE: u64 = 0x10_1000;
 pub const LOOKUP: u32 = 1;
 pub const OPEN: u32 = 14;
 pub const READ: u32 = 15;
-pub const INIT: u32 = 26;
+const INIT: u32 = 26;
 
 /// A share, its server, and the server's socket.
 pub struct Rig {
@@ -347,9 +347,14 @@ impl Queue {
         }
     }
 
+    /// Mounts the share.
+    pub fn init(&mut self) {
+        self.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).unwrap();
+    }
+
     /// Mounts the share and opens `file`. Returns its node and handle.
     pub fn open(&mut self) -> (u64, Vec<u8>) {
-        self.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).unwrap();
+        self.init();
         let entry = self.ask(LOOKUP, 1, b"file\0").unwrap();
         let node = u64::from_le_bytes(entry[..8].try_into().unwrap());
         let handle = self.ask(OPEN, node, &words(&[0, 0])).unwrap()[..8].to_vec();

@@ -1,6 +1,8 @@
 //! Several files read at the same time from a host that fails for one of them, or for all.
 
-use crate::rig::{CHUNK, CONTENT, LARGE, check, in_chunks, is_large, share, spoiling, tree};
+use crate::rig::{
+    CHUNK, CONTENT, LARGE, check, in_chunks, is_large, share, silent_after, spoiling, tree,
+};
 use bootshare::{Error, Part, fuse::Errno};
 use bootshare_test_device::{Device, Opcode, Reply, TestHal, raw::Log};
 use std::{
@@ -120,13 +122,7 @@ fn offsets_beyond_the_largest_file() {
 
 #[test]
 fn data_read_before_the_host_stops_answering_is_kept() {
-    let device = spoiling(Opcode::Read, |request, good| {
-        if request.offset() < 3 * CHUNK {
-            good
-        } else {
-            good.never()
-        }
-    });
+    let device = silent_after(3);
     let share = device.mount(in_chunks()).unwrap();
     let (file, large) = (share.open("file").unwrap(), share.open("large").unwrap());
     let (mut first, mut second) = (vec![0; LARGE as usize], vec![0; CONTENT.len()]);

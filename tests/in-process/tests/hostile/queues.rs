@@ -1,6 +1,6 @@
 //! Devices with several request queues, some of them unusable.
 
-use crate::rig::{CHUNKS, LARGE, cases, check, in_chunks, is_large, spoiling};
+use crate::rig::{CHUNKS, LARGE, cases, check, in_chunks, read_large, spoiling};
 use bootshare::{Error, Options, fuse::Violation, session::pages_per_share};
 use bootshare_test_device::{Device, Opcode, TestHal, raw::Quirks};
 use std::sync::{Arc, Mutex};
@@ -23,11 +23,7 @@ fn reading(offered: u32, sizes: Vec<u32>, options: Options) -> (Vec<usize>, usiz
     });
     offering(&device, offered, sizes);
     let share = device.mount(options).unwrap();
-    let file = share.open("large").unwrap();
-    let mut buf = vec![0; LARGE as usize];
-    file.read_exact_at(0, &mut buf).unwrap();
-    assert!(is_large(&buf, 0));
-    drop(file);
+    read_large(&share);
     let pages = TestHal::pages();
     share.unmount().unwrap();
     check(&device);
@@ -104,11 +100,7 @@ fn chains_that_are_not_in_flight_in_that_queue() {
     // After `resume`, all queues are in use again.
     share.resume().unwrap();
     assert_eq!(TestHal::pages(), pages_per_share(4));
-    let file = share.open("large").unwrap();
-    let mut buf = vec![0; LARGE as usize];
-    file.read_exact_at(0, &mut buf).unwrap();
-    assert!(is_large(&buf, 0));
-    drop(file);
+    read_large(&share);
     share.unmount().unwrap();
     check(&device);
 }

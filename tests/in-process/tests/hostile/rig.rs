@@ -47,6 +47,17 @@ pub fn spoiling(
     })
 }
 
+/// A device that answers READs only of the first `chunks` chunks.
+pub fn silent_after(chunks: u64) -> Device {
+    spoiling(Opcode::Read, move |request, good| {
+        if request.offset() < chunks * CHUNK {
+            good
+        } else {
+            good.never()
+        }
+    })
+}
+
 pub fn share(device: &Device) -> TestShare {
     device.mount(Options::default()).unwrap()
 }
@@ -72,6 +83,14 @@ pub fn check(device: &Device) {
     assert_eq!(TestHal::pages(), 0, "all DMA pages are free");
     assert_eq!(TestHal::shared(), 0, "no buffer is shared");
     device.log(|log| assert_eq!(log.faults, Vec::<String>::new()));
+}
+
+/// Reads `large` completely and asserts its content.
+pub fn read_large(share: &TestShare) {
+    let mut buf = vec![0; LARGE as usize];
+    let file = share.open("large").unwrap();
+    file.read_exact_at(0, &mut buf).unwrap();
+    assert!(is_large(&buf, 0));
 }
 
 /// Whether `bytes` are the content of `large` at `offset`.

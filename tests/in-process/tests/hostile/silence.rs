@@ -1,6 +1,8 @@
 //! Hosts that never answer, or stop answering.
 
-use crate::rig::{CHUNK, LARGE, cases, check, in_chunks, is_large, share, spoiling, ticks, tree};
+use crate::rig::{
+    CHUNK, LARGE, cases, check, in_chunks, read_large, share, silent_after, spoiling, ticks, tree,
+};
 use bootshare::session::pages_per_share;
 use bootshare::{DeviceError, Error, Options, Share, hal::Clock};
 use bootshare_test_device::{
@@ -119,11 +121,7 @@ fn progress_keeps_a_slow_host_alive() {
     // Each chunk takes one second less than the deadline.
     let device = spoiling(Opcode::Read, |_, good| good.after(Duration::from_secs(9)));
     let share = device.mount(in_chunks().with_depth(1)).unwrap();
-    let mut buf = vec![0; LARGE as usize];
-    let file = share.open("large").unwrap();
-    file.read_exact_at(0, &mut buf).unwrap();
-    assert!(is_large(&buf, 0));
-    drop(file);
+    read_large(&share);
     share.unmount().unwrap();
     check(&device);
 }
@@ -396,13 +394,7 @@ fn the_limit_of_a_reset_is_not_the_deadline() {
 
 #[test]
 fn a_panic_in_the_middle_of_a_read_resets_the_device() {
-    let device = spoiling(Opcode::Read, |request, good| {
-        if request.offset() < 5 * CHUNK {
-            good
-        } else {
-            good.never()
-        }
-    });
+    let device = silent_after(5);
     let share = device.mount(in_chunks()).unwrap();
     let file = share.open("large").unwrap();
     let mut buf = vec![0; LARGE as usize];
