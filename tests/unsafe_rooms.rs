@@ -266,7 +266,7 @@ fn every_unsafe_is_in_the_list() {
 }
 
 #[test]
-fn three_floors_have_none() {
+fn three_modules_forbid_unsafe() {
     for floor in WITHOUT {
         let text = fs::read_to_string(root().join(floor).join("mod.rs")).unwrap();
         assert!(forbids_unsafe(&syn::parse_file(&text).unwrap()), "{floor}");

@@ -442,7 +442,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn archives_are_told_from_what_is_beside_them() {
+    fn only_archives_of_debian_itself_are_used() {
         let uris = "'http://one.example/debian/dists/trixie/InRelease' one_InRelease 0 \n\
                     'http://one.example/debian/dists/trixie-updates/InRelease' two_InRelease 0 \n\
                     'http://two.example/debian-security/dists/trixie-security/InRelease' three 0 \n\
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_is_told_from_what_apt_says_otherwise() {
+    fn progress_lines_are_distinguished_from_apts_other_output() {
         let line = b"dlstatus:1:42.1500:Retrieving file 1 of 2\n";
         assert_eq!(percent(line), Some(42));
         assert_eq!(

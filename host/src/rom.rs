@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_without_a_reset_vector_is_its_memory() {
+    fn a_program_without_a_reset_vector_becomes_its_memory_image() {
         let path = std::env::current_exe().unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let program = object::File::parse(&*bytes).unwrap();

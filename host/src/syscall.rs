@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_no_kernel_has_is_refused_with_the_reason() {
+    fn an_unknown_system_call_is_reported_with_the_reason() {
         let call = |since, attempt| Call {
             name: "new_call",
             since,

@@ -330,14 +330,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_is_found_in_what_qemu_says() {
+    fn a_version_is_found_in_qemus_output() {
         let text = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright (c)";
         assert_eq!(version(text), Some("7.2.22"));
         assert_eq!(version("qemu"), None);
     }
 
     #[test]
-    fn only_an_older_qemu_than_the_tested_ones_is_warned_of() {
+    fn only_a_qemu_older_than_the_tested_ones_gives_a_warning() {
         let tested = "Bootshare is tested with it";
         assert_eq!(is_tested("7.2.22").unwrap(), tested);
         assert_eq!(is_tested("10.0.13").unwrap(), tested);

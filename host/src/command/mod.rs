@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn how_far_a_run_came_is_told_whatever_ends_it() {
+    fn the_stage_of_a_run_is_reported_for_every_end() {
         let started = "bootshare: starting /kernel\n";
         let stages: [(&str, &[&str], &str); 5] = [
             (

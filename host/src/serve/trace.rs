@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_takes_no_file_that_is_something_else() {
+    fn a_trace_does_not_replace_other_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace");
         let record = |trace: Trace| {
@@ -573,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn another_file_is_refused_and_half_a_line_is_not() {
+    fn a_file_that_is_not_a_trace_is_refused_and_a_truncated_line_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "hello\n").unwrap();

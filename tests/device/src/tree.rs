@@ -424,15 +424,24 @@ mod tests {
     fn invalid_names_and_parents_are_refused() {
         type Case = (fn() -> Tree, &'static str);
         let cases: [Case; 6] = [
-            (|| Tree::new().file("", ""), "no path of a file"),
-            (|| Tree::new().file("dir/", ""), "no path of a file"),
-            (|| Tree::new().file("../x", ""), "no path of a directory"),
-            (|| Tree::new().file("x", "").file("/x", ""), "it is there"),
+            (|| Tree::new().file("", ""), "not a valid path of a file"),
+            (
+                || Tree::new().file("dir/", ""),
+                "not a valid path of a file",
+            ),
+            (
+                || Tree::new().file("../x", ""),
+                "not a valid path of a directory",
+            ),
+            (
+                || Tree::new().file("x", "").file("/x", ""),
+                "it exists already",
+            ),
             (
                 || Tree::new().file("x", "").link("x/y", ""),
                 "not a directory",
             ),
-            (|| Tree::new().dir("x\0"), "no path of a directory"),
+            (|| Tree::new().dir("x\0"), "not a valid path of a directory"),
         ];
         for (build, why) in cases {
             let panic = catch_unwind(build).expect_err(why);
