@@ -120,7 +120,7 @@ fn quoted_command(mut source: Source<'_>) {
     }
     let mut buffer = vec![0; line.len()];
     match Commands::new(&line).next(&mut buffer) {
-        Some(words) => assert_eq!(*words.expect("they are well quoted"), *expected),
+        Some(words) => assert_eq!(*words.expect("the quotes are balanced"), *expected),
         None => assert!(expected.is_empty()),
     }
 }

@@ -202,7 +202,7 @@ impl<'s> Runner<'s> {
         let mut room = vec![UNTOUCHED; size + 2 * MARGIN];
         let mut come = 0;
         let mut tell = |now| {
-            assert!(now >= come, "what has come does not go");
+            assert!(now >= come, "progress never decreases");
             come = now;
             ControlFlow::Continue(())
         };
@@ -362,7 +362,7 @@ impl<'s> Runner<'s> {
                     return false;
                 }
                 None => {
-                    assert!(listing.next().is_none(), "an end is an end");
+                    assert!(listing.next().is_none(), "nothing follows the end");
                     return false;
                 }
             }
@@ -414,7 +414,7 @@ fn in_parts(
     let failed = parts.iter().any(|part| part.error().is_some());
     assert!(
         result.is_err() || !failed,
-        "an error of a part is one of all"
+        "the error of a part is the result of the call"
     );
     result.map(|()| come(&parts))
 }

@@ -188,7 +188,7 @@ fn append_words_without_effect_are_warned_of() {
         assert_eq!(tool(&tool_, &args).errors, "", "{args:?}");
     }
     let linux = tool_.run(&mut tool_.linux(&[], None));
-    assert_eq!(linux.errors, "", "the firmware is another's");
+    assert_eq!(linux.errors, "", "the firmware is not the project's");
 }
 
 #[test]

@@ -467,7 +467,10 @@ fn a_server_removes_no_socket_but_its_own() {
     let _second = UnixListener::bind(&path).unwrap();
     send(Signal::TERM)(&tool, &first);
     assert_eq!(first.wait().unwrap().code(), Some(0));
-    assert!(fs::symlink_metadata(&path).is_ok(), "it removed another's");
+    assert!(
+        fs::symlink_metadata(&path).is_ok(),
+        "it removed another server's socket"
+    );
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn an_invalid_message_ends_only_its_connection() {
         // The next front end is served.
         drop(connect(&rig.socket()));
     }
-    let failure = rig.server.failure().expect("it is told");
+    let failure = rig.server.failure().expect("the failure is reported");
     assert!(
         failure.contains("an invalid message"),
         "the first one: {failure}"
@@ -177,7 +177,7 @@ fn requests_unanswered_at_a_stop_are_answered_after_it() {
         assert_eq!(
             base,
             u32::from(guest.used_index()),
-            "nothing is taken and not answered"
+            "every taken request is answered"
         );
         // The machine continues, as after the monitor's `stop` and `cont`.
         guest.go_on(base as u16);
@@ -229,7 +229,7 @@ fn the_eventfd_of_a_kick_can_be_replaced() {
     guest.frontend.get_features().unwrap();
     assert!(
         guest.ask(LOOKUP, 1, b"file\0").is_ok(),
-        "the new one is heard"
+        "the new eventfd is used"
     );
     // Nothing reads the old eventfd any more, so no thread is woken by it. Its counter is cleared first: the server
     // may have seen INIT in the ring without reading the kick.
@@ -265,9 +265,13 @@ fn truncated_guest_memory_ends_only_its_connection() {
         // SAFETY: the front end is open, so the descriptor is valid.
         let stream = unsafe { std::os::fd::BorrowedFd::borrow_raw(stream) };
         let mut fds = [PollFd::new(&stream, PollFlags::RDHUP)];
-        assert_eq!(poll(&mut fds, Some(&LIMIT)).unwrap(), 1, "it hangs up");
+        assert_eq!(
+            poll(&mut fds, Some(&LIMIT)).unwrap(),
+            1,
+            "the server closes the connection"
+        );
     }
-    let failure = rig.server.failure().expect("it is told");
+    let failure = rig.server.failure().expect("the failure is reported");
     assert!(failure.contains("memory file was cut short"), "{failure}");
     let mut guest = Guest::connect_when_free(&rig.socket());
     let file = guest.open();

@@ -287,7 +287,7 @@ fn a_ring_outside_of_memory_does_not_make_the_server_spin() {
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut sleeping = 0;
     while sleeping < 20 {
-        assert!(Instant::now() < deadline, "it never rests");
+        assert!(Instant::now() < deadline, "the thread never sleeps");
         sleeping = if state() == Some('S') {
             sleeping + 1
         } else {

@@ -163,7 +163,7 @@ fn a_panic_fails_the_request_and_is_reported() {
     let mut guest = rig.guest();
     guest.init();
     assert_eq!(guest.ask(LOOKUP, 1, b"file\0"), Err(libc::EIO));
-    let failure = rig.server.failure().expect("it is told");
+    let failure = rig.server.failure().expect("the failure is reported");
     assert!(failure.contains("as the fault asks"), "{failure}");
     // The next request is answered.
     assert!(guest.ask(LOOKUP, 1, b"file\0").is_ok());
@@ -216,7 +216,11 @@ fn disconnect_after_closes_the_connection() {
     guest.send(LOOKUP, 1, b"file\0", 4096);
     assert!(!guest.is_answered(NEVER.try_into().unwrap()));
     assert!(guest.frontend.get_features().is_err());
-    assert_eq!(rig.server.failure(), None, "as it was told to");
+    assert_eq!(
+        rig.server.failure(),
+        None,
+        "disconnect-after is not a failure"
+    );
 }
 
 #[test]

@@ -265,7 +265,7 @@ fn posted_requests_that_are_never_answered() {
                 break;
             }
         }
-        let (round, error) = lost.expect("nothing is for ever");
+        let (round, error) = lost.expect("no request waits for ever");
         assert!(round > 0, "{opcode:?}: the first ones have room");
         assert!(
             matches!(error, Error::TimedOut { .. } | Error::Disconnected),
@@ -303,7 +303,7 @@ fn unmounting_waits_for_posted_requests() {
 fn stops<R>(act: impl FnOnce() -> R) -> String {
     let result = catch_unwind(AssertUnwindSafe(act));
     let Err(payload) = result else {
-        panic!("it came back");
+        panic!("it returned");
     };
     let Stopped(why) = *payload.downcast::<Stopped>().expect("Clock::stop");
     assert!(why.contains("does not confirm its reset"), "{why}");
@@ -402,7 +402,10 @@ fn a_panic_in_the_middle_of_a_read_resets_the_device() {
         file.read_at_with(0, &mut buf, &mut |_| panic!("in the caller's own code"))
     }));
     assert!(read.is_err());
-    assert!(!device.is_live(), "the buffer is on its way out of scope");
+    assert!(
+        !device.is_live(),
+        "the device is reset before the buffer is freed"
+    );
     assert_eq!(share.metadata("file").err(), Some(Error::Disconnected));
     drop(file);
     drop(share);

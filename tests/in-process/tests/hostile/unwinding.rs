@@ -139,7 +139,7 @@ fn a_clock_that_panics_in_stop_aborts_the_program() {
             .unwrap();
         let said = String::from_utf8_lossy(&child.stderr);
         assert!(said.contains("had a buffer of the caller's"), "{said}");
-        assert!(!said.contains("it came back"), "{said}");
+        assert!(!said.contains("it returned"), "{said}");
         use std::os::unix::process::ExitStatusExt;
         assert_eq!(child.status.signal(), Some(libc::SIGABRT), "{said}");
         return;
