@@ -1,11 +1,11 @@
 #!/bin/sh
 # Runs the fuzz targets one after the other: `fuzz/run.sh SECONDS [TARGET...]`.
 #
-# SANITIZER=none in the environment leaves out AddressSanitizer: about five times as many
-# executions, none of which is looked at for stray memory accesses.
+# SANITIZER=none in the environment disables AddressSanitizer. This makes about five times as many executions
+# possible, but invalid memory accesses are not detected.
 #
-# What a run finds interesting is kept under target/fuzz and tried again by the next one; the
-# committed corpus stays as it is. `host/setup.sh fuzz` has installed what this needs.
+# New inputs that a run finds are kept in target/fuzz and used by the next run; the committed corpus is not
+# changed. `host/setup.sh fuzz` installs the requirements.
 set -eu
 cd "$(dirname "$0")/.."
 seconds=${1:?"usage: fuzz/run.sh SECONDS [TARGET...]"}
@@ -17,9 +17,9 @@ case $seconds in
     exit 1
     ;;
 esac
-# For libFuzzer 0 is no limit.
+# For libFuzzer, 0 means no limit.
 [ "$seconds" -gt 0 ] || {
-    echo "fuzz: error: 0 seconds are no time: use 1 or more" >&2
+    echo "fuzz: error: 0 is not a time limit: use 1 or more" >&2
     exit 1
 }
 PATH=$PWD/target/cargo-fuzz/bin:$PATH

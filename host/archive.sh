@@ -1,6 +1,6 @@
 #!/bin/sh
-# Prints the archive of Debian from which trees are made, for mmdebstrap: MIRROR, or the one from which apt gets this
-# machine's Debian release. Prints nothing on another distribution, where mmdebstrap knows Debian's own archive.
+# Prints the Debian archive for mmdebstrap's trees: MIRROR, or the archive from which apt gets this machine's
+# Debian release. Prints nothing on other distributions; mmdebstrap then uses its default.
 set -eu
 if [ -n "${MIRROR:-}" ]; then
     echo "$MIRROR"

@@ -1,4 +1,4 @@
-//! Tells the program which images it carries, where they are, and which commit it is of.
+//! Passes the names and paths of the embedded images, and the commit, to the program.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -8,7 +8,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=BOOTSHARE_COMMIT");
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
-    // Cargo leaves this file in a package only.
+    // Cargo adds this file to packages only.
     if root.join("Cargo.toml.orig").exists() {
         packaged(&root);
         return;
@@ -27,8 +27,8 @@ fn main() {
     );
 }
 
-/// The package has the images beside the sources, and the commit that they were built from: it has to
-/// be the one that cargo has packed.
+/// In a package, the images are beside the sources, with a file that names the commit they were built from. That
+/// must be the commit that cargo has packed.
 fn packaged(root: &Path) {
     let images = root.join("images");
     let remedy = "make the package by `make package` in a clone of the repository";

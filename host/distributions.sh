@@ -1,12 +1,13 @@
 #!/bin/bash
-# Makes whole trees of Debian releases, and boots each of them to its login prompt with the share as its root file
-# system:
+# Makes complete trees of Debian releases, and boots each of them to its login prompt with the share as its root
+# file system:
 #
 #   host/distributions.sh make [NAME...]          makes the trees in target/distributions, unless they exist
 #   host/distributions.sh boot PROGRAM [NAME...]  makes them, and boots them with PROGRAM, a bootshare-host
 #
-# NAME is one of the list below; the default is all of them. mmdebstrap installs the packages and runs their scripts,
-# so that each initrd is what the distribution's own tool makes. host/archive.sh tells where the packages come from.
+# NAME is a name in the list below; by default all are used. mmdebstrap installs the packages and runs their
+# scripts, so each initrd is made by the distribution's own tool. host/archive.sh prints where the packages come
+# from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,7 +34,7 @@ make_tree() {
     case $initrd in
     initramfs)
         packages+=,initramfs-tools
-        # Debian 12's initramfs-tools does not include the module virtiofs by itself.
+        # Debian 12's initramfs-tools does not include the module virtiofs by default.
         # shellcheck disable=SC2016 # mmdebstrap's shell expands $1.
         [ "$release" != bookworm ] ||
             hooks+=(--extract-hook='mkdir -p "$1/etc/initramfs-tools" && echo virtiofs > "$1/etc/initramfs-tools/modules"')
@@ -43,7 +44,7 @@ make_tree() {
     case $layout in
     bls | uki)
         packages+=,systemd-boot,systemd-boot-efi,systemd-ukify
-        # As an administrator sets up kernel-install(8) for a machine without an EFI system partition of its own.
+        # The configuration of kernel-install(8) on a machine without an EFI system partition.
         # shellcheck disable=SC2016
         hooks+=(--essential-hook='
             mkdir -p "$1/etc/kernel" "$1/efi/EFI/Linux" "$1/efi/loader/entries"
@@ -58,15 +59,15 @@ make_tree() {
             rm "$1/vmlinuz" "$1/initrd.img"')
         ;;
     esac
-    # Where an ordinary user may not become root in a user namespace of its own, mmdebstrap needs sudo.
+    # If the system does not let ordinary users be root in a user namespace, mmdebstrap needs sudo.
     local as_root=()
     [ "$(id -u)" = 0 ] || unshare --user --map-root-user true 2>/dev/null || as_root=(sudo -n)
     local mirror
     mirror=$(host/archive.sh)
     rm -rf "$trees/$name.new"
     mkdir -p "$trees/$name.new"
-    # From a tar archive all files belong to who unpacks them, who can serve and delete them then; root keeps the
-    # owners. A mirror's lists may be older than their date allows.
+    # If an ordinary user unpacks the tar archive, that user owns all files and can serve and delete them; root
+    # keeps the owners. The lists of a mirror may be older than their expiry date allows.
     "${as_root[@]}" mmdebstrap --quiet --variant=minbase --format=tar --include="$packages" "${hooks[@]}" \
         --aptopt='Acquire::Check-Valid-Until "false"' "$release" - ${mirror:+"$mirror"} </dev/null |
         tar -C "$trees/$name.new" --numeric-owner --exclude='./dev/*' -x
@@ -94,7 +95,7 @@ for name; do
     [ -d "$trees/$name" ] || make_tree "$name"
     [ -n "${program-}" ] || continue
     console=$trees/$name.log
-    # Kernel messages may follow the prompt on its line.
+    # On the prompt's line, kernel messages may follow.
     if "$program" boot "$trees/$name" --board "$board" --timeout 4m --expect 'login: ' \
         --fail 'Kernel panic' </dev/null >"$console" 2>&1; then
         echo "$name: $(grep -ao 'bootshare: entry .*' "$console" | tr -d '\r')"

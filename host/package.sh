@@ -1,11 +1,10 @@
 #!/bin/sh
-# Makes the packages of the crates as the registry takes them, and builds each from what was packed, an
-# example against the library's as well. `host/package.sh --dry-run` sends nothing; without the option
-# they are published.
+# Makes the crates' packages in the registry's format and builds each of them, together with an example that
+# uses the library's package. Then it publishes them, unless the option `--dry-run` is given.
 #
-# The host tool's package has the firmware images in it, which no repository has: they lie in
-# host/images while it is made, with the commit they are of. host/build.rs refuses a package without
-# them, and one whose commit is another.
+# The host tool's package contains the firmware images, which are not in the repository. They are copied to
+# host/images for this, with the commit they were built from. host/build.rs refuses a package without images, or
+# with images of another commit.
 set -eu
 cd "$(dirname "$0")/.."
 option=${1-}
@@ -34,13 +33,13 @@ if [ -n "$COMMIT" ] && [ -e target/firmware/init-x86_64 ]; then
     echo "$COMMIT" >"$images/COMMIT"
     set -- "$@" -p bootshare-host
 else
-    echo "package: without bootshare-host, whose init needs rustup, and its images a commit" >&2
+    echo "package: bootshare-host is left out: its init needs rustup, and its images need a commit" >&2
 fi
 
-# The images are no files of git's, which cargo takes for a change of the tree.
+# The images are not tracked by git, so cargo considers the tree changed.
 cargo package --quiet --allow-dirty "$@"
 
-# The library's package beside an example, as a firmware of somebody else's has it.
+# Build an example against the library's package, like a firmware in another repository.
 version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 example=$TARGET/package/example
 rm -rf "$example"
@@ -58,7 +57,7 @@ cp -r examples/minimal-x86_64 "$library/examples"
     echo '[patch.crates-io]'
     echo "bootshare-zstd = { path = \"../bootshare-zstd-$version\" }"
 } >>"$library/Cargo.toml"
-# shellcheck disable=SC2086 # a list of words: what builds `core` where there is no rustup
+# shellcheck disable=SC2086 # a list of words: options that build `core` without rustup
 ${BARE_FLAGS:+env RUSTC_BOOTSTRAP=1} cargo check --quiet --manifest-path "$library/Cargo.toml" \
     -p minimal-x86_64 --target x86_64-unknown-none --target-dir "$example/target" $BARE_FLAGS
 

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Packs the static programs that `make release` built, into target/release-VERSION: programs, archives,
-# Debian and RPM packages, lists of what is in them, and SHA256SUMS.
+# Packs the static programs that `make release` has built, into target/release-VERSION: programs, archives,
+# Debian and RPM packages, lists of their contents, and SHA256SUMS.
 #
-# The same commit gives the same bytes: every time is that of the commit, and no path, no name and no
-# order of this machine's gets into a file. MAINTAINER, as 'Name <address>', is whom the Debian package
-# names; else it is the author of the commit.
+# The result is reproducible from the commit: all times are that of the commit, and no file contains a path or
+# name of this machine or depends on the order of its files. MAINTAINER, in the form 'Name <address>', becomes
+# the maintainer of the Debian package; the default is the author of the commit.
 set -eu
 export LC_ALL=C TZ=UTC
 umask 022
@@ -24,13 +24,13 @@ PATH=$PWD/target/cargo-deb/bin:$PWD/target/cargo-generate-rpm/bin:$PWD/target/ca
 rm -rf "$stage" "$out"
 mkdir -p "$stage/bin" "$out"
 
-# Packages that are linked into a program: `linked PACKAGE TARGET`, as `NAME VERSION LICENCE`.
+# Prints the packages that are linked into a program, as `NAME VERSION LICENCE`: `linked PACKAGE TARGET`.
 linked() {
     cargo tree --locked -e normal,no-proc-macro --prefix none -f '{p} {l}' -p "$1" --target "$2" |
         sed -n '/ (\//d; /(\*)$/d; s/ v/ /p'
 }
 
-# All that is in the program of an architecture: the firmware and the inits as well.
+# Prints all packages in the program of an architecture, including those in the firmware and the inits.
 carried() {
     {
         linked bootshare-host "$1-unknown-linux-musl"
@@ -41,7 +41,7 @@ carried() {
     } | sort -u
 }
 
-# Prints each text once, with the packages that come with it.
+# Prints each licence text once, with the packages that have it.
 licences() {
     texts=$(mktemp -d)
     sources=${CARGO_HOME:-$HOME/.cargo}/registry/src
@@ -69,7 +69,7 @@ musl
 
 END
     sed 's/^Copyright.*/Copyright (c) 2005-2020 Rich Felker, et al./' LICENSE-MIT
-    # In the order of the packages' names.
+    # Sorted by the packages' names.
     for names in "$texts"/*.names; do
         echo "$(head -n 1 "$names") $names"
     done | sort | sed 's/.* //' | while read -r names; do
@@ -81,7 +81,7 @@ END
     rm -r "$texts"
 }
 
-# A CycloneDX list of a workspace's package and all that is linked into it.
+# A CycloneDX list of a package of the workspace and everything that is linked into it.
 components() {
     cargo cyclonedx --quiet --manifest-path "$1/Cargo.toml" --target "$3" --format json --spec-version 1.5 --no-build-deps \
         --override-filename bootshare-release
@@ -103,7 +103,7 @@ done
 cp README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE docs/firmware.md docs/host-tool.md docs/run.md "$documents"
 cp "$(rustc --print sysroot)/share/doc/rust/COPYRIGHT-library.html" "$documents/rust-standard-library.html"
 
-# Debian has the Apache License, and wants no second copy of it in this file.
+# Debian systems already have the Apache License, and its policy forbids another copy in this file.
 {
     echo "It has in it what is listed, with its licences, in /usr/share/doc/bootshare/LICENCES.txt. Its own licence"
     echo "is either the Apache License 2.0 (/usr/share/common-licenses/Apache-2.0), or, at your choice:"
@@ -134,8 +134,8 @@ for arch in x86_64 aarch64; do
     tar -C "$stage" --sort=name --format=gnu --owner=0 --group=0 --numeric-owner \
         --mode=go=u,go-w --mtime="@$SOURCE_DATE_EPOCH" -cf - "$name" |
         zstd -q -19 -T1 -o "$out/$name.tar.zst"
-    # It is meant to be static, so that it runs on any Linux; lintian takes a static program that can lie
-    # anywhere in memory for a library. Debian has no bug that the first version closes.
+    # The program is static on purpose, so that it runs on any Linux; lintian mistakes a static
+    # position-independent program for a library. There is no Debian bug for the first version to close.
     case $arch in
     x86_64) static=shared-library-lacks-prerequisites ;;
     *) static=statically-linked-binary ;;

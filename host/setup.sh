@@ -1,16 +1,16 @@
 #!/bin/sh
 # Installs what is missing for a purpose: `host/setup.sh build|run|test|distributions|fuzz|miri|mutants|licences|callgrind|release|actions`.
 #
-# Where there is apt (Debian, Ubuntu and their kin) it is used, as root or through sudo; elsewhere
-# the packages to install are printed by the names that they have there. When nothing is missing
-# this only looks.
+# If apt exists (Debian, Ubuntu and their derivatives), it is used, as root or through sudo. Otherwise the
+# packages to install are printed with the distribution's own names. If nothing is missing, the script changes
+# nothing.
 set -eu
-# What programs say is read below.
+# The output of programs is parsed below.
 export LC_ALL=C
 cd "$(dirname "$0")/.."
 purpose=${1:?"usage: host/setup.sh build|run|test|distributions|fuzz|miri|mutants|licences|callgrind|release|actions"}
 
-# The version the boot tests run, beside QEMU 7.2's server.
+# The virtiofsd that the boot tests use, besides the one of QEMU 7.2.
 virtiofsd_version=1.14.0
 cargo_fuzz_version=0.13.2
 cargo_mutants_version=27.1.0
@@ -36,14 +36,14 @@ is_older() { [ "$1" != "$2" ] && printf '%s\n' "$1" "$2" | sort -V -C; }
 
 [ "$(uname -s)" = Linux ] || die "this is $(uname -s), and Bootshare's host tool runs on Linux"
 
-# Debian 12 and 13 have a recent Rust for their browsers besides the old one that is theirs.
+# Debian 12 and 13 have, besides their old default Rust, a recent one for their web browsers.
 is_web_rust() {
     has apt-get || return
     if has rustc; then dpkg-query -W rustc-web; else [ "$(distribution)" = "debian 12" ]; fi \
         >/dev/null 2>&1
 }
 
-# One that is not of the distribution and was not yet made known to this shell.
+# A rustup that was installed by its own installer and is not in this shell's PATH yet.
 home_rustup=${CARGO_HOME:-${HOME:-/root}/.cargo}/bin/rustup
 
 needs_to_build() {
@@ -52,9 +52,9 @@ needs_to_build() {
         return
     fi
     [ ! -x "$home_rustup" ] || die "$home_rustup is not in PATH: run . ${home_rustup%/bin/rustup}/env"
-    # Fedora's package is only that.
+    # Fedora's package contains only rustup-init.
     ! has rustup-init || die "rustup is not set up: run rustup-init, and go on in a new shell"
-    # Without rustup the Makefile builds `core` for bare metal from its source.
+    # Without rustup, the Makefile builds `core` for bare metal from its source.
     web=
     ! is_web_rust || web=-web
     if has rustc; then
@@ -82,7 +82,7 @@ needs_to_run() {
 }
 
 needs_to_test() {
-    # Kernels are packed by one or another.
+    # Programs that compress kernels.
     has xz || need xz-utils
     has zstd || need zstd
     has lz4 || need lz4
@@ -97,15 +97,15 @@ needs_to_test() {
     has rustup || has cargo-fmt || need "rustfmt$web"
 }
 
-# mmdebstrap makes whole trees of Debian; an ordinary user has it do so in a user namespace.
+# mmdebstrap makes trees of Debian; it needs a user namespace if it is run by an ordinary user.
 needs_to_make_trees() {
     has mmdebstrap || need mmdebstrap
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || need debian-archive-keyring
     [ "$(id -u)" = 0 ] || has newuidmap || need uidmap
 }
 
-# qemu-utils from Debian's backports and Debian 12's own QEMU exclude each other, and apt would
-# remove the first. Debian 12's version of it is installed instead.
+# qemu-utils of Debian's backports conflicts with Debian 12's own QEMU, so apt would remove it. Debian 12's
+# version of qemu-utils is installed instead.
 needs_older_qemu_utils() {
     case " $missing " in *" qemu-system-"*) ;; *) return 0 ;; esac
     version() { apt-cache policy "$1" | sed -n "s/^  $2: //p"; }
@@ -123,7 +123,7 @@ distribution() {
     (. /etc/os-release 2>/dev/null && echo "${ID:-} ${VERSION_ID:-}") || true
 }
 
-# The distribution's command that installs packages, for a person to run.
+# The distribution's command to install packages, for the user to run.
 install_command() {
     if has apt-get; then
         echo "apt-get install --no-install-recommends"
@@ -136,7 +136,8 @@ install_command() {
     fi
 }
 
-# Packages by Debian's names, as the distribution of a command to install has them.
+# Prints the names of packages in the distribution that has this install command; the arguments are Debian's
+# names.
 named_for() {
     case $1 in
     dnf*) names='s/^libc6-dev$/glibc-devel/; s/^(lib.*)-dev$/\1-devel/; s/^g[+][+]$/gcc-c++/
@@ -169,7 +170,7 @@ install_missing() {
     if [ "$(id -u)" != 0 ]; then
         has sudo || die "root is needed to install packages and there is no sudo; $by_hand"
         as_root=sudo
-        # Without a terminal nobody can type a password.
+        # Without a terminal, the user cannot type a password.
         [ -t 0 ] || as_root="sudo -n"
     fi
     # shellcheck disable=SC2086 # lists of words
@@ -181,12 +182,12 @@ install_missing() {
     } >&2 || die "could not install them: see above, or $by_hand"
 }
 
-# RUSTUP_AUTO_INSTALL=0 may be set, and rustup then ignores rust-toolchain.toml's lists. Ubuntu
-# 24.04's rustup fails when it would update itself.
+# If RUSTUP_AUTO_INSTALL=0 is set, rustup ignores the lists in rust-toolchain.toml, so they are passed as
+# options. Ubuntu 24.04's rustup fails when it tries to update itself.
 install_toolchain() {
     has rustup || return 0
     channel=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
-    # A list may stand on several lines.
+    # A list may have several lines.
     list() { tr '\n' ' ' <rust-toolchain.toml | sed -n "s/.* $1 = \[\([^]]*\)\].*/\1/p" | tr -d '",'; }
     for found in "$channel" "$(list components)" "$(list targets)"; do
         [ -n "$found" ] || die "rust-toolchain.toml lacks channel, components or targets: see git log"
@@ -223,7 +224,7 @@ install_test_server() {
     rm -rf "$root/build"
 }
 
-# Sanitizers and Miri are of nightly Rust only: `install_nightly COMPONENT...`.
+# Sanitizers and Miri need nightly Rust: `install_nightly COMPONENT...`.
 install_nightly() {
     has rustup || die "this needs nightly Rust by rustup; install rustup and try again"
     installed=$(rustup component list --installed --toolchain nightly 2>/dev/null) || installed=
@@ -242,11 +243,11 @@ install_nightly() {
             "'make test' runs the committed cases without it"
 }
 
-# A command of cargo's, unless this version of it is there: `install_cargo_command NAME VERSION`.
+# Installs a command of cargo, unless this version is installed: `install_cargo_command NAME VERSION`.
 install_cargo_command() {
     root=target/cargo-$1
     case $(PATH="$root/bin:$PATH" cargo "$1" --version 2>/dev/null) in
-    # One says its name twice.
+    # Some print their name twice.
     cargo-"$1 $2" | cargo-"$1-$1 $2") return 0 ;;
     esac
     say "building cargo-$1 $2 into $root"

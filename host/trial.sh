@@ -1,12 +1,15 @@
 #!/bin/bash
-# Installs what `make release` made in clean trees, as a new user would, and prints how many seconds each step took:
-# `host/trial.sh [NAME...]`, as root, since it enters the trees by chroot(2). The machine's architecture is tried.
+# Installs the files of `make release` in clean trees, as a new user would, and prints the seconds that each
+# step took: `host/trial.sh [NAME...]`. It must run as root, because it uses chroot(2). It tests the
+# architecture of the machine.
 #
-# mmdebstrap makes the trees, with packages from the archive that host/archive.sh tells; they are removed afterwards.
+# mmdebstrap makes the trees, with packages from the archive that host/archive.sh prints. They are removed
+# afterwards.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# A Debian release whose root installs the package, an ordinary user of Debian 13, and a tree with busybox alone.
+# Debian releases in which root installs the package, Debian 13 with an ordinary user, and a tree with only
+# busybox.
 all=(bookworm trixie sid user busybox)
 [ $# -gt 0 ] || set -- "${all[@]}"
 [ "$(id -u)" = 0 ] || { echo 'trial: error: root is needed to enter a tree: run it by sudo' >&2 && exit 1; }
@@ -24,7 +27,7 @@ mirror=$(host/archive.sh)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# Runs a command in the tree as `as` says. All that it mounted and started ends with it.
+# Runs a command in the tree as described by `as`. Its mounts and processes end with it.
 as=root
 inside() {
     # shellcheck disable=SC2016 # the inner shell expands them
@@ -42,7 +45,7 @@ inside() {
     ' bash "$tree" "$as" "$@" </dev/null
 }
 
-# Runs a command in the tree, which has to print TEXT: `step LABEL TEXT COMMAND...`.
+# Runs a command in the tree and checks that it prints TEXT: `step LABEL TEXT COMMAND...`.
 step() {
     local label=$1 text=$2 start end
     shift 2
@@ -60,17 +63,17 @@ make_tree() {
     tree=$work/$name
     mmdebstrap --quiet --variant=minbase --include=ca-certificates --aptopt='Acquire::Check-Valid-Until "false"' \
         "$1" "$tree" ${mirror:+"$mirror"} >&2
-    # The names of hosts and the certificates as they are known here.
+    # The host's names and certificates are also used in the tree.
     cp -L /etc/resolv.conf "$tree/etc/resolv.conf"
     cp -L /etc/ssl/certs/ca-certificates.crt "$tree/etc/ssl/certs/ca-certificates.crt"
 }
 
-# All that a new user does once the program is installed.
+# What a new user does after the installation.
 use() {
     step doctor 'QEMU' bootshare-host doctor
     step 'demo, with its downloads' 'is made' bootshare-host demo /tmp/demo
     step 'boot of the demo' 'Hello from a directory' bootshare-host boot --demo /tmp/demo
-    # The demo's kernel is unpacked there with its modules.
+    # The demo's kernel and its modules are unpacked in this directory.
     # shellcheck disable=SC2016 # the tree's shell expands it
     step 'run' '^Linux' sh -c 'bootshare-host run --kernel "$HOME"/.cache/bootshare/guest/* / -- uname'
 }

@@ -1,20 +1,21 @@
 #!/bin/bash
-# 100 MiB of a guest's console output come through a reader that stops ten times for ten seconds, whole and in order,
-# in bounded memory, with and without standard input, on x86-64 and arm64; and `--fail` sees a panic's line wherever
-# it is. `tests/console.sh PROGRAM`: PROGRAM is bootshare-host. Prints the table of docs/testing.md.
+# Sends 100 MiB of a guest's console output through a reader that stops ten times for ten seconds. All must
+# arrive in order, in bounded memory, with and without standard input, on x86-64 and arm64, and `--fail` must
+# match a panic's line at any position. `tests/console.sh PROGRAM`: PROGRAM is bootshare-host. Prints the table
+# of docs/testing.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 program=$(realpath "${1:?"usage: tests/console.sh PROGRAM"}")
 
 mib=${MIB:-100}
 pause=${PAUSE:-10}
-# In MiB, of bootshare-host's own memory: what nobody reads is spooled to a file.
+# The most memory of bootshare-host in MiB; unread output is spooled to a file.
 limit=64
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/share"
 mkfifo "$work/pipe"
-# Lines of 64 characters: the firmware's `cat` writes their ends as a terminal wants them.
+# Lines of 64 characters after the firmware's `cat` has converted the line ends for a terminal.
 head -c "$(((mib << 20) * 3 / 4))" /dev/urandom | base64 -w 63 >"$work/share/text"
 truncate -s "$((mib << 20))" "$work/share/text"
 sum=$(sha256sum <"$work/share/text")
@@ -24,7 +25,7 @@ boot() {
     exec "$program" boot "$work/share" --board "$1" --timeout 1h --append "bootshare.cmd=\"cat /$2\"" "${@:3}"
 }
 
-# Stops ten times, each after a tenth of the text.
+# Stops ten times, after each tenth of the text.
 reader() {
     for _ in 1 2 3 4 5 6 7 8 9 10; do
         head -c "$(((mib << 20) / 10))"
@@ -33,7 +34,7 @@ reader() {
     cat
 }
 
-# The firmware's own messages come before the text and after it.
+# The firmware's own messages come before and after the text.
 text_of() {
     tr -d '\r' <"$1" | grep -E '^[A-Za-z0-9+/=]{1,64}$' | head -c "$((mib << 20))"
 }

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Boots the demo and runs a command in a kernel in the environments in which people, terminals and services start
-# programs. `tests/environments.sh PROGRAM`: PROGRAM is bootshare-host. Prints the table of docs/testing.md. Needs
-# script, tmux, and root or user namespaces.
+# Boots the demo, and runs a command in a kernel, in the environments in which people, terminals and services
+# start programs. `tests/environments.sh PROGRAM`: PROGRAM is bootshare-host. Prints the table of
+# docs/testing.md. Needs script, tmux, and root or user namespaces.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 program=$(realpath "${1:?"usage: tests/environments.sh PROGRAM"}")
@@ -11,7 +11,7 @@ trap 'rm -rf "$work"' EXIT
 "$program" demo --parts target/guest "$work/demo" </dev/null >&2
 kernel=$(find target/guest/amd64/boot -name 'vmlinuz-*' | head -n 1)
 
-# The two command lines. `umask 077` and a directory without rights must not matter.
+# The two command lines. `umask 077` and an inaccessible directory must not matter.
 cat >"$work/boot" <<END
 #!/bin/sh
 "$program" boot "$work/demo" --timeout 5m --expect 'Hello from a directory' --fail 'Kernel panic'
@@ -38,7 +38,7 @@ start() {
         cat "$work/file"
         ;;
     background)
-        # A command reads the terminal, for which any program in the background is stopped.
+        # A background process that reads from the terminal is stopped.
         local input=''
         [ "$2" != "$work/run" ] || input='</dev/null'
         script -qec "sh -ic '\"$2\" $input >\"$work/file\" 2>&1 & wait'" /dev/null </dev/null

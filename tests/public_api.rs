@@ -8,7 +8,7 @@ use std::process::Command;
 
 const LIST: &str = "docs/public-api.txt";
 
-/// The format of rustdoc's JSON that the crate `public-api` reads: that of the pinned Rust.
+/// The format of rustdoc's JSON that the crate `public-api` can read: that of the pinned Rust.
 const FORMAT: &str = "\"format_version\":57}";
 
 #[test]

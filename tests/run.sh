@@ -1,10 +1,11 @@
 #!/bin/bash
-# Runs commands by `bootshare-host run` in the kernels of Debian 12, 13 and sid, cloud and generic, on x86-64 and
-# arm64, as root and as an ordinary user, over a tree of Debian and over `/`. `tests/run.sh PROGRAM`: PROGRAM is
-# bootshare-host. Prints the table of docs/testing.md, and fails if a command does not do what it should.
+# Runs commands with `bootshare-host run` in the kernels of Debian 12, 13 and sid, cloud and generic, on x86-64
+# and arm64, as root and as an ordinary user, with a tree of Debian and with `/`. `tests/run.sh PROGRAM`:
+# PROGRAM is bootshare-host. Prints the table of docs/testing.md, and fails if a command behaves differently
+# than expected.
 #
-# mmdebstrap makes the trees, once, in target/trees, without running the packages' scripts: so those of the other
-# architecture need no emulator. host/archive.sh tells where the packages come from.
+# mmdebstrap makes the trees once, in target/trees. It does not run the packages' scripts, so that trees of the
+# other architecture need no emulator. host/archive.sh prints where the packages come from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 program=$(realpath "${1:?"usage: tests/run.sh PROGRAM"}")
@@ -14,8 +15,9 @@ trees=$PWD/target/trees
 size=$((100 << 20))
 jobs=${JOBS:-$(nproc)}
 
-# The tree of a release and an architecture: both kernels and a static busybox. The commands run over the trees of
-# Debian 12, which have a shell and its programs; that for x86-64 also has the kernel's headers, for their many files.
+# Makes the tree of a release and an architecture, with both kernels and a static busybox. The commands run in
+# the trees of Debian 12, which have a shell and its programs. The x86-64 tree also has the kernel's headers,
+# because of their large number of files.
 make_tree() {
     local release=$1 arch=$2 packages=busybox-static,linux-image-$2,linux-image-cloud-$2
     local tree=$trees/$release-$arch
@@ -25,20 +27,20 @@ make_tree() {
     rm -rf "$tree.new"
     mmdebstrap --quiet --variant=extract --arch="$arch" --include="$packages" \
         --aptopt='Acquire::Check-Valid-Until "false"' "$release" "$tree.new" ${mirror:+"$mirror"} >&2
-    # A script of dash makes this link.
+    # A script of the package dash would make this link.
     [ "$release" != bookworm ] || ln -sf dash "$tree.new/bin/sh"
-    # Open to the ordinary user.
+    # The ordinary user must be able to read it.
     chmod 755 "$tree.new"
     mv "$tree.new" "$tree"
 }
 
-# The state of a tree: each inode's numbers and times, and each file's digest.
+# The state of a tree: numbers and times of each inode, and the digest of each file.
 state() {
     find "$1" -printf '%P %y %i %m %U %G %n %s %T@ %C@ %l\n' | sort
     find "$1" -type f -print0 | sort -z | xargs -0 sha256sum
 }
 
-# Runs bootshare-host as root or as an ordinary user, `$1`, with the rest of the words.
+# Runs bootshare-host as the user `$1` (root or an ordinary user); the other words are its arguments.
 run() {
     local as=()
     case $1-$(id -u) in
@@ -50,8 +52,8 @@ run() {
     "${as[@]}" "$program" run --timeout 5m "$@"
 }
 
-# check NAME STATUS WORDS...: runs the words and compares the status. Standard input, output and error output are
-# those of the caller.
+# check NAME STATUS WORDS...: runs the words and compares the status. The command inherits the three standard
+# streams.
 check() {
     local name=$1 expected=$2 status=0
     shift 2
@@ -59,7 +61,7 @@ check() {
     [ "$status" = "$expected" ] || echo "$name: status $status instead of $expected" >>"$work/why"
 }
 
-# One cell: ARCH KERNEL USER PLACE. Its result is written to a file of its own.
+# Tests one cell of the table: ARCH KERNEL USER PLACE. Its result is written to a file.
 cell() {
     local arch=$1 kernel=$2 user=$3 place=$4
     local work=$results/$arch-$kernel-$user-$place
@@ -68,7 +70,7 @@ cell() {
     if [ "$place" = tree ]; then
         dirs=("$trees/bookworm-$arch")
     elif [ "$arch" != "$(dpkg --print-architecture)" ]; then
-        # The programs of this machine are of the other architecture.
+        # The programs in `/` are of the other architecture.
         dirs=("$trees/busybox-$arch" /)
         words=(/busybox)
     fi
@@ -84,7 +86,7 @@ cell() {
         check "exit $code" $code "${start[@]}" sh -c "exit $code" </dev/null >>"$work/out" 2>>"$work/errors"
     done
     [ ! -s "$work/out" ] || echo "output where there should be none: $(head -c 200 "$work/out")" >>"$work/why"
-    # A file that the host keeps from the ordinary user is named on a line.
+    # A line names a file that the ordinary user may not read.
     [ "$user" = user ] && sed -i '/^bootshare-host: warning: the guest could not read /d' "$work/errors"
     [ ! -s "$work/errors" ] || echo "errors: $(head -c 500 "$work/errors")" >>"$work/why"
     # shellcheck disable=SC2094 # it reads one file and makes another
@@ -96,7 +98,7 @@ cell() {
     sed "s/^/$arch $kernel, $user, $place: /" "$work/why" >&2
 }
 
-# At most `jobs` at a time.
+# Runs at most `jobs` at a time.
 started=0
 pool() {
     if [ "$started" -ge "$jobs" ]; then
@@ -107,7 +109,7 @@ pool() {
     "$@" &
 }
 
-# Each status from 0 to 255, by one kernel: a machine for each.
+# Tests each status from 0 to 255 with one kernel, each in a machine of its own.
 status_of() {
     local status=0
     run root --kernel "${kernels[$1]}" "$trees/bookworm-amd64" -- sh -c "exit $2" </dev/null || status=$?
@@ -160,7 +162,8 @@ for code in $CODES; do
 done
 wait
 
-# A command that truncates each file but itself, makes one in each directory, and then removes everything.
+# A command that truncates every file except itself, makes a file in every directory, and then removes
+# everything.
 # shellcheck disable=SC2016 # the shell in the machine expands it
 run root --kernel "${kernels[${names[0]}]}" --memory 2G "$tree" -- /bin/busybox sh -c '
     box=/bin/busybox

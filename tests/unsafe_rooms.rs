@@ -15,10 +15,10 @@ use syn::visit::{self, Visit};
 
 const LIST: &str = "docs/unsafe.md";
 
-/// The start of the table in it.
-const TABLE: &str = "| room | what it is for | `unsafe` in it |\n|---|---|---|\n";
+/// The header of its table.
+const TABLE: &str = "| file | what it is for | `unsafe` in it |\n|---|---|---|\n";
 
-/// The floors that have none and forbid it by `forbid(unsafe_code)`.
+/// The modules that must have no `unsafe`, and must say `forbid(unsafe_code)`.
 const WITHOUT: [&str; 3] = ["src/fuse", "src/fs", "src/boot"];
 
 fn root() -> &'static Path {
@@ -27,14 +27,14 @@ fn root() -> &'static Path {
 
 /// The `unsafe` of one file: the number of each kind in each item.
 #[derive(Default)]
-struct Rooms {
+struct Unsafe {
     /// The enclosing modules, types and functions.
     around: Vec<String>,
     found: BTreeMap<String, BTreeMap<&'static str, usize>>,
     order: Vec<String>,
 }
 
-impl Rooms {
+impl Unsafe {
     fn note(&mut self, kind: &'static str) {
         let item = match &self.around[..] {
             [] => "the file".to_owned(),
@@ -77,7 +77,7 @@ fn type_name(of: &syn::Type) -> String {
     }
 }
 
-impl<'ast> Visit<'ast> for Rooms {
+impl<'ast> Visit<'ast> for Unsafe {
     fn visit_attribute(&mut self, attribute: &'ast syn::Attribute) {
         if attribute.path().is_ident("unsafe") {
             self.note("attribute");
@@ -85,26 +85,26 @@ impl<'ast> Visit<'ast> for Rooms {
     }
 
     fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
-        self.within(item.ident.to_string(), |rooms| {
-            visit::visit_item_mod(rooms, item);
+        self.within(item.ident.to_string(), |list| {
+            visit::visit_item_mod(list, item);
         });
     }
 
     fn visit_item_trait(&mut self, item: &'ast syn::ItemTrait) {
-        self.within(item.ident.to_string(), |rooms| {
+        self.within(item.ident.to_string(), |list| {
             if item.unsafety.is_some() {
-                rooms.note("trait");
+                list.note("trait");
             }
-            visit::visit_item_trait(rooms, item);
+            visit::visit_item_trait(list, item);
         });
     }
 
     fn visit_item_impl(&mut self, item: &'ast syn::ItemImpl) {
-        self.within(type_name(&item.self_ty), |rooms| {
+        self.within(type_name(&item.self_ty), |list| {
             if item.unsafety.is_some() {
-                rooms.note("impl");
+                list.note("impl");
             }
-            visit::visit_item_impl(rooms, item);
+            visit::visit_item_impl(list, item);
         });
     }
 
@@ -116,20 +116,20 @@ impl<'ast> Visit<'ast> for Rooms {
     }
 
     fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
-        self.within(item.sig.ident.to_string(), |rooms| {
-            visit::visit_item_fn(rooms, item);
+        self.within(item.sig.ident.to_string(), |list| {
+            visit::visit_item_fn(list, item);
         });
     }
 
     fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
-        self.within(item.sig.ident.to_string(), |rooms| {
-            visit::visit_impl_item_fn(rooms, item);
+        self.within(item.sig.ident.to_string(), |list| {
+            visit::visit_impl_item_fn(list, item);
         });
     }
 
     fn visit_trait_item_fn(&mut self, item: &'ast syn::TraitItemFn) {
-        self.within(item.sig.ident.to_string(), |rooms| {
-            visit::visit_trait_item_fn(rooms, item);
+        self.within(item.sig.ident.to_string(), |list| {
+            visit::visit_trait_item_fn(list, item);
         });
     }
 
@@ -215,7 +215,7 @@ fn forbids_unsafe(file: &syn::File) -> bool {
     lints.any(|lint| lint == "unsafe_code")
 }
 
-/// The table that results from the sources.
+/// The table that the sources should give.
 fn table() -> String {
     let mut files = Vec::new();
     for dir in ["src", "boards", "examples"] {
@@ -227,19 +227,19 @@ fn table() -> String {
         let text = fs::read_to_string(&path).unwrap();
         let name = path.strip_prefix(root()).unwrap().display();
         let file = syn::parse_file(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let mut rooms = Rooms::default();
-        rooms.visit_file(&file);
+        let mut list = Unsafe::default();
+        list.visit_file(&file);
         assert_eq!(
-            rooms.count(),
+            list.count(),
             words(file.to_token_stream()),
             "{name} has an `unsafe` of a kind that this test does not know"
         );
-        if rooms.count() > 0 {
+        if list.count() > 0 {
             writeln!(
                 table,
                 "| `{name}` | {} | {} |",
                 purpose(&file),
-                rooms.describe()
+                list.describe()
             )
             .unwrap();
         }
@@ -266,7 +266,7 @@ fn every_unsafe_is_in_the_list() {
 }
 
 #[test]
-fn three_floors_have_none() {
+fn three_modules_forbid_unsafe() {
     for floor in WITHOUT {
         let text = fs::read_to_string(root().join(floor).join("mod.rs")).unwrap();
         assert!(forbids_unsafe(&syn::parse_file(&text).unwrap()), "{floor}");

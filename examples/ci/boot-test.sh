@@ -1,6 +1,6 @@
 #!/bin/sh
-# A boot test: boot-test.sh BOOTSHARE KERNEL INITRD PATTERN. It succeeds when the console shows
-# PATTERN. BOOTSHARE is a clone of Bootshare's repository; QEMU must be installed.
+# A boot test: boot-test.sh BOOTSHARE KERNEL INITRD PATTERN. It succeeds if PATTERN appears on the console.
+# BOOTSHARE is a clone of Bootshare's repository; QEMU must be installed.
 set -eu
 make -C "$1" host
 guest=$(mktemp -d)

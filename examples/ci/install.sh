@@ -1,10 +1,10 @@
 #!/bin/sh
-# Installs bootshare-host of a release, and QEMU where there is none and apt-get:
+# Installs bootshare-host from a release. Also installs QEMU if it is missing and apt-get exists:
 #
 #     install.sh VERSION SHA256 FROM [DIR]
 #
-# FROM/bootshare-host-VERSION-ARCH-linux is put into DIR (default: /usr/local/bin) if it has that SHA-256.
-# FROM is where the files of the release are, such as https://.../releases/download/v0.1.0, or a directory.
+# FROM/bootshare-host-VERSION-ARCH-linux is installed in DIR (default: /usr/local/bin) if it has that SHA-256.
+# FROM has the files of the release: a URL such as https://.../releases/download/v0.1.0, or a directory.
 set -eu
 version=${1:?"usage: install.sh VERSION SHA256 FROM [DIR]"} sha256=${2:?} from=${3:?} dir=${4:-/usr/local/bin}
 
@@ -34,7 +34,7 @@ else
 fi
 found=$(sha256sum "$file" | cut -d ' ' -f 1)
 [ "$found" = "$sha256" ] || die "$name has the SHA-256 $found instead of $sha256: nothing is installed"
-# Of what is used here busybox has all.
+# busybox has all the programs that are used here.
 put() {
     "$@" mkdir -p "$dir" && "$@" cp "$file" "$dir/bootshare-host" && "$@" chmod 755 "$dir/bootshare-host"
 }

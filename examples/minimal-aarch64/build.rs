@@ -1,4 +1,4 @@
-//! Hands the linker scripts to the linker: aarch64-rt's, and ours for where memory is.
+//! Passes the linker scripts to the linker: aarch64-rt's, and ours with the memory layout.
 
 use std::env;
 

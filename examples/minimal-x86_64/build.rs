@@ -1,4 +1,4 @@
-//! Hands the linker script to the linker.
+//! Passes the linker script to the linker.
 
 use std::env;
 

@@ -1,8 +1,8 @@
-//! What bootshare makes of hostile bytes: the bodies of the fuzz targets.
+//! Tests of bootshare with hostile bytes: the bodies of the fuzz targets.
 //!
-//! Each takes any input, does with it what a boot would, and panics where something does not hold
-//! that must. `cargo fuzz` looks for such inputs; `cargo test` runs those that are committed, and
-//! a fixed number of random ones, without it.
+//! Each target accepts any input, uses it as a boot would, and panics if a required property does not hold. `cargo
+//! fuzz` searches for such inputs. `cargo test` runs the committed inputs and a fixed number of random ones,
+//! without a fuzzer.
 
 mod boot;
 mod client;
@@ -19,11 +19,11 @@ pub use zstd::zstd;
 
 use std::{env, fs, io};
 
-/// Runs `target` on each of the files named on the command line.
+/// Runs `target` with each of the files named on the command line.
 ///
 /// # Errors
 ///
-/// A file that can't be read.
+/// A file cannot be read.
 pub fn run_files(target: fn(&[u8])) -> io::Result<()> {
     for path in env::args_os().skip(1) {
         println!("{}", path.display());

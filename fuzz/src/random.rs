@@ -1,13 +1,13 @@
-//! Random cases without a fuzzer, the same each time.
+//! Random inputs without a fuzzer, reproducible by a seed.
 
 use fastrand::Rng;
 
-/// Makes inputs out of others, in a sequence of its own for each seed.
+/// Makes inputs from others; each seed gives a sequence of its own.
 #[derive(Clone, Debug)]
 pub struct Random(Rng);
 
 impl Random {
-    /// A sequence.
+    /// A new sequence.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(Rng::with_seed(seed))
@@ -17,7 +17,7 @@ impl Random {
         self.0.usize(..end)
     }
 
-    /// An input made of those in `corpus`, or of nothing.
+    /// An input made from those in `corpus`, if any.
     pub fn case(&mut self, corpus: &[Vec<u8>]) -> Vec<u8> {
         const LONGEST: usize = 4096;
         if corpus.is_empty() || self.below(16) == 0 {
@@ -32,7 +32,7 @@ impl Random {
         case
     }
 
-    /// One change, of the kinds that fuzzers make.
+    /// Makes one change, of the kinds that fuzzers make.
     fn change(&mut self, case: &mut Vec<u8>, corpus: &[Vec<u8>]) {
         let at = self.below(case.len() + 1);
         let size = (1 + self.below(8)).min(case.len() - at);
@@ -48,14 +48,14 @@ impl Random {
                 case.splice(to..to, copy);
             }
             3 => {
-                // The end of another one.
+                // Append the end of another input.
                 let other = &corpus[self.below(corpus.len())];
                 let from = at.min(other.len());
                 case.truncate(at);
                 case.extend_from_slice(&other[from..]);
             }
             4 => {
-                // A number of any width, a little more or less.
+                // Change a number of any width by a small amount.
                 let delta = self.below(17) as u8;
                 for (index, byte) in case[at..at + size].iter_mut().enumerate() {
                     let delta = if index == 0 { delta.wrapping_sub(8) } else { 0 };

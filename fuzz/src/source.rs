@@ -1,6 +1,6 @@
-//! Values out of an input.
+//! Takes values from an input.
 
-/// Reads values off the front of an input, which goes on as zeros when it ends.
+/// Reads values from the front of an input. After its end, all bytes are zero.
 #[derive(Clone, Debug)]
 pub struct Source<'a>(&'a [u8]);
 
@@ -9,7 +9,7 @@ impl<'a> Source<'a> {
         Self(input)
     }
 
-    /// Bytes that are left.
+    /// The number of bytes that are left.
     pub fn left(&self) -> usize {
         self.0.len()
     }
@@ -47,12 +47,12 @@ impl<'a> Source<'a> {
         self.u8() & 1 != 0
     }
 
-    /// A number below `end`, 256 at most.
+    /// A number below `end`, which is at most 256.
     pub fn below(&mut self, end: usize) -> usize {
         usize::from(self.u8()) % end
     }
 
-    /// A number that often sits at the edge of something.
+    /// A number that is often near a limit.
     pub fn edge(&mut self) -> u64 {
         let shape = self.u8();
         let power = 1u64 << (shape & 63);
@@ -71,13 +71,13 @@ impl<'a> Source<'a> {
         bytes
     }
 
-    /// Up to 255 bytes, as the first one says.
+    /// Up to 255 bytes; the first byte is their number.
     pub fn short_bytes(&mut self) -> &'a [u8] {
         let size = self.u8().into();
         self.bytes(size)
     }
 
-    /// All that is left.
+    /// The rest of the input.
     pub fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }

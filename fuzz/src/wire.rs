@@ -1,4 +1,4 @@
-//! The wire: replies of any bytes, requests with any name.
+//! The wire format: replies with any bytes, requests with any name.
 
 use crate::source::Source;
 use bootshare::fuse::{
@@ -70,8 +70,8 @@ fn lookup(name: &[u8]) -> Lookup<'_> {
     }
 }
 
-/// Decodes the rest of the input as the reply to `operation`. `check` gets a good reply, and the
-/// bytes behind its header that it claims.
+/// Decodes the rest of the input as the reply to `operation`. `check` gets a good reply, and the number of bytes
+/// after the header that it claims.
 fn reply<O: Operation>(mut source: Source<'_>, operation: &O, check: impl Fn(&O::Reply, usize))
 where
     O::Reply: PartialEq + Debug,
@@ -116,7 +116,7 @@ where
         }
         Err(ReplyError::Malformed(violation)) => shown(violation),
     }
-    // What lies behind the reply in its buffer, from an earlier one say, is not part of it.
+    // Bytes after the reply in its buffer, for example from an earlier reply, do not belong to it.
     if let Some(behind) = bytes.get_mut(REPLY_HEADER.max(length as usize)..) {
         for byte in behind {
             *byte = !*byte;
@@ -125,7 +125,7 @@ where
     }
 }
 
-/// What a good reply has right can be put right, so that the checks behind are reached too.
+/// Sets fields of the header to valid values, so that the later checks are also reached.
 fn repair<O: Operation>(repairs: u8, data_size: usize, bytes: &mut [u8]) {
     if repairs & 1 != 0 {
         bytes[8..16].copy_from_slice(&4u64.to_le_bytes());
@@ -146,7 +146,7 @@ fn check_attr(attr: &Attr) {
     assert!(attr.mtime_nsec < 1_000_000_000);
 }
 
-/// Reads `bytes` as what READDIR gave.
+/// Parses `bytes` as the content of a READDIR reply.
 fn listing(bytes: &[u8]) {
     let mut entries = Dirents::new(bytes);
     let mut at = 0;
@@ -187,7 +187,7 @@ fn lookup_request(mut source: Source<'_>) {
     }
 }
 
-/// The other requests, with figures that the host gave.
+/// Encodes the other requests, with numbers that came from the host.
 fn requests(mut source: Source<'_>) {
     let Some(node) = node(source.u64()) else {
         return;
@@ -235,7 +235,7 @@ fn requests(mut source: Source<'_>) {
     }
 }
 
-/// Encodes into `room` bytes, and checks the header and that nothing was written behind.
+/// Encodes a request into `room` bytes. Checks the header, and that nothing was written after them.
 fn request<O: Operation>(operation: &O, room: usize) -> Option<Vec<u8>> {
     const UNTOUCHED: u8 = 0xa5;
     let mut out = vec![UNTOUCHED; room + 64];
@@ -262,7 +262,7 @@ fn good_reply(body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A handle, as only a server makes one.
+/// A handle. Only a reply can make one.
 fn handle(number: u64) -> Handle {
     let mut body = [0; 16];
     body[..8].copy_from_slice(&number.to_le_bytes());
@@ -273,7 +273,7 @@ fn handle(number: u64) -> Handle {
     handle.expect("a good reply")
 }
 
-/// A node, as only a server makes one.
+/// A node. Only a reply can make one.
 fn node(number: u64) -> Option<NodeId> {
     let mut body = [0; 128];
     body[..8].copy_from_slice(&number.to_le_bytes());

@@ -1,11 +1,11 @@
-//! Zstandard frames, held against the reference library.
+//! Zstandard frames, compared with the reference library.
 
 use crate::source::Source;
 use bootshare_zstd::{Decoder, Error, MAX_BLOCK_BYTES, MAX_UNUSED_BYTES};
 use std::cell::RefCell;
 
-/// Frames of any bytes, or what a packer made, with a few bytes changed or none: they unpack to what
-/// the reference library unpacks them to, or to nothing.
+/// Unpacks frames of any bytes, or the output of a compressor, unchanged or with a few changed bytes. The result
+/// must be that of the reference library, or an error.
 pub fn zstd(input: &[u8]) {
     let mut source = Source::new(input);
     let room = usize::from(source.u16()) << (4 * source.below(2));
@@ -31,14 +31,13 @@ pub fn zstd(input: &[u8]) {
     reference::compare(&packed, room, &whole);
 }
 
-/// The output of the largest room or content, and the literals. They keep what earlier frames left there, which a
-/// decoder must not read.
+/// The output buffer, and the literals. They keep data of earlier frames, which a decoder must not read.
 struct Buffers {
     out: Vec<u8>,
     literals: Box<[u8; MAX_BLOCK_BYTES]>,
 }
 
-/// The largest content that is packed, with its last step, twice.
+/// Twice the size of the largest content that is compressed.
 const MAX_OUT_BYTES: usize = 2 << 20;
 
 thread_local! {
@@ -48,7 +47,7 @@ thread_local! {
     });
 }
 
-/// Returns the content and the number of bytes that it took, if `packed` arrives in pieces.
+/// Unpacks `packed` in pieces. Returns the content, and how many bytes were used.
 fn unpack(packed: &[u8], piece: usize, room: usize) -> Result<(Vec<u8>, usize), Error> {
     BUFFERS.with_borrow_mut(|Buffers { out, literals }| {
         unpack_into(packed, piece, &mut out[..room], literals)
@@ -87,13 +86,13 @@ fn unpack_into(
     }
 }
 
-/// An interpreter runs no C.
+/// Miri cannot run C.
 #[cfg(miri)]
 mod reference {
     use super::*;
 
     pub fn packed(_: &mut Source<'_>) -> (Vec<u8>, Vec<u8>) {
-        // A frame without a block of content.
+        // A frame with an empty block.
         (b"\x28\xb5\x2f\xfd\x20\0\x01\0\0".to_vec(), Vec::new())
     }
 
@@ -114,7 +113,7 @@ mod reference {
             RefCell::new(Decompressor::new().unwrap());
     }
 
-    /// What a packer makes of some content, and the content.
+    /// Compresses some content. Returns the result and the content.
     pub fn packed(source: &mut Source<'_>) -> (Vec<u8>, Vec<u8>) {
         let (mut packed, mut all) = (Vec::new(), Vec::new());
         for _ in 0..=source.below(4) / 3 {
@@ -147,7 +146,7 @@ mod reference {
         (packed, all)
     }
 
-    /// Literals, runs and repetitions, as the input says.
+    /// Content made of literals, runs and repetitions.
     fn content(source: &mut Source<'_>) -> Vec<u8> {
         let mut content = Vec::new();
         // Several blocks are rare, because packing them takes most of the time.
@@ -162,7 +161,7 @@ mod reference {
                 0 => content.extend(source.bytes(size % 64)),
                 1 => content.resize(content.len() + size, source.u8()),
                 2 => {
-                    // Bytes of a few kinds, as text and code have them.
+                    // Bytes with few different values, as in text and code.
                     let (mut state, mask) = (u32::from(source.u8()), source.u8());
                     content.extend((0..size).map(|_| {
                         state = state.wrapping_mul(0x19660d).wrapping_add(0x3c6ef35f);
@@ -181,7 +180,7 @@ mod reference {
         content
     }
 
-    /// Where RFC 8878 is more strict than the reference library.
+    /// The errors for inputs where RFC 8878 is stricter than the reference library.
     const STRICT: [&str; 5] = [
         "a block is larger than the window",
         "a block unpacks to more than a block has",
@@ -201,14 +200,18 @@ mod reference {
         match (ours, theirs) {
             (Ok((ours, _)), Ok(size)) => assert!(*ours == out[..size], "the content differs"),
             (Ok(_), Err(error)) => {
-                // It takes no window of more than 2 GiB; we need no memory for one.
+                // The reference library does not accept windows of more than 2 GiB; this decoder needs no memory
+                // for the window.
                 let error = error.to_string();
-                assert!(error.contains("too much memory"), "we take it: {error}");
+                assert!(
+                    error.contains("too much memory"),
+                    "this decoder accepts it: {error}"
+                );
             }
             (Err(Error::Damaged(why)), Ok(_)) if STRICT.contains(why) => {}
-            // No frame at all.
+            // Not a frame at all.
             (Err(Error::Truncated), Ok(0)) if packed.is_empty() => {}
-            (Err(error), Ok(_)) => panic!("the reference library takes it: {error}"),
+            (Err(error), Ok(_)) => panic!("the reference library accepts it: {error}"),
             (Err(_), Err(_)) => {}
         }
     }

@@ -1,9 +1,9 @@
-//! The committed inputs, and a fixed number of random ones, without a fuzzer.
+//! Runs the committed inputs and a fixed number of random ones, without a fuzzer.
 
 use bootshare_fuzz::{Random, boot, client, wire, zstd};
 use std::{fs, panic, path::Path};
 
-/// Inputs in `fuzz/KIND/TARGET`, by name, so that every run takes them in the same order.
+/// The inputs in `fuzz/KIND/TARGET`, sorted by name, so that every run uses the same order.
 fn inputs(kind: &str, target: &str) -> Vec<(String, Vec<u8>)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let Ok(entries) = fs::read_dir(root.join(kind).join(target)) else {
@@ -20,7 +20,7 @@ fn inputs(kind: &str, target: &str) -> Vec<(String, Vec<u8>)> {
     inputs
 }
 
-/// Says which input it was that `target` panics with.
+/// Runs `target`. If it panics, names the input.
 fn run(target: fn(&[u8]), name: &str, input: &[u8]) {
     if let Err(cause) = panic::catch_unwind(|| target(input)) {
         eprintln!("{name}: {}", input.escape_ascii());
@@ -31,7 +31,7 @@ fn run(target: fn(&[u8]), name: &str, input: &[u8]) {
 fn replay(name: &str, target: fn(&[u8]), random_cases: usize) {
     let corpus = inputs("corpus", name);
     assert!(!corpus.is_empty(), "fuzz/corpus/{name} is missing");
-    // An interpreter is a thousand times slower, and it is for the pointers, not for the cases.
+    // Miri is a thousand times slower, and is used to check pointers, not to test many inputs.
     let step = if cfg!(miri) { 6 } else { 1 };
     let regressions = inputs("regressions", name);
     for (name, input) in corpus.iter().chain(&regressions).step_by(step) {

@@ -1,9 +1,9 @@
-//! Where a firmware image could panic: the lines of ours that its calls of `core`'s panics were
-//! compiled from.
+//! Lists where a firmware image could panic: the functions of this project from which its calls of `core`'s panic
+//! functions were compiled.
 //!
-//! The image is linked with its relocations and debug information (`make panics` does that): a
-//! relocation tells a call's place and its target, and the debug information which lines were
-//! inlined there. A function of `core` or of another crate that can panic counts where we call it.
+//! The image must have relocations and debug information (`make panics` links it so). A relocation has a call's
+//! place and target; the debug information has the lines that were inlined there. If a function of `core` or of
+//! another crate can panic, our call of it counts.
 //!
 //! `panics LIST IMAGE...`
 
@@ -17,7 +17,7 @@ use addr2line::Loader;
 use anyhow::{Context, Result, anyhow, ensure};
 use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SymbolKind};
 
-/// What the names of functions that panic have in them.
+/// Parts of the names of functions that panic.
 const PANICS: [&str; 7] = [
     "core::panicking::",
     "unwrap_failed",
@@ -28,8 +28,8 @@ const PANICS: [&str; 7] = [
     "panic_on_ord_violation",
 ];
 
-/// Where the boot flow and the boards begin: what is below reads what the host and the share gave,
-/// and its places are listed.
+/// The boot flow and the boards are not listed. The modules below them read the data of the host and the share, and
+/// are listed.
 const NOT_LISTED: [&str; 2] = ["src/loader/", "boards/"];
 
 fn main() -> ExitCode {
@@ -55,10 +55,10 @@ fn run() -> Result<String> {
     compare(&found, &known)
 }
 
-/// Functions of ours from which an image can panic, by file.
+/// Functions of this project from which an image can panic, with their files.
 type Places = BTreeSet<(String, String)>;
 
-/// The places in the image at `path`, with the files below `root` taken as ours.
+/// The places in the image at `path`. Files below `root` belong to this project.
 fn places(path: &Path, root: &Path) -> Result<Places> {
     let name = path.display();
     let bytes = fs::read(path)
@@ -74,7 +74,7 @@ fn places(path: &Path, root: &Path) -> Result<Places> {
     calls.ours(&loader, &root)
 }
 
-/// Compares `places` with the list in the file `known`, and says how many there are of which kind.
+/// Compares `places` with the list in the file `known`. Returns a line with the counts.
 fn compare(places: &Places, known: &Path) -> Result<String> {
     let name = known.display();
     let list = fs::read_to_string(known).with_context(|| format!("cannot read {name}"))?;
@@ -106,11 +106,11 @@ fn compare(places: &Places, known: &Path) -> Result<String> {
     ))
 }
 
-/// Who calls whom.
+/// The calls in an image.
 struct Calls {
-    /// Start and name of each function.
+    /// The name of each function, by its start.
     functions: BTreeMap<u64, String>,
-    /// By the start of the function that is called, where that is done.
+    /// The places of the calls, by the start of the called function.
     by_target: BTreeMap<u64, Vec<u64>>,
 }
 
@@ -124,7 +124,7 @@ impl Calls {
                 Some((symbol.address(), format!("{name:#}")))
             })
             .collect();
-        // x86 counts from the end of the instruction's four bytes.
+        // On x86 the value is relative to the end of the instruction's four bytes.
         let end = match image.architecture() {
             object::Architecture::X86_64 => 4,
             _ => 0,
@@ -153,14 +153,14 @@ impl Calls {
         }
     }
 
-    /// The function that `place` is in.
+    /// The start of the function that contains `place`.
     fn caller(&self, place: u64) -> Option<u64> {
         let mut before = self.functions.range(..=place);
         before.next_back().map(|(&start, _)| start)
     }
 
-    /// Places of ours, by file and function, from which a panic is called: at once, or through
-    /// functions of others.
+    /// The places of this project, by file and function, that call a panic function directly or through functions
+    /// of other crates.
     fn ours(&self, loader: &Loader, root: &Path) -> Result<Places> {
         let is_panic = |name: &str| PANICS.iter().any(|part| name.contains(part));
         let panics = self.functions.iter().filter(|(_, name)| is_panic(name));
@@ -182,7 +182,7 @@ impl Calls {
     }
 }
 
-/// File and function of the innermost line below `root` that was compiled to `place`.
+/// File and function of the innermost inlined line below `root` at `place`.
 fn innermost(loader: &Loader, place: u64, root: &Path) -> Result<Option<(String, String)>> {
     let broken = |error: &dyn std::fmt::Display| anyhow!("debug information: {error}");
     let mut frames = loader.find_frames(place).map_err(|error| broken(&error))?;
@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_has_to_have_each_function_and_no_other() {
+    fn a_list_must_contain_exactly_the_functions_that_can_panic() {
         let dir = tempfile::tempdir().unwrap();
         let known = dir.path().join("list.md");
         fs::write(

@@ -1,4 +1,4 @@
-//! The size of firmware images by room, as a table in a document: `sizes DOCUMENT NAME=IMAGE...`. The table replaces
+//! The size of firmware images by module, as a table in a document: `sizes DOCUMENT NAME=IMAGE...`. The table replaces
 //! everything after the line [`MARK`], so that a review sees what has grown.
 
 use std::path::PathBuf;

@@ -163,7 +163,7 @@ pub fn check_tools() -> Result<()> {
     for program in ["apt-get", "dpkg-deb"] {
         ensure!(
             std::env::split_paths(&path).any(|dir| dir.join(program).is_file()),
-            "there is no {program}, which brings the demo's kernel from Debian: boot a directory \
+            "there is no {program}, which downloads the demo's kernel from Debian: boot a directory \
              that has a kernel, e.g. `bootshare-host boot /boot` (`make run SHARE=/boot`)"
         );
     }
@@ -230,7 +230,7 @@ Dir::Cache "{dir_text}/cache";
         let archives = archives(&String::from_utf8_lossy(&uris.stdout));
         ensure!(
             !archives.is_empty(),
-            "no source of apt's is Debian's, to take {} from: {}",
+            "apt has no source of Debian {}: {}",
             release.name(),
             complaints(&uris)
         );
@@ -347,7 +347,7 @@ Dir::Etc::PreferencesParts "/dev/null";
                     .find(|word| word.starts_with(prefix))
             })
             .map(str::to_owned)
-            .with_context(|| format!("apt knows no {package}"))
+            .with_context(|| format!("apt does not know {package}"))
     }
 
     /// These packages and all of their dependencies.
@@ -442,7 +442,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn archives_are_told_from_what_is_beside_them() {
+    fn only_archives_of_debian_itself_are_used() {
         let uris = "'http://one.example/debian/dists/trixie/InRelease' one_InRelease 0 \n\
                     'http://one.example/debian/dists/trixie-updates/InRelease' two_InRelease 0 \n\
                     'http://two.example/debian-security/dists/trixie-security/InRelease' three 0 \n\
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_is_told_from_what_apt_says_otherwise() {
+    fn progress_lines_are_distinguished_from_apts_other_output() {
         let line = b"dlstatus:1:42.1500:Retrieving file 1 of 2\n";
         assert_eq!(percent(line), Some(42));
         assert_eq!(

@@ -7,7 +7,7 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 
-# A machine that resets counts as failed on the host; one that powers off does not.
+# For the host tool, a reset is a failure and a power-off is a success.
 fail() {
     echo "demo: error: $*"
     reboot -f
@@ -46,6 +46,6 @@ if [ -n "$shell" ]; then
     cd /share && setsid cttyhack sh -i
 fi
 umount /share 2>/dev/null
-# Comes back when all was sent: the kernel's own words do not wait for ours.
+# Returns after all output was sent, because the kernel's own messages do not wait for it.
 stty sane </dev/console
 poweroff -f

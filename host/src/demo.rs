@@ -44,7 +44,7 @@ const INIT: &str = include_str!("demo-init.sh");
 pub fn check(arch: Arch, out: &Path) -> Result<()> {
     ensure!(
         out.is_dir() || fs::symlink_metadata(out).is_err(),
-        "{} is there, and no directory: name another place",
+        "{} exists and is not a directory: name another path",
         out.display()
     );
     let is_demo = fs::read(out.join(GREETING_FILE)).is_ok_and(|text| text == GREETING.as_bytes());
@@ -52,7 +52,7 @@ pub fn check(arch: Arch, out: &Path) -> Result<()> {
     let mut paths = names.iter().map(|name| out.join(name));
     match paths.find(|path| !is_demo && fs::symlink_metadata(path).is_ok()) {
         Some(path) => bail!(
-            "{} is there, and not from a demo: name an empty directory, or use --force",
+            "{} exists and was not made by demo: name an empty directory, or use --force",
             path.display()
         ),
         None => Ok(()),
@@ -200,7 +200,7 @@ fn raw_arm64_image(kernel: Vec<u8>) -> Result<Vec<u8>> {
         .context("cannot gunzip it")?;
     ensure!(
         image.get(56..60) == Some(b"ARM\x64"),
-        "what it packs is no arm64 Image"
+        "the compressed data is not an arm64 Image"
     );
     Ok(image)
 }

@@ -64,7 +64,7 @@ impl Machine {
 
     /// The command that serves a share as the embedded server would.
     fn serve_invocation(&self, share: &Share, socket: &Path, number: usize) -> Result<Invocation> {
-        let program = std::env::current_exe().context("cannot tell our own path")?;
+        let program = std::env::current_exe().context("cannot find this program's own path")?;
         let mut command = Invocation::new(program);
         command.arg("serve").option("--socket", socket);
         command.option("--tag", &share.tag);
@@ -92,7 +92,7 @@ impl Machine {
             command.option("--trace", file);
         }
         for dir in &share.dirs {
-            command.arg(std::path::absolute(dir).context("cannot tell the working directory")?);
+            command.arg(std::path::absolute(dir).context("cannot find the working directory")?);
         }
         Ok(command)
     }

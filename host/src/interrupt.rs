@@ -142,13 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn a_second_signal_a_second_later_ends_what_hangs() {
+    fn a_second_signal_after_a_second_ends_a_hanging_program() {
         if std::env::var_os(HANGS).is_some() {
             interrupted().unwrap();
             println!("\nREADY");
             thread::sleep(Duration::from_secs(1000));
         }
-        let name = "interrupt::tests::a_second_signal_a_second_later_ends_what_hangs";
+        let name = "interrupt::tests::a_second_signal_after_a_second_ends_a_hanging_program";
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", name, "--nocapture"])
             .env(HANGS, "yes")

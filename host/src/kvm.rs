@@ -25,7 +25,7 @@ pub fn check() -> Result<()> {
     let made = kvm.create_vm().and_then(|vm| vm.create_vcpu(0));
     made.map_err(|error| {
         anyhow!(
-            "/dev/kvm makes no virtual machine ({error}): does another hypervisor use the \
+            "KVM cannot create a virtual machine ({error}): does another hypervisor use the \
              processor, or is this a virtual machine without nested virtualisation?"
         )
     })?;
@@ -35,7 +35,7 @@ pub fn check() -> Result<()> {
         // Without hardware virtualization KVM runs the firmware, but Linux may hang.
         ensure!(
             words.any(|word| word == "vmx" || word == "svm"),
-            "KVM is here without the processor's vmx or svm: is this a virtual machine without \
+            "/dev/kvm exists, but the processor has neither vmx nor svm: is this a virtual machine without \
              nested virtualisation?"
         );
     }

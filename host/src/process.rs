@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_of_what_a_process_complains_of_is_kept() {
+    fn only_the_end_of_a_processs_error_output_is_kept() {
         let mut command = Command::new("sh");
         command.args(["-c", "yes complaint | head -c 60000 >&2; echo last >&2"]);
         command.stderr(Stdio::piped());

@@ -269,7 +269,7 @@ impl Machine {
         for disk in &self.disks {
             fs::File::open(disk).explain(
                 format_args!("cannot open the disk {}", disk.display()),
-                "name a file that is there, or make one with `truncate -s 1G FILE`",
+                "name an existing file, or make one with `truncate -s 1G FILE`",
             )?;
         }
         ensure!(
@@ -581,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_of_the_callers_choice_come_behind_its_arguments() {
+    fn devices_of_the_caller_come_after_its_arguments() {
         let mut machine = machine(Board::X86_64Q35);
         machine.devices = vec!["vhost-user-fs-pci,bus=port".into()];
         machine.qemu_args = vec!["-device".into(), "pcie-root-port,id=port".into()];
@@ -605,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_the_embedded_server_does_is_refused_with_another() {
+    fn options_of_the_embedded_server_are_refused_with_another_server() {
         let mut machine = machine(Board::X86_64Pc);
         machine.firmware = std::env::current_exe().unwrap();
         machine.fault = Some("drop=READ".parse().unwrap());
@@ -635,7 +635,7 @@ mod tests {
     }
 
     #[test]
-    fn numa_nodes_say_themselves_whose_memory_they_have() {
+    fn numa_nodes_name_their_own_memory() {
         let mut machine = machine(Board::Aarch64Virt);
         machine.qemu_args = ["-numa", "node,memdev=ram"].map(Into::into).into();
         let text = text(&machine);
@@ -663,7 +663,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_directory_and_a_doubled_tag_are_refused_by_name() {
+    fn a_missing_directory_and_a_repeated_tag_are_refused() {
         let mut machine = machine(Board::X86_64Pc);
         machine.firmware = std::env::current_exe().unwrap();
         machine.shares.push(Share::new("a,b", "/"));

@@ -52,7 +52,7 @@ fn memory(image: &object::File<'_>, name: impl Display) -> Result<Vec<u8>> {
         let offset = usize::try_from(address - start).unwrap_or(usize::MAX);
         ensure!(
             (rom.len()..LARGEST).contains(&offset),
-            "{name} is no firmware image: its parts are not one behind the other"
+            "{name} is no firmware image: its segments are not contiguous"
         );
         rom.resize(offset, 0);
         rom.extend_from_slice(data);
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_without_a_reset_vector_is_its_memory() {
+    fn a_program_without_a_reset_vector_becomes_its_memory_image() {
         let path = std::env::current_exe().unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let program = object::File::parse(&*bytes).unwrap();

@@ -1,4 +1,4 @@
-//! The size of a firmware image: sections, totals against the aims, the largest symbols, and a table by room.
+//! The size of a firmware image: sections, totals against the aims, the largest symbols, and a table by module.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -58,7 +58,7 @@ fn sections(image: &object::File<'_>, text: &mut String) -> Result<()> {
     Ok(())
 }
 
-/// A table of the size of several images, named by their columns: one row for each room, the largest in the first
+/// A table of the size of several images, named by their columns: one row for each part, the largest in the first
 /// image first.
 ///
 /// # Errors
@@ -66,14 +66,14 @@ fn sections(image: &object::File<'_>, text: &mut String) -> Result<()> {
 pub fn table(images: &[(&str, &Path)]) -> Result<String> {
     let mut columns = Vec::new();
     for (_, path) in images {
-        columns.push(with_image(path, |image| Ok(rooms(image)))?);
+        columns.push(with_image(path, |image| Ok(parts(image)))?);
     }
     let mut names: BTreeSet<&str> = BTreeSet::new();
     for column in &columns {
         let large = column.iter().filter(|(_, size)| **size >= SMALL);
         names.extend(large.map(|(name, _)| name.as_str()));
     }
-    let cell = |column: &Rooms, name| column.get(name).copied().unwrap_or(0);
+    let cell = |column: &Parts, name| column.get(name).copied().unwrap_or(0);
     let mut rows: Vec<_> = names
         .iter()
         .map(|name| (*name, columns.iter().map(|c| cell(c, *name)).collect()))
@@ -82,9 +82,9 @@ pub fn table(images: &[(&str, &Path)]) -> Result<String> {
     let total: Vec<u64> = columns.iter().map(|column| column.values().sum()).collect();
     let listed = |index: usize| rows.iter().map(|(_, cells)| cells[index]).sum::<u64>();
     let rest = (0..total.len()).map(|index| total[index] - listed(index));
-    rows.push(("smaller rooms", rest.collect()));
+    rows.push(("smaller parts", rest.collect()));
     rows.insert(0, ("code and data", total));
-    let mut text = String::from("| room, KiB |");
+    let mut text = String::from("| part, KiB |");
     for (name, _) in images {
         write!(text, " {name} |")?;
     }
@@ -99,15 +99,15 @@ pub fn table(images: &[(&str, &Path)]) -> Result<String> {
     Ok(text)
 }
 
-/// Bytes of code and data by room.
-type Rooms = BTreeMap<String, u64>;
+/// Bytes of code and data by part: a module of the library, another crate, or code without a symbol.
+type Parts = BTreeMap<String, u64>;
 
-/// A room smaller than this in each image is not listed.
+/// A part smaller than this in each image is not listed.
 const SMALL: u64 = 512;
 
-/// The size of each room: the symbols of a module or crate, and the parts of sections without symbols.
-fn rooms(image: &object::File<'_>) -> Rooms {
-    let mut rooms = Rooms::new();
+/// The size of each part. A section's bytes without a symbol are a part of their own.
+fn parts(image: &object::File<'_>) -> Parts {
+    let mut parts = Parts::new();
     let mut in_section: BTreeMap<usize, u64> = BTreeMap::new();
     for symbol in image.symbols() {
         let (Some(section), Ok(name)) = (symbol.section_index(), symbol.name()) else {
@@ -121,7 +121,7 @@ fn rooms(image: &object::File<'_>) -> Rooms {
         }
         *in_section.entry(section.0).or_default() += symbol.size();
         let name = format!("{:#}", rustc_demangle::demangle(name));
-        *rooms.entry(room(&name)).or_default() += symbol.size();
+        *parts.entry(part_of(&name)).or_default() += symbol.size();
     }
     for section in image.sections() {
         let SectionFlags::Elf { sh_flags, .. } = section.flags() else {
@@ -137,14 +137,14 @@ fn rooms(image: &object::File<'_>) -> Rooms {
                 SectionKind::Text => format!("assembly and padding in {name}"),
                 _ => format!("texts and tables in {name}"),
             };
-            *rooms.entry(what).or_default() += rest;
+            *parts.entry(what).or_default() += rest;
         }
     }
-    rooms
+    parts
 }
 
-/// The room of a symbol: its crate, of the library also the module, of `boot` and `loader` also the module in it.
-fn room(name: &str) -> String {
+/// The part that a symbol belongs to: its crate; in the library, the module; in `boot` and `loader`, the module in it.
+fn part_of(name: &str) -> String {
     let is_path = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
     let path = name
         .split(|c| !is_path(c))
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn symbols_belong_to_rooms() {
+    fn symbols_belong_to_modules_or_crates() {
         for (symbol, expected) in [
             ("bootshare::loader::run", "bootshare::loader::run"),
             (
@@ -221,11 +221,11 @@ mod tests {
             ),
             ("memcpy", "assembly and outlined code"),
         ] {
-            assert_eq!(room(symbol), expected, "{symbol}");
+            assert_eq!(part_of(symbol), expected, "{symbol}");
         }
         let own = std::env::current_exe().unwrap();
         let text = table(&[("a", &own), ("b", &own)]).unwrap();
-        assert!(text.starts_with("| room, KiB | a | b |\n|---|---:|---:|\n| code and data |"));
+        assert!(text.starts_with("| part, KiB | a | b |\n|---|---:|---:|\n| code and data |"));
         assert!(text.contains("\n| bootshare_host |"), "{text}");
     }
 

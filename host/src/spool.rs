@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_reads_waits_in_a_file_and_comes_in_order() {
+    fn unread_text_is_kept_in_a_file_and_stays_in_order() {
         for is_nonblocking in [false, true] {
             let (mut reader, writer) = io::pipe().unwrap();
             rustix::io::ioctl_fionbio(&writer, is_nonblocking).unwrap();
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_ends_it_with_the_reason() {
+    fn a_closed_pipe_ends_the_spool_with_the_error() {
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
         let spool = Spool::to(writer).unwrap();

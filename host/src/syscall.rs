@@ -66,7 +66,7 @@ impl Call {
         bail!(
             "{name}(2) is refused with {error}, as by a container's seccomp filter that does not know \
              it: start the container with --security-opt seccomp=unconfined (Docker, Podman) \
-             or --system-call-filter={name} (systemd-nspawn), or update what runs it"
+             or --system-call-filter={name} (systemd-nspawn), or update the container runtime"
         )
     }
 }
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_no_kernel_has_is_refused_with_the_reason() {
+    fn an_unknown_system_call_is_reported_with_the_reason() {
         let call = |since, attempt| Call {
             name: "new_call",
             since,

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the program of this name of the packages that are unpacked around this file, with their own
-# loader, libraries, modules and ROMs.
+# Runs a program of the unpacked packages around this file, the one with the same name as this file, with the
+# packages' own loader, libraries, modules and ROMs.
 for loader in "${0%/*}"/usr/lib/*-linux-gnu/ld-linux-*; do
     lib=${loader%/*}
     usr=${lib%/lib/*}

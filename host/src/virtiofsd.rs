@@ -44,7 +44,7 @@ impl Virtiofsd {
     /// It cannot be run, or is not a virtiofsd.
     pub fn ask(path: &Path) -> Result<Self> {
         let (_, help) = output_of(Command::new(path).arg("--help")).explain(
-            format_args!("cannot ask the server {} what it is", path.display()),
+            format_args!("cannot run the server {} with --help", path.display()),
             "name a virtiofsd, or leave out --server",
         )?;
         let kind = if help.contains("--shared-dir") {
@@ -79,7 +79,7 @@ impl Virtiofsd {
             );
         };
         // The C server changes its working directory before it looks for the share.
-        let dir = std::path::absolute(dir).context("cannot tell the working directory")?;
+        let dir = std::path::absolute(dir).context("cannot find the working directory")?;
         let root = rustix::process::geteuid().is_root();
         let mut invocation = Invocation::new(&self.path);
         match endpoint {

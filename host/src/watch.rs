@@ -57,7 +57,7 @@ impl FromStr for Pattern {
         let mut nothing = Search::new(&pattern)?;
         ensure!(
             !nothing.ends_in_match()?,
-            "it matches nothing at all, so it would match at once: write what is to be shown"
+            "it matches the empty text, so it would match at once: write a text that must appear"
         );
         Ok(pattern)
     }
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_is_seen_without_anything_behind_it() {
+    fn a_prompt_is_matched_without_further_output() {
         let mut watcher = watch("login: ", "");
         watcher.feed(b"host login: ").unwrap();
         assert_eq!(watcher.found(), Some(Found::Expected));
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_awaited_comes_one_after_the_other() {
+    fn awaited_patterns_match_one_after_the_other() {
         let text = b"one\r\none two\r[##\r[###\r\x1b[Kthree";
         let awaited = ["one", "one t", "\n\\[", "\n\\[", "three", "three"];
         for cut in 0..text.len() {
@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_first_counts() {
+    fn the_first_match_counts() {
         let text = b"one\ntwo\n";
         assert_eq!(found("one", "two", text), Some(Found::Expected));
         assert_eq!(found("two", "one", text), Some(Found::Failure(0)));
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn every_line_end_is_one() {
+    fn every_kind_of_line_end_ends_a_line() {
         for end in ["\n", "\r\n", "\r\r\n", "\r", "\r\x1b[K"] {
             let text = format!("one{end}two");
             assert_eq!(
@@ -555,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_hide_nothing_behind_them() {
+    fn bytes_that_are_not_text_do_not_hide_later_output() {
         let mut text: Vec<u8> = (0..=255).collect();
         text.extend(b"\x1b]0;a title that never ends\nKernel panic \xc3");
         for pattern in ["Kernel panic", r"\bKernel\b", "^Kernel"] {
@@ -576,11 +576,11 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_that_says_nothing_is_refused() {
+    fn a_pattern_that_matches_the_empty_text_is_refused() {
         for (text, said) in [
-            ("", "matches nothing at all"),
-            (".*", "matches nothing at all"),
-            ("^", "matches nothing at all"),
+            ("", "matches the empty text"),
+            (".*", "matches the empty text"),
+            ("^", "matches the empty text"),
             ("(", "unclosed group"),
         ] {
             let error = text.parse::<Pattern>().unwrap_err().to_string();
@@ -589,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_at_the_end_disturbs_no_search() {
+    fn a_search_at_the_end_does_not_change_the_state() {
         // With more states than its cache has room for.
         let mut pattern: Pattern = "1[01]{16}$".parse().unwrap();
         let config = DFA::config()
@@ -631,7 +631,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_firmware_reached_is_shown_before_the_last_lines() {
+    fn the_firmwares_progress_is_shown_before_the_last_lines() {
         let mut watcher = watch("", "");
         let entry = "bootshare: entry a of /loader/entries/a.conf";
         let start = "bootshare: starting /a";

@@ -1,4 +1,4 @@
-//! Commands in machines, by `bootshare-host run`: real QEMU, real kernels of Debian.
+//! Tests of `bootshare-host run`, with real QEMU and real kernels of Debian.
 
 // `make test` sets the feature, unless there is no rustup.
 #![cfg(feature = "embed-init")]
@@ -24,7 +24,7 @@ use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 use tempfile::TempDir;
 
-/// Long enough for a loaded machine.
+/// The time limit of a test, long enough for a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
 fn parts(arch: Arch) -> Parts {
@@ -32,19 +32,19 @@ fn parts(arch: Arch) -> Parts {
     Parts::fetch(arch, None, &cache).unwrap()
 }
 
-/// Where the unpacked packages of a kernel are.
+/// The directory of a kernel's unpacked packages.
 fn kernel(arch: Arch) -> PathBuf {
     let busybox = parts(arch).busybox();
     busybox.ancestors().nth(2).unwrap().to_owned()
 }
 
-/// A tree to run commands in: busybox, a user, and a place that must stay as it is.
+/// A root file system for tests: busybox, a user, and directories that a run must not change.
 struct Tree {
     dir: TempDir,
     arch: Arch,
 }
 
-/// A kernel as a package has it, with just the modules that a run needs, in `dir`.
+/// Copies Debian's kernel to `dir`, laid out like its package, with only the modules that a run needs.
 fn package(arch: Arch, dir: &Path) {
     let from = parts(arch).modules().unwrap();
     let version = from.file_name().unwrap();
@@ -60,7 +60,8 @@ fn package(arch: Arch, dir: &Path) {
     fs::copy(kernel(arch).join(&name), dir.join(name)).unwrap();
 }
 
-/// The package's kernel as a unified kernel image, of which anything but the kernel would not do.
+/// Replaces the package's kernel by a unified kernel image whose command line and initrd do not work, so that a run
+/// succeeds only if it uses nothing but the kernel.
 fn unified(package: &Path, to: &Path) {
     let stub = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest/stub-amd64");
     let packages = Packages {
@@ -87,7 +88,7 @@ fn unified(package: &Path, to: &Path) {
     fs::remove_file(kernel).unwrap();
 }
 
-/// How a run ended.
+/// The result of a run.
 struct Ran {
     status: Option<i32>,
     out: Vec<u8>,
@@ -106,7 +107,7 @@ impl Ran {
         assert_eq!(all, (Some(status), out.into(), errors), "{}", self.console);
     }
 
-    /// Asserts on the status, and on the one line that says why; the console's last lines follow.
+    /// Asserts the status, and that the first line is an error with this text; the console's last lines follow it.
     #[track_caller]
     fn fails(&self, status: i32, line: &str) {
         let first = self.errors.lines().next().unwrap_or_default();
@@ -180,7 +181,7 @@ impl Tree {
         self.ran(&mut self.command(options, words))
     }
 
-    /// Every file by its path: what it is, its owner, times and content.
+    /// The state of every file by its path: mode, owner, inode number, times and content.
     fn state(&self) -> BTreeMap<PathBuf, (Vec<i64>, Vec<u8>)> {
         let mut state = BTreeMap::new();
         let mut dirs = vec![self.path("")];
@@ -213,7 +214,7 @@ impl Tree {
 }
 
 #[test]
-fn the_streams_are_apart_and_a_signal_is_told_as_shells_do() {
+fn the_streams_are_separate_and_a_signal_gives_128_plus_its_number() {
     let tree = Tree::new(Arch::X86_64);
     let junit = tree.dir.path().join("junit.xml");
     let option = format!("--junit={}", junit.display());
@@ -229,7 +230,7 @@ fn the_streams_are_apart_and_a_signal_is_told_as_shells_do() {
     assert_eq!(message, Some("the command ended with status 137"));
     assert_eq!(one("system-out").unwrap().text(), Some("out\n"));
     assert_eq!(one("system-err").unwrap().text(), Some("err\n"));
-    // What the kernel says is on the console, all of it and nowhere else.
+    // The kernel's messages are on the console and nowhere else.
     assert!(ran.console.contains("Linux version 6."), "{}", ran.console);
 }
 
@@ -243,7 +244,7 @@ fn a_status_is_passed_on_and_the_shell_reads_standard_input_without_a_command() 
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    // Reopening its output is what a pipe allows and a port does not.
+    // A process can reopen its output if that is a pipe, but not if it is a virtio console port.
     stdin
         .write_all(b"echo hello > /dev/stdout\nexit 255\n")
         .unwrap();
@@ -255,7 +256,7 @@ fn a_status_is_passed_on_and_the_shell_reads_standard_input_without_a_command() 
 #[test]
 fn any_bytes_come_back_from_standard_input_to_its_end() {
     let tree = Tree::new(Arch::X86_64);
-    // Every byte value, in an order that shows a lost or doubled piece.
+    // All byte values, in a pattern that reveals a lost or repeated block.
     let bytes: Vec<u8> = (0..3_000_000_u32)
         .map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0])
         .collect();
@@ -271,7 +272,7 @@ fn any_bytes_come_back_from_standard_input_to_its_end() {
 #[test]
 fn output_waits_for_a_reader_that_is_slow() {
     let tree = Tree::new(Arch::X86_64);
-    // More than a pipe takes, and so little that the command can end before any of it is read.
+    // More than a pipe holds, but little enough that the command can end before any of it is read.
     let bytes: Vec<u8> = (0..150_000_u32).map(|n| n.to_be_bytes()[2]).collect();
     fs::write(tree.path("data/many"), &bytes).unwrap();
     let mut command = tree.command(&[], &["sh", "-c", "cat /data/many; echo done >&2"]);
@@ -288,7 +289,7 @@ fn output_waits_for_a_reader_that_is_slow() {
         .read_exact(&mut done)
         .unwrap();
     assert_eq!(&done, b"done\n");
-    // Longer than anything else waits at the end of a run.
+    // Longer than any other wait at the end of a run.
     std::thread::sleep(Duration::from_secs(7));
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -296,7 +297,7 @@ fn output_waits_for_a_reader_that_is_slow() {
 }
 
 #[test]
-fn whoever_reads_no_further_ends_the_command() {
+fn closing_the_output_ends_the_command_by_sigpipe() {
     let tree = Tree::new(Arch::X86_64);
     let script = "while echo a line; do :; done";
     let mut command = tree.command(&[], &["sh", "-c", script]);
@@ -304,17 +305,17 @@ fn whoever_reads_no_further_ends_the_command() {
     let mut out = child.stdout.take().unwrap();
     out.read_exact(&mut [0; 100]).unwrap();
     drop(out);
-    // SIGPIPE, as it is for a command of this machine.
+    // Ended by SIGPIPE, like a local command.
     assert_eq!(child.wait().unwrap().code(), Some(141));
 }
 
 #[test]
-fn nothing_of_the_tree_changes_while_the_command_writes_everywhere() {
+fn the_tree_does_not_change_while_the_command_writes_everywhere() {
     let tree = Tree::new(Arch::X86_64);
     let shared = tempfile::tempdir().unwrap();
     fs::write(shared.path().join("more"), "more\n").unwrap();
     let share = format!("--share=more={}:/mnt/more", shared.path().display());
-    // A link leads to where it does in the tree, for what is mounted as well.
+    // A link leads to the same place in the tree, also for mounts.
     symlink("/data", tree.path("mnt")).unwrap();
     let before = tree.state();
     let script = "
@@ -337,9 +338,9 @@ fn nothing_of_the_tree_changes_while_the_command_writes_everywhere() {
 }
 
 #[test]
-fn a_tree_can_be_read_only_and_the_command_another_user() {
+fn read_only_makes_writes_fail_and_user_selects_the_user() {
     let tree = Tree::new(Arch::X86_64);
-    // Where there is no layer, what is mounted needs its places.
+    // Without an overlay, the tree must contain the mount points.
     for name in ["dev", "proc", "sys", "run", "tmp"] {
         fs::create_dir(tree.path(name)).unwrap();
     }
@@ -350,9 +351,9 @@ fn a_tree_can_be_read_only_and_the_command_another_user() {
 }
 
 #[test]
-fn an_ordinary_users_files_are_roots_and_what_the_user_may_not_read_is_told_once() {
+fn the_callers_files_belong_to_root_and_an_unreadable_file_is_reported_once() {
     let tree = Tree::new(Arch::X86_64);
-    // All that an ordinary user needs is where one can reach it.
+    // Everything that the ordinary user needs is in a directory that this user can access.
     let (dir, program) = (tree.dir.path(), tree.dir.path().join("tool"));
     fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
     fs::copy(env!("CARGO_BIN_EXE_bootshare-host"), &program).unwrap();
@@ -409,7 +410,7 @@ fn an_ordinary_users_files_are_roots_and_what_the_user_may_not_read_is_told_once
         "{}",
         ran.errors
     );
-    // A unified kernel image, of which only the kernel is used, with its modules.
+    // A unified kernel image: only its kernel is used, with the package's modules.
     unified(&dir.join("package"), &dir.join("package/boot/uki.efi"));
     let ran = run(
         "package/boot/uki.efi",
@@ -427,10 +428,10 @@ fn an_ordinary_users_files_are_roots_and_what_the_user_may_not_read_is_told_once
 }
 
 #[test]
-fn where_kvm_fails_as_it_starts_the_command_runs_by_the_translator_with_all_of_its_input() {
+fn if_kvm_fails_at_the_start_tcg_runs_the_command_with_all_of_its_input() {
     static TOLD: Mutex<String> = Mutex::new(String::new());
     let tree = Tree::new(Arch::X86_64);
-    // QEMU connects all sockets before it looks at the accelerator.
+    // QEMU connects all sockets before it checks the accelerator.
     let script = "case \"$*\" in *'-accel kvm'*) set -- $(echo \"$*\" | sed 's/-accel kvm/-accel no/');; esac
         exec qemu-system-x86_64 \"$@\"";
     let qemu = tree.dir.path().join("qemu");
@@ -465,13 +466,14 @@ fn where_kvm_fails_as_it_starts_the_command_runs_by_the_translator_with_all_of_i
     assert!(matches!(end.how, How::Ended(7)), "{end}");
     let told = TOLD.lock().unwrap();
     assert!(
-        told.starts_with("KVM does not work: QEMU failed") && told.ends_with("; going on by tcg"),
+        told.starts_with("KVM does not work: QEMU failed")
+            && told.ends_with("; continuing with tcg"),
         "{told}"
     );
 }
 
 #[test]
-fn a_machine_that_fails_has_a_line_and_a_status() {
+fn each_failure_of_the_machine_has_an_error_line_and_a_status() {
     let tree = Tree::new(Arch::X86_64);
     let run = |options: &[&str], words: &[&str]| tree.run(options, words);
     let json = tree.dir.path().join("json");
@@ -510,7 +512,7 @@ fn a_machine_that_fails_has_a_line_and_a_status() {
             .starts_with("the kernel panicked"),
         "{json}"
     );
-    // Who writes what a kernel says when it panics is no kernel that panics.
+    // A command that writes the words of a kernel panic is not taken for one.
     let script = "echo 'Kernel panic - not syncing: no' | tee /dev/kmsg /dev/console
         sleep 3; echo c > /proc/sysrq-trigger; sleep 1000";
     let ran = run(&[], &["sh", "-c", script]);
@@ -528,7 +530,7 @@ fn a_machine_that_fails_has_a_line_and_a_status() {
 }
 
 #[test]
-fn each_failure_has_a_line_and_a_status() {
+fn each_failure_to_start_has_an_error_line_and_a_status() {
     let tree = Tree::new(Arch::X86_64);
     let run = |options: &[&str], words: &[&str]| tree.run(options, words);
     fs::write(tree.path("bin/script"), "#!/usr/bin/nosuch\n").unwrap();
@@ -542,7 +544,7 @@ fn each_failure_has_a_line_and_a_status() {
     run(&[], &["/etc/passwd"]).fails(126, "/etc/passwd: cannot be executed: Permission denied");
     run(&["--cwd=/nosuch"], &["id"]).fails(119, "no directory /nosuch");
     run(&["--user=nosuch"], &["id"]).fails(119, "no user nosuch");
-    // What can be told before anything is started.
+    // Errors that are found before anything is started.
     let file = tree.path("etc/passwd").display().to_string();
     run(&["--kernel", &file], &["id"]).fails(117, "it is no kind of kernel");
     let empty = tree.path("data").display().to_string();
@@ -591,9 +593,9 @@ fn each_failure_has_a_line_and_a_status() {
 }
 
 #[test]
-fn the_machines_own_files_are_a_root_file_system_too() {
+fn the_hosts_own_root_directory_can_be_the_root_file_system() {
     let tree = Tree::new(Arch::X86_64);
-    // Not of this project, which may be below /tmp: that is empty in the machine.
+    // Not this project's directory, which may be below /tmp: that is empty in the machine.
     let dir = "/usr/lib";
     let mut command = Command::new(env!("CARGO_BIN_EXE_bootshare-host"));
     command
@@ -606,7 +608,7 @@ fn the_machines_own_files_are_a_root_file_system_too() {
 }
 
 #[test]
-fn a_signal_ends_all_of_a_run() {
+fn a_signal_ends_all_processes_of_a_run() {
     let tree = Tree::new(Arch::X86_64);
     let mut command = tree.command(&[], &["sh", "-c", "echo begin; sleep 1000"]);
     command.env("TMPDIR", tree.dir.path());
@@ -625,14 +627,14 @@ fn a_signal_ends_all_of_a_run() {
     let output = child.wait_with_output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{errors}");
-    // The end of its streams is that of QEMU as well; and no file is left.
+    // The streams ended, so QEMU has ended as well. No temporary file is left.
     let left = fs::read_dir(tree.dir.path()).unwrap();
     let mut names: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["console", "root"]);
 }
 
-/// The QEMU whose sockets are in `dir`; one that has ended has no command line.
+/// The process id of the QEMU whose sockets are in `dir`. A process that has ended has no command line.
 fn qemu_in(dir: &Path) -> Option<Pid> {
     let dir = dir.to_str().unwrap();
     fs::read_dir("/proc").unwrap().find_map(|entry| {
@@ -644,7 +646,7 @@ fn qemu_in(dir: &Path) -> Option<Pid> {
     })
 }
 
-/// Waits until `is_so`.
+/// Waits until `is_so` returns true.
 fn wait_until(is_so: impl Fn() -> bool) {
     let end = Instant::now() + LIMIT;
     while !is_so() {
@@ -654,11 +656,11 @@ fn wait_until(is_so: impl Fn() -> bool) {
 }
 
 #[test]
-fn whatever_is_killed_is_told_and_leaves_no_process_behind() {
+fn a_killed_process_is_reported_and_leaves_no_other_process() {
     let tree = Tree::new(Arch::X86_64);
     for is_started in [false, true] {
         for is_tool in [false, true] {
-            // A processor that is not started stays before the firmware's first instruction.
+            // With -S the guest's processor never runs the firmware's first instruction.
             let paused: &[&str] = if is_started { &[] } else { &["--qemu-arg=-S"] };
             let mut command = tree.command(paused, &["sh", "-c", "echo begin; sleep 1000"]);
             command.env("TMPDIR", tree.dir.path());
@@ -688,7 +690,7 @@ fn whatever_is_killed_is_told_and_leaves_no_process_behind() {
                 assert_eq!(output.status.code(), Some(121), "{errors}");
                 assert!(errors.contains(&line), "{errors}");
             }
-            // Nor are there files, once the kernel has read them.
+            // No temporary files are left either, if the kernel has already read them.
             let left = fs::read_dir(tree.dir.path()).unwrap();
             for path in left.map(|entry| entry.unwrap().path()) {
                 if path.display().to_string().contains("bootshare-") {
@@ -701,7 +703,7 @@ fn whatever_is_killed_is_told_and_leaves_no_process_behind() {
 }
 
 #[test]
-fn a_place_for_files_that_will_not_do_is_told_with_the_remedy() {
+fn an_unusable_tmpdir_is_reported_with_the_remedy() {
     let tree = Tree::new(Arch::X86_64);
     let long = tree.dir.path().join("x".repeat(90));
     fs::create_dir(&long).unwrap();
@@ -719,7 +721,7 @@ fn a_place_for_files_that_will_not_do_is_told_with_the_remedy() {
     assert_eq!(fs::read_dir(&long).unwrap().count(), 0);
     let small = tree.dir.path().join("small");
     fs::create_dir(&small).unwrap();
-    // A file system that is full, and without /dev/shm: an ordinary user may mount in a user namespace.
+    // A full file system, and no /dev/shm. An ordinary user may mount in a user namespace.
     let program = env!("CARGO_BIN_EXE_bootshare-host");
     let run = |size: &str| {
         let mut command = Command::new("unshare");
@@ -743,13 +745,13 @@ fn a_place_for_files_that_will_not_do_is_told_with_the_remedy() {
 }
 
 #[test]
-fn an_arm64_kernel_finds_its_board_by_itself() {
+fn the_board_is_chosen_by_the_kernels_architecture() {
     let tree = Tree::new(Arch::Aarch64);
     tree.run(&[], &["uname", "-m"]).expect(0, "aarch64\n", "");
 }
 
 #[test]
-fn on_a_terminal_a_shell_has_its_size_and_its_keys() {
+fn a_shell_gets_the_terminals_size_and_keys() {
     let tree = Tree::new(Arch::X86_64);
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
     let user = openpt(flags).unwrap();
@@ -803,7 +805,7 @@ fn on_a_terminal_a_shell_has_its_size_and_its_keys() {
     (size.ws_row, size.ws_col) = (20, 40);
     tcsetwinsize(&program, size).unwrap();
     kill_process(Pid::from_child(&child), Signal::WINCH).unwrap();
-    // It is told meanwhile.
+    // The new size arrives while the loop runs.
     typed(
         "while [ \"$(stty size)\" != '20 40' ]; do :; done; echo re''sized\n",
         "resized",
@@ -813,7 +815,7 @@ fn on_a_terminal_a_shell_has_its_size_and_its_keys() {
     assert_eq!(before.local_modes, tcgetattr(&program).unwrap().local_modes);
 }
 
-/// What stands in for the programs that take minutes, or the network.
+/// Replacements for programs that need minutes, or the network.
 const STAND_INS: [(&str, &str); 2] = [
     (
         "make",
@@ -834,7 +836,7 @@ const STAND_INS: [(&str, &str); 2] = [
     ),
 ];
 
-/// Runs a recipe of docs/run.md, the `number`th.
+/// Runs the `number`th recipe of docs/run.md.
 fn recipe(number: usize, dir: &Path, tree: &Path) -> (Option<i32>, String, String) {
     let page = include_str!("../../docs/run.md");
     let recipes = page.split_once("\n## Recipes\n").unwrap().1;
@@ -842,7 +844,7 @@ fn recipe(number: usize, dir: &Path, tree: &Path) -> (Option<i32>, String, Strin
     run_script(script.split("```").next().unwrap(), dir, tree)
 }
 
-/// Runs a script where the programs stand in; its status and outputs.
+/// Runs a script with these replacements in PATH. Returns its status and outputs.
 fn run_script(script: &str, dir: &Path, tree: &Path) -> (Option<i32>, String, String) {
     let bin = dir.join("bin");
     fs::create_dir_all(&bin).unwrap();
@@ -871,7 +873,7 @@ fn run_script(script: &str, dir: &Path, tree: &Path) -> (Option<i32>, String, St
     )
 }
 
-/// A place that is there in the machine, too, with a kernel as its build and a package leave it.
+/// A directory outside of /tmp, so that the machine sees it, with a kernel as a build and as a package leave it.
 fn workplace() -> TempDir {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let (package, work) = (dir.path().join("package"), dir.path().join("work"));
@@ -885,7 +887,7 @@ fn workplace() -> TempDir {
 }
 
 #[test]
-fn the_recipes_for_a_kernel_that_was_built_run_as_they_are_written() {
+fn the_recipes_for_a_built_kernel_run_unchanged() {
     let dir = workplace();
     let version = fs::read_dir(dir.path().join("package/lib/modules")).unwrap();
     let version = version
@@ -903,10 +905,10 @@ fn the_recipes_for_a_kernel_that_was_built_run_as_they_are_written() {
 }
 
 #[test]
-fn the_workflow_for_github_runs_its_command_as_it_is_written() {
+fn the_github_workflow_runs_its_command_unchanged() {
     let dir = workplace();
     let workflow = include_str!("../../examples/ci/github-actions.yml");
-    // Folded by YAML: each line end is a space.
+    // The YAML value is folded: each line end is a space.
     let step = workflow.split_once("run: >\n").unwrap().1;
     let lines = step
         .lines()
@@ -930,7 +932,7 @@ fn the_workflow_for_github_runs_its_command_as_it_is_written() {
 }
 
 #[test]
-fn the_recipe_for_a_debian_tree_runs_as_it_is_written() {
+fn the_recipe_for_a_debian_tree_runs_unchanged() {
     let dir = workplace();
     let tree = Tree::new(Arch::X86_64);
     package(Arch::X86_64, &tree.path(""));
@@ -950,7 +952,7 @@ fn the_recipe_for_a_debian_tree_runs_as_it_is_written() {
 }
 
 #[test]
-fn the_recipe_for_a_crates_tests_runs_as_it_is_written() {
+fn the_recipe_for_a_crates_tests_runs_unchanged() {
     let dir = workplace();
     let work = dir.path().join("work");
     fs::create_dir(work.join("src")).unwrap();
@@ -974,7 +976,7 @@ fn the_recipe_for_a_crates_tests_runs_as_it_is_written() {
 }
 
 #[test]
-fn the_recipe_for_git_bisect_runs_as_it_is_written() {
+fn the_recipe_for_git_bisect_runs_unchanged() {
     let dir = workplace();
     let work = dir.path().join("work");
     let git = |words: &[&str]| {
@@ -1003,7 +1005,7 @@ fn the_recipe_for_git_bisect_runs_as_it_is_written() {
         out.contains("is the first bad commit") && out.contains("    4 bad"),
         "{out} {errors}"
     );
-    // One that does not start is skipped.
+    // `git bisect` skips a kernel that does not start.
     assert!(
         errors.contains("the firmware could not start the kernel"),
         "{out} {errors}"
@@ -1011,9 +1013,9 @@ fn the_recipe_for_git_bisect_runs_as_it_is_written() {
 }
 
 #[test]
-fn modules_are_unpacked_from_each_form_that_a_kernels_build_makes() {
+fn modules_in_every_compression_of_a_kernel_build_are_unpacked() {
     let dir = parts(Arch::X86_64).modules().unwrap();
-    // Debian 12's and 13's kernels have it as a module, with others that it needs.
+    // A module of Debian 12's and 13's kernels that needs other modules.
     let module = "vsock_loopback";
     let plain = Modules::read(&dir).unwrap().load(&[module]).unwrap();
     let names: Vec<_> = plain.iter().map(|(name, _)| name.as_str()).collect();
@@ -1030,7 +1032,8 @@ fn modules_are_unpacked_from_each_form_that_a_kernels_build_makes() {
         for (name, bytes) in &plain {
             let path = packed.path().join("kernel").join(format!("{name}.ko"));
             fs::write(&path, bytes).unwrap();
-            // As the kernel's scripts/Makefile.modinst has it for xz, which the kernel unpacks too.
+            // The kernel's scripts/Makefile.modinst calls xz with this check, because the kernel itself supports no
+            // other.
             let check: &[&str] = if program == "xz" {
                 &["--check=crc32"]
             } else {

@@ -1,4 +1,4 @@
-//! What is installed elsewhere: packages, and the steps of other people's CI in examples/ci.
+//! Tests of an installation: packages, and the CI steps of examples/ci.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -23,7 +23,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[cfg(all(feature = "embed-firmware", feature = "embed-init"))]
 #[test]
-fn the_version_names_what_the_program_carries() {
+fn the_version_lists_the_embedded_files() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bootshare-host"));
     let output = command.arg("--version").output().unwrap();
     let output = text(&output.stdout);
@@ -43,7 +43,7 @@ fn the_version_names_what_the_program_carries() {
 
 #[cfg(all(feature = "embed-firmware", feature = "embed-init"))]
 #[test]
-fn no_image_tells_where_it_was_built() {
+fn images_do_not_contain_the_build_directory() {
     let home = std::env::var("CARGO_HOME")
         .or_else(|_| std::env::var("HOME").map(|home| format!("{home}/.cargo")))
         .unwrap();
@@ -67,7 +67,7 @@ fn no_image_tells_where_it_was_built() {
     }
 }
 
-/// What the build script says in a package with these files.
+/// Runs the build script in a package with these files.
 fn build(files: &[(&str, &str)]) -> Output {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("build-script");
@@ -126,8 +126,8 @@ fn a_package_with_images_of_another_commit_is_refused() {
     }
 }
 
-/// A release, QEMU's programs, and where the steps of a job put things: a program that tells its
-/// arguments stands for the host tool.
+/// A directory with a release, the programs of QEMU, and the directories of a CI job. A program that prints its
+/// arguments replaces the host tool.
 struct Job {
     dir: TempDir,
     digest: String,
@@ -158,7 +158,7 @@ impl Job {
         self.dir.path().join("bootshare/bootshare-host")
     }
 
-    /// Runs a step as a runner of GitHub's does.
+    /// Runs a step like a runner of GitHub.
     fn step(&self, script: &str, variables: &[(&str, &str)]) -> Output {
         let dir = self.dir.path();
         let path = std::env::var("PATH").unwrap();
@@ -196,7 +196,7 @@ fn steps() -> Vec<String> {
 }
 
 #[test]
-fn the_action_installs_what_has_the_digest_and_runs_it() {
+fn the_action_installs_a_release_with_the_right_digest_and_runs_it() {
     let steps = steps();
     let [install, run] = &steps[..] else {
         panic!("action.yml has {} scripts", steps.len());
@@ -225,7 +225,7 @@ fn the_action_installs_what_has_the_digest_and_runs_it() {
     let ran = job.step(run, &[("COMMANDS", "bootshare-host boot 'a dir'")]);
     assert!(ran.status.success(), "{}", text(&ran.stderr));
     assert_eq!(console(), "told: boot a dir\n");
-    // The console is there when it fails, and the step fails.
+    // After a failure the console's file exists, and the step fails.
     let failed = job.step(run, &[("COMMANDS", "bootshare-host fail; echo not this")]);
     assert!(!failed.status.success());
     assert_eq!(console(), "told: fail\n");
@@ -249,7 +249,7 @@ fn the_jobs_of_gitlab_run_the_same_scripts() {
         ("BOOTSHARE_FROM", job.dir.path().to_str().unwrap()),
         ("BOOTSHARE_RUN", "bootshare-host fail"),
     ];
-    // Where the image has what the first line installs; a job may write to /usr/local/bin.
+    // The first line installs what the image already has. A job may write to /usr/local/bin.
     let before = commands("before_script");
     let (_, install) = before.split_once('\n').unwrap();
     let install = format!("{install} \"$RUNNER_TEMP/bootshare\"");

@@ -1,5 +1,5 @@
-//! What `host/setup.sh` says on machines that it cannot, or may not, install on: each has the
-//! programs that a test gives it, and no other but those that the script itself runs.
+//! Tests of the messages of `host/setup.sh` on machines where it cannot install anything, or may not. Such a
+//! machine has only the programs that the test provides and those that the script itself runs.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -8,7 +8,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// What the script runs to find out what is missing.
+/// The programs that the script runs to find out what is missing.
 const TOOLS: [&str; 10] = [
     "cut", "dirname", "grep", "id", "printf", "sed", "sh", "sort", "tr", "uname",
 ];
@@ -18,7 +18,7 @@ struct Host {
 }
 
 impl Host {
-    /// A machine with `stubs`: programs by their names, and what each does.
+    /// A machine with `stubs`: the names of programs, and a script for each.
     fn new(stubs: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let bin = dir.path().join("bin");
@@ -32,7 +32,7 @@ impl Host {
         for name in TOOLS {
             let real = ["/usr/bin", "/bin"].map(|dir| Path::new(dir).join(name));
             let real = real.iter().find(|path| path.exists()).unwrap();
-            // A stub may have taken its place.
+            // A stub of the same name is kept.
             if !bin.join(name).exists() {
                 symlink(real, bin.join(name)).unwrap();
             }
@@ -40,7 +40,7 @@ impl Host {
         Self { dir }
     }
 
-    /// Asserts that the set-up for `purpose` fails with one line that has all of `parts`.
+    /// Asserts that the set-up for `purpose` fails with one line that contains all of `parts`.
     fn refuses(&self, purpose: &str, parts: &[&str]) {
         let output = Command::new("/bin/sh")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("setup.sh"))
@@ -64,7 +64,7 @@ const CC: (&str, &str) = ("cc", "");
 const CARGO: (&str, &str) = ("cargo", "");
 
 #[test]
-fn without_apt_it_names_the_packages_as_the_distribution_does() {
+fn without_apt_it_names_the_distributions_own_packages() {
     for (manager, line, libraries) in [
         (
             "dnf",
@@ -83,7 +83,7 @@ fn without_apt_it_names_the_packages_as_the_distribution_does() {
             ["libcap-ng-devel", "libseccomp-devel"],
         ),
     ] {
-        // Where these tests run as all others do, their headers are there.
+        // On the test machine itself the headers may be installed; then the libraries are not listed.
         let headers = ["/usr/include/cap-ng.h", "/usr/include/seccomp.h"];
         let libraries = headers.into_iter().zip(libraries);
         let missing = libraries.filter(|(header, _)| !Path::new(header).exists());
@@ -96,17 +96,17 @@ fn without_apt_it_names_the_packages_as_the_distribution_does() {
 }
 
 #[test]
-fn without_root_and_sudo_it_says_what_to_run_as_root() {
+fn without_root_and_sudo_it_prints_what_to_run_as_root() {
     let apt = ("apt-get", "exit 9");
     let line = "as root run: apt-get update && apt-get install --no-install-recommends gcc";
     Host::new(&[USER, apt]).refuses("build", &["there is no sudo; ", line]);
-    // Nobody is there to type a password.
+    // Nobody can type a password.
     let sudo = ("sudo", "[ \"$1\" = -n ] && exit 1; exit 9");
     Host::new(&[USER, apt, sudo]).refuses("build", &["could not install them", line]);
 }
 
 #[test]
-fn an_old_rust_is_named_with_what_is_needed() {
+fn an_old_rust_is_reported_with_the_needed_version() {
     let oldest = env!("CARGO_PKG_RUST_VERSION");
     let rustc = ("rustc", "echo 'rustc 1.63.0 (4b91a6ea7 2022-08-08)'");
     let apt = ("apt-get", "exit 9");
@@ -118,7 +118,7 @@ fn an_old_rust_is_named_with_what_is_needed() {
             "(apt-get install --no-install-recommends rust",
         ],
     );
-    // One that is recent enough lacks the rest.
+    // A recent one; the other programs are missing.
     let version =
         format!("case $1 in --version) echo 'rustc {oldest}.0' ;; *) echo /nowhere ;; esac");
     let host = Host::new(&[CC, ("rustc", &version), ("dnf", "exit 9")]);
@@ -126,7 +126,7 @@ fn an_old_rust_is_named_with_what_is_needed() {
 }
 
 #[test]
-fn a_rustup_that_is_not_ready_is_named() {
+fn a_rustup_without_the_toolchain_is_reported() {
     let host = Host::new(&[CC, ("../.cargo/bin/rustup", "")]);
     let home = host.dir.path().display();
     host.refuses(

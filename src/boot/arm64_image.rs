@@ -252,7 +252,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_image_of_today_is_read() {
+    fn a_current_image_is_parsed() {
         let image = Arm64Image::parse(&head(), 0x3_0000).unwrap();
         assert_eq!(
             image,
@@ -277,7 +277,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_file_larger_than_its_image_size_gets_room() {
+    fn a_file_larger_than_its_image_size_gets_enough_memory() {
         let image = Arm64Image::parse(&head(), 0x9_0000).unwrap();
         assert_eq!(image.memory_request().size, 0x9_0000);
     }
@@ -311,7 +311,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_cannot_be_started_is_refused_with_the_reason() {
+    fn images_that_cannot_be_started_are_refused_with_the_reason() {
         use Arm64ImageError::{BigEndian, Field, NoImageSize, NotImage};
         assert_eq!(changed(16, 0), Err(NoImageSize));
         assert_eq!(changed(24, 0xb), Err(BigEndian));
@@ -336,7 +336,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_packed_image_asks_for_what_its_header_says() {
+    fn a_compressed_image_requests_the_memory_in_its_header() {
         let image = Arm64Image::parse_packed(&head()[..HEAD_BYTES]).unwrap();
         assert_eq!(image.memory_request().size, 0x5_0000);
         assert!(Arm64Image::check_size(&head(), 0x3_0000).is_ok());

@@ -511,7 +511,7 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
     }
 
     #[test]
-    fn a_pattern_is_for_the_id_or_the_files_name() {
+    fn a_pattern_matches_the_id_or_the_file_name() {
         let name = FileName::parse(b"Arch-LTS+2-1.conf").unwrap();
         let fit = |pattern: &str| Fit::of(pattern.as_bytes(), name.id, name.name);
         for pattern in [

@@ -392,7 +392,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_image_of_today_is_read() {
+    fn a_current_image_is_parsed() {
         let image = BzImage::parse(&head()[..HEAD_BYTES], FILE_SIZE).unwrap();
         assert_eq!(
             image,
@@ -444,7 +444,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_cannot_be_started_is_refused_with_the_reason() {
+    fn images_that_cannot_be_started_are_refused_with_the_reason() {
         use BzImageError::{Field, Not64Bit, NotBzImage, TooOld};
         assert_eq!(changed(|h| h.boot_flag = 0.into()), Err(NotBzImage));
         assert_eq!(changed(|h| h.header = *b"HdrX"), Err(NotBzImage));
@@ -480,7 +480,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_relocatable_kernel_wants_its_address_or_one_above() {
+    fn a_relocatable_kernel_is_placed_at_its_address_or_above() {
         let request = changed(|_| ()).unwrap().memory_request();
         assert_eq!(request.size, 0x300_0000);
         assert_eq!(request.align, 0x20_0000);
@@ -490,7 +490,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_kernel_that_knows_32_bits_of_address_stays_below_4_gib() {
+    fn a_kernel_with_32_bit_addresses_stays_below_4_gib() {
         let image = changed(|h| h.xloadflags = 1.into()).unwrap();
         assert_eq!(image.memory_request().max, FOUR_GIB);
         assert_eq!(image.initrd_limit(), 0x8000_0000);

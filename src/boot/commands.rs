@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn any_line_comes_to_an_end() {
+    fn any_line_is_parsed_to_its_end() {
         for seed in seeds(20_000) {
             let random = &mut Random::new(seed);
             let line: StdVec<u8> = (0..random.below(80))

@@ -525,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_comment_are_no_command_line() {
+    fn comment_lines_are_not_part_of_the_command_line() {
         for (text, expected) in [
             (
                 "# old: root=/dev/sda1\nroot=/dev/vda a=#b\n  # panic=-1",
@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_look_is_asked_for_only_when_it_may_help() {
+    fn the_directory_is_listed_again_only_if_that_may_find_an_initrd() {
         let look = |names: &[&[u8]]| {
             let mut choice = Conventional::default();
             for name in names {

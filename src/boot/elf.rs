@@ -431,7 +431,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_cannot_be_started_is_refused_with_the_reason() {
+    fn images_that_cannot_be_started_are_refused_with_the_reason() {
         let error = |at, bytes: &[u8]| changed(at, bytes).unwrap_err().to_string();
         for (at, bytes, part) in [
             (0, &b"\x7fELG"[..], "not a little-endian ELF file"),

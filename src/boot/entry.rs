@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_has_what_its_file_says() {
+    fn an_entry_has_the_values_of_its_file() {
         let entry = bls("linux k\ninitrd a\ninitrd b\noptions c", X86_64).unwrap();
         assert_eq!(entry.kernel, b"k");
         assert_eq!(entry.initrds, [b"a", b"b"]);
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_started_is_refused_or_hidden() {
+    fn entries_that_cannot_be_started_are_refused_or_hidden() {
         let hidden = |text, machine| {
             let error = bls(text, machine).unwrap_err();
             std::format!("{} {error}", error.is_hidden())
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_looked_for_where_a_system_may_have_its_file() {
+    fn a_path_is_tried_in_all_possible_places() {
         let cases: [(Base<'_>, &str, &[&str]); 13] = [
             (Base::Exact("/boot"), "k", &["/boot/k"]),
             (Base::Exact("/boot"), "/k", &["//k"]),

@@ -581,7 +581,7 @@ label l0r
     }
 
     #[test]
-    fn a_default_that_is_not_there_is_no_default() {
+    fn a_default_without_an_entry_is_ignored() {
         let default = |text: &'static [u8]| Config::parse(text).default_label();
         let none = &b""[..];
         assert_eq!(default(b"label a\nlabel b\ndefault b\n"), Some((1, none)));

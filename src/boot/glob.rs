@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_of_either_case_may_be_the_same() {
+    fn the_case_of_letters_can_be_ignored() {
         for (pattern, name) in [
             ("arch-lts", "Arch-LTS"),
             ("A*[x-z]\\Q?", "aBYq1"),

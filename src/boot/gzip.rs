@@ -339,7 +339,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_follows_the_member_does_not_matter() {
+    fn data_after_the_member_is_ignored() {
         let mut packed = pack(b"text");
         packed.extend([0xff; 100]);
         for piece in [1, 1000] {
@@ -348,7 +348,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn more_than_there_is_room_for_is_refused_and_the_start_is_there() {
+    fn content_larger_than_the_output_is_refused_and_its_start_is_written() {
         let bytes = sample(5_000);
         let packed = pack(&bytes);
         let mut out = vec![0; 4_000];
@@ -372,7 +372,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_cause() {
         let bytes = sample(1_000);
         let packed = pack(&bytes);
         let text = |packed: &[u8]| unpack(packed, 300, 1_000).unwrap_err().to_string();
@@ -405,7 +405,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_damaged_member_gives_an_error_or_what_was_packed() {
+    fn a_damaged_member_gives_an_error_or_the_original_content() {
         let bytes = sample(1_000);
         let packed = pack(&bytes);
         for seed in seeds(5_000) {

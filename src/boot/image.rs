@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_known_by_its_content_and_named() {
+    fn a_format_is_detected_by_the_content_and_named() {
         let payload = Range::with_size(4096, 100);
         for (head, kind, name) in [
             (vec![], Kind::Empty, "empty"),
@@ -635,7 +635,7 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_are_some_kind() {
+    fn any_bytes_are_classified_without_a_panic() {
         for seed in seeds(20_000) {
             let random = &mut Random::new(seed);
             let mut head = match random.below(4) {

@@ -190,7 +190,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn headers_beyond_the_given_bytes_are_missing_and_nothing_else() {
+    fn only_headers_beyond_the_given_bytes_count_as_missing() {
         let mut head = [0; 512];
         put_pe(
             &mut head,

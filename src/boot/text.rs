@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_digits_alone() {
+    fn numbers_consist_of_digits_only() {
         assert_eq!(number(b"012"), Some(12));
         assert_eq!(number(b"99999999999"), Some(u32::MAX));
         for text in [&b""[..], b"-1", b"+1", b"1 ", b"x"] {

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_refused() {
+    fn damaged_data_is_refused() {
         let refused = |image: &[u8]| initrd(image).unwrap_err().to_string();
         let mut other = image();
         other[30] = 2;
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_are_no_panic() {
+    fn any_bytes_do_not_panic() {
         for seed in seeds(2000) {
             let mut image = image();
             Random::new(seed).damage(&mut image);

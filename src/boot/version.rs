@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn no_three_versions_are_in_a_circle() {
+    fn the_order_of_versions_is_transitive() {
         // A separator after a mark once made the first less than the last.
         for [a, b, c] in [
             ["~a", "~0a", "~ a"],

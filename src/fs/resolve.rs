@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_its_names_and_the_slashes_behind_them() {
+    fn a_path_is_split_into_names_with_trailing_slashes() {
         assert_eq!(components(b""), []);
         assert_eq!(components(b"///"), []);
         assert_eq!(components(b"a"), names(&[("a", false)]));
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_the_middle_keeps_the_rest_behind_it() {
+    fn a_link_in_the_middle_keeps_the_rest_of_the_path() {
         let mut pending = Pending::new(b"link/rest").unwrap();
         pending.next().unwrap();
         pending.prepend(b"../x").unwrap();

@@ -94,7 +94,7 @@ fn a_good_entry_is_read() {
 }
 
 #[test]
-fn node_zero_is_no_such_name_and_node_one_a_lie() {
+fn node_zero_means_not_found_and_node_one_is_refused() {
     let negative = fuse_entry_out::default();
     assert_eq!(
         decode_all(&lookup(), &reply(0, negative.as_bytes())),
@@ -222,7 +222,7 @@ fn versions_are_negotiated_down_and_old_ones_refused() {
 }
 
 #[test]
-fn link_targets_have_a_length_that_can_be() {
+fn link_targets_have_a_valid_length() {
     let link = ReadLink { node: NodeId::ROOT };
     assert_eq!(link.decode(&[], 4095), Ok(4095));
     assert_eq!(link.decode(&[], 0), Err(Violation::LinkTarget));
@@ -291,7 +291,7 @@ fn attr(change: impl Fn(&mut fuse_attr)) -> Result<Attr, Violation> {
 }
 
 #[test]
-fn each_type_of_file_is_told() {
+fn each_file_type_is_recognised() {
     for (mode, file_type) in [
         (0o010_000, FileType::Fifo),
         (0o020_000, FileType::CharDevice),
@@ -317,7 +317,7 @@ fn the_largest_file_has_2_63_minus_1_bytes() {
 }
 
 #[test]
-fn blocks_have_the_size_of_fragments_where_there_are_any() {
+fn blocks_have_the_fragment_size_if_there_is_one() {
     let block_size = |bsize, frsize| {
         let mut out = fuse_statfs_out::default();
         (out.st.bsize, out.st.frsize) = (bsize, frsize);

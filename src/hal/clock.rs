@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_to_a_clock_is_that_clock_and_a_rest_relaxes() {
+    fn a_reference_to_a_clock_is_a_clock_and_rest_defaults_to_relax() {
         let clock = Counting(Cell::new(0));
         let by_ref = &&clock;
         Clock::relax(by_ref);

@@ -172,7 +172,7 @@ mod tests {
     use std::format;
 
     #[test]
-    fn what_is_not_printable_ascii_is_escaped() {
+    fn bytes_that_are_not_printable_ascii_are_escaped() {
         assert_eq!(format!("{}", Text(b"a b~")), "a b~");
         assert_eq!(format!("{}", Text(b"\n\xff\x7f")), "\\x0a\\xff\\x7f");
     }

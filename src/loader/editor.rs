@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_left_out() {
+    fn characters_that_do_not_fit_are_dropped() {
         let mut line = Line::new();
         line.set(&[b'x'; MAX_LINE + 5]);
         assert_eq!((line.bytes.len(), line.cursor), (MAX_LINE, MAX_LINE));
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn any_keys_leave_a_line_with_a_cursor_in_it() {
+    fn any_keys_leave_the_cursor_inside_the_line() {
         use crate::boot::testing::{Random, seeds};
         const KEYS: [Key; 12] = [
             Key::Byte(b'a'),
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lines_before_come_back() {
+    fn earlier_lines_can_be_recalled() {
         let mut history = History {
             bytes: heapless::Vec::new(),
         };

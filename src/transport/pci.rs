@@ -656,7 +656,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_are_looked_for_where_there_can_be_some() {
+    fn functions_are_probed_only_where_they_can_exist() {
         let mut machine = Machine::default();
         for (device, function, what) in [
             (0, 0, Function::device()),
@@ -721,7 +721,7 @@ mod tests {
     }
 
     #[test]
-    fn bridges_that_lead_back_or_nowhere_are_passed_over() {
+    fn bridges_to_earlier_or_missing_buses_are_skipped() {
         for behind in [0, 1, 2] {
             let mut machine = Machine::default();
             let first = machine.add(Bus::Root(0), 1, 0, Function::bridge());
@@ -737,7 +737,7 @@ mod tests {
     }
 
     #[test]
-    fn other_root_buses_are_looked_for_where_a_second_host_bridge_says_so() {
+    fn other_root_buses_are_searched_if_there_is_a_second_host_bridge() {
         let mut machine = Machine::default();
         let host_bridge = machine.add(Bus::Root(0), 0, 0, Function::host_bridge());
         machine.add(Bus::Root(0x40), 3, 0, Function::device());
@@ -798,7 +798,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_without_a_usable_structure_is_told_by_its_first_fault() {
+    fn a_device_without_a_usable_structure_is_reported_with_its_first_fault() {
         let none = Function::device().with_bar(4, 0x4000, 0b1100);
         let fault = places(none.clone()).err();
         assert_eq!(
@@ -824,7 +824,7 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_that_run_in_a_circle_end() {
+    fn circular_capability_lists_end() {
         let mut device = device();
         let first = device.word(CAPABILITIES);
         device.words.insert(0x40, 0x09 | first << 8);
@@ -837,7 +837,7 @@ mod tests {
     }
 
     #[test]
-    fn bars_are_read_as_they_are_and_stay_so() {
+    fn reading_bars_does_not_change_them() {
         let device = Function::device()
             .with_bar(0, 0x1000, 0)
             .with_bar(1, 0x20, 1)

@@ -107,7 +107,8 @@ impl Codes {
 
     /// Decodes `data`, which is one stream or four (3.1.1.3.1.6), and fills `out`.
     pub fn decode(&self, data: &[u8], has_four: bool, out: &mut [u8]) -> Result<(), Error> {
-        const SHORT: Error = Error::Damaged("four streams of literals do not fit together");
+        const SHORT: Error =
+            Error::Damaged("the sizes of the four streams of literals are inconsistent");
         if !has_four {
             return self.stream(data, out);
         }

@@ -189,7 +189,7 @@ fn consecutive_frames_are_unpacked_up_to_other_data() {
 
 /// The output serves as the window, which needs no memory of its own.
 #[test]
-fn a_window_of_3_75_tib_needs_no_more_room_than_the_content() {
+fn a_window_of_3_75_tib_needs_no_more_memory_than_the_content() {
     let mut packed = frame(&[&block(0, 4, b"text")]);
     packed[5] = 0xff;
     assert_eq!(content(&packed, 4), b"text");
@@ -243,7 +243,7 @@ fn a_flipped_bit_is_refused_or_does_not_matter() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
+fn errors_name_the_cause() {
     let good = pack(b"text", 1, &[]);
     let mut checksum = good.clone();
     let end = checksum.len() - 4;

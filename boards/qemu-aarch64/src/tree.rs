@@ -649,7 +649,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_bridge_that_is_not_understood_is_an_error_and_none_is_not() {
+    fn an_unknown_host_bridge_is_an_error_and_a_missing_one_is_not() {
         let other_bus = pcie([0, 0x3f00_0000, 0, 0x100_0000], [1, 15], 0x1000_0000);
         assert!(with(&other_bus, |tree| tree.pci_host()).is_err());
         let translated = pcie([0, 0x3f00_0000, 0, 0x100_0000], [0, 15], 0);

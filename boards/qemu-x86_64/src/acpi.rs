@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_not_made_up() {
+    fn missing_values_are_not_invented() {
         let fields: [(u64, &[u8]); 1] = [(PM1A_CONTROL, &PORT)];
         assert_eq!(
             machine(false, 116, &fields, b"\x08_S4_\x12\x06\x04\0"),

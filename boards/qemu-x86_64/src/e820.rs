@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn upper_memory_is_nobodys() {
+    fn upper_memory_is_never_used() {
         let map = map();
         assert_eq!(
             of_kind(&map, MemoryKind::Usable),

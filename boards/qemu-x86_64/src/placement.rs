@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_over_memory_or_the_chipset_is_not() {
+    fn a_bar_over_memory_or_the_chipset_is_not_device_memory() {
         for address in [
             0,
             0xa_0000,

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_of_use_is_copied() {
+    fn all_fields_in_use_are_copied() {
         let info = with(
             b"bootshare.timeout=3 -- quiet\0",
             &[
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_but_a_start_info_is_missing() {
+    fn data_that_is_not_a_start_info_counts_as_missing() {
         assert_eq!(
             Memory(vec![0; 64]).start_info().unwrap_err(),
             Error::Missing(AT)
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn no_command_line_is_an_empty_one() {
+    fn a_missing_command_line_is_empty() {
         let mut header = header();
         let mut memory = Memory::new(&header);
         header.memory_map = memory.add(entry(0, 0x1000, 1).as_bytes());

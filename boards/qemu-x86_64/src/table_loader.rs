@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_placed_linked_and_mended() {
+    fn files_are_placed_linked_and_given_checksums() {
         let mut host = host(&[
             allocate(RSDP_NAME, 16),
             allocate(TABLES, 64),
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_reaches_nothing_but_its_files() {
+    fn a_script_writes_only_to_its_files() {
         let both = || [allocate(RSDP_NAME, 1), allocate(TABLES, 1)].to_vec();
         assert!(run(&both()).is_ok());
         for last in [
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_of_noise_ends() {
+    fn a_random_script_ends() {
         let mut state = 1u64;
         for _ in 0..2000 {
             let mut script = [allocate(RSDP_NAME, 1), allocate(TABLES, 1)].to_vec();

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_mapped_to_itself_up_to_the_end_that_is_told() {
+    fn memory_is_identity_mapped_up_to_the_given_end() {
         let mut memory = memory();
         let mut tables = Tables::new(&mut memory, SMALL_CPU);
         assert_eq!(tables.map_memory(), 4 << 30);
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_devices_are_mapped_as_there_may_be() {
+    fn the_largest_number_of_devices_can_be_mapped() {
         let mut memory = memory();
         let mut tables = Tables::new(&mut memory, SMALL_CPU);
         tables.map_memory();

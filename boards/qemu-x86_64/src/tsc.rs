@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn kvm_tells_the_frequency_as_two_factors() {
+    fn kvm_reports_the_frequency_as_two_factors() {
         // Linux uses these values for 2.1 GHz, 1 GHz and 500 MHz.
         for (multiplier, shift, hz) in [
             (4_090_445_043, -1, 2_100_000_000),
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pit_that_is_not_there_gives_none() {
+    fn without_a_pit_there_is_no_frequency() {
         let stuck = |at| sample(at, 2000, 0xffff);
         assert_eq!(frequency(stuck(0), stuck(50_000_000), PIT_HZ, 512), None);
         let wrapped = sample(50_000_000, 2000, 0xfff0);
@@ -181,13 +181,13 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_that_took_too_long_gives_none() {
+    fn a_sample_that_took_too_long_is_dropped() {
         let end = sample(21_000_000, 2_000_000, 0xfff0 - 11_932);
         assert_eq!(frequency(sample(0, 2000, 0xfff0), end, PIT_HZ, 512), None);
     }
 
     #[test]
-    fn what_is_known_roughly_becomes_exact_with_time() {
+    fn an_estimated_frequency_becomes_exact_with_time() {
         const HZ: u64 = 2_100_000_000;
         let at = |ticks: u64| {
             let pit = 0xfff0_u16.wrapping_sub(ticks as u16);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn frequencies_out_of_this_world_are_not_believed() {
+    fn implausible_frequencies_are_refused() {
         assert_eq!(plausible(0), None);
         assert_eq!(plausible(u64::MAX), None);
         assert_eq!(plausible(2_000_000_000), Some(2_000_000_000));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_become_time_for_years() {
+    fn counts_are_converted_without_overflow_for_years() {
         let scale = Scale::new(2_000_000_000);
         assert_eq!(scale.duration(0), Duration::ZERO);
         assert_eq!(scale.duration(3_000_000_000), Duration::from_millis(1500));

@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn under_emulation_time_goes_first() {
+    fn under_emulation_the_words_for_time_come_first() {
         let line = b"virtio_mmio.device=512@0xfeb00e00:12";
         assert_eq!(
             for_kernel(line, true, Some(2_100_000)),
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn other_words_stay_here() {
+    fn other_words_are_not_passed_on() {
         let line =
             b" bootshare.cmd=\"cat virtio_mmio.device=1 /x\" xvirtio_mmio.device=1 \xff\t-- quiet ";
         assert!(for_kernel(line, false, None).is_empty());

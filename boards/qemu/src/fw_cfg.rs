@@ -22,7 +22,7 @@ pub const COMMAND_LINE: &str = "opt/org.bootshare/cmdline";
 const SIGNATURE: [u32; 2] = [0x5145_4d55, 0x2043_4647];
 /// Selector of the directory.
 const DIRECTORY: u16 = 0x19;
-/// Selectors have 14 bits; a directory of more files is nonsense.
+/// Selectors have 14 bits, so a directory cannot have more files.
 const MAX_FILES: u32 = 1 << 14;
 /// The longest time for a transfer. QEMU finishes it before the CPU continues.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -264,7 +264,7 @@ mod tests {
         fn write(&mut self, [high, low]: [u32; 2]) {
             let address = (u64::from(high) << 32 | u64::from(low)) as usize;
             let access = ptr::with_exposed_provenance::<Access>(address);
-            // SAFETY: the client says that its request is there.
+            // SAFETY: the client passes the address of its request.
             let access = unsafe { &*access };
             let control = u32::from_be(access.control.load(Ordering::SeqCst));
             if control & SELECT != 0 {
@@ -281,7 +281,7 @@ mod tests {
             if control & READ != 0 {
                 let mut bytes = left[..left.len().min(length)].to_vec();
                 bytes.resize(length, 0);
-                // SAFETY: the client lends that much memory for the transfer.
+                // SAFETY: the client lends this memory for the transfer.
                 unsafe { memory.copy_from(bytes.as_ptr(), length) };
             }
             self.offset += length;
@@ -291,7 +291,7 @@ mod tests {
         }
     }
 
-    /// A second passes at each look.
+    /// A clock that advances by a second at each read.
     struct Seconds(Cell<u64>);
 
     impl Clock for Seconds {
@@ -306,7 +306,7 @@ mod tests {
     }
 
     fn open(device: Device) -> FwCfg<Device, Seconds> {
-        // SAFETY: `Device` keeps to the interface, in the memory of this program.
+        // SAFETY: `Device` follows the interface, in the memory of this process.
         unsafe { FwCfg::find(device, Seconds(Cell::new(0))) }.unwrap()
     }
 

@@ -1,5 +1,5 @@
-//! The least firmware that reads a file from its host: prints `/greeting.txt` of the first share of
-//! QEMU's aarch64 `virt`, and powers off.
+//! A minimal firmware that reads a file from its host: it prints `/greeting.txt` of the first share of QEMU's
+//! aarch64 `virt`, and powers off.
 
 #![no_std]
 #![no_main]
@@ -50,8 +50,8 @@ struct Console;
 impl Write for Console {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
         for byte in text.bytes() {
-            // SAFETY: the UART is there, mapped as device memory, and nothing else uses it. QEMU's
-            // takes bytes as fast as they come.
+            // SAFETY: the UART exists, is mapped as device memory, and nothing else uses it. QEMU's UART accepts
+            // bytes at any speed.
             unsafe { UART.write_volatile(byte) };
         }
         Ok(())
@@ -61,7 +61,7 @@ impl Write for Console {
 fn print_greeting() -> Result<(), Error> {
     for slot in 0..SLOTS {
         let base = NonNull::new((FIRST_SLOT + slot * SLOT_SIZE) as *mut u8).expect("not 0");
-        // SAFETY: the slot is mapped as device memory, and each is probed once.
+        // SAFETY: the slot is mapped as device memory, and each slot is probed once.
         let Some(Ok(transport)) = (unsafe { mmio::probe(base, SLOT_SIZE) }) else {
             continue;
         };
@@ -78,7 +78,7 @@ fn print_greeting() -> Result<(), Error> {
 entry!(main, 64); // Pages of stack: enough for a debug build.
 fn main(_: u64, _: u64, _: u64, _: u64) -> ! {
     match print_greeting() {
-        // It returns only if it fails.
+        // `system_off` returns only if it fails.
         Ok(()) => panic!("{:?}", system_off::<Hvc>()),
         Err(error) => panic!("{error}"),
     }
@@ -91,7 +91,7 @@ exception_handlers!(Exceptions);
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     _ = writeln!(Console, "{info}");
-    // To power off would look like a success.
+    // Powering off would look like a success.
     loop {
         core::hint::spin_loop();
     }

@@ -1,5 +1,5 @@
-//! The least firmware that reads a file from its host: prints `/greeting.txt` of the first share of
-//! QEMU's `microvm`, and ends QEMU.
+//! A minimal firmware that reads a file from its host: it prints `/greeting.txt` of the first share of QEMU's
+//! `microvm`, and ends QEMU.
 
 #![no_std]
 #![no_main]
@@ -19,7 +19,7 @@ const FIRST_SLOT: usize = 0xfeb0_0000;
 const SLOT_SIZE: usize = 0x200;
 const SLOTS: usize = 24;
 
-// From PVH's 32-bit entry to 64-bit Rust: clear .bss, map 4 GiB to themselves, turn paging on.
+// From PVH's 32-bit entry to 64-bit Rust: clear .bss, map the first 4 GiB, turn paging on.
 global_asm!(
     r#"
     .section .note.Xen, "a", @note
@@ -84,7 +84,7 @@ stack_end:
     main = sym main,
 );
 
-/// The time-stamp counter, taken for one of 4 GHz: a deadline comes late rather than early.
+/// The time-stamp counter. It is assumed to run at 4 GHz, so a deadline is late rather than early.
 struct Tsc;
 
 impl Clock for Tsc {
@@ -94,13 +94,13 @@ impl Clock for Tsc {
     }
 }
 
-/// COM1, as QEMU leaves it.
+/// COM1, as QEMU has set it up.
 struct Console;
 
 impl Write for Console {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
         for byte in text.bytes() {
-            // SAFETY: the port is COM1's, and nothing else uses it.
+            // SAFETY: the port belongs to COM1, and nothing else uses it.
             unsafe { Port::new(0x3f8).write(byte) };
         }
         Ok(())
@@ -110,7 +110,7 @@ impl Write for Console {
 fn print_greeting() -> Result<(), Error> {
     for slot in 0..SLOTS {
         let base = NonNull::new((FIRST_SLOT + slot * SLOT_SIZE) as *mut u8).expect("not 0");
-        // SAFETY: the slot is mapped, and each is probed once.
+        // SAFETY: the slot is mapped, and each slot is probed once.
         let Some(Ok(transport)) = (unsafe { mmio::probe(base, SLOT_SIZE) }) else {
             continue;
         };
@@ -131,9 +131,9 @@ extern "sysv64" fn main() -> ! {
     }
 }
 
-/// Ends QEMU by its isa-debug-exit device, with the status `2 * code + 1`, or halts.
+/// Ends QEMU through its isa-debug-exit device, with the status `2 * code + 1`, or halts.
 fn exit(code: u32) -> ! {
-    // SAFETY: on a PC nothing else is at that port.
+    // SAFETY: on a PC no other device has this port.
     unsafe { Port::new(0xf4).write(code) };
     loop {
         hlt();

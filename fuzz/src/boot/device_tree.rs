@@ -1,4 +1,4 @@
-//! The device tree's editor, held against a reader of its own.
+//! The editor of device trees, compared with a separate reader.
 
 use crate::source::Source;
 use bootshare::boot::{
@@ -52,7 +52,7 @@ pub fn update_tree(mut source: Source<'_>) {
 
     expect_matching(blob, &Tree::read(blob).events);
 
-    // All that was there is there, and /chosen says what it is to say, once.
+    // Everything that was in the tree is still in it, and /chosen has each expected property once.
     let (old, new) = (Tree::read(blob), Tree::read(&out));
     assert_eq!(number(&out, 4), bytes);
     assert_eq!(new.reservations, old.reservations);
@@ -61,7 +61,7 @@ pub fn update_tree(mut source: Source<'_>) {
     expect_chosen(&mut expected, &chosen);
     assert_eq!(new.events, expected);
 
-    // It is a tree that can be updated in its turn, to the same.
+    // The result can be updated again, with the same result.
     let mut again = vec![0; bytes + 128];
     if let Ok(size) = update(&out, &chosen, &mut again) {
         assert_eq!(Tree::read(&again[..size]).events, expected);
@@ -70,7 +70,7 @@ pub fn update_tree(mut source: Source<'_>) {
     }
 }
 
-/// Whether the device tree in this part of a file is for that machine, by its head.
+/// Whether the head of the device tree in this part of a file matches the machine.
 pub fn is_tree_for(file: &[u8], tree: Range, machine: &[u8]) -> bool {
     let mut matching = Matching::new(machine, tree.size());
     let answer = (0..64).find_map(|_| {
@@ -82,7 +82,7 @@ pub fn is_tree_for(file: &[u8], tree: Range, machine: &[u8]) -> bool {
     answer.expect("it ends")
 }
 
-/// The head of a tree says the same as all of it.
+/// The head of a tree gives the same result as the whole tree.
 fn expect_matching(blob: &[u8], events: &[Event]) {
     let is_for = |machine| is_tree_for(blob, Range::with_size(0, blob.len() as u64), machine);
     let mut names = events.iter().skip(1).map_while(|event| match event {
@@ -93,7 +93,7 @@ fn expect_matching(blob: &[u8], events: &[Event]) {
     let first = compatible.and_then(|(_, value)| value.split_inclusive(|&byte| byte == 0).next());
     let first = first.and_then(|first| first.strip_suffix(b"\0"));
     match first {
-        // All of them are in the first piece, and so is the name.
+        // The first piece contains the whole list and the property's name.
         Some(first) if events[0] == Event::Begin(Vec::new()) && number(blob, 36) < 200 => {
             assert!(is_for(first));
         }
@@ -102,7 +102,7 @@ fn expect_matching(blob: &[u8], events: &[Event]) {
     }
 }
 
-/// A tree with the machine's memory and seeds is one that can be read, and has these.
+/// A tree with the memory and seeds of the running machine can be read, and has both.
 fn from_elsewhere(blob: &[u8], chosen: &Chosen<'_>) {
     let seeds = match Seeds::of(blob) {
         Ok(seeds) => seeds,
@@ -132,7 +132,7 @@ enum Event {
     Property(Vec<u8>, Vec<u8>),
 }
 
-/// A well-formed tree, read without the library.
+/// A well-formed tree, read without the library's code.
 struct Tree {
     reservations: Vec<u8>,
     events: Vec<Event>,
@@ -196,7 +196,7 @@ impl Tree {
     }
 }
 
-/// What `events` should become.
+/// Changes `events` to the expected result of the update.
 fn expect_chosen(events: &mut Vec<Event>, chosen: &Chosen<'_>) {
     const OURS: [&[u8]; 3] = [b"bootargs", b"linux,initrd-start", b"linux,initrd-end"];
     let mut ours = vec![Event::Property(

@@ -1,4 +1,4 @@
-//! Boot entries: their files, their names, their order and the patterns that choose among them.
+//! Boot entries: their files, names and order, and the patterns that select them.
 
 use super::text::{check_order, lies_in};
 use crate::source::Source;
@@ -14,17 +14,17 @@ use bootshare::boot::{
 
 const MACHINES: [Architecture; 2] = [Architecture::X86_64, Architecture::Aarch64];
 
-/// A value is part of one line of `text`, without white space around it.
+/// Asserts that a value is part of one line of `text`, without white space around it.
 fn check_value(value: &[u8], text: &[u8]) {
     if !value.is_empty() {
         assert!(lies_in(value, text));
         assert!(!value.contains(&b'\n'));
-        // White space in quotation marks stays.
+        // White space inside quotation marks is kept.
         assert!(value == value.trim_ascii() || text.contains(&b'"') || text.contains(&b'\''));
     }
 }
 
-/// The values of the lines that start with `key`, found the simplest way.
+/// The values of the lines that start with `key`, by a simple search.
 fn values<'a>(text: &'a [u8], key: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
     text.split(|&byte| byte == b'\n').filter_map(move |line| {
         let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
@@ -34,7 +34,7 @@ fn values<'a>(text: &'a [u8], key: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
     })
 }
 
-/// Without the quotation marks around the whole of it.
+/// The value without quotation marks around the whole of it.
 fn unquoted(value: &[u8]) -> &[u8] {
     match value {
         [b'"' | b'\'', inside @ .., _] if value.ends_with(&value[..1]) => {
@@ -193,7 +193,7 @@ pub fn order(mut source: Source<'_>) {
 }
 
 pub fn pattern(mut source: Source<'_>) {
-    // Below the longest set, which is as far as the definition goes.
+    // Shorter than the longest set, to which the definition below is limited.
     let name = source.bytes(usize::from(source.clone().u8() % 60));
     let pattern = source.rest();
     let pattern = &pattern[..pattern.len().min(60)];
@@ -201,7 +201,7 @@ pub fn pattern(mut source: Source<'_>) {
     assert_eq!(glob::matches(pattern, name), expected);
 }
 
-/// fnmatch(3), by its definition: whether each end of the pattern fits each end of the name.
+/// fnmatch(3) by its definition: whether each suffix of the pattern matches each suffix of the name.
 fn fits(pattern: &[u8], name: &[u8]) -> bool {
     let mut known = vec![vec![false; name.len() + 1]; pattern.len() + 1];
     known[pattern.len()][name.len()] = true;

@@ -1,4 +1,4 @@
-//! Kernel images and what is made of their headers.
+//! Kernel images and the data made from their headers.
 
 use super::{device_tree::is_tree_for, memory::regions};
 use crate::source::Source;
@@ -18,7 +18,7 @@ use bootshare::boot::{
     zero_page::{self, Parameters, ZERO_PAGE_BYTES, ZeroPageError},
 };
 
-/// A file's size: often that of its first bytes, since images know how long they are.
+/// A file's size, often the size of its first bytes, because headers contain sizes.
 fn file_size(source: &mut Source<'_>) -> u64 {
     source.edge()
 }
@@ -84,7 +84,7 @@ fn fill_zero_page(head: &[u8], image: &BzImage, parameters: &Parameters<'_>) {
             assert_eq!(pair(&page, 0x21c, 0xc4), initrd.size());
             assert_eq!(pair(&page, 0x228, 0xc8), command_line);
             assert_eq!(u64_at(&page, 0x70), acpi_rsdp);
-            // Without this the kernel takes fields for leftovers and clears them.
+            // Otherwise the kernel takes fields for leftovers of an old boot loader and clears them.
             assert_eq!(page[0x1ef], 0, "sentinel");
             assert_eq!(page[0x210], 0xff, "type_of_loader");
             assert_eq!(usize::from(page[0x1e8]), filled.clone().count());
@@ -151,7 +151,7 @@ pub fn kind(mut source: Source<'_>) {
         match kind.check(machine) {
             Ok(()) => {
                 machines += 1;
-                // Of a file that is packed it is known when it is unpacked.
+                // For a compressed file, this is known only after it was unpacked.
                 let packed = matches!(
                     kind,
                     Kind::Compressed(Compression::Gzip | Compression::Zstd)
@@ -242,14 +242,14 @@ pub fn uki(mut source: Source<'_>) {
     let profile = Profile::parse(1, head);
     let path: [&[u8]; 2] = [b"/EFI/Linux/", b"a.efi"];
     if let Some(size) = release.write_entry(b"x64", profile, &path, &mut text) {
-        // What a line of the section says stays on a line of the entry.
+        // A line of the section becomes at most one line of the entry.
         let entry = bls::Entry::parse(&text[..size]);
         assert_eq!(entry.uki, b"/EFI/Linux/a.efi");
         assert_eq!(entry.architecture, b"x64");
         assert!(entry.title.starts_with(release.title));
         assert_eq!(entry.profile, b"1");
     }
-    // In a file, or in an image that starts somewhere in one.
+    // In a file, or in an image that starts at an offset in a file.
     let start = if file_size.is_multiple_of(2) {
         0x1_0000_0001
     } else {
@@ -290,7 +290,7 @@ pub fn uki(mut source: Source<'_>) {
     }
 }
 
-/// The sections of an image, whose table goes on as its head does.
+/// Scans the sections of an image whose section table may be longer than its head.
 fn sections(head: &[u8], image: Range) -> Result<Scan, UkiError> {
     let is_ours = &mut |tree: Range| {
         let tree = Range::with_size(tree.start - image.start, tree.size());
@@ -306,7 +306,7 @@ fn sections(head: &[u8], image: Range) -> Result<Scan, UkiError> {
     Ok(scan)
 }
 
-/// A member in pieces comes to the same as the whole, whatever it is.
+/// A gzip member in pieces gives the same result as in one piece.
 pub fn gzip(mut source: Source<'_>) {
     let room = usize::from(source.u16());
     let piece = usize::from(source.u8());
@@ -365,7 +365,7 @@ pub fn start_info(mut source: Source<'_>) {
     _ = info.write(address, &mut out);
 }
 
-/// The place that a machine with this memory has for it.
+/// The place that the planner chooses in this memory map.
 fn place(map: &[bootshare::boot::memory::MemoryRegion], request: &Request) -> Option<Range> {
     let mut planner = Planner::new(map, u64::MAX, &[]);
     let free = planner.free().to_vec();
@@ -377,7 +377,7 @@ fn place(map: &[bootshare::boot::memory::MemoryRegion], request: &Request) -> Op
     Some(place)
 }
 
-/// A number in two halves of the zero page.
+/// A 64-bit number in two halves of the zero page.
 fn pair(page: &[u8], low: usize, high: usize) -> u64 {
     u64::from(u32_at(page, high)) << 32 | u64::from(u32_at(page, low))
 }

@@ -1,4 +1,4 @@
-//! The planner, held against the map itself.
+//! The planner, compared with the memory map.
 
 use crate::source::Source;
 use bootshare::boot::memory::{
@@ -14,12 +14,12 @@ const KINDS: [MemoryKind; 6] = [
     MemoryKind::Persistent,
 ];
 
-/// A memory map, of nonsense or much like a real one.
+/// A memory map, either arbitrary or similar to a real one.
 pub fn regions(source: &mut Source<'_>) -> Vec<MemoryRegion> {
     let count = source.below(160);
     let regions = (0..count).map_while(|_| {
         (!source.is_empty()).then(|| {
-            // Most are usable.
+            // Most regions are usable.
             let kind = KINDS[source.below(12).saturating_sub(6)];
             let range = range(source);
             MemoryRegion { range, kind }
@@ -28,7 +28,7 @@ pub fn regions(source: &mut Source<'_>) -> Vec<MemoryRegion> {
     regions.collect()
 }
 
-/// Any two addresses, or some pages.
+/// A range of arbitrary addresses, or of a few pages.
 fn range(source: &mut Source<'_>) -> Range {
     if source.below(8) == 0 {
         return Range {
@@ -108,7 +108,7 @@ fn check_free(planner: &Planner) {
     assert_eq!(planner.largest_free(), largest.unwrap_or(0));
 }
 
-/// Every byte of `place` is usable RAM that nobody else has.
+/// Asserts that every byte of `place` is usable RAM and free.
 fn check_place(
     request: &Request,
     place: &Range,
@@ -149,7 +149,7 @@ fn check_preferred(request: &Request, place: &Range, free: &[Range]) {
     }
 }
 
-/// There is indeed no place.
+/// Asserts that there is no suitable place.
 fn check_refusal(request: &Request, error: &PlacementError, free: &[Range]) {
     assert!(!error.to_string().is_empty());
     let PlacementError::NoRoom { largest, .. } = *error else {

@@ -1,4 +1,4 @@
-//! The parsers and planners of the boot floor.
+//! The parsers and planners of the module `boot`.
 
 mod device_tree;
 mod entries;
@@ -8,7 +8,7 @@ mod text;
 
 use crate::source::Source;
 
-/// One parser or planner, as the first byte says.
+/// Runs one parser or planner, selected by the first byte.
 pub fn boot(input: &[u8]) {
     let mut source = Source::new(input);
     match source.below(20) {

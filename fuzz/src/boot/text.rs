@@ -11,7 +11,7 @@ use bootshare::boot::{
 };
 use std::cmp::Ordering;
 
-/// Whether `part` lies in `whole`, by its address.
+/// Whether `part` is inside `whole`, by its address.
 pub fn lies_in(part: &[u8], whole: &[u8]) -> bool {
     let (part, whole) = (part.as_ptr_range(), whole.as_ptr_range());
     whole.start <= part.start && part.end <= whole.end
@@ -79,7 +79,7 @@ pub fn commands(mut source: Source<'_>) {
     }
 }
 
-/// Words of any bytes come through when they are quoted.
+/// Quoted words of any bytes are parsed back unchanged.
 fn quoted_command(mut source: Source<'_>) {
     let (mut expected, mut line) = (Vec::new(), Vec::new());
     while !source.is_empty() && expected.len() < MAX_WORDS {
@@ -94,7 +94,7 @@ fn quoted_command(mut source: Source<'_>) {
                 line.push(b'"');
             }
             1 => {
-                // A single quote ends the quotes, stands escaped, and opens them again.
+                // A single quote ends the quoted part, is written escaped, and a new quoted part starts.
                 line.push(b'\'');
                 for &byte in word {
                     match byte {
@@ -120,7 +120,7 @@ fn quoted_command(mut source: Source<'_>) {
     }
     let mut buffer = vec![0; line.len()];
     match Commands::new(&line).next(&mut buffer) {
-        Some(words) => assert_eq!(*words.expect("they are well quoted"), *expected),
+        Some(words) => assert_eq!(*words.expect("the quotes are balanced"), *expected),
         None => assert!(expected.is_empty()),
     }
 }
@@ -129,7 +129,7 @@ pub fn command_line(mut source: Source<'_>) {
     let room = usize::from(source.u16()) % 2048;
     let limit = usize::from(source.u16()) % 2048;
     let board: Vec<&[u8]> = (0..source.below(4)).map(|_| source.short_bytes()).collect();
-    // What a board finds on its own command line are words of text.
+    // The words of a board's own command line are text.
     let board: Vec<&[u8]> = board
         .into_iter()
         .filter(|word| !word.contains(&0))
@@ -142,7 +142,7 @@ pub fn command_line(mut source: Source<'_>) {
             let line = line.to_bytes();
             assert!(line.len() <= limit && line.len() < room);
             assert!(!line.contains(&b'\n') && !line.contains(&b'\t'));
-            // White space at the ends of each part goes, some of the kernel's own aside.
+            // White space at the ends of each part is removed, except some that the kernel removes itself.
             assert!(
                 !line.ends_with(b" ")
                     || text.contains(&0x0b)
@@ -156,7 +156,7 @@ pub fn command_line(mut source: Source<'_>) {
                     *byte
                 }
             };
-            // What is behind a `--` is moved to the end.
+            // Words after a `--` are moved to the end.
             if ![text, extra]
                 .iter()
                 .any(|part| words(part).any(|word| word == b"--"))
@@ -177,7 +177,7 @@ pub fn command_line(mut source: Source<'_>) {
             assert!(!error.to_string().is_empty());
         }
         Err(error @ CommandLineError::TooLong { bytes, limit: most }) => {
-            // The NUL does not fit into an empty buffer.
+            // An empty buffer has no space for the NUL.
             assert!((bytes > most || room == 0) && most <= limit);
             assert!(!error.to_string().is_empty());
         }
@@ -208,7 +208,7 @@ pub fn words_of(mut source: Source<'_>) {
 }
 
 pub fn conventional(mut source: Source<'_>) {
-    // Names often share their beginnings and versions.
+    // Names that often have the same beginnings and versions.
     const STARTS: [&[u8]; 18] = [
         b"",
         b"vmlinuz-",
@@ -245,7 +245,7 @@ pub fn conventional(mut source: Source<'_>) {
     for name in [&kernel, &initrd, &cmdline].into_iter().flatten() {
         assert!(names.contains(name), "{name:?} is not there");
     }
-    // The order of the directory does not matter.
+    // The order of the directory entries does not matter.
     let other = chosen(names.iter().rev());
     assert_eq!(other.kernel(), kernel.as_deref());
     assert_eq!(other.initrd().as_deref(), initrd.as_deref());
@@ -268,7 +268,7 @@ pub fn versions(mut source: Source<'_>) {
     check_order([a, b, c], |x, y| compare(x, y));
 }
 
-/// `compare` puts these in an order that depends on nothing else.
+/// Asserts that `compare` is a total order on these three values.
 pub fn check_order<T>([a, b, c]: [T; 3], compare: impl Fn(&T, &T) -> Ordering) {
     for (x, y, z) in [
         (&a, &b, &c),

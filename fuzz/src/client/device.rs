@@ -1,9 +1,9 @@
-//! The device: what it is like, what it answers, and what it does to the rings.
+//! The device: its properties, its replies, and its changes to the rings.
 //!
-//! It runs inside of this process, so that it may not do all that a device can: what was lent to
-//! it and came back is freed memory, and to write there would end the fuzzer, not the client. So a
-//! device either lies about which chains are done, and then answers all it takes at once; or it
-//! answers late, and then names the right chains.
+//! It runs in this process, so it may not do everything that a real device can do. Memory that was lent to it and
+//! returned is freed, and a write there would crash the fuzzer, not show a fault of the client. Therefore a device
+//! has one of two modes: it lies about completed chains and answers everything at once, or it answers late and
+//! names the right chains.
 
 use crate::source::Source;
 use bootshare_test_device::{
@@ -15,10 +15,10 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-/// Size of the file `large` in bytes.
+/// The size of the file `large` in bytes.
 pub const LARGE: u64 = 20_000;
 
-/// What the device shares; see `program` for the paths in it.
+/// The shared tree; `program` has its paths.
 fn tree() -> &'static Tree {
     static TREE: OnceLock<Tree> = OnceLock::new();
     TREE.get_or_init(|| {
@@ -34,7 +34,7 @@ fn tree() -> &'static Tree {
             .file("dir/one", "1")
             .dir("dir/two")
             .link("dir/up", "../dir/one");
-        // More than one READDIR gives.
+        // More entries than fit in one READDIR reply.
         (0..40).fold(tree, |tree, n| {
             let name = [b'a' + n; 120];
             tree.file([b"many/", &name[..]].concat(), "")
@@ -42,11 +42,11 @@ fn tree() -> &'static Tree {
     })
 }
 
-/// What a device is like.
+/// The properties of a device.
 #[derive(Clone, Debug)]
 pub struct Plan {
     quirks: Quirks,
-    /// It answers late, rather than lie about its rings.
+    /// Whether it answers late, instead of lying about its rings.
     late: bool,
     odd: bool,
 }
@@ -54,7 +54,7 @@ pub struct Plan {
 impl Plan {
     pub fn read(source: &mut Source<'_>) -> Self {
         let mut quirks = Quirks {
-            // The longest program with the slowest answers comes to a quarter of this.
+            // The longest program with the slowest replies takes a quarter of this.
             patience: 1 << 22,
             ..Quirks::default()
         };
@@ -71,7 +71,7 @@ impl Plan {
             quirks.polls = way >> 3 & 1 != 0;
             quirks.reset = Reset::After(u32::from(way >> 4 & 7));
         } else {
-            // More request queues than are used, sometimes.
+            // Sometimes more request queues than the client uses.
             let queues = 1 + u32::from(way >> 4 & 7);
             quirks.queues.resize(1 + queues as usize, 128);
             quirks.config = Quirks::config_of(b"test", queues);
@@ -112,7 +112,7 @@ impl Plan {
         Self { quirks, late, odd }
     }
 
-    /// The device, which does with each request what `script` says.
+    /// A device that treats each request according to `script`.
     pub fn device(&self, script: &[u8]) -> (Device, Arc<Hostile>) {
         let hostile = Arc::new(Hostile {
             script: Mutex::new((script.to_vec(), 0)),
@@ -128,14 +128,14 @@ impl Plan {
 /// A server that follows a script.
 #[derive(Debug)]
 pub struct Hostile {
-    /// The script, and how far it was followed.
+    /// The script, and the number of bytes that were used.
     script: Mutex<(Vec<u8>, usize)>,
     late: bool,
     honest: AtomicBool,
 }
 
 impl Hostile {
-    /// Whether the device has done nothing yet that an honest one would not do.
+    /// Whether the device has done only what a correct device would do.
     pub fn was_honest(&self) -> bool {
         self.honest.load(Ordering::Relaxed)
     }
@@ -147,7 +147,7 @@ impl Backend for Hostile {
         let mut script = self.script.lock().expect("no panic on the way");
         let (bytes, at) = &mut *script;
         let mut source = Source::new(&bytes[*at..]);
-        // Most replies are good ones, and several lies may be in one.
+        // Most replies are good; some have several lies.
         for _ in 0..3 {
             let directive = source.u8();
             if directive & 0x7f != 0 {
@@ -163,7 +163,7 @@ impl Backend for Hostile {
     }
 }
 
-/// One lie.
+/// Applies one lie to a reply.
 fn spoil(
     source: &mut Source<'_>,
     lie: u8,
@@ -220,7 +220,7 @@ fn header(reply: Reply, at: usize, bytes: &[u8]) -> Reply {
     }
 }
 
-/// Another node or other attributes, where the reply has some.
+/// Changes the node or attributes of a reply that has them.
 fn attributes(source: &mut Source<'_>, request: &Request, mut reply: Reply) -> Reply {
     const MODES: [u32; 8] = [
         0o100_644, 0o040_755, 0o120_777, 0o010_644, 0o020_644, 0o060_644, 0o140_755, 0o170_000,

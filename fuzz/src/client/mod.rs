@@ -1,7 +1,7 @@
-//! The whole client against a device that lies.
+//! The whole client with a device that lies.
 //!
-//! An input is a program for the client, what the device is like, and what it does with each
-//! request; where the input ends, the device is honest.
+//! An input contains a program for the client, the properties of the device, and a script with its treatment of
+//! each request. After the end of the script, the device behaves correctly.
 
 mod device;
 mod program;
@@ -18,7 +18,7 @@ pub fn client(input: &[u8]) {
     let mut source = Source::new(input);
     let mut program = Source::new(source.short_bytes());
     let goodbye = !source.flag();
-    // Zeros stand for what is usual.
+    // 0 means the usual value.
     let or = |value: u8, usual: u32| match value {
         0 => usual,
         value => value.into(),

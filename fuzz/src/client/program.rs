@@ -1,4 +1,4 @@
-//! What the client is made to do, and what must hold of each answer.
+//! Runs operations of the client, and checks the required properties of each result.
 
 use super::device::LARGE;
 use crate::source::Source;
@@ -33,12 +33,12 @@ const PATHS: [&[u8]; 21] = [
     b"missing",
 ];
 
-/// A byte that the host does not send by itself.
+/// A byte that the host does not send.
 const UNTOUCHED: u8 = 0x5a;
 
 type TestFile<'s> = File<'s, TestTransport, VirtualClock, TestHal>;
 
-/// What stays open between steps.
+/// What is open between the steps of a program.
 pub struct Runner<'s> {
     share: &'s TestShare,
     honest: &'s dyn Fn() -> bool,
@@ -47,7 +47,7 @@ pub struct Runner<'s> {
     listing: Option<ReadDir<'s, TestTransport, VirtualClock, TestHal>>,
 }
 
-/// Errors that a few functions give, and no other.
+/// Errors that only a few functions return.
 const SPECIAL: [Error; 6] = [
     Error::BufferTooSmall,
     Error::UnexpectedEof,
@@ -57,7 +57,7 @@ const SPECIAL: [Error; 6] = [
     Error::NotAFile,
 ];
 
-/// An error is one that is documented: `only_here` are those of [`SPECIAL`] that fit.
+/// Asserts that an error is documented; `only_here` are those of [`SPECIAL`] that the function may return.
 pub fn check_error(error: &Error, only_here: &[Error]) {
     assert!(!error.to_string().is_empty());
     assert!(
@@ -145,7 +145,7 @@ impl<'s> Runner<'s> {
         }
     }
 
-    /// Checks what goes with any error.
+    /// Checks properties of a result that hold for all functions.
     fn checked<T>(
         &self,
         connected: bool,
@@ -190,7 +190,7 @@ impl<'s> Runner<'s> {
         }
     }
 
-    /// A read into the middle of a buffer, of which the rest stays as it is.
+    /// Reads into the middle of a buffer; the rest of it must not change.
     fn read(&mut self, program: &mut Source<'_>) {
         const MARGIN: usize = 64;
         let offset = offset(program);
@@ -202,7 +202,7 @@ impl<'s> Runner<'s> {
         let mut room = vec![UNTOUCHED; size + 2 * MARGIN];
         let mut come = 0;
         let mut tell = |now| {
-            assert!(now >= come, "what has come does not go");
+            assert!(now >= come, "progress never decreases");
             come = now;
             ControlFlow::Continue(())
         };
@@ -220,7 +220,7 @@ impl<'s> Runner<'s> {
         if let Err(Error::InvalidOffset) = result {
             assert!(untouched(data) && offset > OFFSET_MAX);
         }
-        // Nothing to read needs no device.
+        // A read of no bytes needs no device.
         let answered = connected || size == 0 || offset == OFFSET_MAX;
         if let Some(read) = self.checked(answered, result, &[Error::InvalidOffset]) {
             assert!(read <= size);
@@ -246,7 +246,7 @@ impl<'s> Runner<'s> {
         }
     }
 
-    /// The file as a stream: it goes on where it was.
+    /// Uses the file as a stream, which continues at its position.
     fn stream(&mut self, program: &mut Source<'_>) {
         let to = match program.below(4) {
             0 => SeekFrom::Start(program.edge()),
@@ -300,7 +300,7 @@ impl<'s> Runner<'s> {
         self.file = Some((path, file));
     }
 
-    /// Works in the directory that is open.
+    /// Uses the open directory.
     fn in_dir(&mut self, program: &mut Source<'_>) {
         const NAMES: [&[u8]; 8] = [b"one", b"two", b"up", b"file", b"..", b"", b"a/b", b"link"];
         let what = program.below(5);
@@ -341,7 +341,7 @@ impl<'s> Runner<'s> {
         self.dir = Some(dir);
     }
 
-    /// Some entries; whether the listing goes on.
+    /// Lists some entries. Returns whether the listing continues.
     fn list(
         &self,
         listing: &mut ReadDir<'_, TestTransport, VirtualClock, TestHal>,
@@ -362,7 +362,7 @@ impl<'s> Runner<'s> {
                     return false;
                 }
                 None => {
-                    assert!(listing.next().is_none(), "an end is an end");
+                    assert!(listing.next().is_none(), "nothing follows the end");
                     return false;
                 }
             }
@@ -394,7 +394,7 @@ fn offset(program: &mut Source<'_>) -> u64 {
     }
 }
 
-/// As [`TestFile::read_at_with`], but in two parts at once.
+/// As [`TestFile::read_at_with`], but reads two parts at the same time.
 fn in_parts(
     share: &TestShare,
     file: &TestFile<'_>,
@@ -414,7 +414,7 @@ fn in_parts(
     let failed = parts.iter().any(|part| part.error().is_some());
     assert!(
         result.is_err() || !failed,
-        "an error of a part is one of all"
+        "the error of a part is the result of the call"
     );
     result.map(|()| come(&parts))
 }

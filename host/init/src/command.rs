@@ -31,7 +31,7 @@ const REAP: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// The tree's own init replaces this program, and keeps its process number.
+/// Replaces this program by the tree's own init, which keeps the process id.
 pub fn replace_by(init: &Path) -> io::Error {
     Command::new(init)
         .env_clear()
@@ -140,7 +140,7 @@ fn unstarted(program: &OsStr, path: &OsStr, error: &io::Error) -> (u8, String) {
             (127, format!("{name}: command not found"))
         }
         Some(code) if code == Errno::NOEXEC.raw_os_error() => {
-            (126, format!("{name}: it is no program for this machine"))
+            (126, format!("{name}: it is not a program for this machine"))
         }
         _ => (126, format!("{name}: cannot be executed: {error}")),
     }
@@ -289,7 +289,7 @@ fn resize(line: &str, terminal: Option<&OwnedFd>) {
     }
 }
 
-/// The user that runs the command (passwd(5)).
+/// The user whose rights the command has (passwd(5)).
 struct User {
     name: String,
     uid: u32,
@@ -299,7 +299,7 @@ struct User {
 }
 
 impl User {
-    /// The user of this name or number in the tree; a number needs no entry.
+    /// Finds a user by name or number in the tree; a number needs no entry.
     fn find(wanted: &str) -> Result<Self> {
         let number = wanted.parse().ok();
         let text = fs::read_to_string("/etc/passwd").unwrap_or_default();

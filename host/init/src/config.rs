@@ -1,4 +1,4 @@
-//! What the host asks for: `/config`, fields of `KEY=VALUE` that each end with a NUL.
+//! The host's configuration in `/config`: fields of the form `KEY=VALUE`, each followed by a NUL.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,28 +7,28 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
-/// What to do. A field that may come several times keeps its order.
+/// The configuration. Values of a repeatable field keep their order.
 #[derive(Default)]
 pub struct Config {
     /// Modules to load.
     pub modules: Vec<String>,
     /// The tag of the share that becomes the root file system.
     pub tag: String,
-    /// Whether it is mounted as it is, without a layer that takes what is written.
+    /// Whether it is mounted read-only, without an overlay for what is written.
     pub read_only: bool,
     /// Tags and mount points of more shares.
     pub shares: Vec<(String, PathBuf)>,
-    /// The tree's own init, to be started in place of a command.
+    /// The tree's own init, which is started instead of a command.
     pub init: Option<PathBuf>,
-    /// The command and its arguments; without any, a shell.
+    /// The command and its arguments; a shell if it is empty.
     pub command: Vec<OsString>,
-    /// Names and values that are added to the environment.
+    /// Names and values to add to the environment.
     pub environment: Vec<(OsString, OsString)>,
-    /// Whose rights the command has: a name or a number.
+    /// The user that runs the command: a name or a number.
     pub user: Option<String>,
-    /// Where it is started.
+    /// The command's working directory.
     pub directory: Option<PathBuf>,
-    /// Whether it gets a terminal.
+    /// Whether the command gets a terminal.
     pub terminal: bool,
 }
 
@@ -48,7 +48,7 @@ impl Config {
                 b"tag" => config.tag = text,
                 b"read-only" => config.read_only = true,
                 b"share" => {
-                    let (tag, path) = text.split_once(':').context("a share has no place")?;
+                    let (tag, path) = text.split_once(':').context("a share has no mount point")?;
                     config.shares.push((tag.to_owned(), path.into()));
                 }
                 b"init" => config.init = Some(value.into()),
@@ -72,7 +72,7 @@ impl Config {
     }
 }
 
-/// What is before and behind the first `separator`.
+/// The parts before and after the first `separator`.
 fn cut(bytes: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
     let at = bytes.iter().position(|&byte| byte == separator)?;
     Some((bytes.get(..at)?, bytes.get(at + 1..)?))

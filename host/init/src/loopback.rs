@@ -1,4 +1,4 @@
-//! The network interface by which a machine talks to itself (netdevice(7)): tests of programs often do.
+//! The loopback interface (netdevice(7)), which many tests of programs use.
 
 use std::ffi::c_void;
 
@@ -17,7 +17,7 @@ struct Request {
 const SIOCSIFFLAGS: Opcode = 0x8914;
 const IFF_UP: u16 = 1;
 
-/// Starts it; the kernel gives it its addresses.
+/// Brings the interface up; the kernel assigns its addresses.
 pub fn start() -> Result<(), Errno> {
     let mut name = [0; 16];
     name[..2].copy_from_slice(b"lo");
@@ -27,11 +27,11 @@ pub fn start() -> Result<(), Errno> {
         rest: [0; 22],
     };
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-    // SAFETY: the request is a `struct ifreq`, as SIOCSIFFLAGS takes it.
+    // SAFETY: the request is a `struct ifreq`, as SIOCSIFFLAGS expects.
     unsafe { ioctl(&socket, request) }
 }
 
-// SAFETY: the opcode takes a pointer to a `struct ifreq`, which it only reads, and gives nothing back.
+// SAFETY: the opcode takes a pointer to a `struct ifreq` and only reads it.
 unsafe impl Ioctl for Request {
     type Output = ();
     const IS_MUTATING: bool = false;

@@ -1,12 +1,11 @@
-//! The first program of a machine that `bootshare-host run` starts: it makes the share the root file
-//! system, runs the command there, passes its input and output on, and tells how it ended.
+//! The first program of a machine that `bootshare-host run` starts: it makes the share the root file system, runs
+//! the command there, forwards its input and output, and reports how it ended.
 //!
-//! It is linked statically and comes in an initial RAM file system beside `/config`, which says what
-//! to do, and `/modules`. With the host it talks by four ports of a virtio console (virtio 1.2,
-//! section 5.3), which have names: the command's three standard streams, and `control` with lines
-//! of text. The host is told `stage NAME`, `failed WHY`, `unstarted STATUS WHY` or
-//! `ended STATUS BYTES BYTES` with the sizes of both outputs, and tells `size ROWS COLUMNS` of its
-//! terminal, and `bye` when it has taken all.
+//! It is linked statically and is in an initial RAM file system with `/config`, its configuration, and `/modules`.
+//! It communicates with the host through four named ports of a virtio console (virtio 1.2, section 5.3): the
+//! command's three standard streams, and `control`, with lines of text. This program sends `stage NAME`, `failed
+//! WHY`, `unstarted STATUS WHY`, or `ended STATUS BYTES BYTES` with the sizes of both outputs. The host sends `size
+//! ROWS COLUMNS` for its terminal, and `bye` when it has received everything.
 
 mod command;
 mod config;
@@ -24,7 +23,7 @@ use ports::Ports;
 fn main() {
     let mut ports = None;
     if let Err(error) = run(&mut ports) {
-        // The console has it in any case: there may be no port.
+        // Always printed to the console, because there may be no port.
         eprintln!("bootshare-init: error: {error:#}");
         if let Some(ports) = &mut ports {
             ports.tell(&format!("failed {error:#}"));
@@ -46,7 +45,7 @@ fn run(place: &mut Option<Ports>) -> Result<()> {
     let ports = place.insert(Ports::open()?);
     ports.tell("stage init");
     root::make(&config)?;
-    // A kernel without a network runs commands all the same.
+    // Commands can run in a kernel without a network.
     let _ = loopback::start();
     ports.tell("stage mounted");
     if let Some(init) = &config.init {
@@ -59,7 +58,7 @@ fn run(place: &mut Option<Ports>) -> Result<()> {
 fn load(name: &str) -> Result<()> {
     let bytes = std::fs::read(format!("/modules/{name}"))?;
     match init_module(&bytes, c"") {
-        // It is built in, which the kernel's list did not say.
+        // EEXIST: the module is built in, although the kernel's list does not contain it.
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
         Err(error) => Err(error.into()),
     }

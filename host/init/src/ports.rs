@@ -14,13 +14,13 @@ use rustix::fs::OFlags;
 /// How long the ports may take to appear.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// How long the host may take to read the last output: its reader may be a person.
+/// How long the host may take to read the last output: its reader may be a slow person.
 const BYE_LIMIT: Duration = Duration::from_secs(600);
 
 /// Where the kernel lists the ports (Documentation/ABI/testing/sysfs-devices has no entry for them).
 const LIST: &str = "/sys/class/virtio-ports";
 
-/// The ports, open and not blocking.
+/// The ports, open and in nonblocking mode.
 pub struct Ports {
     pub control: File,
     /// The command's standard input, output and error output; `None` once they have ended.

@@ -1,21 +1,21 @@
-//! Bytes on their way between a port and the command.
+//! Forwards bytes between a port and the command.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::PollFlags;
 use rustix::io::{Errno, read, write};
 
-/// The kernel's pipes hold as much.
+/// The size of the kernel's pipes.
 const SIZE: usize = 64 << 10;
 
-/// A way from one descriptor to another, both not blocking.
+/// A connection from one descriptor to another, both in nonblocking mode.
 pub struct Flow {
     from: Option<OwnedFd>,
     to: Option<OwnedFd>,
     buffer: Vec<u8>,
-    /// What of the buffer was written already.
+    /// The number of bytes of the buffer that are already written.
     done: usize,
-    /// How many bytes have gone through.
+    /// The number of forwarded bytes.
     pub sent: u64,
 }
 
@@ -30,12 +30,12 @@ impl Flow {
         }
     }
 
-    /// Whether nothing more will come.
+    /// Whether both sides have ended.
     pub fn is_over(&self) -> bool {
         self.from.is_none() && self.to.is_none()
     }
 
-    /// What to wait for: something to read while nothing waits to be written, or else room.
+    /// The descriptor and event to wait for: to write if the buffer has data, else to read.
     pub fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let (fd, flags) = if self.buffer.is_empty() {
             (&self.from, PollFlags::IN)
@@ -45,10 +45,10 @@ impl Flow {
         Some((fd.as_ref()?.as_fd(), flags))
     }
 
-    /// Moves what can be moved; `flags` is what poll(2) told of the descriptor waited for.
+    /// Forwards what is possible; `flags` are the events of the descriptor that was waited for.
     pub fn advance(&mut self, flags: PollFlags) {
         if !self.buffer.is_empty() && flags.intersects(PollFlags::HUP | PollFlags::ERR) {
-            // Nobody takes it: who writes is told so, by SIGPIPE.
+            // The reader has closed its end. The writer gets SIGPIPE.
             self.end();
             return;
         }
@@ -58,7 +58,7 @@ impl Flow {
         }
     }
 
-    /// Reads unless something waits; whether there is something to write.
+    /// Reads if the buffer is empty. Returns whether it has data now.
     fn fill(&mut self) -> bool {
         if !self.buffer.is_empty() {
             return true;
@@ -70,13 +70,13 @@ impl Flow {
         let result = read(from, &mut self.buffer[..]);
         self.buffer.truncate(*result.as_ref().unwrap_or(&0));
         if !matches!(result, Ok(1..) | Err(Errno::AGAIN | Errno::INTR)) {
-            // The end; of a terminal whose last user has gone it is EIO.
+            // The end of the data; a terminal without users gives EIO.
             self.from = None;
         }
         !self.buffer.is_empty()
     }
 
-    /// Writes; whether all was taken.
+    /// Writes. Returns whether the buffer is empty now.
     fn drain(&mut self) -> bool {
         let Some(to) = &self.to else {
             self.end();

@@ -16,12 +16,12 @@ use rustix::mount::{MountFlags, mount, mount_move};
 
 use crate::config::Config;
 
-/// The mount points of the share, of the layer over it, and of the overlay of both.
+/// The mount points of the share, of the overlay's upper layer, and of the overlay.
 const LOWER: &str = "/lower";
 const LAYER: &str = "/layer";
 const ROOT: &str = "/root";
 
-/// How often mounting a share is tried, every 10 ms: its device may appear a moment later.
+/// How often mounting a share is tried, every 10 ms, because its device may appear a little later.
 const ATTEMPTS: u32 = 300;
 
 /// Mounts the kernel's pseudo file systems.
@@ -32,7 +32,7 @@ pub fn mount_kernels() -> Result<()> {
     Ok(())
 }
 
-/// Makes the root file system, and makes it the root.
+/// Mounts the root file system and makes it the root.
 pub fn make(config: &Config) -> Result<()> {
     for dir in [LOWER, LAYER, ROOT] {
         fs::create_dir_all(dir)?;
@@ -48,7 +48,7 @@ pub fn make(config: &Config) -> Result<()> {
     mount_move(".", "/").context("cannot move the root")?;
     rustix::process::chroot(".").context("cannot change the root")?;
     set_current_dir("/")?;
-    // From here on absolute symbolic links of the tree resolve as they do for the command.
+    // The mounts below follow absolute symbolic links of the tree, so they come after chroot(2).
     mount_kernels()?;
     fittings()?;
     for (tag, place) in &config.shares {
@@ -122,12 +122,12 @@ fn fittings() -> Result<()> {
     put("tmpfs", "tmpfs", "/dev/shm", hidden, "mode=1777")?;
     put("tmpfs", "tmpfs", "/run", hidden, "mode=0755")?;
     put("tmpfs", "tmpfs", "/tmp", hidden, "mode=1777")?;
-    // A kernel without control groups runs commands all the same.
+    // Commands can run in a kernel without control groups.
     let _ = put("cgroup2", "cgroup2", "/sys/fs/cgroup", hidden, "");
     Ok(())
 }
 
-/// Mounts a file system, on a directory that is made where there is none.
+/// Mounts a file system on a directory, which is made if it does not exist.
 fn put(kind: &str, source: &str, place: &str, flags: MountFlags, options: &str) -> Result<()> {
     make_dir(Path::new(place))?;
     let options = CString::new(options)?;

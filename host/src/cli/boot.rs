@@ -30,11 +30,11 @@ pub(super) const EXAMPLES: [(&str, &str); 6] = [
         "bootshare-host boot build/new-kernel /srv/debian",
     ),
     (
-        "A boot test: 0 when the login prompt comes, 1 when a panic does, 124 after two minutes",
+        "A boot test: status 0 at the login prompt, 1 after a panic, 124 after two minutes",
         "bootshare-host boot dir --timeout 2m --expect 'login: $' --fail 'Kernel panic'",
     ),
     (
-        "Log in, run a command, and see what it says",
+        "Log in, run a command, and check its output",
         "bootshare-host boot dir -t 2m -e 'login: $' --send root -e '# $' --send 'uname -r' -e '^6'",
     ),
     (
@@ -49,15 +49,15 @@ pub(super) const EXAMPLES: [(&str, &str); 6] = [
 
 /// Boot a directory
 ///
-/// The directory is only read: nothing that the guest does changes it. Its tag is bootshare. With a
-/// terminal on both sides all keys go to the guest, Ctrl-C as well; Ctrl-A x ends QEMU.
+/// The directory is only read; the guest cannot change it. Its tag is bootshare. If standard input and output are
+/// a terminal, all keys are sent to the guest, including Ctrl-C; Ctrl-A x ends QEMU.
 #[derive(Args)]
 #[command(args_override_self = true)]
 pub(super) struct Boot {
     /// The directory to boot; with more than one, earlier ones cover later ones
     #[arg(value_name = "DIR", required_unless_present = "shares", value_hint = ValueHint::DirPath)]
     dirs: Vec<PathBuf>,
-    /// One more share, with a tag of its own; repeatable. A colon in a name is written \:
+    /// An additional share with its tag; repeatable. Write a colon in a name as \:
     #[arg(long = "share", value_name = "TAG=DIR[:DIR...]")]
     shares: Vec<OsString>,
     /// The board [default: x86_64-microvm, or aarch64-virt on an aarch64 machine]
@@ -66,10 +66,10 @@ pub(super) struct Boot {
     /// Boot only the entries with this id; a glob, e.g. 'debian-*'
     #[arg(long, value_name = "NAME")]
     entry: Option<String>,
-    /// Words for the kernel, behind those of the directory, e.g. 'console=ttyS0 quiet'
+    /// Words to append to the kernel's command line, e.g. 'console=ttyS0 quiet'
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// Leave the kernel's command line as the directory has it: add no console= on x86_64, and no root= for a directory that is a root file system
+    /// Do not add words to the kernel's command line: no console= on x86_64, no root= for a directory that is a root file system
     #[arg(long)]
     as_is: bool,
     /// The firmware's options, e.g. bootshare.deadline=5; words after -- go to the kernel
@@ -84,62 +84,62 @@ pub(super) struct Boot {
     memory: u32,
     #[command(flatten)]
     host: Host,
-    /// Start aarch64 at EL2
+    /// Start an aarch64 machine at EL2
     #[arg(long)]
     el2: bool,
-    /// Wait for a debugger on this TCP port of the host, 1234 unless told
+    /// Wait for a debugger on this TCP port of the host, by default 1234
     #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true,
         default_missing_value = "1234", value_parser = value_parser!(u16).range(1..))]
     gdb: Option<u16>,
-    /// A network card: user is QEMU's own network, behind the host's address
+    /// Add a network card: user means QEMU's user-mode network
     #[arg(long, value_name = "NET")]
     net: Option<Net>,
-    /// A disk that the guest reads and writes, raw or qcow2; repeatable
+    /// Add a disk that the guest can write to, raw or qcow2; repeatable
     #[arg(long = "disk", value_name = "FILE", value_hint = ValueHint::FilePath)]
     disks: Vec<PathBuf>,
-    /// One more word for QEMU; repeatable: --qemu-arg=-device --qemu-arg=virtio-rng-pci
+    /// An additional argument for QEMU; repeatable: --qemu-arg=-device --qemu-arg=virtio-rng-pci
     #[arg(long = "qemu-arg", value_name = "WORD", allow_hyphen_values = true)]
     qemu_args: Vec<OsString>,
-    /// Give up after so long: seconds, or with a unit, e.g. 90s, 2m, 1h
+    /// Give up after this time: in seconds, or with a unit, e.g. 90s, 2m, 1h
     #[arg(short, long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     timeout: Option<Duration>,
-    /// Succeed as soon as the console shows this; ^ and $ match at lines, $ behind a prompt, too. Repeatable: each comes behind the one before
+    /// Succeed as soon as the console output matches; ^ and $ match at line ends, $ also after a prompt. Repeatable: each must match after the previous one
     #[arg(short, long, value_name = "REGEX", allow_hyphen_values = true,
         value_parser = parsed::<Expect>)]
     expect: Vec<Expect>,
-    /// Type this and Enter once the --expect before it is shown; \c at its end is without Enter. Behind the last --expect the guest's end decides
+    /// Type this text and Enter once the preceding --expect has matched; end it with \c to omit Enter. After the last --expect, the guest's own exit decides the result
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = parsed::<Keys>)]
     send: Vec<Keys>,
-    /// Fail as soon as the console shows this; repeatable
+    /// Fail as soon as the console output matches; repeatable
     #[arg(short, long, value_name = "REGEX", allow_hyphen_values = true,
         value_parser = parsed::<Pattern>)]
     fail: Vec<Pattern>,
     /// Use this virtiofsd [default: the embedded server]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::CommandName)]
     server: Option<PathBuf>,
-    /// How many request queues each share has
+    /// Number of request queues of each share
     #[arg(long, default_value_t = 1, value_name = "N",
         value_parser = value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)))]
     request_queues: u32,
-    /// How many requests the server answers at a time, beside one of each queue
+    /// Number of threads that answer requests, in addition to one thread for each queue
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(0..=MAX_THREADS as i64))]
     thread_pool_size: Option<u32>,
-    /// How long the guest may rely on what the server told: none, auto or always
+    /// How long the guest may cache names, attributes and content: none, auto or always
     #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     cache: Cache,
     /// Let the guest see extended attributes: capabilities, access control lists
     #[arg(long)]
     xattr: bool,
-    /// Whose the caller's own files are seen to be: root's, or as-is, the caller's
+    /// Who owns the caller's own files in the guest: root, or as-is for the caller
     #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     owner: Owner,
-    /// Let the server do wrong on purpose, e.g. delay=20ms,error=EIO@READ:5 (see serve --help)
+    /// Inject faults into the server, e.g. delay=20ms,error=EIO@READ:5 (see serve --help)
     #[arg(long, value_name = "RULES", value_parser = parsed::<Fault>)]
     fault: Option<Fault>,
-    /// Record all requests and replies, for the command trace
+    /// Record all requests and replies in this file, for the command trace
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     trace: Option<PathBuf>,
-    /// The firmware image [default: the board's, carried by this program or in target/firmware]
+    /// The firmware image [default: the board's image embedded in this program or in target/firmware]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     firmware: Option<PathBuf>,
     /// Leave virtio-mmio in QEMU's default, legacy layout (which the firmware refuses)
@@ -150,32 +150,33 @@ pub(super) struct Boot {
     demo: bool,
     /// Print the commands instead of running them
     ///
-    /// QEMU's own exit status differs from ours: a firmware's success is 33 on x86_64 and 32 on
-    /// aarch64, where it is 0 with KVM. With --trace, each share but the first has a file with a number behind its name.
+    /// QEMU's exit status differs from that of this program: on success of the firmware it is 33 on x86_64, 32 on
+    /// aarch64, and 0 on aarch64 with KVM. With --trace, a number is appended to the file's name for each share after
+    /// the first.
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Say what runs the guest, and QEMU's command
+    /// Print the accelerator and QEMU's command line
     #[arg(short, long)]
     verbose: bool,
-    /// Say nothing but errors, each on one line
+    /// Print only errors, each on one line
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
 }
 
-/// What a machine takes of its host: the options that `boot` and `run` share.
+/// The options about the host that `boot` and `run` have in common.
 #[derive(Args)]
 pub(super) struct Host {
     /// Number of processors
     #[arg(short = 'c', long, visible_alias = "cpus", default_value_t = 1, value_name = "N",
         value_parser = value_parser!(u32).range(1..=1024))]
     pub smp: u32,
-    /// QEMU's program, or the directory of its programs [default: what is in PATH]
+    /// QEMU's program, or the directory of its programs [default: searched in PATH]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub qemu: Option<PathBuf>,
-    /// The accelerator: auto is KVM if that works for the board, else QEMU's translator
+    /// The accelerator: auto means KVM if that works for the board, else QEMU's translator
     #[arg(long, default_value = "auto")]
     pub accel: AccelChoice,
-    /// Leave it to the guest to unpack its kernel, and to choose the kernel's address
+    /// Do not unpack kernels on the host; the guest does it, and chooses the kernel's address
     #[arg(long)]
     pub no_prepare: bool,
 }
@@ -188,10 +189,10 @@ impl Host {
     }
 }
 
-/// What runs the guest.
+/// The accelerator of a guest.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum AccelChoice {
-    /// KVM where it works for the board, else tcg.
+    /// KVM if it works for the board, else tcg.
     Auto,
     /// QEMU's translator; works everywhere.
     Tcg,
@@ -414,7 +415,7 @@ impl FromStr for Keys {
                     u8::from_str_radix(&digits, 16)
                         .ok()
                         .filter(|_| digits.len() == 2)
-                        .context("behind \\x two hexadecimal digits are missing")?
+                        .context("\\x must be followed by two hexadecimal digits")?
                 }
                 _ => bail!("write \\\\ for a backslash; others are \\n \\r \\t \\e \\xNN, and \\c at the end"),
             });
@@ -440,7 +441,7 @@ pub(super) fn memory(text: &str) -> Result<u32, String> {
     };
     let number: u64 = number
         .parse()
-        .map_err(|_| "write a whole number, with M, G or T behind it, e.g. 2G".to_owned())?;
+        .map_err(|_| "write a whole number followed by M, G or T, e.g. 2G".to_owned())?;
     match number.checked_shl(shift) {
         Some(mib) if number > 0 && mib < u64::from(MIN_MIB) => Err(format!(
             "the firmware needs {MIN_MIB} MiB, and a Linux guest some 128"
@@ -466,7 +467,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     };
     let number: f64 = number
         .parse()
-        .map_err(|_| "write a number, with s, m or h behind it, e.g. 90s".to_owned())?;
+        .map_err(|_| "write a number followed by s, m or h, e.g. 90s".to_owned())?;
     let range = 0.001..=MAX_HOURS * 3600.0;
     Some(number * seconds)
         .filter(|seconds| range.contains(seconds))

@@ -131,7 +131,7 @@ fn first_board(arch: Arch) -> Board {
 /// Guest memory is a memfd, so the limits of /dev/shm and of locked memory do not apply.
 fn memory() -> Result<String> {
     let fd = memfd_create("bootshare-doctor", MemfdFlags::CLOEXEC)
-        .context("cannot make a memfd, which guest memory has to be")?;
+        .context("cannot make a memfd, which guest memory needs")?;
     let bytes = DEFAULT_MIB << 20;
     for (name, resource) in [("-v", Resource::As), ("-f", Resource::Fsize)] {
         if let Some(limit) = getrlimit(resource).current {
@@ -158,7 +158,7 @@ fn memory() -> Result<String> {
         >> 10;
     ensure!(
         free_mib >= DEFAULT_MIB,
-        "{free_mib} MiB are free, and a guest has {DEFAULT_MIB} MiB: end something, or use --memory"
+        "{free_mib} MiB are free, and a guest needs {DEFAULT_MIB} MiB: end other programs, or use --memory"
     );
     Ok(format!("{free_mib} MiB are free to share with guests"))
 }
@@ -180,7 +180,7 @@ fn memory_of_group() -> Result<String> {
     let mib = least >> 20;
     ensure!(
         mib > DEFAULT_MIB,
-        "at most {mib} MiB, and a guest has {DEFAULT_MIB} MiB: raise it (docker run --memory), or use --memory"
+        "at most {mib} MiB, and a guest needs {DEFAULT_MIB} MiB: raise it (docker run --memory), or use --memory"
     );
     Ok(format!("up to {mib} MiB"))
 }
@@ -192,9 +192,11 @@ fn sockets() -> Result<String> {
     let socket = run::socket(dir.path(), "qmp")?;
     UnixListener::bind(&socket)
         .with_context(|| format!("no socket can be made in {name}: point TMPDIR elsewhere"))?;
-    let disk = statvfs(dir.path()).context("cannot ask for free space")?;
+    let disk = statvfs(dir.path()).context("cannot read the free space")?;
     let free_mib = disk.f_bavail.saturating_mul(disk.f_frsize) >> 20;
-    Ok(format!("{name} takes them, {free_mib} MiB are free there"))
+    Ok(format!(
+        "sockets work in {name}; {free_mib} MiB are free there"
+    ))
 }
 
 fn open_files() -> Result<String> {
@@ -223,7 +225,7 @@ fn qemu(arch: Arch) -> Result<String> {
         Ok(said)
     };
     let text = ask(&["--version"])?;
-    let version = version(&text).with_context(|| format!("{program} tells no version: {text}"))?;
+    let version = version(&text).with_context(|| format!("{program} prints no version: {text}"))?;
     let machines = ask(&["-machine", "help"])?;
     let devices = ask(&["-machine", "none", "-device", "help"])?;
     for board in Board::ALL.iter().filter(|board| board.arch() == arch) {
@@ -303,7 +305,7 @@ fn trial(board: Board, firmware: &Path, accel: Accel) -> Result<String> {
 fn kvm(board: Board, firmware: &Path) -> Result<String> {
     kvm::check()
         .and_then(|()| trial(board, firmware, Accel::Kvm))
-        .map_err(|error| anyhow!("{error:#}; guests run without it, by --accel tcg"))
+        .map_err(|error| anyhow!("{error:#}; guests run without it, with --accel tcg"))
 }
 
 fn demo_parts(arch: Arch) -> Result<String> {
@@ -318,7 +320,7 @@ fn demo_parts(arch: Arch) -> Result<String> {
 fn terminal() -> Result<String> {
     ensure!(
         std::io::stdin().is_terminal(),
-        "standard input is no terminal: the guest gets what is in it, and Ctrl-A x has no effect"
+        "standard input is not a terminal: its content is sent to the guest, and Ctrl-A x has no effect"
     );
     Ok("keys go to the guest; Ctrl-A x ends QEMU".into())
 }
@@ -328,14 +330,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_is_found_in_what_qemu_says() {
+    fn a_version_is_found_in_qemus_output() {
         let text = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright (c)";
         assert_eq!(version(text), Some("7.2.22"));
         assert_eq!(version("qemu"), None);
     }
 
     #[test]
-    fn only_an_older_qemu_than_the_tested_ones_is_warned_of() {
+    fn only_a_qemu_older_than_the_tested_ones_gives_a_warning() {
         let tested = "Bootshare is tested with it";
         assert_eq!(is_tested("7.2.22").unwrap(), tested);
         assert_eq!(is_tested("10.0.13").unwrap(), tested);

@@ -172,15 +172,15 @@ fn fits(is_program: bool, board: Board) -> Result<()> {
 
 /// The absolute path of this program, for commands that a person may run in another directory.
 fn program() -> Result<PathBuf> {
-    std::env::current_exe().context("cannot tell where this program is")
+    std::env::current_exe().context("cannot find this program's own path")
 }
 
 /// Writes all images into `dir`.
 pub(super) fn write(dir: &Path) -> Result<()> {
     ensure!(
         !CARRIED.is_empty(),
-        "this program carries no firmware: build it with `make host`, or take the images that \
-         `make firmware` leaves in {BUILT}"
+        "this program carries no firmware: build it with `make host`, or use the images that \
+         `make firmware` writes to {BUILT}"
     );
     output::directory(dir)?;
     for (name, bytes) in CARRIED {

@@ -64,7 +64,7 @@ impl Case<'_> {
         for (element, kept) in ["system-out", "system-err"].iter().zip(self.output) {
             let note = match kept.left_out() {
                 0 => String::new(),
-                count => format!("[{count} bytes before these are left out]\n"),
+                count => format!("[{count} bytes before this are left out]\n"),
             };
             let text = escaped(&String::from_utf8_lossy(kept.bytes()));
             add(format_args!("<{element}>{note}{text}</{element}>\n"));

@@ -14,33 +14,30 @@ use super::{NOT_STARTED, boot, command};
 const ENVIRONMENT: [(&str, &str); 5] = [
     (
         "PATH",
-        "Where QEMU's program is looked for, unless --qemu names it.",
+        "QEMU's program is searched here, unless --qemu names it.",
     ),
     (
         "TMPDIR",
-        "Where sockets are made for a moment, and where console text waits that standard output has not taken yet.",
+        "The directory for sockets, and for console text that standard output has not accepted yet.",
     ),
     (
         "XDG_CACHE_HOME, HOME",
-        "Where demo and qemu keep what they download, and boot and run what they unpack: $XDG_CACHE_HOME/bootshare, or ~/.cache/bootshare.",
+        "The cache is $XDG_CACHE_HOME/bootshare, or ~/.cache/bootshare: the downloads of demo and qemu, and the kernels that boot and run have unpacked.",
     ),
-    ("NO_COLOR", "When it is set, nothing is coloured."),
+    ("NO_COLOR", "If it is set, no colours are used."),
     (
         "CLICOLOR_FORCE",
-        "When it is set, colours are used without a terminal, too.",
+        "If it is set, colours are used even without a terminal.",
     ),
 ];
 
 const FILES: [(&str, &str); 3] = [
-    (
-        "~/.cache/bootshare",
-        "What demo and qemu have downloaded, and kernels that boot and run have unpacked; it can be removed.",
-    ),
+    ("~/.cache/bootshare", "The cache; it can be removed."),
     (
         "target/firmware",
-        "The firmware images, for a program that carries none, as make firmware leaves them.",
+        "The firmware images that make firmware builds, used by a program without embedded images.",
     ),
-    ("/dev/kvm", "What runs guests where it works."),
+    ("/dev/kvm", "Used as the accelerator if it works."),
 ];
 
 /// Writes a page for the program and one for each command into `dir`.

@@ -58,18 +58,18 @@ enum Sub {
     Serve(Serve),
     /// Print a trace as a readable table with totals
     Trace {
-        /// What `boot --trace` or `serve --trace` wrote
+        /// The file that `boot --trace` or `serve --trace` wrote
         #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
         file: PathBuf,
     },
     Demo(Demo),
     Qemu(Qemu),
-    /// Check this machine, and say what to do about what is missing
+    /// Check this machine, and print what to do about problems
     ///
     /// Each line starts with ok, warn (something you may not need) or fail. The exit status is 1
-    /// when something failed that every boot needs.
+    /// if something failed that every boot needs.
     Doctor,
-    /// Write the firmware images that this program carries
+    /// Write the firmware images that are embedded in this program
     Firmware {
         /// The directory to write them into
         #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -107,12 +107,12 @@ enum Sub {
     },
 }
 
-/// Serve directories to a QEMU that was started by somebody else, until a signal comes
+/// Serve directories to a QEMU that you start yourself, until a signal arrives
 ///
 /// The share is read-only. One QEMU is served at a time, one after the other. The exit status is 0
-/// when a signal ended it (or the QEMU's end, with --once), 123 when it could not start or failed.
+/// after a signal (with --once, also after the end of QEMU), and 123 if the server could not start or failed.
 ///
-/// Not there on purpose: writing, sandboxes (it opens nothing outside the directories and needs no
+/// Omitted on purpose: writing, sandboxes (the server opens nothing outside of the directories and needs no
 /// privilege), DAX, migration of the device's state.
 #[derive(Args)]
 #[command(after_help = RULES)]
@@ -120,45 +120,45 @@ struct Serve {
     /// The directory to serve; with more than one, earlier ones cover later ones
     #[arg(value_name = "DIR", required = true, value_hint = ValueHint::DirPath)]
     dirs: Vec<PathBuf>,
-    /// The vhost-user socket to make
+    /// The vhost-user socket to create
     #[arg(long, value_name = "PATH", required_unless_present = "fd", value_hint = ValueHint::FilePath)]
     socket: Option<PathBuf>,
-    /// The socket's permissions, octal [default: by the umask]
+    /// The socket's permissions, octal [default: given by the umask]
     #[arg(long, value_name = "MODE", requires = "socket", value_parser = octal)]
     socket_mode: Option<u32>,
-    /// A listening socket that was inherited, e.g. 3 from systemd
+    /// The number of an inherited listening socket, e.g. 3 from systemd
     #[arg(long, value_name = "N", conflicts_with = "socket")]
     fd: Option<i32>,
-    /// End when the first QEMU does
+    /// End when the first QEMU ends
     #[arg(long)]
     once: bool,
     /// The share's name in messages and traces
     #[arg(long, default_value = demo::TAG)]
     tag: String,
-    /// How many request queues a QEMU may use
+    /// Number of request queues that a QEMU may use
     #[arg(long, default_value_t = 1, value_name = "N",
         value_parser = value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)))]
     request_queues: u32,
-    /// How many requests are answered beside one of each queue
+    /// Number of threads that answer requests, in addition to one thread for each queue
     #[arg(long, default_value_t = DEFAULT_THREADS as u32, value_name = "N",
         value_parser = value_parser!(u32).range(0..=MAX_THREADS as i64))]
     thread_pool_size: u32,
-    /// How long the guest may rely on what it was told
+    /// How long the guest may cache names, attributes and content
     #[arg(long, value_enum, default_value_t)]
     cache: Cache,
     /// Show extended attributes: capabilities, access control lists
     #[arg(long)]
     xattr: bool,
-    /// Whose the caller's own files are seen to be
+    /// Who owns the caller's own files in the guest
     #[arg(long, value_enum, default_value_t)]
     owner: Owner,
     /// The limit of open files [default: as many as the hard limit allows]
     #[arg(long, value_name = "N")]
     rlimit_nofile: Option<u64>,
-    /// Do wrong on purpose
+    /// Inject faults
     #[arg(long, value_name = "RULES", value_parser = parsed::<Fault>)]
     fault: Option<Fault>,
-    /// Record all requests and replies, for the command trace
+    /// Record all requests and replies in this file, for the command trace
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     trace: Option<PathBuf>,
 }
@@ -167,7 +167,7 @@ fn octal(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8)
         .ok()
         .filter(|&mode| mode <= 0o777);
-    mode.ok_or_else(|| "is no octal number up to 777, such as 660".to_owned())
+    mode.ok_or_else(|| "is not an octal number up to 777, such as 660".to_owned())
 }
 
 impl Serve {
@@ -189,7 +189,7 @@ impl Serve {
         let endpoint = match (self.fd, self.socket) {
             (Some(fd), _) => Endpoint::Fd(fd),
             (None, path) => Endpoint::Path {
-                path: path.context("name a socket by --socket")?,
+                path: path.context("name a socket with --socket")?,
                 mode: self.socket_mode,
             },
         };
@@ -200,33 +200,33 @@ impl Serve {
 /// Make the demo share: a Debian kernel, a busybox initramfs, a greeting
 #[derive(Args)]
 struct Demo {
-    /// Where to make it
+    /// The directory to create it in
     #[arg(value_name = "OUTDIR", value_hint = ValueHint::DirPath)]
     out: PathBuf,
-    /// The board it is for [default: one of this machine's architecture]
+    /// The board to make it for [default: one of this machine's architecture]
     #[arg(long, hide_possible_values = true)]
     board: Option<Board>,
     /// The Debian release of the kernel [default: this machine's]
     #[arg(long, value_name = "RELEASE")]
     release: Option<Release>,
-    /// Where Debian's packages are kept once downloaded [default: bootshare/guest in the user's cache]
+    /// Directory for downloaded Debian packages [default: bootshare/guest in the user's cache]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     parts: Option<PathBuf>,
-    /// Replace files of the demo's names that are not the demo's
+    /// Replace existing files that the demo did not create
     #[arg(long)]
     force: bool,
 }
 
-/// Fetch the QEMU of a Debian release, and print the directory of its programs, for boot --qemu
+/// Download the QEMU of a Debian release, and print the directory of its programs, for boot --qemu
 ///
-/// They are unpacked with their own libraries and ROMs and run from there; the machine's own stay as
-/// they are.
+/// The programs are unpacked with their own libraries and ROMs, and run from that directory; the installed QEMU is not
+/// changed.
 #[derive(Args)]
 struct Qemu {
     /// The release
     #[arg(value_name = "RELEASE")]
     release: Release,
-    /// Where they are kept once downloaded [default: bootshare/qemu in the user's cache]
+    /// Directory for the downloaded programs [default: bootshare/qemu in the user's cache]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     cache: Option<PathBuf>,
 }

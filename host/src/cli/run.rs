@@ -23,18 +23,18 @@ const EXAMPLES: &str = "\
 Examples:
   A command under the newest kernel of a tree
     bootshare-host run /srv/debian -- uname -r
-  A kernel that was just built, over this machine's own files
+  A kernel that was just built, with this machine's own files
     bootshare-host run --kernel ~/linux / -- dmesg
   A shell; Ctrl-] typed three times ends the machine
     bootshare-host run /srv/debian";
 
 /// Run a command in a machine whose root file system is a directory
 ///
-/// The directory is never written to: what the command writes is gone at its end. Exit status: the
-/// command's, or 128 and the number of the signal that ended it; 126 and 127 when it cannot be
-/// executed or found. 117 the firmware could not start the kernel; 118 the kernel panicked; 119 the
-/// root file system could not be made; 120 the machine ended before the command did; 121 QEMU failed; 122
-/// a share's server failed; 123 nothing could be started; 124 the time limit passed; 130 interrupted.
+/// Nothing is written to the directory: what the command writes is lost at its end. The exit status is the
+/// command's, or 128 plus the number of the signal that ended it; 126 or 127 if it cannot be executed or found.
+/// Other statuses: 117 the firmware could not start the kernel; 118 the kernel panicked; 119 the root file system could
+/// not be mounted; 120 the machine ended before the command; 121 QEMU failed; 122 a share's server failed; 123 nothing
+/// could be started; 124 the time limit passed; 130 interrupted.
 #[derive(Args)]
 #[command(after_help = EXAMPLES, args_override_self = true)]
 pub(super) struct Run {
@@ -44,7 +44,7 @@ pub(super) struct Run {
     /// The command and its arguments [default: a shell]
     #[arg(value_name = "COMMAND", last = true)]
     command: Vec<OsString>,
-    /// The kernel: a file, or a directory with kernels or of a kernel's build [default: DIR's newest]
+    /// The kernel: a file, a directory with kernels, or a kernel's build directory [default: the newest kernel in DIR]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     kernel: Option<PathBuf>,
     /// The kernel's modules [default: lib/modules/VERSION beside the kernel or in DIR]
@@ -58,43 +58,43 @@ pub(super) struct Run {
         allow_hyphen_values = true
     )]
     cmdline: String,
-    /// A variable of the command's environment; repeatable
+    /// A variable for the command's environment; repeatable
     #[arg(long = "env", value_name = "NAME=VALUE")]
     environment: Vec<OsString>,
-    /// Who runs the command, a name or number of the tree's [default: root]
+    /// Who runs the command, a user's name in the tree or a number [default: root]
     #[arg(long, value_name = "USER")]
     user: Option<String>,
     /// Where the command starts [default: /]
     #[arg(long, value_name = "DIR")]
     cwd: Option<PathBuf>,
-    /// Whose the caller's own files are seen to be: root's, or as-is, the caller's
+    /// Who owns the caller's own files in the guest: root, or as-is for the caller
     #[arg(long, value_enum, default_value_t = Owner::Root, hide_possible_values = true)]
     owner: Owner,
-    /// Have the command fail to write, rather than write to memory
+    /// Make the command's writes fail instead of keeping them in memory
     #[arg(long)]
     read_only: bool,
-    /// One more directory, read-only, and where it is mounted; repeatable
+    /// An additional directory, read-only, and its mount point; repeatable
     #[arg(long = "share", value_name = "TAG=DIR:/PATH")]
     shares: Vec<String>,
-    /// Start the tree's own init in place of a command, e.g. /sbin/init
+    /// Start the tree's own init instead of a command, e.g. /sbin/init
     #[arg(long, value_name = "PATH", conflicts_with = "command")]
     init: Option<PathBuf>,
-    /// Write what the firmware and the kernel print to this file
+    /// Write the output of the firmware and the kernel to this file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "init")]
     console: Option<PathBuf>,
-    /// Write how it ended to this file, as one JSON object
+    /// Write the result to this file, as one JSON object
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     json: Option<PathBuf>,
-    /// Write the command as a test case of JUnit's XML to this file, with the end of its output
+    /// Write the result to this file as a test case in JUnit's XML, with the end of the command's output
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     junit: Option<PathBuf>,
-    /// Give up after so long: seconds, or with a unit, e.g. 90s, 2m, 1h
+    /// Give up after this time: in seconds, or with a unit, e.g. 90s, 2m, 1h
     #[arg(short, long, value_name = "TIME", value_parser = duration, allow_negative_numbers = true)]
     timeout: Option<Duration>,
-    /// End with 125, by which git bisect skips a commit, when the command was not started
+    /// Exit with 125 if the command was not started, so that git bisect skips the commit
     #[arg(long)]
     bisect: bool,
-    /// The board [default: by the kernel's architecture and drivers]
+    /// The board [default: chosen by the kernel's architecture and drivers]
     #[arg(short, long)]
     board: Option<Board>,
     /// Guest memory, in MiB or with a unit, e.g. 2G
@@ -103,10 +103,10 @@ pub(super) struct Run {
     memory: u32,
     #[command(flatten)]
     host: Host,
-    /// One more word for QEMU; repeatable: --qemu-arg=-device --qemu-arg=virtio-rng-pci
+    /// An additional argument for QEMU; repeatable: --qemu-arg=-device --qemu-arg=virtio-rng-pci
     #[arg(long = "qemu-arg", value_name = "WORD", allow_hyphen_values = true)]
     qemu_args: Vec<OsString>,
-    /// The firmware image [default: the board's, carried by this program or in target/firmware]
+    /// The firmware image [default: the board's image embedded in this program or in target/firmware]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     firmware: Option<PathBuf>,
 }
@@ -297,10 +297,10 @@ impl Run {
 /// A share and its mount point.
 fn share(word: &str) -> Result<(Share, String)> {
     let (tag, rest) = word.split_once('=').context("it has no =")?;
-    let (dir, place) = rest.rsplit_once(':').context("it has no place")?;
-    ensure!(!tag.contains(':'), "a tag has no colon here");
+    let (dir, place) = rest.rsplit_once(':').context("it has no mount point")?;
+    ensure!(!tag.contains(':'), "the tag must not contain a colon");
     if dir.is_empty() || !place.starts_with('/') {
-        bail!("its place is no absolute path");
+        bail!("its mount point is not an absolute path");
     }
     Ok((Share::new(tag, dir), place.to_owned()))
 }

@@ -179,7 +179,7 @@ impl End {
     fn firmware_says(&self) -> &str {
         let mut lines = self.last_lines.iter();
         let error = lines.find_map(|line| line.strip_prefix("bootshare: error: "));
-        error.unwrap_or("it says nothing")
+        error.unwrap_or("it printed no reason")
     }
 
     /// Whether the command was started, or the tree's own init.
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn how_far_a_run_came_is_told_whatever_ends_it() {
+    fn the_stage_of_a_run_is_reported_for_every_end() {
         let started = "bootshare: starting /kernel\n";
         let stages: [(&str, &[&str], &str); 5] = [
             (

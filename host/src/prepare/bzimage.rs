@@ -164,7 +164,7 @@ pub(super) fn make(file: &[u8], unpacked: &[u8]) -> Result<Unpacked> {
     let vmlinux = Vmlinux::parse(unpacked)?;
     ensure!(
         vmlinux.start == load_address && alignment as usize >= PAD && alignment.is_power_of_two(),
-        "its segments are not where its header has them"
+        "its segments do not match its header"
     );
     // Below this address there is no space for the bytes before the kernel.
     ensure!(
@@ -172,7 +172,10 @@ pub(super) fn make(file: &[u8], unpacked: &[u8]) -> Result<Unpacked> {
         "it cannot be relocated"
     );
     let size = vmlinux.size.max(init_size.into());
-    ensure!(size < KERNEL_IMAGE_SIZE / 2, "it has {size} bytes");
+    ensure!(
+        size < KERNEL_IMAGE_SIZE / 2,
+        "it is too large: {size} bytes"
+    );
     let kernel = SETUP_BYTES + PAD;
     let mut image = vec![0; (kernel + vmlinux.loaded).next_multiple_of(16)];
     for (offset, bytes) in &vmlinux.segments {
@@ -238,7 +241,7 @@ struct Vmlinux<'a> {
 
 impl<'a> Vmlinux<'a> {
     fn parse(file: &'a [u8]) -> Result<Self> {
-        const WHAT: &str = "what it packs is no ELF file of 64 bits";
+        const WHAT: &str = "the compressed data is not a 64-bit ELF file";
         let endian = LittleEndian;
         let elf = FileHeader64::<LittleEndian>::parse(file).context(WHAT)?;
         let headers = elf.program_headers(endian, file).context(WHAT)?;
@@ -249,7 +252,7 @@ impl<'a> Vmlinux<'a> {
                 .filter(|header| header.p_type(endian) == PT_LOAD)
         };
         let start = load().map(|header| header.p_paddr(endian)).min();
-        let start = start.context("what it packs has nothing to load")?;
+        let start = start.context("the compressed data has no segment to load")?;
         let (mut size, mut loaded, mut segments) = (0, 0, Vec::new());
         for header in load() {
             let offset = header.p_paddr(endian) - start;
@@ -282,7 +285,7 @@ impl<'a> Vmlinux<'a> {
             start,
             size,
             loaded,
-            entry: entry.context("its entry is in no segment")? as usize,
+            entry: entry.context("its entry point is in no segment")? as usize,
             segments,
             behind,
         })

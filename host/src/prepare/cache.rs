@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_used_for_longest_goes_first() {
+    fn the_least_recently_used_file_is_removed_first() {
         let dir = tempfile::tempdir().unwrap();
         let mut cache = Cache::at(dir.path().join("a/b"));
         cache.most = 10_000;
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_with_the_cache_in_it_is_known() {
+    fn a_share_that_contains_the_cache_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         let [share, other] = ["share", "other"].map(|name| dir.path().join(name));
         let cache = Cache::at(share.join("not/yet"));

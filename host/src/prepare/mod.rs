@@ -324,7 +324,7 @@ fn unpack(file: &[u8]) -> Result<Unpacked> {
     let image = unpack::unpack(packed)?;
     // Documentation/arch/arm64/booting.rst.
     if image.get(56..60) != Some(b"ARM\x64") {
-        bail!("what it packs is no arm64 Image");
+        bail!("the compressed data is not an arm64 Image");
     }
     Ok(Unpacked {
         image,

@@ -111,7 +111,7 @@ fn prepared(file: &[u8]) -> Result<Vec<u8>> {
 }
 
 #[test]
-fn each_way_to_pack_a_kernel_is_undone() {
+fn each_compression_of_a_kernel_is_unpacked() {
     // More than a block of any packer.
     let content = content(9);
     for (program, options, size) in PACKERS {
@@ -134,7 +134,7 @@ fn each_way_to_pack_a_kernel_is_undone() {
 }
 
 #[test]
-fn what_is_damaged_is_refused() {
+fn damaged_data_is_refused() {
     let content = content(1);
     for (program, options, size) in PACKERS {
         let packed = packed(program, options, size, &content);
@@ -148,9 +148,9 @@ fn what_is_damaged_is_refused() {
         }
     }
     for (file, why) in [
-        (&b""[..], "unknown way"),
-        (b"plain", "unknown way"),
-        (&gzip(b"other"), "no arm64 Image"),
+        (&b""[..], "compression is not known"),
+        (b"plain", "compression is not known"),
+        (&gzip(b"other"), "not an arm64 Image"),
     ] {
         let error = format!("{:#}", prepared(file).unwrap_err());
         assert!(error.contains(why), "{error}, not {why}");
@@ -229,7 +229,7 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 const KERNEL: usize = 1024 + (2 << 20);
 
 #[test]
-fn a_bzimage_becomes_one_that_needs_no_unpacking() {
+fn a_bzimage_becomes_an_uncompressed_one() {
     let file = bzimage(&gzip(&vmlinux(true)));
     // The first of all addresses.
     let image = prepare(&file, &how(None), &mut |_| 0).unwrap();
@@ -274,7 +274,7 @@ fn a_bzimage_becomes_one_that_needs_no_unpacking() {
 }
 
 #[test]
-fn a_kernel_is_relocated_as_it_would_do_it_itself() {
+fn a_kernel_is_relocated_as_by_its_own_code() {
     for has_down in [true, false] {
         let file = bzimage(&gzip(&vmlinux(has_down)));
         let mut asked = Vec::new();
@@ -306,7 +306,7 @@ fn a_kernel_is_relocated_as_it_would_do_it_itself() {
 }
 
 #[test]
-fn a_kernel_that_is_not_as_it_should_be_is_refused() {
+fn a_damaged_kernel_is_refused() {
     let good = vmlinux(true);
     let end = good.len();
     let changed = |at: usize, with: &[u8]| {
@@ -324,9 +324,9 @@ fn a_kernel_that_is_not_as_it_should_be_is_refused() {
     for (file, why) in [
         (cut, "cut off"),
         (old, "older than 2.12"),
-        (elsewhere, "not where its header has them"),
-        (bzimage(&gzip(b"\x7fELF")), "no ELF file"),
-        (bzimage(b"\x7fELF"), "no ELF file"),
+        (elsewhere, "do not match its header"),
+        (bzimage(&gzip(b"\x7fELF")), "not a 64-bit ELF file"),
+        (bzimage(b"\x7fELF"), "not a 64-bit ELF file"),
         // A segment's type, with the entry in it; the size in memory; the entry.
         (changed(64 + 56, &[9]), "entry"),
         (changed(64 + 40, &[0xff; 8]), "too large"),

@@ -33,7 +33,7 @@ const LZOP: &[u8] = b"\x89LZO\0\r\n\x1a\n";
 /// The data is damaged, too large, or packed in a way that kernels are not.
 pub(super) fn unpack(packed: &[u8]) -> Result<Vec<u8>> {
     let found = MAGICS.iter().find(|(magic, _)| packed.starts_with(magic));
-    let (_, name) = found.context("it is packed in an unknown way")?;
+    let (_, name) = found.context("its compression is not known")?;
     let unpacked = match *name {
         "gzip" => all(flate2::read::GzDecoder::new(packed)),
         "zstd" => ruzstd::decoding::StreamingDecoder::new(packed)
@@ -97,7 +97,10 @@ fn lzo(packed: &[u8]) -> Result<Vec<u8>> {
     // The versions of library and unpacker, the method, and the level.
     take(&mut rest, if is_new { 6 } else { 5 })?;
     let flags = u32::from_be_bytes(take_u32(&mut rest)?);
-    ensure!(flags & FILTER == 0, "it has a filter");
+    ensure!(
+        flags & FILTER == 0,
+        "it uses a filter, which is not supported"
+    );
     // Mode and time; the name; a checksum.
     take(&mut rest, if is_new { 12 } else { 8 })?;
     let name = take(&mut rest, 1)?[0];
@@ -120,7 +123,7 @@ fn lzo(packed: &[u8]) -> Result<Vec<u8>> {
         block.resize(size, 0);
         match lzokay::decompress::decompress(packed, &mut block) {
             Ok(count) if count == size => append(&mut bytes, &block)?,
-            Ok(count) => bail!("a block has {count} bytes in place of {size}"),
+            Ok(count) => bail!("a block has {count} bytes instead of {size}"),
             Err(error) => bail!("a block is damaged: {error:?}"),
         }
     }

@@ -184,7 +184,9 @@ impl Machine {
             (Some(tell), (outcome @ Outcome::QemuFailed { .. }, []))
                 if machine.accel == Accel::Kvm =>
             {
-                tell(&format!("KVM does not work: {outcome}; going on by tcg"));
+                tell(&format!(
+                    "KVM does not work: {outcome}; continuing with tcg"
+                ));
                 machine.accel = Accel::Tcg;
                 run(&machine)
             }
@@ -375,7 +377,7 @@ impl<'a, 's> Run<'a, 's> {
         match failure {
             Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).explain(
                 "cannot show the console",
-                "let standard output be a file or pipe that takes it all",
+                "use a file or pipe that accepts all of it",
             ),
             Some(_) if !self.machine.watch.is_used() => Ok(Some(Outcome::OutputClosed)),
             _ => Ok(None),

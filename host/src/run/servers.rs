@@ -105,7 +105,7 @@ pub(super) fn start(machine: &Machine, dir: &Path) -> Result<(Vec<Serving>, Vec<
 
 impl Serving {
     pub(super) fn signal(&self, signal: Signal) {
-        // Once reaped, the number may belong to somebody else.
+        // After the process was reaped, its number may belong to another process.
         if self.ended.is_none()
             && !self.killed
             && let Running::External(process) = &self.server

@@ -170,7 +170,7 @@ fn converse(workers: &Arc<Workers>, stream: UnixStream, request_queues: usize) -
     loop {
         let (_, gone) = either(peer.as_fd(), lost.as_fd())?;
         if gone {
-            bail!("QEMU's memory file was cut short: its connection is ended");
+            bail!("QEMU's memory file was cut short: the connection is closed");
         }
         // The library waits without a limit for the rest of a header: refuse half a header here.
         let mut header = [0; HEADER];
@@ -193,11 +193,11 @@ fn converse(workers: &Arc<Workers>, stream: UnixStream, request_queues: usize) -
             error => Err(match lock(&device).no_queue {
                 // QEMU does not ask for the number of queues.
                 Some(queue) => anyhow!(
-                    "QEMU asked for queue {queue}, which is not there; its num-request-queues may be \
+                    "QEMU asked for queue {queue}, which does not exist; its num-request-queues must not exceed \
                      {request_queues}: allow more with --request-queues"
                 ),
                 None => {
-                    anyhow!("a message of QEMU's makes no sense ({error}): its connection is ended")
+                    anyhow!("QEMU sent an invalid message ({error}): the connection is closed")
                 }
             }),
         };

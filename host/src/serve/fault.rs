@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_counts_what_it_is_about() {
+    fn each_rule_counts_its_own_requests() {
         let all = verdicts(
             "drop=READ:2,error=ESTALE@LOOKUP:1+,delay=20ms@3",
             &[LOOKUP, READ, LOOKUP, READ, READ],
@@ -339,14 +339,14 @@ mod tests {
     }
 
     #[test]
-    fn the_server_hangs_up_after_so_many() {
+    fn disconnect_after_counts_requests() {
         let all = verdicts("disconnect-after=2", &[READ; 4]);
         let ends: Vec<_> = all.iter().map(|verdict| verdict.disconnect).collect();
         assert_eq!(ends, [false, false, true, true]);
     }
 
     #[test]
-    fn a_percentage_is_about_that_many_and_the_same_ones_each_time() {
+    fn a_percentage_selects_about_that_many_requests_reproducibly() {
         let fault = "truncate=0@READ:25%,seed=7";
         let first = verdicts(fault, &[READ; 4000]);
         let hit = first.iter().filter(|verdict| verdict.truncate.is_some());
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused_by_name() {
+    fn invalid_rules_are_refused_by_name() {
         for (text, part) in [
             ("", "KIND=VALUE"),
             ("slow=1", "unknown kind"),

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_something_is_refused() {
+    fn modifying_requests_are_refused() {
         for opcode in [
             4, 6, 8, 9, 10, 11, 12, 13, 16, 21, 24, 35, 43, 45, 47, 48, 51, 53,
         ] {

@@ -79,7 +79,7 @@ fn make(path: &Path, mode: Option<u32>) -> Result<UnixListener> {
             let found = symlink_metadata(path);
             ensure!(
                 found.is_ok_and(|found| found.file_type().is_socket()),
-                "cannot listen on {}: there is a file that is no socket: choose another path",
+                "cannot listen on {}: the file exists and is not a socket: choose another path",
                 path.display()
             );
             let lives = UnixStream::connect(path).is_ok();

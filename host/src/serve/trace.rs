@@ -137,7 +137,7 @@ fn destination(path: &Path) -> Result<Destination> {
             file.take(HEADER.len() as u64).read_to_end(&mut head)?;
             ensure!(
                 head.is_empty() || head == HEADER,
-                "there is a file that is no trace: choose another name, or remove it"
+                "the file exists and is not a trace: choose another name, or remove it"
             );
         }
         Ok(found) if !found.is_symlink() => {
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_takes_no_file_that_is_something_else() {
+    fn a_trace_does_not_replace_other_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace");
         let record = |trace: Trace| {
@@ -500,7 +500,10 @@ mod tests {
         };
         fs::write(&path, "a kernel").unwrap();
         let error = format!("{:#}", Trace::create(&path).unwrap_err());
-        assert!(error.contains("no trace: choose another name"), "{error}");
+        assert!(
+            error.contains("not a trace: choose another name"),
+            "{error}"
+        );
         assert_eq!(fs::read(&path).unwrap(), b"a kernel");
         // A link is replaced by the first request, and not before.
         let link = dir.path().join("link");
@@ -570,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn another_file_is_refused_and_half_a_line_is_not() {
+    fn a_file_that_is_not_a_trace_is_refused_and_a_truncated_line_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "hello\n").unwrap();

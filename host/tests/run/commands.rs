@@ -1,4 +1,4 @@
-//! Each command and option as a user types it.
+//! Each command and option, used as on a command line.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::parts::{LIMIT, target};
 use crate::tool::{Ran, Tool};
 
-/// What the firmware does in the boots here.
+/// The firmware's command in these boots.
 const CAT: &str = "--append=bootshare.cmd=\"cat /greeting.txt\"";
 
 fn tool(tool: &Tool, args: &[&str]) -> Ran {
@@ -27,7 +27,7 @@ fn tool(tool: &Tool, args: &[&str]) -> Ran {
 #[test]
 fn options_reach_qemu_and_the_firmware() {
     let tool_ = Tool::new(&[]);
-    // The first program of a root file system, where only its own root has it.
+    // An init that exists only inside the directory as a root: the link is absolute.
     fs::create_dir_all(tool_.path("root/sbin")).unwrap();
     symlink("/usr/lib/systemd/systemd", tool_.path("root/sbin/init")).unwrap();
     let boot = ["boot", "share", "-n"];
@@ -107,7 +107,7 @@ fn options_reach_qemu_and_the_firmware() {
 }
 
 #[test]
-fn a_network_and_disks_hinder_no_boot() {
+fn a_machine_with_a_network_and_disks_boots() {
     let tool_ = Tool::new(&[]);
     let path = |name: &str| tool_.path(name);
     fs::write(path("raw,disk"), [0; 1 << 20]).unwrap();
@@ -118,7 +118,7 @@ fn a_network_and_disks_hinder_no_boot() {
         .arg("1M")
         .status();
     let mut disks = vec!["--disk", "raw,disk"];
-    // Not every QEMU comes with it.
+    // qemu-img is not installed with every QEMU.
     if status.is_ok_and(|status| status.success()) {
         disks.extend(["--disk", "disk"]);
     }
@@ -138,7 +138,7 @@ fn a_network_and_disks_hinder_no_boot() {
 }
 
 #[test]
-fn a_debugger_lets_the_machine_go_on() {
+fn a_debugger_continues_the_machine() {
     let tool_ = Tool::new(&[]);
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -148,7 +148,7 @@ fn a_debugger_lets_the_machine_go_on() {
     let gdb = format!("--gdb={port}");
     let mut command = tool_.command(&[], &["boot", "share", &gdb, "--accel", "tcg", CAT]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    // Once it comes, QEMU stops the machine anyway.
+    // The machine waits for the debugger. Once it is connected, QEMU stops the machine.
     let mut stdout = child.stdout.take().unwrap();
     let mut polled = [PollFd::new(&stdout, PollFlags::IN)];
     let limit = Timespec::try_from(Duration::from_secs(3)).unwrap();
@@ -161,7 +161,7 @@ fn a_debugger_lets_the_machine_go_on() {
         }
         thread::sleep(Duration::from_millis(50));
     };
-    // GDB's remote protocol: continue.
+    // `continue` in GDB's remote protocol.
     debugger.write_all(b"$c#63").unwrap();
     let mut shown = String::new();
     stdout.read_to_string(&mut shown).unwrap();
@@ -177,7 +177,7 @@ fn a_directory_alone_is_booted() {
 }
 
 #[test]
-fn words_that_nobody_would_get_are_told() {
+fn append_words_without_effect_are_warned_of() {
     let tool_ = Tool::new(&[]);
     let words = "--append=bootshare.cmd=\"cat /greeting.txt\" console=ttyS0 quiet";
     let ran = tool(&tool_, &["boot", "share", words]);
@@ -188,7 +188,7 @@ fn words_that_nobody_would_get_are_told() {
         assert_eq!(tool(&tool_, &args).errors, "", "{args:?}");
     }
     let linux = tool_.run(&mut tool_.linux(&[], None));
-    assert_eq!(linux.errors, "", "the firmware is another's");
+    assert_eq!(linux.errors, "", "the firmware is not the project's");
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn a_qemu_under_another_name_is_found() {
         (&["--qemu", "bin"], "/usr/bin:/bin"),
         (&[], &*bin),
     ] {
-        // The fake one needs no other program.
+        // The fake QEMU needs no other program.
         let args = [&boot[..], args].concat();
         let ran = tool_.run(tool_.command(&[], &args).env("PATH", path));
         ran.expect(0, &[]);
@@ -283,7 +283,7 @@ fn images_pages_and_completions_are_written() {
 }
 
 #[test]
-fn the_documentation_names_tests_that_are_there() {
+fn the_tests_named_in_the_documentation_exist() {
     fn sources(dir: &Path, text: &mut String) {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
@@ -335,7 +335,7 @@ fn a_trace_is_printed_as_a_table() {
 }
 
 #[test]
-fn a_machine_that_stays_silent_is_told_what_may_be_missing() {
+fn after_a_silent_boot_a_hint_says_what_may_be_missing() {
     let tool_ = Tool::new(&[]);
     fs::create_dir(tool_.path("silent")).unwrap();
     fs::copy(tool_.path("share/vmlinuz"), tool_.path("silent/vmlinuz")).unwrap();

@@ -1,5 +1,5 @@
-//! The console between QEMU, whoever reads and types, and what is looked for: nothing that one of
-//! them does may keep the others, the time limit or a signal waiting.
+//! Tests of the console: QEMU, the reader of standard output, standard input and the search for patterns are
+//! independent. None of them may delay another one, the time limit or a signal.
 
 use std::fs;
 use std::io::{self, PipeReader, Read, Write};
@@ -14,10 +14,11 @@ use rustix::termios::{LocalModes, OutputModes, tcgetattr};
 use crate::parts::{LIMIT, c_server, install};
 use crate::tool::{Tool, terminal};
 
-/// Far more than anything takes that is to be at once, and far less than what it must not wait for.
+/// A limit for what must happen at once: far longer than it takes, and far shorter than the wait that must not
+/// happen.
 const AT_ONCE: Duration = Duration::from_secs(20);
 
-/// Standard output that nobody reads, full already.
+/// A pipe for standard output that is already full and never read.
 fn unread_pipe() -> (PipeReader, io::PipeWriter) {
     let (reader, mut writer) = io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&writer, true).unwrap();
@@ -39,14 +40,14 @@ fn wait(child: &mut Child) -> Option<i32> {
 }
 
 #[test]
-fn the_time_limit_and_signals_hold_while_nobody_reads() {
+fn the_time_limit_and_signals_work_while_nobody_reads_the_output() {
     let tool = Tool::new(&[]);
     for signal in [None, Some(Signal::TERM)] {
         let (reader, writer) = unread_pipe();
         let mut command = tool.fake(&[], "exec yes");
         command.args(["--timeout", if signal.is_none() { "1" } else { "1000" }]);
         command.args(["--expect", "never"]);
-        // Our own last words go there, too.
+        // The program's last messages are written to the same pipe.
         command.stderr(writer.try_clone().unwrap()).stdout(writer);
         let mut child = command.spawn().unwrap();
         if let Some(signal) = signal {
@@ -61,7 +62,7 @@ fn the_time_limit_and_signals_hold_while_nobody_reads() {
 }
 
 #[test]
-fn what_a_slow_reader_has_not_taken_when_the_guest_ends_waits_for_it() {
+fn unread_output_is_kept_for_a_slow_reader_after_the_guest_ends() {
     let tool = Tool::new(&[]);
     let mut command = tool.fake(&[], "seq 1 400000; exit 33");
     command.stdout(Stdio::piped());
@@ -78,7 +79,7 @@ fn what_a_slow_reader_has_not_taken_when_the_guest_ends_waits_for_it() {
     assert_eq!(wait(&mut child), Some(0));
     let all: String = (1..=400_000).map(|line| format!("{line}\n")).collect();
     assert!(shown == all, "{} bytes of {}", shown.len(), all.len());
-    // Where there is a limit, what is lost is told.
+    // If the time limit passes, the lost output is reported.
     let (reader, writer) = unread_pipe();
     let mut command = tool.fake(&[], "echo result; exit 33");
     command.args(["--timeout", "1"]).stdout(writer);
@@ -92,7 +93,7 @@ fn what_a_slow_reader_has_not_taken_when_the_guest_ends_waits_for_it() {
 }
 
 #[test]
-fn a_failure_is_seen_though_nobody_reads() {
+fn a_failure_is_noticed_while_nobody_reads_the_output() {
     let tool = Tool::new(&[]);
     let (reader, writer) = unread_pipe();
     let mut command = tool.fake(&[], "seq 1 400000; echo Kernel panic; exec sleep 1000");
@@ -102,7 +103,7 @@ fn a_failure_is_seen_though_nobody_reads() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // QEMU is ended, and the reader has all the time of the limit.
+    // QEMU is ended; the reader of standard output still has the whole time limit.
     let is_running = |tool: &Tool| tool.processes().len() == 2;
     until("it did not start", || is_running(&tool));
     until("the failure was not seen", || !is_running(&tool));
@@ -113,7 +114,7 @@ fn a_failure_is_seen_though_nobody_reads() {
 }
 
 #[test]
-fn a_closed_standard_output_ends_a_run_that_nothing_else_is_asked_of() {
+fn a_closed_standard_output_ends_a_run_without_expect() {
     let tool = Tool::new(&[]);
     for (args, status) in [(&[][..], 141), (&["--expect", "^100$"], 0)] {
         let (reader, writer) = io::pipe().unwrap();
@@ -130,7 +131,7 @@ fn a_closed_standard_output_ends_a_run_that_nothing_else_is_asked_of() {
 }
 
 #[test]
-fn a_standard_output_without_blocking_is_waited_for() {
+fn a_nonblocking_standard_output_is_waited_for() {
     let tool = Tool::new(&[]);
     let (mut reader, writer) = io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&writer, true).unwrap();
@@ -145,9 +146,9 @@ fn a_standard_output_without_blocking_is_waited_for() {
 }
 
 #[test]
-fn a_helper_that_holds_the_console_holds_nothing_else() {
+fn a_helper_process_with_the_console_open_does_not_delay_the_end() {
     let tool = Tool::new(&[]);
-    // One in QEMU's process group is ended with it, one in a session of its own goes on.
+    // A helper in QEMU's process group ends with QEMU; one in a session of its own continues.
     for (helper, is_left) in [("setsid sh", true), ("sh", false)] {
         let pid = tool.path("pid");
         let script = format!(
@@ -172,9 +173,9 @@ fn a_helper_that_holds_the_console_holds_nothing_else() {
 }
 
 #[test]
-fn a_prompt_is_seen_at_once_and_answered() {
+fn a_prompt_is_matched_at_once_and_answered() {
     let tool = Tool::new(&[]);
-    // Each line that is read has its carriage return: Enter.
+    // Each answer ends with a carriage return, which is what Enter sends.
     let guest = r#"printf 'login: '; IFS= read -r line
         [ "$line" = root ] || exit 35
         printf 'Welcome \nroot@vm:~# '; IFS= read -r line; echo "$line"; exec sleep 1000"#;
@@ -186,14 +187,14 @@ fn a_prompt_is_seen_at_once_and_answered() {
         let mut child = command.stdout(Stdio::null()).spawn().unwrap();
         assert_eq!(wait(&mut child), Some(0), "{pattern}");
     }
-    // In order, and the one that is missing is named.
+    // Patterns must match in order, and the missing one is named.
     let mut command = tool.fake(&[], "echo two; echo one; exit 33");
     let ran = tool.run(command.args(["-e", "one", "-e", "two"]));
     ran.expect(
         1,
         &["never showed --expect 'two', 2 of 2: the firmware ended"],
     );
-    // Any of several failures.
+    // One of several --fail patterns is enough.
     let mut command = tool.fake(&[], "echo two; exit 33");
     let ran = tool.run(command.args(["-f", "one", "-f", "two", "-e", "never"]));
     ran.expect(1, &["the console showed --fail 'two': two"]);
@@ -224,7 +225,7 @@ fn a_script_logs_in_and_ends_the_guest() {
 #[test]
 fn a_script_on_standard_input_waits_for_a_prompt() {
     let tool = Tool::new(&[]);
-    // As Linux drops what came before its console is opened.
+    // Linux discards input that came before it opened its console.
     let drop = "timeout 1 cat >/dev/null; printf '# '; IFS= read -r line; echo \"got $line\"";
     let silent = "timeout 1 cat >/dev/null; echo booted; IFS= read -r line; echo \"got $line\"";
     for script in [drop, silent] {
@@ -240,10 +241,10 @@ fn a_script_on_standard_input_waits_for_a_prompt() {
 }
 
 #[test]
-fn a_standard_input_that_cannot_be_read_is_none() {
+fn an_unreadable_standard_input_is_ignored() {
     let tool = Tool::new(&[]);
     let mut command = tool.fake(&[], "printf '# '; sleep 1; exit 33");
-    // As nohup(1) has it.
+    // nohup(1) opens standard input like this: for writing only.
     let input = fs::OpenOptions::new()
         .write(true)
         .open("/dev/null")
@@ -262,7 +263,7 @@ fn a_caller_that_ignores_sigchld_gets_the_guests_status() {
 }
 
 #[test]
-fn a_server_that_hangs_holds_up_no_signal() {
+fn a_hanging_server_does_not_delay_a_signal() {
     let tool = Tool::new(&[]);
     let hangs = "trap '' TERM; exec sleep 1000";
     for script in [
@@ -282,7 +283,7 @@ fn a_server_that_hangs_holds_up_no_signal() {
         kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
         let status = wait(&mut child);
         assert!(matches!(status, Some(123 | 130)), "{status:?}");
-        // A second, and what a loaded machine takes.
+        // A second, plus the delay of a busy machine.
         assert!(
             since.elapsed() < Duration::from_millis(1900),
             "{:?}",
@@ -292,7 +293,7 @@ fn a_server_that_hangs_holds_up_no_signal() {
     }
 }
 
-/// Makes `terminal` the one of the command, whose session begins with it.
+/// Makes `terminal` the controlling terminal of the command, which starts a new session.
 fn on_terminal(command: &mut Command, terminal: &fs::File) {
     let copy = || terminal.try_clone().unwrap();
     command.stdin(copy()).stdout(copy()).stderr(copy());
@@ -322,7 +323,7 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_stop_gives_the_terminal_back_and_stops_qemu() {
+fn ctrl_z_restores_the_terminal_and_stops_qemu() {
     let tool = Tool::new(&[]);
     for last in [Signal::TERM, Signal::QUIT] {
         let (_user, program) = terminal();
@@ -354,7 +355,7 @@ fn a_stop_gives_the_terminal_back_and_stops_qemu() {
 }
 
 #[test]
-fn a_stop_does_not_count_for_the_time_limit() {
+fn time_while_stopped_does_not_count_for_the_time_limit() {
     let tool = Tool::new(&[]);
     let mut command = tool.fake(&[], "sleep 3; exit 33");
     let mut child = command.args(["-t", "5"]).spawn().unwrap();
@@ -367,7 +368,7 @@ fn a_stop_does_not_count_for_the_time_limit() {
 }
 
 #[test]
-fn a_terminal_on_one_side_stays_as_it_is() {
+fn a_terminal_on_one_side_only_is_not_changed() {
     let tool = Tool::new(&[]);
     let (mut user, program) = terminal();
     let mut command = tool.fake(
@@ -393,7 +394,7 @@ fn the_quit_key_of_qemu_is_an_interruption() {
     on_terminal(command.args(["--qemu-arg=-S", "-e", "never"]), &program);
     let mut child = command.spawn().unwrap();
     until("the terminal is not raw", || is_raw(&program));
-    // Lines of a guest that ends them with a bare newline still start at the margin.
+    // The output modes stay on, because a guest may end lines with a bare newline.
     let output = tcgetattr(&program).unwrap().output_modes;
     assert!(output.contains(OutputModes::OPOST | OutputModes::ONLCR));
     user.write_all(b"\x01x").unwrap();
@@ -402,15 +403,15 @@ fn the_quit_key_of_qemu_is_an_interruption() {
 }
 
 #[test]
-fn in_the_background_of_a_terminal_a_run_goes_on_without_it() {
+fn a_run_in_the_background_continues_without_the_terminal() {
     let tool = Tool::new(&[]);
     let (mut user, program) = terminal();
-    // timeout(1) makes a process group of its own, which is in the background.
+    // timeout(1) makes a new process group, which is in the background.
     let wrapper = ["sh", "-c", "\"$@\"; exit $?", "sh", "timeout", "60"];
     let mut command = tool.fake(&wrapper, "echo READY; sleep 1; exit 33");
     on_terminal(&mut command, &program);
     let mut child = command.spawn().unwrap();
-    // For the shell, not for us.
+    // The input for the shell, not for the program.
     user.write_all(b"exit\n").unwrap();
     assert_eq!(wait(&mut child), Some(0));
     assert!(!is_raw(&program));

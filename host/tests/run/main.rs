@@ -1,5 +1,5 @@
-//! How runs end, and that nothing is left of them. The guests here are Debian's kernel and the
-//! demo's init, given to QEMU directly: the firmware has its own tests.
+//! Tests of how runs end, and that they leave nothing behind. The guests are Debian's kernel with the demo's init,
+//! loaded by QEMU itself; the firmware has its own tests.
 
 #[cfg(feature = "embed-firmware")]
 mod commands;
@@ -19,12 +19,12 @@ use bootshare_host::{Board, Console, Machine, Outcome, Report, Share, demo};
 
 use parts::{LIMIT, c_server, demo_share, install};
 
-/// A machine whose QEMU loads the demo's kernel itself.
+/// A machine whose kernel is loaded by QEMU itself.
 fn linux(board: Board, words: &str) -> Machine {
     let share = demo_share(board.arch());
     let mut machine = Machine::new(board, share.join(board.arch().kernel_name()));
     let cmdline = fs::read_to_string(share.join("cmdline")).unwrap();
-    // Without the frequency Linux may hang when it measures it under TCG on microvm.
+    // Without this frequency, Linux measures it, which may hang under TCG on microvm.
     machine.append = format!("{} tsc_early_khz=2000000 {words}", cmdline.trim());
     machine.qemu_args = vec!["-initrd".into(), share.join("initrd.img").into()];
     machine.shares = vec![Share::new(demo::TAG, share)];
@@ -33,7 +33,7 @@ fn linux(board: Board, words: &str) -> Machine {
     machine
 }
 
-/// A machine that is built but never runs an instruction.
+/// A machine that never executes an instruction.
 fn paused() -> Machine {
     let mut machine = linux(Board::X86_64Q35, "");
     machine.qemu_args.push("-S".into());
@@ -75,7 +75,7 @@ fn a_guest_that_resets_fails() {
 }
 
 #[test]
-fn a_machine_that_goes_on_too_long_is_ended() {
+fn a_machine_is_ended_at_the_time_limit() {
     let mut machine = paused();
     machine.time_limit = Some(Duration::from_secs(2));
     let report = run(&machine);
@@ -85,7 +85,7 @@ fn a_machine_that_goes_on_too_long_is_ended() {
 }
 
 #[test]
-fn what_qemu_complains_of_is_passed_on() {
+fn error_messages_of_qemu_are_passed_on() {
     let mut machine = paused();
     machine.qemu_args.push("-nosuchoption".into());
     let outcome = run(&machine).outcome;
@@ -97,7 +97,7 @@ fn what_qemu_complains_of_is_passed_on() {
 }
 
 #[test]
-fn what_a_server_says_when_it_cannot_start_is_passed_on() {
+fn error_messages_of_a_server_that_cannot_start_are_passed_on() {
     let dir = tempfile::tempdir().unwrap();
     let mut machine = paused();
     machine.server = Some(script(
@@ -134,7 +134,7 @@ fn a_server_that_dies_under_a_running_machine_ends_the_run() {
 }
 
 #[test]
-fn a_program_that_is_no_server_is_refused_by_name() {
+fn a_program_that_is_not_a_virtiofsd_is_refused() {
     let mut machine = paused();
     machine.server = Some("/bin/true".into());
     let error = format!("{:#}", machine.run(Console::Capture).unwrap_err());

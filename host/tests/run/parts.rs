@@ -1,4 +1,4 @@
-//! What the tests of runs share.
+//! Helpers that the tests of runs share.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,7 +17,7 @@ pub(crate) fn c_server() -> &'static str {
     })
 }
 
-/// The demo share, made once a process.
+/// The demo share, made once in each process.
 pub(crate) fn demo_share(arch: Arch) -> PathBuf {
     static MADE: [OnceLock<PathBuf>; 2] = [OnceLock::new(), OnceLock::new()];
     MADE[usize::from(arch == Arch::Aarch64)]
@@ -29,8 +29,8 @@ pub(crate) fn demo_share(arch: Arch) -> PathBuf {
         .clone()
 }
 
-/// Copies a program. Not by ourselves: while another test starts a process, that process has our
-/// descriptor for writing too, and a program that is open for writing cannot be run.
+/// Copies a program, in a child process. If this process opened the copy for writing, a child that another test
+/// starts at the same time would inherit the descriptor, and a program that is open for writing cannot be executed.
 pub(crate) fn install(from: &Path, to: &Path) {
     let mut command = Command::new("install");
     let status = command.args(["-m", "755"]).arg(from).arg(to).status();

@@ -1,4 +1,4 @@
-//! The program itself: its exit status, what it says, and that nothing is left of a run.
+//! Tests of the program: its exit status, its messages, and that a run leaves nothing behind.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,17 +19,17 @@ use tempfile::TempDir;
 
 use crate::parts::{LIMIT, c_server, demo_share, install, rust_server, target};
 
-/// The board that the firmware runs on here; it has tests on all of them.
+/// The board for tests of the tool; the firmware's own tests use all boards.
 const BOARD: Board = Board::X86_64Microvm;
 const BOARD_NAME: &str = "x86_64-microvm";
 
-/// The servers: the embedded one, and the external ones.
+/// The servers: the embedded one (`None`), and the external ones.
 fn servers() -> [Option<String>; 3] {
     let rust = rust_server().display().to_string();
     [None, Some(c_server().to_owned()), Some(rust)]
 }
 
-/// How the program ended.
+/// The result of a run of the program.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) status: Option<i32>,
@@ -38,7 +38,7 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// Asserts on the exit status, and that each of `parts` is in what was said of errors.
+    /// Asserts the exit status, and that the error output contains each of `parts`.
     pub(crate) fn expect(&self, status: i32, parts: &[&str]) {
         assert_eq!(self.status, Some(status), "{self:?}");
         for part in parts {
@@ -47,14 +47,14 @@ impl Ran {
     }
 }
 
-/// The program itself, with a directory that all its files and sockets, and the command lines of
-/// all its children, are in.
+/// The program in a directory of its own. The directory contains all its files and sockets, and its path is on the
+/// command lines of all its children.
 pub(crate) struct Tool {
     pub(crate) dir: TempDir,
 }
 
 impl Tool {
-    /// All that a run needs is copied, so that an ordinary user can reach it.
+    /// Copies everything that a run needs, so that an ordinary user can access it.
     pub(crate) fn new(servers: &[&Path]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let share = demo_share(Arch::X86_64);
@@ -79,7 +79,8 @@ impl Tool {
             install(path, &dir.path().join(name));
         }
         for server in servers {
-            // Of unpacked packages it is a script that starts the program of its name in their midst.
+            // In unpacked packages, the server is a script that starts the program of the same name in
+            // `usr/lib/qemu`.
             let libraries = server.with_file_name("usr/lib");
             let program = libraries.join("qemu").join(server.file_name().unwrap());
             if program.is_file() {
@@ -105,8 +106,8 @@ impl Tool {
         self.dir.path().join(name).display().to_string()
     }
 
-    /// `bootshare-host`, after `wrapper`. Whoever runs the tests may ignore signals, which we would
-    /// inherit.
+    /// `bootshare-host`, started by `wrapper`. Signal dispositions are reset, because the caller of the tests may
+    /// ignore signals, and children inherit that.
     pub(crate) fn command(&self, wrapper: &[&str], args: &[&str]) -> Command {
         let tool = self.path("tool");
         let mut command = Command::new("/usr/bin/env");
@@ -121,7 +122,7 @@ impl Tool {
         command
     }
 
-    /// `bootshare-host boot` of the copied share by Linux, which QEMU loads itself.
+    /// `bootshare-host boot` of the copied share, with Linux loaded by QEMU itself.
     pub(crate) fn linux(&self, wrapper: &[&str], server: Option<&str>) -> Command {
         let mut command = self.command(wrapper, &["boot", &self.path("share")]);
         command.args(["--board=x86_64-q35", "--timeout=120"]);
@@ -133,7 +134,7 @@ impl Tool {
         command
     }
 
-    /// `bootshare-host boot ARGS` by the firmware, with its options.
+    /// `bootshare-host boot ARGS` with the firmware and its options.
     pub(crate) fn firmware(&self, args: &[&OsStr], options: &str) -> Ran {
         let image = target().join("firmware").join(BOARD.firmware_name());
         assert!(image.is_file(), "no {}: run make firmware", image.display());
@@ -143,7 +144,7 @@ impl Tool {
         self.run(&mut command)
     }
 
-    /// `bootshare-host boot share` with a shell script in QEMU's place.
+    /// `bootshare-host boot share` with a shell script instead of QEMU.
     pub(crate) fn fake(&self, wrapper: &[&str], script: &str) -> Command {
         let (bin, draft) = (self.path("bin"), self.path("draft"));
         fs::create_dir_all(&bin).unwrap();
@@ -155,7 +156,7 @@ impl Tool {
         command
     }
 
-    /// Runs it to its end, after which nothing may be left.
+    /// Runs a command to its end, and asserts that nothing is left.
     pub(crate) fn run(&self, command: &mut Command) -> Ran {
         let output = command.output().unwrap();
         self.assert_nothing_is_left();
@@ -167,7 +168,7 @@ impl Tool {
         }
     }
 
-    /// The process whose command line has `part`.
+    /// The process whose command line contains `part`.
     pub(crate) fn process(&self, part: &str) -> Pid {
         let found = self
             .processes()
@@ -176,7 +177,7 @@ impl Tool {
         found.unwrap_or_else(|| panic!("no process has {part}")).0
     }
 
-    /// Processes with our directory on their command line.
+    /// The processes with the test's directory on their command line.
     pub(crate) fn processes(&self) -> Vec<(Pid, String)> {
         let dir = self.dir.path().display().to_string();
         fs::read_dir("/proc")
@@ -195,7 +196,7 @@ impl Tool {
         fs::read_dir(self.dir.path().join("tmp")).unwrap().count()
     }
 
-    /// Waits until `count` processes run, QEMU among them, and the sockets have served.
+    /// Waits until `count` processes run, QEMU among them, and the sockets have been removed.
     pub(crate) fn wait_until_running(&self, tool: &mut Child, count: usize) {
         let deadline = Instant::now() + LIMIT;
         while self.processes().len() < count || self.files() > 0 {
@@ -219,18 +220,18 @@ impl Tool {
     }
 }
 
-/// Starts a machine that is paused, does `act` to it, and returns the program's exit status.
+/// Starts a paused machine, applies `act`, and returns the program's exit status.
 fn status_after(server: Option<&str>, act: impl FnOnce(&Tool, &Child)) -> Option<i32> {
     let tool = Tool::new(&[]);
     let mut command = tool.linux(&[], server);
-    // What is looked for hides none of these ends.
+    // A pattern that never matches must not hide how the run ended.
     let mut child = command
         .args(["--qemu-arg=-S", "--expect=never"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // The program, QEMU and perhaps a server.
+    // The processes are the program, QEMU and perhaps a server.
     tool.wait_until_running(&mut child, if server.is_some() { 3 } else { 2 });
     act(&tool, &child);
     let status = child.wait().unwrap();
@@ -238,7 +239,7 @@ fn status_after(server: Option<&str>, act: impl FnOnce(&Tool, &Child)) -> Option
     status.code()
 }
 
-/// What `status_after` may do: a signal to the program itself.
+/// An `act` for `status_after`: sends a signal to the program.
 fn send(signal: Signal) -> impl FnOnce(&Tool, &Child) {
     move |_, child| kill_process(Pid::from_child(child), signal).unwrap()
 }
@@ -273,7 +274,7 @@ fn a_crash_of_qemu_leaves_nothing_behind() {
 fn a_crash_of_the_server_leaves_nothing_behind() {
     for server in servers().into_iter().flatten() {
         let crash = |tool: &Tool, child: &Child| {
-            // The C server is two processes, and either may be the one that crashes.
+            // The C server consists of two processes, and either may crash.
             let own = Pid::from_child(child);
             let found = tool.processes().into_iter();
             let mut servers = found.filter(|(pid, line)| *pid != own && line.contains("virtiofsd"));
@@ -284,7 +285,7 @@ fn a_crash_of_the_server_leaves_nothing_behind() {
 }
 
 #[test]
-fn an_embedded_server_that_hangs_up_leaves_nothing_behind() {
+fn a_failing_embedded_server_leaves_nothing_behind() {
     let tool = Tool::new(&[]);
     let ran = tool.firmware(
         &["share", "--fault=disconnect-after=3"].map(OsStr::new),
@@ -295,14 +296,14 @@ fn an_embedded_server_that_hangs_up_leaves_nothing_behind() {
         &["bootshare-host: error: the firmware ended with status 1"],
     );
     assert!(ran.console.contains("made no progress"), "{ran:?}");
-    // One that fails as the machine ends is no success either.
+    // A server that fails at the very end of the run is also a failure.
     let args = ["share", "--fault=panic=DESTROY"].map(OsStr::new);
     let ran = tool.firmware(&args, "bootshare.cmd=\"cat /greeting.txt\"");
     ran.expect(122, &["failed (it panicked: as the fault asks)\n"]);
 }
 
 #[test]
-fn a_kernel_that_cannot_be_prepared_is_started_as_it_is() {
+fn a_kernel_that_cannot_be_prepared_is_started_unprepared() {
     let tool = Tool::new(&[]);
     let started = |args: &[&str]| {
         let all = ["boot", "share", "--board", BOARD_NAME, "--timeout=120"];
@@ -322,7 +323,7 @@ fn a_kernel_that_cannot_be_prepared_is_started_as_it_is() {
     let ran = started(&[]);
     assert!(ran.console.contains(", prepared"), "{ran:?}");
     assert_eq!((ran.errors.as_str(), kept()), ("", 1));
-    // In the middle of what it packs.
+    // Damages the middle of the compressed data.
     let path = tool.path("share/vmlinuz");
     let mut kernel = fs::read(&path).unwrap();
     let middle = kernel.len() / 2;
@@ -333,7 +334,7 @@ fn a_kernel_that_cannot_be_prepared_is_started_as_it_is() {
     let warning = "bootshare-host: warning: the kernel vmlinuz is not prepared: cannot unpack it (";
     assert!(ran.errors.starts_with(warning), "{ran:?}");
     assert_eq!((ran.errors.lines().count(), kept()), (1, 1));
-    // A share that the cache would be in is not written to.
+    // If the cache directory is inside the share, nothing is written to it.
     let mut command = tool.command(&[], &["boot", "share", "--board", BOARD_NAME]);
     command.args(["--expect=starting /vmlinuz", "--timeout=120", "--accel=tcg"]);
     tool.run(command.env("XDG_CACHE_HOME", tool.path("share/cache")));
@@ -341,7 +342,7 @@ fn a_kernel_that_cannot_be_prepared_is_started_as_it_is() {
 }
 
 #[test]
-fn a_server_keeps_nothing_of_a_connection() {
+fn a_server_closes_all_descriptors_of_a_connection() {
     const CONNECTIONS: usize = 50;
     let tool = Tool::new(&[]);
     let socket = tool.path("tmp/socket");
@@ -358,9 +359,9 @@ fn a_server_keeps_nothing_of_a_connection() {
     for _ in 0..CONNECTIONS {
         UnixStream::connect(&socket).unwrap();
     }
-    // Each of them is served before this one, which is not closed yet.
+    // All of them were served before this one, which stays open.
     let mut last = UnixStream::connect(&socket).unwrap();
-    // VHOST_USER_GET_FEATURES: its number, version 1, no payload.
+    // VHOST_USER_GET_FEATURES: the message's number, version 1, no payload.
     last.write_all(&[1_u32, 1, 0].map(u32::to_le_bytes).concat())
         .unwrap();
     last.read_exact(&mut [0; 20]).unwrap();
@@ -387,7 +388,7 @@ fn no_console_text_is_lost_while_nobody_reads_it() {
     command
         .args(board)
         .arg("--append=bootshare.cmd=\"cat /text\"");
-    // As every job of a CI system has it.
+    // Standard input is /dev/null, as in CI jobs.
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     std::thread::sleep(Duration::from_secs(3));
@@ -399,7 +400,7 @@ fn no_console_text_is_lost_while_nobody_reads_it() {
 }
 
 #[test]
-fn files_that_are_not_the_tools_own_stay() {
+fn files_of_other_programs_are_kept() {
     const THEIRS: &str = "somebody's";
     let tool = Tool::new(&[]);
     let write = |name: &str| {
@@ -417,9 +418,9 @@ fn files_that_are_not_the_tools_own_stay() {
     for (args, part) in [
         (
             &["serve", "share", "--socket", "file"][..],
-            "that is no socket",
+            "is not a socket",
         ),
-        (&["serve", "share", "--socket", "link"], "that is no socket"),
+        (&["serve", "share", "--socket", "link"], "is not a socket"),
         (
             &[
                 "serve",
@@ -429,12 +430,12 @@ fn files_that_are_not_the_tools_own_stay() {
                 "--trace",
                 "file",
             ],
-            "that is no trace",
+            "is not a trace",
         ),
-        (&["boot", "share", "--trace", "file"], "that is no trace"),
+        (&["boot", "share", "--trace", "file"], "is not a trace"),
         (
             &["demo", "own"],
-            "own/vmlinuz is there, and not from a demo",
+            "own/vmlinuz exists and was not made by demo",
         ),
         (&["rom", "elf", "elf"], "would replace the image"),
     ] {
@@ -466,7 +467,10 @@ fn a_server_removes_no_socket_but_its_own() {
     let _second = UnixListener::bind(&path).unwrap();
     send(Signal::TERM)(&tool, &first);
     assert_eq!(first.wait().unwrap().code(), Some(0));
-    assert!(fs::symlink_metadata(&path).is_ok(), "it removed another's");
+    assert!(
+        fs::symlink_metadata(&path).is_ok(),
+        "it removed another server's socket"
+    );
 }
 
 #[test]
@@ -504,7 +508,7 @@ fn a_hangup_that_nohup_ignores_is_ignored() {
         .stderr(Stdio::null());
     let mut child = command.spawn().unwrap();
     tool.wait_until_running(&mut child, 2);
-    // proc_pid_status(5): a mask of what is ignored, the lowest bit for SIGHUP.
+    // proc_pid_status(5): a mask of ignored signals; the lowest bit is SIGHUP.
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = u64::from_str_radix(ignored.unwrap().trim(), 16).unwrap();
@@ -519,8 +523,8 @@ fn a_hangup_that_nohup_ignores_is_ignored() {
 #[test]
 fn a_full_disk_leaves_nothing_behind() {
     let tool = Tool::new(&[]);
-    // In a mount namespace of its own, so that whatever happens the mount goes with it. A
-    // directory and one file more is what fits, and 4 KiB.
+    // The script runs in a mount namespace of its own, so the mount disappears with it in any case. The file system
+    // has space for $INODES inodes, the root directory included, and for 4 KiB.
     let script = r#"
         mount -t tmpfs -o size=4k,nr_inodes=$INODES tmpfs "$TMPDIR" || exit 99
         [ -z "$FULL" ] || head -c 4096 /dev/zero >"$TMPDIR/full"
@@ -535,7 +539,7 @@ fn a_full_disk_leaves_nothing_behind() {
     wrapper.extend(user);
     wrapper.extend(["sh", "-c", script, "sh"]);
 
-    // No place for the sockets' directory, and then none for the sockets.
+    // First there is no inode for the sockets' directory, then none for a socket.
     for (inodes, part) in [
         ("1", "cannot make a directory for sockets"),
         ("2", "cannot listen"),
@@ -544,7 +548,7 @@ fn a_full_disk_leaves_nothing_behind() {
         ran.expect(123, &["No space left on device", part]);
         assert_eq!(ran.errors.lines().count(), 1, "{ran:?}");
     }
-    // The sockets and their directory take no block: a trace does.
+    // Sockets and their directory need no data block, but a trace does.
     let trace = format!("--trace={}", tool.path("tmp/trace"));
     let mut command = tool.linux(&wrapper, None);
     let ran = tool.run(command.envs([("INODES", "20"), ("FULL", "yes")]).arg(trace));
@@ -585,7 +589,7 @@ fn a_console_that_cannot_be_shown_ends_the_run() {
 
 #[test]
 fn an_ordinary_user_boots_with_any_server() {
-    // As root, become one; otherwise we are.
+    // If the test runs as root, it becomes an ordinary user.
     let wrapper: &[&str] = if rustix::process::geteuid().is_root() {
         &[
             "setpriv",
@@ -612,7 +616,7 @@ fn an_ordinary_user_boots_with_any_server() {
 }
 
 #[test]
-fn a_boot_test_ends_with_what_the_console_shows() {
+fn the_console_decides_the_result_of_a_boot_test() {
     let tool = Tool::new(&[]);
     let ran = tool.run(
         tool.linux(&[], None)
@@ -620,14 +624,14 @@ fn a_boot_test_ends_with_what_the_console_shows() {
     );
     ran.expect(0, &[]);
     assert_eq!(ran.errors.trim(), "");
-    // What follows begins a line of its own.
+    // Messages begin on a new line.
     for (text, end) in [("READY\\n", ""), ("READY", "\n")] {
         let mut command = tool.fake(&[], &format!("printf '{text}'; exec sleep 1000"));
         let ran = tool.run(command.args(["--expect", "^READY$"]));
         ran.expect(0, &[]);
         assert_eq!(ran.errors, end);
     }
-    // QEMU's failure is not the guest's.
+    // A failure of QEMU is not a failure of the guest.
     let ran = tool.run(
         tool.fake(&[], "echo bad luck >&2; exit 1")
             .args(["-e", "never"]),
@@ -691,7 +695,7 @@ fn a_directory_may_have_any_name() {
             let is_rust =
                 server.is_some_and(|word| !word.as_bytes().ends_with(c_server().as_bytes()));
             if is_rust && name.to_str().is_none() {
-                // It takes UTF-8 only.
+                // This server accepts only UTF-8.
                 continue;
             }
             for words in [
@@ -709,9 +713,9 @@ fn a_directory_may_have_any_name() {
 }
 
 #[test]
-fn a_device_has_as_many_request_queues_as_are_asked_for() {
+fn a_device_has_the_requested_number_of_request_queues() {
     let tool = Tool::new(&[]);
-    // Many reads at a time, so that they go through all the queues.
+    // Many reads in flight, so that all queues are used.
     let command = "bootshare.cmd=\"devices; read-bench /vmlinuz\" bootshare.chunk-size=65536";
     for board in ["--board=x86_64-microvm", "--board=x86_64-q35"] {
         let args = ["share", "--request-queues=3", board].map(OsStr::new);
@@ -738,7 +742,7 @@ fn a_device_has_as_many_request_queues_as_are_asked_for() {
 }
 
 #[test]
-fn what_is_no_firmware_is_refused_by_name() {
+fn a_file_that_is_not_firmware_is_refused() {
     let tool = Tool::new(&[]);
     let elf = target().join("firmware").join(BOARD.firmware_name());
     let elf = elf.to_str().unwrap();
@@ -757,7 +761,7 @@ fn what_is_no_firmware_is_refused_by_name() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_shared_is_refused_by_name() {
+fn a_directory_that_cannot_be_shared_is_refused() {
     let tool = Tool::new(&[]);
     fs::write(tool.dir.path().join("file"), "").unwrap();
     for (dir, part) in [("nosuch", "No such file"), ("file", "Not a directory")] {
@@ -772,7 +776,7 @@ fn a_directory_that_cannot_be_shared_is_refused_by_name() {
 }
 
 #[test]
-fn a_directory_that_is_not_ours_to_read_is_refused_by_name() {
+fn a_directory_without_read_permission_is_refused() {
     let tool = Tool::new(&[]);
     let wrapper: &[&str] = match rustix::process::geteuid().is_root() {
         true => &["setpriv", "--reuid=65534", "--clear-groups"],
@@ -791,7 +795,7 @@ fn a_directory_that_is_not_ours_to_read_is_refused_by_name() {
 fn the_commands_of_a_dry_run_boot_and_leave_nothing_behind() {
     let tool = Tool::new(&[]);
     for server in servers() {
-        // The Rust virtiofsd takes UTF-8 only.
+        // The Rust virtiofsd accepts only UTF-8.
         let name: &[u8] = match &server {
             Some(path) if path != c_server() => b"it's odd",
             _ => b"it's \xff",
@@ -812,7 +816,7 @@ fn the_commands_of_a_dry_run_boot_and_leave_nothing_behind() {
             .args(["-c", &printed.console])
             .env("TMPDIR", tool.path("tmp"));
         let output = shell.stdin(Stdio::null()).output().unwrap();
-        // QEMU's own status for a firmware's success.
+        // QEMU's exit status for a success of the firmware.
         assert_eq!(output.status.code(), Some(33), "{output:?}");
         let console = String::from_utf8_lossy(&output.stdout);
         assert!(console.contains("well met"), "{console}");
@@ -820,10 +824,10 @@ fn the_commands_of_a_dry_run_boot_and_leave_nothing_behind() {
     }
 }
 
-// `make test` sets the feature.
+// `make test` enables this feature.
 #[cfg(feature = "embed-firmware")]
 #[test]
-fn the_program_boots_with_the_firmware_that_it_carries() {
+fn the_program_boots_with_its_embedded_firmware() {
     let tool = Tool::new(&[]);
     let options = "--append=bootshare.cmd=\"cat /greeting.txt\"";
     for board in [BOARD_NAME, "x86_64-q35-rom", "aarch64-virt"] {
@@ -839,7 +843,7 @@ fn the_program_boots_with_the_firmware_that_it_carries() {
 }
 
 #[test]
-fn doctor_finds_this_machine_fit_and_says_what_is_missing() {
+fn doctor_passes_on_this_machine_and_names_what_is_missing_elsewhere() {
     let tool = Tool::new(&[]);
     fs::create_dir_all(tool.dir.path().join("target/firmware")).unwrap();
     for board in [Board::X86_64Microvm, Board::Aarch64Virt] {
@@ -855,7 +859,7 @@ fn doctor_finds_this_machine_fit_and_says_what_is_missing() {
     }
     let mut elsewhere = tool.command(&[], &["doctor"]);
     elsewhere.env("PATH", "/nonexistent");
-    elsewhere.env("XDG_CACHE_HOME", tool.path("tmp")); // Nothing was downloaded there.
+    elsewhere.env("XDG_CACHE_HOME", tool.path("tmp")); // Nothing was downloaded to this directory.
     let ran = tool.run(&mut elsewhere);
     assert_eq!(ran.status, Some(1), "{ran:?}");
     assert!(
@@ -873,7 +877,7 @@ fn doctor_finds_this_machine_fit_and_says_what_is_missing() {
     let ran = tool.run(
         tool.command(&[], &["demo", "out"])
             .env("PATH", "/nonexistent")
-            // No parts that another run has downloaded.
+            // An empty cache, without the downloads of other runs.
             .env("XDG_CACHE_HOME", tool.path("tmp")),
     );
     ran.expect(123, &["there is no apt-get", "`bootshare-host boot /boot`"]);
@@ -913,8 +917,8 @@ fn doctor_knows_the_version_of_qemu_and_warns_of_an_old_one() {
     assert!(ran.console.contains(line), "{ran:?}");
 }
 
-/// Has the kernel answer a system call of the program's with an error, as the seccomp filter of a
-/// container does that does not know the call.
+/// Makes the kernel answer one system call of the program with an error, like the seccomp filter of a container
+/// that does not know the call.
 fn refuse(command: &mut Command, call: i64, errno: i32) -> &mut Command {
     let filter = SeccompFilter::new(
         [(call, vec![])].into(),
@@ -933,7 +937,7 @@ fn refuse(command: &mut Command, call: i64, errno: i32) -> &mut Command {
 }
 
 #[test]
-fn a_system_call_that_a_seccomp_filter_refuses_is_named_with_the_remedy() {
+fn a_system_call_refused_by_a_seccomp_filter_is_reported_with_the_remedy() {
     let tool = Tool::new(&[]);
     let image = target().join("firmware").join(BOARD.firmware_name());
     let boot = ["boot", "share", "--firmware", image.to_str().unwrap()];
@@ -960,7 +964,7 @@ fn a_system_call_that_a_seccomp_filter_refuses_is_named_with_the_remedy() {
     }
 }
 
-/// A terminal: what its user sees, and what programs see as theirs.
+/// A new pseudo-terminal: the user's side and the programs' side.
 pub(crate) fn terminal() -> (fs::File, fs::File) {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
@@ -976,7 +980,7 @@ pub(crate) fn terminal() -> (fs::File, fs::File) {
 }
 
 #[test]
-fn on_a_terminal_the_demo_gives_a_shell() {
+fn the_demo_starts_a_shell_on_a_terminal() {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     let tool = Tool::new(&[]);
@@ -994,7 +998,7 @@ fn on_a_terminal_the_demo_gives_a_shell() {
     let mut wait_for = |user: &mut fs::File, text: &str| {
         let mut buffer = [0; 4096];
         while !seen.contains(text) {
-            // A read would wait for ever: the terminal is open here as well.
+            // A read would not end, because the test has the programs' side open as well.
             let mut polled = [PollFd::new(&*user, PollFlags::IN)];
             let limit = Timespec::try_from(LIMIT).unwrap();
             let ready = retry_on_intr(|| poll(&mut polled, Some(&limit))).unwrap();
@@ -1005,8 +1009,8 @@ fn on_a_terminal_the_demo_gives_a_shell() {
         seen.clear();
     };
     wait_for(&mut user, "/share # ");
-    // Ctrl-C goes to the guest: it ends the command, not the run. Once the inner shell speaks, it
-    // and what it starts own the terminal: a Ctrl-C cannot come too early for `sleep`.
+    // Ctrl-C is sent to the guest: it ends the command, not the run. After the inner shell's output, the shell and
+    // its children own the terminal, so Ctrl-C cannot come too early for `sleep`.
     user.write_all(b"sh -c 'echo begin; sleep 1000'\n").unwrap();
     wait_for(&mut user, "\nbegin");
     user.write_all(b"\x03").unwrap();

@@ -1,5 +1,5 @@
-//! What is said of command lines and inputs that are wrong: one line each, that names the thing, the
-//! cause and the remedy. `UPDATE=1` writes the file that they are compared with.
+//! Tests of the error messages for wrong command lines and inputs: each is one line that names the thing, the cause
+//! and the remedy. `UPDATE=1` rewrites the file with the expected lines.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,10 +9,10 @@ use std::process::Stdio;
 use crate::parts::target;
 use crate::tool::Tool;
 
-/// A command line behind `$ `, then the exit status and what is said.
+/// Each command line after `$ `, and on the next line the exit status and the message.
 const SAID: &str = include_str!("wrong.txt");
 
-/// What the command lines may name.
+/// Makes the files that the command lines use.
 fn prepare(tool: &Tool) {
     let path = |name: &str| tool.dir.path().join(name);
     for dir in ["empty", "bin", "full", "vmlinuz-dir/vmlinuz"] {
@@ -28,7 +28,7 @@ fn prepare(tool: &Tool) {
 }
 
 #[test]
-fn each_wrong_command_line_is_answered_by_one_line_with_the_remedy() {
+fn each_wrong_command_line_gives_one_line_with_the_remedy() {
     let tool = Tool::new(&[]);
     prepare(&tool);
     let dir = tool.dir.path().display().to_string();
@@ -45,7 +45,7 @@ fn each_wrong_command_line_is_answered_by_one_line_with_the_remedy() {
             let name = at + start.len();
             let rest = errors[name..].find(|c: char| !c.is_ascii_alphanumeric());
             if rest == Some(6) {
-                // That of a temporary file.
+                // The random part of a temporary file's name.
                 errors.replace_range(name..name + 6, "XXXXXX");
             }
         }

@@ -1,4 +1,4 @@
-//! Front ends and guests that mean harm, or are broken: each harms itself and nobody else.
+//! Tests with hostile or broken front ends and guests: each may harm only itself.
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -12,25 +12,25 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vhost::VhostBackend;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::rig::{AVAILABLE, Guest, INIT, LIMIT, LOOKUP, NEVER, PLACES, RING, Rig, content, words};
+use crate::rig::{AVAILABLE, Guest, LIMIT, LOOKUP, NEVER, PLACES, RING, Rig, content, words};
 
 /// VIRTIO_RING_F_INDIRECT_DESC and VIRTIO_RING_F_EVENT_IDX.
 const INDIRECT_DESC: u64 = 1 << 28;
 const EVENT_IDX: u64 = 1 << 29;
 
-/// A vhost-user message: version 1, no reply asked for.
+/// A vhost-user message: version 1, no reply requested.
 fn message(request: u32, body: &[u8]) -> Vec<u8> {
     let header = words(&[request, 1, body.len() as u32]);
     [&header[..], body].concat()
 }
 
-/// Whether a server hangs up within the limit.
+/// Whether the server closes the connection within the limit.
 fn hangs_up(stream: &UnixStream) -> bool {
     let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
     poll(&mut fds, Some(&LIMIT)).unwrap() == 1
 }
 
-/// A connection that is its own; one that was just over may still be in the way.
+/// Connects as the only front end. Retries while a connection that has just ended still counts.
 fn connect(socket: &Path) -> UnixStream {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -45,7 +45,7 @@ fn connect(socket: &Path) -> UnixStream {
 }
 
 #[test]
-fn a_message_without_sense_ends_its_connection_only() {
+fn an_invalid_message_ends_only_its_connection() {
     let rig = Rig::new(2, "");
     let long = |numbers: &[u64]| -> Vec<u8> {
         numbers
@@ -86,19 +86,19 @@ fn a_message_without_sense_ends_its_connection_only() {
         stream.write_all(&bytes).unwrap();
         assert!(hangs_up(&stream), "{what}");
         drop(stream);
-        // The next one is served.
+        // The next front end is served.
         drop(connect(&rig.socket()));
     }
-    let failure = rig.server.failure().expect("it is told");
+    let failure = rig.server.failure().expect("the failure is reported");
     assert!(
-        failure.contains("makes no sense"),
+        failure.contains("an invalid message"),
         "the first one: {failure}"
     );
     rig.guest().open();
 }
 
 #[test]
-fn half_a_message_is_the_end_of_its_connection() {
+fn a_truncated_message_ends_its_connection() {
     let rig = Rig::new(2, "");
     for part in [8, 12, 15] {
         let mut stream = connect(&rig.socket());
@@ -109,7 +109,7 @@ fn half_a_message_is_the_end_of_its_connection() {
 }
 
 #[test]
-fn a_qemu_that_dies_is_no_failure() {
+fn the_death_of_qemu_is_not_a_failure() {
     let rig = Rig::new(2, "");
     for part in [0, 8, 12, 15] {
         for _ in 0..5 {
@@ -122,14 +122,14 @@ fn a_qemu_that_dies_is_no_failure() {
 }
 
 #[test]
-fn a_second_qemu_is_turned_away() {
+fn a_second_qemu_is_refused() {
     let rig = Rig::new(2, "");
-    // The first one says nothing.
+    // The first front end is connected and sends nothing.
     let first = connect(&rig.socket());
     for _ in 0..3 {
         let mut second = UnixStream::connect(rig.socket()).unwrap();
         let mut nothing = Vec::new();
-        // It may be reset with what it had sent unread.
+        // The connection may be reset before it has read the data.
         let _ = second.write_all(&message(1, &[]));
         let _ = second.read_to_end(&mut nothing);
         assert!(nothing.is_empty());
@@ -144,16 +144,16 @@ fn a_second_qemu_is_turned_away() {
 }
 
 #[test]
-fn what_is_queued_is_dropped_when_the_server_ends() {
+fn queued_requests_are_dropped_when_the_server_stops() {
     for threads in [0, 2] {
         let mut rig = Rig::new(threads, "delay=300ms@LOOKUP");
         let mut guest = rig.guest();
-        guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+        guest.init();
         for _ in 0..RING / 2 {
             guest.send(LOOKUP, 1, b"file\0", 4096);
         }
         assert!(guest.is_answered(LIMIT));
-        // One after the other would take 19 s, and the server waits for 10 s.
+        // One after the other, the answers would take 19 s; the server waits for at most 10 s.
         let start = Instant::now();
         rig.server.stop();
         assert!(start.elapsed() < Duration::from_secs(5));
@@ -162,11 +162,11 @@ fn what_is_queued_is_dropped_when_the_server_ends() {
 }
 
 #[test]
-fn what_was_not_answered_at_a_stop_is_answered_later() {
+fn requests_unanswered_at_a_stop_are_answered_after_it() {
     for threads in [0, 2] {
         let rig = Rig::new(threads, "delay=20ms@LOOKUP");
         let mut guest = rig.guest();
-        guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+        guest.init();
         let before = guest.used_index();
         for _ in 0..RING / 2 {
             guest.send(LOOKUP, 1, b"file\0", 4096);
@@ -177,9 +177,9 @@ fn what_was_not_answered_at_a_stop_is_answered_later() {
         assert_eq!(
             base,
             u32::from(guest.used_index()),
-            "nothing is taken and not answered"
+            "every taken request is answered"
         );
-        // The machine goes on, as after `stop` and `cont`.
+        // The machine continues, as after the monitor's `stop` and `cont`.
         guest.go_on(base as u16);
         for _ in 0..RING / 2 {
             let (_, reply) = guest.answer();
@@ -190,13 +190,13 @@ fn what_was_not_answered_at_a_stop_is_answered_later() {
 }
 
 #[test]
-fn an_eventfd_that_is_full_holds_nobody_up() {
+fn a_full_eventfd_does_not_block_the_server() {
     let mut rig = Rig::new(2, "");
     let mut guest = rig.guest();
-    // Each answer is told of.
+    // Without EVENT_IDX, each answer is signalled.
     guest.agree_to(|offered| offered & !EVENT_IDX);
-    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
-    // It was made to block. As full as it gets, one more is too many.
+    guest.init();
+    // The eventfd is blocking and full: a write of 1 would block.
     let full = EventFd::new(0).unwrap();
     full.write(u64::MAX - 1).unwrap();
     guest.frontend.set_vring_call(1, &full).unwrap();
@@ -218,56 +218,60 @@ fn an_eventfd_that_is_full_holds_nobody_up() {
 }
 
 #[test]
-fn a_kick_that_is_replaced_is_replaced() {
+fn the_eventfd_of_a_kick_can_be_replaced() {
     let rig = Rig::new(2, "");
     let mut guest = rig.guest();
-    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.init();
     let old = std::mem::replace(&mut guest.kick, EventFd::new(EFD_NONBLOCK).unwrap());
     let new = guest.kick.try_clone().unwrap();
     guest.frontend.set_vring_kick(1, &new).unwrap();
-    // That message has no reply; the one to this comes after it.
+    // The message above has no reply; the reply to this one comes after it was handled.
     guest.frontend.get_features().unwrap();
     assert!(
         guest.ask(LOOKUP, 1, b"file\0").is_ok(),
-        "the new one is heard"
+        "the new eventfd is used"
     );
-    // The old one is nobody's any more, and keeps no thread busy.
-    // INIT may have been seen in its ring before the kick was read.
+    // Nothing reads the old eventfd any more, so no thread is woken by it. Its counter is cleared first: the server
+    // may have seen INIT in the ring without reading the kick.
     let _ = old.read();
     old.write(7).unwrap();
     assert!(guest.ask(LOOKUP, 1, b"file\0").is_ok());
     thread::sleep(NEVER);
     assert_eq!(old.read().unwrap(), 7, "nobody reads it");
-    // What is no eventfd at all ends the queue, not the server.
+    // A descriptor that is not an eventfd ends the queue, but not the server.
     let null = fs::File::open("/dev/null").unwrap();
-    // SAFETY: the number is given to one owner.
+    // SAFETY: `into_raw_fd` gave the descriptor up, so it has one owner.
     let null =
         unsafe { std::os::fd::FromRawFd::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(null)) };
     guest.frontend.set_vring_kick(1, &null).unwrap();
     guest.send(LOOKUP, 1, b"file\0", 4096);
     thread::sleep(NEVER);
     guest.reset();
-    assert!(guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).is_ok());
+    guest.init();
 }
 
 #[test]
-fn memory_that_is_cut_short_ends_its_connection_only() {
+fn truncated_guest_memory_ends_only_its_connection() {
     let rig = Rig::new(2, "");
     for _ in 0..3 {
         let mut guest = Guest::connect_when_free(&rig.socket());
         let file = guest.open();
         guest.send_read(&file, 0, 100);
         guest.answer();
-        // This process has mapped it, too, and must not look at it any more.
+        // The server has mapped the file as well, and must not touch it any more.
         guest.file.set_len(0).unwrap();
         guest.kick.write(1).unwrap();
         let stream = guest.frontend.as_raw_fd();
-        // SAFETY: the front end is open.
+        // SAFETY: the front end is open, so the descriptor is valid.
         let stream = unsafe { std::os::fd::BorrowedFd::borrow_raw(stream) };
         let mut fds = [PollFd::new(&stream, PollFlags::RDHUP)];
-        assert_eq!(poll(&mut fds, Some(&LIMIT)).unwrap(), 1, "it hangs up");
+        assert_eq!(
+            poll(&mut fds, Some(&LIMIT)).unwrap(),
+            1,
+            "the server closes the connection"
+        );
     }
-    let failure = rig.server.failure().expect("it is told");
+    let failure = rig.server.failure().expect("the failure is reported");
     assert!(failure.contains("memory file was cut short"), "{failure}");
     let mut guest = Guest::connect_when_free(&rig.socket());
     let file = guest.open();
@@ -276,7 +280,7 @@ fn memory_that_is_cut_short_ends_its_connection_only() {
 }
 
 #[test]
-fn the_driver_is_interrupted_only_when_it_wants_to_be() {
+fn the_driver_is_interrupted_only_if_it_wants_to_be() {
     let rig = Rig::new(0, "");
     let mut guest = rig.guest();
     let offered = guest.frontend.get_features().unwrap();
@@ -284,7 +288,7 @@ fn the_driver_is_interrupted_only_when_it_wants_to_be() {
         assert_ne!(offered & feature, 0, "{feature:#x}");
     }
     let fds = |guest: &Guest| {
-        // SAFETY: the guest has it open.
+        // SAFETY: the guest keeps the eventfd open.
         let call = unsafe { std::os::fd::BorrowedFd::borrow_raw(guest.call.as_raw_fd()) };
         let mut fds = [PollFd::from_borrowed_fd(call, PollFlags::IN)];
         poll(&mut fds, Some(&NEVER.try_into().unwrap())).unwrap() == 1
@@ -303,11 +307,12 @@ fn the_driver_is_interrupted_only_when_it_wants_to_be() {
                 offered & !EVENT_IDX
             }
         });
-        guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+        guest.init();
         if fds(&guest) {
             guest.call.read().unwrap();
         }
-        // `used_event`: the third answer from here; else VRING_AVAIL_F_NO_INTERRUPT.
+        // With EVENT_IDX, `used_event` asks for the third answer from here; without it, VRING_AVAIL_F_NO_INTERRUPT
+        // is used.
         let third = guest.used_index() + 2;
         let wants = |guest: &Guest, wanted: bool| match event_idx {
             true => guest.write(AVAILABLE + 4 + 2 * u64::from(RING), &third.to_le_bytes()),
@@ -325,14 +330,14 @@ fn the_driver_is_interrupted_only_when_it_wants_to_be() {
 }
 
 #[test]
-fn a_queue_that_was_not_set_up_is_left_alone() {
-    // Of four queues the machine uses one; the others' rings would be at its address 0.
+fn a_queue_that_was_not_set_up_is_not_accessed() {
+    // The device has four queues and the machine uses one. The addresses of the other rings would be 0.
     let rig = Rig::with(|options| options.request_queues = 4);
     let mut guest = rig.guest();
     for _ in 0..10 {
         guest.agree_to(|offered| offered & !EVENT_IDX);
         guest.frontend.get_features().unwrap();
-        assert!(guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).is_ok());
+        guest.init();
         assert_eq!(
             guest.read(8, 8),
             [56, 0, 0, 0, 1, 0, 1, 0],
@@ -343,7 +348,7 @@ fn a_queue_that_was_not_set_up_is_left_alone() {
 }
 
 #[test]
-fn no_more_threads_than_a_share_needs() {
+fn a_share_has_no_more_threads_than_it_needs() {
     let dir = tempfile::tempdir().unwrap();
     let listener = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
     let mut options = Options::new("test", vec![dir.path().into()]);

@@ -1,4 +1,4 @@
-//! What a guest may hold on the host, by a server in a process of its own.
+//! Tests of the limits on what a guest can use on the host. The server is a process of its own.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -14,13 +14,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use vhost::VhostBackend;
 
-use crate::rig::{AVAILABLE, Guest, INIT, LOOKUP, MEMORY, OPEN, RING, words};
+use crate::rig::{AVAILABLE, Guest, LOOKUP, MEMORY, OPEN, RING, words};
 
 const FORGET: u32 = 2;
 const GETATTR: u32 = 3;
 const RELEASE: u32 = 18;
 
-/// A `serve` of a directory, started by a shell.
+/// A `serve` of a directory, started through a shell.
 struct Process {
     dir: TempDir,
     child: Child,
@@ -28,7 +28,7 @@ struct Process {
 }
 
 impl Process {
-    /// `before` is for the shell; `options` follow those that are always there.
+    /// Runs the shell code `before`, then `serve` with `options` after the constant ones.
     fn start(before: &str, options: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("share")).unwrap();
@@ -52,7 +52,7 @@ impl Process {
         Self { dir, child, stderr }
     }
 
-    /// One with a socket that listens.
+    /// A server that listens on a socket.
     fn listening(before: &str, options: &[&str]) -> Self {
         let mut process = Self::start(before, &[&["--socket", "socket"], options].concat());
         let line = process.line();
@@ -72,11 +72,11 @@ impl Process {
 
     fn guest(&self) -> Guest {
         let mut guest = Guest::connect(&self.dir.path().join("socket"), 1);
-        guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).unwrap();
+        guest.init();
         guest
     }
 
-    /// Files of the share that it has open.
+    /// The number of files of the share that the server has open.
     fn open_files(&self) -> usize {
         let share = self.share();
         let fds = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
@@ -86,7 +86,7 @@ impl Process {
             .count()
     }
 
-    /// Ends it by SIGTERM; its status, and the rest of what it said.
+    /// Ends the server with SIGTERM. Returns its status and the rest of its output.
     fn end(mut self) -> (Option<i32>, String) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).unwrap();
@@ -99,7 +99,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -122,7 +122,7 @@ fn write_many(dir: &Path, count: usize) {
 }
 
 #[test]
-fn a_guest_knows_more_files_than_may_be_open() {
+fn a_guest_can_know_more_files_than_the_server_may_open() {
     let mut process = Process::listening("ulimit -n 64;", &["--rlimit-nofile", "64"]);
     write_many(&process.share(), 300);
     let mut guest = process.guest();
@@ -130,12 +130,12 @@ fn a_guest_knows_more_files_than_may_be_open() {
         .map(|name| lookup(&mut guest, &name.to_string()).unwrap())
         .collect();
     assert!(process.open_files() < 64);
-    // All are known, and found again by their names.
+    // All nodes are valid, and a lookup by name finds the same nodes.
     for (name, &node) in nodes.iter().enumerate() {
         assert!(guest.ask(GETATTR, node, &[0; 16]).is_ok(), "{name}");
         assert_eq!(lookup(&mut guest, &name.to_string()), Ok(node), "{name}");
     }
-    // What has another name now, and what is another file, is not the node that it was.
+    // A node whose file was renamed, or replaced by another file, is stale.
     let path = |name: usize| process.share().join(name.to_string());
     fs::rename(path(0), path(1000)).unwrap();
     fs::rename(path(2), path(1)).unwrap();
@@ -149,7 +149,7 @@ fn a_guest_knows_more_files_than_may_be_open() {
     );
     assert!(guest.ask(GETATTR, nodes[0], &[0; 16]).is_ok());
 
-    // The number of a file that was removed is used again, with the same size and time.
+    // A new file with the inode number, size and time of the removed one.
     let old = path(5);
     let ino = fs::metadata(&old).unwrap().ino();
     let modified = fs::metadata(&old).unwrap().modified().unwrap();
@@ -174,7 +174,7 @@ fn a_guest_knows_more_files_than_may_be_open() {
     assert_eq!(guest.ask(GETATTR, nodes[5], &[0; 16]), Err(libc::ESTALE));
     assert_ne!(lookup(&mut guest, "5"), Ok(nodes[5]));
 
-    // Files that are open stay so: at the limit there are no more, and that is told.
+    // Open files stay open. At the limit, opening fails and a warning is printed.
     let mut handles = Vec::new();
     let error = loop {
         match open(&mut guest, nodes[100 + handles.len()]) {
@@ -196,7 +196,7 @@ fn a_guest_knows_more_files_than_may_be_open() {
     let release = words(&[handles[0] as u32, 0, 0, 0, 0, 0]);
     guest.ask(RELEASE, nodes[100], &release).unwrap();
     assert!(open(&mut guest, nodes[299]).is_ok());
-    // The machine is gone, and so are its files.
+    // When the connection ends, its files are closed.
     drop(guest);
     let deadline = Instant::now() + Duration::from_secs(60);
     while process.open_files() > 0 {
@@ -220,11 +220,11 @@ fn the_limit_of_open_files_is_raised() {
         open(&mut guest, node).unwrap_or_else(|error| panic!("{name} files, then {error}"));
     }
     assert_eq!(process.open_files(), 2000, "one descriptor a file");
-    // A guest that mounts anew has nothing open, and knows nothing.
-    guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).unwrap();
+    // After INIT, a guest has no open files and no nodes.
+    guest.init();
     assert_eq!(process.open_files(), 0);
     assert_eq!(guest.ask(GETATTR, 2, &[0; 16]), Err(libc::ESTALE));
-    // FORGET closes what is not open.
+    // FORGET closes the descriptor of a node without open handles.
     let node = lookup(&mut guest, "7").unwrap();
     assert_eq!(process.open_files(), 1);
     guest.send(FORGET, node, &1_u64.to_le_bytes(), 16);
@@ -234,14 +234,14 @@ fn the_limit_of_open_files_is_raised() {
 }
 
 #[test]
-fn a_guest_that_makes_requests_without_end_costs_no_memory() {
+fn endless_requests_of_a_guest_use_no_more_memory() {
     let process = Process::listening("", &["--fault", "delay=1ms@LOOKUP"]);
     fs::write(process.share().join("file"), "").unwrap();
     let mut guest = process.guest();
     let path = format!("/proc/{}/statm", process.child.id());
     let resident = || {
         let all = fs::read_to_string(&path).unwrap();
-        // Anonymous memory: resident without shared.
+        // Anonymous memory: resident pages minus shared ones.
         let fields: Vec<u64> = all
             .split(' ')
             .map(|field| field.trim().parse().unwrap())
@@ -253,7 +253,7 @@ fn a_guest_that_makes_requests_without_end_costs_no_memory() {
     }
     let before = resident();
     let end = Instant::now() + Duration::from_secs(1);
-    // It moves the index on as fast as requests are taken, and looks at no answer.
+    // The guest adds requests as fast as they are taken, and ignores the answers.
     while Instant::now() < end {
         let ahead = guest.sent.wrapping_sub(guest.used_index());
         guest.sent = guest.sent.wrapping_add((RING - 8).saturating_sub(ahead));
@@ -267,17 +267,17 @@ fn a_guest_that_makes_requests_without_end_costs_no_memory() {
 }
 
 #[test]
-fn a_ring_that_ends_outside_memory_keeps_no_processor_busy() {
+fn a_ring_outside_of_memory_does_not_make_the_server_spin() {
     let process = Process::listening("", &[]);
     let mut guest = Guest::connect(&process.dir.path().join("socket"), 1);
     guest.stop();
-    // The index says that there is a request, and its place is behind the memory's end.
+    // The index promises a request, but its ring entry is after the end of memory.
     let available = MEMORY as u64 - 4;
     guest.write(available, &[0, 0, 1, 0]);
     guest.configure_at(available);
     guest.kick.write(1).unwrap();
     guest.frontend.get_features().unwrap();
-    // The queue's thread sleeps, whenever one looks.
+    // In each sample the queue's thread sleeps.
     let state = || {
         let tasks = fs::read_dir(format!("/proc/{}/task", process.child.id())).unwrap();
         let mut stats = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("stat")));
@@ -287,7 +287,7 @@ fn a_ring_that_ends_outside_memory_keeps_no_processor_busy() {
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut sleeping = 0;
     while sleeping < 20 {
-        assert!(Instant::now() < deadline, "it never rests");
+        assert!(Instant::now() < deadline, "the thread never sleeps");
         sleeping = if state() == Some('S') {
             sleeping + 1
         } else {
@@ -296,11 +296,11 @@ fn a_ring_that_ends_outside_memory_keeps_no_processor_busy() {
         thread::sleep(Duration::from_millis(5));
     }
     guest.reset();
-    assert!(guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).is_ok());
+    guest.init();
 }
 
 #[test]
-fn a_failed_connection_is_told_of_and_the_next_is_served() {
+fn a_failed_connection_is_reported_and_the_next_is_served() {
     let mut process = Process::listening("", &[]);
     fs::write(process.share().join("file"), "").unwrap();
     let guest = Guest::connect(&process.dir.path().join("socket"), 1);
@@ -311,7 +311,7 @@ fn a_failed_connection_is_told_of_and_the_next_is_served() {
         "{line}"
     );
     let guest = Guest::connect_when_free(&process.dir.path().join("socket"));
-    // Another one is told of at once.
+    // Another failed connection is reported at once.
     let second = Guest::try_connect(&process.dir.path().join("socket"));
     assert!(second.is_none());
     let line = process.line();
@@ -321,7 +321,7 @@ fn a_failed_connection_is_told_of_and_the_next_is_served() {
 }
 
 #[test]
-fn a_server_ends_with_its_first_qemu_when_told_to() {
+fn with_once_a_server_ends_with_its_first_qemu() {
     let mut process = Process::listening("", &["--once"]);
     drop(process.guest());
     assert_eq!(process.child.wait().unwrap().code(), Some(0));
@@ -344,7 +344,7 @@ fn a_socket_may_be_inherited() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let listener = UnixListener::bind(&path).unwrap();
-    // The shell passes it on.
+    // The shell passes the socket to the server.
     rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::empty()).unwrap();
     let number = listener.as_raw_fd().to_string();
     let mut process = Process::start("", &["--fd", &number]);
@@ -355,7 +355,7 @@ fn a_socket_may_be_inherited() {
     );
     fs::write(process.share().join("file"), "").unwrap();
     let mut guest = Guest::connect(&path, 1);
-    guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).unwrap();
+    guest.init();
     assert!(lookup(&mut guest, "file").is_ok());
     for (number, part) in [
         ("1", "standard stream"),
@@ -369,7 +369,7 @@ fn a_socket_may_be_inherited() {
 }
 
 #[test]
-fn the_service_manager_is_told() {
+fn the_service_manager_is_notified() {
     let dir = tempfile::tempdir().unwrap();
     let manager = UnixDatagram::bind(dir.path().join("notify")).unwrap();
     let before = format!("NOTIFY_SOCKET={} ", dir.path().join("notify").display());
@@ -383,9 +383,9 @@ fn the_service_manager_is_told() {
 }
 
 #[test]
-fn a_running_servers_socket_is_not_taken() {
+fn the_socket_of_a_running_server_is_not_replaced() {
     let process = Process::listening("", &[]);
-    // Should it run, it must not do so for ever.
+    // The timeout is for the case that the second server starts nevertheless.
     let mut second = Command::new("timeout");
     let program = env!("CARGO_BIN_EXE_bootshare-host");
     let second = second

@@ -1,5 +1,4 @@
-//! The embedded server as QEMU sees it, over vhost-user, without QEMU: queues in memory of this
-//! process.
+//! Tests of the embedded server over vhost-user, without QEMU: the queues are in memory of this process.
 
 mod hostile;
 mod limits;
@@ -12,11 +11,9 @@ use bootshare_host::serve::{MAX_REQUEST_QUEUES, Trace};
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost::VhostBackend;
 
-use rig::{
-    AVAILABLE, Guest, INIT, LIMIT, LOOKUP, MEMORY, NEVER, OPEN, Queue, RING, Rig, content, words,
-};
+use rig::{AVAILABLE, Guest, LIMIT, LOOKUP, MEMORY, NEVER, OPEN, Queue, RING, Rig, content, words};
 
-/// Reads the file again and again, 16 reads at a time.
+/// Reads the whole file repeatedly, with 16 reads in flight.
 fn read_much(queue: &mut Queue, file: &(u64, Vec<u8>)) {
     let content = content();
     let mut expected = BTreeMap::new();
@@ -53,8 +50,8 @@ fn many_reads_at_once_are_all_answered() {
 }
 
 #[test]
-fn a_read_that_takes_long_does_not_hold_the_others_up() {
-    // The first READ takes for ever, as far as this test is concerned.
+fn a_slow_read_does_not_delay_other_reads() {
+    // The first READ waits longer than this test runs.
     let rig = Rig::new(2, "delay=100000s@READ:1");
     let mut guest = rig.guest();
     let file = guest.open();
@@ -64,14 +61,14 @@ fn a_read_that_takes_long_does_not_hold_the_others_up() {
         assert_eq!(guest.answer().0, fast % (RING / 2));
     }
     assert!(!guest.is_answered(NEVER.try_into().unwrap()));
-    // It is answered when the queue is stopped, so that nothing is written afterwards.
+    // The pending READ is answered when the queue is stopped, so that nothing is written afterwards.
     guest.stop();
     assert_eq!(guest.used_index(), guest.seen + 1);
     assert_eq!(guest.answer().0, slow);
 }
 
 #[test]
-fn a_queue_does_not_wait_for_another() {
+fn a_queue_does_not_wait_for_another_queue() {
     for threads in [0, 2] {
         let rig = Rig::new(threads, "delay=100000s@LOOKUP:2");
         let mut guest = rig.guest_with_queues(2);
@@ -85,7 +82,7 @@ fn a_queue_does_not_wait_for_another() {
             assert_eq!(second.answer().1[16..], content()[..100]);
         }
         assert!(!first.is_answered(NEVER.try_into().unwrap()));
-        // The other one stops at once, this one when it is answered.
+        // Queue 2 stops at once, queue 1 once its LOOKUP has been answered.
         guest.frontend.get_vring_base(2).unwrap();
         assert!(!guest.is_answered(NEVER.try_into().unwrap()));
         guest.frontend.get_vring_base(1).unwrap();
@@ -95,7 +92,7 @@ fn a_queue_does_not_wait_for_another() {
 }
 
 #[test]
-fn after_a_reset_nothing_is_written_any_more() {
+fn nothing_is_written_after_a_reset() {
     for threads in [0, 4] {
         let rig = Rig::new(threads, "");
         let mut guest = rig.guest_with_queues(2);
@@ -108,14 +105,14 @@ fn after_a_reset_nothing_is_written_any_more() {
                 }
             }
             guest.reset();
-            // The memory is the guest's again.
+            // The guest's memory belongs to the guest again.
             let places = || places.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
             for pair in places() {
                 for (queue, number) in guest.queues.iter().zip(pair) {
                     queue.write(Queue::place(number) + 0x1000, &[0xdd; 4096]);
                 }
             }
-            guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+            guest.init();
             for pair in places().skip(1) {
                 for (queue, number) in guest.queues.iter().zip(pair) {
                     let bytes = queue.read(Queue::place(number) + 0x1000, 4096);
@@ -135,14 +132,14 @@ fn one_qemu_after_the_other_is_served() {
         let (node, handle) = guest.open();
         guest.send_read(&(node, handle), 0, 100);
         assert_eq!(guest.answer().1[16..], content()[..100]);
-        // Gone without a farewell; its file is closed when the next one mounts.
+        // The first guest ends without DESTROY; its file is closed when the next one mounts.
     }
     assert_eq!(rig.server.failure(), None);
 }
 
 #[test]
-fn it_ends_when_told_to_whatever_it_does() {
-    // Before anybody connects, with somebody connected, and in the middle of a request.
+fn a_server_stops_in_any_state() {
+    // The server is stopped before a connection, with a connection, and during a request.
     for step in 0..3 {
         let mut rig = Rig::new(2, "delay=100000s@READ:1");
         let guest = (step > 0).then(|| rig.guest());
@@ -161,25 +158,25 @@ fn it_ends_when_told_to_whatever_it_does() {
 }
 
 #[test]
-fn a_panic_is_an_error_and_told() {
+fn a_panic_fails_the_request_and_is_reported() {
     let rig = Rig::new(2, "panic=LOOKUP:1");
     let mut guest = rig.guest();
-    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.init();
     assert_eq!(guest.ask(LOOKUP, 1, b"file\0"), Err(libc::EIO));
-    let failure = rig.server.failure().expect("it is told");
+    let failure = rig.server.failure().expect("the failure is reported");
     assert!(failure.contains("as the fault asks"), "{failure}");
-    // The next one is answered.
+    // The next request is answered.
     assert!(guest.ask(LOOKUP, 1, b"file\0").is_ok());
 }
 
 #[test]
-fn faults_are_what_they_say() {
+fn each_fault_has_its_effect() {
     let rig = Rig::new(
         0,
         "error=ESTALE@LOOKUP:1,drop=LOOKUP:2,truncate=20@OPEN,corrupt=5@READ:2",
     );
     let mut guest = rig.guest();
-    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.init();
     assert_eq!(guest.ask(LOOKUP, 1, b"file\0"), Err(libc::ESTALE));
     guest.send(LOOKUP, 1, b"file\0", 4096);
     assert!(!guest.is_answered(NEVER.try_into().unwrap()));
@@ -195,7 +192,7 @@ fn faults_are_what_they_say() {
         guest.answer().1
     };
     let (first, second) = (reply(&mut guest), reply(&mut guest));
-    // Requests differ in their number only.
+    // The requests differ only in their number.
     let differing = |skip: std::ops::Range<usize>| -> u32 {
         let pairs = first.iter().zip(&second).enumerate();
         pairs
@@ -212,21 +209,26 @@ fn faults_are_what_they_say() {
 }
 
 #[test]
-fn it_hangs_up_after_so_many_requests() {
+fn disconnect_after_closes_the_connection() {
     let rig = Rig::new(2, "disconnect-after=1");
     let mut guest = rig.guest();
-    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.init();
     guest.send(LOOKUP, 1, b"file\0", 4096);
     assert!(!guest.is_answered(NEVER.try_into().unwrap()));
     assert!(guest.frontend.get_features().is_err());
-    assert_eq!(rig.server.failure(), None, "as it was told to");
+    assert_eq!(
+        rig.server.failure(),
+        None,
+        "disconnect-after is not a failure"
+    );
 }
 
 #[test]
-fn queues_without_sense_harm_nobody() {
+fn invalid_queues_do_not_harm_the_server() {
     let rig = Rig::new(2, "");
     let mut guest = rig.guest();
-    // Chains that lead nowhere, into themselves, out of memory; and an index that runs away.
+    // Chains without a next descriptor, with a loop, or outside of memory; and an available index that is too far
+    // ahead.
     for (address, length, flags, next) in [
         (0, 0, 1, 0),
         (0, 40, 1, 500),
@@ -250,14 +252,17 @@ fn queues_without_sense_harm_nobody() {
 }
 
 #[test]
-fn a_queue_too_many_is_told_of() {
+fn a_queue_too_many_is_reported() {
     let rig = Rig::with(|options| options.request_queues = 1);
     let guest = rig.guest();
     guest.frontend.set_vring_num(2, RING).unwrap();
     let mut fds = [PollFd::from_borrowed_fd(rig.server.failed(), PollFlags::IN)];
     assert_eq!(poll(&mut fds, Some(&LIMIT)).unwrap(), 1);
     let failure = rig.server.failure().unwrap();
-    assert!(failure.contains("num-request-queues may be 1"), "{failure}");
+    assert!(
+        failure.contains("num-request-queues must not exceed 1"),
+        "{failure}"
+    );
 }
 
 #[test]
@@ -273,7 +278,7 @@ fn a_trace_has_each_request() {
     guest.send_read(&file, 4096, 1000);
     guest.answer();
     guest.send_read(&file, 0, 1000);
-    // It has been taken when the next one is answered.
+    // The server takes requests in order, so the READ was taken before this one is answered.
     assert_eq!(guest.ask(LOOKUP, 1, b"nosuch\0"), Err(libc::ENOENT));
     drop(guest);
     drop(rig);
@@ -301,7 +306,7 @@ fn a_trace_has_each_request() {
 }
 
 #[test]
-fn a_fault_has_its_effect_after_a_reset_too() {
+fn faults_also_work_after_a_reset() {
     let rig = Rig::new(2, "delay=100000s@READ:2");
     let mut guest = rig.guest();
     let file = guest.open();
@@ -314,21 +319,21 @@ fn a_fault_has_its_effect_after_a_reset_too() {
 }
 
 #[test]
-fn the_used_ring_tells_of_what_was_written() {
+fn the_used_ring_has_the_number_of_written_bytes() {
     let rig = Rig::new(0, "");
     let mut guest = rig.guest();
     guest.open();
     for (opcode, body, room, written) in [
-        // No place for a reply's header.
+        // No space for the reply's header.
         (LOOKUP, &b"file\0"[..], 15, 0),
         (LOOKUP, b"file\0", 16 + 127, 16),
         (LOOKUP, b"nosuch\0", 16, 16),
         (LOOKUP, b"file\0", 16 + 128, 16 + 128),
-        // FORGET has no reply, also one of the wrong length.
+        // FORGET has no reply, even if its length is wrong.
         (2, &[0; 8], 64, 0),
         (2, &[0; 3], 64, 0),
         (2, &[], 64, 0),
-        // BATCH_FORGET of more than there are, and INTERRUPT.
+        // BATCH_FORGET with a wrong count, and INTERRUPT.
         (42, &[0xff; 8], 64, 0),
         (36, &[0; 8], 64, 0),
     ] {
@@ -339,14 +344,14 @@ fn the_used_ring_tells_of_what_was_written() {
 }
 
 #[test]
-fn the_first_failure_is_the_one_that_is_told() {
+fn the_first_failure_is_the_reported_one() {
     let rig = Rig::new(0, "panic=LOOKUP:1");
     let mut guest = rig.guest();
-    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.init();
     guest.ask(LOOKUP, 1, b"file\0").unwrap_err();
-    // A consequence, so to speak.
+    // A second failure, which is a consequence of the first one.
     guest.frontend.set_vring_num(77, RING).unwrap();
-    // Its connection is over when the next one is served.
+    // Once the next guest is served, the connection has ended.
     Guest::connect_when_free(&rig.socket());
     let failure = rig.server.failure().unwrap();
     assert!(failure.contains("as the fault asks"), "{failure}");

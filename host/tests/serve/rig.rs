@@ -1,4 +1,4 @@
-//! A share, its server, and a machine that is nothing but memory and queues.
+//! A share, its server, and a simulated machine that consists of memory and queues.
 
 use std::fs::{self, File};
 use std::ops::{Deref, DerefMut};
@@ -16,18 +16,18 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Longer than anything here takes on a busy machine.
+/// A time limit longer than any step takes on a busy machine.
 pub const LIMIT: Timespec = Timespec {
     tv_sec: 60,
     tv_nsec: 0,
 };
 
-/// How long something is waited for that must not come.
+/// How long a test waits for something that must not happen.
 pub const NEVER: Duration = Duration::from_millis(200);
 
 pub const RING: u16 = 128;
 
-// The layout of a queue's memory, with a place of 1 MiB and a page for each request.
+// The layout of a queue's memory: the rings, and 1 MiB and a page for each request.
 pub const MEMORY: usize = 80 << 20;
 pub const DESCRIPTORS: u64 = 0;
 pub const AVAILABLE: u64 = 0x1000;
@@ -38,9 +38,9 @@ pub const PLACE: u64 = 0x10_1000;
 pub const LOOKUP: u32 = 1;
 pub const OPEN: u32 = 14;
 pub const READ: u32 = 15;
-pub const INIT: u32 = 26;
+const INIT: u32 = 26;
 
-/// A share, its server, and where the server listens.
+/// A share, its server, and the server's socket.
 pub struct Rig {
     pub dir: TempDir,
     pub server: Server,
@@ -85,15 +85,15 @@ pub fn content() -> Vec<u8> {
     (0..3_000_000_u32).map(|n| (n / 3) as u8).collect()
 }
 
-/// A machine that is nothing but memory and queues of requests; by itself it is the first of them.
+/// A machine that consists of memory and request queues. It dereferences to its first queue.
 pub struct Guest {
     pub frontend: Frontend,
     pub queues: Vec<Queue>,
-    /// The memory's file.
+    /// The file that is the guest's memory.
     pub file: File,
 }
 
-/// A queue of requests, and its part of the memory.
+/// A request queue, and its part of the memory.
 pub struct Queue {
     pub number: usize,
     pub memory: GuestMemoryMmap,
@@ -118,7 +118,7 @@ impl DerefMut for Guest {
 }
 
 impl Guest {
-    /// Connects with `count` request queues, which are behind the hiprio queue.
+    /// Connects with `count` request queues, which follow the hiprio queue.
     pub fn connect(socket: &Path, count: usize) -> Self {
         Self::start_with(Frontend::connect(socket, u64::MAX).unwrap(), count)
     }
@@ -157,7 +157,7 @@ impl Guest {
         guest
     }
 
-    /// Connects with one request queue as soon as nobody else is served.
+    /// Waits until no other guest is served, then connects with one request queue.
     pub fn connect_when_free(socket: &Path) -> Self {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
@@ -168,21 +168,22 @@ impl Guest {
         }
     }
 
-    /// Connects with one request queue, unless somebody else is served: then there is no answer.
+    /// Connects with one request queue. Returns `None` if another guest is served; the server then closes the
+    /// connection.
     pub fn try_connect(socket: &Path) -> Option<Self> {
         let frontend = Frontend::connect(socket, u64::MAX).unwrap();
         frontend.get_features().ok()?;
         Some(Self::start_with(frontend, 1))
     }
 
-    /// Sets the request queues up, empty.
+    /// Sets up the request queues, empty.
     pub fn start(&mut self) {
         for queue in &mut self.queues {
             queue.start(&mut self.frontend);
         }
     }
 
-    /// Asks for another feature set than all that is offered, and starts anew.
+    /// Negotiates other features than all the offered ones, and restarts the queues.
     pub fn agree_to(&mut self, features: impl Fn(u64) -> u64) {
         self.stop();
         let offered = self.frontend.get_features().unwrap();
@@ -190,19 +191,19 @@ impl Guest {
         self.start();
     }
 
-    /// Takes the queues back from the device.
+    /// Takes the queues back from the device (GET_VRING_BASE).
     pub fn stop(&mut self) {
         for queue in &self.queues {
             self.frontend.get_vring_base(queue.number).unwrap();
         }
     }
 
-    /// What QEMU does when a machine that was stopped goes on.
+    /// What QEMU does when a stopped machine continues.
     pub fn go_on(&mut self, next: u16) {
         self.queues[0].configure(&mut self.frontend, next, AVAILABLE);
     }
 
-    /// Starts the first queue with its available ring elsewhere.
+    /// Starts the first queue with its available ring at another address.
     pub fn configure_at(&mut self, available: u64) {
         self.queues[0].configure(&mut self.frontend, 0, available);
     }
@@ -221,7 +222,7 @@ impl Queue {
         self.configure(frontend, 0, AVAILABLE);
     }
 
-    /// Tells the device where the queue is, and the next request.
+    /// Passes the queue's addresses and the index of the next request to the device.
     fn configure(&self, frontend: &mut Frontend, next: u16, available: u64) {
         let host = self.memory.get_host_address(self.at(0)).unwrap() as u64;
         let config = VringConfigData {
@@ -241,7 +242,7 @@ impl Queue {
         frontend.set_vring_enable(self.number, true).unwrap();
     }
 
-    /// Where a place of the queue's memory is in the guest's.
+    /// The guest address of an offset in the queue's memory.
     pub fn at(&self, address: u64) -> GuestAddress {
         GuestAddress(((self.number - 1) * MEMORY) as u64 + address)
     }
@@ -250,7 +251,7 @@ impl Queue {
         PLACES + u64::from(number % (RING / 2)) * PLACE
     }
 
-    /// Sends a request with `room` bytes for its reply; its number is among those that were sent.
+    /// Sends a request with `room` bytes for its reply. Returns the request's number.
     pub fn send(&mut self, opcode: u32, node: u64, body: &[u8], room: u32) -> u16 {
         let number = self.sent;
         let place = Self::place(number);
@@ -298,10 +299,10 @@ impl Queue {
         u16::from_le_bytes(bytes.try_into().unwrap())
     }
 
-    /// Whether an answer comes within the limit.
+    /// Whether an answer arrives within the limit.
     pub fn is_answered(&self, limit: Timespec) -> bool {
         loop {
-            // `used_event` (virtio 1.2, 2.7.7.2): tell of the next answer.
+            // `used_event` (virtio 1.2, 2.7.7.2): asks for a notification of the next answer.
             self.write(
                 AVAILABLE + 4 + 2 * u64::from(RING),
                 &self.seen.to_le_bytes(),
@@ -310,7 +311,7 @@ impl Queue {
             if self.used_index() != self.seen {
                 return true;
             }
-            // SAFETY: the eventfd outlives the call.
+            // SAFETY: the eventfd stays open during the call.
             let call = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.call.as_raw_fd()) };
             let mut fds = [PollFd::from_borrowed_fd(call, PollFlags::IN)];
             if poll(&mut fds, Some(&limit)).unwrap() == 0 {
@@ -320,7 +321,7 @@ impl Queue {
         }
     }
 
-    /// The next answer: the request's number and the bytes that were written.
+    /// Waits for the next answer. Returns the request's number and the bytes that were written.
     pub fn answer(&mut self) -> (u16, Vec<u8>) {
         assert!(self.is_answered(LIMIT), "no answer");
         let slot = USED + 4 + u64::from(self.seen % RING) * 8;
@@ -335,7 +336,7 @@ impl Queue {
         )
     }
 
-    /// Sends a request and waits for its reply's body, or error.
+    /// Sends a request and waits. Returns the reply's body, or its error.
     pub fn ask(&mut self, opcode: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, i32> {
         let number = self.send(opcode, node, body, 8192);
         let (answered, reply) = self.answer();
@@ -346,9 +347,14 @@ impl Queue {
         }
     }
 
-    /// Mounts and opens `file`: its node and its handle.
-    pub fn open(&mut self) -> (u64, Vec<u8>) {
+    /// Mounts the share.
+    pub fn init(&mut self) {
         self.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).unwrap();
+    }
+
+    /// Mounts the share and opens `file`. Returns its node and handle.
+    pub fn open(&mut self) -> (u64, Vec<u8>) {
+        self.init();
         let entry = self.ask(LOOKUP, 1, b"file\0").unwrap();
         let node = u64::from_le_bytes(entry[..8].try_into().unwrap());
         let handle = self.ask(OPEN, node, &words(&[0, 0])).unwrap()[..8].to_vec();

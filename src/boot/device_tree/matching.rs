@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_for_no_machine() {
+    fn a_damaged_tree_matches_no_machine() {
         let blob = tree(&[("compatible", b"acme,board\0")]);
         for size in 0..blob.len() {
             assert!(!matching(&blob[..size], "acme,board").0, "{size}");

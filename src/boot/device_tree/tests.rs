@@ -158,7 +158,7 @@ fn chosen_is_filled_in() {
 }
 
 #[test]
-fn all_else_stays_as_it_is() {
+fn everything_else_is_unchanged() {
     let out = updated(&sample().build(0), &CHOSEN);
     let fdt = Fdt::new(&out).unwrap();
     assert_eq!(value(&out, "/chosen", "kaslr-seed").unwrap(), [7; 8]);
@@ -216,7 +216,7 @@ fn a_tree_without_chosen_gets_one() {
 }
 
 #[test]
-fn the_node_that_linux_would_take_is_the_one() {
+fn the_node_that_linux_would_use_is_found() {
     let blob = Builder::new()
         .begin("")
         .begin("chosen-not")
@@ -239,7 +239,7 @@ fn region(start: u64, size: u64, kind: MemoryKind) -> MemoryRegion {
 }
 
 #[test]
-fn a_tree_that_is_not_the_machines_own_gets_its_memory_and_seeds() {
+fn a_tree_from_a_share_gets_the_machines_memory_and_seeds() {
     let own = sample().build(0);
     let other = Builder::new()
         .begin("")
@@ -457,7 +457,7 @@ fn a_tree_larger_than_linux_accepts_is_refused() {
 }
 
 #[test]
-fn what_is_no_well_formed_tree_is_refused() {
+fn malformed_trees_are_refused() {
     let refusal = |blob: &[u8]| updated_bytes(blob, &CHOSEN).unwrap_err().to_string();
     assert_eq!(
         refusal(b""),

@@ -55,7 +55,7 @@ fn page_zero_is_not_free_and_nothing_is_above_the_mapped_end() {
 }
 
 #[test]
-fn a_range_handed_out_is_gone() {
+fn an_allocated_range_is_no_longer_free() {
     let mut planner = Planner::new(&[usable(MIB, 4 * MIB)], u64::MAX, &[]);
     let request = Request::new("kernel", MIB);
     let first = planner.allocate(&request).unwrap();
@@ -266,7 +266,7 @@ fn a_full_list_leaves_memory_unused_and_hands_none_out_twice() {
 /// For random maps and requests, each allocated range is within usable memory, overlaps no other range, is
 /// aligned and within the limits; and a request is refused only if it does not fit.
 #[test]
-fn whatever_the_map_ranges_are_free_aligned_and_within_limits() {
+fn placed_ranges_are_free_aligned_and_within_limits_for_any_map() {
     // Addresses are multiples of `GRAIN` here, so that memory can be checked cell by cell.
     const GRAIN: u64 = 0x1000;
     const CELLS: u64 = if cfg!(miri) { 256 } else { 4096 };

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_set_up_is_set_up_anew_in_the_same_way() {
+    fn a_second_set_up_gives_the_same_result() {
         let (mut machine, bridges) = tree();
         set_up(&mut machine, WINDOW, 255);
         let first = machine.functions.clone();
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bridge_that_has_the_number_of_another_takes_nothing_from_it() {
+    fn a_stale_bridge_number_does_not_capture_accesses_to_another_bridge() {
         let mut machine = Machine::default();
         let port = machine.add(Bus::Root(0), 1, 0, Function::bridge());
         let stale = machine.add(Bus::Behind(port), 5, 0, Function::bridge());
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_memory_is_left_as_it_was() {
+    fn devices_without_memory_bars_are_not_changed() {
         let mut machine = Machine::default();
         let ports = Function::device().with_bar(0, 0x20, 1);
         let ports = machine.add(Bus::Root(0), 1, 0, ports);
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_finds_no_room_stays_without_an_address() {
+    fn a_bar_without_space_gets_no_address() {
         let mut machine = Machine::default();
         let large = Function::device()
             .with_bar(0, 1 << 30, 0)
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_end_with_the_last_bus_and_depth_somewhere() {
+    fn bus_numbers_end_at_the_last_bus_and_at_the_greatest_depth() {
         let mut machine = Machine::default();
         for device in 0..32 {
             for function in 0..8 {
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_lies_about_everything_gets_a_bounded_number_of_questions() {
+    fn random_configuration_spaces_take_a_bounded_number_of_accesses() {
         let last_bus = if cfg!(miri) { 3 } else { 255 };
         for seed in 1..4 {
             let mut liar = Liar {

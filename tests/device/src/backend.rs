@@ -1,12 +1,12 @@
-//! Who answers the requests.
+//! The servers that answer the requests.
 
 use crate::{chain::Chain, reply::Reply, request::Request, tree::Tree};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A server.
 pub trait Backend: Send + Sync {
-    /// Answers the request in `chain`, of which `request` is a copy. What the server wrote to the
-    /// chain itself is [`Reply::written`].
+    /// Answers the request in `chain`; `request` is its parsed copy. If the server wrote the reply to the chain
+    /// itself, it returns [`Reply::written`].
     fn answer(&self, chain: &Chain, request: &Request) -> Reply;
 }
 
@@ -22,7 +22,7 @@ impl Backend for Tree {
     }
 }
 
-/// A server of a [`Tree`], whose good replies a script may spoil.
+/// A server of a [`Tree`]; a script may change its good replies.
 pub struct Scripted<S> {
     tree: Tree,
     script: Mutex<S>,

@@ -1,24 +1,24 @@
-//! A descriptor chain as the device took it from the ring.
+//! A descriptor chain that the device has taken from the ring.
 
 use crate::memory;
 
-/// What one descriptor points to.
+/// The buffer that a descriptor points to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffer {
-    /// Where it is.
+    /// Its address for the device.
     pub address: u64,
     /// Its size in bytes.
     pub length: u32,
 }
 
-/// A chain: the request's buffers, then the reply's.
+/// A chain: the buffers of the request, then those of the reply.
 ///
-/// It is given back once, and read and written before that only.
+/// It is returned to the driver once, and accessed only before that.
 #[derive(Debug)]
 pub struct Chain {
     pub(crate) head: u16,
     pub(crate) queue: u16,
-    /// Which session of the device it belongs to: a reset ends one.
+    /// The epoch of the device in which the chain was taken; each reset starts a new one.
     pub(crate) epoch: u64,
     pub(crate) readable: Vec<Buffer>,
     pub(crate) writable: Vec<Buffer>,
@@ -29,7 +29,7 @@ fn total(buffers: &[Buffer]) -> u64 {
 }
 
 impl Chain {
-    /// One that no driver made.
+    /// A chain that no driver made.
     #[must_use]
     pub fn of(readable: Vec<Buffer>, writable: Vec<Buffer>) -> Self {
         Self {
@@ -41,7 +41,7 @@ impl Chain {
         }
     }
 
-    /// The queue that it came through.
+    /// The queue that the chain was in.
     #[must_use]
     pub fn queue(&self) -> u16 {
         self.queue
@@ -59,39 +59,39 @@ impl Chain {
         &self.writable
     }
 
-    /// Bytes that the device may write.
+    /// The number of bytes that the device may write.
     #[must_use]
     pub fn writable_bytes(&self) -> u64 {
         total(&self.writable)
     }
 
-    /// The request.
+    /// The bytes of the request.
     #[must_use]
     pub fn request(&self) -> Vec<u8> {
         gather(&self.readable, usize::MAX)
     }
 
-    /// The first bytes of the reply, as they are in memory now.
+    /// The first `size` bytes of the reply, as they are in memory now.
     #[must_use]
     pub fn reply(&self, size: usize) -> Vec<u8> {
         gather(&self.writable, size)
     }
 
-    /// Writes over all that may be written to, as a device may that still has the chain.
+    /// Overwrites all writable buffers, which a device may do as long as it has the chain.
     pub(crate) fn scribble(&self) {
         for buffer in &self.writable {
-            // SAFETY: the driver shared this buffer for writing, and the chain was not given back
-            // nor a reset confirmed.
+            // SAFETY: the driver shared this buffer for writing; the chain was not returned, and no reset
+            // confirmed, since.
             unsafe { memory::write(buffer.address, &vec![0xaa; buffer.length as usize]) };
         }
     }
 
-    /// Writes `bytes` to the start of the reply. What does not fit is left out.
+    /// Writes `bytes` to the start of the reply. Bytes that do not fit are omitted.
     pub fn write(&self, mut bytes: &[u8]) {
         for buffer in &self.writable {
             let size = bytes.len().min(buffer.length as usize);
             let (now, later) = bytes.split_at(size);
-            // SAFETY: the driver shared this buffer for writing, and the chain was not given back.
+            // SAFETY: the driver shared this buffer for writing, and the chain was not returned.
             unsafe { memory::write(buffer.address, now) };
             bytes = later;
         }
@@ -104,7 +104,7 @@ fn gather(buffers: &[Buffer], size: usize) -> Vec<u8> {
         let start = out.len();
         let part = (size - start).min(buffer.length as usize);
         out.resize(start + part, 0);
-        // SAFETY: the driver shared this buffer, and the chain was not given back.
+        // SAFETY: the driver shared this buffer, and the chain was not returned.
         unsafe { memory::read(buffer.address, &mut out[start..]) };
     }
     out

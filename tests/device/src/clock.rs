@@ -1,4 +1,4 @@
-//! Clocks: one that shows the time, and one that makes it.
+//! Clocks: the real time, and a virtual time that drives the device.
 
 use crate::Device;
 use bootshare::hal::Clock;
@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a test clock panics with when the client asks it to stop the machine. The client lets no panic
-/// through while the device may still write to a caller's buffer: [`VirtualClock`] switches the
-/// device off first, and with another clock the test's process aborts.
+/// The payload of the panic when the client stops the machine ([`Clock::stop`]). The client does not let a panic
+/// unwind while the device may still write to a caller's buffer. [`VirtualClock`] switches the device off first;
+/// with another clock, the test's process aborts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stopped(pub String);
 
-/// The system's time. The device does not move on with it.
+/// The system's time. It does not advance the device.
 #[derive(Clone, Copy, Debug)]
 pub struct RealClock(Instant);
 
@@ -38,10 +38,10 @@ impl Clock for RealClock {
     }
 }
 
-/// Time that passes only while the client waits: a deadline of ten seconds takes no time, and a
-/// test sees the same each time it runs.
+/// Time that passes only while the client waits: a deadline of ten seconds takes no real time, and the times are
+/// the same in each run.
 ///
-/// With each look the device moves on by one tick.
+/// Each poll advances the device by one tick.
 #[derive(Debug)]
 pub struct VirtualClock {
     ticks: AtomicU32,
@@ -49,7 +49,7 @@ pub struct VirtualClock {
 }
 
 impl VirtualClock {
-    /// What one look at the device takes. An interpreter takes a thousand times as long for it.
+    /// The virtual time of one poll of the device. It is longer under Miri, which is slow.
     pub const TICK: Duration = Duration::from_millis(if cfg!(miri) { 20 } else { 1 });
 
     /// A clock that starts at 0 and drives `device`.
@@ -61,13 +61,13 @@ impl VirtualClock {
         }
     }
 
-    /// How often a device is looked at in that time.
+    /// The number of polls of the device in `time`.
     #[must_use]
     pub const fn ticks(time: Duration) -> u64 {
         (time.as_millis() / Self::TICK.as_millis()) as u64
     }
 
-    /// Another tick is over; the time.
+    /// Advances the time by a tick, and returns it.
     fn pass(&self) -> Duration {
         Self::TICK * (self.ticks.fetch_add(1, Ordering::Relaxed) + 1)
     }
@@ -83,7 +83,7 @@ impl Clock for VirtualClock {
         self.device.tick();
     }
 
-    /// The machine is off, and the device with it: what it had of memory it no longer touches.
+    /// Switches the device off, as when a machine is stopped: it no longer accesses memory.
     fn stop(&self, why: &str) -> ! {
         self.device.switch_off();
         panic_any(Stopped(why.to_owned()));

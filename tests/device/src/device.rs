@@ -1,4 +1,4 @@
-//! The device: what it takes from its queues, and what it gives back.
+//! The device: takes requests from its queues, and returns replies.
 
 use crate::{
     backend::{Backend, Scripted},
@@ -23,7 +23,7 @@ use std::{
 };
 use virtio_drivers::transport::DeviceStatus;
 
-/// A share mounted in virtual time.
+/// A share that was mounted in virtual time.
 pub type TestShare = Share<TestTransport, VirtualClock, TestHal>;
 
 struct Pending {
@@ -37,26 +37,26 @@ struct Pending {
 pub(crate) struct State {
     pub quirks: Quirks,
     pub status: DeviceStatus,
-    /// What the driver has taken.
+    /// The features that the driver has accepted.
     pub features: u64,
-    /// Reads of the status until a reset under way is confirmed; `None`: there is none.
+    /// The reads of the status register until the pending reset is confirmed; `None` if none is pending.
     pub reset_left: Option<u64>,
     pub rings: Vec<Option<Ring>>,
     pub generation: u32,
     pub generation_reads: u32,
     pub config_reads: u8,
-    /// Ticks so far.
+    /// The number of ticks so far.
     now: u64,
     pending: Vec<Pending>,
-    /// Counts resets.
+    /// The number of resets.
     epoch: u64,
-    /// Chains that a worker has.
+    /// The number of chains that workers have.
     pub busy: usize,
     notifications: u64,
     interrupts: u64,
-    /// Ticks and notifications so far.
+    /// The number of ticks and notifications so far.
     events: u64,
-    /// It does not look at its queues before the next reset: it wrote nonsense to them.
+    /// Ignores the queues until the next reset, because the device has overwritten parts of them.
     deaf: bool,
     pub log: Log,
 }
@@ -68,12 +68,13 @@ struct Inner {
     workers: Option<Mutex<Sender<Job>>>,
 }
 
-/// What a worker gets.
+/// The work for a worker.
 type Job = (Arc<Inner>, Chain);
 
-/// A virtio-fs device in this process's memory. Clones are the same device.
+/// A virtio-fs device in the memory of this process. Clones refer to the same device.
 ///
-/// It serves each request while the driver announces it, on the driver's thread: the same each time.
+/// It serves each request during the driver's notification, on the driver's thread, so the order is the same in
+/// each run.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
 
@@ -90,8 +91,7 @@ impl Device {
         Self::serving(tree, None)
     }
 
-    /// A device that serves `tree` as `script` says, which gets each request and the reply of a good
-    /// host to it.
+    /// A device that serves `tree`. `script` gets each request and the reply of a good host, and returns the reply.
     #[must_use]
     pub fn with_script(
         tree: Tree,
@@ -109,7 +109,7 @@ impl Device {
         }))
     }
 
-    /// Mounts it in virtual time, in which the device too moves on.
+    /// Mounts the device in virtual time, which also drives the device.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl Device {
         self.mount_with(options)
     }
 
-    /// As [`Device::mount`], on a platform that the type names.
+    /// As [`Device::mount`], with the platform `H`.
     ///
     /// # Errors
     ///
@@ -130,24 +130,24 @@ impl Device {
         Share::mount_with(self.transport(), VirtualClock::new(self), options)
     }
 
-    /// A way to the device for a driver. The device outlives it and can have another.
+    /// A transport for a driver. The device outlives it, and can have another one later.
     #[must_use]
     pub fn transport(&self) -> TestTransport {
         TestTransport(self.clone())
     }
 
-    /// Whether a driver has the device: not before it is mounted, nor once it was reset.
+    /// Whether a driver uses the device: from mounting until the next reset.
     #[must_use]
     pub fn is_live(&self) -> bool {
         !self.lock().status.is_empty()
     }
 
-    /// The state, also after a test's panic: other threads have to go on, and its end to be seen.
+    /// Locks the state, even after a panic in a test: other threads must be able to continue and to see its end.
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock()
     }
 
-    /// The driver says that there is something in a queue.
+    /// Handles a notification by the driver of new requests in `queue`.
     pub(crate) fn notified(&self, queue: u16) {
         let mut state = self.lock();
         state.notifications += 1;
@@ -158,7 +158,7 @@ impl Device {
         }
     }
 
-    /// Waits until no worker touches memory any more.
+    /// Waits until no worker accesses memory any more.
     pub(crate) fn idle<'s>(&'s self, mut state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
         while state.busy > 0 {
             let waited = self.0.idle.wait(state);
@@ -167,7 +167,7 @@ impl Device {
         state
     }
 
-    /// It confirms a reset that is under way, and each later one at once.
+    /// Confirms the pending reset, and each later one at once.
     pub(crate) fn switch_off(&self) {
         let mut state = self.lock();
         state.quirks.reset = Reset::AtOnce;
@@ -176,8 +176,8 @@ impl Device {
         }
     }
 
-    /// Lets the device's time go on by one tick: replies that are due are given. A
-    /// [`VirtualClock`] does this; with another clock a test does, where replies come late.
+    /// Advances the device's time by one tick and returns the replies that are due. [`VirtualClock`] calls this.
+    /// With another clock, the test has to call it if replies are late.
     pub fn tick(&self) {
         let mut state = self.lock();
         state.event();
@@ -189,7 +189,7 @@ impl Device {
             state.give_back(pending);
         }
         if state.reset_left.is_some() {
-            // It need not stop before it confirms.
+            // A device may write until it confirms the reset.
             for pending in &state.pending {
                 pending.chain.scribble();
             }
@@ -206,14 +206,13 @@ impl Device {
 
 #[cfg(feature = "raw")]
 impl Device {
-    /// A device that another server answers for.
+    /// A device whose requests `backend` answers.
     #[must_use]
     pub fn with_backend(backend: impl Backend + 'static) -> Self {
         Self::serving(backend, None)
     }
 
-    /// A device that serves on `threads` threads, so that replies come in any order, while the
-    /// driver goes on.
+    /// A device that serves requests on `threads` threads, while the driver continues. Replies come in any order.
     #[must_use]
     pub fn threaded(backend: impl Backend + 'static, threads: usize) -> Self {
         let (sender, receiver) = std::sync::mpsc::channel();
@@ -225,34 +224,34 @@ impl Device {
         Self::serving(backend, Some(sender))
     }
 
-    /// Changes what the device is like.
+    /// Changes properties of the device.
     pub fn quirk(&self, change: impl FnOnce(&mut Quirks)) {
         change(&mut self.lock().quirks);
     }
 
-    /// Reads the record.
+    /// Reads the record of requests.
     pub fn log<R>(&self, read: impl FnOnce(&Log) -> R) -> R {
         read(&self.lock().log)
     }
 
-    /// Starts the record of requests anew.
+    /// Clears the record of requests.
     pub fn forget_requests(&self) {
         self.lock().log.requests.clear();
     }
 
-    /// How many resets the device confirmed.
+    /// The number of resets that the device has confirmed.
     #[must_use]
     pub fn resets(&self) -> u64 {
         self.lock().epoch
     }
 
-    /// For how many answers the driver wanted an interrupt.
+    /// The number of replies for which the driver wanted an interrupt.
     #[must_use]
     pub fn interrupts(&self) -> u64 {
         self.lock().interrupts
     }
 
-    /// How many notifications the device got.
+    /// The number of notifications that the device has received.
     #[must_use]
     pub fn notifications(&self) -> u64 {
         self.lock().notifications
@@ -277,7 +276,7 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes all that waits in a queue and answers it.
+    /// Takes all requests in a queue and answers them.
     fn serve(self: &Arc<Self>, queue: u16) {
         let chains = self.lock().take(queue);
         if let Some(workers) = &self.workers {
@@ -299,7 +298,7 @@ impl Inner {
                 let reply = self.backend.answer(&chain, &request);
                 (chain, Some(request), reply)
             }
-            // The driver's fault, noted when the chain was taken.
+            // The driver's fault; it was recorded when the chain was taken.
             Err(_) => (chain, None, Reply::none().never()),
         }
     }
@@ -332,7 +331,7 @@ impl Inner {
 }
 
 impl State {
-    /// A tick or a notification: what is due of the device's own is done to its queues.
+    /// A tick or a notification: performs the scribbles on the queues that are due.
     fn event(&mut self) {
         let now = self.events;
         self.events += 1;

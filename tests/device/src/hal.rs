@@ -1,5 +1,5 @@
-//! Platforms: how memory of the driver's gets to the device and back. Each counts what is shared, and
-//! verifies that it is unshared once, as it was shared.
+//! Platforms: how the device accesses the driver's memory. Each verifies that every shared buffer is unshared once,
+//! with the same address and direction.
 
 use crate::memory;
 use bootshare::hal::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
@@ -13,39 +13,39 @@ use std::{
 };
 
 thread_local! {
-    /// How many pages there are at each address that was handed out.
+    /// The number of pages at each allocated address.
     static HELD: RefCell<BTreeMap<PhysAddr, usize>> = const { RefCell::new(BTreeMap::new()) };
     static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
-/// A buffer that is shared.
+/// A shared buffer.
 struct Sharing {
     address: PhysAddr,
     buffer: NonNull<[u8]>,
     direction: BufferDirection,
-    /// What the device has in its place.
+    /// The bounce buffer that the device uses instead.
     bounce: Option<Box<[u8]>>,
     owner: ThreadId,
 }
 
-// SAFETY: whoever unshares a buffer has it, on whichever thread.
+// SAFETY: the caller of `unshare` owns the buffer, on any thread.
 unsafe impl Send for Sharing {}
 
-/// What was shared and not unshared.
+/// The buffers that are shared now.
 static SHARED: Mutex<Vec<Sharing>> = Mutex::new(Vec::new());
 
 fn notes() -> MutexGuard<'static, Vec<Sharing>> {
     SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Bytes of each buffer that this thread has shared, and nobody unshared.
+/// The sizes of the buffers that this thread has shared and that are not unshared.
 fn shared_here() -> Vec<usize> {
     let shared = notes();
     let here = shared.iter().filter(|held| held.owner == current().id());
     here.map(|held| held.buffer.len()).collect()
 }
 
-/// Notes a buffer that the device has under `address`.
+/// Records a buffer that the device accesses at `address`.
 #[inline(never)] // Benchmarks leave it out by its name, and `unshared`.
 fn shared(
     address: PhysAddr,
@@ -63,43 +63,45 @@ fn shared(
     address
 }
 
-/// The note of a buffer that the device has no longer.
+/// Removes the record of a buffer that is unshared.
 #[inline(never)] // As above.
 fn unshared(address: PhysAddr, buffer: NonNull<[u8]>, direction: BufferDirection) -> Sharing {
     let mut shared = notes();
     let index = shared.iter().position(|held| {
         (held.address, held.buffer, held.direction) == (address, buffer, direction)
     });
-    shared.swap_remove(index.expect("what is unshared was shared, just so"))
+    shared.swap_remove(
+        index.expect("a buffer is unshared with the address and direction that it was shared with"),
+    )
 }
 
-/// A [`Hal`] of identity addresses, with as many pages as the system has.
+/// A [`Hal`] with identity addresses and without a limit on pages.
 ///
-/// Pages are counted for each thread: a test runs on its own, so it sees its own pages.
+/// Pages are counted for each thread. Each test runs on its own thread, so it sees only its own pages.
 #[derive(Debug)]
 pub struct TestHal;
 
 impl TestHal {
-    /// Pages that this thread has and did not give back.
+    /// The number of pages that this thread has allocated and not freed.
     #[must_use]
     pub fn pages() -> usize {
         HELD.with_borrow(|held| held.values().sum())
     }
 
-    /// Whether this thread has pages that start at `address` and did not give them back.
+    /// Whether this thread has allocated, and not freed, pages that start at `address`.
     #[must_use]
     pub fn holds(address: PhysAddr) -> bool {
         HELD.with_borrow(|held| held.contains_key(&address))
     }
 
-    /// Buffers that this thread has shared by any of the platforms here, and did not unshare: none
-    /// while nothing is read.
+    /// The number of buffers that this thread has shared, with any of these platforms, and not unshared: 0 if no
+    /// read is in progress.
     #[must_use]
     pub fn shared() -> usize {
         shared_here().len()
     }
 
-    /// Lets this thread have no more than `pages` at a time.
+    /// Limits this thread to `pages` pages at the same time.
     pub fn limit(pages: usize) {
         LIMIT.set(pages);
     }
@@ -109,8 +111,7 @@ fn layout(pages: usize) -> Layout {
     Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).expect("a few pages")
 }
 
-// SAFETY: `dma_alloc` hands out zeroed pages of the system's allocator, aligned, each to one owner
-// until it is freed.
+// SAFETY: `dma_alloc` returns zeroed, aligned pages of the system's allocator, each to one owner until it is freed.
 unsafe impl Hal for TestHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         assert!(pages > 0);
@@ -127,11 +128,11 @@ unsafe impl Hal for TestHal {
 
     unsafe fn dma_dealloc(paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) -> i32 {
         let held = HELD.with_borrow_mut(|held| held.remove(&paddr));
-        assert_eq!(held, Some(pages), "only what was handed out is given back");
-        // So that a device which still writes there would be seen to.
+        assert_eq!(held, Some(pages), "only allocated pages are freed");
+        // Overwritten, so that a device that still uses the pages is noticed.
         // SAFETY: the caller owns these pages until they are freed, here.
         unsafe { vaddr.write_bytes(0xdd, pages * PAGE_SIZE) };
-        // SAFETY: they came from `dma_alloc` with the same layout.
+        // SAFETY: the pages came from `dma_alloc` with the same layout.
         unsafe { dealloc(vaddr.as_ptr(), layout(pages)) };
         0
     }
@@ -153,7 +154,7 @@ fn exposed(buffer: NonNull<[u8]>) -> PhysAddr {
     buffer.cast::<u8>().as_ptr().expose_provenance() as PhysAddr
 }
 
-/// A platform whose DMA memory is [`TestHal`]'s, and which shares buffers in its own way.
+/// A platform with the DMA memory of [`TestHal`] and its own way to share buffers.
 macro_rules! platform {
     ($(#[$doc:meta])* $name:ident, $share:expr, $unshare:expr) => {
         $(#[$doc])*
@@ -167,7 +168,7 @@ macro_rules! platform {
             }
 
             unsafe fn dma_dealloc(paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) -> i32 {
-                // SAFETY: promised by the caller.
+                // SAFETY: the caller's promise.
                 unsafe { TestHal::dma_dealloc(paddr, vaddr, pages) }
             }
 
@@ -187,8 +188,8 @@ macro_rules! platform {
 }
 
 platform! {
-    /// A [`Hal`] of a platform whose physical pages are scattered: no two pages of a buffer are next
-    /// to each other for the device, so that it refuses to share what crosses one.
+    /// A [`Hal`] whose physical pages are scattered: no two pages are contiguous for the device, so it refuses to
+    /// share a buffer that crosses a page boundary.
     ScatteredHal,
     |buffer: NonNull<[u8]>, direction| {
         let address = exposed(buffer);
@@ -201,8 +202,8 @@ platform! {
 }
 
 platform! {
-    /// A [`Hal`] that copies, because its device reaches a part of memory only: there is room for
-    /// [`BouncingHal::ROOM`] bytes, and no more is shared at a time.
+    /// A [`Hal`] with bounce buffers, for a device that can access only a part of memory. At most
+    /// [`BouncingHal::ROOM`] bytes can be shared at the same time.
     BouncingHal,
     |buffer: NonNull<[u8]>, direction| {
         let used = shared_here().iter().sum();
@@ -211,7 +212,7 @@ platform! {
         }
         let mut bounce = vec![0xbb; buffer.len()].into_boxed_slice();
         if direction != BufferDirection::DeviceToDriver {
-            // SAFETY: whoever shares a buffer has it, and it is not the new one.
+            // SAFETY: the caller owns the buffer, which does not overlap the new bounce buffer.
             unsafe { buffer.cast::<u8>().copy_to_nonoverlapping(NonNull::from(&mut *bounce).cast(), bounce.len()) };
         }
         let address = exposed(NonNull::from(&mut *bounce));
@@ -219,20 +220,19 @@ platform! {
     },
     |sharing: Sharing| {
         let bounce = sharing.bounce.expect("it bounces");
-        // SAFETY: whoever unshares a buffer has it, and it is not what stood in its place.
+        // SAFETY: the caller owns the buffer, which does not overlap its bounce buffer.
         unsafe { sharing.buffer.cast::<u8>().copy_from_nonoverlapping(NonNull::from(&*bounce).cast(), bounce.len()) };
     }
 }
 
 impl BouncingHal {
-    /// Bytes that can be shared at a time.
+    /// The number of bytes that can be shared at the same time.
     pub const ROOM: usize = 5 * PAGE_SIZE;
 }
 
 platform! {
-    /// A [`Hal`] of a platform with an IOMMU: the device reaches nothing but what is shared, byte for
-    /// byte and by addresses that are never given twice. A device that touches anything else
-    /// panics.
+    /// A [`Hal`] of a platform with an IOMMU. The device can access only the bytes that are shared, at addresses
+    /// that are never used twice. Any other access of the device panics.
     IommuHal,
     |buffer: NonNull<[u8]>, direction| {
         let address = memory::map(exposed(buffer), buffer.len(), direction);

@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(
     not(feature = "raw"),
-    expect(dead_code, reason = "what the feature alone reaches")
+    expect(dead_code, reason = "only code with the feature uses them")
 )]
 #![deny(missing_debug_implementations)]
 
@@ -27,7 +27,7 @@ pub use request::{Opcode, Request};
 pub use transport::TestTransport;
 pub use tree::Tree;
 
-/// The device's own works, for bootshare's own tests: it may change in any version.
+/// Internals of the device, for the tests of this project: they may change in any version.
 #[cfg(feature = "raw")]
 pub mod raw {
     pub use crate::{

@@ -1,14 +1,14 @@
-//! The record of a device: what was asked, what the rules say to it, and what the client owes.
+//! The record of a device: the requests, the rules that they broke, and what the client still holds.
 
 use crate::request::{Opcode, REPLY_HEADER, Request};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// What the client holds at the server.
+/// What the client holds on the server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Balance {
-    /// Lookups that were not forgotten, over all nodes.
+    /// The LOOKUPs without a FORGET, over all nodes.
     pub lookups: u64,
-    /// Files and directories that were not closed.
+    /// The files and directories that are open.
     pub handles: usize,
 }
 
@@ -17,12 +17,11 @@ pub struct Balance {
 pub struct Log {
     /// All requests, oldest first.
     pub requests: Vec<Request>,
-    /// What the driver did that hurts a server or breaks the rules of virtio.
+    /// Requests or accesses that could harm a server or violate virtio.
     pub faults: Vec<String>,
-    /// Nodes and handles that the client used without having them. Behind a server that lies about
-    /// them there may be some.
+    /// Nodes and handles that the client used without having them. If the server lies about them, this may happen.
     pub misuse: Vec<String>,
-    /// The balance when each DESTROY came.
+    /// The balance at each DESTROY.
     pub at_destroy: Vec<Balance>,
     nodes: HashMap<u64, u64>,
     handles: HashSet<u64>,
@@ -31,7 +30,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Requests by kind.
+    /// The number of requests by opcode.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<Opcode, usize> {
         let mut counts = BTreeMap::new();
@@ -41,7 +40,7 @@ impl Log {
         counts
     }
 
-    /// All that an honest server has to complain of.
+    /// All faults and misuse: empty for a correct client of a correct server.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
         [&self.faults[..], &self.misuse].concat()
@@ -71,7 +70,7 @@ impl Log {
         note(&mut self.misuse, format!("{what}: {request:?}"));
     }
 
-    /// A request came.
+    /// Records a request.
     pub(crate) fn asked(&mut self, request: &Request) {
         for fault in request.faults() {
             self.broken(fault);
@@ -86,8 +85,8 @@ impl Log {
         } else if !self.alive {
             self.broken(format!("no INIT before {request:?}"));
         }
-        // A FORGET in the hiprio queue may overtake the RELEASE before it; servers find what to
-        // close by its handle, as they must for Linux too.
+        // A FORGET in the hiprio queue may overtake an earlier RELEASE. Servers find the file by its handle, as
+        // they have to for Linux.
         let closes = matches!(request.opcode, Opcode::Release | Opcode::ReleaseDir);
         if request.node != 1 && !closes && !self.nodes.contains_key(&request.node) {
             self.misused("no such node", request);
@@ -119,7 +118,7 @@ impl Log {
         self.requests.push(request.clone());
     }
 
-    /// A reply goes back.
+    /// Records a reply.
     pub(crate) fn answered(&mut self, request: &Request, reply: &[u8], used: u32) {
         self.in_flight.remove(&request.unique);
         let good = used as usize > REPLY_HEADER && reply.get(4..8) == Some(&[0; 4]);
@@ -136,7 +135,7 @@ impl Log {
 }
 
 fn note(notes: &mut Vec<String>, what: String) {
-    // The first ones tell; a loop must not fill memory.
+    // The first notes are enough; an endless loop must not fill memory.
     if notes.len() < 100 {
         notes.push(what);
     }

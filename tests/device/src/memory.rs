@@ -1,9 +1,9 @@
-//! Guest memory, which is this process's own: an address is a pointer, but for those that a platform
-//! of scattered pages or with an IOMMU has given (see `hal`).
+//! Guest memory, which is the memory of this process. Addresses are pointers, except those of platforms with
+//! scattered pages or with an IOMMU (see `hal`).
 //!
-//! The device gets addresses in descriptors, as hardware does, and makes pointers of them again.
-//! The driver's side exposes the provenance of everything it shares (see `hal`), so these pointers
-//! may reach what was shared and nothing else.
+//! As in hardware, the device gets addresses in descriptors. It makes pointers from them. The driver's side exposes
+//! the provenance of everything that it shares (see `hal`), so these pointers may access what was shared and
+//! nothing else.
 
 use bootshare::hal::{BufferDirection, PAGE_SIZE};
 use std::{
@@ -17,24 +17,23 @@ use std::{
 
 /// Set in addresses of scattered pages.
 const SCATTERED: u64 = 1 << 62;
-/// Set in addresses that the IOMMU has given.
+/// Set in addresses of the IOMMU.
 const MAPPED: u64 = 1 << 61;
 const PAGE: u64 = PAGE_SIZE as u64;
-/// Page numbers have so many bits here.
+/// The number of bits of a page number.
 const PAGE_BITS: u32 = 48;
 
-/// The address that the device has for `address` of a platform of scattered pages.
+/// The device address of `address` on a platform with scattered pages.
 pub fn scattered(address: u64) -> u64 {
     SCATTERED + turn(address / PAGE) * PAGE + address % PAGE
 }
 
-/// Turns the bits of a page's number round, so that neighbours are far from each other. Done twice,
-/// it is the number again.
+/// Reverses the bits of a page number, so that neighbours become distant. It is its own inverse.
 fn turn(page: u64) -> u64 {
     page.reverse_bits() >> (u64::BITS - PAGE_BITS)
 }
 
-/// What the IOMMU lets the device reach.
+/// A range that the device can access through the IOMMU.
 struct Mapping {
     to: u64,
     size: u64,
@@ -48,7 +47,7 @@ fn mappings() -> MutexGuard<'static, BTreeMap<u64, Mapping>> {
     MAPPINGS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lets the device reach `size` bytes at `to`; the address that it has for them.
+/// Maps `size` bytes at `to` for the device. Returns their device address.
 pub fn map(to: u64, size: usize, direction: BufferDirection) -> u64 {
     let size = size as u64;
     let address = NEXT.fetch_add(size.next_multiple_of(PAGE) + PAGE, Ordering::Relaxed);
@@ -61,12 +60,12 @@ pub fn map(to: u64, size: usize, direction: BufferDirection) -> u64 {
     address
 }
 
-/// Lets the device no longer reach what it had at `address`.
+/// Removes the mapping at the device address `address`.
 pub fn unmap(address: u64) {
     mappings().remove(&address).expect("it was mapped");
 }
 
-/// Where `address` of the device is in this process, and how many of `size` bytes there are together.
+/// The address in this process for a device address, and how many of `size` bytes are contiguous there.
 fn translate(address: u64, size: usize, direction: BufferDirection) -> (usize, usize) {
     let in_page = (PAGE - address % PAGE) as usize;
     if address & SCATTERED != 0 {
@@ -75,13 +74,14 @@ fn translate(address: u64, size: usize, direction: BufferDirection) -> (usize, u
     } else if address & MAPPED != 0 {
         let mappings = mappings();
         let mapping = mappings.range(..=address).next_back();
-        // What the device has written, its record may read.
+        // The device's record may read what the device has written.
         let found = mapping.filter(|(start, mapping)| {
             let may = [BufferDirection::DriverToDevice, mapping.direction].contains(&direction);
             may && address - **start + size as u64 <= mapping.size
         });
-        let (start, mapping) =
-            found.expect("a device behind an IOMMU touches what it has not, or the other way");
+        let (start, mapping) = found.expect(
+            "the device accesses memory that is not mapped, or not mapped in this direction",
+        );
         ((mapping.to + (address - start)) as usize, size)
     } else {
         (address as usize, size)
@@ -92,7 +92,7 @@ fn translate(address: u64, size: usize, direction: BufferDirection) -> (usize, u
 ///
 /// # Safety
 ///
-/// The driver must have shared that range with the device and not have it back yet.
+/// The driver must have shared that range with the device, and not have taken it back.
 pub unsafe fn read(address: u64, out: &mut [u8]) {
     let mut done = 0;
     while done < out.len() {
@@ -100,7 +100,7 @@ pub unsafe fn read(address: u64, out: &mut [u8]) {
         let from = address + done as u64;
         let (from, size) = translate(from, rest.len(), BufferDirection::DriverToDevice);
         let from = with_exposed_provenance::<u8>(from);
-        // SAFETY: promised by the caller; `out` is ours, so they do not overlap.
+        // SAFETY: the caller's promise; `out` belongs to us, so they do not overlap.
         unsafe { from.copy_to_nonoverlapping(rest.as_mut_ptr(), size) };
         done += size;
     }
@@ -110,7 +110,7 @@ pub unsafe fn read(address: u64, out: &mut [u8]) {
 ///
 /// # Safety
 ///
-/// As [`read`], and the range must have been shared for writing.
+/// As [`read`]; in addition, the range must have been shared for writing.
 pub unsafe fn write(address: u64, bytes: &[u8]) {
     let mut done = 0;
     while done < bytes.len() {
@@ -124,24 +124,24 @@ pub unsafe fn write(address: u64, bytes: &[u8]) {
     }
 }
 
-/// Reads the index that a driver publishes at `address`, and with it what came before.
+/// Reads the index that a driver publishes at `address`, with acquire ordering.
 ///
 /// # Safety
 ///
 /// As [`read`], for two aligned bytes.
 pub unsafe fn load_index(address: u64) -> u16 {
     let pointer = with_exposed_provenance::<AtomicU16>(address as usize);
-    // SAFETY: promised by the caller.
+    // SAFETY: the caller's promise.
     unsafe { &*pointer }.load(Ordering::Acquire)
 }
 
-/// Publishes an index at `address`, and with it what was written before.
+/// Publishes an index at `address`, with release ordering.
 ///
 /// # Safety
 ///
 /// As [`write`], for two aligned bytes.
 pub unsafe fn store_index(address: u64, value: u16) {
     let pointer = with_exposed_provenance::<AtomicU16>(address as usize);
-    // SAFETY: promised by the caller.
+    // SAFETY: the caller's promise.
     unsafe { &*pointer }.store(value, Ordering::Release);
 }

@@ -1,19 +1,19 @@
-//! What a device is like, and how it differs from a good one.
+//! Properties of a device, and deviations from a correct one.
 
-/// How the answers of one batch are given back.
+/// The order of the replies of one batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// As they were asked.
+    /// In the order of the requests.
     #[default]
     Asked,
     /// The last one first.
     Reversed,
-    /// In an order that a seed decides.
+    /// In a pseudo-random order, from a seed.
     Shuffled(u64),
 }
 
 impl Order {
-    /// Brings `items` into this order; `now` makes it another each time.
+    /// Sorts `items` in this order; for `Shuffled`, each `now` gives another order.
     pub(crate) fn arrange<T>(self, items: &mut [T], now: u64) {
         match self {
             Self::Asked => {}
@@ -23,7 +23,7 @@ impl Order {
     }
 }
 
-/// Fisher-Yates over a linear congruential generator: good enough to disorder a queue.
+/// Fisher-Yates with a linear congruential generator, which is good enough for a queue.
 fn shuffle<T>(items: &mut [T], mut seed: u64) {
     for last in (1..items.len()).rev() {
         seed = seed
@@ -33,17 +33,17 @@ fn shuffle<T>(items: &mut [T], mut seed: u64) {
     }
 }
 
-/// What the device makes of a reset.
+/// How the device reacts to a reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reset {
-    /// It is confirmed when the status is read that many times.
+    /// It is confirmed after the status was read this many times.
     After(u32),
     /// It is confirmed at once.
     #[default]
     AtOnce,
     /// It is never confirmed.
     Never,
-    /// So many are confirmed at once, the next ones never.
+    /// This number of resets is confirmed at once, later ones never.
     NeverAfter(u32),
 }
 
@@ -58,52 +58,51 @@ pub enum Area {
     Available,
 }
 
-/// Bytes that the device writes where it has no business to write any. From then on it does not
-/// look at its queues, until it is reset.
+/// Bytes that the device writes where it must not write. Afterwards it ignores its queues until it is reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scribble {
-    /// After so many ticks and notifications.
+    /// The number of ticks and notifications before it.
     pub event: u64,
-    /// Which queue.
+    /// The queue.
     pub queue: u16,
-    /// Where in it.
+    /// The area of the queue.
     pub area: Area,
-    /// From the area's start; beyond its end it starts again.
+    /// The offset from the area's start, modulo the area's size.
     pub offset: u16,
-    /// What.
+    /// The bytes.
     pub bytes: [u8; 4],
 }
 
-/// What a device is like.
+/// The properties of a device.
 #[derive(Clone, Debug)]
 pub struct Quirks {
-    /// Features that it offers.
+    /// The features that it offers.
     pub features: u64,
     /// Whether `FEATURES_OK` stays set.
     pub accepts_features: bool,
-    /// Largest size of each queue; the hiprio queue is the first.
+    /// The largest size of each queue; the hiprio queue is the first.
     pub queues: Vec<u32>,
     /// The configuration space: a tag of 36 bytes and the number of request queues.
     pub config: Vec<u8>,
-    /// What makes the configuration another each time it is read; 0: nothing.
+    /// Changes the configuration at each read if it is not 0.
     pub config_noise: u8,
-    /// How often the configuration's generation changes, in reads of it; 0: never.
+    /// The number of reads after which the configuration's generation changes; 0 means never.
     pub generation_lasts: u32,
-    /// Bits of the status that are set for no reason.
+    /// Status bits that are set without a reason.
     pub status_noise: u32,
-    /// What becomes of a reset.
+    /// How the device reacts to a reset.
     pub reset: Reset,
-    /// Queues are in use when the driver comes.
+    /// Whether the queues are already in use when the driver starts.
     pub queues_in_use: bool,
-    /// In which order answers come.
+    /// The order of replies.
     pub order: Order,
-    /// The device asks not to be notified and looks at its queues with each tick.
+    /// Whether the device suppresses notifications and polls its queues at each tick.
     pub polls: bool,
-    /// What it does to its queues.
+    /// What it writes to its queues.
     pub scribbles: Vec<Scribble>,
-    /// How many ticks and notifications there may be before the client is said to wait for ever.
+    /// The number of ticks and notifications after which the client counts as waiting for ever.
     pub patience: u64,
-    /// Whether requests are recorded and checked. A benchmark does without.
+    /// Whether requests are recorded and checked; benchmarks switch this off.
     pub records: bool,
 }
 
@@ -129,7 +128,7 @@ impl Default for Quirks {
 }
 
 impl Quirks {
-    /// The configuration space of a device with that tag, 36 bytes at most.
+    /// The configuration space of a device with this tag of at most 36 bytes.
     #[must_use]
     pub fn config_of(tag: &[u8], request_queues: u32) -> Vec<u8> {
         let mut config = tag.to_vec();

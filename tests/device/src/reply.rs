@@ -1,4 +1,4 @@
-//! Replies: the bytes in the buffers, and what the used ring says about them.
+//! Replies: the bytes in the buffers, and the entry of the used ring.
 
 use crate::{
     clock::VirtualClock,
@@ -7,33 +7,33 @@ use crate::{
 use bootshare::fuse::Errno;
 use std::time::Duration;
 
-/// When a reply is given.
+/// The time of a reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum When {
     /// At once.
     #[default]
     Now,
-    /// That many ticks later.
+    /// This number of ticks later.
     After(u64),
-    /// Not before the device is reset, and not after that either.
+    /// Never: not before a reset of the device, and not after it.
     Never,
 }
 
-/// What the host answers.
+/// A reply of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// Header and body, which the device writes when it gives the chain back.
+    /// Header and body, which the device writes when it returns the chain.
     pub(crate) bytes: Vec<u8>,
-    /// The length reported.
+    /// The length in the used ring.
     pub(crate) used: u32,
-    /// The chain named, where it is not the right one.
+    /// The chain's id in the used ring, if it is not the right one.
     pub(crate) id: Option<u32>,
-    /// How often it is given back.
+    /// How often the chain is returned.
     pub(crate) times: u32,
-    /// How far the used index moves on, with nothing behind it.
+    /// How far the used index advances in addition, without entries.
     pub(crate) jump: u16,
     pub(crate) when: When,
-    /// Why a real server would have ended.
+    /// The reason why a real server would have ended.
     pub(crate) fault: Option<String>,
 }
 
@@ -49,7 +49,7 @@ pub fn success(request: &Request, body: &[u8]) -> Reply {
     with_header((REPLY_HEADER + body.len()) as u32, 0, request.unique, body)
 }
 
-/// Any bytes, honestly reported.
+/// A reply with these bytes and the right length.
 fn raw(bytes: Vec<u8>) -> Reply {
     Reply {
         used: bytes.len() as u32,
@@ -67,7 +67,7 @@ fn error_number(request: &Request, number: i32) -> Reply {
 }
 
 impl Reply {
-    /// The reply to a READ of a file that has this content, whatever the tree says.
+    /// The reply to a READ of a file with this content, whatever the tree contains.
     #[must_use]
     pub fn content(request: &Request, content: &[u8]) -> Self {
         success(request, request.part_of(content))
@@ -79,20 +79,20 @@ impl Reply {
         error_number(request, errno.get().into())
     }
 
-    /// No bytes at all, as for FORGET; to any other request it is none that the client takes.
+    /// A reply without bytes, as for FORGET; the client refuses it for all other requests.
     #[must_use]
     pub fn none() -> Self {
         raw(Vec::new())
     }
 
-    /// This reply, but not before so much time. It is rounded down to [`VirtualClock::TICK`].
+    /// This reply after this time, rounded down to a multiple of [`VirtualClock::TICK`].
     #[must_use]
     pub fn after(mut self, time: Duration) -> Self {
         self.when = When::After(VirtualClock::ticks(time));
         self
     }
 
-    /// Not at all: the client waits until its deadline.
+    /// No reply: the client waits until its deadline.
     #[must_use]
     pub fn never(mut self) -> Self {
         self.when = When::Never;
@@ -100,28 +100,28 @@ impl Reply {
     }
 }
 
-/// Replies by their bytes, of which no server should give some.
+/// Replies with arbitrary bytes, also such that no correct server sends.
 #[cfg(feature = "raw")]
 impl Reply {
-    /// Success, with these bytes behind the reply's header.
+    /// Success, with this body after the reply's header.
     #[must_use]
     pub fn ok(request: &Request, body: &[u8]) -> Self {
         success(request, body)
     }
 
-    /// The bytes behind the header.
+    /// The body, after the header.
     #[must_use]
     pub fn body(&self) -> &[u8] {
         self.bytes.get(REPLY_HEADER..).unwrap_or_default()
     }
 
-    /// One that the server wrote to the chain itself, of so many bytes.
+    /// A reply of `used` bytes that the server wrote to the chain itself.
     #[must_use]
     pub fn written(used: u32) -> Self {
         Self::none().used(used)
     }
 
-    /// The server would have ended its process.
+    /// The reply of a server whose process would have ended.
     #[must_use]
     pub fn died(why: impl std::fmt::Debug) -> Self {
         let mut reply = Self::none().never();
@@ -129,60 +129,60 @@ impl Reply {
         reply
     }
 
-    /// A header with these figures, and a body.
+    /// A header with these fields, and a body.
     #[must_use]
     pub fn with_header(length: u32, error: i32, unique: u64, body: &[u8]) -> Self {
         with_header(length, error, unique, body)
     }
 
-    /// Any error number, positive here.
+    /// An error with any number, which is positive here.
     #[must_use]
     pub fn error_number(request: &Request, number: i32) -> Self {
         error_number(request, number)
     }
 
-    /// Bytes of header and body.
+    /// The length of header and body in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.bytes.len()
     }
 
-    /// With its first `size` bytes alone, and the length in the used ring as it was.
+    /// Writes only the first `size` bytes; the length in the used ring stays the same.
     #[must_use]
     pub fn cut(mut self, size: usize) -> Self {
         self.bytes.truncate(size);
         self
     }
 
-    /// With another length in the used ring.
+    /// Sets another length in the used ring.
     #[must_use]
     pub fn used(mut self, used: u32) -> Self {
         self.used = used;
         self
     }
 
-    /// With another chain in the used ring.
+    /// Sets another chain id in the used ring.
     #[must_use]
     pub fn id(mut self, id: u32) -> Self {
         self.id = Some(id);
         self
     }
 
-    /// Given back that often.
+    /// Returns the chain this often.
     #[must_use]
     pub fn times(mut self, times: u32) -> Self {
         self.times = times;
         self
     }
 
-    /// With a used index that moves on farther.
+    /// Advances the used index by `by` more.
     #[must_use]
     pub fn jump(mut self, by: u16) -> Self {
         self.jump = by;
         self
     }
 
-    /// With other bytes at `at`.
+    /// Replaces the bytes at offset `at`.
     #[must_use]
     pub fn patch(mut self, at: usize, bytes: &[u8]) -> Self {
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);

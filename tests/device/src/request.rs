@@ -1,15 +1,15 @@
-//! Requests as a server sees them, read without the client's own code.
+//! Requests as a server sees them, parsed without the client's own code.
 
 use crate::chain::Chain;
 
-/// Bytes of a request's header.
+/// The length of a request's header.
 pub const HEADER: usize = 40;
-/// Bytes of a reply's header.
+/// The length of a reply's header.
 pub const REPLY_HEADER: usize = 16;
 
 macro_rules! opcodes {
     ($($name:ident $fuse:ident = $number:literal),* $(,)?) => {
-        /// The requests that a read-only client has a use for.
+        /// The requests that a read-only client uses.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Opcode {
             $(#[doc = concat!("`FUSE_", stringify!($fuse), "`.")] $name = $number,)*
@@ -33,46 +33,45 @@ opcodes! {
     Destroy DESTROY = 38,
 }
 
-/// A request, taken apart.
+/// A parsed request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     pub(crate) opcode: Opcode,
-    /// The client's number.
+    /// The client's unique number.
     pub(crate) unique: u64,
-    /// The node it is about.
+    /// The node.
     pub(crate) node: u64,
-    /// What follows the header.
+    /// The body after the header.
     body: Vec<u8>,
-    /// The queue that it came through.
+    /// The queue that the request was in.
     queue: u16,
-    /// Bytes that the reply may have.
+    /// The space for the reply in bytes.
     writable: u64,
-    /// What a script is told of the tree.
+    /// The path in the tree, for a script.
     path: Vec<u8>,
 }
 
 impl Request {
-    /// What is asked for.
+    /// The opcode.
     #[must_use]
     pub fn opcode(&self) -> Opcode {
         self.opcode
     }
 
-    /// The path that it is about, from the tree's root on: `/dir/file`. For [`Opcode::Lookup`] that
-    /// of the name that is looked up, whether it is there or not; `/` where a request is about
-    /// the share as a whole.
+    /// The path that the request is about, from the tree's root: `/dir/file`. For [`Opcode::Lookup`] it is the path
+    /// of the name, even if there is no such file; for requests about the whole share it is `/`.
     #[must_use]
     pub fn path(&self) -> &[u8] {
         &self.path
     }
 
-    /// The offset in a READ or READDIR: for the former in bytes.
+    /// The offset of a READ (in bytes) or READDIR.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.u64_at(8)
     }
 
-    /// The size in a READ or READDIR, in bytes.
+    /// The size of a READ or READDIR in bytes.
     #[must_use]
     pub fn size(&self) -> u32 {
         self.u32_at(16)
@@ -81,19 +80,19 @@ impl Request {
 
 #[cfg(feature = "raw")]
 impl Request {
-    /// The client's number for it.
+    /// The client's unique number.
     #[must_use]
     pub fn unique(&self) -> u64 {
         self.unique
     }
 
-    /// The node that it is about.
+    /// The node that the request is about.
     #[must_use]
     pub fn node(&self) -> u64 {
         self.node
     }
 
-    /// The queue that it came through.
+    /// The queue that the request was in.
     #[must_use]
     pub fn queue(&self) -> u16 {
         self.queue
@@ -105,7 +104,7 @@ impl Request {
         self.looked_up()
     }
 
-    /// The same, about another node.
+    /// The same request about another node.
     #[must_use]
     pub fn about(&self, node: u64) -> Self {
         Self {
@@ -120,7 +119,7 @@ impl Request {
     ///
     /// # Errors
     ///
-    /// What no server could make sense of.
+    /// What a server could not parse.
     pub(crate) fn parse(chain: &Chain) -> Result<Self, String> {
         let bytes = chain.request();
         let Some((header, body)) = bytes.split_at_checked(HEADER) else {
@@ -132,7 +131,7 @@ impl Request {
             return Err(format!("length {} of {} bytes", word(0), bytes.len()));
         }
         let opcode = Opcode::from_number(word(4))
-            .ok_or_else(|| format!("opcode {} is none for a read-only client", word(4)))?;
+            .ok_or_else(|| format!("a read-only client must not send opcode {}", word(4)))?;
         if header[24..].iter().any(|&byte| byte != 0) {
             return Err("user, group, process and extension are not all 0".into());
         }
@@ -147,7 +146,7 @@ impl Request {
         })
     }
 
-    /// What a READ of a file with this content gives.
+    /// The bytes that this READ returns from a file with this content.
     pub(crate) fn part_of<'c>(&self, content: &'c [u8]) -> &'c [u8] {
         let length = content.len();
         let start = usize::try_from(self.offset()).map_or(length, |start| start.min(length));
@@ -162,13 +161,13 @@ impl Request {
         }
     }
 
-    /// A number in the body; 0 where the body is too short.
+    /// A number in the body; 0 if the body is too short.
     pub(crate) fn u32_at(&self, at: usize) -> u32 {
         let bytes = self.body.get(at..at + 4);
         bytes.map_or(0, |bytes| u32::from_le_bytes(bytes.try_into().unwrap()))
     }
 
-    /// A number in the body; 0 where the body is too short.
+    /// A number in the body; 0 if the body is too short.
     pub(crate) fn u64_at(&self, at: usize) -> u64 {
         let bytes = self.body.get(at..at + 8);
         bytes.map_or(0, |bytes| u64::from_le_bytes(bytes.try_into().unwrap()))
@@ -184,7 +183,7 @@ impl Request {
         self.u64_at(0)
     }
 
-    /// What a real server would choke on, or what a read-only client has no business to ask.
+    /// Violations that could harm a real server, and requests that a read-only client must not send.
     pub(crate) fn faults(&self) -> Vec<String> {
         let mut rules = vec![
             (self.unique != 0 && self.unique.is_multiple_of(2), "unique"),
@@ -192,16 +191,19 @@ impl Request {
         ];
         if self.opcode == Opcode::Forget {
             rules.extend([
-                (self.queue == 0, "FORGET behind reads"),
-                (self.writable == 0, "FORGET has no reply"),
-                (self.node != 1, "the root is not ours to forget"),
+                (self.queue == 0, "FORGET outside of the hiprio queue"),
+                (self.writable == 0, "FORGET with space for a reply"),
+                (self.node != 1, "FORGET of the root"),
             ]);
         } else {
             let room = self.writable;
             rules.extend([
                 (self.queue > 0, "a request in the hiprio queue"),
-                (room >= REPLY_HEADER as u64, "no room for a reply's header"),
-                (room <= u64::from(u32::MAX), "a reply beyond 32 bits"),
+                (room >= REPLY_HEADER as u64, "no space for a reply's header"),
+                (
+                    room <= u64::from(u32::MAX),
+                    "space for a reply of 2^32 bytes or more",
+                ),
             ]);
         }
         rules.extend(self.body_rules());
@@ -211,7 +213,7 @@ impl Request {
             .collect()
     }
 
-    /// Of body and room for the reply: whether each rule is kept, and what it is about.
+    /// The rules for the body and the space for the reply: whether each is kept, and its text.
     fn body_rules(&self) -> Vec<(bool, &'static str)> {
         let body = self.body.len();
         let room = |fixed: usize| self.writable == (REPLY_HEADER + fixed) as u64;
@@ -225,8 +227,8 @@ impl Request {
                 vec![
                     (ends, "a name without NUL"),
                     ((1..=255).contains(&name.len()), "a name's length"),
-                    (plain, "a name"),
-                    (!resolved, "a name that servers resolve"),
+                    (plain, "a name with / or NUL"),
+                    (!resolved, "a name . or .., which servers resolve"),
                     (room(128), "LOOKUP's reply"),
                 ]
             }
@@ -237,10 +239,16 @@ impl Request {
             ],
             Opcode::ReadLink => vec![
                 (body == 0, "READLINK's body"),
-                (room(4096), "READLINK's reply: a target or PATH_MAX"),
+                (
+                    room(4096),
+                    "space for READLINK's reply that is not PATH_MAX",
+                ),
             ],
             Opcode::Open | Opcode::OpenDir => vec![
-                (body == 8 && self.u32_at(0) == 0, "flags: O_RDONLY alone"),
+                (
+                    body == 8 && self.u32_at(0) == 0,
+                    "flags other than O_RDONLY",
+                ),
                 (self.u32_at(4) == 0, "open flags"),
                 (room(16), "OPEN's reply"),
             ],
@@ -263,7 +271,10 @@ impl Request {
             Opcode::Init => {
                 let known = self.u32_at(0) == 7 && self.u32_at(4) >= 31;
                 vec![
-                    (body == 64, "INIT's body: virtiofsd ends on a short one"),
+                    (
+                        body == 64,
+                        "INIT's body, on which virtiofsd ends if it is short",
+                    ),
                     (known, "INIT's version"),
                     (zero_from(8), "INIT's flags"),
                     (room(64), "INIT's reply"),

@@ -43,7 +43,7 @@ pub struct Ring {
     pub descriptors: u64,
     pub available: u64,
     pub used: u64,
-    /// Its memory is `TestHal`'s, which knows when it is freed.
+    /// Whether its memory is `TestHal`'s, which knows when it is freed.
     pub is_counted: bool,
     next_available: u16,
     next_used: u16,
@@ -62,8 +62,7 @@ impl Ring {
         }
     }
 
-    /// Takes the next chain that the driver made available. An error says how the driver broke the
-    /// rules.
+    /// Takes the next available chain. The error says which rule the driver broke.
     pub fn pop(&mut self) -> Option<Result<Taken, String>> {
         // SAFETY: the driver keeps its rings shared until it resets the device.
         let published = unsafe { memory::load_index(self.available + 2) };
@@ -106,7 +105,7 @@ impl Ring {
             } else if writable.is_empty() {
                 readable.push(buffer);
             } else {
-                return Err("a readable descriptor behind a writable one".into());
+                return Err("a readable descriptor after a writable one".into());
             }
             if flags & NEXT == 0 {
                 return Ok(Taken {
@@ -117,16 +116,16 @@ impl Ring {
             }
             index = u16::from_le_bytes(raw[14..].try_into().unwrap());
         }
-        Err("a chain that never ends".into())
+        Err("a chain with a loop".into())
     }
 
-    /// Whether the driver wants an interrupt for what it is given back.
+    /// Whether the driver wants an interrupt for returned chains.
     pub fn wants_interrupt(&self) -> bool {
         // SAFETY: the driver keeps its rings shared until it resets the device.
         unsafe { memory::load_index(self.available) & 1 == 0 }
     }
 
-    /// Gives a chain back.
+    /// Returns a chain.
     pub fn push(&mut self, id: u32, length: u32) {
         let slot = u64::from(self.next_used % self.size);
         let element = [id.to_le_bytes(), length.to_le_bytes()].concat();
@@ -135,14 +134,14 @@ impl Ring {
         self.jump(1);
     }
 
-    /// Moves the used index, whether there is something behind it or not.
+    /// Advances the used index, whether there are entries or not.
     pub fn jump(&mut self, by: u16) {
         self.next_used = self.next_used.wrapping_add(by);
         // SAFETY: as above.
         unsafe { memory::store_index(self.used + 2, self.next_used) };
     }
 
-    /// Writes where the device has no business to write any.
+    /// Writes where the device must not write.
     pub fn scribble(&self, scribble: &Scribble) {
         let size = u64::from(self.size);
         let (start, bytes) = match scribble.area {
@@ -155,7 +154,7 @@ impl Ring {
         unsafe { memory::write(at, &scribble.bytes) };
     }
 
-    /// Tells the driver whether to notify.
+    /// Sets or clears the flag that suppresses notifications.
     pub fn set_no_notify(&self, no: bool) {
         // SAFETY: as above.
         unsafe { memory::store_index(self.used, u16::from(no)) };
@@ -167,7 +166,7 @@ impl Ring {
 /// As [`memory::read`].
 unsafe fn bytes<const N: usize>(address: u64) -> [u8; N] {
     let mut out = [0; N];
-    // SAFETY: promised by the caller.
+    // SAFETY: the caller's promise.
     unsafe { memory::read(address, &mut out) };
     out
 }

@@ -1,4 +1,4 @@
-//! The way to the device: its registers, as a driver sees them.
+//! The transport: the device's registers as a driver sees them.
 
 use crate::{
     device::{Device, State},
@@ -13,7 +13,7 @@ use virtio_drivers::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// How a driver reaches the [`Device`]: the `Transport` of a test.
+/// A `Transport` to the [`Device`].
 #[derive(Debug)]
 pub struct TestTransport(pub(crate) Device);
 
@@ -28,7 +28,7 @@ impl TestTransport {
         if rings.any(|ring| ring.is_counted && !TestHal::holds(ring.descriptors)) {
             state.log.broken("a ring freed before the reset");
         }
-        // What is under way must not touch memory once the reset is confirmed.
+        // Requests in progress must not access memory after the reset is confirmed.
         state = self.0.idle(state);
         match state.quirks.reset {
             Reset::AtOnce => state.confirm_reset(),
@@ -74,7 +74,7 @@ impl Transport for TestTransport {
         size.copied().unwrap_or(0)
     }
 
-    // Benchmarks leave it out by its name.
+    // Benchmarks exclude this function by its name.
     #[inline(never)]
     fn notify(&mut self, queue: u16) {
         self.0.notified(queue);
@@ -88,7 +88,7 @@ impl Transport for TestTransport {
             None => {}
         }
         if state.status.is_empty() {
-            // Whether a reset is confirmed is another quirk, and so is whether it takes the features.
+            // Confirming a reset and accepting features have quirks of their own.
             return state.status;
         }
         let noise = DeviceStatus::from_bits_retain(state.quirks.status_noise);
@@ -115,7 +115,7 @@ impl Transport for TestTransport {
         if status.contains(DeviceStatus::FEATURES_OK) && demanded & !state.features != 0 {
             state
                 .log
-                .broken("a feature that the device depends on was not taken");
+                .broken("a feature that the device depends on was not accepted");
         }
         for pair in order.windows(2) {
             if status.contains(pair[1]) && !status.contains(pair[0]) {
@@ -211,7 +211,9 @@ impl Transport for TestTransport {
         _offset: usize,
         _value: T,
     ) -> Result<(), Error> {
-        self.state().log.broken("nothing is writable there");
+        self.state()
+            .log
+            .broken("the configuration space is not writable");
         Err(Error::InvalidParam)
     }
 }

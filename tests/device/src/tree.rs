@@ -15,15 +15,15 @@ use zerocopy::IntoBytes;
 /// The root's node ID.
 const ROOT: u64 = 1;
 
-/// What a node is.
+/// The content of a node.
 #[derive(Clone, Debug)]
 enum Node {
     File(Vec<u8>),
-    /// So many bytes, see [`Tree::pattern`].
+    /// A file of this size, see [`Tree::pattern`].
     Pattern(u64),
     Dir,
     Link(Vec<u8>),
-    /// Something else, by its mode.
+    /// A device, FIFO or socket, by its mode.
     Other(u32),
 }
 
@@ -34,10 +34,9 @@ struct Entry {
     node: Node,
 }
 
-/// A tree of files, directories and symbolic links, which everybody may read.
+/// A tree of files, directories and symbolic links, readable for everybody.
 ///
-/// Paths are bytes and start at its root, with or without a leading `/`; directories on the way are
-/// made.
+/// Paths are bytes and relative to the root, with or without a leading `/`. Missing parent directories are made.
 ///
 /// ```
 /// use bootshare_test_device::Tree;
@@ -48,7 +47,7 @@ struct Entry {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Tree {
-    /// Node `n` is the one at `n - 1`; the root is first.
+    /// Node `n` is the entry at index `n - 1`; the root is the first.
     entries: Vec<Entry>,
 }
 
@@ -72,18 +71,18 @@ impl Tree {
         Self::default()
     }
 
-    /// With a file of this content.
+    /// Adds a file with this content.
     ///
     /// # Panics
     ///
-    /// If something is there already or on the way there, or a name can't be one.
+    /// If something exists at `path`, a parent is not a directory, or a name is invalid.
     #[must_use]
     #[track_caller]
     pub fn file(self, path: impl AsRef<[u8]>, content: impl Into<Vec<u8>>) -> Self {
         self.with(path.as_ref(), Node::File(content.into()))
     }
 
-    /// With a directory, if it is not there already.
+    /// Adds a directory, unless it exists.
     ///
     /// # Panics
     ///
@@ -95,7 +94,7 @@ impl Tree {
         self
     }
 
-    /// With a symbolic link at `path` to `target`.
+    /// Adds a symbolic link at `path` to `target`.
     ///
     /// # Panics
     ///
@@ -106,12 +105,11 @@ impl Tree {
         self.with(path.as_ref(), Node::Link(target.into()))
     }
 
-    /// What is below a directory of this machine now: its files are read, its symbolic links taken
-    /// as they are.
+    /// A copy of a directory of this machine: files are read, symbolic links are kept.
     ///
     /// # Errors
     ///
-    /// What can't be read, or is neither a file nor a directory nor a link; the text has its path.
+    /// A file that cannot be read, or that is neither a file nor a directory nor a link. The text has its path.
     pub fn from_dir(path: impl AsRef<Path>) -> io::Result<Self> {
         let mut tree = Self::new();
         tree.add_dir(ROOT, path.as_ref())?;
@@ -151,8 +149,11 @@ impl Tree {
         };
         let parent = self.make_dirs(dir);
         let shown = path.escape_ascii();
-        assert!(is_name(name), "{shown}: no path of a file");
-        assert!(self.child(parent, name).is_none(), "{shown}: it is there");
+        assert!(is_name(name), "{shown}: not a valid path of a file");
+        assert!(
+            self.child(parent, name).is_none(),
+            "{shown}: it exists already"
+        );
         self.add(parent, name, node);
         self
     }
@@ -164,7 +165,7 @@ impl Tree {
             .filter(|name| !name.is_empty())
             .fold(ROOT, |at, name| {
                 let shown = path.escape_ascii();
-                assert!(is_name(name), "{shown}: no path of a directory");
+                assert!(is_name(name), "{shown}: not a valid path of a directory");
                 let Some(id) = self.child(at, name) else {
                     return self.add(at, name, Node::Dir);
                 };
@@ -257,7 +258,7 @@ impl Tree {
         out
     }
 
-    /// The reply of an honest server.
+    /// The reply of a correct server.
     pub(crate) fn reply(&self, request: &Request) -> Reply {
         match request.opcode {
             Opcode::Forget | Opcode::Destroy => Reply::none(),
@@ -271,8 +272,7 @@ impl Tree {
         }
     }
 
-    /// What follows the header of a good reply; `None` if there is no such node, or it is of another
-    /// kind.
+    /// The body of a good reply; `None` if there is no such node, or it has another type.
     fn body(&self, request: &Request) -> Option<Vec<u8>> {
         let id = request.node;
         Some(match request.opcode {
@@ -301,7 +301,7 @@ impl Tree {
             Opcode::Open | Opcode::OpenDir => {
                 self.node(id)?;
                 bytes(&fuse_open_out {
-                    // Each handle is another: the request's own number.
+                    // Each handle is different: it is the request's unique number.
                     fh: request.unique,
                     ..fuse_open_out::default()
                 })
@@ -323,17 +323,17 @@ impl Tree {
     }
 }
 
-/// For what bootshare does with a good tree and what is none.
+/// For the tests of this project: also invalid trees and entries.
 #[cfg(feature = "raw")]
 impl Tree {
-    /// With a file of so many bytes that takes no memory; see [`Tree::pattern`].
+    /// Adds a file of this size that takes no memory; see [`Tree::pattern`].
     #[must_use]
     #[track_caller]
     pub fn large_file(self, path: impl AsRef<[u8]>, size: u64) -> Self {
         self.with(path.as_ref(), Node::Pattern(size))
     }
 
-    /// With a device, FIFO or socket, by its mode.
+    /// Adds a device, FIFO or socket, by its mode.
     #[must_use]
     #[track_caller]
     pub fn special(self, path: impl AsRef<[u8]>, mode: u32) -> Self {
@@ -346,7 +346,7 @@ impl Tree {
         pattern(offset)
     }
 
-    /// What an honest server answers.
+    /// The reply of a correct server.
     #[must_use]
     pub fn good_reply(&self, request: &Request) -> Reply {
         self.reply(request)
@@ -381,7 +381,7 @@ fn bytes(body: &(impl IntoBytes + zerocopy::Immutable)) -> Vec<u8> {
     body.as_bytes().to_vec()
 }
 
-/// A directory entry as it stands in a READDIR reply.
+/// A directory entry in the format of a READDIR reply.
 #[must_use]
 pub fn dirent(ino: u64, offset: u64, file_type: u32, name: &[u8]) -> Vec<u8> {
     let mut out = [ino.to_le_bytes(), offset.to_le_bytes()].concat();
@@ -403,7 +403,7 @@ mod tests {
     };
 
     #[test]
-    fn directories_on_the_way_are_made_once() {
+    fn missing_parents_are_made_once() {
         let tree = Tree::new()
             .file("/a/b/one", "1")
             .dir("a//b/")
@@ -421,18 +421,27 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_in_a_tree_is_refused() {
+    fn invalid_names_and_parents_are_refused() {
         type Case = (fn() -> Tree, &'static str);
         let cases: [Case; 6] = [
-            (|| Tree::new().file("", ""), "no path of a file"),
-            (|| Tree::new().file("dir/", ""), "no path of a file"),
-            (|| Tree::new().file("../x", ""), "no path of a directory"),
-            (|| Tree::new().file("x", "").file("/x", ""), "it is there"),
+            (|| Tree::new().file("", ""), "not a valid path of a file"),
+            (
+                || Tree::new().file("dir/", ""),
+                "not a valid path of a file",
+            ),
+            (
+                || Tree::new().file("../x", ""),
+                "not a valid path of a directory",
+            ),
+            (
+                || Tree::new().file("x", "").file("/x", ""),
+                "it exists already",
+            ),
             (
                 || Tree::new().file("x", "").link("x/y", ""),
                 "not a directory",
             ),
-            (|| Tree::new().dir("x\0"), "no path of a directory"),
+            (|| Tree::new().dir("x\0"), "not a valid path of a directory"),
         ];
         for (build, why) in cases {
             let panic = catch_unwind(build).expect_err(why);
@@ -442,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_is_told_the_path() {
+    fn a_script_gets_the_path() {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let record = Arc::clone(&asked);
         let tree = Tree::new().file("dir/file", "content");

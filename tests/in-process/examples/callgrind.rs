@@ -1,8 +1,8 @@
-//! How many instructions the client takes for a request, counted by valgrind's callgrind.
+//! Counts the instructions of the client for a request, with valgrind's callgrind.
 //!
-//! Without arguments it runs itself under callgrind, with one job twice as often as before, so
-//! that the difference is the job's alone: the same number each time. The device answers from
-//! memory and is not counted, and neither is the copy, which is the host's to make.
+//! Without arguments, the program runs itself under callgrind for each job, once with the number of repetitions and
+//! once with twice as many: the difference is the cost of the job alone, and is reproducible. The device answers
+//! from memory. Neither the device nor the copy of the data, which the host makes, is counted.
 
 use bootshare::Options;
 use bootshare_test_device::{Device, TestShare, Tree};
@@ -14,10 +14,10 @@ use std::{
 
 const MIB: usize = 1 << 20;
 
-/// What is done again and again.
+/// A repeated operation.
 struct Job {
     name: &'static str,
-    /// How often, at first.
+    /// The number of repetitions in the first run.
     times: u64,
     run: fn(&TestShare, times: u64),
 }
@@ -117,11 +117,11 @@ fn instructions(job: usize, times: u64) -> Result<u64, String> {
         .ok_or_else(|| format!("callgrind counted nothing:\n{text}"))
 }
 
-/// callgrind counts within this function.
+/// callgrind counts only inside this function.
 #[inline(never)]
 fn counted<R>(act: impl FnOnce() -> R) -> R {
     black_box(act())
 }
 
-/// And not within the device, nor where the platform notes what is shared.
+/// callgrind does not count inside the device, nor in the test platform's record of shared buffers.
 const ASIDE: [&str; 2] = ["*TestTransport*notify*", "*test_device*hal*shared*"];

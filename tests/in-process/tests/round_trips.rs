@@ -1,11 +1,11 @@
-//! How many requests things take, and the reason for each: what is asked once too often shows
-//! here. The tree is served from memory, by an honest server.
+//! Counts the requests that each operation takes, with the reason for each request: a superfluous one fails a test.
+//! The tree is served from memory by a correct server.
 
 use bootshare::{Options, Share, hal::Clock};
 use bootshare_test_device::{Device, Opcode, TestHal, TestShare, Tree, VirtualClock};
 use std::{ops::ControlFlow::Continue, sync::Mutex, time::Duration};
 
-/// A MiB, or what an interpreter takes for one.
+/// 1 MiB, or less under Miri, which is slow.
 const MIB: usize = if cfg!(miri) { 1 << 12 } else { 1 << 20 };
 
 fn options() -> Options {
@@ -24,7 +24,7 @@ fn tree() -> Tree {
     })
 }
 
-/// The requests that `act` leads to, by kind; INIT and DESTROY are not among them.
+/// The requests that `act` causes, counted by opcode, without INIT and DESTROY.
 fn requests(options: Options, act: impl FnOnce(&TestShare)) -> Vec<(Opcode, usize)> {
     let device = Device::new(tree());
     let share = device.mount(options).unwrap();
@@ -49,7 +49,7 @@ use Opcode::{
 
 #[test]
 fn metadata() {
-    // One LOOKUP a component, which brings the attributes; one FORGET for each.
+    // One LOOKUP for each component, whose reply has the attributes, and one FORGET for each.
     takes(
         |share| _ = share.metadata("cmdline").unwrap(),
         &[(Lookup, 1), (Forget, 1)],
@@ -58,14 +58,14 @@ fn metadata() {
         |share| _ = share.metadata("/boot/vmlinuz").unwrap(),
         &[(Lookup, 2), (Forget, 2)],
     );
-    // Nobody looks the root up, so it is asked itself.
+    // There is no LOOKUP of the root, so its attributes need a GETATTR.
     takes(|share| _ = share.metadata("/").unwrap(), &[(GetAttr, 1)]);
-    // Up again: the directory above is still there, but for its attributes.
+    // For `..` the node of the parent is known; only its attributes are requested.
     takes(
         |share| _ = share.metadata("/boot/entries/..").unwrap(),
         &[(Lookup, 2), (Forget, 2), (GetAttr, 1)],
     );
-    // What is not there costs no FORGET.
+    // A missing file needs no FORGET.
     takes(
         |share| _ = share.metadata("/boot/missing").unwrap_err(),
         &[(Lookup, 2), (Forget, 1)],
@@ -75,12 +75,12 @@ fn metadata() {
 
 #[test]
 fn links() {
-    // The link, its target, and what that names.
+    // One LOOKUP each for the directory, the link and its target.
     takes(
         |share| _ = share.metadata("/boot/current").unwrap(),
         &[(Lookup, 3), (ReadLink, 1), (Forget, 3)],
     );
-    // An absolute one starts at the root again.
+    // An absolute target starts at the root again.
     takes(
         |share| _ = share.metadata("/boot/absolute").unwrap(),
         &[(Lookup, 4), (ReadLink, 1), (Forget, 4)],
@@ -93,7 +93,7 @@ fn links() {
 
 #[test]
 fn open_and_read() {
-    // A small file into a buffer that is larger: the answer ends where the file is known to.
+    // A small file and a larger buffer: the known size makes a second READ unnecessary.
     takes(
         |share| {
             let file = share.open("cmdline").unwrap();
@@ -133,7 +133,7 @@ fn open_and_read() {
 
 #[test]
 fn list() {
-    // 150 entries of 24 + 24 bytes are two buffers of 4096; the third, empty one is the end.
+    // 150 entries of 24 + 24 bytes need two buffers of 4096 bytes; the third reply is empty and ends the listing.
     takes(
         |share| assert_eq!(share.read_dir("/boot/entries").unwrap().count(), 150),
         &[
@@ -144,7 +144,8 @@ fn list() {
             (Forget, 2),
         ],
     );
-    // With what each is, by name from the directory: one LOOKUP an entry, no path again.
+    // With the metadata of each entry, looked up by its name in the open directory: one LOOKUP for each entry, none
+    // for the path.
     takes(
         |share| {
             let dir = share.open_dir("/boot/entries").unwrap();
@@ -168,8 +169,8 @@ fn statistics() {
 }
 
 #[test]
-fn the_next_file_is_asked_for_before_the_last_one_is_there() {
-    // Two files of 16 and 1 READs, with 17 in flight at a time: one notification.
+fn the_next_file_is_requested_before_the_previous_one_is_complete() {
+    // Two files of 16 and 1 READs, all 17 in flight at the same time: one notification.
     let device = Device::new(tree());
     let options = options().with_chunk_size(MIB as u32 / 16).with_depth(17);
     let share = device.mount(options).unwrap();
@@ -187,8 +188,8 @@ fn the_next_file_is_asked_for_before_the_last_one_is_there() {
 
 #[test]
 fn one_notification_for_a_batch_of_reads() {
-    // 16 READs in flight are announced together. On real hardware a notification leaves the
-    // guest, which is what costs.
+    // One notification announces all 16 READs in flight. On real hardware each notification is an exit from the
+    // guest, which is expensive.
     let device = Device::new(tree());
     let options = options().with_chunk_size(MIB as u32 / 16);
     let share = device.mount(options).unwrap();
@@ -207,7 +208,7 @@ fn one_notification_for_a_batch_of_reads() {
     share.unmount().unwrap();
 }
 
-/// A clock that notes how long the client would rest.
+/// A clock that records how long the client would rest.
 struct Sleepy<'a>(VirtualClock, &'a Mutex<Vec<Duration>>);
 
 impl Clock for Sleepy<'_> {
@@ -226,7 +227,7 @@ impl Clock for Sleepy<'_> {
 }
 
 #[test]
-fn the_processor_rests_while_much_is_on_its_way_and_then_only() {
+fn the_processor_rests_only_while_much_data_is_outstanding() {
     let device = Device::with_script(tree(), |request, good| match request.opcode() {
         Read => good.after(3 * VirtualClock::TICK),
         _ => good,
@@ -237,14 +238,14 @@ fn the_processor_rests_while_much_is_on_its_way_and_then_only() {
     let share = Share::<_, _, TestHal>::mount_with(device.transport(), clock, options).unwrap();
     let file = share.open("/boot/vmlinuz").unwrap();
     let size = file.metadata().len() as usize;
-    // A MiB is there before a rest is worth its while.
+    // A read of 1 MiB is complete before a rest would be worthwhile.
     file.read_exact_at(0, &mut vec![0; size / 10]).unwrap();
     assert!(rests.lock().unwrap().is_empty());
-    // Of ten, what is read at 32 GiB/s is how long.
+    // For 10 MiB, the longest rest is the time to read them at 32 GiB/s.
     file.read_exact_at(0, &mut vec![0; size]).unwrap();
     let expected = Duration::from_micros(320);
     let longest = rests.lock().unwrap().iter().max().copied();
-    // An interpreter has less to read.
+    // Under Miri the file is smaller.
     assert_eq!(longest, (!cfg!(miri)).then_some(expected));
     drop(file);
     share.unmount().unwrap();

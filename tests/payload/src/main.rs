@@ -1,6 +1,6 @@
-//! A payload for the boot tests. It checks what it finds against the protocol that entered it, and
-//! against what docs/boot-protocols.md promises of the interrupt controllers; then it enables
-//! interrupts and waits whether one comes. One line says what was wrong, or that nothing was.
+//! A payload for the boot tests. It checks its initial state against the boot protocol and against
+//! docs/boot-protocols.md, then enables interrupts and waits for some time: none must come. It prints one line with
+//! the result.
 
 #![no_std]
 #![no_main]
@@ -19,11 +19,10 @@ use x86_64::{
     structures::DescriptorTablePointer,
 };
 
-/// Counts of the time-stamp counter: 130 ms of a processor of 4 GHz. The PIT of a machine that was
-/// reset ticks each 55 ms.
+/// 130 ms in counts of the time-stamp counter at 4 GHz. After a reset, the PIT ticks every 55 ms.
 const WAIT: u64 = 1 << 29;
 
-/// What the processor's registers were at the entry. The assembler writes it field by field.
+/// The processor's registers at the entry. The assembly code writes the fields.
 #[repr(C)]
 struct Registers {
     flags: u64,
@@ -86,7 +85,7 @@ pvh_entry:
     .code64
     mov rsp, offset stack_end
     save_registers rax, rsi
-    // Linux reads the BIOS data area, and uses what was the firmware's: nothing is protected here.
+    // Linux writes to the BIOS data area and to the firmware's memory, so both must be writable.
     mov rax, [0]
     mov [0], rax
     mov rax, [0x100000]
@@ -101,7 +100,7 @@ main:
     mov ss, eax
     call rdi
 
-    // What an interrupt of each vector does: it tells which one it was, and never returns.
+    // The handler of each vector: it reports the vector and does not return.
     .balign 16
     .global vector_stubs
 vector_stubs:
@@ -118,7 +117,7 @@ vector_stubs:
     .balign 8
 gdt: .quad 0, 0, 0x00af9b000000ffff, 0x00cf93000000ffff
 gdt_pointer: .word 31; .quad gdt
-    // 4 GiB, mapped to themselves.
+    // An identity mapping of 4 GiB.
     .balign 4096
 tables: .quad directories + 3
     .balign 4096
@@ -162,11 +161,11 @@ impl Write for Console {
     }
 }
 
-/// Reports `what` and ends QEMU by its isa-debug-exit device: with the status of a firmware's
-/// success or failure.
+/// Prints `what` and ends QEMU through its isa-debug-exit device, with the status of a firmware's success or
+/// failure.
 fn end(what: fmt::Arguments<'_>, is_success: bool) -> ! {
     _ = writeln!(Console, "payload: {what}\r");
-    // SAFETY: on a PC nothing else is at that port.
+    // SAFETY: on a PC no other device has this port.
     unsafe { Port::new(0xf4).write(if is_success { 0x10_u32 } else { 0x11 }) };
     loop {
         interrupts::disable();
@@ -174,7 +173,7 @@ fn end(what: fmt::Arguments<'_>, is_success: bool) -> ! {
     }
 }
 
-/// Ends the test unless the figure is the expected one.
+/// Ends the test with an error unless `found` is `expected`.
 fn expect(what: &str, found: u64, expected: u64) {
     if found != expected {
         end(
@@ -202,8 +201,8 @@ fn found() -> &'static Registers {
 }
 
 fn memory<T>(address: u64) -> T {
-    // SAFETY: the first 4 GiB are mapped; what is read there are plain numbers, or registers that
-    // can be read without an effect.
+    // SAFETY: the first 4 GiB are mapped; the address is that of memory, or of a register that can be read without
+    // side effects.
     unsafe { ptr::with_exposed_provenance::<T>(address as usize).read_volatile() }
 }
 
@@ -216,11 +215,12 @@ extern "sysv64" fn entered_by_pvh() -> ! {
         memory::<u32>(found.argument).into(),
         0x336e_c578,
     );
-    // The bit ET is not writable.
+    // The bit ET cannot be cleared.
     expect("CR0", found.cr0 & !ET, 1);
     expect("CR4", found.cr4, 0);
     expect("EFER", found.efer, 0);
-    // cmdline_paddr: a program may use the memory behind its last segment before it reads this.
+    // cmdline_paddr: it must not be right after the program, which may use that memory before it reads the command
+    // line.
     let command_line = memory::<u64>(found.argument + 24);
     expect("the first MiB of the command line", command_line >> 20, 0);
     // rsdp_paddr.
@@ -266,7 +266,7 @@ fn run(protocol: &str, rsdp: u64) -> ! {
     )
 }
 
-/// The default memory type and whether MTRRs count (Intel SDM volume 3, IA32_MTRR_DEF_TYPE).
+/// The default memory type, and whether MTRRs are enabled (Intel SDM volume 3, IA32_MTRR_DEF_TYPE).
 fn memory_types() -> u64 {
     // SAFETY: every processor that QEMU has for these boards has the register.
     unsafe { Msr::new(0x2ff).read() }
@@ -277,7 +277,7 @@ fn timestamp() -> u64 {
     unsafe { _rdtsc() }
 }
 
-/// Linux before 5.0 looks for the ACPI tables' root pointer itself (ACPI 6.5, section 5.2.5.1).
+/// Searches the root pointer of the ACPI tables as Linux does before 5.0 (ACPI 6.5, section 5.2.5.1).
 fn find_rsdp(told: u64) {
     const SIGNATURE: u64 = u64::from_le_bytes(*b"RSD PTR ");
     let ebda = u64::from(memory::<u16>(0x40e)) << 4;
@@ -300,17 +300,17 @@ fn find_rsdp(told: u64) {
     }
 }
 
-/// All lines of both interrupt controllers are masked, and no interrupt is in service.
+/// Asserts that all lines of both interrupt controllers are masked, and that no interrupt is in service.
 fn check_8259() {
     for (name, command) in [("first", 0x20), ("second", 0xa0)] {
         let mut command_port = Port::<u8>::new(command);
-        // SAFETY: the port is the controller's; OCW3 has it give what is in service.
+        // SAFETY: the port is the controller's; this OCW3 selects the in-service register.
         unsafe { command_port.write(0b1011) };
-        // SAFETY: reading it changes nothing.
+        // SAFETY: reading it has no side effect.
         let in_service = unsafe { command_port.read() };
         // SAFETY: as above.
         let mask = unsafe { Port::<u8>::new(command + 1).read() };
-        // Without a controller, everything reads as ones.
+        // If there is no controller, all bits read as ones.
         if (mask, in_service) != (0xff, 0) && in_service != 0xff {
             end(
                 format_args!(
@@ -322,7 +322,7 @@ fn check_8259() {
     }
 }
 
-/// The local APIC's timer does not run, and nothing is pending or in service.
+/// Asserts that the local APIC's timer is stopped, and that nothing is requested or in service.
 fn check_apic() {
     let (frame, flags) = ApicBase::read();
     if !flags.contains(ApicBaseFlags::LAPIC_ENABLE) {
@@ -330,7 +330,7 @@ fn check_apic() {
     }
     let register = |offset: u32| {
         if flags.contains(ApicBaseFlags::X2APIC_ENABLE) {
-            // SAFETY: the mode has this register, and reading it has no effect.
+            // SAFETY: the register exists in this mode, and reading it has no side effect.
             unsafe { Msr::new(0x800 + offset / 16).read() }
         } else {
             memory::<u32>(frame.start_address().as_u64() + u64::from(offset)).into()
@@ -357,7 +357,7 @@ fn check_apic() {
     }
 }
 
-/// Each of the 256 vectors ends the test.
+/// Enables interrupts; each of the 256 vectors ends the test.
 fn enable_interrupts() {
     static mut GATES: [[u64; 2]; 256] = [[0; 2]; 256];
     /// A present interrupt gate into the code segment.
@@ -370,7 +370,7 @@ fn enable_interrupts() {
             GATE | stub & 0xffff | (stub >> 16 & 0xffff) << 48,
             stub >> 32,
         ];
-        // SAFETY: it is one of the 256 gates, which nothing else uses yet.
+        // SAFETY: it is one of the 256 gates, which are not in use yet.
         unsafe { gates.wrapping_add(vector).write(gate) };
     }
     let pointer = DescriptorTablePointer {

@@ -5,7 +5,7 @@ use bootshare::{Error, FileType};
 use bootshare_test_device::{Device, TestShare};
 use std::{collections::BTreeSet, ffi::OsStr, fs, os::unix::ffi::OsStrExt};
 
-/// Lists `path`, and sees that no name comes twice.
+/// Lists `path`, and asserts that no name is listed twice.
 fn names(share: &TestShare, path: &str) -> BTreeSet<Vec<u8>> {
     let mut names = BTreeSet::new();
     for entry in share.read_dir(path).unwrap() {
@@ -37,7 +37,7 @@ pub fn small_ones(server: Server) {
 pub fn a_thousand_entries(server: Server) {
     let rig = Rig::new(server);
     rig.mkdir("dir");
-    // Names of all lengths, so that entries end everywhere in the buffer.
+    // Names of all lengths, so that entries end at every offset of the buffer.
     let name = |number: usize| format!("{number:04}{}", "x".repeat(number % 252));
     for number in 0..1000 {
         rig.write(format!("dir/{}", name(number)), "");
@@ -49,7 +49,7 @@ pub fn a_thousand_entries(server: Server) {
 
 #[test]
 fn a_hundred_thousand_entries() {
-    // One directory for all servers: to make it takes longer than to list it.
+    // One directory for all servers, because making it takes longer than listing it.
     let dir = tempfile::tempdir().unwrap();
     let name = |number: usize| format!("entry-{number}");
     for number in 0..100_000 {
@@ -73,7 +73,7 @@ pub fn a_listing_left_early(server: Server) {
     rig.run(|share| {
         let mut one = share.read_dir("/").unwrap();
         let mut two = share.read_dir("/").unwrap();
-        // Two listings of one directory do not know of each other.
+        // Two listings of the same directory are independent.
         for _ in 0..200 {
             assert_eq!(one.next().unwrap().unwrap(), two.next().unwrap().unwrap());
         }
@@ -94,7 +94,7 @@ pub fn a_directory_that_changes(server: Server) {
         for entry in listing.by_ref().take(50) {
             seen.insert(entry.unwrap().file_name().to_vec());
         }
-        // What was not seen yet vanishes, as POSIX allows at any time.
+        // Entries that were not listed yet disappear, which POSIX allows at any time.
         for number in 0..400 {
             if !seen.contains(number.to_string().as_bytes()) {
                 fs::remove_file(rig.path(format!("dir/{number}"))).unwrap();
@@ -206,7 +206,7 @@ pub fn work_by_names(server: Server) {
         ];
         assert!(types.iter().eq(expected), "{types:?}");
 
-        // No link is followed.
+        // Links are not followed.
         assert_eq!(dir.open_file("link").err(), Some(Error::TooManyLinks));
         assert_eq!(dir.open_dir("dirlink").err(), Some(Error::NotADirectory));
         assert_eq!(dir.open_dir("file").err(), Some(Error::NotADirectory));
@@ -214,14 +214,14 @@ pub fn work_by_names(server: Server) {
         assert_eq!(dir.open_file("missing").err(), Some(Error::NotFound));
         let no_link = dir.read_link("file", &mut [0; 64]).map(<[u8]>::to_vec);
         assert_eq!(no_link, Err(Error::NotASymlink));
-        // One name is no path.
+        // These are not names of a single component.
         for name in [&b""[..], b".", b"..", b"/", b"below/", b"below/x", b"a\0b"] {
             let error = dir.symlink_metadata(name).err();
             assert_eq!(error, Some(Error::InvalidName), "{name:?}");
             assert_eq!(dir.open_dir(name).err(), error);
             assert_eq!(dir.open_file(name).err(), error);
         }
-        // What was opened is there without the directory.
+        // Open files and directories stay usable after the parent was dropped.
         drop(dir);
         assert_eq!(file.read_at(0, &mut [0; 10]), Ok(7));
         assert_eq!(below.metadata().unwrap().file_type(), FileType::Directory);

@@ -42,7 +42,7 @@ pub fn sizes_around_a_page_and_a_chunk(server: Server) {
     }
 }
 
-pub fn whole_files_and_whether_they_are_there(server: Server) {
+pub fn whole_files_and_missing_ones(server: Server) {
     let rig = Rig::new(server);
     rig.write("file", b"content");
     rig.write("empty", b"");
@@ -96,7 +96,7 @@ pub fn every_chunk_size_and_depth(server: Server) {
                 .with_depth(depth);
             rig.run_with(options, |share| {
                 let file = share.open("file").unwrap();
-                // Some hundred requests at most.
+                // At most some hundred requests.
                 let size = content.len().min(chunk.max(1).saturating_mul(300));
                 let mut buf = vec![0; size + 1];
                 let read = file.read_at(0, &mut buf[..size]).unwrap();
@@ -135,7 +135,7 @@ pub fn answers_in_any_order(server: Server) {
 
 pub fn several_at_once(server: Server) {
     let rig = Rig::new(server);
-    // Empty, a part of a chunk, whole chunks, more than are in flight.
+    // Files that are empty, smaller than a chunk, whole chunks, and larger than what is in flight.
     let sizes = [0, 1, 4095, 4096, 100_000, 0, 12_288, 5];
     let contents: Vec<_> = (sizes.iter().zip(1..))
         .map(|(&size, seed)| noise(size + seed)[seed..].to_vec())
@@ -149,7 +149,7 @@ pub fn several_at_once(server: Server) {
         rig.run_with(Options::default().with_chunk_size(4096), |share| {
             let open = |number: usize| share.open(number.to_string()).unwrap();
             let files: Vec<_> = (0..sizes.len()).map(open).collect();
-            // Room for more than there is in each.
+            // Buffers that are larger than the files.
             let mut buffers: Vec<_> = sizes.iter().map(|size| vec![0; size + 100]).collect();
             let pairs = files.iter().zip(&mut buffers);
             let mut parts: Vec<_> = pairs.map(|(file, buf)| file.part(0, buf)).collect();
@@ -170,7 +170,7 @@ pub fn several_at_once(server: Server) {
             }
         });
     }
-    // Parts of one file, in any order, into buffers that lie anywhere.
+    // Parts of one file in any order, into unaligned buffers.
     rig.run(|share| {
         let file = share.open("4").unwrap();
         let mut buf = vec![0; 100_000];
@@ -206,7 +206,7 @@ pub fn sparse_files_beyond_four_gibibytes(server: Server) {
     });
 }
 
-pub fn offsets_that_no_file_has(server: Server) {
+pub fn offsets_beyond_the_largest_file(server: Server) {
     let rig = Rig::new(server);
     rig.write("file", "content");
     rig.run(|share| {
@@ -220,8 +220,8 @@ pub fn offsets_that_no_file_has(server: Server) {
                 "{offset:#x}"
             );
         }
-        // The last byte that a file may have. The host's file systems end before that; what they
-        // say is theirs to say, and the server lives.
+        // The last byte that a file can have. The host's file systems have smaller limits and may return any error;
+        // the server must survive.
         _ = file.read_at(last - 16, &mut buf);
         _ = file.read_at(last - 15, &mut buf);
         assert_eq!(file.read_at(last, &mut buf), Ok(0));
@@ -268,7 +268,7 @@ pub fn a_file_that_changes_while_it_is_read(server: Server) {
     let rig = Rig::new(server);
     let content = noise(100_000);
     let options = Options::default().with_chunk_size(4096).with_depth(1);
-    // What the host does once the first chunk has come, and how much there is to read then.
+    // The change that the host makes after the first chunk, and the number of bytes that the read then returns.
     type Change = fn(&Rig, &[u8]);
     let changes: [(Change, usize); 4] = [
         (
@@ -350,7 +350,7 @@ pub fn hard_links_are_one_file(server: Server) {
         let two = share.open("dir/two").unwrap();
         assert_eq!(one.metadata().attr(), two.metadata().attr());
         assert_eq!(one.metadata().attr().nlink, 2);
-        // Each was looked up once, and one forgotten does not take the other's node away.
+        // Each name was looked up once; the FORGET for one name does not remove the node of the other.
         drop(one);
         let mut buf = [0; 7];
         two.read_exact_at(0, &mut buf).unwrap();
@@ -399,7 +399,7 @@ pub fn attributes_are_the_hosts(server: Server) {
     });
 }
 
-pub fn what_is_no_file_is_not_opened(server: Server) {
+pub fn only_regular_files_are_opened(server: Server) {
     let rig = Rig::new(server);
     rig.mkdir("dir");
     mkfifoat(CWD, rig.path("fifo"), Mode::from_raw_mode(0o666)).unwrap();
@@ -407,7 +407,7 @@ pub fn what_is_no_file_is_not_opened(server: Server) {
     rig.run(|share| {
         assert_eq!(share.open("dir").err(), Some(Error::IsADirectory));
         assert_eq!(share.open("/").err(), Some(Error::IsADirectory));
-        // A server's thread would hang on opening a FIFO that nobody writes to.
+        // Opening a FIFO without a writer would block a thread of the server.
         assert_eq!(share.open("fifo").err(), Some(Error::NotAFile));
         assert_eq!(share.open("socket").err(), Some(Error::NotAFile));
         let kind = |name: &str| share.metadata(name).unwrap().file_type();
@@ -516,7 +516,7 @@ pub fn without_permission(server: Server) {
         assert_eq!(share.read_dir("searchable").err(), denied);
         assert_eq!(share.open("searchable/open").unwrap().metadata().len(), 7);
     });
-    // So that they can be removed.
+    // So that the test's directory can be removed.
     set("closed", 0o755);
     set("searchable", 0o755);
 }

@@ -28,7 +28,7 @@ pub fn relative_and_absolute(server: Server) {
     rig.symlink("/dir/below/../file", "dir/below/winding");
     rig.symlink("../../../../../../file", "dir/below/beyond");
     rig.symlink("/../../dir/file", "dir/below/above");
-    // Were it to lead out of the share, it would be there.
+    // The target exists on the host, so a link that left the share would be noticed.
     rig.symlink("/etc/hostname", "outside");
     rig.run(|share| {
         says(share, "dir/same", "in dir");
@@ -56,7 +56,7 @@ pub fn through_directories(server: Server) {
         says(share, "link/deep/file", "content");
         says(share, "second/file", "content");
         says(share, "third/file", "content");
-        // A link is followed where something is behind it, be it but a slash.
+        // A link is followed if anything comes after it in the path, even only a slash.
         assert!(share.symlink_metadata("link").unwrap().is_symlink());
         assert!(share.symlink_metadata("link/").unwrap().is_dir());
         assert!(share.symlink_metadata("link/.").unwrap().is_dir());
@@ -82,7 +82,7 @@ pub fn chains(server: Server) {
         assert_eq!(content(share, "41"), Err(Error::TooManyLinks));
         assert_eq!(share.metadata("41").err(), Some(Error::TooManyLinks));
         assert!(share.symlink_metadata("41").unwrap().is_symlink());
-        // All links of a path count, not those of one component.
+        // The limit counts all links of a path, not those of a single component.
         says(share, &format!("{}d/file", "d/../".repeat(39)), "in dir");
         let one_more = format!("{}d/file", "d/../".repeat(40));
         assert_eq!(content(share, one_more), Err(Error::TooManyLinks));
@@ -127,7 +127,7 @@ pub fn targets_of_any_bytes(server: Server) {
     let odd: Vec<u8> = (1..=255).filter(|&byte| byte != b'/').collect();
     rig.write(OsStr::from_bytes(&odd), "odd");
     rig.symlink(OsStr::from_bytes(&odd), "link");
-    // As long as a target can be: 4095 bytes, of which a file system may take less.
+    // The longest target is 4095 bytes; some file systems allow less.
     let long = format!("{}target", "./".repeat(2044));
     assert_eq!(long.len(), 4094);
     rig.symlink(&long, "long");
@@ -140,7 +140,7 @@ pub fn targets_of_any_bytes(server: Server) {
             long.as_bytes()
         );
         says(share, "long", "far away");
-        // A target with the rest of the path behind it is longer than any path.
+        // The target together with the rest of the path is longer than a path may be.
         assert_eq!(share.metadata("long/x").err(), Some(Error::PathTooLong));
     });
 }
@@ -154,7 +154,7 @@ pub fn parents_of_links(server: Server) {
     rig.symlink("a/b/c", "link");
     rig.symlink("..", "a/b/parent");
     rig.run(|share| {
-        // The parent of what the link leads to, not of where the link is.
+        // `..` after a link is the parent of its target, not of the directory that holds the link.
         says(share, "link/../file", "in b");
         says(share, "link/../../file", "in a");
         says(share, "link/../../../file", "top");

@@ -1,5 +1,5 @@
-//! What the client makes of a share, on every server: one suite, run against the request handlers of
-//! virtiofsd and of fuse-backend-rs, and against the host tool's embedded server.
+//! Tests of the client with real servers: one suite runs with the request handlers of virtiofsd and of
+//! fuse-backend-rs, and with the host tool's embedded server.
 
 mod directories;
 mod files;
@@ -9,7 +9,7 @@ mod rig;
 mod sessions;
 mod walk;
 
-/// Makes each function a test on each server.
+/// Makes each function a test for each server.
 macro_rules! on_each_server {
     ($($module:ident :: $name:ident),* $(,)?) => {
         mod virtiofsd {
@@ -26,13 +26,13 @@ macro_rules! on_each_server {
 
 on_each_server! {
     files::sizes_around_a_page_and_a_chunk,
-    files::whole_files_and_whether_they_are_there,
+    files::whole_files_and_missing_ones,
     files::odd_offsets_and_sizes,
     files::every_chunk_size_and_depth,
     files::answers_in_any_order,
     files::several_at_once,
     files::sparse_files_beyond_four_gibibytes,
-    files::offsets_that_no_file_has,
+    files::offsets_beyond_the_largest_file,
     files::a_file_that_shrinks,
     files::a_file_that_grows,
     files::a_file_that_changes_while_it_is_read,
@@ -40,7 +40,7 @@ on_each_server! {
     files::a_file_that_is_replaced,
     files::hard_links_are_one_file,
     files::attributes_are_the_hosts,
-    files::what_is_no_file_is_not_opened,
+    files::only_regular_files_are_opened,
     files::embedded_io,
     files::many_files_open_at_once,
     files::without_permission,

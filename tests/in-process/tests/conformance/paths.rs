@@ -1,4 +1,4 @@
-//! Paths: slashes, dots, lengths, and the kernel's word for all of it.
+//! Paths: slashes, dots and lengths, compared with what the kernel does.
 
 use crate::rig::{Rig, Server};
 use bootshare::{Error, Metadata};
@@ -88,7 +88,7 @@ pub fn lengths_and_depths(server: Server) {
         assert_eq!(share.metadata(deep(300)).err(), Some(Error::PathTooLong));
         let back = format!("{}{}", deep(256), "../".repeat(256));
         assert!(share.metadata(back).unwrap().is_dir());
-        // By names there is no limit.
+        // The depth is limited for paths only, not when directories are opened one by one.
         let mut dir = share.open_dir(deep(256)).unwrap();
         for _ in 256..300 {
             dir = dir.open_dir("d").unwrap();
@@ -97,11 +97,11 @@ pub fn lengths_and_depths(server: Server) {
     });
 }
 
-/// What the kernel finds at `path`, with `root` for its root.
+/// The inode number that the kernel finds at `path`, with `root` as the root directory.
 fn kernel(root: &fs::File, path: &str, follow: bool) -> io::Result<u64> {
     let mut flags = OFlags::PATH | OFlags::CLOEXEC;
     flags.set(OFlags::NOFOLLOW, !follow);
-    // openat2(2): with `..` it is EAGAIN when a rename happens anywhere on the machine.
+    // openat2(2) fails with EAGAIN for `..` if a rename happens anywhere on the machine meanwhile.
     let found = loop {
         match openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
             Err(Errno::AGAIN) => {}

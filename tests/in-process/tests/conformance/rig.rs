@@ -1,4 +1,4 @@
-//! A share of a directory, and what must hold whenever it was used.
+//! A directory, its server, and the checks after each use of the share.
 
 use bootshare::Options;
 use bootshare_test_device::{
@@ -16,7 +16,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Whose request handler answers.
+/// The server whose request handler answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
     Virtiofsd,
@@ -45,7 +45,7 @@ impl Rig {
         Self::with(server, Device::with_backend)
     }
 
-    /// The server has the rights of nobody in particular.
+    /// The server has no rights to the files of other users.
     pub fn as_nobody(server: Server) -> Self {
         Self::with(server, |backend| Device::with_backend(AsNobody(backend)))
     }
@@ -76,7 +76,7 @@ impl Rig {
         self.device.mount(Options::default()).unwrap()
     }
 
-    /// Mounts, does something, unmounts.
+    /// Mounts, runs `body` and unmounts.
     pub fn run(&self, body: impl FnOnce(&TestShare)) {
         self.run_with(Options::default(), body);
     }
@@ -89,11 +89,10 @@ impl Rig {
 
     /// Unmounts and checks that nothing is left behind.
     pub fn unmount(&self, share: TestShare) {
-        // A device that polls has to see what was sent last.
+        // A polling device must first see the last requests.
         self.device.tick();
-        // Before DESTROY, which makes every server let go: all but the root was given back.
-        // Another test's server, which shares this process's limit, may look at a descriptor
-        // while it is let go.
+        // DESTROY makes every server release everything, so this is checked before it: only the root is still open.
+        // It may take a moment, because a server of another test in the same process may be using a descriptor.
         let deadline = Instant::now() + Duration::from_secs(10);
         let held = || open_files_below(self.dir.path()).unwrap();
         while held() != 1 {
@@ -114,14 +113,14 @@ impl Rig {
     }
 }
 
-/// Bytes that do not repeat soon.
+/// Pseudo-random bytes.
 pub fn noise(size: usize) -> Vec<u8> {
     let mut random = Rng::with_seed(size as u64);
     (0..size).map(|_| random.u8(..)).collect()
 }
 
-/// How many open files of this process are at or below `path`: what servers in this process hold
-/// of a share, `O_PATH` descriptors of nodes among them.
+/// The number of open files of this process at or below `path`. These are the descriptors, also those with
+/// `O_PATH`, that the servers in this process hold for nodes and handles.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Mounting, unmounting, and what is held between them.
+//! Mounting, unmounting, and what the server keeps open in between.
 
 use crate::rig::{Rig, Server, noise, open_files_below};
 use bootshare::{Error, Options, Share};
@@ -31,7 +31,7 @@ pub fn mount_and_unmount(server: Server) {
             .collect();
         assert_eq!(asked, [Opcode::Init, Opcode::Destroy]);
     });
-    // One before the set-up, one after.
+    // One reset before the set-up, one after it.
     assert_eq!(rig.device.resets(), 2);
 }
 
@@ -44,7 +44,7 @@ pub fn again_and_again(server: Server) {
         if round % 2 == 0 {
             rig.unmount(share);
         } else {
-            // Without goodbye: the next INIT makes the server let go.
+            // Without DESTROY: the next INIT makes the server release everything.
             drop(share);
             assert!(!rig.device.is_live());
             assert_eq!(TestHal::pages(), 0);
@@ -53,7 +53,7 @@ pub fn again_and_again(server: Server) {
     rig.run(|share| assert_eq!(share.metadata("file").unwrap().len(), 7));
 }
 
-/// Every operation once, the good and the bad.
+/// Every operation once, with and without success.
 fn everything<T, C, H>(share: &Share<T, C, H>)
 where
     T: bootshare::transport::Transport,
@@ -94,7 +94,7 @@ pub fn nothing_is_left_behind(server: Server) {
     let share = rig.mount();
     for _ in 0..50 {
         everything(&share);
-        // The server's own count, and what the requests and replies add up to.
+        // The number of files that the server has open, and the balance of LOOKUP and FORGET, OPEN and RELEASE.
         assert_eq!(open_files_below(rig.dir.path()).unwrap(), 1);
         rig.device
             .log(|log| assert_eq!(log.balance(), Balance::default()));
@@ -103,8 +103,8 @@ pub fn nothing_is_left_behind(server: Server) {
 }
 
 #[test]
-fn a_few_file_descriptors_on_the_host_suffice_for_ever() {
-    // virtiofsd's own accounting: the root and the deepest path at a time, and a handle.
+fn a_few_file_descriptors_on_the_host_are_enough() {
+    // The limit of virtiofsd allows for the root, the deepest path and a handle.
     let rig = Rig::new(Server::Virtiofsd);
     furnish(&rig);
     let device = Device::with_backend(Virtiofsd::with_fd_limit(rig.dir.path(), 9).unwrap());
@@ -112,7 +112,7 @@ fn a_few_file_descriptors_on_the_host_suffice_for_ever() {
     for _ in 0..500 {
         everything(&share);
     }
-    // And it is a limit.
+    // The limit takes effect.
     let held: Vec<_> = (0..10).map(|_| share.open("dir/below/file")).collect();
     assert!(held.iter().any(Result::is_err));
     drop(held);
@@ -142,7 +142,7 @@ pub fn served_by_threads(server: Server) {
     let transport = rig.device.transport();
     let share: Share<TestTransport, RealClock, TestHal> =
         Share::mount_with(transport, RealClock::default(), options).unwrap();
-    // Two users of one share, on threads of their own.
+    // Two threads use the same share.
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -184,7 +184,7 @@ pub fn a_device_that_polls(server: Server) {
 fn tags_of_1_to_36_bytes() {
     let rig = Rig::new(Server::Virtiofsd);
     for length in 1..=36 {
-        // Not only ASCII, and without a NUL at the full length.
+        // Bytes that are not ASCII; at full length there is no NUL.
         let tag: Vec<u8> = (0..length).map(|index| 0xd0 + index as u8).collect();
         let config = Quirks::config_of(&tag, 1);
         rig.device.quirk(|quirks| quirks.config = config);

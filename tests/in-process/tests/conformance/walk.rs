@@ -1,4 +1,4 @@
-//! A real tree, entry by entry, as the host has it.
+//! A walk of a real tree, compared entry by entry with the host's.
 
 use crate::rig::Server;
 use bootshare::{Dir, DirEntry, FileType, Options};
@@ -12,11 +12,11 @@ use std::{
     sync::OnceLock,
 };
 
-/// Regular files that a comparison has to have seen.
+/// The least number of regular files that must have been compared.
 const FEWEST_FILES: usize = 10_000;
 
-/// Names, links and sizes that nobody made up: the headers and build files of a kernel, and an
-/// icon theme, which has more links than files. The same on each machine.
+/// A real tree, the same on each machine: the headers and build files of a kernel, and an icon theme, which has
+/// more links than files.
 fn tree() -> &'static Path {
     static TREE: OnceLock<PathBuf> = OnceLock::new();
     TREE.get_or_init(|| {

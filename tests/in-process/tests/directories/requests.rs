@@ -104,7 +104,7 @@ fn of_a_unified_kernel_image() {
 }
 
 #[test]
-fn a_path_takes_one_more_where_the_first_place_has_no_file() {
+fn a_path_takes_more_if_the_first_place_has_no_file() {
     let entry = "linux /boot/vmlinuz\n";
     let at_root = [("loader/entries/a.conf", entry), ("vmlinuz", "KERNEL")];
     let in_boot = [("loader/entries/a.conf", entry), ("boot/vmlinuz", "KERNEL")];

@@ -179,7 +179,7 @@ fn entries_of_both_file_systems_of_a_boot_loader() {
 }
 
 #[test]
-fn an_extlinux_conf_is_found_wherever_it_is_kept() {
+fn an_extlinux_conf_is_found_in_every_usual_directory() {
     for directory in [
         "extlinux",
         "boot/extlinux",
@@ -371,7 +371,7 @@ fn files_that_include_themselves_end() {
 }
 
 #[test]
-fn nixos_wants_no_time_at_all() {
+fn a_negative_timeout_as_in_nixos_waits_for_no_menu() {
     let conf = "DEFAULT nixos-default\n\nMENU TITLE ------\nTIMEOUT -10\n\nLABEL nixos-default\n\
         \x20 MENU LABEL NixOS - Default\n  LINUX ../nixos/Image\n  INITRD ../nixos/initrd\n\
         \x20 APPEND init=/nix/store/x/init good\n  FDTDIR ../nixos/dtbs\n";
@@ -503,7 +503,7 @@ fn a_device_tree_of_another_machine_is_not_used() {
 }
 
 #[test]
-fn what_u_boot_would_leave_out_is_left_out_with_a_warning() {
+fn what_u_boot_ignores_is_ignored_with_a_warning() {
     let conf = "default l0\nlabel l0\n linux /Image\n initrd /initrd.img\n fdtdir /dtbs\n\
         \x20fdtoverlays /dtbo/rk3588-uart7-m2.dtbo /dtbo/x.dtbo\n append good root=${rootdev} ${x}\n";
     let files = [
@@ -535,7 +535,7 @@ fn labels_that_start_no_kernel_are_passed_over() {
 }
 
 #[test]
-fn a_fit_image_is_named() {
+fn a_fit_image_is_refused_by_name() {
     let tree = tree(
         Aarch64,
         &[
@@ -555,7 +555,7 @@ fn a_fit_image_is_named() {
 // The Boot Loader Specification and loader.conf.
 
 #[test]
-fn an_entry_is_found_whichever_of_a_thousand_it_is() {
+fn each_of_a_thousand_entries_is_found() {
     let entries: Vec<_> = (1..=1000)
         .map(|n| {
             (
@@ -589,7 +589,7 @@ fn an_entry_is_found_whichever_of_a_thousand_it_is() {
 }
 
 #[test]
-fn names_are_the_same_in_any_case_unless_there_is_one_as_written() {
+fn names_match_in_any_case_unless_one_matches_exactly() {
     let mut files = vec![
         ("linux", "KERNEL"),
         (
@@ -756,7 +756,7 @@ fn efi_programs_are_hidden_unless_they_are_asked_for() {
 }
 
 #[test]
-fn keys_that_ask_for_what_is_not_done_are_no_entry() {
+fn entries_with_unsupported_keys_are_refused() {
     for (line, shown) in [
         ("profile one", "profile one"),
         ("extra /x.cred", "extra /x.cred"),

@@ -1,4 +1,4 @@
-//! Several directories as one share, entry by entry as the kernel's overlayfs has them.
+//! Several directories as one share, compared entry by entry with the kernel's overlayfs.
 
 use crate::{TestDir, share};
 use bootshare::{Error, FileType};
@@ -17,7 +17,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Three directories to lay over each other; the first is on top.
+/// Three directories that become layers; the first one is on top.
 struct Stack {
     dir: TempDir,
 }
@@ -55,7 +55,7 @@ impl Stack {
         symlink(target, path).unwrap();
     }
 
-    /// Since Linux 5.8 anybody may make the device 0/0.
+    /// Since Linux 5.8, any user may make the device 0/0, which is a whiteout.
     fn whiteout(&self, path: &str) {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -70,14 +70,14 @@ impl Stack {
             .unwrap_or_else(|error| panic!("cannot set {name} on {}: {error}", path.display()));
     }
 
-    /// The cases of the README's table, with opaque directories marked by `opaque`.
+    /// The cases of the table in docs/host-tool.md. Opaque directories have the attribute `opaque`.
     fn fill(&self, opaque: &str) {
         self.fill_with_covered();
         self.fill_with_whiteouts();
         self.fill_with_opaque(opaque);
         self.fill_with_links();
 
-        // Odd names, AUFS's among them, which overlayfs takes for plain files.
+        // Odd names. Those that AUFS gives a meaning are plain files for overlayfs.
         self.write("top/.wh.only-bottom", "");
         self.write("middle/new\nline", "n");
         let name = OsStr::from_bytes(b"not \xff utf-8");
@@ -86,7 +86,7 @@ impl Stack {
     }
 
     fn fill_with_covered(&self) {
-        // Names merge, and the upper file covers the lower one.
+        // Directories are merged, and an upper file covers a lower one.
         self.write("top/merge/a", "top a");
         self.write("middle/merge/a", "middle a");
         self.write("middle/merge/b", "middle b");
@@ -102,7 +102,7 @@ impl Stack {
         self.write("bottom/only-bottom", "b");
         self.write("middle/only-middle/file", "m");
 
-        // A directory covers a file and the other way round; what is below a file stays hidden.
+        // A directory covers a file, and a file covers a directory with everything below it.
         self.write("top/file-over-dir", "a file");
         self.write("bottom/file-over-dir/hidden", "hidden");
         self.write("top/dir-over-file/seen", "seen");
@@ -144,7 +144,7 @@ impl Stack {
         self.write("bottom/not-opaque/seen", "seen");
     }
 
-    /// Links across layers, and to what is covered.
+    /// Links to other layers, and to covered files.
     fn fill_with_links(&self) {
         self.link("top/link-down", "merge/b");
         self.link("middle/link-up", "merge/below/deep/top");
@@ -155,7 +155,7 @@ impl Stack {
         fs::hard_link(self.path("bottom/only-bottom"), self.path("bottom/hard")).unwrap();
     }
 
-    /// Mounts the layers by the kernel's overlayfs, in a namespace of its own.
+    /// Mounts the layers with the kernel's overlayfs, in a new mount namespace.
     fn mount(&self, privileged: bool) -> Mounted {
         // An ordinary user may mount in a user namespace.
         let namespace = if is_root() { "-m" } else { "-rm" };
@@ -206,7 +206,7 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A mount that is seen through its process, and goes with it.
+/// A mount in the namespace of a process. It is accessed through that process and disappears with it.
 struct Mounted {
     root: PathBuf,
     child: Child,
@@ -219,7 +219,7 @@ impl Drop for Mounted {
     }
 }
 
-/// A line for each entry below a directory of the host, in order.
+/// The entries below a directory of the host, in order, one on a line.
 fn of_host(dir: &Path) -> Vec<String> {
     fn below(dir: &Path, path: &str, lines: &mut Vec<String>) {
         for entry in fs::read_dir(dir).unwrap() {
@@ -256,7 +256,7 @@ fn of_host(dir: &Path) -> Vec<String> {
     lines
 }
 
-/// The same of a share.
+/// The same for a share.
 fn of_share(share: &TestShare) -> Vec<String> {
     fn below(dir: &TestDir<'_>, path: &str, lines: &mut Vec<String>) {
         for entry in dir.read_dir().unwrap() {
@@ -299,7 +299,7 @@ fn compare(stack: &Stack, privileged: bool) -> Vec<String> {
     let mounted = stack.mount(privileged);
     let mut expected = of_host(&mounted.root);
     if !is_root() {
-        // Of other users' files a user namespace shows nobody's.
+        // In the user namespace, files of root belong to the test's user.
         let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
         let ours = format!(" {}:{} ", user.as_raw(), group.as_raw());
         for line in &mut expected {
@@ -318,11 +318,11 @@ fn compare(stack: &Stack, privileged: bool) -> Vec<String> {
 }
 
 #[test]
-fn three_layers_are_what_overlayfs_makes_of_them() {
+fn three_layers_look_like_a_mount_of_overlayfs() {
     let stack = Stack::new();
     stack.fill("user.overlay.opaque");
     let lines = compare(&stack, false);
-    // What overlayfs does not say by itself: that the cases are there.
+    // Asserts that the cases exist, independently of overlayfs.
     for (path, seen) in [
         ("/merge/below/deep/er ", true),
         ("/file-over-dir/hidden ", false),
@@ -346,7 +346,7 @@ fn three_layers_are_what_overlayfs_makes_of_them() {
     }
 }
 
-/// Root alone can read and write attributes that are `trusted`. `make test` runs this as root.
+/// Only root can read and write `trusted` attributes. `make test` runs this test as root.
 #[test]
 #[ignore = "it needs root"]
 fn trusted_attributes_count_for_root() {
@@ -360,7 +360,7 @@ fn ten_thousand_entries_in_three_layers() {
     let stack = Stack::new();
     for number in 0..10_000 {
         for (index, layer) in LAYERS.iter().enumerate() {
-            // A third of the names is in all layers, some are whiteouts.
+            // A third of the names is in all layers; some are whiteouts.
             if number % 3 == index || number % 3 == 0 {
                 if index < 2 && number % 100 == 3 {
                     stack.whiteout(&format!("{layer}/many/{number}"));
@@ -374,7 +374,7 @@ fn ten_thousand_entries_in_three_layers() {
     assert!(lines.len() > 9_000, "{}", lines.len());
 }
 
-/// Linux 6.7 and newer has these; what comes before it knows devices only.
+/// Supported by Linux 6.7 and newer. Older kernels know only devices as whiteouts.
 #[test]
 fn an_empty_file_with_an_attribute_is_a_whiteout() {
     let stack = Stack::new();
@@ -402,7 +402,7 @@ fn an_empty_file_with_an_attribute_is_a_whiteout() {
     assert_eq!(names(&several), [&b"empty"[..], b"kept"]);
     assert_eq!(several.metadata("gone").err(), Some(Error::NotFound));
     several.unmount().unwrap();
-    // One directory is shown as it is.
+    // A single directory is shown unchanged.
     let single = share(vec![stack.path("top")]);
     assert_eq!(names(&single), [&b"empty"[..], b"gone"]);
     single.unmount().unwrap();

@@ -1,4 +1,4 @@
-//! The host tool's embedded server beyond what all servers do: layers, and what it refuses.
+//! Tests of the host tool's embedded server that do not apply to other servers: layers, and refused requests.
 
 mod layers;
 mod nodes;
@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 type TestDir<'s> = Dir<'s, TestTransport, VirtualClock, TestHal>;
 
-/// Directories as one share, earlier ones over later ones.
+/// A share of directories as layers; earlier ones are above later ones.
 fn share(dirs: Vec<PathBuf>) -> TestShare {
     let device = Device::with_backend(Embedded::of(dirs));
     device.mount(Options::default()).unwrap()

@@ -1,4 +1,4 @@
-//! Nodes are files, whatever becomes of their names on the host.
+//! A node is a file, not a name: it stays valid when names change on the host.
 
 use crate::requests::{
     ENOENT, ESTALE, GETATTR, LOOKUP, OPENDIR, ROOT, ask, init, list, long, lookup, open, read,
@@ -12,7 +12,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-/// Longer than the server relies on what it saw.
+/// Longer than the server trusts what it has looked up.
 const A_SECOND: Duration = Duration::from_millis(1100);
 
 fn write(dir: &Path, name: &str, text: &str) {
@@ -32,7 +32,7 @@ fn all_names_of_a_file_are_one_node() {
     let file = lookup(&server, a, "file").unwrap();
     assert_eq!(lookup(&server, b, "link"), Ok(file));
     assert_eq!(lookup(&server, b, "link"), Ok(file));
-    // It is known as often as it was looked up.
+    // The node is known until FORGET has returned every LOOKUP.
     let forget = |node, count: u64| drop(server.ask(&request(2, node, &count.to_le_bytes()), 16));
     forget(file, 2);
     assert!(ask(&server, GETATTR, file, &[0; 16]).is_ok());
@@ -43,13 +43,13 @@ fn all_names_of_a_file_are_one_node() {
         Ok(file),
         "no number is used again"
     );
-    // The root is never forgotten.
+    // The root cannot be forgotten.
     forget(ROOT, u64::MAX);
     assert!(lookup(&server, ROOT, "a").is_ok());
 }
 
 #[test]
-fn what_is_renamed_or_replaced_stays_what_it_was() {
+fn a_node_stays_the_same_file_after_renames_and_replacements() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     write(dir.path(), "dir/below/file", "old");
@@ -59,7 +59,7 @@ fn what_is_renamed_or_replaced_stays_what_it_was() {
     let below = node(outer, "below");
     let file = node(below, "file");
     let (handle, _) = open(&server, OPENDIR, below).unwrap();
-    // A directory above is renamed, and another one takes its name.
+    // A directory above is renamed, and a new directory gets its name.
     fs::rename(path("dir"), path("moved")).unwrap();
     write(dir.path(), "dir/below/file", "new");
     sleep(A_SECOND);
@@ -72,11 +72,11 @@ fn what_is_renamed_or_replaced_stays_what_it_was() {
     let body = crate::requests::read_in(handle, 0, 4096);
     let names = crate::requests::entries(&ask(&server, 28, below, &body).unwrap());
     assert_eq!(names.len(), 3, "its handle lists it");
-    // A directory that becomes a link: what is known below goes on.
+    // A directory is replaced by a link; nodes below it stay valid.
     fs::rename(path("moved"), path("real")).unwrap();
     symlink("real", path("moved")).unwrap();
     assert_eq!(lookup(&server, below, "file"), Ok(file));
-    // The file is replaced as by a package manager, then removed.
+    // The file is replaced by a rename, as package managers do it, then removed.
     write(dir.path(), "next", "newer");
     fs::rename(path("next"), path("real/below/file")).unwrap();
     assert_eq!(read(&server, file).unwrap(), "old");
@@ -90,7 +90,7 @@ fn what_is_renamed_or_replaced_stays_what_it_was() {
 }
 
 #[test]
-fn directories_that_merge_are_stale_when_their_layers_change() {
+fn merged_directories_become_stale_when_their_layers_change() {
     let dir = tempfile::tempdir().unwrap();
     let [top, bottom] = ["top", "bottom"].map(|name| dir.path().join(name));
     write(&top, "dir/a", "top");
@@ -107,7 +107,7 @@ fn directories_that_merge_are_stale_when_their_layers_change() {
         read(&server, lookup(&server, merged, "a").unwrap()).unwrap(),
         "top"
     );
-    // One layer has it no more, one has it now.
+    // One layer no longer has the directory, another one has it now.
     fs::remove_dir_all(top.join("dir")).unwrap();
     write(&top, "late/a", "top");
     sleep(A_SECOND);
@@ -149,7 +149,7 @@ fn nothing_is_answered_before_init() {
 }
 
 #[test]
-fn numbers_are_the_hosts_own() {
+fn inode_numbers_are_the_hosts_own() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "dir/file", "");
     let server = server(&dir);
@@ -164,12 +164,12 @@ fn numbers_are_the_hosts_own() {
     assert_eq!(of(parent, "file"), number("dir/file"));
     assert_eq!(of(parent, "."), number("dir"));
     assert_eq!(of(parent, ".."), number(""));
-    // Above the share is nothing.
+    // The root's parent is the root: nothing above the share is visible.
     assert_eq!(of(ROOT, ".."), number(""));
 }
 
 #[test]
-fn an_entry_that_did_not_fit_is_not_known() {
+fn an_entry_that_did_not_fit_is_not_counted_as_looked_up() {
     let dir = tempfile::tempdir().unwrap();
     for number in 0..40 {
         write(dir.path(), &format!("file-{number}"), "");
@@ -195,7 +195,7 @@ fn an_entry_that_did_not_fit_is_not_known() {
         }
     }
     assert_eq!(known.len(), 40);
-    // Each was told once.
+    // Each entry counts as one LOOKUP.
     for node in known {
         assert!(ask(&server, GETATTR, node, &[0; 16]).is_ok());
         drop(server.ask(&request(2, node, &1_u64.to_le_bytes()), 16));
@@ -204,7 +204,7 @@ fn an_entry_that_did_not_fit_is_not_known() {
 }
 
 #[test]
-fn a_rename_at_the_moment_of_a_lookup_is_no_error_of_another_kind() {
+fn a_rename_during_a_lookup_gives_no_error_other_than_enoent() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "a/file", "");
     write(dir.path(), "b/other", "");

@@ -1,4 +1,4 @@
-//! What the embedded server refuses: changes, ways out, and requests without sense.
+//! Requests that the embedded server refuses: changes, paths out of the share, and malformed requests.
 
 use crate::requests::{
     EINVAL, ENOENT, EROFS, ESTALE, LOOKUP, OPEN, ROOT, errno, init, lookup, request, server, words,
@@ -10,7 +10,7 @@ use std::os::unix::{fs::symlink, net::UnixListener};
 use std::{fs, thread, time::Duration};
 
 #[test]
-fn whatever_changes_something() {
+fn changes() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "as it was").unwrap();
     let server = server(&dir);
@@ -56,13 +56,13 @@ fn whatever_changes_something() {
     }
     assert_eq!(fs::read(dir.path().join("file")).unwrap(), b"as it was");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    // It is there still, and may be read.
+    // The file still exists and can be opened for reading.
     let reply = server.ask(&request(OPEN, file, &words(&[0, 0])), 4096);
     assert_eq!(errno(&reply.unwrap()), 0);
 }
 
 #[test]
-fn ways_out_of_the_share() {
+fn paths_out_of_the_share() {
     let outside = tempfile::tempdir().unwrap();
     fs::write(outside.path().join("secret"), "secret").unwrap();
     fs::create_dir(outside.path().join("share")).unwrap();
@@ -80,7 +80,7 @@ fn ways_out_of_the_share() {
         assert_eq!(lookup(&server, ROOT, name), Err(EINVAL), "{name}");
         assert_eq!(lookup(&server, dir, name), Err(EINVAL), "{name}");
     }
-    // A link is a link: never a way.
+    // The server does not follow links.
     for (parent, name) in [(ROOT, "absolute"), (ROOT, "magic"), (dir, "up")] {
         let link = lookup(&server, parent, name).unwrap();
         assert_ne!(lookup(&server, link, "secret"), Ok(0));
@@ -89,7 +89,7 @@ fn ways_out_of_the_share() {
         let reply = server.ask(&request(OPEN, link, &words(&[0, 0])), 4096);
         assert_ne!(errno(&reply.unwrap()), 0, "{name}");
     }
-    // A directory that became a link is not followed either, and the guest's node is what it was.
+    // A link that replaced a directory is not followed either; the guest's node is still the directory.
     let below = lookup(&server, dir, "below").unwrap();
     fs::rename(share_dir.join("dir/below"), share_dir.join("dir/aside")).unwrap();
     fs::write(outside.path().join("file"), "not ours").unwrap();
@@ -97,7 +97,7 @@ fn ways_out_of_the_share() {
     assert_eq!(lookup(&server, below, ".."), Err(EINVAL));
     assert!(lookup(&server, below, "file").is_ok());
     assert_eq!(lookup(&server, below, "secret"), Err(ENOENT));
-    // What was moved out of the share is gone after a second: directories, and files.
+    // Directories and files that were moved out of the share are stale after a second.
     let file = lookup(&server, below, "file").unwrap();
     for (node, name, errno_below) in [(below, "aside", ESTALE), (file, "aside/file", ENOENT)] {
         let from = share_dir.join("dir").join(name);
@@ -114,14 +114,14 @@ fn ways_out_of_the_share() {
     }
 }
 
-/// Opening a FIFO waits for its other end, and opening a device may do anything.
+/// Opening a FIFO would block, and opening a device may have any side effect.
 #[test]
-fn what_is_neither_file_nor_directory() {
+fn fifos_and_devices() {
     let dir = tempfile::tempdir().unwrap();
     let mode = Mode::from_raw_mode(0o666);
     mknodat(CWD, dir.path().join("fifo"), FileType::Fifo, mode, 0).unwrap();
     let _socket = UnixListener::bind(dir.path().join("socket")).unwrap();
-    // Anybody may make this one; it stands for all devices.
+    // /dev/null is a device that any user may create; it represents all devices.
     let device = dir.path().join("device");
     mknodat(CWD, &device, FileType::CharacterDevice, mode, 0).unwrap();
     let server = server(&dir);
@@ -130,7 +130,7 @@ fn what_is_neither_file_nor_directory() {
         let reply = server.ask(&request(OPEN, node, &words(&[0, 0])), 4096);
         assert_eq!(errno(&reply.unwrap()), 6, "{name}: ENXIO");
     }
-    // One in a file's place: the node is the file that it was.
+    // A FIFO replaced a file: the known node is still the file.
     fs::write(dir.path().join("file"), "").unwrap();
     let node = lookup(&server, ROOT, "file").unwrap();
     fs::rename(dir.path().join("fifo"), dir.path().join("file")).unwrap();
@@ -142,11 +142,11 @@ fn what_is_neither_file_nor_directory() {
 }
 
 #[test]
-fn requests_without_sense() {
+fn malformed_requests() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "content").unwrap();
     let server = server(&dir);
-    // The same each time.
+    // Pseudo-random numbers, the same in each run.
     let mut seed = 1_u64;
     let mut random = move || {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -164,14 +164,14 @@ fn requests_without_sense() {
         let reply = server.ask(&bytes, room).expect("a reply to each");
         assert!(reply.len() <= room);
     }
-    // It is none the worse for it.
+    // The server still works.
     init(&server);
     assert!(lookup(&server, ROOT, "file").is_ok());
 }
 
 #[test]
-fn names_of_two_files_are_not_one_number() {
-    // Two layers on two file systems: the first numbers of both are often the same.
+fn files_of_different_file_systems_have_different_inode_numbers() {
+    // Two layers on two file systems, whose first inode numbers are often the same.
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), "a").unwrap();
     let server = Embedded::of(vec![dir.path().into(), "/proc/self/fdinfo".into()]);
@@ -180,7 +180,7 @@ fn names_of_two_files_are_not_one_number() {
         let body = [name.as_bytes(), b"\0"].concat();
         let reply = server.ask(&request(LOOKUP, ROOT, &body), 4096).unwrap();
         assert_eq!(errno(&reply), 0, "{name}");
-        // fuse_entry_out, then fuse_attr.
+        // `ino` of fuse_attr, which follows fuse_entry_out.
         u64::from_le_bytes(reply[16 + 40..][..8].try_into().unwrap())
     };
     let top = |name| ino(name) >> 54;
@@ -216,7 +216,7 @@ fn a_read_of_any_size_is_one_reply() {
 }
 
 #[test]
-fn what_the_user_may_not_read() {
+fn files_that_the_user_may_not_read() {
     use bootshare_test_device::Device;
     use bootshare_tests::AsNobody;
     use std::os::unix::fs::PermissionsExt;
@@ -238,7 +238,7 @@ fn what_the_user_may_not_read() {
 }
 
 #[test]
-fn a_share_that_is_no_directory() {
+fn a_share_that_is_not_a_directory() {
     use bootshare_host::serve::{Handler, Options};
     for (dir, part) in [
         ("/nonexistent/dir", "/nonexistent/dir"),

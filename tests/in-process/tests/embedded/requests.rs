@@ -1,11 +1,11 @@
-//! Requests as bytes, also such as no client sends.
+//! Builds requests as bytes, so that tests can also send malformed ones.
 
 use bootshare_tests::Embedded;
 use tempfile::TempDir;
 
 pub const ROOT: u64 = 1;
 
-/// A request with a right header.
+/// A request with a valid header.
 pub fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
     let mut bytes = (40 + body.len() as u32).to_le_bytes().to_vec();
     bytes.extend(opcode.to_le_bytes());
@@ -16,7 +16,7 @@ pub fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The error of a reply, positive.
+/// The error number of a reply, positive, or 0.
 pub fn errno(reply: &[u8]) -> i32 {
     assert_eq!(reply[8..16], 7_u64.to_le_bytes(), "the request's number");
     -i32::from_le_bytes(reply[4..8].try_into().unwrap())
@@ -43,20 +43,20 @@ pub const OPENDIR: u32 = 27;
 pub const READDIR: u32 = 28;
 pub const LSEEK: u32 = 46;
 
-/// A server of a directory, mounted.
+/// A server of a directory, after INIT.
 pub fn server(dir: &TempDir) -> Embedded {
     let server = Embedded::of(vec![dir.path().into()]);
     init(&server);
     server
 }
 
-/// INIT without any flags.
+/// Sends INIT without flags.
 pub fn init(server: &Embedded) {
     let reply = server.ask(&request(INIT, 0, &words(&[7, 36, 1 << 20, 0])), 4096);
     assert_eq!(errno(&reply.unwrap()), 0);
 }
 
-/// LOOKUP: the node, or the error.
+/// Sends a LOOKUP. Returns the node, or the error.
 pub fn lookup(server: &Embedded, parent: u64, name: &str) -> Result<u64, i32> {
     let body = [name.as_bytes(), b"\0"].concat();
     let reply = server.ask(&request(LOOKUP, parent, &body), 4096).unwrap();
@@ -66,7 +66,7 @@ pub fn lookup(server: &Embedded, parent: u64, name: &str) -> Result<u64, i32> {
     }
 }
 
-/// The body of a reply, or the error.
+/// Sends a request. Returns the reply's body, or the error.
 pub fn ask(server: &Embedded, opcode: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, i32> {
     let room = 16 + (1 << 16);
     let reply = server.ask(&request(opcode, node, body), room).unwrap();
@@ -76,29 +76,29 @@ pub fn ask(server: &Embedded, opcode: u32, node: u64, body: &[u8]) -> Result<Vec
     }
 }
 
-/// A number of 8 bytes.
+/// The 8-byte number at an offset.
 pub fn long(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
-/// A number of 4 bytes.
+/// The 4-byte number at an offset.
 pub fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
 }
 
-/// OPEN or OPENDIR: the handle and the flags.
+/// Sends OPEN or OPENDIR. Returns the handle and the flags.
 pub fn open(server: &Embedded, opcode: u32, node: u64) -> Result<(u64, u32), i32> {
     let body = ask(server, opcode, node, &[0; 8])?;
     Ok((long(&body, 0), word(&body, 8)))
 }
 
-/// `fuse_read_in`, of READ and READDIR.
+/// `fuse_read_in`, for READ and READDIR.
 pub fn read_in(handle: u64, offset: u64, size: u32) -> Vec<u8> {
     let numbers = [handle.to_le_bytes(), offset.to_le_bytes()].concat();
     [&numbers[..], &words(&[size, 0, 0, 0, 0, 0])].concat()
 }
 
-/// A file's first bytes.
+/// Opens a file and reads its first 4096 bytes.
 pub fn read(server: &Embedded, node: u64) -> Result<String, i32> {
     let (handle, _) = open(server, OPEN, node)?;
     let bytes = ask(server, READ, node, &read_in(handle, 0, 4096))?;
@@ -111,7 +111,7 @@ pub fn read(server: &Embedded, node: u64) -> Result<String, i32> {
     Ok(String::from_utf8(bytes).unwrap())
 }
 
-/// An entry of READDIR: its name, number and cookie.
+/// A directory entry of READDIR: name, inode number and cookie.
 pub fn entries(mut bytes: &[u8]) -> Vec<(String, u64, u64)> {
     let mut found = Vec::new();
     while !bytes.is_empty() {

@@ -1,4 +1,4 @@
-//! What Linux needs when the share is its root file system.
+//! What Linux needs if the share is its root file system.
 
 use crate::requests::{
     ENOENT, GETATTR, GETXATTR, INIT, LISTXATTR, LOOKUP, LSEEK, OPEN, OPENDIR, READ, READDIR,
@@ -36,13 +36,13 @@ fn with(dir: &Path, change: impl FnOnce(&mut Options)) -> Embedded {
     Embedded::new(&options)
 }
 
-/// INIT with all flags that were asked about; those that were agreed to.
+/// Sends INIT with these flags. Returns the flags that the server accepted.
 fn init_with(server: &Embedded, flags: u32) -> u32 {
     let reply = ask(server, INIT, 0, &words(&[7, 38, 1 << 20, flags])).unwrap();
     word(&reply, 12)
 }
 
-/// A file system that is mounted at a directory, as /proc/self/mountinfo tells of them.
+/// The mount points in /proc/self/mountinfo and their file system types.
 fn mounts() -> Vec<(PathBuf, String)> {
     let all = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let line = |line: &str| {
@@ -55,7 +55,7 @@ fn mounts() -> Vec<(PathBuf, String)> {
 }
 
 #[test]
-fn what_shows_the_host_itself_is_an_empty_directory() {
+fn pseudo_file_systems_of_the_host_are_empty_directories() {
     let server = Embedded::of(vec!["/".into()]);
     let names: BTreeSet<_> = ["proc", "sys"].into();
     let mounted: BTreeSet<_> = mounts()
@@ -80,12 +80,12 @@ fn what_shows_the_host_itself_is_an_empty_directory() {
                 .collect();
             assert_eq!(seen, [".", ".."], "{name}");
         }
-        // Its device files are a file system like others.
+        // devtmpfs is served like other file systems.
         let dev = lookup(&server, ROOT, "dev").unwrap();
         let null = lookup(&server, dev, "null").unwrap();
         assert_eq!(open(&server, OPEN, null), Err(ENXIO));
     }
-    // Who shares such a directory itself gets it.
+    // A pseudo file system is served if it is shared itself.
     let server = Embedded::of(vec!["/proc/self".into()]);
     init(&server);
     let node = lookup(&server, ROOT, "status").unwrap();
@@ -93,7 +93,7 @@ fn what_shows_the_host_itself_is_an_empty_directory() {
 }
 
 #[test]
-fn what_is_mounted_in_the_share_is_told() {
+fn mounts_inside_the_share_are_reported_as_submounts() {
     let server = Embedded::of(vec!["/".into()]);
     let kinds = ["tmpfs", "devtmpfs", "ext4", "xfs", "btrfs", "overlay"];
     let all = mounts();
@@ -108,7 +108,7 @@ fn what_is_mounted_in_the_share_is_told() {
     for flags in [SUBMOUNTS, 0] {
         assert_eq!(init_with(&server, flags), flags);
         let entry = ask(&server, LOOKUP, ROOT, &name).unwrap();
-        // The last word of `fuse_attr`; FUSE_ATTR_SUBMOUNT is 1.
+        // The last word of `fuse_attr` is its flags; FUSE_ATTR_SUBMOUNT is 1.
         assert_eq!(
             word(&entry, 40 + 84),
             u32::from(flags != 0),
@@ -122,14 +122,14 @@ fn what_is_mounted_in_the_share_is_told() {
         assert_eq!(long(&reply, 0), statvfs(path).unwrap().f_blocks);
         let root = ask(&server, STATFS, ROOT, &[]).unwrap();
         assert_eq!(long(&root, 0), statvfs("/").unwrap().f_blocks);
-        // A plain directory is not one.
+        // A plain directory does not have the flag.
         let plain = ask(&server, LOOKUP, ROOT, b"etc\0").unwrap();
         assert_eq!(word(&plain, 40 + 84), 0);
     }
 }
 
 #[test]
-fn holes_are_where_the_host_has_them() {
+fn holes_are_reported_as_on_the_host() {
     let dir = tempfile::tempdir().unwrap();
     let file = File::create(dir.path().join("file")).unwrap();
     file.write_all_at(&[1; 4096], 1 << 20).unwrap();
@@ -146,13 +146,13 @@ fn holes_are_where_the_host_has_them() {
     assert_eq!(seek(1 << 20, 4), Ok((1 << 20) + 4096), "SEEK_HOLE");
     assert_eq!(seek(2 << 20, 3), Err(ENXIO));
     assert_eq!(seek(0, 2), Err(EINVAL));
-    // Reading does not depend on it.
+    // Reading at any offset still works.
     let bytes = ask(&server, READ, node, &read_in(handle, 0, 10)).unwrap();
     assert_eq!(bytes, [0; 10]);
 }
 
 #[test]
-fn extended_attributes_when_asked_for() {
+fn extended_attributes_are_served_if_enabled() {
     let dir = tempfile::tempdir().unwrap();
     let set = |name: &str, key: &str, value: &[u8]| {
         lsetxattr(dir.path().join(name), key, value, XattrFlags::empty()).unwrap();
@@ -189,7 +189,7 @@ fn extended_attributes_when_asked_for() {
     assert_eq!(sorted(&names(&server, node, 1000).unwrap()), sorted(all));
     assert_eq!(word(&names(&server, node, 0).unwrap(), 0), all.len() as u32);
     assert_eq!(names(&server, node, 8), Err(ERANGE));
-    // A link has its own.
+    // A link has attributes of its own.
     let link = lookup(&server, ROOT, "link").unwrap();
     assert_eq!(names(&server, link, 100).unwrap(), b"");
     if rustix::process::geteuid().is_root() {
@@ -200,7 +200,7 @@ fn extended_attributes_when_asked_for() {
         );
     }
 
-    // Marks of layers are not the guest's.
+    // The attributes that mark layers are not shown to the guest.
     let empty = tempfile::tempdir().unwrap();
     let server = with(dir.path(), |options| {
         options.xattr = true;
@@ -213,7 +213,7 @@ fn extended_attributes_when_asked_for() {
 }
 
 #[test]
-fn a_listing_goes_on_at_any_cookie_on_any_handle() {
+fn a_listing_continues_at_any_cookie_on_any_handle() {
     let [one, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     for number in 0..1500 {
         fs::write(one.path().join(format!("name-{number}")), "").unwrap();
@@ -231,18 +231,18 @@ fn a_listing_goes_on_at_any_cookie_on_any_handle() {
         for place in [700, 3, 1400, 0] {
             let found = at(handle, all[place].2, 4096).unwrap();
             assert_eq!(found[..20], all[place + 1..][..20], "behind {place}");
-            // The same handle, and then a new one.
+            // Continue on the same handle, and then on a new one.
             let found = at(handle, found[9].2, 4096).unwrap();
             assert_eq!(found[..20], all[place + 11..][..20]);
             handle = open(&server, OPENDIR, ROOT).unwrap().0;
         }
         assert_eq!(at(handle, all[1501].2, 4096), Ok(vec![]), "the end");
-        // No place for one entry is not the end.
+        // A buffer that is too small for one entry is an error, not the end of the directory.
         for size in [0, 1, 20, 24] {
             assert_eq!(at(handle, 0, size), Err(EINVAL), "{size}");
             assert_eq!(at(handle, all[700].2, size), Err(EINVAL), "{size}");
         }
-        // After a rewind new names are there.
+        // After a rewind, new names are listed.
         fs::write(one.path().join("new"), "").unwrap();
         let rewound = list(&server, ROOT);
         assert!(rewound.iter().any(|(name, ..)| name == "new"));
@@ -260,7 +260,7 @@ fn many_handles_of_a_large_directory() {
     for dirs in [vec![dir.path()], vec![dir.path(), lower.path()]] {
         let server = Embedded::of(dirs.into_iter().map(Into::into).collect());
         init(&server);
-        // 300 times 20,000 names would be 6 million.
+        // If each handle kept its own list, 300 handles would keep 6 million names.
         for _ in 0..300 {
             let (handle, _) = open(&server, OPENDIR, ROOT).unwrap();
             let some = ask(&server, READDIR, ROOT, &read_in(handle, 0, 4096)).unwrap();
@@ -270,7 +270,7 @@ fn many_handles_of_a_large_directory() {
 }
 
 #[test]
-fn a_directory_that_may_be_read_and_not_searched() {
+fn a_directory_that_may_be_read_but_not_searched() {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
     fs::create_dir_all(dir.path().join("dir/below")).unwrap();
@@ -287,7 +287,7 @@ fn a_directory_that_may_be_read_and_not_searched() {
 }
 
 #[test]
-fn how_long_the_guest_may_rely_on_what_it_was_told() {
+fn the_cache_mode_decides_how_long_replies_are_valid() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
     let offered = AUTO_INVAL_DATA | NO_OPEN_SUPPORT | NO_OPENDIR_SUPPORT | CACHE_SYMLINKS;
@@ -319,7 +319,7 @@ fn how_long_the_guest_may_rely_on_what_it_was_told() {
         );
         let none = ask(&server, LOOKUP, ROOT, b"none\0");
         if cache == Cache::Always {
-            // A name that is not there is remembered; directories and files are read without OPEN.
+            // Missing names are cached; directories and files are read without OPEN.
             let none = none.unwrap();
             assert_eq!((long(&none, 0), long(&none, 16)), (0, seconds));
             assert_eq!(open(&server, OPENDIR, ROOT), Err(ENOSYS));
@@ -327,7 +327,7 @@ fn how_long_the_guest_may_rely_on_what_it_was_told() {
             assert_eq!(entries(&some).len(), 3);
             assert!(ask(&server, READ, node, &read_in(0, 0, 4096)).is_ok());
             assert_eq!(ask(&server, RELEASE, node, &[0; 24]), Ok(vec![]));
-            // One that does not know how to do without gets its handles.
+            // A guest that did not negotiate this gets handles.
             init(&server);
             let node = lookup(&server, ROOT, "file").unwrap();
             let (handle, flags) = open(&server, OPEN, node).unwrap();
@@ -339,21 +339,21 @@ fn how_long_the_guest_may_rely_on_what_it_was_told() {
     }
 }
 
-/// Linux drops a file's pages at each OPEN that does not say KEEP_CACHE, also those of a library that
-/// all programs use.
+/// Linux drops a file's cached pages at each OPEN without KEEP_CACHE, even those of a library that all programs
+/// use.
 #[test]
-fn the_guest_keeps_the_content_of_a_file_that_did_not_change() {
+fn the_guest_keeps_the_pages_of_an_unchanged_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     fs::write(&path, "old").unwrap();
     let server = server(&dir);
     let node = lookup(&server, ROOT, "file").unwrap();
     let flags = || open(&server, OPEN, node).unwrap().1;
-    // So soon after a change another one could bear the same time.
+    // Directly after a change, another change could have the same time.
     assert_eq!([flags(), flags()], [0, 0]);
     std::thread::sleep(Duration::from_millis(3100));
     assert_eq!([flags(), flags(), flags()], [0, KEEP_CACHE, KEEP_CACHE]);
-    // The same size, and a time of before.
+    // Restores the size and the modification time; only the change time differs.
     let before = fs::metadata(&path).unwrap().modified().unwrap();
     fs::write(&path, "new").unwrap();
     File::options()
@@ -366,9 +366,9 @@ fn the_guest_keeps_the_content_of_a_file_that_did_not_change() {
     assert_eq!([flags(), flags()], [0, 0]);
 }
 
-/// A backup looks at access times, and a read-only server changes nothing.
+/// Backups use access times, and a read-only server must not change them.
 #[test]
-fn reading_leaves_no_access_time() {
+fn reading_does_not_change_the_access_time() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     fs::write(&path, "text").unwrap();
@@ -387,7 +387,7 @@ fn reading_leaves_no_access_time() {
 }
 
 #[test]
-fn a_name_may_be_as_deep_as_it_likes() {
+fn a_directory_may_be_deeper_than_the_longest_path() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(&dir);
     let name = "d".repeat(250);
@@ -398,7 +398,7 @@ fn a_name_may_be_as_deep_as_it_likes() {
         at = rustix::fs::openat(&at, &*name, rustix::fs::OFlags::RDONLY, 0o0.into()).unwrap();
         node = lookup(&server, node, &name).unwrap();
     }
-    // The kernel has no path for it: it is below the root all the same.
+    // The path is longer than the kernel allows, but the directory is still below the root.
     std::thread::sleep(Duration::from_millis(1100));
     assert_eq!(lookup(&server, node, "none"), Err(ENOENT));
     assert_eq!(list(&server, node).len(), 2);

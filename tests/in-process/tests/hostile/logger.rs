@@ -1,4 +1,4 @@
-//! Loggers that use the share, as one does that writes into a file of it or looks up how much to say.
+//! Loggers that use the share, for example to write to a file in it or to read their log level from it.
 
 use crate::rig::{check, in_chunks, spoiling};
 use bootshare::{Error, Options};
@@ -15,7 +15,7 @@ thread_local! {
     static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
 }
 
-/// Has `hook` called with each log line of this thread, one at a time.
+/// Calls `hook` for each log line of this thread, except for lines logged inside of the hook.
 pub fn on_log(hook: impl Fn(&str) + 'static) {
     _ = log::set_logger(&Logger);
     log::set_max_level(log::LevelFilter::Trace);
@@ -40,7 +40,7 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
-/// Has each log line written down after the share was used in each way that there is; the lines.
+/// Records each log line, after using the share in every way. Returns the recorded lines.
 fn using(share: &Arc<OnceLock<TestShare>>) -> Rc<RefCell<Vec<String>>> {
     let lines = Rc::<RefCell<Vec<_>>>::default();
     let (written, share) = (Rc::clone(&lines), Arc::clone(share));
@@ -58,7 +58,7 @@ fn using(share: &Arc<OnceLock<TestShare>>) -> Rc<RefCell<Vec<String>>> {
     lines
 }
 
-/// What was said once `act` failed on a share whose device never answers such requests.
+/// The log lines after `act` failed on a share whose device never answers requests with this opcode.
 fn said(
     opcode: Opcode,
     act: impl Fn(&TestShare) -> Result<(), Error>,
@@ -78,7 +78,7 @@ fn said(
 const TIMED_OUT: Error = Error::TimedOut { after_ms: 10_000 };
 
 #[test]
-fn a_failure_is_said_once_with_the_share_unlocked() {
+fn a_failure_is_logged_once_with_the_share_unlocked() {
     for (opcode, act) in [
         (
             Opcode::StatFs,
@@ -103,8 +103,8 @@ fn a_failure_is_said_once_with_the_share_unlocked() {
 }
 
 #[test]
-fn a_request_that_is_not_sent_is_said_with_the_share_unlocked() {
-    // RELEASEs that nobody waits for take all the room that they may.
+fn an_unsent_request_is_logged_with_the_share_unlocked() {
+    // Unanswered RELEASEs use all the slots that such requests may use.
     let (result, lines) = said(Opcode::Release, |share| {
         (0..40).try_for_each(|_| share.open("file").map(drop))
     });
@@ -116,7 +116,7 @@ fn a_request_that_is_not_sent_is_said_with_the_share_unlocked() {
 }
 
 #[test]
-fn a_name_that_is_left_out_is_said_with_the_share_unlocked() {
+fn an_omitted_name_is_logged_with_the_share_unlocked() {
     let device = spoiling(Opcode::ReadDir, |request, _| match request.offset() {
         0 => Reply::ok(request, &dirent(7, 1, 8, &[b'n'; 300])),
         _ => Reply::ok(request, &[]),

@@ -1,5 +1,5 @@
-//! A host that lies, stalls or dies. Whatever it does, the client gives an error in bounded time,
-//! panics nowhere, leaks no DMA page and lends no buffer beyond a call.
+//! Tests with a host that lies, stalls or dies. Whatever the host does, the client must return an error in bounded
+//! time, must not panic, must not leak DMA pages and must not lend a buffer for longer than a call.
 //!
 //! Time is virtual: a deadline of ten seconds passes at once.
 

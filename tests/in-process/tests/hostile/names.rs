@@ -1,4 +1,4 @@
-//! Directory entries and link targets that no server should give.
+//! Directory entries and link targets that no correct server sends.
 
 use crate::rig::{broken, cases, check, share, spoiling, tree};
 use bootshare::{
@@ -7,7 +7,7 @@ use bootshare::{
 };
 use bootshare_test_device::{Device, Opcode, Reply, Request, Tree, raw::dirent};
 
-/// What a device that answers READDIR like this gives: names, and the error at the end.
+/// Lists a directory whose READDIR replies come from `script`. Returns the names, and the error at the end.
 fn listing(
     script: impl FnMut(&Request, Reply) -> Reply + Send + 'static,
 ) -> (Vec<Vec<u8>>, Option<Error>) {
@@ -29,7 +29,7 @@ fn listing(
     (names, error)
 }
 
-/// The first READDIR gives these bytes, the next ones nothing.
+/// Lists a directory whose first READDIR reply has these bytes; the next reply is empty.
 fn listing_of(bytes: Vec<u8>) -> (Vec<Vec<u8>>, Option<Error>) {
     listing(move |request, _| {
         let all: &[u8] = if request.offset() == 0 { &bytes } else { &[] };
@@ -60,7 +60,7 @@ fn directory_entries() {
         with_length(u32::MAX - 7),
         dirent(7, 2, 8, b"name")[..24].to_vec(),
         dirent(7, 2, 8, b"name")[..27].to_vec(),
-        // Without its padding.
+        // Without the padding, which is required.
         dirent(7, 2, 8, b"name")[..28].to_vec(),
         vec![0; 24],
         vec![0; 4064],
@@ -86,8 +86,8 @@ fn directory_entries() {
 }
 
 #[test]
-fn names_that_are_too_long_to_be_looked_up_are_left_out() {
-    // Of 256 to 1024 bytes, as host file systems have them that count characters.
+fn names_too_long_for_a_lookup_are_omitted() {
+    // 256 to 1024 bytes. File systems that count characters, not bytes, allow such names.
     for name in cases([
         vec![b'n'; 256],
         "\u{6f22}".repeat(100).into(),
@@ -101,7 +101,7 @@ fn names_that_are_too_long_to_be_looked_up_are_left_out() {
         let (names, error) = listing_of(entries.concat());
         assert_eq!(names, [b"before", b"behind"]);
         assert_eq!(error, None);
-        // All of a reply is of that kind, and there is another one.
+        // The first reply contains only such a name; the client asks for another reply.
         let (names, error) = listing(move |request, _| {
             let entry = match request.offset() {
                 0 => dirent(7, 1, 8, &name),
@@ -116,8 +116,8 @@ fn names_that_are_too_long_to_be_looked_up_are_left_out() {
 }
 
 #[test]
-fn a_directory_of_more_entries_than_any_may_have_is_refused() {
-    // Without an end: each entry leads to one more.
+fn a_directory_with_too_many_entries_is_refused() {
+    // Endless: each reply has ten more entries.
     let entries = |request: &Request| {
         let from = request.offset();
         let entries = (from + 1..from + 11).map(|next| dirent(7, next, 8, b"name"));
@@ -139,7 +139,8 @@ fn a_directory_of_more_entries_than_any_may_have_is_refused() {
     check(&device);
 }
 
-/// Writes `/` and `a` in turn over the first name of a listing that it has given back.
+/// Another thread keeps overwriting the first name of a listing with `/`, NUL and `a` after the device has returned
+/// it.
 #[cfg(not(miri))]
 mod racing {
     use super::*;
@@ -169,8 +170,8 @@ mod racing {
             let goes_on = Arc::clone(&self.goes_on);
             goes_on.store(true, Ordering::SeqCst);
             *self.thread.lock().unwrap() = Some(spawn(move || {
-                // A host has all memory of its guest; this page lives until the share is dropped.
-                // SAFETY: the page is the client's, which reads it as memory that the device writes.
+                // SAFETY: the page stays mapped until the share is dropped, and the client reads it only as memory
+                // that a device writes to. A real host can do the same.
                 let byte = unsafe { &*std::ptr::with_exposed_provenance::<AtomicU8>(at) };
                 while goes_on.load(Ordering::Relaxed) {
                     byte.store(b'/', Ordering::Relaxed);
@@ -186,13 +187,13 @@ mod racing {
     }
 
     #[test]
-    fn a_host_that_changes_a_name_while_it_is_read_is_seen_or_too_late() {
+    fn a_name_that_changes_while_it_is_read_is_copied_before_it_is_checked() {
         let racer = Racer::default();
         let device = Device::with_backend(racer.clone());
         device.quirk(|quirks| quirks.records = false);
         let share = share(&device);
         for _ in 0..2000 {
-            // It shows `/` in about every third one that is taken.
+            // About every third name contains a `/` when the client copies it.
             let entry = share.read_dir("dir").unwrap().next().unwrap();
             if let Ok(entry) = entry {
                 let name = entry.file_name();
@@ -220,7 +221,7 @@ mod racing {
 }
 
 #[test]
-fn a_path_that_is_stale_is_looked_up_again_once() {
+fn a_stale_path_is_looked_up_again_once() {
     for opcode in [
         Opcode::Lookup,
         Opcode::Open,
@@ -259,21 +260,21 @@ fn a_path_that_is_stale_is_looked_up_again_once() {
 #[test]
 fn directories_that_never_end() {
     let endless = Some(Error::Protocol(Violation::EndlessDirectory));
-    // It always starts again where it is.
+    // Each entry's offset is the one that was asked for, so the listing stays at its start.
     let (names, error) = listing(|request, _| {
         let entry = dirent(7, request.offset(), 8, b"again");
         Reply::ok(request, &entry)
     });
     assert!(names.len() <= 1);
     assert_eq!(error, endless);
-    // It goes on once and then stays.
+    // The listing advances once and then repeats.
     let (names, error) = listing(|request, _| {
         let entries = [dirent(7, 5, 8, b"one"), dirent(7, 9, 8, b"two")];
         Reply::ok(request, &entries.concat())
     });
     assert_eq!(names.len(), 2);
     assert_eq!(error, endless);
-    // More than was asked for.
+    // The reply is longer than requested.
     let (_, error) = listing(|request, _| {
         let much = vec![0; request.size() as usize + 8];
         Reply::ok(request, &much)
@@ -301,7 +302,7 @@ fn link_targets() {
     assert_eq!(read(b"fi\0le".to_vec()), (broken(wrong), broken(wrong)));
     assert_eq!(read(b"file\0".to_vec()), (broken(wrong), broken(wrong)));
     assert_eq!(read(vec![b'/'; 4096]), (broken(wrong), broken(wrong)));
-    // The longest there is: only slashes, so it is the root.
+    // The longest valid target. It consists of slashes, so it is the root.
     assert_eq!(read(vec![b'/'; 4095]), (Ok(4095), Ok(4096)));
     let much = broken(Violation::ReplyLength);
     assert_eq!(
@@ -323,7 +324,7 @@ fn link_targets() {
 
 #[test]
 fn trees_without_a_bottom() {
-    // Whatever is looked up is a directory; whatever is a link leads deeper.
+    // Every name is a directory.
     let device = spoiling(Opcode::Lookup, |request, _| {
         let tree = Tree::new().dir(request.name());
         tree.good_reply(&request.about(1))

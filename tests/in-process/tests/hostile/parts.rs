@@ -1,6 +1,8 @@
-//! Several files read at once from a host that fails one of them, or all.
+//! Several files read at the same time from a host that fails for one of them, or for all.
 
-use crate::rig::{CHUNK, CONTENT, LARGE, check, in_chunks, is_large, share, spoiling, tree};
+use crate::rig::{
+    CHUNK, CONTENT, LARGE, check, in_chunks, is_large, share, silent_after, spoiling, tree,
+};
 use bootshare::{Error, Part, fuse::Errno};
 use bootshare_test_device::{Device, Opcode, Reply, TestHal, raw::Log};
 use std::{
@@ -8,15 +10,15 @@ use std::{
     time::Duration,
 };
 
-/// What each has come to.
+/// The number of bytes read into each part.
 fn come(parts: &[Part<'_>]) -> Vec<usize> {
     parts.iter().map(Part::come).collect()
 }
 
 #[test]
-fn one_that_fails_is_named_and_the_others_keep_what_has_come() {
+fn a_failing_part_is_named_and_the_others_keep_their_data() {
     let mut failing = true;
-    // The third chunk of what is read of `large`, once.
+    // The third READ of `large` fails, once.
     let device = spoiling(Opcode::Read, move |request, good| {
         if failing && request.offset() == 7 + 2 * CHUNK {
             failing = false;
@@ -41,7 +43,7 @@ fn one_that_fails_is_named_and_the_others_keep_what_has_come() {
     assert_eq!(told, come(&parts));
     assert!(share.is_connected(), "it is only a file that failed");
 
-    // Another try goes on where this one stopped.
+    // A second call continues where the first one stopped.
     device.forget_requests();
     share.read_parts(&mut parts, &mut |_| Continue(())).unwrap();
     assert_eq!(parts[0].bytes(), CONTENT);
@@ -58,7 +60,7 @@ fn one_that_fails_is_named_and_the_others_keep_what_has_come() {
 }
 
 #[test]
-fn of_another_share_or_an_earlier_session() {
+fn files_of_another_share_or_an_earlier_session_are_refused() {
     let (one, other) = (Device::new(tree()), Device::new(tree()));
     let (share_one, share_other) = (share(&one), share(&other));
     let (here, there) = (
@@ -74,7 +76,7 @@ fn of_another_share_or_an_earlier_session() {
     assert_eq!(parts[1].error(), Some(Error::Disconnected));
     assert_eq!(come(&parts), [0, 0]);
     one.log(|log| assert!(log.requests.is_empty(), "nothing was asked"));
-    // The one whose it is reads it.
+    // The share that the file belongs to reads it.
     share_other
         .read_parts(&mut parts[1..], &mut |_| Continue(()))
         .unwrap();
@@ -87,7 +89,7 @@ fn of_another_share_or_an_earlier_session() {
 }
 
 #[test]
-fn offsets_that_no_file_has() {
+fn offsets_beyond_the_largest_file() {
     let device = Device::new(tree());
     let share = share(&device);
     let file = share.open("file").unwrap();
@@ -99,7 +101,7 @@ fn offsets_that_no_file_has() {
         assert_eq!(error, Err(Error::InvalidOffset));
         assert_eq!(parts[1].error(), Some(Error::InvalidOffset));
     }
-    // Nothing is behind the largest one, and the device checks that nothing there is asked for.
+    // Files end before the largest offset. The device checks that no READ goes beyond it.
     for offset in [largest, largest - 3] {
         let mut buf = [0; 8];
         assert_eq!(file.read_at(offset, &mut buf), Ok(0), "{offset:#x}");
@@ -107,7 +109,7 @@ fn offsets_that_no_file_has() {
         file.set_position(offset).unwrap();
         assert_eq!(file.read(&mut buf), Ok(0), "{offset:#x}");
     }
-    // Nothing to read is read at once.
+    // A read of no bytes succeeds without a request.
     assert_eq!(share.read_parts(&mut [], &mut |_| Continue(())), Ok(()));
     assert_eq!(
         share.read_parts(&mut [file.part(0, &mut [])], &mut |_| Continue(())),
@@ -119,14 +121,8 @@ fn offsets_that_no_file_has() {
 }
 
 #[test]
-fn a_host_that_falls_silent_takes_none_of_what_has_come() {
-    let device = spoiling(Opcode::Read, |request, good| {
-        if request.offset() < 3 * CHUNK {
-            good
-        } else {
-            good.never()
-        }
-    });
+fn data_read_before_the_host_stops_answering_is_kept() {
+    let device = silent_after(3);
     let share = device.mount(in_chunks()).unwrap();
     let (file, large) = (share.open("file").unwrap(), share.open("large").unwrap());
     let (mut first, mut second) = (vec![0; LARGE as usize], vec![0; CONTENT.len()]);
@@ -142,7 +138,7 @@ fn a_host_that_falls_silent_takes_none_of_what_has_come() {
 }
 
 #[test]
-fn a_read_that_is_cancelled_keeps_what_has_come() {
+fn a_cancelled_read_keeps_its_data() {
     let device = spoiling(Opcode::Read, |_, good| good.after(Duration::from_secs(1)));
     let share = device.mount(in_chunks().with_depth(4)).unwrap();
     let large = share.open("large").unwrap();
@@ -153,18 +149,18 @@ fn a_read_that_is_cancelled_keeps_what_has_come() {
         _ => Break(()),
     });
     assert_eq!(cancelled, Err(Error::Cancelled));
-    // What was in flight has come back, without a reset; nothing was asked for behind it.
+    // The buffers in flight were returned without a reset, and no further data was requested.
     assert!(share.is_connected());
     assert_eq!(TestHal::shared(), 0);
     let come = part[0].come() as u64;
     assert!((CHUNK..=8 * CHUNK).contains(&come), "{come}");
     assert!(is_large(part[0].bytes(), 0));
-    // It can be gone on with.
+    // The read can be continued.
     share.read_parts(&mut part, &mut |_| Continue(())).unwrap();
     assert!(is_large(part[0].bytes(), 0));
     assert_eq!(part[0].come() as u64, LARGE);
     let whole = large.read_at_with(0, &mut buf, &mut |come| {
-        // Too late.
+        // Cancelling after the last byte has no effect.
         if come == LARGE {
             Break(())
         } else {

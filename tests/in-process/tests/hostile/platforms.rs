@@ -1,5 +1,5 @@
-//! Platforms that lend a device memory in other ways than by its address: scattered pages, copies in
-//! a small part of memory, an IOMMU. Each verifies what is shared and unshared.
+//! Platforms whose buffers have other addresses for the device: scattered pages, bounce buffers, an IOMMU. Each
+//! test `Hal` verifies what is shared and unshared.
 
 use crate::rig::{CHUNK, LARGE, check, in_chunks, is_large, spoiling, tree};
 use bootshare::{
@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-/// Everything that is read, from buffers that start anywhere in a page, in chunks of any size.
+/// Reads all data, into buffers at any offset in a page, with several chunk sizes.
 fn reads_everything<H: Hal>() {
     let chunks = [
         CHUNK as u32,
@@ -54,14 +54,14 @@ fn reads_everything<H: Hal>() {
 }
 
 #[test]
-fn all_is_read_where_addresses_are_the_same_or_scattered_copied_or_mapped() {
+fn all_data_is_read_with_identical_scattered_copied_and_mapped_buffers() {
     reads_everything::<IdentityHal>();
     reads_everything::<ScatteredHal>();
     reads_everything::<BouncingHal>();
     reads_everything::<IommuHal>();
 }
 
-/// A tree, and the sizes of the buffers that each READ had for its data.
+/// A tree, and a record of the sizes of the data buffers of each READ.
 struct Noting {
     pieces: Arc<Mutex<Vec<Vec<u32>>>>,
 }
@@ -76,7 +76,7 @@ impl Backend for Noting {
     }
 }
 
-/// The sizes of the pieces of each READ of `size` bytes at `start` of a page.
+/// The sizes of the pieces of each READ, for a read of `size` bytes to offset `start` of a page.
 fn pieces<H: Hal>(start: usize, size: usize) -> Vec<Vec<u32>> {
     let pieces = Arc::default();
     let device = Device::with_backend(Noting {
@@ -97,24 +97,24 @@ fn pieces<H: Hal>(start: usize, size: usize) -> Vec<Vec<u32>> {
 
 #[cfg(not(miri))]
 #[test]
-fn a_read_is_lent_in_as_few_pieces_as_the_platform_allows() {
+fn a_read_uses_the_fewest_pieces_that_the_platform_allows() {
     const SIZE: usize = 80_000;
     assert_eq!(pieces::<IommuHal>(0x10, SIZE), [[SIZE as u32]]);
-    // 17 of them at most; what does not fit is another READ's.
+    // A READ has at most 17 pieces; the rest of the data belongs to the next READ.
     let scattered = pieces::<ScatteredHal>(0x10, SIZE);
     let mut first = vec![4096; 17];
     first[0] = 4080;
     let rest = SIZE as u32 - first.iter().sum::<u32>();
     assert_eq!(scattered, [first, vec![4096, 4096, rest - 8192]]);
-    // What there is no room for waits until something has come back.
+    // When the bounce buffers are full, the client waits until some are returned.
     let bounced = pieces::<BouncingHal>(0x10, SIZE);
     let most = BouncingHal::ROOM as u32;
     assert!(bounced.len() >= SIZE / BouncingHal::ROOM, "{bounced:?}");
     assert!(bounced.iter().all(|read| read.iter().sum::<u32>() <= most));
 }
 
-/// What is shared while a device is silent, lies, or the caller panics is unshared before the
-/// buffer is the caller's again.
+/// If the device is silent or lies, or the caller panics, shared buffers are unshared before the caller gets the
+/// buffer back.
 fn gives_back_after_a_reset<H: Hal>() {
     type Spoil = fn(Reply) -> Reply;
     let spoils: [Spoil; 3] = [
@@ -152,24 +152,24 @@ fn gives_back_after_a_reset<H: Hal>() {
 }
 
 #[test]
-fn what_is_shared_is_unshared_after_a_reset() {
+fn shared_buffers_are_unshared_after_a_reset() {
     gives_back_after_a_reset::<TestHal>();
     gives_back_after_a_reset::<ScatteredHal>();
     gives_back_after_a_reset::<BouncingHal>();
     gives_back_after_a_reset::<IommuHal>();
 }
 
-/// A platform that lends its device nothing.
+/// A platform that cannot share any buffer.
 struct RefusingHal;
 
-// SAFETY: as `TestHal`, which does all of it but lend.
+// SAFETY: as `TestHal`, which does everything except sharing.
 unsafe impl Hal for RefusingHal {
     fn dma_alloc(pages: usize, direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         TestHal::dma_alloc(pages, direction)
     }
 
     unsafe fn dma_dealloc(paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) -> i32 {
-        // SAFETY: promised by the caller.
+        // SAFETY: the caller's promise.
         unsafe { TestHal::dma_dealloc(paddr, vaddr, pages) }
     }
 
@@ -187,7 +187,7 @@ unsafe impl Hal for RefusingHal {
 }
 
 #[test]
-fn a_platform_that_lends_nothing_reads_names_but_no_data() {
+fn a_platform_that_cannot_share_reads_names_but_no_data() {
     let device = Device::new(tree());
     let share = device
         .mount_with::<RefusingHal>(Options::default())
@@ -204,35 +204,35 @@ fn a_platform_that_lends_nothing_reads_names_but_no_data() {
     check(&device);
 }
 
-/// Gives pages as they were left by whoever had them before, as the `Hal`s of some kernels do.
+/// A `Hal` that returns used pages without zeroing them, like the `Hal`s of some kernels.
 struct DirtyHal;
 
-// SAFETY: as `TestHal`, whose pages are no less a ring's for what is in them.
+// SAFETY: as `TestHal`; the content of new pages does not matter.
 unsafe impl Hal for DirtyHal {
     fn dma_alloc(pages: usize, direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         let (paddr, vaddr) = TestHal::dma_alloc(pages, direction);
-        // SAFETY: so many bytes are there, and nobody else's.
+        // SAFETY: the pages have this size and belong to us.
         unsafe { vaddr.write_bytes(0xa5, pages * PAGE_SIZE) };
         (paddr, vaddr)
     }
 
     unsafe fn dma_dealloc(paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) -> i32 {
-        // SAFETY: promised by the caller.
+        // SAFETY: the caller's promise.
         unsafe { TestHal::dma_dealloc(paddr, vaddr, pages) }
     }
 
     unsafe fn mmio_phys_to_virt(paddr: PhysAddr, size: usize) -> NonNull<u8> {
-        // SAFETY: promised by the caller.
+        // SAFETY: the caller's promise.
         unsafe { TestHal::mmio_phys_to_virt(paddr, size) }
     }
 
     unsafe fn share(buffer: NonNull<[u8]>, direction: BufferDirection) -> PhysAddr {
-        // SAFETY: promised by the caller.
+        // SAFETY: the caller's promise.
         unsafe { TestHal::share(buffer, direction) }
     }
 
     unsafe fn unshare(paddr: PhysAddr, buffer: NonNull<[u8]>, direction: BufferDirection) {
-        // SAFETY: promised by the caller.
+        // SAFETY: the caller's promise.
         unsafe { TestHal::unshare(paddr, buffer, direction) }
     }
 }

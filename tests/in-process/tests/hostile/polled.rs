@@ -1,4 +1,4 @@
-//! A session that is polled, without a clock and without a wait: as a kernel uses it.
+//! A session that is polled, without a clock and without waiting, as a kernel uses it.
 
 use crate::rig::{CHUNK, CONTENT, LARGE, check, is_large, spoiling, tree};
 use bootshare::{
@@ -12,10 +12,10 @@ use std::{ptr::NonNull, time::Duration};
 
 type TestSession = Session<TestTransport, IommuHal>;
 
-/// The time between two looks.
+/// The time between two polls.
 const STEP: Duration = Duration::from_millis(100);
 
-/// A session, the device behind it, and the time.
+/// A session, its device, and the current time.
 struct Rig {
     session: TestSession,
     device: Device,
@@ -37,7 +37,7 @@ impl Rig {
         rig
     }
 
-    /// One look, and the time that passes until the next one.
+    /// Polls once, and lets the time pass until the next poll.
     fn look(&mut self) {
         self.session.kick();
         while self.session.poll() {}
@@ -66,12 +66,11 @@ impl Rig {
         entry.map(|entry| entry.node).ok_or(Error::NotFound)
     }
 
-    /// Asks for the bytes at `offset` of a file.
+    /// Submits a READ at `offset` of a file.
     fn read(&mut self, read: Read, offset: u64, to: NonNull<[u8]>) -> Option<Ticket> {
         let epoch = self.session.epoch();
         let read = Read { offset, ..read };
-        // SAFETY: the tests look at the buffer, and end its life, when the session no longer has
-        // the ticket.
+        // SAFETY: the tests read or free the buffer only once the session no longer has the ticket.
         unsafe { self.session.submit_read(epoch, read, to) }.unwrap()
     }
 
@@ -101,11 +100,11 @@ fn a_file_is_looked_up_opened_read_and_closed() {
     assert_eq!(rig.lookup(b"missing"), Err(Error::NotFound));
     assert_eq!(rig.lookup(b"a/b"), Err(Error::InvalidName));
     let read = rig.open(b"large");
-    // As many at once as there is room for.
+    // As many READs at the same time as the queue has space for.
     let mut buf = vec![0; LARGE as usize];
     let mut chunks: Vec<_> = buf
         .chunks_mut(CHUNK as usize)
-        // A reference that is moved would be an access of its own, beside the device's.
+        // Pointers, because moving a reference would count as an access, in a race with the device.
         .map(NonNull::from)
         .zip((0..).step_by(CHUNK as usize))
         .collect();
@@ -122,7 +121,7 @@ fn a_file_is_looked_up_opened_read_and_closed() {
         }
         most = most.max(under_way.len());
         if under_way.len() == 21 {
-            // One descriptor is left, and slots.
+            // One descriptor is free, and some slots.
             let (epoch, node) = (rig.session.epoch(), read.node);
             assert_eq!(rig.session.submit(epoch, &StatFs { node }), Ok(None));
         }
@@ -141,7 +140,7 @@ fn a_file_is_looked_up_opened_read_and_closed() {
     }
     assert_eq!(most, 21, "what a queue takes");
     assert!(is_large(&buf, 0));
-    // Closed, and forgotten.
+    // Close the file, and forget the node.
     let epoch = rig.session.epoch();
     let Read { node, handle, .. } = read;
     let release = Release {
@@ -202,7 +201,7 @@ fn entries_and_targets_come_one_page_at_a_time() {
         .submit_into(epoch, &list)
         .unwrap()
         .expect("it is free");
-    // Nobody waits for it: it is free when it has come.
+    // After `abandon`, the page is free once the reply has arrived.
     session.abandon(again);
     assert_eq!(session.submit_into(epoch, &list), Ok(None));
     rig.look();
@@ -210,7 +209,7 @@ fn entries_and_targets_come_one_page_at_a_time() {
 }
 
 #[test]
-fn requests_that_nobody_waits_for_leave_room_for_others() {
+fn posted_requests_leave_slots_for_others() {
     let device = Device::with_script(tree(), |request, good| match request.opcode() {
         Opcode::Release | Opcode::Forget => good.never(),
         _ => good,
@@ -237,7 +236,7 @@ fn requests_that_nobody_waits_for_leave_room_for_others() {
 }
 
 #[test]
-fn a_silent_host_is_given_up_by_the_callers_own_time() {
+fn a_silent_host_is_given_up_by_the_callers_clock() {
     let device = spoiling(Opcode::Read, |_, good| good.never());
     let mut rig = Rig::new(device.clone());
     let read = rig.open(b"file");
@@ -251,7 +250,7 @@ fn a_silent_host_is_given_up_by_the_callers_own_time() {
     assert!((10..12).contains(&waited.as_secs()), "{waited:?}");
     let timed_out = Err(Error::TimedOut { after_ms: 10_000 });
     assert_eq!(rig.session.take(&read, ticket), timed_out);
-    // It has the buffer until the reset is confirmed.
+    // The session keeps the buffer until the reset is confirmed.
     while rig.session.is_changing() {
         assert!(rig.session.has(ticket));
         rig.look();
@@ -262,7 +261,7 @@ fn a_silent_host_is_given_up_by_the_callers_own_time() {
     let node = NodeId::ROOT;
     let open = Open { node, is_dir: true };
     assert_eq!(rig.session.submit(epoch, &open), Err(Error::Disconnected));
-    // Another session, to which tickets and nodes of the first one mean nothing.
+    // A new session, in which tickets and nodes of the first one are not valid.
     rig.session.resume();
     while rig.session.is_changing() {
         rig.look();
@@ -276,7 +275,7 @@ fn a_silent_host_is_given_up_by_the_callers_own_time() {
 }
 
 #[test]
-fn a_session_that_failed_says_why_before_it_is_reset() {
+fn a_failed_session_reports_the_reason_before_its_reset() {
     type End = fn(&mut TestSession);
     let ends: [(End, bool); 3] = [
         (|session| assert!(session.poll()), false),
@@ -316,7 +315,7 @@ fn a_session_that_failed_says_why_before_it_is_reset() {
 }
 
 #[test]
-fn interrupts_are_for_who_asks_for_them() {
+fn interrupts_come_only_if_they_are_enabled() {
     let device = Device::new(tree());
     let mut rig = Rig::new(device.clone());
     rig.lookup(b"file").unwrap();
@@ -325,7 +324,7 @@ fn interrupts_are_for_who_asks_for_them() {
     rig.lookup(b"file").unwrap();
     assert_eq!(device.interrupts(), 1);
     assert!(rig.session.acknowledge().is_empty());
-    // In the next session too.
+    // Interrupts stay enabled in the next session.
     rig.session.disconnect();
     rig.session.resume();
     while rig.session.is_changing() {

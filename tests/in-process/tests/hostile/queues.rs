@@ -1,11 +1,11 @@
-//! Devices with several request queues, of which not all need be usable.
+//! Devices with several request queues, some of them unusable.
 
-use crate::rig::{CHUNKS, LARGE, cases, check, in_chunks, is_large, spoiling};
+use crate::rig::{CHUNKS, LARGE, cases, check, in_chunks, read_large, spoiling};
 use bootshare::{Error, Options, fuse::Violation, session::pages_per_share};
 use bootshare_test_device::{Device, Opcode, TestHal, raw::Quirks};
 use std::sync::{Arc, Mutex};
 
-/// A device that says it has so many request queues, with the sizes of all its queues.
+/// Makes the device offer this number of request queues, with these sizes for all its queues.
 fn offering(device: &Device, offered: u32, sizes: Vec<u32>) {
     device.quirk(|quirks| {
         quirks.queues = sizes;
@@ -13,7 +13,7 @@ fn offering(device: &Device, offered: u32, sizes: Vec<u32>) {
     });
 }
 
-/// How often each of the queues is used to read a large file; the DMA pages that it takes.
+/// Reads a large file. Returns the number of READs on each queue, and the number of DMA pages in use.
 fn reading(offered: u32, sizes: Vec<u32>, options: Options) -> (Vec<usize>, usize) {
     let queues = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&queues);
@@ -23,11 +23,7 @@ fn reading(offered: u32, sizes: Vec<u32>, options: Options) -> (Vec<usize>, usiz
     });
     offering(&device, offered, sizes);
     let share = device.mount(options).unwrap();
-    let file = share.open("large").unwrap();
-    let mut buf = vec![0; LARGE as usize];
-    file.read_exact_at(0, &mut buf).unwrap();
-    assert!(is_large(&buf, 0));
-    drop(file);
+    read_large(&share);
     let pages = TestHal::pages();
     share.unmount().unwrap();
     check(&device);
@@ -38,7 +34,7 @@ fn reading(offered: u32, sizes: Vec<u32>, options: Options) -> (Vec<usize>, usiz
 }
 
 #[test]
-fn as_many_are_used_as_are_offered_up_to_four() {
+fn the_client_uses_all_offered_queues_up_to_four() {
     for (offered, used) in [
         (4, 4),
         (0, 1),
@@ -51,7 +47,7 @@ fn as_many_are_used_as_are_offered_up_to_four() {
         let (reads, pages) = reading(offered, vec![64; 8], in_chunks());
         assert_eq!(reads.len(), used, "{offered}: {reads:?}");
         assert_eq!(reads.iter().sum::<usize>(), CHUNKS as usize);
-        // No queue waits while another has all the work.
+        // The READs are spread evenly over the queues.
         let least = CHUNKS as usize / used / 2;
         assert!(
             reads.iter().all(|&count| count > least),
@@ -62,7 +58,7 @@ fn as_many_are_used_as_are_offered_up_to_four() {
 }
 
 #[test]
-fn no_more_are_used_than_the_options_allow() {
+fn the_client_uses_no_more_queues_than_the_options_allow() {
     for (allowed, used) in cases([(1, 1), (3, 3), (0, 1), (9, 4)]) {
         let options = in_chunks().with_request_queues(allowed);
         let (reads, pages) = reading(4, vec![64; 8], options);
@@ -71,7 +67,7 @@ fn no_more_are_used_than_the_options_allow() {
 }
 
 #[test]
-fn one_that_is_not_usable_is_done_without() {
+fn an_unusable_queue_is_left_out() {
     for (sizes, used) in cases([
         (vec![64, 64, 64, 63, 64], 2),
         (vec![64, 64], 1),
@@ -80,7 +76,7 @@ fn one_that_is_not_usable_is_done_without() {
         let (reads, pages) = reading(4, sizes, in_chunks());
         assert_eq!((reads.len(), pages), (used, pages_per_share(used)));
     }
-    // Nor is memory for all of them needed.
+    // A lack of memory also reduces the number of queues.
     TestHal::limit(pages_per_share(2) + 1);
     let (reads, _) = reading(4, vec![64; 5], in_chunks());
     assert_eq!(reads.len(), 2);
@@ -88,7 +84,7 @@ fn one_that_is_not_usable_is_done_without() {
 
 #[test]
 fn chains_that_are_not_in_flight_in_that_queue() {
-    // In flight in another one, or in none.
+    // The chain is in flight in another queue, or in none.
     let mut left = 10;
     let device = spoiling(Opcode::Read, move |_, good| {
         left -= 1;
@@ -101,14 +97,10 @@ fn chains_that_are_not_in_flight_in_that_queue() {
     assert_eq!(read, Err(Error::Protocol(Violation::UsedId)));
     assert!(!device.is_live());
     drop(file);
-    // Resumed, all of them are there again.
+    // After `resume`, all queues are in use again.
     share.resume().unwrap();
     assert_eq!(TestHal::pages(), pages_per_share(4));
-    let file = share.open("large").unwrap();
-    let mut buf = vec![0; LARGE as usize];
-    file.read_exact_at(0, &mut buf).unwrap();
-    assert!(is_large(&buf, 0));
-    drop(file);
+    read_large(&share);
     share.unmount().unwrap();
     check(&device);
 }

@@ -1,4 +1,4 @@
-//! Lies by the dozen: fields of replies and of the used ring, changed at random.
+//! Random changes to fields of replies and of the used ring.
 
 use crate::rig::{CHUNK, LARGE, tree};
 use bootshare::Options;
@@ -6,7 +6,7 @@ use bootshare_test_device::{Device, Reply, Request, TestHal, TestShare, VirtualC
 use fastrand::Rng;
 use std::time::Duration;
 
-/// A number that is likely to hurt.
+/// A number that often reveals errors.
 fn nasty(random: &mut Rng) -> u64 {
     const NASTY: [u64; 12] = [
         0,
@@ -67,7 +67,7 @@ fn spoil(random: &mut Rng, request: &Request, mut reply: Reply) -> Reply {
     reply
 }
 
-/// Everything that a client does, whatever comes of it.
+/// Uses every operation of a client and ignores the results.
 fn use_it(share: &TestShare) {
     let mut buf = [0x55; 4096];
     for path in [
@@ -88,7 +88,7 @@ fn use_it(share: &TestShare) {
             _ = file.refresh();
         }
         if let Ok(listing) = share.read_dir(path) {
-            // A listing may be long; 2^24 entries at most, but not here.
+            // A listing may have 2^24 entries; here fewer are enough.
             _ = listing.take(200).count();
         }
     }
@@ -100,8 +100,8 @@ fn use_it(share: &TestShare) {
 }
 
 #[test]
-fn nothing_a_host_says_makes_the_client_panic() {
-    // An interpreter takes its time.
+fn no_reply_of_a_host_makes_the_client_panic() {
+    // Miri is slow.
     let seeds = if cfg!(miri) { 2 } else { 1500 };
     let mut mounted = 0;
     for seed in 0..seeds {
@@ -128,6 +128,6 @@ fn nothing_a_host_says_makes_the_client_panic() {
         assert_eq!(TestHal::pages(), 0, "seed {seed}");
         device.log(|log| assert_eq!(log.faults, Vec::<String>::new(), "seed {seed}"));
     }
-    // It lies in one of so many replies only: most runs come further than the first.
+    // Only some replies are changed, so most runs get beyond INIT.
     assert!(cfg!(miri) || mounted > seeds / 2, "{mounted} of {seeds}");
 }

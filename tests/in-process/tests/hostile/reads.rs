@@ -1,4 +1,4 @@
-//! File data cut, late, in another order, too much, or too large for a ring.
+//! File data that is cut, late, reordered, too long, or too large for a ring.
 
 use crate::rig::{CHUNK, LARGE, broken, cases, check, in_chunks, is_large, spoiling, tree};
 use bootshare::{
@@ -7,7 +7,7 @@ use bootshare::{
 };
 use bootshare_test_device::{Device, Opcode, Reply, Request, VirtualClock, raw::Order};
 
-/// Reads `large` whole, chunk by chunk, from a device that answers READ like this.
+/// Reads `large` completely in chunks, from a device whose READ replies come from `script`.
 fn reading(
     order: Order,
     script: impl FnMut(&Request, Reply) -> Reply + Send + 'static,
@@ -24,20 +24,20 @@ fn reading(
     (read, buf)
 }
 
-/// In which answers come.
+/// The orders of the replies.
 fn orders() -> impl Iterator<Item = Order> {
     let all = [Order::Shuffled(5), Order::Reversed, Order::Asked];
     all.into_iter().take(if cfg!(miri) { 1 } else { all.len() })
 }
 
-/// The good reply, cut to its first `size` bytes of data.
+/// The good reply, with only the first `size` bytes of data.
 fn cut(request: &Request, good: &Reply, size: usize) -> Reply {
     let data = good.body();
     Reply::ok(request, &data[..size.min(data.len())])
 }
 
 #[test]
-fn short_answers_are_gone_on_from() {
+fn reads_continue_after_short_replies() {
     for order in orders() {
         for divisor in cases([2, 3, CHUNK as usize]) {
             let (read, buf) = reading(order, move |request, good| {
@@ -51,7 +51,7 @@ fn short_answers_are_gone_on_from() {
 }
 
 #[test]
-fn answers_late_and_in_any_order() {
+fn replies_may_be_late_and_in_any_order() {
     let seeds = if cfg!(miri) { 1 } else { 50 };
     for seed in 0..seeds {
         let mut count = seed;
@@ -81,8 +81,8 @@ fn a_file_that_ends_before_its_size() {
 }
 
 #[test]
-fn a_hole_where_the_host_has_nothing() {
-    // An empty answer in the middle and data behind it: the file ends at the hole.
+fn a_gap_in_the_middle_of_a_file() {
+    // An empty reply in the middle, followed by data: the file counts as ending at the empty reply.
     for order in orders() {
         let (read, buf) = reading(order, |request, good| {
             if request.offset() == 7 * CHUNK {
@@ -97,8 +97,8 @@ fn a_hole_where_the_host_has_nothing() {
 }
 
 #[test]
-fn a_file_that_grows_behind_its_end() {
-    // The end comes first, the data for what lies before and behind it afterwards.
+fn a_file_that_grows_beyond_its_end() {
+    // First comes the reply with the end of the file, then the data before and after it.
     let (read, buf) = reading(Order::Asked, |request, good| {
         match request.offset() / CHUNK {
             5 => cut(request, &good, 0),
@@ -111,8 +111,8 @@ fn a_file_that_grows_behind_its_end() {
 }
 
 #[test]
-fn a_whole_file_is_whole_whatever_size_was_said_before() {
-    // LOOKUP says so many bytes, as for files of `/proc` or ones that grow, and there are 100.
+fn a_whole_file_is_read_even_if_its_reported_size_is_wrong() {
+    // LOOKUP reports a wrong size, as for files of `/proc` and for growing files; the file has 100 bytes.
     for said in [0, 19, 50, 99, 100, 101, 5000] {
         let device = Device::with_script(tree(), move |request, good| match request.opcode() {
             Opcode::Lookup => good.patch(16 + 40 + 8, &u64::to_le_bytes(said)),
@@ -123,7 +123,7 @@ fn a_whole_file_is_whole_whatever_size_was_said_before() {
         for room in [0, 50, 99, 100, 101, 1000] {
             let mut buf = vec![0; room];
             let read = share.read("file", &mut buf).map(|bytes| bytes.len());
-            // Where the size fits the buffer, it is believed: a file may grow at any time.
+            // If the reported size fills the buffer exactly, it is trusted, although the file may have grown.
             let believed = said == room as u64;
             let fits = room >= 100 && said <= room as u64;
             let expected = match (fits, believed) {
@@ -193,14 +193,14 @@ fn one_bad_chunk_among_good_ones() {
     }
 }
 
-// Miri's memory is all touched.
+// Miri would allocate and write all of this memory.
 #[cfg(not(miri))]
 #[test]
 fn the_largest_chunks_fit_a_descriptor_chain() {
     use crate::rig::CONTENT;
 
-    // The buffers of one chain may have 2^32 bytes in all, headers included (virtio 1.2, section
-    // 2.7.5). Nobody touches this memory, so it takes none.
+    // The buffers of one chain may have 2^32 bytes in all, headers included (virtio 1.2, section 2.7.5). The memory
+    // is never touched, so it uses no pages.
     let mut buf = vec![0; (1 << 32) + 4096];
     let device = Device::new(tree());
     let options = bootshare::Options::default().with_chunk_size(u32::MAX);

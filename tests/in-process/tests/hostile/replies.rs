@@ -1,4 +1,4 @@
-//! Replies that no server should give: headers, attributes, error numbers, versions.
+//! Replies that no correct server sends: headers, attributes, error numbers, versions.
 
 use crate::rig::{CONTENT, OFTEN, broken, cases, check, share, spoiling};
 use bootshare::{
@@ -7,8 +7,7 @@ use bootshare::{
 };
 use bootshare_test_device::{Opcode, Reply, Request};
 
-/// Spoils the first LOOKUP and says what comes of it. The second one is good, and the share goes
-/// on.
+/// Asserts the result of a LOOKUP whose reply is changed by `spoil`, and that the next LOOKUP works.
 #[track_caller]
 fn lookup_gives(
     expected: Result<u64, Error>,
@@ -30,11 +29,11 @@ fn lookup_gives(
     check(&device);
 }
 
-/// Bytes of a good LOOKUP reply.
+/// The length of a good LOOKUP reply.
 const ENTRY: u32 = 16 + 128;
 
 #[test]
-fn lengths_that_do_not_agree() {
+fn inconsistent_lengths() {
     let wrong = broken(Violation::ReplyLength);
     for used in cases([1, 15, 16, ENTRY - 1, ENTRY + 1, 4096, u32::MAX]) {
         lookup_gives(wrong, move |_, good| good.used(used));
@@ -48,16 +47,16 @@ fn lengths_that_do_not_agree() {
     for body in cases([0, 1, 40, 127, 129]) {
         lookup_gives(wrong, move |request, _| Reply::ok(request, &vec![1; body]));
     }
-    // Nothing was written: what stood in the slot before must not speak.
+    // Nothing was written: an old reply in the slot must not be used.
     lookup_gives(wrong, |_, _| Reply::none());
     lookup_gives(wrong, |_, _| Reply::none().used(ENTRY));
-    // Old libkrun reports 0 for everything; the header says enough.
+    // Old versions of libkrun report 0 bytes for each reply; the length in the header is used then.
     lookup_gives(Ok(CONTENT.len() as u64), |_, good| good.used(0));
 }
 
 #[test]
 fn the_last_reply_does_not_answer_the_next_request() {
-    // The second reply reports a length and writes nothing; the slot had a good one in it.
+    // The second reply reports a length without writing anything; its slot contains an old good reply.
     let mut count = 0;
     let device = spoiling(Opcode::Lookup, move |_, good| {
         count += 1;
@@ -87,7 +86,7 @@ fn replies_to_other_requests() {
 }
 
 #[test]
-fn errors_that_are_none() {
+fn invalid_error_numbers() {
     for error in [1, 2, i32::MAX, -4096, i32::MIN] {
         lookup_gives(broken(Violation::ErrorRange), move |request, _| {
             Reply::with_header(16, error, request.unique(), &[])
@@ -99,8 +98,8 @@ fn errors_that_are_none() {
 }
 
 #[test]
-fn nodes_and_attributes_that_can_not_be() {
-    // Offsets in fuse_entry_out behind the reply's header.
+fn invalid_nodes_and_attributes() {
+    // Offsets in fuse_entry_out, which follows the reply's header.
     const NODE: usize = 16;
     const ATTR: usize = 16 + 40;
     lookup_gives(Err(Error::NotFound), |_, good| good.patch(NODE, &[0; 8]));
@@ -124,7 +123,7 @@ fn nodes_and_attributes_that_can_not_be() {
 }
 
 #[test]
-fn what_was_looked_up_is_forgotten_whatever_its_attributes_are() {
+fn a_node_with_bad_attributes_is_forgotten() {
     let device = spoiling(Opcode::Lookup, |request, good| match request.name() {
         b"one" => good.patch(16 + 40 + 52, &u32::MAX.to_le_bytes()),
         _ => good,
@@ -143,7 +142,7 @@ fn what_was_looked_up_is_forgotten_whatever_its_attributes_are() {
 }
 
 #[test]
-fn a_request_that_could_not_be_served_is_sent_again_a_few_times() {
+fn an_interrupted_request_is_repeated_a_few_times() {
     for errno in [Errno::EINTR, Errno::EAGAIN] {
         for (opcode, times) in cases([
             (Opcode::Read, 16),
@@ -179,7 +178,7 @@ fn a_request_that_could_not_be_served_is_sent_again_a_few_times() {
 
 #[test]
 fn every_error_number_of_every_request() {
-    // All of them, or the ones next to the ends for an interpreter.
+    // All error numbers; under Miri only those next to the limits.
     let step = if cfg!(miri) { 2047 } else { 1 };
     for opcode in [
         Opcode::Lookup,
@@ -198,8 +197,8 @@ fn every_error_number_of_every_request() {
             Reply::error_number(request, now)
         });
         let share = share(&device);
-        // A request that was interrupted, or came when it could not be served, is sent again, and a
-        // stale path is looked up again.
+        // Requests that failed with EINTR or EAGAIN are sent again, and a path that failed with ESTALE is looked up
+        // again.
         let of_a_path = ![Opcode::Read, Opcode::ReadDir, Opcode::StatFs].contains(&opcode);
         let final_ones = |&errno: &i32| {
             !(matches!(errno, libc::EINTR | libc::EAGAIN) || of_a_path && errno == libc::ESTALE)
@@ -282,7 +281,7 @@ fn versions() {
 }
 
 #[test]
-fn a_goodbye_is_said_to_anybody() {
+fn unmounting_copes_with_any_reply_to_destroy() {
     type Spoil = fn(&Request, Reply) -> Reply;
     let cases: [(Spoil, bool); 7] = [
         (|_, good| good, true),
@@ -303,8 +302,8 @@ fn a_goodbye_is_said_to_anybody() {
 }
 
 #[test]
-fn answers_to_what_has_none() {
-    // FORGET has no writable descriptor; a device may claim to have written all the same.
+fn replies_to_requests_without_a_reply() {
+    // FORGET has no writable descriptor, but a device may report written bytes nevertheless.
     let device = spoiling(Opcode::Forget, |_, good| good.used(u32::MAX));
     let share = share(&device);
     for _ in 0..OFTEN {
@@ -312,7 +311,7 @@ fn answers_to_what_has_none() {
     }
     share.unmount().unwrap();
     check(&device);
-    // What comes for RELEASE is nobody's business.
+    // The reply to RELEASE is ignored.
     let device = spoiling(Opcode::Release, |_, good| good.patch(8, &[7; 8]).used(9999));
     let share = crate::rig::share(&device);
     for _ in 0..OFTEN {

@@ -1,4 +1,4 @@
-//! A share that is resumed with another host, or another file, than there was before.
+//! A share that is resumed with another host or another file than before.
 
 use crate::rig::{check, in_chunks};
 use bootshare::{Error, Options};
@@ -8,8 +8,8 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-/// Reads a part of a file, loses the host, resumes, and opens the file again, where `second` spoils
-/// the LOOKUPs from then on.
+/// Reads a part of a file, loses the host, resumes, and opens the file again. `second` changes the LOOKUP replies
+/// from then on.
 fn resumed(second: impl Fn(Reply) -> Reply + Send + 'static) -> Result<(), Error> {
     let lost = Arc::new(AtomicBool::new(false));
     let now = Arc::clone(&lost);
@@ -41,13 +41,13 @@ fn resumed(second: impl Fn(Reply) -> Reply + Send + 'static) -> Result<(), Error
 }
 
 #[test]
-fn a_file_goes_on_if_it_is_the_same_one() {
-    // Offsets in fuse_attr, in fuse_entry_out behind the reply's header.
+fn an_unchanged_file_can_be_resumed() {
+    // Offsets in fuse_attr, which is in fuse_entry_out after the reply's header.
     const ATTR: usize = 16 + 40;
     assert_eq!(resumed(|good| good), Ok(()));
-    // Permissions and links are no matter of its content.
+    // The link count may change.
     assert_eq!(resumed(|good| good.patch(ATTR + 64, &[7; 4])), Ok(()));
-    // Inode number, size; times of modification and change, in seconds and nanoseconds.
+    // Inode number and size; the times of modification and change, in seconds and nanoseconds.
     for at in [0, 8, 32, 40, 52, 56] {
         let changed = resumed(move |good| good.patch(ATTR + at, &[99, 0, 0, 0]));
         assert_eq!(changed, Err(Error::Changed), "{at}");
@@ -55,7 +55,7 @@ fn a_file_goes_on_if_it_is_the_same_one() {
 }
 
 #[test]
-fn the_version_is_that_of_the_server_which_answers_now() {
+fn the_version_is_that_of_the_current_server() {
     let mut inits = 0;
     let device =
         Device::with_script(

@@ -1,13 +1,13 @@
-//! Lies in the used ring.
+//! Invalid entries of the used ring.
 
 use crate::rig::{LARGE, cases, check, in_chunks, share, spoiling};
 use bootshare::{Error, fuse::Violation};
 use bootshare_test_device::{Opcode, Reply, VirtualClock};
 
-/// With the default options.
+/// The error with the default deadline.
 const TIMED_OUT: Error = Error::TimedOut { after_ms: 10_000 };
 
-/// Spoils one LOOKUP's place in the used ring: the error, and whether the share is lost.
+/// Changes the used ring's entry for one LOOKUP. Returns the error, if any.
 fn lookup_gives(spoil: impl Fn(Reply) -> Reply + Send + 'static) -> Option<Error> {
     let mut count = 0;
     let device = spoiling(Opcode::Lookup, move |_, good| {
@@ -37,7 +37,7 @@ fn chains_that_are_not_in_flight() {
     for id in cases([1, 2, 7, 63, 64, 65, 0x7fff, 0xffff]) {
         assert_eq!(lookup_gives(move |good| good.id(id)), wrong, "{id}");
     }
-    // `virtio-drivers` takes the low 16 bits; the others may say anything, and no harm is done.
+    // `virtio-drivers` uses the low 16 bits; the upper bits are ignored or refused.
     for id in cases([0x1_0000, 0xffff_0000, 0x1_0040, u32::MAX]) {
         let error = lookup_gives(move |good| good.id(id));
         assert!(error.is_none() || error == wrong, "{id:#x}: {error:?}");
@@ -45,7 +45,7 @@ fn chains_that_are_not_in_flight() {
 }
 
 #[test]
-fn chains_given_back_twice() {
+fn chains_returned_twice() {
     for times in cases([2, 3, 64, 65, 1000]) {
         let error = lookup_gives(move |good| good.times(times));
         assert_eq!(error, Some(Error::Protocol(Violation::UsedId)), "{times}");
@@ -56,16 +56,16 @@ fn chains_given_back_twice() {
 fn indices_that_jump() {
     for by in cases([1, 2, 62, 63, 64, 65, 0x7fff, 0x8000, 0xffff]) {
         let error = lookup_gives(move |good| good.jump(by));
-        // By 65535 it stands still: the completion is taken back, and nothing comes.
+        // A jump of 65535 leaves the index where it was: the completion is lost, and the request times out.
         let expected = [Some(Error::Protocol(Violation::UsedId)), Some(TIMED_OUT)];
         assert!(expected.contains(&error), "{by}: {error:?}");
     }
 }
 
 #[test]
-fn nothing_given_back_but_an_index() {
-    // What stands in the ring is an older completion, of the same chain here. Its length is not
-    // that of an answer that was not written.
+fn an_index_without_a_new_entry() {
+    // The ring's entry is that of an older completion of the same chain. Its length does not fit a reply that was
+    // not written.
     let error = lookup_gives(|_| Reply::none().times(0).jump(1));
     assert_eq!(error, Some(Error::Protocol(Violation::ReplyLength)));
     let error = lookup_gives(|good| good.times(0));
@@ -73,8 +73,8 @@ fn nothing_given_back_but_an_index() {
 }
 
 #[test]
-fn another_requests_chain_in_the_middle_of_a_read() {
-    // Each lie is told while 16 reads are in flight, all with a caller's buffer.
+fn the_chain_of_another_request_during_a_read() {
+    // The entry is changed while 16 READs are in flight, all with buffers of a caller.
     for id in cases([0u32, 1, 3, 6, 45, 47, 48, 63, 64, 1000]) {
         for times in cases([1, 2]) {
             let mut count = 0;
@@ -94,7 +94,7 @@ fn another_requests_chain_in_the_middle_of_a_read() {
                 matches!(error, Some(Error::Protocol(_) | Error::TimedOut { .. })),
                 "{id} {times}: {error:?}"
             );
-            // The buffer is the caller's again: the device was reset.
+            // The device was reset, so the buffer belongs to the caller again.
             assert!(!device.is_live());
             buf.fill(0x55);
             (0..1000).for_each(|_| device.tick());

@@ -1,4 +1,4 @@
-//! Devices that can't be set up, or only just.
+//! Devices that cannot be set up, or only just.
 
 use crate::rig::{cases, check, ticks, tree};
 use bootshare::{DeviceError, Error, Options, Share, session::pages_per_share, transport::ByRef};
@@ -7,7 +7,7 @@ use bootshare_test_device::{
     raw::{Quirks, Reset},
 };
 
-/// Mounts a device like this and looks a file up.
+/// Mounts a device with these quirks and looks up a file.
 #[track_caller]
 fn mounting(change: impl FnOnce(&mut Quirks)) -> Result<(), Error> {
     let device = Device::new(tree());
@@ -57,7 +57,7 @@ fn features() {
     for features in [0, 1, !(1 << 32), 1 << 33] {
         assert_eq!(mounting(|quirks| quirks.features = features), not_modern);
     }
-    // More than is known is not taken; VIRTIO_F_ACCESS_PLATFORM is.
+    // VIRTIO_F_ACCESS_PLATFORM is accepted; unknown features are not.
     for features in [1 << 32, 3 << 32, u64::MAX] {
         assert_eq!(mounting(|quirks| quirks.features = features), Ok(()));
     }
@@ -72,7 +72,7 @@ fn configurations() {
     let unreadable = Err(Error::Device(DeviceError::Configuration));
     for lasts in [1, 2, 3] {
         let result = mounting(|quirks| quirks.generation_lasts = lasts);
-        // With 3 reads it lasts for one whole round now and then.
+        // With 3 reads, a generation sometimes lasts for a whole round.
         assert_eq!(result.is_ok(), lasts == 3, "{lasts}: {result:?}");
         assert!(result.is_ok() || result == unreadable);
     }
@@ -109,8 +109,8 @@ fn too_little_dma_memory() {
 }
 
 #[test]
-fn resets_that_take_their_time() {
-    // A look at the status takes as long as one at the device.
+fn slow_resets() {
+    // A read of the status register takes as long as a poll of the device.
     for reads in [1, 10, ticks(1) as u32] {
         let slow = mounting(|quirks| quirks.reset = Reset::After(reads));
         assert_eq!(slow, Ok(()));
@@ -118,7 +118,7 @@ fn resets_that_take_their_time() {
 }
 
 #[test]
-fn a_transport_that_is_lent_can_be_used_again() {
+fn a_lent_transport_can_be_used_again() {
     let device = Device::new(tree());
     device.quirk(|quirks| quirks.accepts_features = false);
     let mut transport = device.transport();

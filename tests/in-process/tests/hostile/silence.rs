@@ -1,6 +1,8 @@
-//! Hosts that say nothing, or no more.
+//! Hosts that never answer, or stop answering.
 
-use crate::rig::{CHUNK, LARGE, cases, check, in_chunks, is_large, share, spoiling, ticks, tree};
+use crate::rig::{
+    CHUNK, LARGE, cases, check, in_chunks, read_large, share, silent_after, spoiling, ticks, tree,
+};
 use bootshare::session::pages_per_share;
 use bootshare::{DeviceError, Error, Options, Share, hal::Clock};
 use bootshare_test_device::{
@@ -52,7 +54,7 @@ fn each_request_has_a_deadline() {
         let share = share(&device);
         assert_eq!(act(&share), timed_out::<()>().err(), "{opcode:?}");
         assert!(!device.is_live(), "it was reset");
-        // From then on the share is lost, at once.
+        // After the timeout the share is lost, and everything fails at once.
         let disconnected = Some(Error::Disconnected);
         assert_eq!(share.metadata("file").err(), disconnected);
         assert_eq!(share.metadata("/").err(), disconnected);
@@ -61,7 +63,7 @@ fn each_request_has_a_deadline() {
         assert_eq!(share.statistics().err(), disconnected);
         assert_eq!(share.unmount(), Err(Error::Disconnected));
         check(&device);
-        // The device is free for another.
+        // Another device can be used.
         let again = Device::new(tree());
         let share = crate::rig::share(&again);
         share.unmount().unwrap();
@@ -69,7 +71,7 @@ fn each_request_has_a_deadline() {
 }
 
 #[test]
-fn a_read_of_which_one_chunk_never_comes() {
+fn a_read_with_one_chunk_that_never_comes() {
     for reset in [Reset::AtOnce, Reset::After(ticks(1) as u32)] {
         let device = spoiling(Opcode::Read, |request, good| {
             if request.offset() == 18 * CHUNK {
@@ -83,13 +85,17 @@ fn a_read_of_which_one_chunk_never_comes() {
         let file = share.open("large").unwrap();
         let mut buf = vec![0; LARGE as usize];
         assert_eq!(file.read_at(0, &mut buf), timed_out());
-        // Until it confirmed its reset, the device wrote there; now the buffer is the caller's.
+        // The device could write to the buffer until it confirmed its reset; now the buffer belongs to the caller.
         assert!(!device.is_live());
         buf.fill(0x55);
         (0..ticks(100)).for_each(|_| device.tick());
         assert!(buf.iter().all(|&byte| byte == 0x55));
         assert_eq!(file.read_at(0, &mut buf), Err(Error::Disconnected));
-        assert_eq!(file.read_at(0, &mut []), Ok(0), "nothing takes nobody");
+        assert_eq!(
+            file.read_at(0, &mut []),
+            Ok(0),
+            "an empty read needs no host"
+        );
         drop(file);
         assert_eq!(share.unmount(), Err(Error::Disconnected));
         check(&device);
@@ -97,7 +103,7 @@ fn a_read_of_which_one_chunk_never_comes() {
 }
 
 #[test]
-fn an_answer_after_the_deadline_reaches_nobody() {
+fn a_reply_after_the_deadline_is_not_written_to_the_callers_buffer() {
     let device = spoiling(Opcode::Read, |_, good| good.after(Duration::from_secs(50)));
     let share = share(&device);
     let file = share.open("large").unwrap();
@@ -112,26 +118,22 @@ fn an_answer_after_the_deadline_reaches_nobody() {
 
 #[test]
 fn progress_keeps_a_slow_host_alive() {
-    // Chunk after chunk, each but for a second within the deadline.
+    // Each chunk takes one second less than the deadline.
     let device = spoiling(Opcode::Read, |_, good| good.after(Duration::from_secs(9)));
     let share = device.mount(in_chunks().with_depth(1)).unwrap();
-    let mut buf = vec![0; LARGE as usize];
-    let file = share.open("large").unwrap();
-    file.read_exact_at(0, &mut buf).unwrap();
-    assert!(is_large(&buf, 0));
-    drop(file);
+    read_large(&share);
     share.unmount().unwrap();
     check(&device);
 }
 
 #[test]
-fn a_request_has_a_limit_however_much_else_the_host_does() {
-    // As many may be served before it as there are slots, each just within the deadline.
+fn a_request_has_a_limit_even_if_the_host_answers_others() {
+    // As many other requests may be answered before it as there are slots, each just within the deadline.
     let limit = Err(Error::TimedOut {
         after_ms: 24 * DEADLINE.as_millis() as u32,
     });
     let tick = VirtualClock::TICK;
-    // Nothing of one READ, and all of the others.
+    // One READ is never answered, all others are.
     let mut first = true;
     let device = spoiling(Opcode::Read, move |_, good| {
         if std::mem::take(&mut first) {
@@ -147,7 +149,7 @@ fn a_request_has_a_limit_however_much_else_the_host_does() {
     drop(file);
     drop(share);
     check(&device);
-    // One byte at a time.
+    // Each reply has one byte.
     let device = spoiling(Opcode::Read, move |request, good| {
         Reply::ok(request, &good.body()[..1]).after(DEADLINE - 200 * tick)
     });
@@ -160,7 +162,7 @@ fn a_request_has_a_limit_however_much_else_the_host_does() {
 }
 
 #[test]
-fn a_device_that_needs_a_reset_is_not_waited_for() {
+fn needs_reset_fails_at_once() {
     for opcode in [Opcode::StatFs, Opcode::Read] {
         let device = silent(opcode);
         let share = share(&device);
@@ -172,7 +174,7 @@ fn a_device_that_needs_a_reset_is_not_waited_for() {
         };
         assert_eq!(error, Some(Error::Device(DeviceError::NeedsReset)));
         assert!(!device.is_live());
-        // It is as good as new then.
+        // After the reset the device works again.
         device.quirk(|quirks| quirks.status_noise = 0);
         share.resume().unwrap();
         share.metadata("file").unwrap();
@@ -184,7 +186,7 @@ fn a_device_that_needs_a_reset_is_not_waited_for() {
 
 #[test]
 fn a_rest_is_not_longer_than_the_deadline_allows() {
-    /// A platform that rests for as long as it may, and notes it.
+    /// A clock that rests for the whole time that it may, and records it.
     struct Resting(VirtualClock, AtomicU64);
     impl Clock for Resting {
         fn now(&self) -> Duration {
@@ -204,7 +206,7 @@ fn a_rest_is_not_longer_than_the_deadline_allows() {
     let device = silent(Opcode::Read);
     let clock = Resting(VirtualClock::new(&device), AtomicU64::new(0));
     let deadline = Duration::from_millis(300);
-    // Half a GiB in flight, in chunks that nobody touches: a rest of 16 ms.
+    // Half a GiB in flight, which is never touched: a rest of 16 ms.
     let options = Options::default()
         .with_chunk_size(1 << 25)
         .with_deadline(deadline);
@@ -225,7 +227,7 @@ fn a_rest_is_not_longer_than_the_deadline_allows() {
 }
 
 #[test]
-fn a_deadline_is_what_was_asked_for() {
+fn deadlines_are_exact() {
     for deadline in [0, 1, 500, 60_000].map(Duration::from_millis) {
         let mut first = true;
         let device = spoiling(Opcode::Lookup, move |_, good| {
@@ -249,8 +251,8 @@ fn a_deadline_is_what_was_asked_for() {
 }
 
 #[test]
-fn what_is_posted_and_never_taken_back() {
-    // 24 slots can be under way, and 8 FORGETs; the next one has a deadline.
+fn posted_requests_that_are_never_answered() {
+    // At most 24 slots and 8 FORGETs can be in flight; the next request waits, with a deadline.
     for opcode in [Opcode::Release, Opcode::Forget, Opcode::ReleaseDir] {
         let device = silent(opcode);
         let share = share(&device);
@@ -263,7 +265,7 @@ fn what_is_posted_and_never_taken_back() {
                 break;
             }
         }
-        let (round, error) = lost.expect("nothing is for ever");
+        let (round, error) = lost.expect("no request waits for ever");
         assert!(round > 0, "{opcode:?}: the first ones have room");
         assert!(
             matches!(error, Error::TimedOut { .. } | Error::Disconnected),
@@ -276,7 +278,7 @@ fn what_is_posted_and_never_taken_back() {
 }
 
 #[test]
-fn unmounting_waits_for_what_was_posted() {
+fn unmounting_waits_for_posted_requests() {
     let device = spoiling(Opcode::Release, |_, good| {
         good.after(Duration::from_secs(5))
     });
@@ -296,20 +298,19 @@ fn unmounting_waits_for_what_was_posted() {
     check(&device);
 }
 
-/// Does something with a device that never confirms a reset, and gets the message with which the
-/// machine would stop.
+/// Runs `act` with a device that never confirms a reset, and returns the message of `Clock::stop`.
 #[track_caller]
 fn stops<R>(act: impl FnOnce() -> R) -> String {
     let result = catch_unwind(AssertUnwindSafe(act));
     let Err(payload) = result else {
-        panic!("it came back");
+        panic!("it returned");
     };
     let Stopped(why) = *payload.downcast::<Stopped>().expect("Clock::stop");
     assert!(why.contains("does not confirm its reset"), "{why}");
     why
 }
 
-/// A device that does not confirm its next reset, nor any after that.
+/// From now on the device does not confirm resets.
 fn refuse(device: &Device) {
     device.quirk(|quirks| quirks.reset = Reset::Never);
 }
@@ -322,7 +323,7 @@ fn a_reset_that_is_never_confirmed_stops_the_machine_if_a_buffer_is_lent() {
     let file = share.open("large").unwrap();
     let mut buf = vec![0; CHUNK as usize];
     stops(|| file.read_at(0, &mut buf));
-    // The panic of the test's clock went through the client, as the device is off.
+    // The test's clock panics in `stop`. The device is off, so the panic may unwind through the client.
     buf.fill(0x55);
     (0..100).for_each(|_| device.tick());
     assert!(buf.iter().all(|&byte| byte == 0x55));
@@ -334,13 +335,13 @@ fn a_reset_that_is_never_confirmed_stops_the_machine_if_a_buffer_is_lent() {
 #[test]
 fn a_reset_that_is_never_confirmed_is_an_error_if_nothing_is_lent() {
     let not_confirmed = Error::Device(DeviceError::ResetNotConfirmed);
-    // At the start, where the device may write for whoever had it before.
+    // When mounting: the device may still write to memory of an earlier driver.
     let device = Device::new(tree());
     refuse(&device);
     assert_eq!(device.mount(Options::default()).err(), Some(not_confirmed));
     assert_eq!(TestHal::pages(), 0, "nothing was taken yet");
 
-    // After an error. It may confirm it later, and is the client's again then.
+    // After an error. When the device confirms the reset later, the client can use it again.
     let device = silent(Opcode::StatFs);
     let share = share(&device);
     refuse(&device);
@@ -352,7 +353,7 @@ fn a_reset_that_is_never_confirmed_is_an_error_if_nothing_is_lent() {
     share.unmount().unwrap();
     check(&device);
 
-    // At the end of a session, with and without goodbye.
+    // At the end of a session, with and without DESTROY.
     let device = Device::new(tree());
     let share = crate::rig::share(&device);
     refuse(&device);
@@ -363,7 +364,7 @@ fn a_reset_that_is_never_confirmed_is_an_error_if_nothing_is_lent() {
     refuse(&device);
     assert_eq!(share.unmount(), Err(not_confirmed));
 
-    // After a set-up that failed.
+    // After a failed set-up.
     let device = Device::new(tree());
     device.quirk(|quirks| {
         quirks.queues = vec![128, 3];
@@ -374,14 +375,14 @@ fn a_reset_that_is_never_confirmed_is_an_error_if_nothing_is_lent() {
         Some(Error::Device(DeviceError::QueueTooSmall { .. }))
     ));
 
-    // Two sessions were set up, and of the last one the slots and a ring of two pages: memory that a
-    // device may still write to is never given back.
+    // Two sessions were set up, and of the third one the slots and a ring of two pages. A device may still write to
+    // this memory, so it is never freed.
     let of_the_last_one = pages_per_share(0) - 2 + 2;
     assert_eq!(TestHal::pages(), 2 * pages_per_share(1) + of_the_last_one);
 }
 
 #[test]
-fn the_time_of_a_reset_is_not_the_deadline() {
+fn the_limit_of_a_reset_is_not_the_deadline() {
     for deadline in [9, 5, 1, 0] {
         let device = Device::new(tree());
         device.quirk(|quirks| quirks.reset = Reset::After(ticks(1) as u32));
@@ -393,13 +394,7 @@ fn the_time_of_a_reset_is_not_the_deadline() {
 
 #[test]
 fn a_panic_in_the_middle_of_a_read_resets_the_device() {
-    let device = spoiling(Opcode::Read, |request, good| {
-        if request.offset() < 5 * CHUNK {
-            good
-        } else {
-            good.never()
-        }
-    });
+    let device = silent_after(5);
     let share = device.mount(in_chunks()).unwrap();
     let file = share.open("large").unwrap();
     let mut buf = vec![0; LARGE as usize];
@@ -407,7 +402,10 @@ fn a_panic_in_the_middle_of_a_read_resets_the_device() {
         file.read_at_with(0, &mut buf, &mut |_| panic!("in the caller's own code"))
     }));
     assert!(read.is_err());
-    assert!(!device.is_live(), "the buffer is on its way out of scope");
+    assert!(
+        !device.is_live(),
+        "the device is reset before the buffer is freed"
+    );
     assert_eq!(share.metadata("file").err(), Some(Error::Disconnected));
     drop(file);
     drop(share);

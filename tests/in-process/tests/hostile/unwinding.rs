@@ -1,5 +1,4 @@
-//! Panics in what the platform gives: a buffer of the caller's is never its own again while the device
-//! may write to it.
+//! Panics in the platform's code: the caller never gets a buffer back while the device may write to it.
 
 use crate::{
     logger::on_log,
@@ -15,11 +14,11 @@ use std::{
 };
 
 thread_local! {
-    /// What panics next on this thread.
+    /// The function that panics next on this thread.
     static ARMED: Cell<Option<&'static str>> = const { Cell::new(None) };
 }
 
-/// Panics, once, if it is `what` that does so next.
+/// Panics, once, if `what` is armed.
 fn trap(what: &str) {
     if ARMED.get() == Some(what) {
         ARMED.set(None);
@@ -50,7 +49,7 @@ impl Clock for Panicking {
     }
 }
 
-/// Whether the device writes to `buf` after it was given back.
+/// Whether the device writes to `buf` after the read has returned.
 fn is_written(device: &Device, buf: &mut [u8]) -> bool {
     buf.fill(0x55);
     (0..ticks(30)).for_each(|_| device.tick());
@@ -58,16 +57,16 @@ fn is_written(device: &Device, buf: &mut [u8]) -> bool {
 }
 
 #[test]
-fn a_panic_of_clock_or_logger_in_a_read_ends_after_the_reset() {
+fn a_panic_of_clock_or_logger_in_a_read_unwinds_after_the_reset() {
     on_log(|line| {
         if line.contains("resetting") {
             trap("log");
         }
     });
     for what in ["now", "relax", "rest", "log", "stop"] {
-        // After the deadline, so that it would come into the buffer.
+        // The reply comes after the deadline: if the device was not reset, it would be written to the buffer.
         let device = spoiling(Opcode::Read, |_, good| good.after(Duration::from_secs(15)));
-        // Much in flight: the platform rests.
+        // Much data is outstanding, so the clock's `rest` is called.
         let options = Options::default().with_chunk_size(4 << 20);
         let clock = Panicking(VirtualClock::new(&device));
         let share = Share::<_, _, TestHal>::mount_with(device.transport(), clock, options).unwrap();
@@ -79,7 +78,7 @@ fn a_panic_of_clock_or_logger_in_a_read_ends_after_the_reset() {
         };
         let mut buf = vec![0; size];
         if what == "stop" {
-            // The test's clock panics when it is to stop the machine, and its device is off then.
+            // The test's clock panics in `stop`, after switching the device off.
             device.quirk(|quirks| quirks.reset = Reset::Never);
         } else {
             ARMED.set(Some(what));
@@ -97,7 +96,7 @@ fn a_panic_of_clock_or_logger_in_a_read_ends_after_the_reset() {
 }
 
 #[test]
-fn a_panic_that_leaves_a_request_takes_no_room_of_others() {
+fn a_panic_during_a_request_does_not_lose_its_slot() {
     let device = spoiling(Opcode::StatFs, |_, good| good.after(Duration::from_secs(1)));
     let clock = Panicking(VirtualClock::new(&device));
     let options = Options::default();
@@ -112,13 +111,13 @@ fn a_panic_that_leaves_a_request_takes_no_room_of_others() {
     check(&device);
 }
 
-/// Set in the process that is expected to abort.
+/// Set in the child process that should abort.
 const CHILD: &str = "BOOTSHARE_TEST_ABORTS";
 
-// An interpreter starts no process.
+// Miri cannot start processes.
 #[cfg(not(miri))]
 #[test]
-fn a_clock_that_panics_instead_of_stopping_ends_the_program() {
+fn a_clock_that_panics_in_stop_aborts_the_program() {
     struct Stubborn(VirtualClock);
     impl Clock for Stubborn {
         fn now(&self) -> Duration {
@@ -132,7 +131,7 @@ fn a_clock_that_panics_instead_of_stopping_ends_the_program() {
         }
     }
     if std::env::var_os(CHILD).is_none() {
-        let this = "unwinding::a_clock_that_panics_instead_of_stopping_ends_the_program";
+        let this = "unwinding::a_clock_that_panics_in_stop_aborts_the_program";
         let child = Command::new(std::env::current_exe().unwrap())
             .args([this, "--exact", "--nocapture"])
             .env(CHILD, "1")
@@ -140,7 +139,7 @@ fn a_clock_that_panics_instead_of_stopping_ends_the_program() {
             .unwrap();
         let said = String::from_utf8_lossy(&child.stderr);
         assert!(said.contains("had a buffer of the caller's"), "{said}");
-        assert!(!said.contains("it came back"), "{said}");
+        assert!(!said.contains("it returned"), "{said}");
         use std::os::unix::process::ExitStatusExt;
         assert_eq!(child.status.signal(), Some(libc::SIGABRT), "{said}");
         return;

@@ -1,4 +1,4 @@
-//! Several users of one share: none keeps the others from what the host has for them.
+//! Several users of one share: none of them delays the others.
 
 use crate::rig::{CHUNK, CONTENT, LARGE, check, in_chunks, is_large, share, spoiling, tree};
 use bootshare::{Error, Options, fuse::Violation};
@@ -11,8 +11,8 @@ use std::{
 };
 
 #[test]
-fn a_malformed_answer_takes_no_room_from_those_that_come_with_it() {
-    // More often than there are slots, or they would not all be gone.
+fn a_malformed_reply_does_not_lose_its_slot() {
+    // More often than there are slots, so that a leak of slots would use them all.
     for position in [0, 7, 15] {
         let mut left = 10;
         let device = spoiling(Opcode::Read, move |request, good| {
@@ -40,14 +40,14 @@ fn a_malformed_answer_takes_no_room_from_those_that_come_with_it() {
 }
 
 #[test]
-fn reads_go_on_while_files_are_closed_slowly() {
+fn reads_continue_while_files_are_closed_slowly() {
     let device = spoiling(Opcode::Release, |_, good| {
         good.after(Duration::from_secs(15))
     });
     let share = device.mount(in_chunks()).unwrap();
     let large = share.open("large").unwrap();
     let mut buf = vec![0; LARGE as usize];
-    // As many as may wait for an answer that nobody waits for; each takes longer than the deadline.
+    // As many posted requests as may be in flight; each takes longer than the deadline.
     for _ in 0..20 {
         drop(share.open("file").unwrap());
     }
@@ -61,7 +61,8 @@ fn reads_go_on_while_files_are_closed_slowly() {
 
 #[test]
 fn a_second_user_does_not_wait_for_the_first_ones_read() {
-    // READs come when the device is told to, and nobody tells it before the second user is done.
+    // The READ is answered when the device is polled for long enough. That happens only after the second user has
+    // finished.
     let device = spoiling(Opcode::Read, |_, good| good.after(Duration::from_secs(1)));
     let clock = bootshare_test_device::raw::RealClock::default();
     let share = bootshare::Share::<_, _, bootshare_test_device::TestHal>::mount_with(
@@ -104,8 +105,8 @@ fn a_second_user_does_not_wait_for_the_first_ones_read() {
 }
 
 #[test]
-fn progress_may_use_the_share_itself_also_without_room() {
-    // The first READ comes at once; then a queue of 64 descriptors is full.
+fn progress_may_use_the_share_even_if_the_queue_is_full() {
+    // The first READ is answered at once; afterwards the queue of 64 descriptors is full.
     let device = spoiling(Opcode::Read, |request, good| {
         if request.offset() == 0 {
             good
@@ -133,7 +134,7 @@ fn progress_may_use_the_share_itself_also_without_room() {
 }
 
 #[test]
-fn files_and_directories_without_a_borrow_are_closed_when_they_are_files_again() {
+fn raw_files_and_directories_are_closed_after_they_were_converted_back() {
     let (device, other) = (Device::new(tree()), Device::new(tree()));
     let stranger = share(&other);
     let share = Arc::new(share(&device));
@@ -142,7 +143,7 @@ fn files_and_directories_without_a_borrow_are_closed_when_they_are_files_again()
     let mut file = share.open("file").unwrap();
     assert_eq!(file.read(&mut [0; 8]), Ok(8));
     let file = file.into_raw();
-    // Another thread takes them, and the share.
+    // Another thread uses the files, and the share.
     let taken = Arc::clone(&share);
     let (dir, one, file) = thread::spawn(move || {
         let mut buf = [0; CONTENT.len()];

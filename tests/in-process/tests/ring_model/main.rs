@@ -1,7 +1,6 @@
-//! The order in which driver and device see each other's accesses to a virtqueue: the ring's own code,
-//! and a device that keeps to the specification (virtio 1.2, sections 2.7.7 and 2.7.13), in every
-//! interleaving with at most two preemptions, and with every value that C11's memory model lets a load
-//! have, by loom.
+//! Model checking of a virtqueue with loom. It runs the ring's own code and a device that follows the specification
+//! (virtio 1.2, sections 2.7.7 and 2.7.13), in every interleaving with at most two preemptions, and with every
+//! value that C11's memory model allows for a load.
 
 mod error {
     pub use bootshare::DeviceError;
@@ -32,32 +31,32 @@ use ring::{Buffer, Ring};
 use slots::Slot;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Descriptors of the ring: the third request takes the place of the first.
+/// The number of descriptors: the third request reuses the first one's.
 const SIZE: usize = 2;
 const REQUESTS: u16 = 3;
-/// Switches from a thread that could go on, in one interleaving.
+/// The most preemptions in one interleaving.
 const PREEMPTIONS: usize = 2;
 type TestRing = Ring<TestHal, SIZE>;
 
-/// Where the available ring is in the driver's page.
+/// The offset of the available ring in the driver's page.
 const AVAILABLE: usize = 16 * SIZE;
 
-/// The device's side.
+/// The device.
 struct Device {
     driver: Arc<Memory>,
     device: Arc<Memory>,
-    /// The driver's notifications, and the device's.
+    /// The notifications by the driver; `interrupt` has the device's.
     doorbell: Arc<Notify>,
     interrupt: Arc<Notify>,
 }
 
 impl Device {
-    /// Serves all requests, and sleeps while there are none.
+    /// Serves all requests, and sleeps when there are none.
     fn run(&self) {
         for done in 0..REQUESTS {
             let index = self.driver.atomic(AVAILABLE + 2);
             while index.load(Acquire) == done {
-                // No notification is wanted before the device has looked for the last time.
+                // Suppressed notifications are enabled before the last check of the index.
                 self.device.atomic(0).store(0, Relaxed);
                 fence(SeqCst);
                 if index.load(Acquire) == done {
@@ -94,7 +93,7 @@ fn size(number: u16) -> u32 {
     7 + u32::from(number)
 }
 
-/// The transport, of which a ring uses the notification and the queue's set-up only.
+/// A transport: the ring uses only the notification and the set-up of the queue.
 struct Doorbell(Arc<Notify>);
 
 impl Transport for Doorbell {
@@ -165,7 +164,7 @@ impl Transport for Doorbell {
     }
 }
 
-/// Sends the requests, as many at a time as there is room for, and is `idle` while nothing has come.
+/// Sends all requests, as many at a time as the ring has space for, and calls `idle` while no reply has come.
 fn drive(ring: &mut TestRing, doorbell: &mut Doorbell, mut idle: impl FnMut(&mut TestRing)) {
     let (mut sent, mut done) = (0, 0);
     while done < REQUESTS {
@@ -176,7 +175,7 @@ fn drive(ring: &mut TestRing, doorbell: &mut Doorbell, mut idle: impl FnMut(&mut
                 writable: false,
                 shared: None,
             };
-            // SAFETY: this device touches no buffer.
+            // SAFETY: the modelled device accesses no buffer.
             unsafe { ring.add(Slot(sent as u8), &[request]) }.expect("there is room");
             sent += 1;
             ring.kick(doorbell);
@@ -191,8 +190,8 @@ fn drive(ring: &mut TestRing, doorbell: &mut Doorbell, mut idle: impl FnMut(&mut
     }
 }
 
-/// Tries all interleavings. loom fails where one ends with both sides asleep, and where an access meets
-/// another one that it is not ordered with.
+/// Tries all interleavings. loom reports a deadlock if both sides sleep, and an error for an access that is not
+/// ordered after another thread's.
 fn check(with_interrupts: bool) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(PREEMPTIONS);
@@ -202,7 +201,7 @@ fn check(with_interrupts: bool) {
         let mut transport = Doorbell(Arc::clone(&doorbell));
         let mut ring = TestRing::new(&mut transport, 1).expect("it is set up");
         let [driver, device] = MADE.take().try_into().ok().expect("two pages");
-        // At first it looks by itself.
+        // At first the driver polls.
         device.atomic(0).store(1, Relaxed);
         let device = Device {
             driver,
@@ -218,7 +217,7 @@ fn check(with_interrupts: bool) {
             } else if is_wanted {
                 interrupt.wait();
             } else {
-                // What had come before is not told: there is one more look before it sleeps.
+                // Completions before this call cause no interrupt, so the driver polls once more before it sleeps.
                 ring.set_interrupts(true);
                 is_wanted = true;
             }
@@ -228,11 +227,11 @@ fn check(with_interrupts: bool) {
 }
 
 #[test]
-fn no_request_and_no_answer_is_missed_by_polling() {
+fn polling_misses_no_request_and_no_reply() {
     check(false);
 }
 
 #[test]
-fn no_request_and_no_answer_is_missed_by_interrupts() {
+fn interrupts_miss_no_request_and_no_reply() {
     check(true);
 }

@@ -1,5 +1,4 @@
-//! The pages of a ring, as loom sees them: an access that is not ordered after another thread's is a
-//! fault.
+//! The pages of a ring for loom, which reports an access that is not ordered after another thread's.
 
 use crate::hal::{BufferDirection, Hal, PhysAddr};
 use bootshare::DeviceError;
@@ -11,7 +10,7 @@ use loom::{
 use std::{cell::RefCell, marker::PhantomData};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Bytes of a page that the model has: a ring of two descriptors takes fewer.
+/// The modelled bytes of a page; a ring of two descriptors uses fewer.
 const BYTES: usize = 48;
 
 thread_local! {
@@ -19,7 +18,8 @@ thread_local! {
     pub static MADE: RefCell<Vec<Arc<Memory>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A page: what lies at each even offset, once to be ordered by and once to be ordered.
+/// A page. Each even offset has an atomic, which orders other accesses, and a plain value, whose accesses must be
+/// ordered.
 pub struct Memory {
     atomics: Vec<AtomicU16>,
     plain: Vec<UnsafeCell<u64>>,
@@ -31,7 +31,7 @@ impl Memory {
     }
 
     pub fn read<T: FromBytes>(&self, offset: usize) -> T {
-        // SAFETY: loom fails the test if another thread may be writing.
+        // SAFETY: loom fails the test if another thread may write at the same time.
         let value = self.plain[offset / 2].with(|at| unsafe { *at });
         T::read_from_prefix(value.as_bytes())
             .expect("8 bytes at most")
@@ -41,12 +41,12 @@ impl Memory {
     pub fn write<T: IntoBytes + zerocopy::Immutable>(&self, offset: usize, value: T) {
         let mut bytes = [0; 8];
         value.write_to_prefix(&mut bytes).expect("8 bytes at most");
-        // SAFETY: loom fails the test if another thread may be there.
+        // SAFETY: loom fails the test if another thread may access the value at the same time.
         self.plain[offset / 2].with_mut(|at| unsafe { *at = u64::from_ne_bytes(bytes) });
     }
 }
 
-/// What `src/session/memory.rs` has.
+/// Replaces the type of `src/session/memory.rs`.
 pub struct Pages<H: Hal, const COUNT: usize>(Arc<Memory>, PhantomData<H>);
 
 impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
