@@ -505,10 +505,16 @@ fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
         if let Some(hint) = report.hint(machine) {
             text.push_str(&format!("bootshare-host: {hint}\n"));
         }
-        if watched && !report.last_lines.is_empty() {
-            text.push_str("bootshare-host: the console's last lines:\n");
+        let has_started = !report.last_lines.is_empty() || !report.last_requests.is_empty();
+        if watched && has_started {
+            if !report.last_lines.is_empty() {
+                text.push_str("bootshare-host: the console's last lines:\n");
+            }
             for line in &report.last_lines {
                 text.push_str(&format!("    {line}\n"));
+            }
+            for line in &report.last_requests {
+                text.push_str(&format!("bootshare-host: {line}\n"));
             }
             text.push_str(
                 "bootshare-host: `--log debug` shows what the firmware does, `--trace FILE` what it \

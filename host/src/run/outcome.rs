@@ -150,6 +150,9 @@ pub struct Report {
     /// For each share a line about the first file that the guest could not read because of the
     /// host's permissions.
     pub denied: Vec<String>,
+    /// For each share that the guest has used a line about the last requests that its server
+    /// answered; servers that are programs of their own do not report them.
+    pub last_requests: Vec<String>,
     /// The last lines of the console, without escape sequences.
     pub last_lines: Vec<String>,
     /// Whether the last of them is the firmware's message that it starts a kernel.

@@ -97,6 +97,19 @@ pub(super) fn is_init(opcode: u32) -> bool {
     opcode == 26
 }
 
+pub(super) fn is_lookup(opcode: u32) -> bool {
+    opcode == 1
+}
+
+pub(super) fn is_read(opcode: u32) -> bool {
+    opcode == 15
+}
+
+/// Whether an operation closes a handle: RELEASE, FLUSH, RELEASEDIR.
+pub(super) fn is_closing(opcode: u32) -> bool {
+    matches!(opcode, 18 | 25 | 29)
+}
+
 /// The error for a request that a read-only server refuses; `None` if the file system is to answer
 /// it. `body` is what follows the request's header.
 pub(super) fn refusal(opcode: u32, body: &[u8]) -> Option<Errno> {
@@ -124,6 +137,11 @@ pub(super) fn refusal(opcode: u32, body: &[u8]) -> Option<Errno> {
 /// The 32-bit number at an offset in a request or reply.
 pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// The 64-bit number at an offset in a request or reply.
+pub(super) fn long(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
 /// Whether open(2) with these flags may change something. The values are the same on all

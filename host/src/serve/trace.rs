@@ -28,7 +28,7 @@ use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
 
 use super::fault::Verdict;
-use super::opcode::{self, word};
+use super::opcode::{self, long, word};
 use crate::lock::lock;
 use crate::output;
 
@@ -156,10 +156,6 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn long(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
-}
-
 /// The nodes in a READDIRPLUS's reply, by name.
 fn children(mut rest: &[u8]) -> Value {
     let mut found = Map::new();
@@ -205,7 +201,7 @@ impl Exchange<'_> {
             let error = word(reply, 4).map_or(0, u32::cast_signed);
             if used >= 16 && error != 0 {
                 put("error", json!(error.wrapping_neg()));
-            } else if opcode::name(opcode) == Some("LOOKUP") {
+            } else if opcode::is_lookup(opcode) {
                 put("child", json!(long(reply, 16)));
             } else if opcode::name(opcode) == Some("READDIRPLUS") {
                 put("children", children(reply.get(16..).unwrap_or_default()));
