@@ -338,16 +338,24 @@ fn the_last_request_and_the_last_failure_are_known_by_their_paths() {
         .ask(RELEASE, node, &[&file.1[..], &[0; 16]].concat())
         .unwrap();
     assert_eq!(last(), both);
-    // The guest forgets the nodes: one by FORGET, which has no reply, the others by its end.
-    guest.send(FORGET, node, &words(&[1, 0]), 0);
-    guest.answer();
+    // The guest forgets nodes by FORGET, which has no reply: the directory before its file.
+    for node in [dir, node] {
+        guest.send(FORGET, node, &words(&[1, 0]), 0);
+        guest.answer();
+    }
+    assert_eq!(last(), both);
     assert_eq!(guest.ask(GETATTR, node, &[0; 16]), Err(libc::ESTALE));
     let stale = "GETATTR: Stale file handle (os error 116)";
     assert_eq!(last(), format!("{read}; its last failure: {stale}"));
-    assert_eq!(guest.ask(LOOKUP, dir, b"nosuch\0"), Err(libc::ENOENT));
+    // ... or by its end.
+    assert_eq!(guest.ask(LOOKUP, 1, b"nosuch\0"), Err(libc::ENOENT));
+    let entry = guest.ask(LOOKUP, 1, b"dir\0").unwrap();
+    let dir = u64::from_le_bytes(entry[..8].try_into().unwrap());
+    guest.ask(GETATTR, dir, &[0; 16]).unwrap();
     drop(guest);
     Guest::connect_when_free(&rig.socket());
-    assert_eq!(last(), both);
+    let failed = "LOOKUP /nosuch: No such file or directory (os error 2)";
+    assert_eq!(last(), format!("GETATTR /dir; its last failure: {failed}"));
 }
 
 #[test]

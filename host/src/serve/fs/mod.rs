@@ -192,17 +192,39 @@ impl Share {
         self.last.describe(|id| self.path_in_share(id))
     }
 
-    /// The path of a node below the share's root, whose own path is empty.
+    /// The path of a node below the share's root, whose own path is empty: the names of its lookups.
+    /// The host is asked only if the guest has forgotten one of the directories.
     fn path_in_share(&self, id: u64) -> Option<Vec<u8>> {
-        let node = self.nodes.get(id).ok()?;
+        let mut node = self.nodes.get(id).ok()?;
+        let mut names = Vec::new();
+        let mut path = loop {
+            if node.is_root() {
+                break Vec::new();
+            }
+            let (parent, name) = node.place();
+            let Ok(above) = self.nodes.get(parent) else {
+                break self.path_below_root(&node).ok()?;
+            };
+            if names.len() == MOST_DEEP {
+                return None;
+            }
+            names.push(name);
+            node = above;
+        };
+        for name in names.iter().rev() {
+            path.push(b'/');
+            path.extend_from_slice(name.to_bytes());
+        }
+        Some(path)
+    }
+
+    /// The current path of a node, without the path of its layer.
+    fn path_below_root(&self, node: &Arc<Node>) -> Result<Vec<u8>, Errno> {
         let root = &self.roots[node.parts[0].layer].1;
-        let root = self.descriptors.path(root.as_fd()).ok()?;
-        let path = self
-            .held(&node, 0)
-            .and_then(|held| self.descriptors.path(held.as_fd()));
-        let path = path.ok()?;
+        let root = self.descriptors.path(root.as_fd())?;
+        let path = self.descriptors.path(self.held(node, 0)?.as_fd())?;
         let root = root.strip_suffix(b"/").unwrap_or(&root);
-        Some(path.strip_prefix(root).unwrap_or(&path).to_vec())
+        Ok(path.strip_prefix(root).unwrap_or(&path).to_vec())
     }
 
     /// Whether a guest has mounted the share.
