@@ -469,6 +469,23 @@ mod tests {
     }
 
     #[test]
+    fn the_same_seed_gives_the_same_faults_in_each_version() {
+        let rules = "drop=READ:30%,panic=READ:30%,corrupt=5@READ,seed=7";
+        let all = verdicts(rules, &[READ; 40]);
+        let hit = |is: fn(&Verdict) -> bool| -> Vec<_> {
+            let all = (1..).zip(&all).filter(|(_, it)| is(it));
+            all.map(|(ordinal, _)| ordinal).collect()
+        };
+        assert_eq!(
+            hit(|it| it.panic),
+            [1, 2, 5, 7, 8, 9, 11, 12, 15, 23, 30, 33, 35]
+        );
+        assert_eq!(hit(|it| it.drop), [2, 4, 6, 7, 11, 19, 29, 30, 33, 35, 38]);
+        let seeds = [all[0].corrupt, all[1].corrupt].map(Option::unwrap);
+        assert_eq!(seeds, [0xb144_1d25_4bd8_6cd7, 0x953d_eb0d_47b9_380a]);
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused_by_name() {
         for (text, part) in [
             ("", "KIND=VALUE"),
