@@ -590,17 +590,15 @@ fn tagged(word: &OsStr) -> Result<Share> {
 mod tests {
     use clap::FromArgMatches;
 
-    use super::super::{Cli, Sub, command};
     use super::*;
 
     /// The options of `bootshare-host boot ARGS`.
-    fn boot(args: &[&str]) -> Result<Box<Boot>> {
-        let words = ["bootshare-host", "boot"].iter().chain(args);
-        let matches = command().try_get_matches_from(words)?;
-        let Sub::Boot(mut boot) = Cli::from_arg_matches(&matches)?.command else {
-            bail!("another command");
-        };
-        boot.pair(matches.subcommand().context("no command")?.1)?;
+    fn boot(args: &[&str]) -> Result<Boot> {
+        let words = ["boot"].iter().chain(args);
+        let command = Boot::augment_args(clap::Command::new("boot"));
+        let matches = command.try_get_matches_from(words)?;
+        let mut boot = Boot::from_arg_matches(&matches)?;
+        boot.pair(&matches)?;
         Ok(boot)
     }
 

@@ -309,17 +309,14 @@ fn share(word: &str) -> Result<(Share, String)> {
 mod tests {
     use clap::FromArgMatches;
 
-    use super::super::{Cli, Sub, command};
     use super::*;
 
     /// The options of `bootshare-host run ARGS`.
-    fn run(args: &[&str]) -> Box<Run> {
-        let words = ["bootshare-host", "run"].iter().chain(args);
-        let matches = command().try_get_matches_from(words).unwrap();
-        match Cli::from_arg_matches(&matches).unwrap().command {
-            Sub::Run(run) => run,
-            _ => panic!("another command"),
-        }
+    fn run(args: &[&str]) -> Run {
+        let words = ["run"].iter().chain(args);
+        let command = Run::augment_args(clap::Command::new("run"));
+        let matches = command.try_get_matches_from(words).unwrap();
+        Run::from_arg_matches(&matches).unwrap()
     }
 
     #[test]
