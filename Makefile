@@ -88,6 +88,7 @@ help:
 	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
 	@echo 'make mutants   which changes of the client no test notices: hours; the list is in target/mutants.out'
 	@echo '                 ONLY=     those whose name matches: src/session, or a regular expression'
+	@echo '                 PACKAGE=host  of the host tool in place of the client'
 	@echo 'make actions   the workflows that others use, by actionlint'
 	@echo 'make licences  the licences of everything that is linked'
 	@echo 'make callgrind how many instructions the client takes for a request'
@@ -267,7 +268,8 @@ miri: setup-miri
 .PHONY: mutants
 mutants: export PATH := $(PATH):$(CURDIR)/target/cargo-mutants/bin
 mutants: setup-mutants
-	cargo mutants --output target $(if $(ONLY),--re '$(ONLY)')
+	cargo mutants --output target $(if $(PACKAGE),--package bootshare-$(PACKAGE) --config .cargo/mutants-$(PACKAGE).toml) \
+		$(if $(ONLY),--re '$(ONLY)')
 
 .PHONY: actions
 actions: setup-actions

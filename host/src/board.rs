@@ -178,3 +178,51 @@ impl Board {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_lists_the_boards_as_they_are() {
+        let page = include_str!("../../docs/firmware.md");
+        let rows: Vec<_> = page
+            .lines()
+            .filter(|line| line.contains("| QEMU `"))
+            .collect();
+        assert_eq!(rows.len(), Board::ALL.len());
+        for board in Board::ALL {
+            let start = format!("| `{}` ", board.name());
+            let row = rows.iter().find(|row| row.starts_with(&start)).unwrap();
+            assert!(
+                row.contains(&format!("QEMU `{}`", board.machine())),
+                "{row}"
+            );
+            assert_eq!(row.contains("as its ROM"), board.is_rom(), "{row}");
+            let transport = match board.transport() {
+                Transport::Mmio => "| virtio-mmio",
+                Transport::Pci => "| virtio-pci",
+            };
+            assert!(row.contains(transport), "{row}");
+            assert!(board.name().starts_with(board.arch().name()), "{row}");
+            let image = board.firmware_name();
+            assert!(image.starts_with(&format!("bootshare-{}.", board.arch().name())));
+            assert_eq!(!image.ends_with(".elf"), board.is_rom(), "{row}");
+        }
+        let default = Board::of_this_machine();
+        assert_eq!(default.arch().name(), std::env::consts::ARCH);
+        assert!(!default.is_rom() && default.transport() == Transport::Mmio);
+    }
+
+    #[test]
+    fn architectures_have_their_names_for_targets_debian_and_linux() {
+        let names = Arch::ALL.map(|arch| (arch.name(), arch.debian(), arch.qemu_package()));
+        let known = [
+            ("x86_64", "amd64", "qemu-system-x86"),
+            ("aarch64", "arm64", "qemu-system-arm"),
+        ];
+        assert_eq!(names, known);
+        let linux = Arch::ALL.map(|arch| (arch.serial(), arch.kernel_name()));
+        assert_eq!(linux, [("ttyS0", "vmlinuz"), ("ttyAMA0", "Image")]);
+    }
+}

@@ -34,3 +34,20 @@ impl Display for Interrupted {
 }
 
 impl std::error::Error for Interrupted {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_has_thing_cause_and_remedy_unless_the_user_interrupted() {
+        let failed: Result<()> = Err(anyhow!("the cause"));
+        let error = failed.explain("the thing", "the remedy").unwrap_err();
+        assert_eq!(error.to_string(), "the thing: the cause: the remedy");
+        let interrupted: Result<()> = Err(Interrupted.into());
+        let error = interrupted.explain("the thing", "the remedy").unwrap_err();
+        assert!(error.is::<Interrupted>());
+        assert_eq!(error.to_string(), "interrupted");
+        assert_eq!(Ok::<_, Error>(3).explain("", "").unwrap(), 3);
+    }
+}

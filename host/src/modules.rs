@@ -144,3 +144,108 @@ fn dependencies(path: &Path, bytes: &[u8]) -> Result<Vec<String>> {
     let names = depends.split(',').filter(|name| !name.is_empty());
     Ok(names.map(|name| name.replace('-', "_")).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// An ELF file of type REL whose only content is the section `.modinfo`.
+    fn module(modinfo: &[u8]) -> Vec<u8> {
+        let names = b"\0.modinfo\0.shstrtab\0";
+        let sections = 64 + modinfo.len() + names.len();
+        let mut out = vec![0x7f, b'E', b'L', b'F', 2, 1, 1];
+        out.resize(16, 0);
+        out.extend(1_u16.to_le_bytes());
+        out.extend(62_u16.to_le_bytes());
+        out.extend(1_u32.to_le_bytes());
+        out.resize(40, 0);
+        out.extend((sections as u64).to_le_bytes());
+        out.resize(52, 0);
+        for half in [64_u16, 0, 0, 64, 3, 2] {
+            out.extend(half.to_le_bytes());
+        }
+        out.extend(modinfo);
+        out.extend(names);
+        out.resize(sections + 64, 0);
+        for (name, kind, start, size) in [
+            (1_u32, 1_u32, 64, modinfo.len()),
+            (10, 3, 64 + modinfo.len(), names.len()),
+        ] {
+            let begin = out.len();
+            out.extend(name.to_le_bytes());
+            out.extend(kind.to_le_bytes());
+            out.resize(begin + 24, 0);
+            out.extend((start as u64).to_le_bytes());
+            out.extend((size as u64).to_le_bytes());
+            out.resize(begin + 64, 0);
+        }
+        out
+    }
+
+    fn put(dir: &Path, name: &str, bytes: &[u8]) {
+        let path = dir.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn modules_are_loaded_after_those_that_they_need() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let error = Modules::read(dir).err().unwrap().to_string();
+        assert!(error.contains("modules.builtin"), "{error}");
+        put(dir, "modules.builtin", b"kernel/fs/built-in.ko\n");
+        assert!(
+            Modules::read(dir)
+                .unwrap()
+                .load(&["built_in"])
+                .unwrap()
+                .is_empty()
+        );
+
+        let top = module(b"license=GPL\0depends=half-way,base,built-in\0");
+        let half_way = module(b"depends=base\0");
+        let base = module(b"depends=\0");
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&half_way).unwrap();
+        put(dir, "kernel/drivers/top.ko", &top);
+        put(dir, "updates/half-way.ko.gz", &gzip.finish().unwrap());
+        put(dir, "extra/base.ko", &base);
+        put(dir, "elsewhere/other.ko", &base);
+        put(dir, "kernel/one.ko", &module(b"depends=two\0"));
+        put(dir, "kernel/two.ko", &module(b"depends=one\0"));
+        put(dir, "kernel/text.ko", b"text");
+        put(dir, "kernel/broken.ko.xz", b"text");
+        let modules = Modules::read(dir).unwrap();
+        for (name, is_there) in [
+            ("built_in", true),
+            ("half_way", true),
+            ("half-way", false),
+            ("other", false),
+        ] {
+            assert_eq!(modules.has(name), is_there, "{name}");
+        }
+        let named = |name: &str, bytes: &[u8]| (name.to_owned(), bytes.to_vec());
+        let all = [
+            named("base", &base),
+            named("half_way", &half_way),
+            named("top", &top),
+        ];
+        assert_eq!(modules.load(&["top"]).unwrap(), all);
+        assert_eq!(
+            modules.load(&["base", "top", "built_in", "base"]).unwrap(),
+            all
+        );
+        for (name, said) in [
+            ("other", "neither built in nor as a module"),
+            ("one", "depend on each other"),
+            ("text", "is no kernel module"),
+            ("broken", "cannot unpack"),
+        ] {
+            let error = modules.load(&[name]).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+}

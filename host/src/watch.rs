@@ -522,6 +522,22 @@ mod tests {
     }
 
     #[test]
+    fn patterns_of_either_kind_are_used_and_keep_their_text() {
+        let text = r"^a\b";
+        let expect = || vec![text.parse().unwrap()];
+        let fail: Vec<Pattern> = vec![text.parse().unwrap()];
+        assert_eq!(fail[0].to_string(), text);
+        for (expect, fail, is_used) in [
+            (Vec::new(), Vec::new(), false),
+            (expect(), Vec::new(), true),
+            (Vec::new(), fail.clone(), true),
+            (expect(), fail, true),
+        ] {
+            assert_eq!(Watch { expect, fail }.is_used(), is_used);
+        }
+    }
+
+    #[test]
     fn the_first_match_counts() {
         let text = b"one\ntwo\n";
         assert_eq!(found("one", "two", text), Some(Found::Expected));

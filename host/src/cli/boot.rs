@@ -481,6 +481,16 @@ const MAX_HOURS: f64 = 100_000.0;
 /// Reports how a machine ended, and returns our exit status.
 fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
     let code = report.outcome.exit_code();
+    // Standard error may be the same pipe as standard output, which nobody reads.
+    let is_over = code == 124 || report.outcome == Outcome::Interrupted;
+    let text = end_of_run(machine, report, quiet);
+    say_within(&text, is_over.then_some(SAY_LIMIT));
+    code
+}
+
+/// The messages about how a machine ended.
+fn end_of_run(machine: &Machine, report: &Report, quiet: bool) -> String {
+    let has_failed = report.outcome.exit_code() != 0;
     let watched = machine.watch.is_used();
     let mut text = String::new();
     if watched && report.is_cut {
@@ -498,29 +508,32 @@ fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
         text.push_str(&format!("bootshare-host: warning: {line}\n"));
     }
     // A reader that closed standard output wants no messages either.
-    if code != 0 && report.outcome != Outcome::OutputClosed {
+    if has_failed && report.outcome != Outcome::OutputClosed {
         text.push_str(&error_line(&report.outcome));
     }
-    let ended = code != 0 && report.outcome != Outcome::Interrupted;
-    if ended && !quiet {
-        if let Some(hint) = report.hint(machine) {
-            text.push_str(&format!("bootshare-host: {hint}\n"));
-        }
-        if watched && !report.last_lines.is_empty() {
-            text.push_str("bootshare-host: the console's last lines:\n");
-            for line in &report.last_lines {
-                text.push_str(&format!("    {line}\n"));
-            }
-            text.push_str(
-                "bootshare-host: `--log debug` shows what the firmware does, `--trace FILE` what it \
-                 and the kernel ask the share for\n",
-            );
-        }
+    if !has_failed || report.outcome == Outcome::Interrupted || quiet {
+        return text;
     }
-    // Standard error may be the same pipe, which nobody reads.
-    let is_over = code == 124 || report.outcome == Outcome::Interrupted;
-    say_within(&text, is_over.then_some(SAY_LIMIT));
-    code
+    if let Some(hint) = report.hint(machine) {
+        text.push_str(&format!("bootshare-host: {hint}\n"));
+    }
+    if !watched || (report.last_lines.is_empty() && report.last_requests.is_empty()) {
+        return text;
+    }
+    if !report.last_lines.is_empty() {
+        text.push_str("bootshare-host: the console's last lines:\n");
+    }
+    for line in &report.last_lines {
+        text.push_str(&format!("    {line}\n"));
+    }
+    for line in &report.last_requests {
+        text.push_str(&format!("bootshare-host: {line}\n"));
+    }
+    text.push_str(
+        "bootshare-host: `--log debug` shows what the firmware does, `--trace FILE` what it and the \
+         kernel ask the share for\n",
+    );
+    text
 }
 
 /// The shares in device order: the directories, then what `--share` adds.
@@ -576,7 +589,251 @@ fn tagged(word: &OsStr) -> Result<Share> {
 
 #[cfg(test)]
 mod tests {
+    use clap::FromArgMatches;
+
     use super::*;
+
+    /// The options of `bootshare-host boot ARGS`.
+    fn boot(args: &[&str]) -> Result<Boot> {
+        let words = ["boot"].iter().chain(args);
+        let command = Boot::augment_args(clap::Command::new("boot"));
+        let matches = command.try_get_matches_from(words)?;
+        let mut boot = Boot::from_arg_matches(&matches)?;
+        boot.pair(&matches)?;
+        Ok(boot)
+    }
+
+    #[test]
+    fn each_text_is_sent_after_the_pattern_before_it() {
+        let words = "d -e one --send a --send b -e two -e three --send c";
+        let words: Vec<_> = words.split(' ').collect();
+        let expect = boot(&words).unwrap().expect;
+        let answers = expect.into_iter().map(|it| it.answer);
+        let sent = [Some(b"a\rb\r".to_vec()), None, Some(b"c\r".to_vec())];
+        assert!(answers.eq(sent));
+        for words in [&["d", "--send", "a"][..], &["d", "--send", "a", "-e", "x"]] {
+            let error = boot(words).err().unwrap().to_string();
+            assert!(error.contains("no --expect before it"), "{error}");
+        }
+    }
+
+    #[test]
+    fn options_become_words_for_the_firmware_and_the_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        std::fs::create_dir_all(tree.join("etc")).unwrap();
+        // A link whose target exists in the guest only.
+        std::os::unix::fs::symlink("/lib/systemd", tree.join("etc/init")).unwrap();
+        let (tree, empty) = (tree.to_str().unwrap(), dir.path().to_str().unwrap());
+        let console = "bootshare.cmdline-default=console=ttyS0";
+        let root = "bootshare.cmdline-default=\"root=bootshare rootfstype=virtiofs\"";
+        let (x86, arm) = (Board::X86_64Q35, Board::Aarch64Virt);
+        for (args, board, words) in [
+            (&[empty][..], x86, console.to_owned()),
+            (&[tree], x86, format!("{console} {root}")),
+            (&[empty, tree], arm, root.to_owned()),
+            (&[tree, "--as-is"], x86, String::new()),
+            (&[empty], arm, String::new()),
+            (
+                &[empty, "--entry", "a*"],
+                arm,
+                "bootshare.entry=a*".to_owned(),
+            ),
+            (
+                &[empty, "--entry", "a b"],
+                arm,
+                "bootshare.entry=\"a b\"".to_owned(),
+            ),
+            (
+                &[empty, "--log=debug"],
+                arm,
+                "bootshare.log=debug".to_owned(),
+            ),
+            (&[empty, "-a", ""], arm, String::new()),
+            (&[empty, "-a", "b -- c"], arm, "b -- c".to_owned()),
+            (&[empty, "--cmdline", "c d"], arm, "-- c d".to_owned()),
+            (&[empty, "-a", "b", "--cmdline=c"], arm, "b -- c".to_owned()),
+            (
+                &[empty, "-a", "b -- c", "--cmdline=d"],
+                arm,
+                "b -- c d".to_owned(),
+            ),
+        ] {
+            assert_eq!(boot(args).unwrap().words(board).unwrap(), words, "{args:?}");
+        }
+        let quoted = boot(&[empty, "--entry", "a\"b"]).unwrap();
+        let error = quoted.words(arm).unwrap_err().to_string();
+        assert!(error.contains("use ? in its place"), "{error}");
+    }
+
+    #[test]
+    fn words_that_neither_the_firmware_nor_the_kernel_gets_are_found() {
+        for (append, foreign) in [
+            ("console=ttyS0", Some("console=ttyS0")),
+            ("bootshare.log=info quiet  ro -- splash", Some("quiet ro")),
+            ("bootshare.cmd=\"ls /; walk /\"", None),
+            ("bootshare.cmd=\"ls /\" x=\"a b\" y", Some("x=\"a b\" y")),
+            ("-- console=ttyS0", None),
+            ("", None),
+        ] {
+            let words = boot(&["d", "--append", append]).unwrap().foreign_words();
+            assert_eq!(words.as_deref(), foreign, "{append}");
+        }
+        assert_eq!(boot(&["d"]).unwrap().foreign_words(), None);
+    }
+
+    #[test]
+    fn kernels_are_prepared_for_our_own_firmware_only() {
+        let host = boot(&["d"]).unwrap().host;
+        assert!(host.prepare(true).is_some());
+        assert!(host.prepare(false).is_none());
+        let host = boot(&["d", "--no-prepare"]).unwrap().host;
+        assert!(host.prepare(true).is_none());
+    }
+
+    #[test]
+    fn an_accelerator_is_used_as_it_was_asked_for() {
+        let other = match Board::of_this_machine().arch() {
+            Arch::X86_64 => Board::Aarch64Virt,
+            Arch::Aarch64 => Board::X86_64Q35,
+        };
+        let foreign = format!("tcg, since this machine is no {}", other.arch().name());
+        for (choice, board, accel, by, has_fallback) in [
+            ("tcg", Board::of_this_machine(), Accel::Tcg, "tcg", false),
+            ("kvm", Board::of_this_machine(), Accel::Kvm, "KVM", false),
+            ("auto", other, Accel::Tcg, &*foreign, true),
+        ] {
+            let mut machine = Machine::new(board, "image");
+            let host = boot(&["d", "--accel", choice]).unwrap().host;
+            assert_eq!(host.accel.set(&mut machine), by);
+            assert_eq!(machine.accel, accel);
+            assert_eq!(machine.fallback.is_some(), has_fallback);
+        }
+        let mut machine = Machine::new(Board::of_this_machine(), "image");
+        let by = boot(&["d"]).unwrap().host.accel.set(&mut machine);
+        let has_kvm = kvm::check().is_ok();
+        assert_eq!(machine.accel == Accel::Kvm, has_kvm);
+        assert_eq!(by == "KVM", has_kvm);
+        assert_eq!(by.starts_with("tcg, since "), !has_kvm);
+    }
+
+    #[test]
+    fn the_end_of_a_run_is_reported_by_what_helps() {
+        fn report(outcome: Outcome) -> Report {
+            Report {
+                outcome,
+                console: Vec::new(),
+                unshown: 0,
+                denied: vec!["denied".to_owned()],
+                last_requests: vec!["asked".to_owned()],
+                last_lines: vec!["shown".to_owned()],
+                is_start_last: false,
+                is_cut: true,
+                steps_left: 0,
+                duration: Duration::ZERO,
+            }
+        }
+        let mut machine = Machine::new(Board::X86_64Q35, "image");
+        let plain = |text: String| anstream::adapter::strip_str(&text).to_string();
+        let warning = "bootshare-host: warning: denied\n";
+        let error = "bootshare-host: error: the time limit passed: allow more with --timeout\n";
+        let text = end_of_run(&machine, &report(Outcome::TimedOut), false);
+        assert_eq!(plain(text), format!("{warning}{error}"));
+        let text = end_of_run(&machine, &report(Outcome::TimedOut), true);
+        assert_eq!(plain(text), error);
+        let text = end_of_run(&machine, &report(Outcome::PowerOff), false);
+        assert_eq!(plain(text), warning);
+        let text = end_of_run(&machine, &report(Outcome::OutputClosed), true);
+        assert_eq!(text, "");
+
+        machine.watch.fail.push("panic".parse().unwrap());
+        let lines = "bootshare-host: the console's last lines:\n    shown\n";
+        let asked = "bootshare-host: asked\n";
+        let more = "bootshare-host: `--log debug` shows what the firmware does, `--trace FILE` \
+                    what it and the kernel ask the share for\n";
+        let text = end_of_run(&machine, &report(Outcome::TimedOut), false);
+        assert_eq!(
+            plain(text),
+            format!("\n{warning}{error}{lines}{asked}{more}")
+        );
+        let text = end_of_run(&machine, &report(Outcome::TimedOut), true);
+        assert_eq!(plain(text), format!("\n{error}"));
+        let text = end_of_run(&machine, &report(Outcome::Expected), false);
+        assert_eq!(plain(text), format!("\n{warning}"));
+        let text = end_of_run(&machine, &report(Outcome::Interrupted), false);
+        let interrupted = "bootshare-host: error: interrupted\n";
+        assert_eq!(plain(text), format!("\n{warning}{interrupted}"));
+
+        let mut silent = report(Outcome::TimedOut);
+        silent.last_lines.clear();
+        silent.is_cut = false;
+        let text = plain(end_of_run(&machine, &silent, false));
+        assert!(text.starts_with(&format!(
+            "{warning}{error}bootshare-host: the console showed nothing"
+        )));
+        assert!(
+            text.ends_with(&format!("doctor` looks for what is missing\n{asked}{more}")),
+            "{text}"
+        );
+        silent.last_requests.clear();
+        let text = plain(end_of_run(&machine, &silent, false));
+        assert!(text.ends_with("looks for what is missing\n"), "{text}");
+        let mut unread = report(Outcome::TimedOut);
+        unread.unshown = 7;
+        let text = plain(end_of_run(&machine, &unread, true));
+        let said = "\nbootshare-host: error: standard output did not take 7 bytes of the console";
+        assert!(text.starts_with(said) && text.ends_with(error), "{text}");
+    }
+
+    #[test]
+    fn options_reach_the_machine() {
+        let words = "d --share t=e:f -m 2G -c 3 --el2 --gdb --net user --disk k --qemu-arg=-x -t 2m \
+                     -f bad -e good --server s --request-queues 2 --thread-pool-size 4 \
+                     --cache=always --xattr --owner root --fault drop=READ --trace u --qemu q \
+                     --legacy-mmio";
+        let words: Vec<_> = words.split_whitespace().collect();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("image.elf");
+        std::fs::write(&file, b"\x7fELF").unwrap();
+        let board = Board::X86_64Q35;
+        let image = Image::find(Some(file.clone()), board).unwrap();
+        let machine = boot(&words).unwrap().machine(board, &image).unwrap();
+        let shares: Vec<_> = machine.shares.iter().map(ToString::to_string).collect();
+        assert_eq!(shares, ["bootshare (d)", "t (e, f)"]);
+        assert_eq!((machine.board, machine.firmware), (board, file));
+        assert_eq!(machine.append, "bootshare.cmdline-default=console=ttyS0");
+        assert_eq!((machine.memory_mib, machine.smp), (2048, 3));
+        assert_eq!(
+            (machine.request_queues, machine.thread_pool_size),
+            (2, Some(4))
+        );
+        assert_eq!((machine.gdb, machine.has_network), (Some(1234), true));
+        assert!(machine.el2 && machine.xattr && machine.legacy_mmio);
+        assert_eq!(
+            (machine.disks, machine.qemu_args),
+            (vec!["k".into()], vec!["-x".into()])
+        );
+        assert_eq!(machine.time_limit, Some(Duration::from_secs(120)));
+        assert_eq!(
+            (machine.watch.expect.len(), machine.watch.fail.len()),
+            (1, 1)
+        );
+        assert_eq!((machine.cache, machine.owner), (Cache::Always, Owner::Root));
+        assert_eq!(machine.fault.unwrap().to_string(), "drop=READ");
+        let [server, trace, qemu] =
+            [machine.server, machine.trace, machine.qemu].map(Option::unwrap);
+        assert_eq!([server, trace, qemu], ["s", "u", "q"].map(PathBuf::from));
+        // None of them is on by itself.
+        let machine = boot(&["d"]).unwrap().machine(board, &image).unwrap();
+        assert!(!machine.el2 && !machine.xattr && !machine.legacy_mmio && !machine.has_network);
+        assert!(!machine.watch.is_used() && machine.shares.len() == 1);
+        let error = boot(&["--share", "t"])
+            .unwrap()
+            .machine(board, &image)
+            .err()
+            .unwrap();
+        assert_eq!(error.to_string().lines().count(), 1);
+    }
 
     #[test]
     fn memory_and_times_have_units_and_ranges() {

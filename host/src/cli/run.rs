@@ -304,3 +304,44 @@ fn share(word: &str) -> Result<(Share, String)> {
     }
     Ok((Share::new(tag, dir), place.to_owned()))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::FromArgMatches;
+
+    use super::*;
+
+    /// The options of `bootshare-host run ARGS`.
+    fn run(args: &[&str]) -> Run {
+        let words = ["run"].iter().chain(args);
+        let command = Run::augment_args(clap::Command::new("run"));
+        let matches = command.try_get_matches_from(words).unwrap();
+        Run::from_arg_matches(&matches).unwrap()
+    }
+
+    #[test]
+    fn a_share_has_a_directory_and_a_place() {
+        let (shared, place) = share("t=/a:b=c:/mnt").unwrap();
+        assert_eq!(
+            (shared.to_string(), place),
+            ("t (/a:b=c)".to_owned(), "/mnt".to_owned())
+        );
+        for (word, said) in [
+            ("t", "it has no ="),
+            ("t=/a", "it has no place"),
+            ("a:b=/a:/mnt", "a tag has no colon here"),
+            ("t=:/mnt", "is no absolute path"),
+            ("t=/a:mnt", "is no absolute path"),
+        ] {
+            let error = share(word).unwrap_err().to_string();
+            assert!(error.contains(said), "{word}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_command_is_named_as_a_shell_would_read_it() {
+        assert_eq!(run(&["/"]).words(), "a shell");
+        assert_eq!(run(&["/", "--", "ls", "-l"]).words(), "ls -l");
+        assert_eq!(run(&["/", "--init", "/sbin/init"]).words(), "/sbin/init");
+    }
+}

@@ -485,6 +485,7 @@ mod tests {
                 last_lines: console.lines().map(str::to_owned).collect(),
                 unshown: 0,
                 denied: Vec::new(),
+                last_requests: Vec::new(),
                 is_start_last: false,
                 is_cut: false,
                 steps_left: 0,

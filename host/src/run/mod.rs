@@ -316,6 +316,11 @@ impl<'a, 's> Run<'a, 's> {
         Ok(Report {
             outcome,
             denied: self.servers.iter().filter_map(Serving::denied).collect(),
+            last_requests: self
+                .servers
+                .iter()
+                .filter_map(Serving::last_requests)
+                .collect(),
             unshown,
             last_lines: self.watcher.last_lines(),
             is_start_last: self.watcher.shows_start(),

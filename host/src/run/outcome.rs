@@ -150,6 +150,9 @@ pub struct Report {
     /// For each share a line about the first file that the guest could not read because of the
     /// host's permissions.
     pub denied: Vec<String>,
+    /// For each share that the guest has used a line about the last requests that its server
+    /// answered; servers that are programs of their own do not report them.
+    pub last_requests: Vec<String>,
     /// The last lines of the console, without escape sequences.
     pub last_lines: Vec<String>,
     /// Whether the last of them is the firmware's message that it starts a kernel.
@@ -242,4 +245,203 @@ pub(super) fn judge(watch: &Watch, watcher: &mut Watcher, end: Outcome) -> Resul
             None => end,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::Board;
+
+    fn not_shown(end: Outcome) -> Outcome {
+        Outcome::NotShown {
+            pattern: "ready".to_owned(),
+            place: (2, 3),
+            end: Box::new(end),
+        }
+    }
+
+    /// Each outcome with its exit status and its text.
+    fn all() -> Vec<(Outcome, u8, &'static str)> {
+        let failure = |stderr: &str| Outcome::QemuFailed {
+            status: "exit status: 1".to_owned(),
+            stderr: stderr.to_owned(),
+        };
+        let server = |stderr: &str| Outcome::ServerFailed {
+            what: "the server failed".to_owned(),
+            stderr: stderr.to_owned(),
+        };
+        let shown = Outcome::FailureShown {
+            pattern: "panic".to_owned(),
+            line: "a panic: no".to_owned(),
+        };
+        let only = Outcome::NotShown {
+            pattern: "ready".to_owned(),
+            place: (1, 1),
+            end: Box::new(Outcome::PowerOff),
+        };
+        let console = "the console never showed --expect 'ready'";
+        assert_eq!(
+            only.to_string(),
+            format!("{console}: the guest powered off")
+        );
+        vec![
+            (
+                Outcome::FirmwareExit(7),
+                7,
+                "the firmware ended with status 7",
+            ),
+            (Outcome::PowerOff, 0, "the guest powered off"),
+            (
+                Outcome::Reset,
+                120,
+                "look above for a panic, or power it off",
+            ),
+            (
+                Outcome::Panic,
+                1,
+                "the firmware failed, or the guest panicked: look above",
+            ),
+            (
+                Outcome::TimedOut,
+                124,
+                "the time limit passed: allow more with --timeout",
+            ),
+            (
+                failure("bad luck\n"),
+                121,
+                "QEMU failed (exit status: 1): bad luck",
+            ),
+            (failure(" \n"), 121, "QEMU failed (exit status: 1)"),
+            (server("bad luck\n"), 122, "the server failed: bad luck"),
+            (server(""), 122, "the server failed"),
+            (Outcome::Interrupted, 130, "interrupted"),
+            (Outcome::OutputClosed, 141, "standard output was closed"),
+            (Outcome::Expected, 0, "the console showed what was expected"),
+            (shown, 1, "the console showed --fail 'panic': a panic: no"),
+            (
+                not_shown(Outcome::PowerOff),
+                1,
+                "'ready', 2 of 3: the guest powered off",
+            ),
+            (
+                not_shown(Outcome::TimedOut),
+                124,
+                "2 of 3: the time limit passed: allow more with --timeout",
+            ),
+        ]
+    }
+
+    #[test]
+    fn each_outcome_has_its_exit_status_and_its_text() {
+        let mut statuses = BTreeSet::new();
+        for (outcome, status, end) in all() {
+            assert_eq!(outcome.exit_code(), status, "{outcome}");
+            assert!(outcome.to_string().ends_with(end), "{outcome}");
+            statuses.insert(status);
+        }
+        for (status, _) in EXIT_STATUSES {
+            // No outcome has 123: nothing was started.
+            let first = status.split(' ').next().unwrap().parse().unwrap();
+            let is_known = statuses.contains(&first) || status == "2 to 63" || first == 123;
+            assert!(is_known, "{status}");
+        }
+    }
+
+    fn report(outcome: Outcome, lines: &[&str], is_start_last: bool) -> Report {
+        Report {
+            outcome,
+            console: b"one\xff".to_vec(),
+            unshown: 0,
+            denied: Vec::new(),
+            last_requests: Vec::new(),
+            last_lines: lines.iter().map(|line| (*line).to_owned()).collect(),
+            is_start_last,
+            is_cut: false,
+            steps_left: 0,
+            duration: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn a_silent_machine_gets_a_hint() {
+        let mut machine = Machine::new(Board::X86_64Q35, "image");
+        let start = ["bootshare: starting /vmlinuz"];
+        let hint = |machine: &Machine, report: Report| report.hint(machine).unwrap_or_default();
+        for outcome in [Outcome::Reset, not_shown(Outcome::TimedOut)] {
+            let started = hint(&machine, report(outcome.clone(), &start, true));
+            assert!(started.contains("--cmdline console=ttyS0"), "{started}");
+            let silent = hint(&machine, report(outcome.clone(), &[], false));
+            assert!(
+                silent.contains("not even the firmware's first line"),
+                "{silent}"
+            );
+            assert_eq!(hint(&machine, report(outcome, &["text"], false)), "");
+        }
+        // Somebody else ended it.
+        assert_eq!(hint(&machine, report(Outcome::PowerOff, &start, true)), "");
+        assert_eq!(hint(&machine, report(Outcome::Panic, &[], false)), "");
+        machine.watch.fail.push("panic".parse().unwrap());
+        let silent = "the console showed nothing";
+        assert_eq!(hint(&machine, report(Outcome::Panic, &[], false)), silent);
+        assert_eq!(hint(&machine, report(Outcome::Panic, &["text"], false)), "");
+        assert_eq!(hint(&machine, report(Outcome::Expected, &[], false)), "");
+        // A debugger, or -S, has not started it yet.
+        machine.qemu_args.push("-S".into());
+        assert_eq!(hint(&machine, report(Outcome::TimedOut, &start, true)), "");
+        assert_eq!(
+            hint(&machine, report(Outcome::TimedOut, &[], false)),
+            silent
+        );
+    }
+
+    #[test]
+    fn the_console_as_text_shows_bytes_that_are_no_text() {
+        assert_eq!(report(Outcome::PowerOff, &[], false).text(), "one\u{fffd}");
+    }
+
+    #[test]
+    fn the_patterns_decide_unless_qemu_or_a_server_failed() {
+        let watch = Watch {
+            expect: vec!["one".parse().unwrap(), "two$".parse().unwrap()],
+            fail: vec!["bad".parse().unwrap()],
+        };
+        let judged = |console: &str, end: &Outcome| {
+            let mut watcher = Watcher::new(&watch, std::iter::empty()).unwrap();
+            watcher.feed(console.as_bytes()).unwrap();
+            judge(&watch, &mut watcher, end.clone()).unwrap()
+        };
+        let failed = Outcome::FailureShown {
+            pattern: "bad".to_owned(),
+            line: "a bad end".to_owned(),
+        };
+        let missing = |place: usize, end: &Outcome| Outcome::NotShown {
+            pattern: ["one", "two$"][place - 1].to_owned(),
+            place: (place, 2),
+            end: Box::new(end.clone()),
+        };
+        for (end, _, _) in all() {
+            let is_failure = matches!(
+                end,
+                Outcome::QemuFailed { .. } | Outcome::ServerFailed { .. }
+            );
+            let (nothing, half) = match end {
+                Outcome::Interrupted => (end.clone(), end.clone()),
+                _ if is_failure => (end.clone(), end.clone()),
+                _ => (missing(1, &end), missing(2, &end)),
+            };
+            assert_eq!(judged("", &end), nothing);
+            assert_eq!(judged("one\n", &end), half);
+            if end != Outcome::Interrupted {
+                // The end of the console ends its line.
+                assert_eq!(judged("one two", &end), Outcome::Expected);
+                assert_eq!(judged("a bad end", &end), failed);
+            }
+        }
+        let nothing = Watch::default();
+        let mut watcher = Watcher::new(&nothing, std::iter::empty()).unwrap();
+        let end = judge(&nothing, &mut watcher, Outcome::Reset).unwrap();
+        assert_eq!(end, Outcome::Reset);
+    }
 }

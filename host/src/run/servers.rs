@@ -187,6 +187,20 @@ impl Serving {
         }
     }
 
+    /// What was asked for last, if the server is our own.
+    pub(super) fn last_requests(&self) -> Option<String> {
+        match &self.server {
+            Running::External(_) => None,
+            Running::Embedded(server) => {
+                let requests = server.last_requests()?;
+                Some(format!(
+                    "the share {} answered last: {requests}",
+                    self.share
+                ))
+            }
+        }
+    }
+
     /// Stops the server, which may end by itself until `deadline`. Returns the run's outcome if the
     /// server has failed, even if the machine did not notice.
     pub(super) fn finish(&mut self, deadline: Instant) -> Result<Option<Outcome>> {

@@ -285,6 +285,29 @@ impl Injector {
 }
 
 impl Verdict {
+    /// The faults in words, for a trace; `None` if there is none.
+    pub(super) fn describe(&self) -> Option<String> {
+        let mut words = Vec::new();
+        if let Some(time) = self.delay {
+            words.push(format!("delay {time:?}"));
+        }
+        for (word, applies) in [
+            ("drop", self.drop),
+            ("panic", self.panic),
+            ("disconnect", self.disconnect),
+            ("error", self.error.is_some()),
+            ("corrupt", self.corrupt.is_some()),
+        ] {
+            if applies {
+                words.push(word.to_owned());
+            }
+        }
+        if let Some(bytes) = self.truncate {
+            words.push(format!("truncate {bytes}"));
+        }
+        (!words.is_empty()).then(|| words.join(", "))
+    }
+
     fn add(&mut self, effect: Effect, ordinal: u64) {
         match effect {
             Effect::Delay(time) => {
@@ -365,6 +388,104 @@ mod tests {
     }
 
     #[test]
+    fn faults_of_one_request_add_up_and_are_described() {
+        let rules = "delay=1s@READ,delay=20ms,drop=READ:2,panic=READ:2,error=EIO@READ,truncate=9@READ,\
+                     truncate=7@READ,truncate=8@READ,corrupt=5@READ:2,disconnect-after=1";
+        let [first, second] = verdicts(rules, &[READ, READ])[..] else {
+            panic!("two requests");
+        };
+        assert_eq!(first.delay, Some(Duration::from_millis(1020)));
+        assert_eq!((first.error, first.truncate), (Some(libc::EIO), Some(7)));
+        assert!(!first.drop && !first.panic && !first.disconnect && first.corrupt.is_none());
+        assert_eq!(first.describe().unwrap(), "delay 1.02s, error, truncate 7");
+        assert!(second.drop && second.panic && second.disconnect);
+        let all = "delay 1.02s, drop, panic, disconnect, error, corrupt, truncate 7";
+        assert_eq!(second.describe().unwrap(), all);
+        assert_eq!(Verdict::default().describe(), None);
+    }
+
+    #[test]
+    fn corruption_differs_between_requests_and_seeds() {
+        let seeds = |rules: &str| -> Vec<_> {
+            let all = verdicts(rules, &[READ; 4]);
+            all.iter().filter_map(|verdict| verdict.corrupt).collect()
+        };
+        let first = seeds("corrupt=1@READ");
+        assert_eq!(first.len(), 4);
+        assert!(
+            first
+                .iter()
+                .all(|seed| first.iter().filter(|it| *it == seed).count() == 1)
+        );
+        assert_ne!(first, seeds("corrupt=2@READ"));
+        // The published sequence of SplitMix64 that begins with the state 0.
+        assert_eq!(mix(0), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(mix(0x9e37_79b9_7f4a_7c15), 0x6e78_9e6a_a1b9_65f4);
+    }
+
+    #[test]
+    fn numbers_times_and_shares_have_their_ranges() {
+        let rule = |text: &str| text.parse::<Fault>().map(|fault| fault.rules[0].clone());
+        let effect = |text: &str| rule(text).unwrap().effect;
+        assert_eq!(
+            effect("delay=250us"),
+            Effect::Delay(Duration::from_micros(250))
+        );
+        assert_eq!(
+            effect("delay=20ms"),
+            Effect::Delay(Duration::from_millis(20))
+        );
+        assert_eq!(
+            effect("delay=1.5s"),
+            Effect::Delay(Duration::from_millis(1500))
+        );
+        assert_eq!(effect("error=1"), Effect::Error(1));
+        assert_eq!(effect("error=4095"), Effect::Error(4095));
+        assert_eq!(effect("error=ELOOP"), Effect::Error(libc::ELOOP));
+        assert!(rule("error=0").is_err());
+        let when = |text: &str| rule(text).unwrap().which.when;
+        assert_eq!(when("drop=3"), When::Nth(3));
+        assert_eq!(when("drop=READ:3+"), When::From(3));
+        assert_eq!(when("drop=100%"), When::Percent(100.0));
+        assert_eq!(when("drop=READ"), When::Always);
+        assert_eq!(rule("drop=read:1").unwrap().which.opcode, Some(READ));
+        assert_eq!(rule("drop=1").unwrap().which.opcode, None);
+        let all = verdicts("drop=READ:100%,panic=READ:0%", &[READ; 100]);
+        assert!(all.iter().all(|verdict| verdict.drop && !verdict.panic));
+        assert_eq!(
+            "drop=1, seed=3".parse::<Fault>().unwrap().to_string(),
+            "drop=1, seed=3"
+        );
+    }
+
+    #[test]
+    fn rules_of_one_share_hit_different_requests() {
+        let all = verdicts("drop=READ:50%,panic=READ:50%", &[READ; 1000]);
+        let both = all
+            .iter()
+            .filter(|verdict| verdict.drop && verdict.panic)
+            .count();
+        assert!((150..350).contains(&both), "{both}");
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_faults_in_each_version() {
+        let rules = "drop=READ:30%,panic=READ:30%,corrupt=5@READ,seed=7";
+        let all = verdicts(rules, &[READ; 40]);
+        let hit = |is: fn(&Verdict) -> bool| -> Vec<_> {
+            let all = (1..).zip(&all).filter(|(_, it)| is(it));
+            all.map(|(ordinal, _)| ordinal).collect()
+        };
+        assert_eq!(
+            hit(|it| it.panic),
+            [1, 2, 5, 7, 8, 9, 11, 12, 15, 23, 30, 33, 35]
+        );
+        assert_eq!(hit(|it| it.drop), [2, 4, 6, 7, 11, 19, 29, 30, 33, 35, 38]);
+        let seeds = [all[0].corrupt, all[1].corrupt].map(Option::unwrap);
+        assert_eq!(seeds, [0xb144_1d25_4bd8_6cd7, 0x953d_eb0d_47b9_380a]);
+    }
+
+    #[test]
     fn invalid_rules_are_refused_by_name() {
         for (text, part) in [
             ("", "KIND=VALUE"),
@@ -380,6 +501,9 @@ mod tests {
             ("truncate=x", "not a number"),
             ("drop=READ,,", "KIND=VALUE"),
             ("disconnect-after=3@READ", "disconnect-after=N"),
+            ("drop=READ@3", "drop=WHICH"),
+            ("panic=READ@3", "panic=WHICH"),
+            ("seed=1@READ", "seed=N"),
         ] {
             let error = format!("{:#}", text.parse::<Fault>().unwrap_err());
             assert!(error.contains(part), "{text}: {error}");

@@ -189,6 +189,12 @@ impl Server {
         self.service.denied()
     }
 
+    /// The last request that was answered, and the last one that failed, on one line: operation, path
+    /// in the share, and bytes or error.
+    pub fn last_requests(&self) -> Option<String> {
+        self.service.last_requests()
+    }
+
     /// Stops the server, even with QEMU connected, and joins its threads. It waits for at most 10
     /// s, because a thread may hang in a read from a file system of the host; such a thread ends
     /// with the process.

@@ -97,6 +97,19 @@ pub(super) fn is_init(opcode: u32) -> bool {
     opcode == 26
 }
 
+pub(super) fn is_lookup(opcode: u32) -> bool {
+    opcode == 1
+}
+
+pub(super) fn is_read(opcode: u32) -> bool {
+    opcode == 15
+}
+
+/// Whether an operation closes a handle: RELEASE, FLUSH, RELEASEDIR.
+pub(super) fn is_closing(opcode: u32) -> bool {
+    matches!(opcode, 18 | 25 | 29)
+}
+
 /// The error for a request that a read-only server refuses; `None` if the file system is to answer
 /// it. `body` is what follows the request's header.
 pub(super) fn refusal(opcode: u32, body: &[u8]) -> Option<Errno> {
@@ -126,10 +139,15 @@ pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
+/// The 64-bit number at an offset in a request or reply.
+pub(super) fn long(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
 /// Whether open(2) with these flags may change something. The values are the same on all
-/// architectures that we serve: O_ACCMODE, O_CREAT, O_TRUNC.
+/// architectures that we serve: O_ACCMODE 3, O_CREAT 100, O_TRUNC 1000.
 fn writes(flags: u32) -> bool {
-    flags & 0o3 != 0 || flags & (0o100 | 0o1000) != 0
+    flags & 0o1103 != 0
 }
 
 #[cfg(test)]
@@ -166,6 +184,48 @@ mod tests {
         assert_eq!(refusal(7, &[]), Some(Errno::NOSYS));
         assert_eq!(refusal(4096, &[]), Some(Errno::NOSYS));
         assert_eq!(refusal(1, &[]), None);
+    }
+
+    #[test]
+    fn operations_with_a_treatment_of_their_own_are_known() {
+        let known = |is: fn(u32) -> bool| -> Vec<_> { (0..60).filter(|&op| is(op)).collect() };
+        let named =
+            |names: &[&str]| -> Vec<_> { names.iter().filter_map(|name| by_name(name)).collect() };
+        let silent = ["FORGET", "INTERRUPT", "DESTROY", "BATCH_FORGET"];
+        assert_eq!(known(is_silent), named(&silent));
+        assert_eq!(known(is_init), named(&["INIT"]));
+        assert_eq!(known(is_lookup), named(&["LOOKUP"]));
+        assert_eq!(known(is_read), named(&["READ"]));
+        assert_eq!(
+            known(is_closing),
+            named(&["RELEASE", "FLUSH", "RELEASEDIR"])
+        );
+    }
+
+    #[test]
+    fn access_is_refused_for_writing_only() {
+        for (mask, errno) in [
+            (0_u32, None),
+            (1, None),
+            (4, None),
+            (5, None),
+            (2, Some(Errno::ROFS)),
+            (7, Some(Errno::ROFS)),
+        ] {
+            assert_eq!(refusal(34, &mask.to_le_bytes()), errno, "{mask}");
+        }
+        assert_eq!(refusal(34, &[]), Some(Errno::INVAL));
+    }
+
+    #[test]
+    fn numbers_are_little_endian_and_end_with_the_bytes() {
+        let bytes: Vec<u8> = (1..=12).collect();
+        assert_eq!(word(&bytes, 1), Some(0x0504_0302));
+        assert_eq!(word(&bytes, 8), Some(0x0c0b_0a09));
+        assert_eq!(word(&bytes, 9), None);
+        assert_eq!(long(&bytes, 1), Some(0x0908_0706_0504_0302));
+        assert_eq!(long(&bytes, 4), Some(0x0c0b_0a09_0807_0605));
+        assert_eq!(long(&bytes, 5), None);
     }
 
     #[test]

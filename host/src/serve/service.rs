@@ -80,6 +80,11 @@ impl Service {
         self.share.denied()
     }
 
+    /// The last request that succeeded and the last one that failed, on one line.
+    pub(super) fn last_requests(&self) -> Option<String> {
+        self.share.last_requests()
+    }
+
     /// Closes all handles of a guest that has disconnected, and forgets its nodes.
     pub(super) fn forget_all(&self) {
         self.share.forget_all();
@@ -132,6 +137,14 @@ impl Service {
         if !verdict.drop && !verdict.disconnect {
             answer = self.reply(chain, taken);
             spoil(chain, verdict, &mut answer);
+        }
+        if let Some(used) = answer.used
+            && !opcode::is_silent(taken.opcode())
+        {
+            let bytes = used.saturating_sub(REPLY_HEADER as u32);
+            self.share
+                .last
+                .note(taken.head(), error_of(chain, used), bytes);
         }
         if let Some(recorder) = &self.trace {
             let limit = trace::reply_head(taken.opcode());
@@ -276,6 +289,16 @@ fn flip(chain: &DescriptorChain<impl MemoryRef>, mut offset: u64, bits: u8) {
         }
         return;
     }
+}
+
+/// The errno of a reply, or 0. Only a reply without a body has one.
+fn error_of(chain: &DescriptorChain<impl MemoryRef>, used: u32) -> i32 {
+    let header = chain.clone().writable().next();
+    let header = header.filter(|_| used == REPLY_HEADER as u32);
+    let error = header
+        .and_then(|part| vm_memory::Address::checked_add(&part.addr(), 4))
+        .and_then(|address| chain.memory().read_obj::<i32>(address).ok());
+    error.map_or(0, i32::wrapping_neg)
 }
 
 /// The first bytes of a reply, no more than `limit`.

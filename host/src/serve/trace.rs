@@ -28,7 +28,7 @@ use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
 
 use super::fault::Verdict;
-use super::opcode::{self, word};
+use super::opcode::{self, long, word};
 use crate::lock::lock;
 use crate::output;
 
@@ -156,10 +156,6 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn long(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
-}
-
 /// The nodes in a READDIRPLUS's reply, by name.
 fn children(mut rest: &[u8]) -> Value {
     let mut found = Map::new();
@@ -205,7 +201,7 @@ impl Exchange<'_> {
             let error = word(reply, 4).map_or(0, u32::cast_signed);
             if used >= 16 && error != 0 {
                 put("error", json!(error.wrapping_neg()));
-            } else if opcode::name(opcode) == Some("LOOKUP") {
+            } else if opcode::is_lookup(opcode) {
                 put("child", json!(long(reply, 16)));
             } else if opcode::name(opcode) == Some("READDIRPLUS") {
                 put("children", children(reply.get(16..).unwrap_or_default()));
@@ -237,30 +233,6 @@ impl Exchange<'_> {
         let name = body.get(name_at..).unwrap_or_default();
         let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
         put("name", json!(name.escape_ascii().to_string()));
-    }
-}
-
-impl Verdict {
-    fn describe(&self) -> Option<String> {
-        let mut words = Vec::new();
-        if let Some(time) = self.delay {
-            words.push(format!("delay {time:?}"));
-        }
-        for (word, applies) in [
-            ("drop", self.drop),
-            ("panic", self.panic),
-            ("disconnect", self.disconnect),
-            ("error", self.error.is_some()),
-            ("corrupt", self.corrupt.is_some()),
-        ] {
-            if applies {
-                words.push(word.to_owned());
-            }
-        }
-        if let Some(bytes) = self.truncate {
-            words.push(format!("truncate {bytes}"));
-        }
-        (!words.is_empty()).then(|| words.join(", "))
     }
 }
 
@@ -570,6 +542,134 @@ mod tests {
         line(&["GETATTR", "t:/dir/below ", "ok"]);
         line(&["all", " 5 ", " 1 "]);
         line(&["5 operations in ", "round trips"]);
+    }
+
+    /// A record of a request with this body and reply.
+    fn described(opcode: u32, body: &[u8], reply: Option<(&[u8], u32)>, verdict: Verdict) -> Value {
+        let origin = Instant::now();
+        let request = request(opcode, 7, body);
+        let exchange = Exchange {
+            tag: "t",
+            start: origin + Duration::from_micros(5),
+            request: &request,
+            request_len: 99,
+            reply,
+            verdict,
+        };
+        exchange.describe(origin, origin + Duration::from_micros(12))
+    }
+
+    #[test]
+    fn a_record_has_what_the_request_and_the_reply_hold() {
+        let dropped = Verdict {
+            drop: true,
+            ..Verdict::default()
+        };
+        let record = described(3, &[], None, dropped);
+        let expected = json!({
+            "tag": "t", "at": 5, "op": "GETATTR", "unique": 0, "node": 7, "in": 99, "fault": "drop",
+        });
+        assert_eq!(record, expected);
+        let found = reply(0, &9_u64.to_le_bytes());
+        let record = described(1, b"a\xff\0b", Some((&found, 144)), Verdict::default());
+        let expected = json!({
+            "tag": "t", "at": 5, "took": 7, "op": "LOOKUP", "unique": 0, "node": 7, "in": 99,
+            "out": 144, "name": "a\\xff", "child": 9,
+        });
+        assert_eq!(record, expected);
+        // Less than a header was written: nothing is known.
+        let record = described(3, &[], Some((&reply(-5, &[]), 15)), Verdict::default());
+        assert_eq!((record.get("error"), &record["out"]), (None, &json!(15)));
+        let record = described(3, &[], Some((&reply(-5, &[]), 16)), Verdict::default());
+        assert_eq!(record["error"], json!(5));
+        assert_eq!(described(4096, &[], None, dropped)["op"], json!("4096"));
+    }
+
+    #[test]
+    fn a_body_is_described_by_its_operation() {
+        let names: [(usize, &[&str]); 3] = [
+            (0, &["LOOKUP", "UNLINK", "RMDIR", "REMOVEXATTR", "SYMLINK"]),
+            (8, &["MKDIR", "GETXATTR", "SETXATTR", "RENAME", "LINK"]),
+            (16, &["MKNOD", "CREATE", "RENAME2", "TMPFILE"]),
+        ];
+        for (at, operations) in names {
+            for operation in operations {
+                let body = [&[b'x'; 16][..at], b"name\0rest"].concat();
+                let opcode = opcode::by_name(operation).unwrap();
+                let record = described(opcode, &body, None, Verdict::default());
+                assert_eq!(record["name"], json!("name"), "{operation}");
+            }
+        }
+        let mut body = 3_u64.to_le_bytes().to_vec();
+        body.extend(4_u64.to_le_bytes());
+        body.extend(5_u32.to_le_bytes());
+        for (operation, keys) in [
+            ("READ", 3),
+            ("READDIR", 3),
+            ("READDIRPLUS", 3),
+            ("WRITE", 3),
+            ("RELEASE", 1),
+            ("RELEASEDIR", 1),
+            ("FSYNC", 1),
+            ("LSEEK", 1),
+            ("STATFS", 0),
+        ] {
+            let opcode = opcode::by_name(operation).unwrap();
+            let record = described(opcode, &body, None, Verdict::default());
+            let found = ["handle", "offset", "size"].map(|key| record.get(key).cloned());
+            let all = [json!(3), json!(4), json!(5)].map(Some);
+            assert_eq!(found[..keys], all[..keys], "{operation}");
+            assert!(found[keys..].iter().all(Option::is_none), "{operation}");
+            assert_eq!(record.get("name"), None);
+        }
+    }
+
+    #[test]
+    fn replies_are_recorded_as_far_as_they_are_needed() {
+        assert_eq!(reply_head(1), 16 + 128);
+        assert_eq!(reply_head(44), 64 << 10);
+    }
+
+    #[test]
+    fn totals_add_up_and_overlapping_requests_are_one_round_trip() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trace");
+        let lines = r#"{"bootshare-trace":1}
+{"tag":"t","at":1000,"took":1500,"op":"LOOKUP","node":1,"in":45,"out":144,"name":"a","child":2}
+{"tag":"t","at":2000,"took":250,"op":"LOOKUP","node":2,"in":46,"out":16,"name":"b","error":2}
+{"tag":"t","at":2400,"took":600,"op":"READ","node":2,"in":80,"out":26,"offset":9,"size":10}
+{"tag":"t","at":4000,"op":"READ","node":5,"in":80,"offset":0,"size":7,"fault":"drop"}
+{"tag":"t","at":5000,"took":2000,"op":"FORGET","node":2,"in":48,"out":0}
+{"tag":"u","at":6000,"took":1000,"op":"INIT","node":0,"in":56,"out":80,"error":99999}
+"#;
+        fs::write(&path, lines).unwrap();
+        let mut text = Vec::new();
+        print(&path, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let rows: Vec<_> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        let expected = [
+            "at ms took ms operation file bytes result",
+            "1.000 1.500 LOOKUP t:/a 144 ok",
+            "2.000 0.250 LOOKUP t:/a/b 16 No such file or directory (os error 2)",
+            "2.400 0.600 READ t:/a 26 ok, 10 at 9",
+            "4.000 - READ t:#5 0 never answered, 7 at 0 (fault: drop)",
+            "5.000 2.000 FORGET t:/a 0 ok",
+            "6.000 1.000 INIT u: 80 Unknown error 99999 (os error 99999)",
+            "",
+            "operation count errors lost bytes in bytes out total ms mean ms most ms",
+            "FORGET 1 0 0 48 0 2.000 2.000 2.000",
+            "INIT 1 1 0 56 80 1.000 1.000 1.000",
+            "LOOKUP 2 1 0 91 160 1.750 0.875 1.500",
+            "READ 2 0 1 160 26 0.600 0.300 0.600",
+            "all 6 2 1 355 266 5.350 0.891 2.000",
+            "",
+            // From 1.0 to 3.0, at 4.0, and from 6.0 to 7.0.
+            "6 operations in 3 round trips; 3.000 ms of 6.000 ms waiting for the server",
+        ];
+        assert_eq!(rows, expected);
     }
 
     #[test]

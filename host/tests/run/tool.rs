@@ -649,6 +649,12 @@ fn the_console_decides_the_result_of_a_boot_test() {
     let last = "\n    demo: Linux ";
     let more = "\nbootshare-host: `--log debug` shows what the firmware does, `--trace FILE`";
     ran.expect(1, &["the console's last lines:\n", last, more]);
+    // The file that the guest's kernel has read last.
+    let share = "\nbootshare-host: the share bootshare (";
+    ran.expect(
+        1,
+        &[share, ") answered last: READ /greeting.txt: 57 bytes at 0"],
+    );
 
     let ran = tool.run(tool.linux(&[], None).arg("--expect=never"));
     let said = "the console never showed --expect 'never': the guest powered off";

@@ -5,13 +5,17 @@ mod limits;
 mod rig;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::thread;
 
 use bootshare_host::serve::{MAX_REQUEST_QUEUES, Trace};
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost::VhostBackend;
 
-use rig::{AVAILABLE, Guest, LIMIT, LOOKUP, MEMORY, NEVER, OPEN, Queue, RING, Rig, content, words};
+use rig::{
+    AVAILABLE, FORGET, GETATTR, Guest, INIT, LIMIT, LOOKUP, MEMORY, NEVER, OPEN, Queue, RELEASE,
+    RING, Rig, content, words,
+};
 
 /// Reads the whole file repeatedly, with 16 reads in flight.
 fn read_much(queue: &mut Queue, file: &(u64, Vec<u8>)) {
@@ -303,6 +307,62 @@ fn a_trace_has_each_request() {
             .any(|line| parts.iter().all(|part| line.contains(part)));
         assert!(found, "no line has {parts:?}:\n{table}");
     }
+}
+
+#[test]
+fn the_last_request_and_the_last_failure_are_known_by_their_paths() {
+    let rig = Rig::new(0, "");
+    let last = || rig.server.last_requests().unwrap_or_default();
+    assert_eq!(last(), "");
+    let mut guest = rig.guest();
+    guest.ask(INIT, 0, &words(&[7, 36, 1 << 20, 0])).unwrap();
+    assert_eq!(last(), "INIT");
+    fs::create_dir(rig.dir.path().join("share/dir")).unwrap();
+    fs::write(rig.dir.path().join("share/dir/new\n"), b"0123456789").unwrap();
+    let dir = guest.ask(LOOKUP, 1, b"dir\0").unwrap();
+    assert_eq!(last(), "LOOKUP /dir");
+    guest.ask(GETATTR, 1, &[0; 16]).unwrap();
+    assert_eq!(last(), "GETATTR /");
+    let dir = u64::from_le_bytes(dir[..8].try_into().unwrap());
+    let node = guest.ask(LOOKUP, dir, b"new\n\0").unwrap();
+    let node = u64::from_le_bytes(node[..8].try_into().unwrap());
+    let handle = guest.ask(OPEN, node, &words(&[0, 0])).unwrap();
+    let file = (node, handle[..8].to_vec());
+    guest.send_read(&file, 3, 100);
+    guest.answer();
+    let read = r"READ /dir/new\n: 7 bytes at 3";
+    assert_eq!(last(), read);
+    let failure = guest.ask(LOOKUP, dir, b"nosuch\0");
+    assert_eq!(failure, Err(libc::ENOENT));
+    let failed = "LOOKUP /dir/nosuch: No such file or directory (os error 2)";
+    let both = format!("{read}; its last failure: {failed}");
+    assert_eq!(last(), both);
+    // Failures that are no fault, and the end of a handle.
+    assert_eq!(guest.ask(4096, dir, &[0; 8]), Err(libc::ENOSYS));
+    let prepared = b".bootshare-prepared-0-1\0";
+    assert_eq!(guest.ask(LOOKUP, dir, prepared), Err(libc::ENOENT));
+    guest
+        .ask(RELEASE, node, &[&file.1[..], &[0; 16]].concat())
+        .unwrap();
+    assert_eq!(last(), both);
+    // The guest forgets nodes by FORGET, which has no reply: the directory before its file.
+    for node in [dir, node] {
+        guest.send(FORGET, node, &words(&[1, 0]), 0);
+        guest.answer();
+    }
+    assert_eq!(last(), both);
+    assert_eq!(guest.ask(GETATTR, node, &[0; 16]), Err(libc::ESTALE));
+    let stale = "GETATTR: Stale file handle (os error 116)";
+    assert_eq!(last(), format!("{read}; its last failure: {stale}"));
+    // ... or by its end.
+    assert_eq!(guest.ask(LOOKUP, 1, b"nosuch\0"), Err(libc::ENOENT));
+    let entry = guest.ask(LOOKUP, 1, b"dir\0").unwrap();
+    let dir = u64::from_le_bytes(entry[..8].try_into().unwrap());
+    guest.ask(GETATTR, dir, &[0; 16]).unwrap();
+    drop(guest);
+    Guest::connect_when_free(&rig.socket());
+    let failed = "LOOKUP /nosuch: No such file or directory (os error 2)";
+    assert_eq!(last(), format!("GETATTR /dir; its last failure: {failed}"));
 }
 
 #[test]

@@ -36,9 +36,12 @@ pub const PLACES: u64 = 0x10_0000;
 pub const PLACE: u64 = 0x10_1000;
 
 pub const LOOKUP: u32 = 1;
+pub const FORGET: u32 = 2;
+pub const GETATTR: u32 = 3;
 pub const OPEN: u32 = 14;
 pub const READ: u32 = 15;
-const INIT: u32 = 26;
+pub const RELEASE: u32 = 18;
+pub const INIT: u32 = 26;
 
 /// A share, its server, and the server's socket.
 pub struct Rig {

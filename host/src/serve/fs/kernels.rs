@@ -52,6 +52,11 @@ impl Kernels {
         id & MARK != 0
     }
 
+    /// The node ID of the file that a prepared kernel was made from; other node IDs stay as they are.
+    pub(super) const fn file(id: u64) -> u64 {
+        id & !MARK
+    }
+
     /// The node ID and the prepared kernel of a part of the file `node`; prepares it if necessary.
     pub(super) fn find(
         &self,

@@ -14,6 +14,7 @@ mod descriptors;
 mod entries;
 mod host;
 mod kernels;
+mod last;
 mod layers;
 mod listing;
 mod nodes;
@@ -43,6 +44,7 @@ use descriptors::Held;
 use entries::{Item, Listing, Stream};
 use host::{Descriptors, Key};
 use kernels::{Kernel, Kernels};
+use last::Last;
 use nodes::{Node, Nodes};
 
 /// How long a node is assumed to be in the share before that is checked again, in milliseconds.
@@ -102,6 +104,7 @@ pub(super) struct Share {
     mounted: AtomicBool,
     submounts: AtomicBool,
     without_open: AtomicBool,
+    pub(super) last: Last,
     start: Instant,
 }
 
@@ -147,6 +150,7 @@ impl Share {
             mounted: AtomicBool::new(false),
             submounts: AtomicBool::new(false),
             without_open: AtomicBool::new(false),
+            last: Last::default(),
             start: Instant::now(),
         };
         share.forget_all();
@@ -183,6 +187,46 @@ impl Share {
         self.caller.denied()
     }
 
+    /// The last request that succeeded and the last one that failed, on one line.
+    pub(super) fn last_requests(&self) -> Option<String> {
+        self.last.describe(|id| self.path_in_share(id))
+    }
+
+    /// The path of a node below the share's root, whose own path is empty: the names of its lookups.
+    /// The host is asked only if the guest has forgotten one of the directories.
+    fn path_in_share(&self, id: u64) -> Option<Vec<u8>> {
+        let mut node = self.nodes.get(id).ok()?;
+        let mut names = Vec::new();
+        let mut path = loop {
+            if node.is_root() {
+                break Vec::new();
+            }
+            let (parent, name) = node.place();
+            let Ok(above) = self.nodes.get(parent) else {
+                break self.path_below_root(&node).ok()?;
+            };
+            if names.len() == MOST_DEEP {
+                return None;
+            }
+            names.push(name);
+            node = above;
+        };
+        for name in names.iter().rev() {
+            path.push(b'/');
+            path.extend_from_slice(name.to_bytes());
+        }
+        Some(path)
+    }
+
+    /// The current path of a node, without the path of its layer.
+    fn path_below_root(&self, node: &Arc<Node>) -> Result<Vec<u8>, Errno> {
+        let root = &self.roots[node.parts[0].layer].1;
+        let root = self.descriptors.path(root.as_fd())?;
+        let path = self.descriptors.path(self.held(node, 0)?.as_fd())?;
+        let root = root.strip_suffix(b"/").unwrap_or(&root);
+        Ok(path.strip_prefix(root).unwrap_or(&path).to_vec())
+    }
+
     /// Whether a guest has mounted the share.
     pub(super) fn is_mounted(&self) -> bool {
         self.mounted.load(Ordering::Relaxed)
@@ -193,6 +237,7 @@ impl Share {
         self.mounted.store(false, Ordering::Relaxed);
         let handles = std::mem::take(&mut *lock(&self.handles));
         drop(handles);
+        self.last.forget(None, |id| self.path_in_share(id));
         self.nodes.clear(&self.roots);
     }
 

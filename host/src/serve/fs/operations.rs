@@ -86,6 +86,7 @@ impl FileSystem for Share {
     }
 
     fn forget(&self, _: &Context, inode: u64, count: u64) {
+        self.last.forget(Some(inode), |id| self.path_in_share(id));
         self.nodes.forget(inode, count);
     }
 
