@@ -1,7 +1,7 @@
 //! Front ends and guests that mean harm, or are broken: each harms itself and nobody else.
 
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,7 +10,9 @@ use std::{fs, thread};
 use bootshare_host::serve::Options;
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost::VhostBackend;
+use vhost::vhost_user::Frontend;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::rig::{AVAILABLE, Guest, INIT, LIMIT, LOOKUP, NEVER, PLACES, RING, Rig, content, words};
 
@@ -238,16 +240,63 @@ fn a_kick_that_is_replaced_is_replaced() {
     assert!(guest.ask(LOOKUP, 1, b"file\0").is_ok());
     thread::sleep(NEVER);
     assert_eq!(old.read().unwrap(), 7, "nobody reads it");
-    // What is no eventfd at all ends the queue, not the server.
-    let null = fs::File::open("/dev/null").unwrap();
-    // SAFETY: the number is given to one owner.
-    let null =
-        unsafe { std::os::fd::FromRawFd::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(null)) };
-    guest.frontend.set_vring_kick(1, &null).unwrap();
-    guest.send(LOOKUP, 1, b"file\0", 4096);
-    thread::sleep(NEVER);
-    guest.reset();
-    assert!(guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).is_ok());
+}
+
+#[test]
+fn a_descriptor_that_is_no_eventfd_ends_its_connection_only() {
+    let rig = Rig::new(2, "");
+    // The last one is the front end's own end of the connection.
+    for what in ["/dev/null", "/dev/zero", "itself"] {
+        for is_kick in [true, false] {
+            let guest = Guest::connect_when_free(&rig.socket());
+            let stream = guest.frontend.as_raw_fd();
+            // SAFETY: the front end is open.
+            let stream = unsafe { std::os::fd::BorrowedFd::borrow_raw(stream) };
+            let fd = match what {
+                "itself" => stream.try_clone_to_owned().unwrap(),
+                path => fs::File::open(path).unwrap().into(),
+            };
+            // SAFETY: the number is given to one owner.
+            let fd = unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) };
+            let set = if is_kick {
+                Frontend::set_vring_kick
+            } else {
+                Frontend::set_vring_call
+            };
+            set(&guest.frontend, 1, &fd).unwrap();
+            drop(fd);
+            let mut fds = [PollFd::new(&stream, PollFlags::RDHUP)];
+            assert_eq!(poll(&mut fds, Some(&LIMIT)).unwrap(), 1, "{what} {is_kick}");
+        }
+    }
+    Guest::connect_when_free(&rig.socket()).open();
+    let failure = rig.server.failure().expect("it is told");
+    assert!(failure.contains("not an eventfd"), "{failure}");
+}
+
+#[test]
+fn more_memory_regions_than_qemu_has_end_their_connection_only() {
+    let rig = Rig::new(2, "");
+    let memory = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&memory, 0x1000).unwrap();
+    for count in [8, 9] {
+        let stream = connect(&rig.socket());
+        let region = |number: u64| [number << 12, 0x1000, number << 12, 0];
+        let regions = (0..count).flat_map(region).flat_map(u64::to_le_bytes);
+        let body: Vec<u8> = words(&[count as u32, 0])
+            .into_iter()
+            .chain(regions)
+            .collect();
+        let files = vec![memory.as_raw_fd(); count as usize];
+        stream
+            .send_with_fds(&[&message(5, &body)[..]], &files)
+            .unwrap();
+        // GET_FEATURES: it is answered if the regions were accepted.
+        let _ = (&stream).write_all(&message(1, &[]));
+        let answered = (&stream).read_exact(&mut [0; 20]).is_ok();
+        assert_eq!(answered, count == 8, "{count}");
+    }
+    Guest::connect_when_free(&rig.socket()).open();
 }
 
 #[test]
