@@ -10,7 +10,7 @@ set -eu
 cd "$(dirname "$0")/.."
 seconds=${1:?"usage: fuzz/run.sh SECONDS [TARGET...]"}
 shift
-[ $# -gt 0 ] || set -- wire boot client zstd
+[ $# -gt 0 ] || set -- wire boot client zstd serve
 case $seconds in
 '' | *[!0-9]*)
     echo "fuzz: error: $seconds is no whole number of seconds" >&2
@@ -25,6 +25,8 @@ esac
 PATH=$PWD/target/cargo-fuzz/bin:$PATH
 out=target/fuzz
 sanitizer=${SANITIZER:-address}
+# The target `serve` compares the memory of the process: AddressSanitizer keeps less of what was freed.
+export ASAN_OPTIONS="quarantine_size_mb=16${ASAN_OPTIONS:+:$ASAN_OPTIONS}"
 set_up="--sanitizer $sanitizer --target-dir $out/$sanitizer"
 
 # shellcheck disable=SC2086 # a list of words

@@ -23,8 +23,8 @@ use std::{
 /// More descriptors than Linux takes in one message (SCM_MAX_FD) are never sent.
 const MOST_FDS: usize = 253;
 
-/// How long an answer is waited for that need not come.
-const SOON: Duration = Duration::from_millis(5);
+/// How long something is waited for that need not come.
+pub const SOON: Duration = Duration::from_millis(5);
 
 /// A connection to the server.
 pub struct Frontend {

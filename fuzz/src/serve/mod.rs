@@ -142,7 +142,7 @@ impl World {
                 self.descriptors(),
                 self.before
             );
-            thread::yield_now();
+            thread::sleep(Duration::from_micros(50));
         }
     }
 

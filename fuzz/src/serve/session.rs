@@ -1,6 +1,6 @@
 //! What one front end does.
 
-use super::frontend::{Frontend, event, is_ready, memory, message, odd};
+use super::frontend::{Frontend, SOON, event, is_ready, memory, message, odd};
 use crate::source::Source;
 use rustix::{event::PollFlags, fs::ftruncate, io::pwrite};
 use std::{
@@ -9,7 +9,7 @@ use std::{
         unix::fs::FileExt,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 // Messages (vhost-user.rst, front-end message types).
@@ -705,18 +705,14 @@ impl Session {
         }
         for _ in 0..2 {
             self.kick(index);
-            let mut rounds = 0;
+            let start = Instant::now();
             while is_ready(&self.queues[index].kick, PollFlags::IN, Duration::ZERO) {
-                rounds += 1;
-                match rounds {
-                    ..40 => thread::yield_now(),
-                    40..60 => thread::sleep(Duration::from_micros(50)),
-                    // Nobody listens.
-                    _ => {
-                        self.queues[index].live = false;
-                        return;
-                    }
+                // Nobody listens.
+                if start.elapsed() > SOON {
+                    self.queues[index].live = false;
+                    return;
                 }
+                thread::sleep(Duration::from_micros(20));
             }
         }
         if is_ready(&self.queues[index].call, PollFlags::IN, Duration::ZERO) {
