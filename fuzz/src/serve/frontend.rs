@@ -24,7 +24,7 @@ use std::{
 const MOST_FDS: usize = 253;
 
 /// How long something is waited for that need not come.
-pub const SOON: Duration = Duration::from_millis(5);
+pub const SOON: Duration = Duration::from_millis(2);
 
 /// A connection to the server.
 pub struct Frontend {

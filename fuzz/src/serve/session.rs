@@ -61,7 +61,7 @@ const RING: u16 = 64;
 const USER: u64 = 0x7f00_0000_0000;
 
 /// A longer program would say nothing that a shorter one does not.
-const MOST_STEPS: usize = 48;
+const MOST_STEPS: usize = 24;
 
 // FUSE operations (linux/fuse.h).
 const LOOKUP: u32 = 1;
