@@ -1,5 +1,6 @@
 //! What one front end does.
 
+use super::LIMIT;
 use super::frontend::{Frontend, SOON, event, is_ready, memory, message, odd};
 use crate::source::Source;
 use rustix::{event::PollFlags, fs::ftruncate, io::pwrite};
@@ -120,10 +121,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects; what the first bytes say decides how the device is set up.
-    pub fn new(mut frontend: Frontend, source: &mut Source<'_>) -> Self {
+    /// Sets the device up as the first byte says; `None` if the server does not answer.
+    pub fn new(mut frontend: Frontend, source: &mut Source<'_>) -> Option<Self> {
         frontend.say(GET_FEATURES, &[]);
-        frontend.sure_reply();
+        frontend.reply_within(LIMIT)?;
         let queue = |number| Queue {
             number,
             kick: event(),
@@ -147,7 +148,7 @@ impl Session {
         if mode & 1 == 0 {
             session.set_up(mode);
         }
-        session
+        Some(session)
     }
 
     fn set_up(&mut self, mode: u8) {
