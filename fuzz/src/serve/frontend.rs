@@ -17,7 +17,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::{SocketAddr, UnixStream},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// More descriptors than Linux takes in one message (SCM_MAX_FD) are never sent.
@@ -115,9 +115,16 @@ pub fn message(request: u32, flags: u32, body: &[u8]) -> Vec<u8> {
 }
 
 pub fn is_ready(fd: &impl AsFd, what: PollFlags, limit: Duration) -> bool {
-    let limit = Timespec::try_from(limit).expect("a short time");
-    let mut fds = [PollFd::new(fd, what)];
-    poll(&mut fds, Some(&limit)).is_ok_and(|count| count > 0)
+    let end = Instant::now() + limit;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).expect("a short time");
+        match poll(&mut [PollFd::new(fd, what)], Some(&left)) {
+            // libFuzzer has an alarm.
+            Err(Errno::INTR) => {}
+            ready => return ready.is_ok_and(|count| count > 0),
+        }
+    }
 }
 
 pub fn event() -> OwnedFd {
