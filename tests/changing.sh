@@ -29,7 +29,7 @@ trap clean_up EXIT
 
 "$program" demo --release trixie --parts target/guest --force "$work/boot" </dev/null >&2
 cat >"$work/boot/run.sh" <<END
-mkdir /tree && mount -t virtiofs tree /tree || exit
+mkdir /tmp /tree && mount -t virtiofs tree /tree || exit
 sh /share/programs.sh /tree $seconds
 END
 
@@ -44,7 +44,7 @@ packages() {
     cat pkg/p*/* | versions
     md5sum pkg/p0*/* >/dev/null
     ls -lR pkg >/dev/null
-    pkg/tool true
+    pkg/busybox true
 }
 build() {
     cat build/obj/* | versions

@@ -76,7 +76,7 @@ fn make(dir: &Path, tool: &Path) -> Result<()> {
     for number in 0..CUT {
         File::create(tree.join(format!("cut/c{number}")))?.set_len(CUT_SIZE)?;
     }
-    fs::copy(tool, tree.join("pkg/tool"))?;
+    fs::copy(tool, tree.join("pkg/busybox"))?;
     Ok(())
 }
 
@@ -155,7 +155,7 @@ impl Tree {
     }
 
     fn replace_tool(&self) -> io::Result<()> {
-        let (new, old) = (self.stage.join("tool"), self.tree.join("pkg/tool"));
+        let (new, old) = (self.stage.join("tool"), self.tree.join("pkg/busybox"));
         fs::copy(&old, &new)?;
         fs::rename(new, old)
     }
