@@ -163,6 +163,30 @@ fn what_is_queued_is_dropped_when_the_server_ends() {
     }
 }
 
+/// This bounds the time of a reset and of SIGTERM, whatever is queued.
+#[test]
+fn a_stop_waits_only_for_the_requests_that_are_being_answered() {
+    for threads in [0, 2] {
+        for ends in [false, true] {
+            let mut rig = Rig::new(threads, "delay=100000s@READ");
+            let mut guest = rig.guest();
+            let file = guest.open();
+            let before = guest.used_index();
+            for _ in 0..RING / 2 {
+                guest.send_read(&file, 0, 100);
+            }
+            if ends {
+                rig.server.stop();
+            } else {
+                guest.stop();
+            }
+            // One in the queue's thread, and one in each of the pool's.
+            let answered = usize::from(guest.used_index() - before);
+            assert!(answered <= threads + 1, "{answered} with {threads} threads");
+        }
+    }
+}
+
 #[test]
 fn what_was_not_answered_at_a_stop_is_answered_later() {
     for threads in [0, 2] {
