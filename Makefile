@@ -83,7 +83,7 @@ help:
 	@echo 'make minimal   images that boot by entries and conventional names only: no menu, shell, ...'
 	@echo 'make examples  the minimal firmware of examples/, in target/examples'
 	@echo 'make fuzz      hostile input for each fuzz target'
-	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client zstd'
+	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client zstd serve'
 	@echo '                 SANITIZER= address (default) or none, five times as fast'
 	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
 	@echo 'make mutants   which changes of the client no test notices: hours; the list is in target/mutants.out'

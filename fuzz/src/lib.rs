@@ -7,6 +7,8 @@
 mod boot;
 mod client;
 mod random;
+#[cfg(not(miri))]
+mod serve;
 mod source;
 mod wire;
 mod zstd;
@@ -14,12 +16,18 @@ mod zstd;
 pub use boot::boot;
 pub use client::client;
 pub use random::Random;
+#[cfg(not(miri))]
+pub use serve::serve;
 pub use wire::wire;
 pub use zstd::zstd;
 
 use std::{env, fs, io};
 
-/// Runs `target` with each of the files named on the command line.
+/// Miri makes no sockets.
+#[cfg(miri)]
+pub fn serve(_: &[u8]) {}
+
+/// Runs `target` on each of the files named on the command line.
 ///
 /// # Errors
 ///

@@ -1,6 +1,6 @@
 //! Runs the committed inputs and a fixed number of random ones, without a fuzzer.
 
-use bootshare_fuzz::{Random, boot, client, wire, zstd};
+use bootshare_fuzz::{Random, boot, client, serve, wire, zstd};
 use std::{fs, panic, path::Path};
 
 /// The inputs in `fuzz/KIND/TARGET`, sorted by name, so that every run uses the same order.
@@ -64,4 +64,9 @@ fn a_client_survives_any_device() {
 #[test]
 fn zstandard_frames_are_refused_or_unpacked_as_by_the_reference_library() {
     replay("zstd", zstd, 20_000);
+}
+
+#[test]
+fn a_server_survives_any_front_end() {
+    replay("serve", serve, 1_000);
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bootshare_host::serve::Cache;
 use bootshare_host::{Board, Outcome, demo};
 
 use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
@@ -158,6 +159,38 @@ fn trace_table(trace: &Path) -> String {
     let mut table = Vec::new();
     bootshare_host::serve::print(trace, &mut table).unwrap();
     String::from_utf8(table).unwrap()
+}
+
+/// With `--cache always` a guest that has gone through a tree asks nothing when it does so again.
+/// Mounted for writing, Linux would ask once more for the attributes of what it has read, because
+/// its time of access may have changed.
+pub(crate) fn asks_nothing_twice(board: Board) {
+    let script = "mount -o remount,ro /share;
+        find /share -exec ls -ld {} + > /tree; [ -e /share/first ];
+        find /share -exec ls -ld {} + | cmp - /tree; [ -e /share/second ];
+        echo 'script: done'";
+    let share = scripted("always", board, script);
+    for number in 0..300 {
+        let dir = share.join(format!("dir/{}", number % 3));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(number.to_string()), "text").unwrap();
+        symlink("0/0", share.join(format!("dir/link{number}"))).unwrap();
+    }
+    let mut machine = machine(board, Server::Embedded, &share, "-- demo.run=/script");
+    machine.cache = Cache::Always;
+    let dir = empty_dir(&format!("embedded-always-trace-{board:?}"));
+    machine.trace = Some(dir.join("trace"));
+    let run = run(&machine);
+    assert_eq!(run.outcome, Outcome::PowerOff);
+    run.line(&["script: done"]);
+    let table = trace_table(&dir.join("trace"));
+    // The names that do not exist mark places in the trace.
+    let line = |name: &str| {
+        let at = table.lines().position(|line| line.contains(name));
+        at.unwrap_or_else(|| panic!("no line has {name}:\n{table}"))
+    };
+    assert!(line("READDIRPLUS") < line("/first "), "{table}");
+    assert_eq!(line("/first ") + 1, line("/second "), "{table}");
 }
 
 /// While the answer to one READ of the kernel is delayed, all other requests are answered, among them

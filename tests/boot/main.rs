@@ -208,6 +208,7 @@ cells! {
     virt_reads_kernel_and_initrd_together: embedded::reads_all_files_at_once(Aarch64Virt);
     embedded_does_wrong_when_asked_to: embedded::faults(X86_64Q35);
     embedded_leaves_nothing_open: embedded::leaves_nothing(X86_64Q35);
+    embedded_is_asked_nothing_twice_with_cache_always: embedded::asks_nothing_twice(X86_64Q35);
 }
 
 cells! {

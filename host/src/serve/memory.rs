@@ -44,6 +44,9 @@ impl Memory {
         lost: &Arc<OwnedFd>,
     ) -> io::Result<Self> {
         catch()?;
+        if regions.len() > MOST_REGIONS {
+            return Err(io::Error::other("more than 8 memory regions"));
+        }
         let mut mapped = Vec::new();
         let mut watched = Vec::new();
         let mut mappings = Vec::new();
@@ -84,7 +87,10 @@ struct Place {
     lost: AtomicI32,
 }
 
-/// Enough for 32 shares: a QEMU has at most 8 regions.
+/// The most regions of a front end without VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS.
+const MOST_REGIONS: usize = 8;
+
+/// Enough for 16 shares, each with a table of regions and a new one that replaces it.
 static PLACES: [Place; 256] = [const {
     Place {
         start: AtomicUsize::new(0),

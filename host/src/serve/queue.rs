@@ -8,13 +8,14 @@
 //! reset as complete. From then on the guest may reuse its buffers, so GET_VRING_BASE is answered
 //! only when no request is in flight.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, readlink};
 use rustix::io::Errno;
 use virtio_queue::{DescriptorChain, Error, Queue as Ring, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
@@ -121,9 +122,9 @@ impl Drop for Request {
 }
 
 impl Queue {
-    pub(super) fn new() -> std::io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         let state = State {
-            ring: Ring::new(QUEUE_SIZE).map_err(std::io::Error::other)?,
+            ring: Ring::new(QUEUE_SIZE).map_err(io::Error::other)?,
             memory: Memory::default(),
             kick: None,
             call: None,
@@ -161,25 +162,13 @@ impl Queue {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return,
             }
-            let [woken, kicked] = fds.map(|fd| !fd.revents().is_empty());
-            if woken {
-                // Reading our own eventfd does not fail.
-                let _ = take_event(self.wake.as_fd());
-            }
-            if let Some(kick) = &kick
-                && kicked
-                && take_event(kick.as_fd()).is_err()
-            {
-                // The descriptor is not an eventfd and stays readable: stop polling it.
-                let mut state = self.lock();
-                if state
-                    .kick
-                    .as_ref()
-                    .is_some_and(|now| Arc::ptr_eq(now, kick))
+            for (event, fd) in events.iter().zip(&fds) {
+                if let Some(event) = event
+                    && !fd.revents().is_empty()
                 {
-                    state.kick = None;
+                    // It fails only if the counter is 0 by now.
+                    let _ = rustix::io::read(event, &mut [0; 8]);
                 }
-                continue;
             }
             // A faulty ring is left alone until the next kick: reading it failed, or its index
             // announces requests that it does not have.
@@ -274,8 +263,8 @@ impl Queue {
     }
 
     /// Starts the queue; QEMU signals requests by `kick`.
-    pub(super) fn start(&self, kick: Option<OwnedFd>) -> Result<(), Errno> {
-        let kick = kick.map(not_blocking).transpose()?;
+    pub(super) fn start(&self, kick: Option<OwnedFd>) -> io::Result<()> {
+        let kick = kick.map(checked_eventfd).transpose()?;
         self.change(|state| {
             state.kick = kick.map(Arc::new);
             state.stopping = false;
@@ -284,8 +273,8 @@ impl Queue {
         Ok(())
     }
 
-    pub(super) fn set_call(&self, call: Option<OwnedFd>) -> Result<(), Errno> {
-        self.lock().call = call.map(not_blocking).transpose()?;
+    pub(super) fn set_call(&self, call: Option<OwnedFd>) -> io::Result<()> {
+        self.lock().call = call.map(checked_eventfd).transpose()?;
         Ok(())
     }
 
@@ -315,17 +304,15 @@ impl Queue {
     }
 }
 
-/// Reads an eventfd. It is no error if its counter is 0 by now.
-fn take_event(event: BorrowedFd<'_>) -> Result<(), Errno> {
-    match rustix::io::read(event, &mut [0; 8]) {
-        Ok(8) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
-        Ok(_) => Err(Errno::INVAL),
-        Err(error) => Err(error),
+/// Checks that a descriptor is an eventfd, and sets O_NONBLOCK: QEMU's eventfds have that flag, but
+/// another front end's might block for ever. A descriptor of another kind might block in spite of
+/// the flag, might always be readable, or might be the front end's own end of the connection, which
+/// would then stay open after the front end has ended.
+fn checked_eventfd(fd: OwnedFd) -> io::Result<OwnedFd> {
+    let name = readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())?;
+    if name.as_bytes() != b"anon_inode:[eventfd]" {
+        return Err(io::Error::other("a queue's descriptor is not an eventfd"));
     }
-}
-
-/// Sets O_NONBLOCK. QEMU's eventfds have it anyway; another front end's might block for ever.
-fn not_blocking(fd: OwnedFd) -> Result<OwnedFd, Errno> {
     fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
     Ok(fd)
 }

@@ -48,9 +48,14 @@ impl Status {
         self.note(what.to_owned(), true);
     }
 
-    /// Records a failure, unless one is recorded already.
+    /// Records a failure, unless one is recorded already. A failure of the server replaces one of
+    /// a connection.
     pub(super) fn note(&self, what: String, fatal: bool) {
-        lock(&self.failure).get_or_insert(Failure { what, fatal });
+        let mut failure = lock(&self.failure);
+        if failure.as_ref().is_none_or(|known| fatal && !known.fatal) {
+            *failure = Some(Failure { what, fatal });
+        }
+        drop(failure);
         raise(&self.failed);
     }
 

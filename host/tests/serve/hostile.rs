@@ -1,7 +1,7 @@
 //! Tests with hostile or broken front ends and guests: each may harm only itself.
 
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,7 +10,9 @@ use std::{fs, thread};
 use bootshare_host::serve::Options;
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost::VhostBackend;
+use vhost::vhost_user::Frontend;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::rig::{AVAILABLE, Guest, LIMIT, LOOKUP, NEVER, PLACES, RING, Rig, content, words};
 
@@ -161,6 +163,30 @@ fn queued_requests_are_dropped_when_the_server_stops() {
     }
 }
 
+/// This bounds the time of a reset and of SIGTERM, whatever is queued.
+#[test]
+fn a_stop_waits_only_for_the_requests_that_are_being_answered() {
+    for threads in [0, 2] {
+        for ends in [false, true] {
+            let mut rig = Rig::new(threads, "delay=100000s@READ");
+            let mut guest = rig.guest();
+            let file = guest.open();
+            let before = guest.used_index();
+            for _ in 0..RING / 2 {
+                guest.send_read(&file, 0, 100);
+            }
+            if ends {
+                rig.server.stop();
+            } else {
+                guest.stop();
+            }
+            // One in the queue's thread, and one in each of the pool's.
+            let answered = usize::from(guest.used_index() - before);
+            assert!(answered <= threads + 1, "{answered} with {threads} threads");
+        }
+    }
+}
+
 #[test]
 fn requests_unanswered_at_a_stop_are_answered_after_it() {
     for threads in [0, 2] {
@@ -238,16 +264,63 @@ fn the_eventfd_of_a_kick_can_be_replaced() {
     assert!(guest.ask(LOOKUP, 1, b"file\0").is_ok());
     thread::sleep(NEVER);
     assert_eq!(old.read().unwrap(), 7, "nobody reads it");
-    // A descriptor that is not an eventfd ends the queue, but not the server.
-    let null = fs::File::open("/dev/null").unwrap();
-    // SAFETY: `into_raw_fd` gave the descriptor up, so it has one owner.
-    let null =
-        unsafe { std::os::fd::FromRawFd::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(null)) };
-    guest.frontend.set_vring_kick(1, &null).unwrap();
-    guest.send(LOOKUP, 1, b"file\0", 4096);
-    thread::sleep(NEVER);
-    guest.reset();
-    guest.init();
+}
+
+#[test]
+fn a_descriptor_that_is_no_eventfd_ends_its_connection_only() {
+    let rig = Rig::new(2, "");
+    // The last one is the front end's own end of the connection.
+    for what in ["/dev/null", "/dev/zero", "itself"] {
+        for is_kick in [true, false] {
+            let guest = Guest::connect_when_free(&rig.socket());
+            let stream = guest.frontend.as_raw_fd();
+            // SAFETY: the front end is open.
+            let stream = unsafe { std::os::fd::BorrowedFd::borrow_raw(stream) };
+            let fd = match what {
+                "itself" => stream.try_clone_to_owned().unwrap(),
+                path => fs::File::open(path).unwrap().into(),
+            };
+            // SAFETY: the number is given to one owner.
+            let fd = unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) };
+            let set = if is_kick {
+                Frontend::set_vring_kick
+            } else {
+                Frontend::set_vring_call
+            };
+            set(&guest.frontend, 1, &fd).unwrap();
+            drop(fd);
+            let mut fds = [PollFd::new(&stream, PollFlags::RDHUP)];
+            assert_eq!(poll(&mut fds, Some(&LIMIT)).unwrap(), 1, "{what} {is_kick}");
+        }
+    }
+    Guest::connect_when_free(&rig.socket()).open();
+    let failure = rig.server.failure().expect("it is told");
+    assert!(failure.contains("not an eventfd"), "{failure}");
+}
+
+#[test]
+fn more_memory_regions_than_qemu_has_end_their_connection_only() {
+    let rig = Rig::new(2, "");
+    let memory = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&memory, 0x1000).unwrap();
+    for count in [8, 9] {
+        let stream = connect(&rig.socket());
+        let region = |number: u64| [number << 12, 0x1000, number << 12, 0];
+        let regions = (0..count).flat_map(region).flat_map(u64::to_le_bytes);
+        let body: Vec<u8> = words(&[count as u32, 0])
+            .into_iter()
+            .chain(regions)
+            .collect();
+        let files = vec![memory.as_raw_fd(); count as usize];
+        stream
+            .send_with_fds(&[&message(5, &body)[..]], &files)
+            .unwrap();
+        // GET_FEATURES: it is answered if the regions were accepted.
+        let _ = (&stream).write_all(&message(1, &[]));
+        let answered = (&stream).read_exact(&mut [0; 20]).is_ok();
+        assert_eq!(answered, count == 8, "{count}");
+    }
+    Guest::connect_when_free(&rig.socket()).open();
 }
 
 #[test]

@@ -416,3 +416,17 @@ fn the_first_failure_is_the_reported_one() {
     let failure = rig.server.failure().unwrap();
     assert!(failure.contains("as the fault asks"), "{failure}");
 }
+
+#[test]
+fn a_failure_of_the_server_replaces_one_of_a_connection() {
+    let rig = Rig::new(0, "panic=LOOKUP:1");
+    let guest = rig.guest();
+    guest.frontend.set_vring_num(77, RING).unwrap();
+    let mut guest = Guest::connect_when_free(&rig.socket());
+    let failure = rig.server.failure().unwrap();
+    assert!(failure.contains("queue 77"), "{failure}");
+    guest.ask(INIT, 0, &words(&[7, 36, 0, 0])).unwrap();
+    guest.ask(LOOKUP, 1, b"file\0").unwrap_err();
+    let failure = rig.server.failure().unwrap();
+    assert!(failure.contains("as the fault asks"), "{failure}");
+}
