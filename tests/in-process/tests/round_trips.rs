@@ -1,8 +1,9 @@
 //! How many requests things take, and the reason for each: what is asked once too often shows
 //! here. The tree is served from memory, by an honest server.
 
-use bootshare::{Options, Share, hal::Clock};
+use bootshare::{Options, Share, fuse::FileType, hal::Clock};
 use bootshare_test_device::{Device, Opcode, TestHal, TestShare, Tree, VirtualClock};
+use embedded_io::{Seek, SeekFrom};
 use std::{ops::ControlFlow::Continue, sync::Mutex, time::Duration};
 
 /// A MiB, or what an interpreter takes for one.
@@ -71,6 +72,40 @@ fn metadata() {
         &[(Lookup, 2), (Forget, 1)],
     );
     takes(|share| _ = share.metadata("").unwrap_err(), &[]);
+    takes(
+        |share| {
+            assert_eq!(share.exists("cmdline"), Ok(true));
+            assert_eq!(share.exists("missing"), Ok(false));
+        },
+        &[(Lookup, 2), (Forget, 1)],
+    );
+}
+
+#[test]
+fn whether_a_file_has_changed() {
+    // Each question is one GETATTR. From the second one on, the host reports another size.
+    let mut asked = 0;
+    let device = Device::with_script(tree(), move |request, good| match request.opcode() {
+        GetAttr => {
+            asked += 1;
+            if asked > 1 {
+                good.patch(40, &[9])
+            } else {
+                good
+            }
+        }
+        _ => good,
+    });
+    let share = device.mount(options()).unwrap();
+    let mut file = share.open("cmdline").unwrap();
+    device.forget_requests();
+    assert_eq!(file.has_changed(), Ok(false));
+    assert_eq!(file.has_changed(), Ok(true));
+    assert_eq!(file.refresh().map(|metadata| metadata.len()), Ok(9));
+    assert_eq!(file.has_changed(), Ok(false));
+    device.log(|log| assert_eq!(log.counts(), [(GetAttr, 4)].into()));
+    drop(file);
+    share.unmount().unwrap();
 }
 
 #[test]
@@ -115,6 +150,17 @@ fn open_and_read() {
         },
         &[(Lookup, 1), (Open, 1), (Read, 1), (Release, 1), (Forget, 1)],
     );
+    // By the traits of embedded-io.
+    takes(
+        |share| {
+            let (mut file, mut buf) = (share.open("cmdline").unwrap(), [0; 4096]);
+            assert_eq!(file.seek(SeekFrom::End(-3)), Ok(2));
+            assert_eq!(embedded_io::Read::read(&mut file, &mut buf), Ok(3));
+            assert_eq!(&buf[..3], b"iet");
+            assert_eq!(file.stream_position(), Ok(5));
+        },
+        &[(Lookup, 1), (Open, 1), (Read, 1), (Release, 1), (Forget, 1)],
+    );
     // Ten chunks of 1 MiB.
     takes(
         |share| {
@@ -135,7 +181,11 @@ fn open_and_read() {
 fn list() {
     // 150 entries of 24 + 24 bytes are two buffers of 4096; the third, empty one is the end.
     takes(
-        |share| assert_eq!(share.read_dir("/boot/entries").unwrap().count(), 150),
+        |share| {
+            let entries = share.read_dir("/boot/entries").unwrap();
+            let types = entries.map(|entry| entry.unwrap().file_type());
+            assert_eq!(types.filter(|of| *of == Some(FileType::File)).count(), 150);
+        },
         &[
             (Lookup, 2),
             (OpenDir, 1),

@@ -116,6 +116,19 @@ fn names_that_are_too_long_to_be_looked_up_are_left_out() {
 }
 
 #[test]
+fn names_of_up_to_255_bytes_are_looked_up() {
+    let device = Device::new(tree());
+    let share = share(&device);
+    for (size, error, lookups) in [(255, Error::NotFound, 1), (256, Error::NameTooLong, 0)] {
+        device.forget_requests();
+        assert_eq!(share.metadata(vec![b'n'; size]).err(), Some(error));
+        device.log(|log| assert_eq!(log.requests.len(), lookups));
+    }
+    share.unmount().unwrap();
+    check(&device);
+}
+
+#[test]
 fn a_directory_of_more_entries_than_any_may_have_is_refused() {
     // Without an end: each entry leads to one more.
     let entries = |request: &Request| {

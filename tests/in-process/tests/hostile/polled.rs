@@ -6,6 +6,7 @@ use bootshare::{
     fuse::{Forget, Lookup, NodeId, Open, Operation, Read, Release, StatFs},
     hal::PAGE_SIZE,
     session::{Priority, Session, Ticket},
+    transport::InterruptStatus,
 };
 use bootshare_test_device::{Device, IommuHal, Opcode, TestHal, TestTransport, VirtualClock};
 use std::{ptr::NonNull, time::Duration};
@@ -276,6 +277,25 @@ fn a_silent_host_is_given_up_by_the_callers_own_time() {
 }
 
 #[test]
+fn the_status_is_read_ten_times_a_second() {
+    // Each read is an exit to the hypervisor.
+    let device = spoiling(Opcode::StatFs, |_, good| good.never());
+    let mut rig = Rig::new(device.clone());
+    let (node, epoch, start) = (NodeId::ROOT, rig.session.epoch(), rig.now);
+    let session = &mut rig.session;
+    assert!(session.submit(epoch, &StatFs { node }).unwrap().is_some());
+    session.kick();
+    session.tick(start);
+    device.quirk(|quirks| quirks.status_noise = 64); // `DEVICE_NEEDS_RESET`
+    session.tick(start + Duration::from_millis(99));
+    assert!(session.is_connected());
+    session.tick(start + Duration::from_millis(100));
+    assert!(!session.is_connected());
+    drop(rig);
+    check(&device);
+}
+
+#[test]
 fn a_session_that_failed_says_why_before_it_is_reset() {
     type End = fn(&mut TestSession);
     let ends: [(End, bool); 3] = [
@@ -324,6 +344,7 @@ fn interrupts_are_for_who_asks_for_them() {
     rig.session.set_interrupts(true);
     rig.lookup(b"file").unwrap();
     assert_eq!(device.interrupts(), 1);
+    assert!(rig.session.acknowledge() == InterruptStatus::QUEUE_INTERRUPT);
     assert!(rig.session.acknowledge().is_empty());
     // In the next session too.
     rig.session.disconnect();

@@ -112,8 +112,15 @@ fn an_answer_after_the_deadline_reaches_nobody() {
 
 #[test]
 fn progress_keeps_a_slow_host_alive() {
-    // Chunk after chunk, each but for a second within the deadline.
-    let device = spoiling(Opcode::Read, |_, good| good.after(Duration::from_secs(9)));
+    // Each reply comes a second before the deadline. The last chunk takes two replies, at a time when
+    // the first request would have exceeded the limit of a single request.
+    let device = spoiling(Opcode::Read, |request, good| {
+        let reply = match request.offset() == LARGE - CHUNK {
+            true => Reply::ok(request, &good.body()[..1]),
+            false => good,
+        };
+        reply.after(Duration::from_secs(9))
+    });
     let share = device.mount(in_chunks().with_depth(1)).unwrap();
     let mut buf = vec![0; LARGE as usize];
     let file = share.open("large").unwrap();
