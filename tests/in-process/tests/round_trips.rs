@@ -1,7 +1,7 @@
 //! How many requests things take, and the reason for each: what is asked once too often shows
 //! here. The tree is served from memory, by an honest server.
 
-use bootshare::{Options, Share, fuse::FileType, hal::Clock};
+use bootshare::{Error, Options, Share, fuse::FileType, hal::Clock};
 use bootshare_test_device::{Device, Opcode, TestHal, TestShare, Tree, VirtualClock};
 use embedded_io::{Seek, SeekFrom};
 use std::{ops::ControlFlow::Continue, sync::Mutex, time::Duration};
@@ -19,7 +19,11 @@ fn tree() -> Tree {
         .link("boot/current", "vmlinuz")
         .link("boot/absolute", "/boot/vmlinuz")
         .file("cmdline", "quiet")
-        .file("empty", "");
+        .file("empty", "")
+        .file("links/41", "");
+    let tree = (0..41).fold(tree, |tree, number| {
+        tree.link(format!("links/{number}"), (number + 1).to_string())
+    });
     (0..150).fold(tree, |tree, number| {
         tree.file(format!("boot/entries/entry-{number:010}.conf"), "x")
     })
@@ -66,6 +70,13 @@ fn metadata() {
         |share| _ = share.metadata("/boot/entries/..").unwrap(),
         &[(Lookup, 2), (Forget, 2), (GetAttr, 1)],
     );
+    // A file that should be a directory: the host is not asked for anything below it.
+    for path in ["cmdline/", "cmdline/.", "cmdline/below"] {
+        takes(
+            |share| assert_eq!(share.metadata(path), Err(Error::NotADirectory)),
+            &[(Lookup, 1), (Forget, 1)],
+        );
+    }
     // What is not there costs no FORGET.
     takes(
         |share| _ = share.metadata("/boot/missing").unwrap_err(),
@@ -123,6 +134,23 @@ fn links() {
     takes(
         |share| _ = share.read_link("/boot/current", &mut [0; 64]).unwrap(),
         &[(Lookup, 2), (ReadLink, 1), (Forget, 2)],
+    );
+    // A link at the end of a path that is not followed.
+    takes(
+        |share| {
+            let metadata = share.symlink_metadata("/boot/current").unwrap();
+            assert!(metadata.is_symlink());
+        },
+        &[(Lookup, 2), (Forget, 2)],
+    );
+    // Up to 40 links are followed, each from the directory `links`.
+    takes(
+        |share| assert!(share.metadata("links/1").unwrap().is_file()),
+        &[(Lookup, 42), (ReadLink, 40), (Forget, 42)],
+    );
+    takes(
+        |share| assert_eq!(share.metadata("links/0"), Err(Error::TooManyLinks)),
+        &[(Lookup, 42), (ReadLink, 40), (Forget, 42)],
     );
 }
 

@@ -211,6 +211,31 @@ fn entries_and_targets_come_one_page_at_a_time() {
 }
 
 #[test]
+fn a_ticket_is_for_one_request_only() {
+    let mut rig = Rig::new(Device::new(tree()));
+    let (epoch, statistics) = (rig.session.epoch(), StatFs { node: NodeId::ROOT });
+    let [first, second] = [(); 2].map(|()| {
+        let ticket = rig.session.submit(epoch, &statistics).unwrap().unwrap();
+        assert!(rig.session.has(ticket));
+        rig.look();
+        assert!(rig.session.take(&statistics, ticket).unwrap().is_some());
+        assert!(!rig.session.has(ticket));
+        ticket
+    });
+    // The slot of both is used again.
+    let third = rig.session.submit(epoch, &statistics).unwrap().unwrap();
+    rig.look();
+    for ticket in [first, second] {
+        assert!(!rig.session.has(ticket));
+        assert_eq!(
+            rig.session.take(&statistics, ticket),
+            Err(Error::Disconnected)
+        );
+    }
+    assert!(rig.session.take(&statistics, third).unwrap().is_some());
+}
+
+#[test]
 fn requests_that_nobody_waits_for_leave_room_for_others() {
     let device = Device::with_script(tree(), |request, good| match request.opcode() {
         Opcode::Release | Opcode::Forget => good.never(),
