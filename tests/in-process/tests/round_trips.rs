@@ -2,7 +2,7 @@
 //! here. The tree is served from memory, by an honest server.
 
 use bootshare::{Error, Options, Share, fuse::FileType, hal::Clock};
-use bootshare_test_device::{Device, Opcode, TestHal, TestShare, Tree, VirtualClock};
+use bootshare_test_device::{Device, Opcode, Reply, TestHal, TestShare, Tree, VirtualClock};
 use embedded_io::{Seek, SeekFrom};
 use std::{ops::ControlFlow::Continue, sync::Mutex, time::Duration};
 
@@ -178,6 +178,15 @@ fn open_and_read() {
         },
         &[(Lookup, 1), (Open, 1), (Read, 1), (Release, 1), (Forget, 1)],
     );
+    // What is no regular file is not opened. Only a path follows a link.
+    takes(
+        |share| {
+            assert_eq!(share.open("boot").err(), Some(Error::IsADirectory));
+            let boot = share.open_dir("boot").unwrap();
+            assert_eq!(boot.open_file("current").err(), Some(Error::TooManyLinks));
+        },
+        &[(Lookup, 3), (Forget, 3)],
+    );
     // By the traits of embedded-io.
     takes(
         |share| {
@@ -266,15 +275,23 @@ fn the_next_file_is_asked_for_before_the_last_one_is_there() {
 #[test]
 fn one_notification_for_a_batch_of_reads() {
     // 16 READs in flight are announced together. On real hardware a notification leaves the
-    // guest, which is what costs.
-    let device = Device::new(tree());
+    // guest, which is what costs. Each of the first 16 gets one byte; the READs of the rest are
+    // announced together, too.
+    let mut left = 16;
+    let device = Device::with_script(tree(), move |request, good| match request.opcode() {
+        Read if left > 0 => {
+            left -= 1;
+            Reply::ok(request, &good.body()[..1])
+        }
+        _ => good,
+    });
     let options = options().with_chunk_size(MIB as u32 / 16);
     let share = device.mount(options).unwrap();
     let file = share.open("/boot/vmlinuz").unwrap();
     let before = device.notifications();
     let mut buf = vec![0; MIB];
     file.read_exact_at(0, &mut buf).unwrap();
-    assert_eq!(device.notifications() - before, 1);
+    assert_eq!(device.notifications() - before, 2);
     assert!(
         (0..)
             .map(Tree::pattern)

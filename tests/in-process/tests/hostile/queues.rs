@@ -65,7 +65,7 @@ fn as_many_are_used_as_are_offered_up_to_four() {
 fn no_more_are_used_than_the_options_allow() {
     for (allowed, used) in cases([(1, 1), (3, 3), (0, 1), (9, 4)]) {
         let options = in_chunks().with_request_queues(allowed);
-        let (reads, pages) = reading(4, vec![64; 8], options);
+        let (reads, pages) = reading(8, vec![64; 9], options);
         assert_eq!((reads.len(), pages), (used, pages_per_share(used)));
     }
 }
