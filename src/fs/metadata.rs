@@ -57,3 +57,40 @@ impl Metadata {
         &self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_value_is_that_of_the_reply() {
+        let mut attr = Attr {
+            ino: 1,
+            size: 2,
+            file_type: FileType::Fifo,
+            permissions: 0o4755,
+            nlink: 3,
+            uid: 4,
+            gid: 5,
+            mtime: -6,
+            mtime_nsec: 7,
+            ctime: (8, 9),
+        };
+        for (file_type, is) in [
+            (FileType::File, [true, false, false]),
+            (FileType::Directory, [false, true, false]),
+            (FileType::Symlink, [false, false, true]),
+            (FileType::Fifo, [false; 3]),
+        ] {
+            attr.file_type = file_type;
+            let metadata = Metadata(attr);
+            assert_eq!(metadata.file_type(), file_type);
+            let kinds = [metadata.is_file(), metadata.is_dir(), metadata.is_symlink()];
+            assert_eq!(kinds, is, "{file_type:?}");
+        }
+        let metadata = Metadata(attr);
+        assert_eq!((metadata.len(), metadata.permissions()), (2, 0o4755));
+        assert_eq!(metadata.modified(), (-6, 7));
+        assert_eq!(*metadata.attr(), attr);
+    }
+}

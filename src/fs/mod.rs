@@ -456,7 +456,8 @@ impl<T: Transport, C: Clock, H: Hal> Drop for Node<'_, T, C, H> {
     }
 }
 
-#[cfg(all(test, feature = "mmio"))]
+#[cfg(test)]
+#[cfg(feature = "mmio")]
 mod tests {
     use super::*;
     use crate::transport::FsTransport;

@@ -47,8 +47,8 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
                 }
                 name => place.enter(name)?,
             }
-            let last = pending.is_empty() && !component.needs_directory;
-            if place.is_symlink() && (follow || !last) {
+            // Only the last component has no `/` after it.
+            if place.is_symlink() && (follow || component.needs_directory) {
                 links = links.saturating_add(1);
                 if links > MAX_LINKS {
                     return Err(Error::TooManyLinks);
@@ -115,11 +115,6 @@ impl Pending {
 
     fn rest(&self) -> &[u8] {
         self.buffer.get(self.start..).unwrap_or_default()
-    }
-
-    /// Whether the rest has no more components.
-    fn is_empty(&self) -> bool {
-        self.rest().iter().all(|&byte| byte == b'/')
     }
 
     /// Takes the next component.

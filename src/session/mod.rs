@@ -445,7 +445,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
             Phase::Up => self.reap(),
             Phase::Greeting(ticket) => {
                 let progress = self.reap();
-                if progress && self.phase == Phase::Greeting(ticket) {
+                if progress {
                     self.greet(ticket);
                 }
                 progress

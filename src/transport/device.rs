@@ -154,3 +154,24 @@ impl Transport for FsTransport {
         either!(self, t => t.write_config_space(offset, value))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_of_a_device_is_named_with_its_transport() {
+        let function = DeviceFunction {
+            bus: 1,
+            device: 2,
+            function: 3,
+        };
+        let (mmio, pci) = (Address::Mmio(0xa00), Address::Pci(function));
+        let names = [mmio, pci].map(|address| address.transport_name());
+        assert_eq!(names, ["mmio", "pci"]);
+        assert_eq!(
+            std::format!("{mmio}, {pci}"),
+            "virtio-mmio at 0xa00, virtio-pci at 01:02.3"
+        );
+    }
+}

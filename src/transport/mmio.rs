@@ -223,6 +223,7 @@ impl Transport for MmioTransport<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
     /// A register block in memory: magic value, version, device ID, and zeros.
     fn block(version: u32, device_id: u32) -> [u32; 0x200 / 4] {
@@ -276,5 +277,60 @@ mod tests {
         let mut registers = block(2, 26);
         let error = probe_block(&mut registers[..0x80 / 4]).unwrap();
         assert_eq!(error.unwrap_err(), TransportError::TooSmall);
+    }
+
+    /// Makes each call of a driver once on a transport with these registers.
+    fn calls_reach_their_registers(transport: &mut impl Transport, registers: &[AtomicU32; 128]) {
+        let get = |offset: usize| registers[offset / 4].load(Relaxed);
+        let set = |offset: usize, value| registers[offset / 4].store(value, Relaxed);
+        set(0x10, 0x8000_0003); // the same for both halves of the features
+        assert_eq!(transport.read_device_features(), 0x8000_0003_8000_0003);
+        assert_eq!(get(0x14), 1);
+        transport.write_driver_features(0x12_3456_789a);
+        assert_eq!((get(0x24), get(0x20)), (1, 0x12));
+        set(0x34, 1024);
+        assert_eq!(transport.max_queue_size(3), 1024);
+        assert_eq!(get(0x30), 3);
+        transport.queue_set(2, 64, 1 << 32 | 0x1000, 2 << 32 | 0x2000, 3 << 32 | 0x3000);
+        assert_eq!([0x30, 0x38, 0x44].map(get), [2, 64, 1]);
+        let addresses = [0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4].map(get);
+        assert_eq!(addresses, [0x1000, 1, 0x2000, 2, 0x3000, 3]);
+        assert!(transport.queue_used(1));
+        transport.queue_unset(2);
+        assert_eq!(get(0x30), 2);
+        assert!(!transport.queue_used(1));
+        assert_eq!(get(0x30), 1);
+        transport.notify(7);
+        assert_eq!(get(0x50), 7);
+        transport.set_status(DeviceStatus::DRIVER);
+        assert_eq!(get(0x70), 2);
+        set(0x70, 0x40);
+        assert_eq!(transport.get_status(), DeviceStatus::DEVICE_NEEDS_RESET);
+        set(0x60, 1);
+        assert!(transport.ack_interrupt() == InterruptStatus::QUEUE_INTERRUPT);
+        assert_eq!(get(0x64), 1);
+        set(0xfc, 9);
+        assert_eq!(transport.read_config_generation(), 9);
+        assert_eq!(transport.write_config_space(0xfc, 0xabcd_u32), Ok(()));
+        assert_eq!(get(0x1fc), 0xabcd);
+        assert_eq!(transport.read_config_space(0xfc), Ok(0xabcd_u32));
+        assert!(!transport.requires_legacy_layout());
+        for offset in [0x44, 0x50, 0x64, 0x70, 0x1fc] {
+            set(offset, 0);
+        }
+    }
+
+    #[cfg(feature = "pci")]
+    #[test]
+    fn each_call_reaches_its_registers_directly_and_through_the_types_that_pass_it_on() {
+        use crate::transport::{ByRef, FsTransport};
+        let registers = block(2, 26).map(AtomicU32::new);
+        let (base, size) = (NonNull::from(&registers).cast(), size_of_val(&registers));
+        // SAFETY: the registers are atomics in ordinary memory, which outlive the transport.
+        let mut transport = unsafe { probe(base, size) }.unwrap().unwrap();
+        calls_reach_their_registers(&mut transport, &registers);
+        let mut transport = FsTransport::Mmio(transport);
+        calls_reach_their_registers(&mut transport, &registers);
+        calls_reach_their_registers(&mut ByRef(&mut transport), &registers);
     }
 }

@@ -645,6 +645,7 @@ mod tests {
         fake::{Bus, Function, Machine},
         *,
     };
+    use core::sync::atomic::{AtomicU16, Ordering::Relaxed};
     use std::vec::Vec;
 
     fn at(bus: u8, device: u8, function: u8) -> DeviceFunction {
@@ -675,7 +676,9 @@ mod tests {
             [at(0, 0, 0), at(0, 31, 0), at(0, 31, 2), at(0, 31, 7)]
         );
         let read = machine.read.borrow();
-        assert!(read.iter().all(|at| at.function == 0 || at.device == 31));
+        let can_be_there =
+            |at: &DeviceFunction| at.device < 31 && at.function == 0 || at.device == 31;
+        assert!(read.iter().all(can_be_there));
     }
 
     /// Finds all file system devices and refuses them: no memory is accepted.
@@ -790,6 +793,16 @@ mod tests {
             .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0, 1, 4])
             .with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0, 0x1000, 3]);
         assert_eq!(places(device).unwrap().notify.address, (1 << 32) + 0x3000);
+        // Nor is a capability of another vendor used, or one without a multiplier.
+        for (at, byte) in [(0, 0x0a), (2, 16)] {
+            let mut device =
+                self::device().with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x800, 0x100, 8]);
+            let first = device.word(CAPABILITIES) as u8;
+            let mut header = device.word(first).to_le_bytes();
+            header[at] = byte;
+            device.words.insert(first, u32::from_le_bytes(header));
+            assert_eq!(places(device).unwrap().notify.address, (1 << 32) + 0x3000);
+        }
         // Before all of them, a usable one.
         let better =
             self::device().with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x800, 0x100, 8]);
@@ -862,6 +875,111 @@ mod tests {
         );
         for (register, word) in &machine.functions[index].words {
             assert_eq!(*word, before.word(*register), "{register:#x}");
+        }
+        // Both halves of an address are written.
+        let address = 10 << 32;
+        let moved = Bar::read(&mut machine, at(0, 1, 0), 2).unwrap();
+        Bar { address, ..moved }.write(&mut machine, at(0, 1, 0), 2);
+        let moved = Bar::read(&mut machine, at(0, 1, 0), 2).unwrap();
+        assert_eq!(moved.address, address);
+    }
+
+    /// Device memory of 16 KiB: ordinary memory, aligned as a BAR must be.
+    #[repr(align(0x4000))]
+    struct Memory([AtomicU16; 0x2000]);
+
+    impl Memory {
+        fn new() -> Self {
+            Self([const { AtomicU16::new(0) }; 0x2000])
+        }
+
+        fn get(&self, offset: usize) -> u16 {
+            self.0[offset / 2].load(Relaxed)
+        }
+
+        fn set(&self, offset: usize, value: u16) {
+            self.0[offset / 2].store(value, Relaxed);
+        }
+    }
+
+    /// Probes [`device`] with its structures in `memory`. Also returns the command register before and
+    /// after.
+    fn probe_in(memory: &Memory) -> (Result<PciTransport, TransportError>, [u32; 2]) {
+        let address = core::ptr::from_ref(memory).expose_provenance() as u64;
+        let mut device = device();
+        let bars = [address as u32 | 0b1100, (address >> 32) as u32];
+        device
+            .words
+            .extend([4, 5].map(Bar::register).into_iter().zip(bars));
+        *device.words.entry(COMMAND).or_default() |= 0b1;
+        let mut machine = Machine::default();
+        machine.add(Bus::Root(0), 1, 0, device);
+        let before = machine.functions[0].word(COMMAND);
+        let accept = |start, size| (start, size) == (address, 0x4000);
+        // SAFETY: the registers are atomics in ordinary memory, which outlive the transport.
+        let transport =
+            unsafe { probe::<crate::hal::IdentityHal, _>(&mut machine, at(0, 1, 0), &accept) };
+        let after = machine.functions[0].word(COMMAND);
+        let transport = transport.expect("a file system device");
+        (transport, [before, after].map(|word| word & 0xffff))
+    }
+
+    #[test]
+    fn each_call_reaches_its_registers() {
+        let memory = Memory::new();
+        let get = |offset| memory.get(offset);
+        let set = |offset, value| memory.set(offset, value);
+        set(18, 9); // queues, of which 8 can be used
+        set(30, 5); // the place of a queue's notifications, in units of the multiplier
+        let (transport, command) = probe_in(&memory);
+        let mut transport = FsTransport::Pci(transport.unwrap());
+        assert_eq!(command, [0b1, 0b100_0000_0111]);
+        assert_eq!(get(22), 7);
+        for offset in [4, 6] {
+            set(offset, 0x8003); // the same for both halves of the features
+        }
+        assert_eq!(transport.read_device_features(), 0x8003_8003_8003_8003);
+        assert_eq!(get(0), 1);
+        transport.write_driver_features(0x3456 << 32 | 0x789a);
+        assert_eq!([8, 12, 14].map(get), [1, 0x3456, 0]);
+        set(24, 1024);
+        assert_eq!(transport.max_queue_size(7), 1024);
+        assert_eq!(get(22), 7);
+        assert_eq!(transport.max_queue_size(8), 0);
+        transport.queue_set(2, 64, 1 << 32 | 0x1000, 2 << 32 | 0x2000, 3 << 32 | 0x3000);
+        assert_eq!([22, 24, 28].map(get), [2, 64, 1]);
+        let addresses = [32, 36, 40, 44, 48, 52].map(get);
+        assert_eq!(addresses, [0x1000, 1, 0x2000, 2, 0x3000, 3]);
+        assert!(transport.queue_used(1));
+        assert_eq!(get(22), 1);
+        set(28, 0);
+        assert!(!transport.queue_used(1));
+        transport.notify(7);
+        assert_eq!(get(0x3000 + 5 * 4), 7);
+        transport.notify(8);
+        assert_eq!(get(0x3000 + 5 * 4), 7);
+        transport.set_status(DeviceStatus::DRIVER);
+        assert_eq!(get(20), 2);
+        set(20, 9 << 8 | 0x40);
+        assert_eq!(transport.get_status(), DeviceStatus::DEVICE_NEEDS_RESET);
+        assert_eq!(transport.read_config_generation(), 9);
+        set(0x1000, 1);
+        assert!(transport.ack_interrupt() == InterruptStatus::QUEUE_INTERRUPT);
+        assert_eq!(transport.write_config_space(0xffe, 0xabcd_u16), Ok(()));
+        assert_eq!(get(0x2ffe), 0xabcd);
+        assert_eq!(transport.read_config_space(0xffe), Ok(0xabcd_u16));
+        assert!(!transport.requires_legacy_layout());
+    }
+
+    #[test]
+    fn a_notification_outside_of_its_structure_is_refused() {
+        for (place, usable) in [(0x3ff, true), (0x400, false), (0xffff, false)] {
+            let memory = Memory::new();
+            memory.set(18, 1);
+            memory.set(30, place);
+            let fault = probe_in(&memory).0.err();
+            let refused = TransportError::Capability("notifications");
+            assert_eq!(fault, (!usable).then_some(refused), "{place:#x}");
         }
     }
 }

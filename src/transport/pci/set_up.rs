@@ -328,6 +328,21 @@ mod tests {
     }
 
     #[test]
+    fn a_device_does_not_decode_addresses_while_its_memory_is_placed() {
+        // The machine of the test checks it. The BARs take all memory.
+        let mut machine = Machine::default();
+        let device = Function::device()
+            .with_bar(0, 1 << 20, 0)
+            .with_bar(1, 1 << 20, 0);
+        let device = machine.add(Bus::Root(0), 1, 0, device);
+        machine.functions[device].words.insert(COMMAND, 0b111);
+        set_up(&mut machine, 0x1000_0000..0x1020_0000, 255);
+        assert_eq!(machine.functions[device].word(COMMAND), 0b101);
+        let expected = [0x1000_0000..0x1010_0000, 0x1010_0000..0x1020_0000];
+        assert_eq!(bars(&machine, device), expected);
+    }
+
+    #[test]
     fn a_bar_without_space_gets_no_address() {
         let mut machine = Machine::default();
         let large = Function::device()

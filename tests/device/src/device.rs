@@ -54,6 +54,8 @@ pub(crate) struct State {
     pub busy: usize,
     notifications: u64,
     interrupts: u64,
+    /// Whether an interrupt was raised and is not acknowledged yet.
+    pub is_interrupting: bool,
     /// The number of ticks and notifications so far.
     events: u64,
     /// Ignores the queues until the next reset, because the device has overwritten parts of them.
@@ -401,7 +403,10 @@ impl State {
         let Some(Some(ring)) = self.rings.get_mut(usize::from(chain.queue)) else {
             return;
         };
-        self.interrupts += u64::from(ring.wants_interrupt());
+        if ring.wants_interrupt() {
+            self.interrupts += 1;
+            self.is_interrupting = true;
+        }
         for _ in 0..reply.times {
             ring.push(reply.id.unwrap_or(chain.head.into()), reply.used);
         }

@@ -6,7 +6,7 @@ use crate::{
     quirks::Reset,
     ring::Ring,
 };
-use std::sync::MutexGuard;
+use std::{mem, sync::MutexGuard};
 use virtio_drivers::{
     Error, PhysAddr,
     transport::{DeviceStatus, DeviceType, InterruptStatus, Transport},
@@ -182,7 +182,10 @@ impl Transport for TestTransport {
     }
 
     fn ack_interrupt(&mut self) -> InterruptStatus {
-        InterruptStatus::empty()
+        match mem::take(&mut self.state().is_interrupting) {
+            true => InterruptStatus::QUEUE_INTERRUPT,
+            false => InterruptStatus::empty(),
+        }
     }
 
     fn read_config_generation(&self) -> u32 {

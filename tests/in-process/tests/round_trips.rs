@@ -1,8 +1,9 @@
 //! Counts the requests that each operation takes, with the reason for each request: a superfluous one fails a test.
 //! The tree is served from memory by a correct server.
 
-use bootshare::{Options, Share, hal::Clock};
-use bootshare_test_device::{Device, Opcode, TestHal, TestShare, Tree, VirtualClock};
+use bootshare::{Error, Options, Share, fuse::FileType, hal::Clock};
+use bootshare_test_device::{Device, Opcode, Reply, TestHal, TestShare, Tree, VirtualClock};
+use embedded_io::{Seek, SeekFrom};
 use std::{ops::ControlFlow::Continue, sync::Mutex, time::Duration};
 
 /// 1 MiB, or less under Miri, which is slow.
@@ -18,7 +19,11 @@ fn tree() -> Tree {
         .link("boot/current", "vmlinuz")
         .link("boot/absolute", "/boot/vmlinuz")
         .file("cmdline", "quiet")
-        .file("empty", "");
+        .file("empty", "")
+        .file("links/41", "");
+    let tree = (0..41).fold(tree, |tree, number| {
+        tree.link(format!("links/{number}"), (number + 1).to_string())
+    });
     (0..150).fold(tree, |tree, number| {
         tree.file(format!("boot/entries/entry-{number:010}.conf"), "x")
     })
@@ -65,12 +70,53 @@ fn metadata() {
         |share| _ = share.metadata("/boot/entries/..").unwrap(),
         &[(Lookup, 2), (Forget, 2), (GetAttr, 1)],
     );
+    // A file that should be a directory: the host is not asked for anything below it.
+    for path in ["cmdline/", "cmdline/.", "cmdline/below"] {
+        takes(
+            |share| assert_eq!(share.metadata(path), Err(Error::NotADirectory)),
+            &[(Lookup, 1), (Forget, 1)],
+        );
+    }
     // A missing file needs no FORGET.
     takes(
         |share| _ = share.metadata("/boot/missing").unwrap_err(),
         &[(Lookup, 2), (Forget, 1)],
     );
     takes(|share| _ = share.metadata("").unwrap_err(), &[]);
+    takes(
+        |share| {
+            assert_eq!(share.exists("cmdline"), Ok(true));
+            assert_eq!(share.exists("missing"), Ok(false));
+        },
+        &[(Lookup, 2), (Forget, 1)],
+    );
+}
+
+#[test]
+fn whether_a_file_has_changed() {
+    // Each question is one GETATTR. From the second one on, the host reports another size.
+    let mut asked = 0;
+    let device = Device::with_script(tree(), move |request, good| match request.opcode() {
+        GetAttr => {
+            asked += 1;
+            if asked > 1 {
+                good.patch(40, &[9])
+            } else {
+                good
+            }
+        }
+        _ => good,
+    });
+    let share = device.mount(options()).unwrap();
+    let mut file = share.open("cmdline").unwrap();
+    device.forget_requests();
+    assert_eq!(file.has_changed(), Ok(false));
+    assert_eq!(file.has_changed(), Ok(true));
+    assert_eq!(file.refresh().map(|metadata| metadata.len()), Ok(9));
+    assert_eq!(file.has_changed(), Ok(false));
+    device.log(|log| assert_eq!(log.counts(), [(GetAttr, 4)].into()));
+    drop(file);
+    share.unmount().unwrap();
 }
 
 #[test]
@@ -88,6 +134,23 @@ fn links() {
     takes(
         |share| _ = share.read_link("/boot/current", &mut [0; 64]).unwrap(),
         &[(Lookup, 2), (ReadLink, 1), (Forget, 2)],
+    );
+    // A link at the end of a path that is not followed.
+    takes(
+        |share| {
+            let metadata = share.symlink_metadata("/boot/current").unwrap();
+            assert!(metadata.is_symlink());
+        },
+        &[(Lookup, 2), (Forget, 2)],
+    );
+    // Up to 40 links are followed, each from the directory `links`.
+    takes(
+        |share| assert!(share.metadata("links/1").unwrap().is_file()),
+        &[(Lookup, 42), (ReadLink, 40), (Forget, 42)],
+    );
+    takes(
+        |share| assert_eq!(share.metadata("links/0"), Err(Error::TooManyLinks)),
+        &[(Lookup, 42), (ReadLink, 40), (Forget, 42)],
     );
 }
 
@@ -115,6 +178,26 @@ fn open_and_read() {
         },
         &[(Lookup, 1), (Open, 1), (Read, 1), (Release, 1), (Forget, 1)],
     );
+    // What is no regular file is not opened. Only a path follows a link.
+    takes(
+        |share| {
+            assert_eq!(share.open("boot").err(), Some(Error::IsADirectory));
+            let boot = share.open_dir("boot").unwrap();
+            assert_eq!(boot.open_file("current").err(), Some(Error::TooManyLinks));
+        },
+        &[(Lookup, 3), (Forget, 3)],
+    );
+    // By the traits of embedded-io.
+    takes(
+        |share| {
+            let (mut file, mut buf) = (share.open("cmdline").unwrap(), [0; 4096]);
+            assert_eq!(file.seek(SeekFrom::End(-3)), Ok(2));
+            assert_eq!(embedded_io::Read::read(&mut file, &mut buf), Ok(3));
+            assert_eq!(&buf[..3], b"iet");
+            assert_eq!(file.stream_position(), Ok(5));
+        },
+        &[(Lookup, 1), (Open, 1), (Read, 1), (Release, 1), (Forget, 1)],
+    );
     // Ten chunks of 1 MiB.
     takes(
         |share| {
@@ -135,7 +218,11 @@ fn open_and_read() {
 fn list() {
     // 150 entries of 24 + 24 bytes need two buffers of 4096 bytes; the third reply is empty and ends the listing.
     takes(
-        |share| assert_eq!(share.read_dir("/boot/entries").unwrap().count(), 150),
+        |share| {
+            let entries = share.read_dir("/boot/entries").unwrap();
+            let types = entries.map(|entry| entry.unwrap().file_type());
+            assert_eq!(types.filter(|of| *of == Some(FileType::File)).count(), 150);
+        },
         &[
             (Lookup, 2),
             (OpenDir, 1),
@@ -189,15 +276,23 @@ fn the_next_file_is_requested_before_the_previous_one_is_complete() {
 #[test]
 fn one_notification_for_a_batch_of_reads() {
     // One notification announces all 16 READs in flight. On real hardware each notification is an exit from the
-    // guest, which is expensive.
-    let device = Device::new(tree());
+    // guest, which is expensive. The first 16 READs return one byte each; one notification also announces the READs
+    // of the rest.
+    let mut left = 16;
+    let device = Device::with_script(tree(), move |request, good| match request.opcode() {
+        Read if left > 0 => {
+            left -= 1;
+            Reply::ok(request, &good.body()[..1])
+        }
+        _ => good,
+    });
     let options = options().with_chunk_size(MIB as u32 / 16);
     let share = device.mount(options).unwrap();
     let file = share.open("/boot/vmlinuz").unwrap();
     let before = device.notifications();
     let mut buf = vec![0; MIB];
     file.read_exact_at(0, &mut buf).unwrap();
-    assert_eq!(device.notifications() - before, 1);
+    assert_eq!(device.notifications() - before, 2);
     assert!(
         (0..)
             .map(Tree::pattern)

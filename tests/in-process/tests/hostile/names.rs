@@ -116,6 +116,19 @@ fn names_too_long_for_a_lookup_are_omitted() {
 }
 
 #[test]
+fn names_of_up_to_255_bytes_are_looked_up() {
+    let device = Device::new(tree());
+    let share = share(&device);
+    for (size, error, lookups) in [(255, Error::NotFound, 1), (256, Error::NameTooLong, 0)] {
+        device.forget_requests();
+        assert_eq!(share.metadata(vec![b'n'; size]).err(), Some(error));
+        device.log(|log| assert_eq!(log.requests.len(), lookups));
+    }
+    share.unmount().unwrap();
+    check(&device);
+}
+
+#[test]
 fn a_directory_with_too_many_entries_is_refused() {
     // Endless: each reply has ten more entries.
     let entries = |request: &Request| {

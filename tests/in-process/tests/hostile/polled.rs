@@ -6,6 +6,7 @@ use bootshare::{
     fuse::{Forget, Lookup, NodeId, Open, Operation, Read, Release, StatFs},
     hal::PAGE_SIZE,
     session::{Priority, Session, Ticket},
+    transport::InterruptStatus,
 };
 use bootshare_test_device::{Device, IommuHal, Opcode, TestHal, TestTransport, VirtualClock};
 use std::{ptr::NonNull, time::Duration};
@@ -209,6 +210,31 @@ fn entries_and_targets_come_one_page_at_a_time() {
 }
 
 #[test]
+fn a_ticket_is_for_one_request_only() {
+    let mut rig = Rig::new(Device::new(tree()));
+    let (epoch, statistics) = (rig.session.epoch(), StatFs { node: NodeId::ROOT });
+    let [first, second] = [(); 2].map(|()| {
+        let ticket = rig.session.submit(epoch, &statistics).unwrap().unwrap();
+        assert!(rig.session.has(ticket));
+        rig.look();
+        assert!(rig.session.take(&statistics, ticket).unwrap().is_some());
+        assert!(!rig.session.has(ticket));
+        ticket
+    });
+    // The slot of both is used again.
+    let third = rig.session.submit(epoch, &statistics).unwrap().unwrap();
+    rig.look();
+    for ticket in [first, second] {
+        assert!(!rig.session.has(ticket));
+        assert_eq!(
+            rig.session.take(&statistics, ticket),
+            Err(Error::Disconnected)
+        );
+    }
+    assert!(rig.session.take(&statistics, third).unwrap().is_some());
+}
+
+#[test]
 fn posted_requests_leave_slots_for_others() {
     let device = Device::with_script(tree(), |request, good| match request.opcode() {
         Opcode::Release | Opcode::Forget => good.never(),
@@ -275,6 +301,25 @@ fn a_silent_host_is_given_up_by_the_callers_clock() {
 }
 
 #[test]
+fn the_status_is_read_ten_times_a_second() {
+    // Each read is an exit to the hypervisor.
+    let device = spoiling(Opcode::StatFs, |_, good| good.never());
+    let mut rig = Rig::new(device.clone());
+    let (node, epoch, start) = (NodeId::ROOT, rig.session.epoch(), rig.now);
+    let session = &mut rig.session;
+    assert!(session.submit(epoch, &StatFs { node }).unwrap().is_some());
+    session.kick();
+    session.tick(start);
+    device.quirk(|quirks| quirks.status_noise = 64); // `DEVICE_NEEDS_RESET`
+    session.tick(start + Duration::from_millis(99));
+    assert!(session.is_connected());
+    session.tick(start + Duration::from_millis(100));
+    assert!(!session.is_connected());
+    drop(rig);
+    check(&device);
+}
+
+#[test]
 fn a_failed_session_reports_the_reason_before_its_reset() {
     type End = fn(&mut TestSession);
     let ends: [(End, bool); 3] = [
@@ -323,6 +368,7 @@ fn interrupts_come_only_if_they_are_enabled() {
     rig.session.set_interrupts(true);
     rig.lookup(b"file").unwrap();
     assert_eq!(device.interrupts(), 1);
+    assert!(rig.session.acknowledge() == InterruptStatus::QUEUE_INTERRUPT);
     assert!(rig.session.acknowledge().is_empty());
     // Interrupts stay enabled in the next session.
     rig.session.disconnect();

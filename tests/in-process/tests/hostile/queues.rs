@@ -61,7 +61,7 @@ fn the_client_uses_all_offered_queues_up_to_four() {
 fn the_client_uses_no_more_queues_than_the_options_allow() {
     for (allowed, used) in cases([(1, 1), (3, 3), (0, 1), (9, 4)]) {
         let options = in_chunks().with_request_queues(allowed);
-        let (reads, pages) = reading(4, vec![64; 8], options);
+        let (reads, pages) = reading(8, vec![64; 9], options);
         assert_eq!((reads.len(), pages), (used, pages_per_share(used)));
     }
 }

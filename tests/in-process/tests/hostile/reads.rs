@@ -111,6 +111,38 @@ fn a_file_that_grows_beyond_its_end() {
 }
 
 #[test]
+fn at_least_one_read_and_no_more_than_fit_into_a_queue_are_in_flight() {
+    for depth in [0, usize::MAX] {
+        let device = Device::new(tree());
+        let share = device.mount(in_chunks().with_depth(depth)).unwrap();
+        let file = share.open("large").unwrap();
+        let mut buf = vec![0; LARGE as usize];
+        file.read_exact_at(0, &mut buf).unwrap();
+        assert!(is_large(&buf, 0));
+        drop(file);
+        share.unmount().unwrap();
+        check(&device);
+    }
+}
+
+#[test]
+fn a_full_reply_is_not_the_end_of_a_file() {
+    // LOOKUP reports five chunks, and the file has more.
+    let device = Device::with_script(tree(), |request, good| match request.opcode() {
+        Opcode::Lookup => good.patch(16 + 40 + 8, &u64::to_le_bytes(5 * CHUNK)),
+        _ => good,
+    });
+    let share = device.mount(in_chunks().with_depth(1)).unwrap();
+    let file = share.open("large").unwrap();
+    let mut buf = vec![0; LARGE as usize];
+    file.read_exact_at(0, &mut buf).unwrap();
+    assert!(is_large(&buf, 0));
+    drop(file);
+    share.unmount().unwrap();
+    check(&device);
+}
+
+#[test]
 fn a_whole_file_is_read_even_if_its_reported_size_is_wrong() {
     // LOOKUP reports a wrong size, as for files of `/proc` and for growing files; the file has 100 bytes.
     for said in [0, 19, 50, 99, 100, 101, 5000] {

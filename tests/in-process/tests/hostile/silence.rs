@@ -118,8 +118,15 @@ fn a_reply_after_the_deadline_is_not_written_to_the_callers_buffer() {
 
 #[test]
 fn progress_keeps_a_slow_host_alive() {
-    // Each chunk takes one second less than the deadline.
-    let device = spoiling(Opcode::Read, |_, good| good.after(Duration::from_secs(9)));
+    // Each reply comes a second before the deadline. The last chunk takes two replies, at a time when
+    // the first request would have exceeded the limit of a single request.
+    let device = spoiling(Opcode::Read, |request, good| {
+        let reply = match request.offset() == LARGE - CHUNK {
+            true => Reply::ok(request, &good.body()[..1]),
+            false => good,
+        };
+        reply.after(Duration::from_secs(9))
+    });
     let share = device.mount(in_chunks().with_depth(1)).unwrap();
     read_large(&share);
     share.unmount().unwrap();
