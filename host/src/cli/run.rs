@@ -328,10 +328,10 @@ mod tests {
         );
         for (word, said) in [
             ("t", "it has no ="),
-            ("t=/a", "it has no place"),
-            ("a:b=/a:/mnt", "a tag has no colon here"),
-            ("t=:/mnt", "is no absolute path"),
-            ("t=/a:mnt", "is no absolute path"),
+            ("t=/a", "it has no mount point"),
+            ("a:b=/a:/mnt", "the tag must not contain a colon"),
+            ("t=:/mnt", "is not an absolute path"),
+            ("t=/a:mnt", "is not an absolute path"),
         ] {
             let error = share(word).unwrap_err().to_string();
             assert!(error.contains(said), "{word}: {error}");
