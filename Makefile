@@ -78,6 +78,7 @@ help:
 	@echo '                 NAMES=    some of those in host/trial.sh'
 	@echo 'make test-run  commands in the kernels of Debian 12, 13 and sid, as root and as an ordinary user'
 	@echo 'make test-console  100 MiB of console output through a slow reader'
+	@echo 'make test-changing  a guest in a tree that the host changes, beside virtiofsd; as root'
 	@echo 'make test-environments  the host tool under terminals, services and namespaces'
 	@echo 'make firmware  the images, in target/firmware'
 	@echo 'make minimal   images that boot by entries and conventional names only: no menu, shell, ...'
@@ -209,6 +210,12 @@ test-run: setup-distributions host
 test-console: setup-test host
 	tests/console.sh "$(TARGET)/release/bootshare-host"
 
+# Three runs on each of four file systems, a minute each.
+.PHONY: test-changing
+test-changing: setup-changing host
+	cargo build --release -p bootshare-host --features $(EMBEDDED) --example changes
+	tests/changing.sh "$(TARGET)/release/bootshare-host" "$(TARGET)/release/examples/changes" target/virtiofsd/bin/virtiofsd
+
 .PHONY: test-environments
 test-environments: setup-test host
 	tests/environments.sh "$(TARGET)/release/bootshare-host"
@@ -318,7 +325,7 @@ clean:
 	@[ -z "$(CARGO_TARGET_DIR)" ] || echo 'kept, because others may use it: $(CARGO_TARGET_DIR)'
 
 # Each installs the packages that its purpose needs and that are missing.
-SETUPS := setup-distributions setup-build setup-run setup-test setup-fuzz setup-miri setup-mutants setup-licences setup-callgrind setup-release setup-actions
+SETUPS := setup-distributions setup-build setup-run setup-test setup-changing setup-fuzz setup-miri setup-mutants setup-licences setup-callgrind setup-release setup-actions
 .PHONY: $(SETUPS)
 $(SETUPS): setup-%:
 	@host/setup.sh $*

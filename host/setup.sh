@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what is missing for a purpose: `host/setup.sh build|run|test|distributions|fuzz|miri|mutants|licences|callgrind|release|actions`.
+# Installs what is missing for a purpose: `host/setup.sh build|run|test|changing|distributions|fuzz|miri|mutants|licences|callgrind|release|actions`.
 #
 # If apt exists (Debian, Ubuntu and their derivatives), it is used, as root or through sudo. Otherwise the
 # packages to install are printed with the distribution's own names. If nothing is missing, the script changes
@@ -8,7 +8,7 @@ set -eu
 # The output of programs is parsed below.
 export LC_ALL=C
 cd "$(dirname "$0")/.."
-purpose=${1:?"usage: host/setup.sh build|run|test|distributions|fuzz|miri|mutants|licences|callgrind|release|actions"}
+purpose=${1:?"usage: host/setup.sh build|run|test|changing|distributions|fuzz|miri|mutants|licences|callgrind|release|actions"}
 
 # The virtiofsd that the boot tests use, besides the one of QEMU 7.2.
 virtiofsd_version=1.14.0
@@ -277,6 +277,15 @@ test)
     install_toolchain
     install_test_server
     ;;
+changing)
+    needs_to_build
+    needs_to_run
+    needs_to_test
+    has fuse-overlayfs || need fuse-overlayfs
+    install_missing
+    install_toolchain
+    install_test_server
+    ;;
 distributions)
     needs_to_build
     needs_to_run
@@ -332,5 +341,5 @@ actions)
             die "could not install actionlint $actionlint_version: see above, then try again"
     fi
     ;;
-*) die "unknown purpose $purpose: build, run, test, distributions, fuzz, miri, mutants, licences, callgrind, release or actions" ;;
+*) die "unknown purpose $purpose: build, run, test, changing, distributions, fuzz, miri, mutants, licences, callgrind, release or actions" ;;
 esac

@@ -20,6 +20,9 @@ mkdir -p target/changing
 work=$(mktemp -d "$PWD/target/changing/XXXXXX")
 clean_up() {
     local place
+    # The program that changes the tree ends with its standard input.
+    exec 9>&-
+    wait
     for place in tmpfs overlay fuse; do
         ! mountpoint -q "$work/$place" || umount "$work/$place"
     done
@@ -139,6 +142,8 @@ boot() { "$program" boot "$work/boot" --share "tree=$work/$1/tree" --cmdline dem
 failed=0
 kinds="packages build directories cut"
 declare -A cells bads
+echo "| file system | programs | on the host itself | from this server |${server:+ from virtiofsd |}"
+echo "|---|---|---|---|${server:+---|}"
 for place in ${PLACES:-disk tmpfs overlay fuse}; do
     place "$place"
     for who in host ours ${server:+theirs}; do
@@ -149,21 +154,15 @@ for place in ${PLACES:-disk tmpfs overlay fuse}; do
         esac
         for kind in $kinds; do
             cell "$kind"
-            cells[$place-$kind-$who]=$text
-            bads[$place-$kind-$who]=$bad
+            cells[$kind-$who]=$text
+            bads[$kind-$who]=$bad
         done
     done
-done
-
-echo "| file system | programs | on the host itself | from this server |${server:+ from virtiofsd |}"
-echo "|---|---|---|---|${server:+---|}"
-for place in ${PLACES:-disk tmpfs overlay fuse}; do
     for kind in $kinds; do
-        name=$place-$kind
-        echo "| $place | $kind | ${cells[$name-host]} | ${cells[$name-ours]} |${server:+ ${cells[$name-theirs]} |}"
+        echo "| $place | $kind | ${cells[$kind-host]} | ${cells[$kind-ours]} |${server:+ ${cells[$kind-theirs]} |}"
         other=host
         [ -z "$server" ] || other=theirs
-        [ "${bads[$name-ours]}" = 0 ] || [ "${bads[$name-$other]}" != 0 ] || failed=1
+        [ "${bads[$kind-ours]}" = 0 ] || [ "${bads[$kind-$other]}" != 0 ] || failed=1
     done
 done
 exit $failed

@@ -142,3 +142,42 @@ pub(super) fn cache(who: Weak<dyn Evict>) {
     }
     clock.places.push(who);
 }
+
+/// Removes the entries of owners that were dropped: an entry keeps the memory of its owner allocated.
+pub(super) fn forget_dropped() {
+    let places = &mut lock(&CLOCK).places;
+    places.retain(|place| place.strong_count() > 0);
+    places.shrink_to_fit();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    struct Owner;
+
+    impl Evict for Owner {
+        fn was_used(&self) -> bool {
+            true
+        }
+
+        fn release(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn an_owner_that_was_dropped_leaves_no_entry() {
+        let owner: Arc<dyn Evict> = Arc::new(Owner);
+        let entry = Arc::downgrade(&owner);
+        cache(entry.clone());
+        let is_kept = || lock(&CLOCK).places.iter().any(|place| place.ptr_eq(&entry));
+        forget_dropped();
+        assert!(is_kept());
+        drop(owner);
+        forget_dropped();
+        assert!(!is_kept());
+    }
+}

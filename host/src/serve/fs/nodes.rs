@@ -288,6 +288,7 @@ impl Nodes {
         );
         drop(table);
         drop(old);
+        descriptors::forget_dropped();
     }
 
     pub(super) fn get(&self, id: u64) -> Result<Arc<Node>, Errno> {
