@@ -23,21 +23,21 @@ use std::{
 /// More descriptors than Linux takes in one message (SCM_MAX_FD) are never sent.
 const MOST_FDS: usize = 253;
 
-/// How long something is waited for that need not come.
-pub const SOON: Duration = Duration::from_millis(2);
-
 /// A connection to the server.
 pub struct Frontend {
     stream: UnixStream,
+    /// How long it waits for something that a server need not send.
+    pub patience: Duration,
     /// Whether nothing can be sent any more.
     pub over: bool,
 }
 
 impl Frontend {
-    pub fn connect(address: &SocketAddr) -> Self {
+    pub fn connect(address: &SocketAddr, patience: Duration) -> Self {
         let stream = UnixStream::connect_addr(address).expect("the server listens");
         Self {
             stream,
+            patience,
             over: false,
         }
     }
@@ -60,9 +60,9 @@ impl Frontend {
         self.send(&message(request, 1, body), &[]);
     }
 
-    /// The next reply, if it comes soon.
+    /// The next reply, if it comes.
     pub fn reply(&mut self) -> Option<Vec<u8>> {
-        self.reply_within(SOON)
+        self.reply_within(self.patience)
     }
 
     /// The next reply, if it comes within the limit.

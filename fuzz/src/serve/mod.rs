@@ -132,7 +132,7 @@ impl World {
 
     fn run(&self, input: &[u8]) {
         let mut source = Source::new(input);
-        let frontend = Frontend::connect(&self.address);
+        let frontend = Frontend::connect(&self.address, Duration::from_millis(2));
         let session = Session::new(frontend, &mut source);
         let session = session.unwrap_or_else(|| {
             panic!("a connection is not served: {:?}", self.server.failure());
@@ -245,7 +245,7 @@ mod tests {
         let mut input = [0; 200];
         input[0] = 2;
         let mut source = Source::new(&input);
-        let frontend = Frontend::connect(&world.address);
+        let frontend = Frontend::connect(&world.address, LIMIT);
         let session = Session::new(frontend, &mut source).expect("it is served");
         let answers = session.run(&mut source);
         assert!(answers > 10, "{answers}");

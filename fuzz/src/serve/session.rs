@@ -1,7 +1,7 @@
 //! What one front end does.
 
 use super::LIMIT;
-use super::frontend::{Frontend, SOON, event, is_ready, memory, message, odd};
+use super::frontend::{Frontend, event, is_ready, memory, message, odd};
 use crate::source::Source;
 use rustix::{event::PollFlags, fs::ftruncate, io::pwrite};
 use std::{
@@ -709,7 +709,7 @@ impl Session {
             let start = Instant::now();
             while is_ready(&self.queues[index].kick, PollFlags::IN, Duration::ZERO) {
                 // Nobody listens.
-                if start.elapsed() > SOON {
+                if start.elapsed() > self.frontend.patience {
                     self.queues[index].live = false;
                     return;
                 }
