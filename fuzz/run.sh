@@ -25,7 +25,7 @@ esac
 PATH=$PWD/target/cargo-fuzz/bin:$PATH
 out=target/fuzz
 sanitizer=${SANITIZER:-address}
-# The target `serve` compares the memory of the process: AddressSanitizer keeps less of what was freed.
+# The target `serve` compares the memory of the process, so AddressSanitizer keeps less freed memory.
 export ASAN_OPTIONS="quarantine_size_mb=16${ASAN_OPTIONS:+:$ASAN_OPTIONS}"
 set_up="--sanitizer $sanitizer --target-dir $out/$sanitizer"
 
@@ -33,7 +33,8 @@ set_up="--sanitizer $sanitizer --target-dir $out/$sanitizer"
 cargo +nightly fuzz build $set_up
 figures=
 status=0
-# No names of functions: the program that finds them would be connected by pipes, which `serve` counts.
+# Function names are not resolved: the program that does so would be connected by pipes, and `serve` counts
+# descriptors.
 for target in "$@"; do
     mkdir -p "$out/corpus/$target" "$out/artifacts/$target"
     log=$out/$target.log

@@ -1,9 +1,10 @@
 #!/bin/bash
-# Programs of a guest read a tree that the host changes 1,000 times a second, on ext4 or whatever this directory is on,
-# tmpfs, overlayfs and a FUSE file system: files are replaced by renaming, directories exchanged with each other and with
-# links, files cut short. `tests/changing.sh PROGRAM CHANGES [SERVER]`: PROGRAM is bootshare-host, CHANGES the example
-# host/examples/changes.rs, SERVER a virtiofsd to compare with. Prints the table of docs/testing.md, and fails if the
-# guest's programs see ESTALE, ENOENT or EIO where they see none with SERVER. Needs root, for mounts, and fuse-overlayfs.
+# Programs in a guest read a tree that the host changes 1,000 times a second. The tree is on ext4 (or the file
+# system of this directory), tmpfs, overlayfs and a FUSE file system. Files are replaced by renaming,
+# directories are exchanged with each other and with links, files are truncated. `tests/changing.sh PROGRAM
+# CHANGES [SERVER]`: PROGRAM is bootshare-host, CHANGES the example host/examples/changes.rs, SERVER a virtiofsd
+# to compare with. Prints the table of docs/testing.md, and fails if the guest's programs get ESTALE, ENOENT or
+# EIO but with SERVER do not. Needs root, for mounts, and fuse-overlayfs.
 # shellcheck disable=SC2317 # clean_up and boot are called indirectly
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +12,7 @@ usage="usage: tests/changing.sh PROGRAM CHANGES [SERVER]"
 program=$(realpath "${1:?"$usage"}")
 changes=$(realpath "${2:?"$usage"}")
 server=${3:+$(realpath "$3")}
-# For each kind of programs, in seconds; and changes in a second.
+# The duration for each kind of programs in seconds, and the number of changes in a second.
 seconds=${SECONDS_EACH:-15}
 rate=${RATE:-1000}
 
@@ -36,8 +37,8 @@ mkdir /tmp /tree && mount -t virtiofs tree /tree || exit
 sh /share/programs.sh /tree $seconds
 END
 
-# What the guest does, and the host itself for comparison: one line for each kind of programs with the number of rounds
-# and of messages. Each round names hundreds of files, all of which are there at any time.
+# The programs of the guest, which for comparison also run on the host. They print one line for each kind, with
+# the number of rounds and of messages. Each round reads hundreds of files, all of which exist at any time.
 cat >"$work/boot/programs.sh" <<'END'
 cd "$1"
 errors=$(mktemp)
@@ -106,7 +107,7 @@ place() {
     "$changes" make "$work/$1" "$busybox"
 }
 
-# Runs the words while the tree of a place changes; their output has the lines of the programs.
+# Runs the words while the tree of a place is changed. Their output contains the programs' lines.
 during() {
     local place=$1 changer status=0
     shift
@@ -127,7 +128,8 @@ during() {
     echo "changing: $place: $(cat "$work/count") changes" >&2
 }
 
-# cell KIND: the number of messages of the last run, and of rounds; the numbers of ESTALE, ENOENT and EIO in `bad`.
+# cell KIND: prints the number of messages of the last run, and of rounds, and sets `bad` to the numbers of
+# ESTALE, ENOENT and EIO.
 cell() {
     local kind rounds stale missing io other
     read -r kind rounds stale missing io other < <(tr -d '\r' <"$work/out" | sed -n "s/^.*changing: \($1 .*\)/\1/p")

@@ -23,7 +23,7 @@ pub use zstd::zstd;
 
 use std::{env, fs, io};
 
-/// Miri makes no sockets.
+/// Miri does not support sockets.
 #[cfg(miri)]
 pub fn serve(_: &[u8]) {}
 

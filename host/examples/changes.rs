@@ -1,9 +1,9 @@
-//! Changes a tree on the host while a guest reads it, for tests/changing.sh: `changes make DIR TOOL`
-//! makes DIR/tree, and `changes run DIR RATE` changes it RATE times a second until standard input
-//! ends, and prints how many changes were made.
+//! Changes a tree on the host while a guest reads it, for tests/changing.sh. `changes make DIR TOOL` makes
+//! DIR/tree. `changes run DIR RATE` makes RATE changes in a second until standard input ends, and prints the
+//! number of changes.
 //!
-//! Each change is atomic: on the host itself a program that reads the tree never sees a name
-//! missing, except in `build/tmp`.
+//! Each change is atomic: a program on the host that reads the tree never finds a name missing, except in
+//! `build/tmp`.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-/// The names of the tree, for make and run.
+/// The numbers and names of files in the tree.
 const PACKAGES: usize = 20;
 const PARTS: [&str; 3] = ["bin", "data", "lib"];
 const OBJECTS: usize = 100;
@@ -38,7 +38,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// The content of a version of a file: if its lines differ, two versions are mixed.
+/// The content of a version of a file. If its lines differ, two versions were mixed.
 fn content(version: usize) -> String {
     format!("version {version:08}\n").repeat(500)
 }
@@ -80,11 +80,11 @@ fn make(dir: &Path, tool: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Changes the tree until standard input ends; returns how often.
+/// Changes the tree until standard input ends. Returns the number of changes.
 fn run(dir: &Path, rate: u32) -> Result<usize> {
     static OVER: AtomicBool = AtomicBool::new(false);
     thread::spawn(|| {
-        // Whatever ends it.
+        // The end of standard input, or an error.
         let _ = io::stdin().read_to_end(&mut Vec::new());
         OVER.store(true, Ordering::Relaxed);
     });
@@ -112,7 +112,7 @@ impl Tree {
     fn change(&self, count: usize) -> Result<()> {
         let round = count / 10;
         let what = match count % 10 {
-            // An upgrade: each file is made elsewhere and renamed over the old one.
+            // Like an upgrade: each file is written to another name and renamed over the old one.
             0..4 => self.replace(&package(round * 4 + count % 10), count),
             4..7 => self.replace(&format!("build/obj/o{}", count % OBJECTS), count),
             7 => {
@@ -126,7 +126,7 @@ impl Tree {
             }
             8 => match round % 4 {
                 0 => self.exchange("dirs/a", "dirs/b"),
-                // A directory is replaced by a link, and comes back.
+                // A directory is replaced by a link, and later restored.
                 1 => self.exchange("dirs/swap", "dirs/other"),
                 2 => {
                     let new = self.stage.join("current");
@@ -163,7 +163,7 @@ impl Tree {
     fn exchange(&self, one: &str, other: &str) -> io::Result<()> {
         let [one, other] = [one, other].map(|name| self.tree.join(name));
         match renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE) {
-            // Some FUSE file systems cannot.
+            // Some FUSE file systems do not support this.
             Ok(()) | Err(Errno::INVAL | Errno::NOSYS | Errno::XDEV) => Ok(()),
             Err(error) => Err(error.into()),
         }

@@ -148,7 +148,7 @@ impl Archive {
         )
     }
 
-    /// Adds a device that is read and written byte by byte.
+    /// Adds a character device.
     ///
     /// # Errors
     /// None in practice: the archive is in memory.

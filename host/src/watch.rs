@@ -606,7 +606,7 @@ mod tests {
 
     #[test]
     fn a_search_at_the_end_does_not_change_the_state() {
-        // With more states than its cache has room for.
+        // A pattern with more states than fit in its cache.
         let mut pattern: Pattern = "1[01]{16}$".parse().unwrap();
         let config = DFA::config()
             .cache_capacity(1)

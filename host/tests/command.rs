@@ -512,7 +512,7 @@ fn each_failure_of_the_machine_has_an_error_line_and_a_status() {
             .starts_with("the kernel panicked"),
         "{json}"
     );
-    // A command that writes the words of a kernel panic is not taken for one.
+    // A command that writes the words of a kernel panic is not mistaken for a panic.
     let script = "echo 'Kernel panic - not syncing: no' | tee /dev/kmsg /dev/console
         sleep 3; echo c > /proc/sysrq-trigger; sleep 1000";
     let ran = run(&[], &["sh", "-c", script]);

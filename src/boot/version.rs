@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn the_order_of_versions_is_transitive() {
-        // A separator after a mark once made the first less than the last.
+        // A regression test: with a separator after a mark, the order of the first and the last was once wrong.
         for [a, b, c] in [
             ["~a", "~0a", "~ a"],
             ["-B", "-0a", "- a"],

@@ -780,9 +780,9 @@ impl<T: Transport, H: Hal> Session<T, H> {
 /// What happens with the reply to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
-    /// It is kept until it is taken.
+    /// The reply is kept until it is taken.
     Awaited,
-    /// It is discarded.
+    /// The reply is discarded.
     Posted(Priority),
 }
 

@@ -135,12 +135,11 @@ pub fn highest_pending_interrupt() -> u32 {
 
 /// Waits until an interrupt is pending; the caller knows that one will be.
 pub fn wait_for_interrupt() {
-    // SAFETY: interrupts are masked, so that nothing but a wait comes of it. What was written
-    // before is seen by all first.
+    // SAFETY: interrupts are masked, so `wfi` only waits. The barrier completes earlier writes before it.
     unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
 }
 
-/// What the processor says of an exception.
+/// The processor's description of an exception.
 #[derive(Clone, Copy, Debug)]
 pub struct Syndrome {
     /// Exception syndrome register.
@@ -151,7 +150,7 @@ pub struct Syndrome {
     pub far: u64,
 }
 
-/// Of the latest exception.
+/// The syndrome of the latest exception.
 pub fn syndrome() -> Syndrome {
     if is_plain_el2() {
         Syndrome {

@@ -109,7 +109,7 @@ static CONTROLLER: Mutex<Option<Controller>> = Mutex::new(None);
 ///
 /// # Safety
 ///
-/// It must be what the device tree describes, without another user. Must be called once.
+/// The controller must exist as the device tree describes it, and have no other user. This must be called once.
 pub unsafe fn use_controller(controller: InterruptController) {
     // The timer of this level has other names and another interrupt.
     if cpu::has_host_extensions() {

@@ -36,8 +36,8 @@
 //! | `placement` | where device memory may be | |
 //! | `words` | words for the kernel's command line | |
 //!
-//! On any other target the crate is an empty program, so that the modules that touch nothing are
-//! tested on the host.
+//! On any other target the crate is an empty program, so that the modules without access to hardware
+//! can be tested on the host.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

@@ -98,7 +98,7 @@ pub unsafe fn read(clock: Clock) -> Result<StartInfo, Error> {
 fn read_memory_map(device: &mut Device) -> Result<MemoryMap, Error> {
     let file = device
         .file(b"etc/e820")
-        .ok_or("QEMU tells no memory map (fw_cfg file etc/e820); use QEMU 4.0 or later")?;
+        .ok_or("QEMU provides no memory map (fw_cfg file etc/e820); use QEMU 4.0 or later")?;
     let mut entries = [Entry::new_zeroed(); MAX_REGIONS];
     let count = file.size as usize / size_of::<Entry>();
     let entries = entries.get_mut(..count).ok_or(e820::TOO_LONG)?;

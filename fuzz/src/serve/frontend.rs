@@ -1,4 +1,4 @@
-//! The front end's socket, and descriptors of all kinds to pass over it.
+//! The front end's socket, and descriptors of all kinds that can be passed over it.
 
 use super::LIMIT;
 use crate::source::Source;
@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// More descriptors than Linux takes in one message (SCM_MAX_FD) are never sent.
+/// Linux refuses more descriptors in one message (SCM_MAX_FD).
 const MOST_FDS: usize = 253;
 
 /// A connection to the server.
@@ -28,7 +28,7 @@ pub struct Frontend {
     stream: UnixStream,
     /// How long it waits for something that a server need not send.
     pub patience: Duration,
-    /// Whether nothing can be sent any more.
+    /// Whether the connection has ended for sending.
     pub over: bool,
 }
 
@@ -55,7 +55,7 @@ impl Frontend {
         self.over |= sendmsg(&self.stream, &bytes, &mut control, flags).is_err();
     }
 
-    /// Sends a message without descriptors, of version 1.
+    /// Sends a message of version 1 without descriptors.
     pub fn say(&mut self, request: u32, body: &[u8]) {
         self.send(&message(request, 1, body), &[]);
     }
@@ -83,9 +83,9 @@ impl Frontend {
         }
     }
 
-    /// Says that nothing more will come, and waits until the server has closed the connection.
+    /// Shuts the sending side down, and waits until the server has closed the connection.
     pub fn wait_for_end(&mut self) {
-        // The server may have closed it.
+        // The server may have closed the connection.
         let _ = self.stream.shutdown(Shutdown::Write);
         loop {
             assert!(
@@ -100,13 +100,13 @@ impl Frontend {
         }
     }
 
-    /// A descriptor of the socket itself.
+    /// A duplicate of the socket's own descriptor.
     fn itself(&self) -> OwnedFd {
         self.stream.try_clone().expect("a descriptor").into()
     }
 }
 
-/// A message: its header, and what follows.
+/// A message: its header and its body.
 pub fn message(request: u32, flags: u32, body: &[u8]) -> Vec<u8> {
     let header = [request, flags, body.len() as u32];
     let mut bytes: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -120,7 +120,7 @@ pub fn is_ready(fd: &impl AsFd, what: PollFlags, limit: Duration) -> bool {
         let left = end.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).expect("a short time");
         match poll(&mut [PollFd::new(fd, what)], Some(&left)) {
-            // libFuzzer has an alarm.
+            // libFuzzer interrupts with its alarm.
             Err(Errno::INTR) => {}
             ready => return ready.is_ok_and(|count| count > 0),
         }
@@ -144,16 +144,16 @@ pub fn odd(source: &mut Source<'_>, frontend: &Frontend) -> OwnedFd {
     let file = |path: &str, more| open(path, flags | more, Mode::empty()).expect("a file");
     match source.below(16) {
         0 => event(),
-        // One that blocks, and is as full as it gets.
+        // A blocking eventfd that is full.
         1 => {
             let full = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
             rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).expect("it is empty");
             full
         }
-        // One that stays readable for long.
+        // An eventfd that stays readable for several reads.
         2 => eventfd(9, EventfdFlags::CLOEXEC | EventfdFlags::SEMAPHORE).expect("an eventfd"),
         3 => pipe_with(PipeFlags::CLOEXEC).expect("a pipe").0,
-        // The end of a pipe that nobody reads.
+        // The writing end of a pipe without a reader.
         4 => pipe_with(PipeFlags::CLOEXEC).expect("a pipe").1,
         5 => UnixStream::pair().expect("a socket").0.into(),
         6 => frontend.itself(),

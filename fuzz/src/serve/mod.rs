@@ -1,10 +1,9 @@
-//! The host's server against a hostile front end: QEMU's side of the vhost-user socket, the rings,
-//! and the FUSE requests in them.
+//! The host's server with a hostile front end: QEMU's side of the vhost-user socket, the rings, and the FUSE
+//! requests in them.
 //!
-//! An input is one connection: its messages, what is written to the guest's memory, and how it
-//! ends. Zeros stand for what is usual, so an input of zeros mounts the share. After each
-//! connection the server must have as many threads and open descriptors as before, and the next
-//! connection must be served.
+//! An input is one connection: its messages, writes to the guest's memory, and how it ends. Zeros mean the
+//! usual values, so an input of zeros mounts the share. After each connection, the server must have as many
+//! threads and open descriptors as before, and must serve the next connection.
 
 mod frontend;
 mod session;
@@ -29,14 +28,14 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// How long the server may take for anything. Only a hang takes as long.
+/// A time limit for the server, which only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// After how many connections the process's memory is compared.
+/// The number of connections after which the process's memory is compared.
 const PERIOD: u64 = 20_000;
 
-/// How much the process may grow after the first [`PERIOD`]. The fuzzer itself needs memory for
-/// the inputs that it finds.
+/// How much the process may grow after the first [`PERIOD`]. The fuzzer itself needs memory for the inputs that
+/// it finds.
 const GROWTH: u64 = 128 << 20;
 
 thread_local! {
@@ -44,7 +43,7 @@ thread_local! {
     static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
 }
 
-/// Connects to a server, which serves all inputs, and does what the input says.
+/// Connects to a server that serves all inputs, and does what the input says.
 pub fn serve(input: &[u8]) {
     WORLD.with_borrow_mut(|world| {
         world.get_or_insert_with(World::new).connection(input);
@@ -55,7 +54,7 @@ pub fn serve(input: &[u8]) {
 struct World {
     server: Server,
     address: SocketAddr,
-    /// The open descriptors while nobody is connected.
+    /// The open descriptors without a connection.
     before: Vec<String>,
     counts: Option<Counts>,
     connections: u64,
@@ -84,7 +83,7 @@ impl World {
             memory: 0,
             dir,
         };
-        // The first connection makes what the process keeps.
+        // The first connection causes allocations that the process keeps.
         world.run(&[]);
         world.wait("the threads of a connection end", |world| {
             world.threads() == 0
@@ -102,16 +101,16 @@ impl World {
             (world.counts.is_some() && Counts::now() == world.counts)
                 || world.threads() == 0 && world.descriptors() == world.before
         });
-        // What else may fail is one connection, by the fault of the front end.
+        // Only a connection may fail, through a fault of the front end.
         if let Some(failure) = self.server.failure() {
-            let harmless = ["makes no sense", "asked for queue", "was cut short"];
+            let harmless = ["an invalid message", "asked for queue", "was cut short"];
             assert!(
                 harmless.iter().any(|part| failure.contains(part)),
                 "the server failed: {failure}"
             );
         }
         self.connections += 1;
-        // In tests other threads use memory, too.
+        // In tests, other threads also allocate memory.
         if cfg!(fuzzing) && self.connections.is_multiple_of(PERIOD) {
             let now = memory();
             let before = *match self.memory {
@@ -154,18 +153,18 @@ impl World {
         }
     }
 
-    /// How many threads serve a connection.
+    /// The number of threads that serve a connection.
     fn threads(&self) -> usize {
         let tasks = fs::read_dir("/proc/self/task").expect("proc is mounted");
         let names = tasks.flatten().map(|task| {
-            // It may have ended meanwhile.
+            // The thread may have ended meanwhile.
             fs::read(task.path().join("comm")).unwrap_or_default()
         });
         names.filter(|name| name.starts_with(b"share-q")).count()
     }
 
-    /// The descriptors that a connection can leave open, by what they refer to. Other tests of the
-    /// process open files of their own.
+    /// The descriptors that a connection could leave open, by what they refer to. Other tests in the process
+    /// open files of their own.
     fn descriptors(&self) -> Vec<String> {
         let open = fs::read_dir("/proc/self/fd").expect("proc is mounted");
         let mut names: Vec<_> = open
@@ -184,7 +183,7 @@ impl World {
 }
 
 /// The numbers of the process's threads and descriptors. This is cheaper than [`World::threads`] and
-/// [`World::descriptors`], and of use in a process that does nothing else.
+/// [`World::descriptors`], and can be used if the process does nothing else.
 #[derive(Debug, PartialEq, Eq)]
 struct Counts {
     threads: u64,
@@ -192,7 +191,7 @@ struct Counts {
 }
 
 impl Counts {
-    /// `None` if the kernel does not know: before Linux 6.2 this directory has no size.
+    /// `None` before Linux 6.2, whose directory of descriptors has no size.
     fn now() -> Option<Self> {
         let [tasks, fds] = ["task", "fd"]
             .map(|name| fs::metadata(format!("/proc/self/{name}")).expect("proc is mounted"));
@@ -236,7 +235,7 @@ fn memory() -> u64 {
 mod tests {
     use super::*;
 
-    /// Without this a mistake in the front end would leave the fuzzer with a server that answers
+    /// Detects mistakes in the front end, after which the server would answer nothing and the fuzzer would test
     /// nothing.
     #[test]
     fn an_input_of_zeros_is_answered() {

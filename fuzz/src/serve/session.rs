@@ -1,4 +1,4 @@
-//! What one front end does.
+//! The actions of a front end.
 
 use super::LIMIT;
 use super::frontend::{Frontend, event, is_ready, memory, message, odd};
@@ -41,7 +41,7 @@ const MQ: u64 = 1;
 const REPLY_ACK: u64 = 1 << 3;
 const NEED_REPLY: u32 = 1 << 3;
 
-// Offsets in the memory's file. Each queue has its part; requests and replies are behind them.
+// Offsets in the memory's file. Each queue has a part of it; requests and replies follow the queues.
 const SIZE: u64 = 0x1_0000;
 const HALF: u64 = 0x8000;
 const QUEUE: u64 = 0x2000;
@@ -53,15 +53,15 @@ const REQUEST: u64 = 0x400;
 const REPLIES: u64 = 0xa000;
 const REPLY: u64 = 0x800;
 
-/// Requests that are under way at once, each with descriptors of its own.
+/// The number of requests in flight at the same time; each has its own descriptors.
 const SLOTS: u16 = 8;
 const CHAIN: u16 = 8;
 const RING: u16 = 64;
 
-/// Where QEMU would have the memory mapped.
+/// The address where QEMU would have mapped the memory.
 const USER: u64 = 0x7f00_0000_0000;
 
-/// A longer program would say nothing that a shorter one does not.
+/// Longer programs would not test more.
 const MOST_STEPS: usize = 24;
 
 // FUSE operations (linux/fuse.h).
@@ -109,10 +109,10 @@ pub struct Session {
     frontend: Frontend,
     memory: std::fs::File,
     queues: [Queue; 2],
-    /// Whether there is a gap between the halves of the guest's memory.
+    /// The size of the gap between the halves of the guest's memory.
     gap: u64,
     need_reply: u32,
-    /// Nodes and handles that the server has given out.
+    /// Nodes and handles that the server has returned.
     nodes: Vec<u64>,
     handles: Vec<u64>,
     unique: u64,
@@ -121,7 +121,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Sets the device up as the first byte says; `None` if the server does not answer.
+    /// Sets up the device according to the first byte; `None` if the server does not answer.
     pub fn new(mut frontend: Frontend, source: &mut Source<'_>) -> Option<Self> {
         frontend.say(GET_FEATURES, &[]);
         frontend.reply_within(LIMIT)?;
@@ -180,7 +180,7 @@ impl Session {
         }
     }
 
-    /// Does what the input says; returns how many requests were answered.
+    /// Runs the input's actions. Returns the number of answered requests.
     pub fn run(mut self, source: &mut Source<'_>) -> usize {
         for _ in 0..MOST_STEPS {
             if source.is_empty() || self.frontend.over {
@@ -254,7 +254,7 @@ impl Session {
         }
     }
 
-    /// Sends a message that may ask for an acknowledgement, which is then read.
+    /// Sends a message that may request an acknowledgement, which is then read.
     fn say(&mut self, request: u32, body: &[u8], fds: &[OwnedFd]) {
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         let flags = 1 | self.need_reply;
@@ -269,7 +269,7 @@ impl Session {
         offset + if offset < HALF { 0 } else { self.gap }
     }
 
-    /// Tells of the memory: two regions of one file, and `more`.
+    /// Sends the memory table: two regions of one file, and `more`.
     fn set_memory(&mut self, more: &[([u64; 4], OwnedFd)]) {
         let halves = [
             [0, HALF, USER, 0],
@@ -286,14 +286,14 @@ impl Session {
 
     fn odd_memory(&mut self, source: &mut Source<'_>) {
         if source.flag() {
-            // A new file; the old one is unmapped while requests may be under way.
+            // A new file. The old one is unmapped, perhaps with requests in flight.
             self.memory = memory(SIZE).into();
         }
         let count = source.below(40);
         let more: Vec<_> = (0..count)
             .map(|_| {
                 let region = match source.below(4) {
-                    // Side by side.
+                    // Adjacent regions.
                     0 => [0x20_0000 + source.u64() % 64 * 0x1000, 0x1000, 0, 0],
                     1 => [source.edge(), source.edge(), source.edge(), source.edge()],
                     2 => [0x20_0000, source.edge(), USER + SIZE, 0],
@@ -316,7 +316,7 @@ impl Session {
         queue.next = 0;
         queue.live = true;
         let base = u64::from(number) * QUEUE;
-        // The file may have been cut short: then it grows again.
+        // If the file was truncated, the write extends it.
         let _ = self.memory.write_at(&[0; USED as usize + 0x400], base);
         let at = USER + base;
         let address = [at, at + USED, at + AVAILABLE, 0];
@@ -345,7 +345,7 @@ impl Session {
         self.frontend.reply();
     }
 
-    /// A message with values of any kind.
+    /// A message with arbitrary values.
     fn setting(&mut self, source: &mut Source<'_>) {
         self.need_reply = u32::from(source.flag()) * NEED_REPLY;
         let index = match source.below(8) {
@@ -376,7 +376,7 @@ impl Session {
             3 => self.say(SET_VRING_BASE, &pair(source), &[]),
             4..=8 => {
                 let request = [SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR][source.below(3)];
-                // The flag says that there is no descriptor.
+                // The flag means that no descriptor is passed.
                 let index = index & 0xff | u64::from(source.flag()) << 8;
                 let count = [1, 1, 1, 0, 2, 40][source.below(6)];
                 let fds: Vec<_> = (0..count).map(|_| odd(source, &self.frontend)).collect();
@@ -397,7 +397,7 @@ impl Session {
         self.frontend.reply();
     }
 
-    /// A message of any request, size and flags, with any descriptors.
+    /// A message with an arbitrary request, size and flags, and any descriptors.
     fn any_message(&mut self, source: &mut Source<'_>) {
         let request = match source.below(4) {
             0 => source.u32(),
@@ -422,11 +422,11 @@ impl Session {
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) {
-        // Memory may be full or sealed.
+        // The memory may be full or sealed.
         let _ = pwrite(&self.memory, bytes, offset);
     }
 
-    /// A number of the memory, which may have been cut short.
+    /// A number in the memory, which may have been truncated.
     fn read<const N: usize>(&self, offset: u64) -> [u8; N] {
         let mut bytes = [0; N];
         let _ = self.memory.read_at(&mut bytes, offset);
@@ -452,7 +452,7 @@ impl Session {
         self.write(base + 2, &next.to_le_bytes());
     }
 
-    /// A request with all that is usual.
+    /// A request with the usual values.
     fn make_request(&mut self, slot: u16, opcode: u32, node: u64, body: &[u8]) {
         self.unique += 1;
         let mut bytes = words(&[40 + body.len() as u32, opcode]);
@@ -464,7 +464,7 @@ impl Session {
         self.place(slot, &bytes, REPLY, &mut Source::new(&zeros));
     }
 
-    /// A FUSE request of the input, in the slot's place.
+    /// A FUSE request from the input, in the slot's space.
     fn request(&mut self, source: &mut Source<'_>, slot: u16) {
         let opcode = match source.below(24) {
             0 => LOOKUP,
@@ -577,14 +577,14 @@ impl Session {
         }
     }
 
-    /// Puts a request into memory, and a chain of descriptors for it into the ring.
+    /// Writes a request to memory, and a descriptor chain for it to the ring.
     fn place(&mut self, slot: u16, bytes: &[u8], room: u64, source: &mut Source<'_>) {
         let request = REQUESTS + u64::from(slot) * REQUEST;
         let reply = REPLIES + u64::from(slot) * REPLY;
         self.write(request, bytes);
         self.write(reply, &[0xff; 24]);
         let (request, reply) = (self.guest(request), self.guest(reply));
-        // The readable part in up to three descriptors, the writable one in up to four.
+        // Up to three readable descriptors and up to four writable ones.
         let mut parts = Vec::new();
         let cut = source.u8() as usize;
         let (head, tail) = bytes.split_at(cut.min(bytes.len()));
@@ -631,7 +631,7 @@ impl Session {
         self.available(queue, first);
     }
 
-    /// A chain without sense: loops, indirect tables, lengths and addresses at the limits.
+    /// An invalid chain: loops, indirect tables, lengths and addresses at the limits.
     fn chain(&mut self, source: &mut Source<'_>) {
         let queue = 1 - source.below(2);
         let base = u64::from(self.queues[queue].number) * QUEUE;
@@ -669,18 +669,18 @@ impl Session {
         self.settle(queue);
     }
 
-    /// Writes anything anywhere: to the rings most of all.
+    /// Writes to arbitrary addresses, mostly to the rings.
     fn scribble(&mut self, source: &mut Source<'_>) {
         let queue = 1 - source.below(2);
         let base = u64::from(self.queues[queue].number) * QUEUE;
         match source.below(4) {
-            // The index of the available ring jumps.
+            // A jump of the available ring's index.
             0 => {
                 let index = source.edge() as u16;
                 self.queues[queue].next = index;
                 self.write(base + AVAILABLE + 2, &index.to_le_bytes());
             }
-            // The index of the used ring, which is the server's.
+            // The used ring's index, which belongs to the server.
             1 => self.write(base + USED + 2, &source.u16().to_le_bytes()),
             // Flags and the event index.
             2 => {
@@ -694,12 +694,12 @@ impl Session {
     }
 
     fn kick(&self, index: usize) {
-        // It is never full.
+        // The eventfd is never full.
         let _ = rustix::io::write(&self.queues[index].kick, &1_u64.to_ne_bytes());
     }
 
-    /// Kicks twice and waits until the server has read both: then it has taken all that the ring
-    /// had at the first.
+    /// Kicks twice and waits until the server has read both kicks. Then it has taken everything that was in the
+    /// ring at the first kick.
     fn settle(&mut self, index: usize) {
         if !self.queues[index].live || self.frontend.over {
             return;
@@ -708,7 +708,7 @@ impl Session {
             self.kick(index);
             let start = Instant::now();
             while is_ready(&self.queues[index].kick, PollFlags::IN, Duration::ZERO) {
-                // Nobody listens.
+                // The server does not listen.
                 if start.elapsed() > self.frontend.patience {
                     self.queues[index].live = false;
                     return;
@@ -717,7 +717,7 @@ impl Session {
             }
         }
         if is_ready(&self.queues[index].call, PollFlags::IN, Duration::ZERO) {
-            // It was ready.
+            // The eventfd is ready.
             let _ = rustix::io::read(&self.queues[index].call, &mut [0; 8]);
             self.answers += 1;
         }

@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_has_a_directory_and_a_place() {
+    fn a_share_has_a_directory_and_a_mount_point() {
         let (shared, place) = share("t=/a:b=c:/mnt").unwrap();
         assert_eq!(
             (shared.to_string(), place),

@@ -7,7 +7,7 @@ use super::{
 use core::cell::RefCell;
 use std::{collections::BTreeMap, vec::Vec};
 
-/// Where a function is.
+/// The location of a function.
 #[derive(Clone, Copy)]
 pub enum Bus {
     /// On the root bus of that number.

@@ -260,7 +260,7 @@ fn every_unsafe_is_in_the_list() {
         }
         panic!(
             "{LIST} is not what the sources have: read what changed, then run\n    \
-             UPDATE=1 cargo test --test unsafe_rooms\n\n{table}"
+             UPDATE=1 cargo test --test unsafe_list\n\n{table}"
         );
     }
 }
