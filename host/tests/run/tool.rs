@@ -128,7 +128,7 @@ impl Tool {
         command.args(["--board=x86_64-q35", "--timeout=120"]);
         command.args(server.map(|path| format!("--server={path}")));
         command.args(["--firmware", &self.path("share/vmlinuz")]);
-        command.arg("--append=console=ttyS0 panic=-1 quiet tsc_early_khz=2000000");
+        command.arg("--append=console=ttyS0 panic=-1 quiet tsc_early_khz=2000000 no_timer_check");
         command.arg("--qemu-arg=-initrd");
         command.arg(format!("--qemu-arg={}", self.path("share/initrd.img")));
         command
