@@ -79,3 +79,20 @@ impl Options {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_value_is_clamped_to_its_documented_bounds() {
+        let clamped = |bytes, count| {
+            let options = Options::default().with_chunk_size(bytes);
+            let options = options.with_depth(count).with_request_queues(count);
+            let clamped = options.clamped();
+            (clamped.chunk_size, clamped.depth, clamped.request_queues)
+        };
+        assert_eq!(clamped(0, 0), (1, 1, 1));
+        assert_eq!(clamped(u32::MAX, usize::MAX), (1 << 30, 21, 4));
+    }
+}

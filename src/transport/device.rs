@@ -107,12 +107,12 @@ impl Transport for FsTransport {
         either!(self, t => t.set_status(status));
     }
 
-    fn set_guest_page_size(&mut self, guest_page_size: u32) {
-        either!(self, t => t.set_guest_page_size(guest_page_size));
+    fn set_guest_page_size(&mut self, _guest_page_size: u32) {
+        // A legacy register, which neither transport has.
     }
 
     fn requires_legacy_layout(&self) -> bool {
-        either!(self, t => t.requires_legacy_layout())
+        false
     }
 
     fn queue_set(

@@ -2,7 +2,7 @@
 
 use super::{
     ABSENT, BRIDGE, BUS_NUMBERS, CAPABILITIES, CLASS, COMMAND, ConfigurationAccess, DeviceFunction,
-    FILE_SYSTEM_DEVICE, FIRST_BAR, HEADER_TYPE, MULTI_FUNCTION,
+    FIRST_BAR, HEADER_TYPE, MULTI_FUNCTION,
 };
 use core::cell::RefCell;
 use std::{collections::BTreeMap, vec::Vec};
@@ -32,7 +32,8 @@ impl Function {
     }
 
     pub fn device() -> Self {
-        Self::new(FILE_SYSTEM_DEVICE)
+        // Device 0x1040 + 26 of virtio's vendor (virtio 1.2, section 4.1.2).
+        Self::new(0x105a_1af4)
     }
 
     pub fn bridge() -> Self {
