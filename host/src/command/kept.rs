@@ -42,6 +42,7 @@ mod tests {
 
     #[test]
     fn the_last_bytes_are_kept_and_the_others_counted() {
+        assert_eq!(MOST, 1_048_576);
         let all: Vec<u8> = (0..5_000_000_u32).map(|n| n.to_be_bytes()[1]).collect();
         for size in [1000, 65_536, 3_000_000] {
             let mut kept = Kept::default();

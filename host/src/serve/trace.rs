@@ -626,6 +626,7 @@ mod tests {
 
     #[test]
     fn replies_are_recorded_as_far_as_they_are_needed() {
+        assert_eq!(REQUEST_HEAD, 552);
         assert_eq!(reply_head(1), 16 + 128);
         assert_eq!(reply_head(44), 64 << 10);
     }
