@@ -522,6 +522,15 @@ mod tests {
     }
 
     #[test]
+    fn a_line_without_its_end_is_cut() {
+        let mut watcher = watch("", "");
+        for (text, is_cut) in [("", false), ("login: ", true), ("root\r\n", false)] {
+            watcher.feed(text.as_bytes()).unwrap();
+            assert_eq!(watcher.is_cut(), is_cut, "{text:?}");
+        }
+    }
+
+    #[test]
     fn patterns_of_either_kind_are_used_and_keep_their_text() {
         let text = r"^a\b";
         let expect = || vec![text.parse().unwrap()];
