@@ -141,7 +141,7 @@ fn catch() -> io::Result<()> {
     static DONE: OnceLock<Result<(), i32>> = OnceLock::new();
     let done = DONE.get_or_init(|| {
         let mut before = MaybeUninit::uninit();
-        // SAFETY: without a new action, the call only writes the present one to `previous`.
+        // SAFETY: without a new action, the call only writes the present one to `before`.
         if unsafe { libc::sigaction(libc::SIGBUS, null(), before.as_mut_ptr()) } != 0 {
             return Err(io::Error::last_os_error().raw_os_error().unwrap_or(0));
         }

@@ -1,6 +1,8 @@
 //! File data that is cut, late, reordered, too long, or too large for a ring.
 
-use crate::rig::{CHUNK, LARGE, broken, cases, check, in_chunks, is_large, spoiling, tree};
+use crate::rig::{
+    CHUNK, LARGE, broken, cases, check, in_chunks, is_large, read_large, spoiling, tree,
+};
 use bootshare::{
     Error,
     fuse::{Errno, Violation},
@@ -115,11 +117,7 @@ fn at_least_one_read_and_no_more_than_fit_into_a_queue_are_in_flight() {
     for depth in [0, usize::MAX] {
         let device = Device::new(tree());
         let share = device.mount(in_chunks().with_depth(depth)).unwrap();
-        let file = share.open("large").unwrap();
-        let mut buf = vec![0; LARGE as usize];
-        file.read_exact_at(0, &mut buf).unwrap();
-        assert!(is_large(&buf, 0));
-        drop(file);
+        read_large(&share);
         share.unmount().unwrap();
         check(&device);
     }
@@ -133,11 +131,7 @@ fn a_full_reply_is_not_the_end_of_a_file() {
         _ => good,
     });
     let share = device.mount(in_chunks().with_depth(1)).unwrap();
-    let file = share.open("large").unwrap();
-    let mut buf = vec![0; LARGE as usize];
-    file.read_exact_at(0, &mut buf).unwrap();
-    assert!(is_large(&buf, 0));
-    drop(file);
+    read_large(&share);
     share.unmount().unwrap();
     check(&device);
 }
