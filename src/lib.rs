@@ -91,6 +91,17 @@
 
 #![no_std]
 #![deny(missing_debug_implementations)]
+// No reply and no file may end a program: constructs that could panic are denied below the boot flow.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
 
 #[cfg(test)]
 extern crate std;

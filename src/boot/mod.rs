@@ -3,17 +3,6 @@
 //! Floor 5. Nothing here does I/O or accesses a device. Every function accepts arbitrary bytes and returns a
 //! value or an error in bounded time.
 #![forbid(unsafe_code)]
-// No input may end the firmware: constructs that could panic are denied outside of tests.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::arithmetic_side_effects,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic,
-        clippy::unwrap_used
-    )
-)]
 
 mod architecture;
 pub mod arm64_image;

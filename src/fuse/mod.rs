@@ -3,19 +3,10 @@
 //!
 //! Floor 2. No I/O, no `unsafe`, and nothing of the transport: an [`Operation`] says what its
 //! request looks like and what a reply to it may look like. Each operation has its own file; the
-//! requests for directories are in the same file as those for regular files. The structures are `fuse-abi`'s, read and written through `zerocopy`; numbers are in the machine's own byte
-//! order, which virtio fixes to little endian.
+//! requests for directories are in the same file as those for regular files. The structures are
+//! `fuse-abi`'s, read and written through `zerocopy`; numbers are in the machine's own byte order, which
+//! virtio fixes to little endian.
 #![forbid(unsafe_code)]
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
 
 mod attr;
 mod destroy;

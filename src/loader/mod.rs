@@ -2,6 +2,13 @@
 //!
 //! Floor 6. `unsafe` is used only in `arena`, where free memory becomes slices, and for the two calls that rely on
 //! the board: taking over its memory, and the hand-off.
+// The crate denies these for the code below, which handles what the host sends; here, they are allowed.
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
 // Some functions of the common modules are used by optional ones only.
 #![cfg_attr(not(feature = "loader"), allow(dead_code))]
 

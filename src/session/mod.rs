@@ -11,16 +11,6 @@
 //! The host writes file data directly into the caller's buffer. A function that borrows such a
 //! buffer returns, or unwinds, only when the device has returned every descriptor or has confirmed
 //! its reset. If a device does neither, the client calls [`Clock::stop`](crate::hal::Clock::stop).
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
 
 mod client;
 mod memory;
