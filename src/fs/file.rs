@@ -147,9 +147,9 @@ impl<'s, T: Transport, C: Clock, H: Hal> File<'s, T, C, H> {
     ) -> Result<usize, Error> {
         let mut part = [self.part(offset, buf)];
         self.node.share.read_parts(&mut part, &mut |part| {
-            progress(part.first().map_or(0, Part::come) as u64)
+            progress(part.first().map_or(0, Part::filled) as u64)
         })?;
-        Ok(part.first().map_or(0, Part::come))
+        Ok(part.first().map_or(0, Part::filled))
     }
 
     /// Describes a read at `offset`, in bytes, into `buf`, to be done together with others by

@@ -272,7 +272,7 @@ impl<B: Board> Arrival<B> {
 
     fn update(&mut self, parts: &[Part<'_>]) {
         for (row, part) in self.rows.iter_mut().zip(parts) {
-            row.filled = row.before + part.come();
+            row.filled = row.before + part.filled();
         }
         let filled = self.rows.iter().map(|row| row.filled as u64).sum();
         self.progress.update(filled);

@@ -34,7 +34,7 @@ pub struct Part<'a> {
     next: usize,
     /// End of the bytes that are filled: before the first byte that failed, is in flight or was not
     /// requested.
-    come: usize,
+    filled: usize,
     /// The error that came first, and the start of the failed chunk with the lowest position.
     failed: Option<(Error, usize)>,
     buffer: PhantomData<&'a mut [u8]>,
@@ -61,7 +61,7 @@ impl<'a> Part<'a> {
             size,
             end: buf.len(),
             next: 0,
-            come: 0,
+            filled: 0,
             failed: None,
             data: NonNull::from(buf).cast(),
             buffer: PhantomData,
@@ -71,8 +71,8 @@ impl<'a> Part<'a> {
     /// Number of bytes at the start of the buffer that are filled. After a read without an error, less
     /// than the buffer's size only at the end of the file.
     #[must_use]
-    pub fn come(&self) -> usize {
-        self.come
+    pub fn filled(&self) -> usize {
+        self.filled
     }
 
     /// The filled bytes at the start of the buffer.
@@ -80,7 +80,7 @@ impl<'a> Part<'a> {
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: these bytes are the start of the buffer, borrowed for `'a`. The device has completed
         // the chunks that contain them, and they are not lent to it again.
-        unsafe { NonNull::slice_from_raw_parts(self.data, self.come).as_ref() }
+        unsafe { NonNull::slice_from_raw_parts(self.data, self.filled).as_ref() }
     }
 
     /// Why this part could not be read. `None` if another part's error ended the read.
@@ -101,7 +101,7 @@ impl<'a> Part<'a> {
 
     /// Prepares a read in the session `epoch`, which continues where an earlier one stopped.
     fn start(&mut self, epoch: Epoch) {
-        self.next = self.come;
+        self.next = self.filled;
         // No file has bytes after the largest offset.
         let most = OFFSET_MAX.checked_sub(self.offset);
         let error = match most {
@@ -112,7 +112,7 @@ impl<'a> Part<'a> {
                 None
             }
         };
-        self.failed = error.map(|error| (error, self.come));
+        self.failed = error.map(|error| (error, self.filled));
     }
 
     fn fail(&mut self, error: Error, position: usize) {
@@ -126,7 +126,7 @@ impl fmt::Debug for Part<'_> {
         f.debug_struct("Part")
             .field("node", &self.node)
             .field("offset", &self.offset)
-            .field("come", &self.come)
+            .field("filled", &self.filled)
             .field("failed", &self.failed)
             .finish_non_exhaustive()
     }
@@ -143,7 +143,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
     ///
     /// The error of the first part that failed; no more requests are sent then.
     /// [`Error::Disconnected`] for a part of another session, [`Error::Cancelled`] if `progress`
-    /// returned `Break`. [`Part::come`] tells how much of each part is filled.
+    /// returned `Break`. [`Part::filled`] tells how much of each part is filled.
     pub fn read(
         &self,
         parts: &mut [Part<'_>],
@@ -328,11 +328,11 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
     fn note_come(&mut self) {
         for part in &mut *self.parts {
             let failed = part.failed.map_or(usize::MAX, |(_, position)| position);
-            part.come = part.next.min(part.end).min(failed);
+            part.filled = part.next.min(part.end).min(failed);
         }
         for chunk in &self.chunks {
             if let Some(part) = self.parts.get_mut(chunk.part) {
-                part.come = part.come.min(chunk.position);
+                part.filled = part.filled.min(chunk.position);
             }
         }
     }

@@ -405,8 +405,8 @@ fn in_parts(
     let cut = buf.len() / 3;
     let (front, back) = buf.split_at_mut(cut);
     let behind = offset.saturating_add(cut as u64);
-    let come = |parts: &[Part<'_>]| match parts[0].come() {
-        all if all == cut => cut + parts[1].come(),
+    let come = |parts: &[Part<'_>]| match parts[0].filled() {
+        all if all == cut => cut + parts[1].filled(),
         some => some,
     };
     let mut parts = [file.part(offset, front), file.part(behind, back)];

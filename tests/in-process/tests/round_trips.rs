@@ -267,7 +267,7 @@ fn the_next_file_is_requested_before_the_previous_one_is_complete() {
     let (mut large, mut small) = (vec![0; MIB], vec![0; 5]);
     let mut parts = [kernel.part(0, &mut large), cmdline.part(0, &mut small)];
     share.read_parts(&mut parts, &mut |_| Continue(())).unwrap();
-    assert_eq!(parts.map(|part| part.come()), [MIB, 5]);
+    assert_eq!(parts.map(|part| part.filled()), [MIB, 5]);
     assert_eq!(device.notifications() - before, 1);
     drop((kernel, cmdline));
     share.unmount().unwrap();

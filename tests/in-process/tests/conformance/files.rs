@@ -156,9 +156,9 @@ pub fn several_at_once(server: Server) {
             let mut seen = vec![0; parts.len()];
             let read = share.read_parts(&mut parts, &mut |parts| {
                 for ((part, content), seen) in parts.iter().zip(&contents).zip(&mut seen) {
-                    assert!(part.bytes() == &content[..part.come()], "{order:?}");
-                    assert!(part.come() >= *seen, "progress goes forward");
-                    *seen = part.come();
+                    assert!(part.bytes() == &content[..part.filled()], "{order:?}");
+                    assert!(part.filled() >= *seen, "progress goes forward");
+                    *seen = part.filled();
                 }
                 Continue(())
             });

@@ -12,7 +12,7 @@ use std::{
 
 /// The number of bytes read into each part.
 fn come(parts: &[Part<'_>]) -> Vec<usize> {
-    parts.iter().map(Part::come).collect()
+    parts.iter().map(Part::filled).collect()
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_failing_part_is_named_and_the_others_keep_their_data() {
     share.read_parts(&mut parts, &mut |_| Continue(())).unwrap();
     assert_eq!(parts[0].bytes(), CONTENT);
     assert!(is_large(parts[1].bytes(), 7));
-    assert_eq!(parts[1].come() as u64, LARGE - 7);
+    assert_eq!(parts[1].filled() as u64, LARGE - 7);
     let again = |log: &Log| {
         let reads = log.requests.iter().filter(|r| r.opcode() == Opcode::Read);
         reads.map(|r| r.offset()).min()
@@ -129,7 +129,7 @@ fn data_read_before_the_host_stops_answering_is_kept() {
     let mut parts = [large.part(0, &mut first), file.part(0, &mut second)];
     let error = share.read_parts(&mut parts, &mut |_| Continue(()));
     assert!(matches!(error, Err(Error::TimedOut { .. })), "{error:?}");
-    assert_eq!(parts[0].come() as u64, 3 * CHUNK);
+    assert_eq!(parts[0].filled() as u64, 3 * CHUNK);
     assert!(is_large(parts[0].bytes(), 0));
     assert!(!device.is_live(), "the buffers are the caller's again");
     drop((file, large));
@@ -144,7 +144,7 @@ fn a_cancelled_read_keeps_its_data() {
     let large = share.open("large").unwrap();
     let mut buf = vec![0; LARGE as usize];
     let mut part = [large.part(0, &mut buf)];
-    let cancelled = share.read_parts(&mut part, &mut |parts| match parts[0].come() as u64 {
+    let cancelled = share.read_parts(&mut part, &mut |parts| match parts[0].filled() as u64 {
         0..CHUNK => Continue(()),
         _ => Break(()),
     });
@@ -152,13 +152,13 @@ fn a_cancelled_read_keeps_its_data() {
     // The buffers in flight were returned without a reset, and no further data was requested.
     assert!(share.is_connected());
     assert_eq!(TestHal::shared(), 0);
-    let come = part[0].come() as u64;
+    let come = part[0].filled() as u64;
     assert!((CHUNK..=8 * CHUNK).contains(&come), "{come}");
     assert!(is_large(part[0].bytes(), 0));
     // The read can be continued.
     share.read_parts(&mut part, &mut |_| Continue(())).unwrap();
     assert!(is_large(part[0].bytes(), 0));
-    assert_eq!(part[0].come() as u64, LARGE);
+    assert_eq!(part[0].filled() as u64, LARGE);
     let whole = large.read_at_with(0, &mut buf, &mut |come| {
         // Cancelling after the last byte has no effect.
         if come == LARGE {
