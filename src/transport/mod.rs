@@ -5,22 +5,14 @@
 //! probing an address (`mmio::probe`, feature `mmio`) or scanning a bus (`pci::scan`, feature `pci`);
 //! each device found is a `Device`, usable or not. A platform that reaches its devices differently
 //! implements [`Transport`] itself.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic
-    )
-)]
 
 mod by_ref;
 #[cfg(any(feature = "mmio", feature = "pci"))]
 mod config;
 #[cfg(any(feature = "mmio", feature = "pci"))]
 mod device;
+#[cfg(any(feature = "mmio", feature = "pci"))]
+mod either;
 #[cfg(any(feature = "mmio", feature = "pci"))]
 mod error;
 #[cfg(feature = "mmio")]
@@ -30,7 +22,9 @@ pub mod pci;
 
 pub use by_ref::ByRef;
 #[cfg(any(feature = "mmio", feature = "pci"))]
-pub use device::{Address, Device, DeviceList, FsTransport, MAX_DEVICES};
+pub use device::{Address, Device, MAX_DEVICES};
+#[cfg(any(feature = "mmio", feature = "pci"))]
+pub use either::FsTransport;
 #[cfg(any(feature = "mmio", feature = "pci"))]
 pub use error::TransportError;
 #[cfg(feature = "mmio")]
@@ -49,3 +43,7 @@ pub const FILE_SYSTEM_DEVICE_ID: u16 = 26;
 /// other file-sharing device; nothing in this crate uses the value.
 #[cfg(any(feature = "mmio", feature = "pci"))]
 const DEVICE_TYPE: DeviceType = DeviceType::_9P;
+
+/// File system devices in the order in which they were found.
+#[cfg(any(feature = "mmio", feature = "pci"))]
+pub type DeviceList<T = FsTransport> = heapless::Vec<Device<T>, MAX_DEVICES>;

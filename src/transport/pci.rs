@@ -1,88 +1,30 @@
 //! Virtio over PCI, modern devices (virtio 1.2, section 4.1).
 
+mod configuration;
 mod ecam;
 #[cfg(test)]
 mod fake;
 mod set_up;
+mod transport;
 
-use super::{
-    Address, DEVICE_TYPE, Device, DeviceFunction, DeviceList, DeviceStatus, DeviceType,
-    FILE_SYSTEM_DEVICE_ID, FsTransport, InterruptStatus, PhysAddr, Transport, TransportError,
-    VirtioError, config::ConfigSpace,
-};
+use super::{Address, Device, DeviceFunction, DeviceList, FILE_SYSTEM_DEVICE_ID, TransportError};
 use crate::hal::Hal;
-use core::{iter, mem::size_of, ptr::NonNull};
+use configuration::{
+    BUS_NUMBERS, Bars, Functions, command, has_more_roots, is_bridge, set_command,
+};
 pub use ecam::Ecam;
-use safe_mmio::{
-    UniqueMmioPointer, field, field_shared,
-    fields::{ReadOnly, ReadPure, ReadPureWrite, WriteOnly},
-};
 pub use set_up::set_up;
+pub use transport::PciTransport;
+use transport::Places;
+use virtio_drivers::transport::pci::VIRTIO_VENDOR_ID;
+use virtio_drivers::transport::pci::bus::Command;
 pub use virtio_drivers::transport::pci::bus::{Cam, ConfigurationAccess, MmioCam};
-use virtio_drivers::transport::pci::{
-    VIRTIO_PCI_CAP_COMMON_CFG, VIRTIO_PCI_CAP_DEVICE_CFG, VIRTIO_PCI_CAP_ISR_CFG,
-    VIRTIO_PCI_CAP_NOTIFY_CFG, VIRTIO_VENDOR_ID,
-    bus::{Command, PCI_CAP_ID_VNDR, Status},
-};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// The first PCI device ID of modern devices (section 4.1.2.1).
 const MODERN_DEVICE_ID_BASE: u16 = 0x1040;
 /// The first configuration word (vendor and device ID) of a modern file system device.
 const FILE_SYSTEM_DEVICE: u32 =
     ((MODERN_DEVICE_ID_BASE + FILE_SYSTEM_DEVICE_ID) as u32) << 16 | VIRTIO_VENDOR_ID as u32;
-/// The first configuration word if there is no function.
-const ABSENT: u32 = u32::MAX;
-
-// Offsets of words in the configuration header (PCI 3.0, 6.1; PCI-to-PCI bridge 1.2, 3.2).
-
-/// Command register in the lower half, status register in the upper half.
-const COMMAND: u8 = 0x04;
-/// Class and subclass are in the upper half.
-const CLASS: u8 = 0x08;
-const HOST_BRIDGE: u32 = 0x0600;
-/// The header type is the third byte; its highest bit means that there is more than one function.
-const HEADER_TYPE: u8 = 0x0c;
-const MULTI_FUNCTION: u8 = 1 << 7;
-/// The header type of a bridge.
-const BRIDGE: u8 = 1;
-const FIRST_BAR: u8 = 0x10;
-/// A bridge's primary, secondary and subordinate bus number, one byte each.
-const BUS_NUMBERS: u8 = 0x18;
-const CAPABILITIES: u8 = 0x34;
-
-/// The most capabilities that fit into 256 bytes of configuration space after its 64-byte header; a
-/// longer list must be circular.
-const MAX_CAPABILITIES: usize = 48;
-/// Number of queues that can be used, including hiprio: their notification addresses are stored. A
-/// device may have more, which are reported as not available.
-const QUEUES: usize = 8;
-
-/// `virtio_pci_common_cfg` (section 4.1.4.3).
-#[repr(C)]
-struct CommonConfig {
-    device_feature_select: ReadPureWrite<u32>,
-    device_feature: ReadPure<u32>,
-    driver_feature_select: ReadPureWrite<u32>,
-    driver_feature: ReadPureWrite<u32>,
-    config_msix_vector: ReadPureWrite<u16>,
-    num_queues: ReadPure<u16>,
-    device_status: ReadPureWrite<u8>,
-    config_generation: ReadPure<u8>,
-    queue_select: ReadPureWrite<u16>,
-    queue_size: ReadPureWrite<u16>,
-    queue_msix_vector: ReadPureWrite<u16>,
-    queue_enable: ReadPureWrite<u16>,
-    queue_notify_off: ReadPure<u16>,
-    // Addresses are pairs of 32-bit registers, because a device need not support 64-bit accesses
-    // (section 4.1.3.1).
-    queue_desc: [ReadPureWrite<u32>; 2],
-    queue_driver: [ReadPureWrite<u32>; 2],
-    queue_device: [ReadPureWrite<u32>; 2],
-}
-
-const _: () = assert!(core::mem::offset_of!(CommonConfig, queue_desc) == 0x20);
-
 /// Whether the platform accepts device memory at that address and of that size in bytes: it must be
 /// mapped, and neither RAM nor another device. A hostile host may place a BAR anywhere.
 pub type Accept<'a> = &'a dyn Fn(u64, u64) -> bool;
@@ -104,7 +46,7 @@ pub type Accept<'a> = &'a dyn Fn(u64, u64) -> bool;
 pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
     configuration: &mut C,
     accept: Accept<'_>,
-    found: &mut DeviceList,
+    found: &mut DeviceList<impl From<PciTransport>>,
 ) {
     // A secondary bus must have a greater number than its bridge's bus, so one pass in ascending order
     // is enough, and circles are impossible.
@@ -137,7 +79,7 @@ pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
             };
             let device = Device {
                 address: Address::Pci(at),
-                transport: transport.map(FsTransport::Pci),
+                transport: transport.map(Into::into),
             };
             if found.push(device).is_err() {
                 log::warn!("too many file system devices: the one at {at} is not used");
@@ -183,470 +125,21 @@ pub unsafe fn probe<H: Hal, C: ConfigurationAccess>(
     Some(places.and_then(|places| unsafe { PciTransport::new::<H>(places) }))
 }
 
-/// The functions of a bus.
-struct Functions {
-    bus: u8,
-    /// The next device and function number; the function is the lower three bits.
-    next: u16,
-}
-
-impl Functions {
-    fn on(bus: u8) -> Self {
-        Self { bus, next: 0 }
-    }
-
-    /// The next function that exists. A device without function 0 has no others, and neither has one
-    /// without the multi-function bit (PCI 3.0, 3.2.2.3.4); these are not read, since each access is
-    /// an exit to the hypervisor.
-    fn next<C: ConfigurationAccess>(&mut self, configuration: &C) -> Option<DeviceFunction> {
-        while self.next < 32 << 3 {
-            let at = DeviceFunction {
-                bus: self.bus,
-                device: (self.next >> 3) as u8,
-                function: (self.next & 0b111) as u8,
-            };
-            let is_there = configuration.read_word(at, 0) != ABSENT;
-            let has_others = || header_type(configuration, at) & MULTI_FUNCTION != 0;
-            let is_only = at.function == 0 && !(is_there && has_others());
-            self.next = self.next.saturating_add(if is_only { 8 } else { 1 });
-            if is_there {
-                return Some(at);
-            }
-        }
-        None
-    }
-}
-
-fn header_type<C: ConfigurationAccess>(configuration: &C, at: DeviceFunction) -> u8 {
-    (configuration.read_word(at, HEADER_TYPE) >> 16) as u8
-}
-
-fn is_bridge<C: ConfigurationAccess>(configuration: &C, at: DeviceFunction) -> bool {
-    header_type(configuration, at) & !MULTI_FUNCTION == BRIDGE
-}
-
-/// Whether this function shows that there are more root buses than bus 0: it is a second host bridge
-/// there, such as QEMU's `pxb` and `pxb-pcie`.
-fn has_more_roots<C: ConfigurationAccess>(configuration: &C, at: DeviceFunction) -> bool {
-    at.bus == 0 && at.device != 0 && configuration.read_word(at, CLASS) >> 16 == HOST_BRIDGE
-}
-
-fn command<C: ConfigurationAccess>(configuration: &C, at: DeviceFunction) -> Command {
-    Command::from_bits_retain(configuration.read_word(at, COMMAND) as u16)
-}
-
-/// Writes the command register. The status bits are written as zeroes, which leaves them unchanged.
-fn set_command<C: ConfigurationAccess>(
-    configuration: &mut C,
-    at: DeviceFunction,
-    command: Command,
-) {
-    configuration.write_word(at, COMMAND, command.bits().into());
-}
-
-/// The offsets and the first words of the function's capabilities (PCI 3.0, 6.7).
-fn capabilities<C: ConfigurationAccess>(
-    configuration: &C,
-    at: DeviceFunction,
-) -> impl Iterator<Item = (u8, u32)> {
-    let status = Status::from_bits_retain((configuration.read_word(at, COMMAND) >> 16) as u16);
-    let word = move |pointer: u32| {
-        let offset = pointer as u8 & !0b11;
-        (offset >= 0x40).then(|| (offset, configuration.read_word(at, offset)))
-    };
-    let first = status
-        .contains(Status::CAPABILITIES_LIST)
-        .then(|| configuration.read_word(at, CAPABILITIES))
-        .and_then(word);
-    iter::successors(first, move |(_, header)| word(header >> 8)).take(MAX_CAPABILITIES)
-}
-
-/// A memory BAR with its address and size.
-#[derive(Clone, Copy)]
-struct Bar {
-    address: u64,
-    /// In bytes; not 0.
-    size: u64,
-    is_64_bit: bool,
-}
-
-impl Bar {
-    fn register(index: u8) -> u8 {
-        FIRST_BAR.saturating_add(index.saturating_mul(4))
-    }
-
-    /// Reads a BAR. The function's address decoding must be disabled (PCI 3.0, 6.2.5.1). `None` if the
-    /// BAR is unused or an I/O BAR.
-    fn read<C: ConfigurationAccess>(
-        configuration: &mut C,
-        at: DeviceFunction,
-        index: u8,
-    ) -> Option<Self> {
-        const PORTS: u32 = 1;
-        const WIDTH: u32 = 0b110;
-        const WIDTH_64: u32 = 0b100;
-        /// The bits that are not part of the address.
-        const FLAGS: u64 = 0b1111;
-
-        let register = Self::register(index);
-        let low = configuration.read_word(at, register);
-        if low & PORTS != 0 {
-            return None;
-        }
-        // After writing all ones, exactly the writable address bits read as ones.
-        let mut ask = |register| {
-            let value = configuration.read_word(at, register);
-            configuration.write_word(at, register, u32::MAX);
-            let mask = configuration.read_word(at, register);
-            configuration.write_word(at, register, value);
-            (value, mask)
-        };
-        let (_, low_mask) = ask(register);
-        if low_mask == 0 {
-            return None;
-        }
-        let is_64_bit = low & WIDTH == WIDTH_64;
-        let (high, high_mask) = match is_64_bit {
-            true => ask(register.saturating_add(4)),
-            false => (0, u32::MAX),
-        };
-        let join = |high: u32, low: u32| (u64::from(high) << 32 | u64::from(low)) & !FLAGS;
-        let size = join(high_mask, low_mask).wrapping_neg();
-        (size != 0).then_some(Self {
-            address: join(high, low),
-            size,
-            is_64_bit,
-        })
-    }
-
-    fn write<C: ConfigurationAccess>(self, configuration: &mut C, at: DeviceFunction, index: u8) {
-        let register = Self::register(index);
-        configuration.write_word(at, register, self.address as u32);
-        if self.is_64_bit {
-            let high = (self.address >> 32) as u32;
-            configuration.write_word(at, register.saturating_add(4), high);
-        }
-    }
-}
-
-/// A function's memory BARs.
-struct Bars([Option<Bar>; 6]);
-
-impl Bars {
-    fn read<C: ConfigurationAccess>(configuration: &mut C, at: DeviceFunction) -> Self {
-        let count = match header_type(configuration, at) & !MULTI_FUNCTION {
-            0 => 6,
-            BRIDGE => 2,
-            _ => 0,
-        };
-        let mut bars = [None; 6];
-        let mut numbered = bars.iter_mut().zip(0u8..count);
-        while let Some((bar, index)) = numbered.next() {
-            *bar = Bar::read(configuration, at, index);
-            if bar.is_some_and(|bar| bar.is_64_bit) && numbered.next().is_none() {
-                // Its upper half would be after the last BAR.
-                *bar = None;
-            }
-        }
-        Self(bars)
-    }
-
-    /// The address of a structure of `length` bytes at `offset` in BAR number `bar`. The structure must
-    /// have at least `minimum` bytes, be inside the BAR and aligned for 32-bit registers, and the
-    /// platform must accept the BAR.
-    fn locate(
-        &self,
-        bar: u8,
-        offset: u32,
-        length: u32,
-        minimum: usize,
-        accept: Accept<'_>,
-    ) -> Result<u64, TransportError> {
-        let (address, size) = match self.0.get(usize::from(bar)) {
-            Some(Some(bar)) => (bar.address, bar.size),
-            _ => (0, 0),
-        };
-        let usable = address != 0
-            && address.checked_add(size).is_some()
-            && u64::from(offset).saturating_add(length.into()) <= size
-            && length as usize >= minimum
-            && offset.is_multiple_of(4)
-            && accept(address, size);
-        if usable {
-            Ok(address.saturating_add(offset.into()))
-        } else {
-            Err(TransportError::Bar { bar, address })
-        }
-    }
-}
-
-/// Location of a structure in device memory (`virtio_pci_cap`, section 4.1.4).
-struct Place {
-    address: u64,
-    /// In bytes.
-    length: u32,
-    /// `notify_off_multiplier`; 0 for other structures.
-    multiplier: u32,
-}
-
-/// Locations of the device's structures: aligned, large enough, and accepted by the platform.
-struct Places {
-    common: Place,
-    notify: Place,
-    isr: Place,
-    device: Place,
-}
-
-impl Places {
-    /// Takes the first usable capability of each kind, as a driver must (section 4.1.4.1): QEMU's
-    /// `modern-pio-notify=on` puts notifications through an I/O BAR first.
-    fn find<C: ConfigurationAccess>(
-        configuration: &C,
-        function: DeviceFunction,
-        bars: &Bars,
-        accept: Accept<'_>,
-    ) -> Result<Self, TransportError> {
-        /// Offsets in a virtio capability, from its start.
-        const BAR: u8 = 4;
-        const OFFSET: u8 = 8;
-        const LENGTH: u8 = 12;
-        const NOTIFY_MULTIPLIER: u8 = 16;
-
-        let missing = |name| Err(TransportError::Capability(name));
-        let mut common = missing("common configuration");
-        let mut notify = missing("notifications");
-        let mut isr = missing("ISR status");
-        let mut device = missing("device configuration");
-        for (offset, header) in capabilities(configuration, function) {
-            let [id, _next, size, kind] = header.to_le_bytes();
-            let (place, size_needed, minimum) = match kind {
-                VIRTIO_PCI_CAP_COMMON_CFG => (&mut common, 16, size_of::<CommonConfig>()),
-                VIRTIO_PCI_CAP_NOTIFY_CFG => (&mut notify, 20, size_of::<u16>()),
-                VIRTIO_PCI_CAP_ISR_CFG => (&mut isr, 16, 1),
-                VIRTIO_PCI_CAP_DEVICE_CFG => (&mut device, 16, 1),
-                _ => continue,
-            };
-            // The capability must lie inside the 256 bytes of configuration space.
-            let inside = size >= size_needed && offset.checked_add(size_needed).is_some();
-            if place.is_ok() || id != PCI_CAP_ID_VNDR || !inside {
-                continue;
-            }
-            let word = |at: u8| configuration.read_word(function, offset.wrapping_add(at));
-            let (bar, length) = (word(BAR) as u8, word(LENGTH));
-            let multiplier = match kind {
-                VIRTIO_PCI_CAP_NOTIFY_CFG => word(NOTIFY_MULTIPLIER),
-                _ => 0,
-            };
-            if !multiplier.is_multiple_of(2) {
-                continue;
-            }
-            let located = bars.locate(bar, word(OFFSET), length, minimum, accept);
-            // If no capability of the kind can be used, the first one's error is reported.
-            if located.is_ok() || matches!(place, Err(TransportError::Capability(_))) {
-                *place = located.map(|address| Place {
-                    address,
-                    length,
-                    multiplier,
-                });
-            }
-        }
-        Ok(Self {
-            common: common?,
-            notify: notify?,
-            isr: isr?,
-            device: device?,
-        })
-    }
-}
-
-/// A pointer to a `T` of device memory at `address`.
-///
-/// # Safety
-///
-/// A `T` of device memory must be mapped there for ever, without other users.
-unsafe fn region<H: Hal, T>(address: u64) -> UniqueMmioPointer<'static, T> {
-    // SAFETY: the caller promises device memory of that size at that address.
-    let pointer = unsafe { H::mmio_phys_to_virt(address, size_of::<T>()) };
-    // SAFETY: the caller promises that it stays mapped and has no other user.
-    unsafe { UniqueMmioPointer::new(pointer.cast()) }
-}
-
-/// A pointer to `count` elements of device memory at `address`.
-///
-/// # Safety
-///
-/// As for [`region`], for the whole slice.
-unsafe fn slice<H: Hal, T>(address: u64, count: usize) -> UniqueMmioPointer<'static, [T]> {
-    // SAFETY: the caller promises device memory of that size at that address.
-    let pointer = unsafe { H::mmio_phys_to_virt(address, count.saturating_mul(size_of::<T>())) };
-    let slice = NonNull::slice_from_raw_parts(pointer.cast(), count);
-    // SAFETY: the caller promises that it stays mapped and has no other user.
-    unsafe { UniqueMmioPointer::new(slice) }
-}
-
-/// A modern virtio-pci file system device.
-#[derive(Debug)]
-pub struct PciTransport {
-    common: UniqueMmioPointer<'static, CommonConfig>,
-    isr: UniqueMmioPointer<'static, ReadOnly<u8>>,
-    notify: UniqueMmioPointer<'static, [WriteOnly<u16>]>,
-    /// Index into `notify` for each queue, so that a notification is a single write.
-    notify_index: [usize; QUEUES],
-    config: ConfigSpace<'static>,
-}
-
-impl PciTransport {
-    /// A transport for the device with its structures at `places`.
-    ///
-    /// # Safety
-    ///
-    /// The structures must be mapped as device memory for ever, at the addresses that `H` gives, with
-    /// no other user.
-    unsafe fn new<H: Hal>(places: Places) -> Result<Self, TransportError> {
-        let notify_slots = (places.notify.length / 2) as usize;
-        let device_size = places.device.length as usize;
-        let mut transport = Self {
-            // SAFETY: promised by the caller; `Places` are aligned and large enough.
-            common: unsafe { region::<H, _>(places.common.address) },
-            // SAFETY: as above.
-            isr: unsafe { region::<H, _>(places.isr.address) },
-            // SAFETY: as above, for its size.
-            notify: unsafe { slice::<H, _>(places.notify.address, notify_slots) },
-            notify_index: [0; QUEUES],
-            // SAFETY: as above, for its size.
-            config: ConfigSpace::new(unsafe { slice::<H, _>(places.device.address, device_size) }),
-        };
-        let queues = field_shared!(transport.common, num_queues).read();
-        for (queue, index) in (0..queues).zip(&mut transport.notify_index) {
-            field!(transport.common, queue_select).write(queue);
-            let offset = u64::from(field_shared!(transport.common, queue_notify_off).read())
-                .saturating_mul(places.notify.multiplier.into());
-            // It is even, because the multiplier is.
-            *index = usize::try_from(offset / 2).unwrap_or(usize::MAX);
-            if *index >= notify_slots {
-                return Err(TransportError::Capability("notifications"));
-            }
-        }
-        Ok(transport)
-    }
-}
-
-/// Writes a 64-bit address into its two registers.
-macro_rules! write_address {
-    ($self:ident, $register:ident, $address:expr) => {{
-        let [low, high] = field!($self.common, $register).split();
-        let (mut low, mut high) = (low, high);
-        low.write($address as u32);
-        high.write(($address >> 32) as u32);
-    }};
-}
-
-impl Transport for PciTransport {
-    fn device_type(&self) -> DeviceType {
-        DEVICE_TYPE
-    }
-
-    fn read_device_features(&mut self) -> u64 {
-        field!(self.common, device_feature_select).write(0);
-        let low = field_shared!(self.common, device_feature).read();
-        field!(self.common, device_feature_select).write(1);
-        let high = field_shared!(self.common, device_feature).read();
-        u64::from(high) << 32 | u64::from(low)
-    }
-
-    fn write_driver_features(&mut self, driver_features: u64) {
-        field!(self.common, driver_feature_select).write(0);
-        field!(self.common, driver_feature).write(driver_features as u32);
-        field!(self.common, driver_feature_select).write(1);
-        field!(self.common, driver_feature).write((driver_features >> 32) as u32);
-    }
-
-    fn max_queue_size(&mut self, queue: u16) -> u32 {
-        if usize::from(queue) >= QUEUES {
-            return 0;
-        }
-        field!(self.common, queue_select).write(queue);
-        field_shared!(self.common, queue_size).read().into()
-    }
-
-    fn notify(&mut self, queue: u16) {
-        let index = self.notify_index.get(usize::from(queue)).copied();
-        if let Some(mut address) = index.and_then(|index| self.notify.get(index)) {
-            address.write(queue);
-        }
-    }
-
-    fn get_status(&self) -> DeviceStatus {
-        DeviceStatus::from_bits_retain(field_shared!(self.common, device_status).read().into())
-    }
-
-    fn set_status(&mut self, status: DeviceStatus) {
-        field!(self.common, device_status).write(status.bits() as u8);
-    }
-
-    fn set_guest_page_size(&mut self, _guest_page_size: u32) {
-        // A legacy register.
-    }
-
-    fn requires_legacy_layout(&self) -> bool {
-        false
-    }
-
-    fn queue_set(
-        &mut self,
-        queue: u16,
-        size: u32,
-        descriptors: PhysAddr,
-        driver_area: PhysAddr,
-        device_area: PhysAddr,
-    ) {
-        field!(self.common, queue_select).write(queue);
-        field!(self.common, queue_size).write(size as u16);
-        write_address!(self, queue_desc, descriptors);
-        write_address!(self, queue_driver, driver_area);
-        write_address!(self, queue_device, device_area);
-        field!(self.common, queue_enable).write(1);
-    }
-
-    fn queue_unset(&mut self, _queue: u16) {
-        // Only a device reset disables a queue (section 4.1.4.3.2).
-    }
-
-    fn queue_used(&mut self, queue: u16) -> bool {
-        field!(self.common, queue_select).write(queue);
-        field_shared!(self.common, queue_enable).read() != 0
-    }
-
-    fn ack_interrupt(&mut self) -> InterruptStatus {
-        // Reading clears it (section 4.1.4.5).
-        InterruptStatus::from_bits_retain(self.isr.read().into())
-    }
-
-    fn read_config_generation(&self) -> u32 {
-        field_shared!(self.common, config_generation).read().into()
-    }
-
-    fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T, VirtioError> {
-        self.config.read(offset)
-    }
-
-    fn write_config_space<T: IntoBytes + Immutable>(
-        &mut self,
-        offset: usize,
-        value: T,
-    ) -> Result<(), VirtioError> {
-        self.config.write(offset, value)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{
+        configuration::{Bar, CAPABILITIES, COMMAND, MAX_CAPABILITIES, capabilities},
         fake::{Bus, Function, Machine},
         *,
     };
+    use crate::transport::{DeviceStatus, FsTransport, InterruptStatus, Transport};
+    use core::iter;
     use core::sync::atomic::{AtomicU16, Ordering::Relaxed};
     use std::vec::Vec;
+    use virtio_drivers::transport::pci::{
+        VIRTIO_PCI_CAP_COMMON_CFG, VIRTIO_PCI_CAP_DEVICE_CFG, VIRTIO_PCI_CAP_ISR_CFG,
+        VIRTIO_PCI_CAP_NOTIFY_CFG,
+    };
 
     fn at(bus: u8, device: u8, function: u8) -> DeviceFunction {
         DeviceFunction {
@@ -683,10 +176,10 @@ mod tests {
 
     /// Finds all file system devices and refuses them: no memory is accepted.
     fn scan_all(machine: &mut Machine) -> Vec<DeviceFunction> {
-        let mut found = DeviceList::new();
+        let mut found = DeviceList::<PciTransport>::new();
         // SAFETY: only this test uses the machine, and no memory is accepted.
         unsafe { scan::<crate::hal::IdentityHal, _>(machine, &|_, _| false, &mut found) };
-        let address = |device: &Device| match device.address {
+        let address = |device: &Device<_>| match device.address {
             Address::Pci(at) => at,
             other => panic!("{other}"),
         };
@@ -932,7 +425,7 @@ mod tests {
         set(18, 9); // queues, of which 8 can be used
         set(30, 5); // the place of a queue's notifications, in units of the multiplier
         let (transport, command) = probe_in(&memory);
-        let mut transport = FsTransport::Pci(transport.unwrap());
+        let mut transport = FsTransport::from(transport.unwrap());
         assert_eq!(command, [0b1, 0b100_0000_0111]);
         assert_eq!(get(22), 7);
         for offset in [4, 6] {

@@ -1,6 +1,6 @@
 //! Virtio-mmio slots: register blocks that may hold a device.
 
-use bootshare::transport::{Address, Device, DeviceList, FsTransport, mmio};
+use bootshare::transport::{Address, Device, DeviceList, mmio};
 use core::ptr::{NonNull, with_exposed_provenance_mut};
 
 /// Adds the file system device of the slot at `address`, if it holds one, to `found`. Returns
@@ -21,7 +21,7 @@ pub unsafe fn probe(address: u64, size: usize, found: &mut DeviceList) -> bool {
     };
     let device = Device {
         address: Address::Mmio(address),
-        transport: transport.map(FsTransport::Mmio),
+        transport: transport.map(Into::into),
     };
     let has_room = found.push(device).is_ok();
     if !has_room {

@@ -1,8 +1,10 @@
 //! PCI configuration space in memory (ECAM), of any size.
 
-use super::{ABSENT, ConfigurationAccess, DeviceFunction};
+use super::configuration::ABSENT;
+use crate::transport::DeviceFunction;
 use core::ptr::NonNull;
 use safe_mmio::{UniqueMmioPointer, fields::ReadPureWrite};
+use virtio_drivers::transport::pci::bus::ConfigurationAccess;
 
 /// Enhanced configuration access (PCI Express 5.0, section 7.2.2). Each bus takes 1 MiB; there may be
 /// fewer than 256. `virtio-drivers`' own `MmioCam` assumes 256 MiB.

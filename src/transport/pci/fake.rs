@@ -1,11 +1,13 @@
 //! A PCI machine for tests: functions, and bridges that pass on what is for the buses behind them.
 
-use super::{
-    ABSENT, BRIDGE, BUS_NUMBERS, CAPABILITIES, CLASS, COMMAND, ConfigurationAccess, DeviceFunction,
-    FIRST_BAR, HEADER_TYPE, MULTI_FUNCTION,
+use super::configuration::{
+    ABSENT, BRIDGE, BUS_NUMBERS, CAPABILITIES, CLASS, COMMAND, FIRST_BAR, HEADER_TYPE,
+    MULTI_FUNCTION,
 };
+use crate::transport::DeviceFunction;
 use core::cell::RefCell;
 use std::{collections::BTreeMap, vec::Vec};
+use virtio_drivers::transport::pci::bus::ConfigurationAccess;
 
 /// The location of a function.
 #[derive(Clone, Copy)]

@@ -1,11 +1,11 @@
 //! Assigns bus numbers, BARs and bridge windows, on machines where no firmware has done so.
 
-use super::{
-    BUS_NUMBERS, Bar, Bars, ConfigurationAccess, DeviceFunction, Functions, command,
-    has_more_roots, is_bridge, set_command,
+use super::configuration::{
+    BUS_NUMBERS, Bar, Bars, Functions, command, has_more_roots, is_bridge, set_command,
 };
+use crate::transport::DeviceFunction;
 use core::ops::Range;
-use virtio_drivers::transport::pci::bus::Command;
+use virtio_drivers::transport::pci::bus::{Command, ConfigurationAccess};
 
 // Offsets in a bridge's configuration header (PCI-to-PCI bridge 1.2, 3.2.5).
 
@@ -170,7 +170,7 @@ impl<C: ConfigurationAccess> SetUp<'_, C> {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        CAPABILITIES, COMMAND, HEADER_TYPE,
+        configuration::{CAPABILITIES, COMMAND, HEADER_TYPE},
         fake::{Bus, Function, Machine},
     };
     use super::*;
