@@ -124,11 +124,10 @@ fn imports() -> BTreeMap<String, BTreeSet<String>> {
         .collect()
 }
 
-/// The modules of a floor, each with the modules of the same floor that it names.
+/// The modules of the crate.
 ///
 /// `super::name` in `src/fs/dir.rs` is `src/fs/name.rs`, or what `src/fs/mod.rs` re-exports by that
-/// name, or else `mod.rs` itself. What a module re-exports of its children is no import. A module
-/// with children is no part of a circle: it holds what its children share, and its own code uses them.
+/// name, or else `mod.rs` itself. What a module re-exports of its children is no import.
 struct Inside {
     /// Paths without `.rs`, from `src`: `fs/dir`; `fs` is `fs/mod.rs`.
     modules: BTreeSet<String>,
@@ -230,7 +229,9 @@ fn modules_below(src: &Path, at: &Path, out: &mut BTreeMap<String, Paths>) {
     }
 }
 
-/// For each module of the crate, the other ones of its floor that it imports from.
+/// For each module below a floor, the other children of its parent that it imports from. The imports
+/// of a module's children count as its own. Imports between a module and its own children are left
+/// out: a module holds what its children share, and its own code uses them.
 fn imports_inside() -> BTreeMap<String, BTreeSet<String>> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = BTreeMap::new();
@@ -247,17 +248,27 @@ fn imports_inside() -> BTreeMap<String, BTreeSet<String>> {
         let homes = homes.collect();
         inside.homes.insert(module.clone(), homes);
     }
-    let floor = |module: &str| module.split('/').next().unwrap().to_owned();
-    let has_children = |module: &str| files.keys().any(|other| parent(other) == module);
-    let leaves = files.iter().filter(|(module, _)| !has_children(module));
-    let named = leaves.map(|(module, paths)| {
-        let named = paths.imported.iter();
-        let named = named.filter_map(|path| inside.find(module, path));
-        let named = named.filter(|other| other != module && floor(other) == floor(module));
-        let named = named.filter(|other| !has_children(other));
-        (module.clone(), named.collect())
-    });
-    named.collect()
+    let mut imports: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for (module, paths) in &files {
+        let others = paths.imported.iter();
+        for other in others.filter_map(|path| inside.find(module, path)) {
+            if let Some((from, to)) = siblings(module, &other) {
+                imports.entry(to.clone()).or_default();
+                imports.entry(from).or_default().insert(to);
+            }
+        }
+    }
+    imports
+}
+
+/// The two children of the closest common parent that contain `one` and `other`. `None` if one of the
+/// two contains the other, or if they are on different floors.
+fn siblings(one: &str, other: &str) -> Option<(String, String)> {
+    let (one, other): (Vec<_>, Vec<_>) = (one.split('/').collect(), other.split('/').collect());
+    let common = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
+    let child = |path: &[&str]| Some(path.get(..=common)?.join("/"));
+    (common > 0).then_some(())?;
+    Some((child(&one)?, child(&other)?))
 }
 
 /// The groups of modules each of which reaches all others of its group by its imports.
@@ -280,6 +291,20 @@ fn circles(imports: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<BTreeSet<St
     };
     let groups = reached.iter().map(group);
     groups.filter(|group| !group.is_empty()).collect()
+}
+
+#[test]
+fn a_circle_through_the_children_of_modules_is_found() {
+    // `fs/dir` imports from `fs/walk/step`, and `fs/walk/names` from `fs/dir`.
+    let first = siblings("fs/dir", "fs/walk/step");
+    assert_eq!(first, Some(("fs/dir".into(), "fs/walk".into())));
+    let imports = [first, siblings("fs/walk/names", "fs/dir")].map(Option::unwrap);
+    let imports = imports.map(|(from, to)| (from, [to].into()));
+    let circle = ["fs/dir".to_owned(), "fs/walk".to_owned()];
+    assert_eq!(circles(&imports.into()), [circle.into()].into());
+    // A module and its child, and two floors.
+    assert_eq!(siblings("fs/walk", "fs/walk/step"), None);
+    assert_eq!(siblings("fs/dir", "session/client"), None);
 }
 
 #[test]
