@@ -17,6 +17,8 @@ all=(
     trixie-dracut-links bookworm-dracut-links sid-dracut-links
     trixie-initramfs-bls trixie-initramfs-uki
 )
+# Made only if it is named: a tree with the programs that `make bench ONLY=root` measures.
+bench=trixie-initramfs-bench
 trees=target/distributions
 architecture=$(dpkg --print-architecture)
 failed=()
@@ -42,6 +44,7 @@ make_tree() {
     dracut) packages+=,dracut ;;
     esac
     case $layout in
+    bench) packages+=,git,gcc,libc6-dev ;;
     bls | uki)
         packages+=,systemd-boot,systemd-boot-efi,systemd-ukify
         # The configuration of kernel-install(8) on a machine without an EFI system partition.
@@ -88,7 +91,7 @@ mkdir -p "$trees"
 board=x86_64-q35
 [ "$architecture" != arm64 ] || board=aarch64-virt
 for name; do
-    case " ${all[*]} " in
+    case " ${all[*]} $bench " in
     *" $name "*) ;;
     *) echo "$name is none of: ${all[*]}" >&2 && exit 1 ;;
     esac

@@ -33,9 +33,11 @@ pub fn run(shares: &Shares, rounds: usize) -> Result<Vec<Results>> {
     let title = "Reading 256 MiB, ms";
     let mut flight = of("flight", title, tunes("requests in flight"));
     let mut chunk = of("chunk", title, tunes("KiB a request"));
-    size.note = "A file that fits the host's caches is copied faster than one that does not.";
-    entries.note = "Most of it is the output, a character at a time.";
-    depth.note = "`stat` looks each path up twice: for its attributes and for what it links to.";
+    size.note =
+        "A file that fits the host's caches is copied faster than one that does not.".into();
+    entries.note = "Most of it is the output, a character at a time.".into();
+    depth.note =
+        "`stat` looks each path up twice: for its attributes and for what it links to.".into();
     for round in 0..rounds {
         eprintln!("growth: round {} of {rounds}", round + 1);
         file_size(shares, &mut size)?;

@@ -21,8 +21,10 @@ const SPANS: [&str; 2] = [
 pub fn run(shares: &Shares, rounds: usize) -> Result<Results> {
     let title = "To the last byte of an initrd of 256 MiB, as the server's trace has it, ms";
     let mut results = Results::new("initrd", title, Layout::Cases);
-    results.note = "On q35 edk2 reads nothing for most of the second span, after it has opened the \
-                    initrd: its memory is made ready then, and costs the READs nothing more.";
+    results.note =
+        "On q35 edk2 reads nothing for most of the second span, after it has opened the \
+                    initrd: its memory is made ready then, and costs the READs nothing more."
+            .into();
     for round in 0..rounds {
         eprintln!("initrd: round {} of {rounds}", round + 1);
         for board in efi::BOARDS {

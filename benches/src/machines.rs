@@ -19,9 +19,12 @@ pub const FIRST_LINE: &str = "Linux version";
 pub enum Server {
     /// The embedded server, in this process.
     Embedded,
-    /// The virtiofsd that `host/setup.sh test` builds.
+    /// [`VIRTIOFSD`].
     Virtiofsd,
 }
+
+/// The virtiofsd that `host/setup.sh test` builds.
+pub const VIRTIOFSD: &str = "target/virtiofsd/bin/virtiofsd";
 
 /// A machine with our firmware, these options and the share of its architecture.
 pub fn ours(shares: &Shares, board: Board, options: &str) -> Machine {
@@ -44,7 +47,7 @@ pub fn serve(machine: &mut Machine, server: Server, threads: u32) {
     machine.thread_pool_size = Some(threads);
     machine.server = match server {
         Server::Embedded => None,
-        Server::Virtiofsd => Some(PathBuf::from("target/virtiofsd/bin/virtiofsd")),
+        Server::Virtiofsd => Some(PathBuf::from(VIRTIOFSD)),
     };
 }
 

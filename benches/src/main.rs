@@ -16,6 +16,7 @@ mod pictures;
 mod plot;
 mod reads;
 mod results;
+mod root;
 mod share;
 mod trace;
 mod trips;
@@ -40,6 +41,8 @@ enum Suite {
     Trips,
     /// Time against size, entries, depth of paths, requests in flight, size of requests
     Growth,
+    /// Programs in a guest whose root file system is the share
+    Root,
     /// Sections, static memory and largest functions of the images
     Size,
 }
@@ -110,6 +113,7 @@ fn measure(suite: Suite, cli: &Cli, shares: &Shares) -> Result<Vec<Results>> {
         Suite::Reads => (cli.size.iter())
             .map(|&mib| reads::run(shares, mib, rounds))
             .collect(),
+        Suite::Root => Ok(vec![root::run(&cli.out, rounds)?]),
         Suite::Growth => growth::run(shares, rounds),
         Suite::Size => sizes(),
     }

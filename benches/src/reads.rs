@@ -84,8 +84,10 @@ pub fn limit_for(case: &Case, threads: u32) -> Case {
 pub fn run(shares: &Shares, mib: u64, rounds: usize) -> Result<Results> {
     let title = format!("Reading {mib} MiB, MiB/s");
     let mut results = Results::new(format!("reads-{mib}"), title, Layout::Cases);
-    results.note = "The limit has the host's processors for itself; a machine's own processor takes one \
-                    of them while it waits.";
+    results.note =
+        "The limit has the host's processors for itself; a machine's own processor takes one \
+                    of them while it waits."
+            .into();
     for round in 0..rounds {
         eprintln!("reads of {mib} MiB: round {} of {rounds}", round + 1);
         for (group, way) in ways(mib) {

@@ -117,7 +117,7 @@ pub struct Results {
     /// The series, one for each case.
     pub series: Vec<Series>,
     /// Remarks for the reader.
-    pub note: &'static str,
+    pub note: String,
     aims: Vec<Aim>,
 }
 
@@ -129,7 +129,7 @@ impl Results {
             title: title.into(),
             layout,
             series: Vec::new(),
-            note: "",
+            note: String::new(),
             aims: Vec::new(),
         }
     }
