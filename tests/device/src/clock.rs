@@ -1,6 +1,6 @@
 //! Clocks: the real time, and a virtual time that drives the device.
 
-use crate::Device;
+use crate::{device::Device, time};
 use bootshare::hal::Clock;
 use std::{
     panic::panic_any,
@@ -50,7 +50,7 @@ pub struct VirtualClock {
 
 impl VirtualClock {
     /// The virtual time of one poll of the device. It is longer under Miri, which is slow.
-    pub const TICK: Duration = Duration::from_millis(if cfg!(miri) { 20 } else { 1 });
+    pub const TICK: Duration = time::TICK;
 
     /// A clock that starts at 0 and drives `device`.
     #[must_use]
@@ -64,7 +64,7 @@ impl VirtualClock {
     /// The number of polls of the device in `time`.
     #[must_use]
     pub const fn ticks(time: Duration) -> u64 {
-        (time.as_millis() / Self::TICK.as_millis()) as u64
+        time::ticks(time)
     }
 
     /// Advances the time by a tick, and returns it.

@@ -3,17 +3,13 @@
 use crate::{
     backend::{Backend, Scripted},
     chain::Chain,
-    clock::VirtualClock,
-    hal::TestHal,
     log::Log,
     quirks::{Quirks, Reset},
     reply::{Reply, When},
     request::Request,
     ring::Ring,
-    transport::TestTransport,
     tree::Tree,
 };
-use bootshare::{Error, Options, Share, hal::Hal};
 use std::{
     fmt,
     sync::{
@@ -22,9 +18,6 @@ use std::{
     },
 };
 use virtio_drivers::transport::DeviceStatus;
-
-/// A share that was mounted in virtual time.
-pub type TestShare = Share<TestTransport, VirtualClock, TestHal>;
 
 struct Pending {
     due: u64,
@@ -111,33 +104,6 @@ impl Device {
         }))
     }
 
-    /// Mounts the device in virtual time, which also drives the device.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Share::mount`].
-    pub fn mount(&self, options: Options) -> Result<TestShare, Error> {
-        self.mount_with(options)
-    }
-
-    /// As [`Device::mount`], with the platform `H`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Share::mount`].
-    pub fn mount_with<H: Hal>(
-        &self,
-        options: Options,
-    ) -> Result<Share<TestTransport, VirtualClock, H>, Error> {
-        Share::mount_with(self.transport(), VirtualClock::new(self), options)
-    }
-
-    /// A transport for a driver. The device outlives it, and can have another one later.
-    #[must_use]
-    pub fn transport(&self) -> TestTransport {
-        TestTransport(self.clone())
-    }
-
     /// Whether a driver uses the device: from mounting until the next reset.
     #[must_use]
     pub fn is_live(&self) -> bool {
@@ -178,7 +144,7 @@ impl Device {
         }
     }
 
-    /// Advances the device's time by one tick and returns the replies that are due. [`VirtualClock`] calls this.
+    /// Advances the device's time by one tick and returns the replies that are due. [`VirtualClock`](crate::VirtualClock) calls this.
     /// With another clock, the test has to call it if replies are late.
     pub fn tick(&self) {
         let mut state = self.lock();

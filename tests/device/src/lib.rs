@@ -16,14 +16,17 @@ mod quirks;
 mod reply;
 mod request;
 mod ring;
+mod share;
+mod time;
 mod transport;
 mod tree;
 
 pub use clock::{Stopped, VirtualClock};
-pub use device::{Device, TestShare};
+pub use device::Device;
 pub use hal::{BouncingHal, IommuHal, ScatteredHal, TestHal};
 pub use reply::Reply;
 pub use request::{Opcode, Request};
+pub use share::TestShare;
 pub use transport::TestTransport;
 pub use tree::Tree;
 

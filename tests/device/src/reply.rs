@@ -1,8 +1,8 @@
 //! Replies: the bytes in the buffers, and the entry of the used ring.
 
 use crate::{
-    clock::VirtualClock,
     request::{REPLY_HEADER, Request},
+    time::ticks,
 };
 use bootshare::fuse::Errno;
 use std::time::Duration;
@@ -85,10 +85,10 @@ impl Reply {
         raw(Vec::new())
     }
 
-    /// This reply after this time, rounded down to a multiple of [`VirtualClock::TICK`].
+    /// This reply after this time, rounded down to a multiple of [`VirtualClock::TICK`](crate::VirtualClock::TICK).
     #[must_use]
     pub fn after(mut self, time: Duration) -> Self {
-        self.when = When::After(VirtualClock::ticks(time));
+        self.when = When::After(ticks(time));
         self
     }
 
