@@ -96,7 +96,7 @@ help:
 	@echo 'make panics    where the images could panic, against docs/panics.md'
 	@echo 'make bench     how fast it is, beside Linux and QEMU itself'
 	@echo '                 ROUNDS=   how often (default $(ROUNDS))'
-	@echo '                 ONLY=     reads,boots,initrd,trips,growth,size; PICTURES= docs for those of the README'
+	@echo '                 ONLY=     reads,boots,initrd,trips,growth,root,size; PICTURES= docs for those of the README'
 	@echo 'make size      what the images take; the table in docs/size.md'
 	@echo 'make doc       the documentation, in $(TARGET)/doc'
 	@echo 'make clean     remove target, downloads included'
