@@ -267,7 +267,8 @@ pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
             eprintln!("bootshare-host: warning: {tag}: {what}");
         }
         match status.take_failure() {
-            Some(failure) if failure.fatal || (once && served) => {
+            // With `once` there is no next QEMU, also if the end of the connection is noticed only later.
+            Some(failure) if failure.fatal || once => {
                 bail!("the server of {tag} failed: {}", failure.what);
             }
             // The server goes on with the next QEMU.

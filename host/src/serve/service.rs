@@ -321,3 +321,29 @@ pub(super) fn message(panic: &(dyn Any + Send)) -> String {
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
     text.unwrap_or("a panic without a message").to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_read_has_a_size_to_read() {
+        let size = |opcode: u32, len: usize| {
+            // READ is 15; its size is at 56, after the header, the handle and the offset.
+            let mut head = [0xee; REQUEST_HEAD];
+            head[4..8].copy_from_slice(&opcode.to_le_bytes());
+            head[56..60].copy_from_slice(&4096_u32.to_le_bytes());
+            let taken = Taken {
+                head,
+                head_len: len,
+                len,
+                start: Instant::now(),
+                verdict: Verdict::default(),
+            };
+            taken.read_size()
+        };
+        assert_eq!(size(15, 80), Some(4096));
+        assert_eq!(size(15, 59), None, "it is cut short");
+        assert_eq!(size(28, 80), None, "READDIR");
+    }
+}

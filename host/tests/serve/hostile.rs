@@ -10,15 +10,17 @@ use std::{fs, thread};
 use bootshare_host::serve::Options;
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost::VhostBackend;
-use vhost::vhost_user::Frontend;
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::rig::{AVAILABLE, Guest, LIMIT, LOOKUP, NEVER, PLACES, RING, Rig, content, words};
 
-/// VIRTIO_RING_F_INDIRECT_DESC and VIRTIO_RING_F_EVENT_IDX.
+/// VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_RING_F_EVENT_IDX, VHOST_USER_F_PROTOCOL_FEATURES and VIRTIO_F_VERSION_1.
 const INDIRECT_DESC: u64 = 1 << 28;
 const EVENT_IDX: u64 = 1 << 29;
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+const VERSION_1: u64 = 1 << 32;
 
 /// A vhost-user message: version 1, no reply requested.
 fn message(request: u32, body: &[u8]) -> Vec<u8> {
@@ -175,6 +177,8 @@ fn a_stop_waits_only_for_the_requests_that_are_being_answered() {
             for _ in 0..RING / 2 {
                 guest.send_read(&file, 0, 100);
             }
+            // Meanwhile all threads take a request.
+            assert!(!guest.is_answered(NEVER.try_into().unwrap()));
             if ends {
                 rig.server.stop();
             } else {
@@ -325,13 +329,24 @@ fn more_memory_regions_than_qemu_has_end_their_connection_only() {
 
 #[test]
 fn truncated_guest_memory_ends_only_its_connection() {
-    let rig = Rig::new(2, "");
-    for _ in 0..3 {
+    // The process has the memory of three guests mapped. The signal handler must replace that of the right one.
+    let rigs = [(); 3].map(|()| Rig::new(2, ""));
+    let open = |rig: &Rig| {
         let mut guest = Guest::connect_when_free(&rig.socket());
         let file = guest.open();
-        guest.send_read(&file, 0, 100);
-        guest.answer();
+        (guest, file)
+    };
+    let read = |guest: &mut Guest, file: &(u64, Vec<u8>)| {
+        guest.send_read(file, 0, 100);
+        assert_eq!(guest.answer().1[16..], content()[..100]);
+    };
+    for (number, rig) in rigs.iter().enumerate() {
+        let mut guests = rigs.each_ref().map(open);
+        for (guest, file) in &mut guests {
+            read(guest, file);
+        }
         // The server has mapped the file as well, and must not touch it any more.
+        let guest = &guests[number].0;
         guest.file.set_len(0).unwrap();
         guest.kick.write(1).unwrap();
         let stream = guest.frontend.as_raw_fd();
@@ -343,13 +358,17 @@ fn truncated_guest_memory_ends_only_its_connection() {
             1,
             "the server closes the connection"
         );
+        for (other, (guest, file)) in guests.iter_mut().enumerate() {
+            if other != number {
+                read(guest, file);
+            }
+        }
+        drop(guests);
+        let (mut guest, file) = open(rig);
+        read(&mut guest, &file);
+        let failure = rig.server.failure().expect("the failure is reported");
+        assert!(failure.contains("memory file was cut short"), "{failure}");
     }
-    let failure = rig.server.failure().expect("the failure is reported");
-    assert!(failure.contains("memory file was cut short"), "{failure}");
-    let mut guest = Guest::connect_when_free(&rig.socket());
-    let file = guest.open();
-    guest.send_read(&file, 0, 100);
-    assert_eq!(guest.answer().1[16..], content()[..100]);
 }
 
 #[test]
@@ -357,7 +376,7 @@ fn the_driver_is_interrupted_only_if_it_wants_to_be() {
     let rig = Rig::new(0, "");
     let mut guest = rig.guest();
     let offered = guest.frontend.get_features().unwrap();
-    for feature in [INDIRECT_DESC, EVENT_IDX] {
+    for feature in [INDIRECT_DESC, EVENT_IDX, PROTOCOL_FEATURES, VERSION_1] {
         assert_ne!(offered & feature, 0, "{feature:#x}");
     }
     let fds = |guest: &Guest| {
@@ -399,6 +418,32 @@ fn the_driver_is_interrupted_only_if_it_wants_to_be() {
         send(&mut guest);
         assert!(fds(&guest), "event_idx {event_idx}");
         guest.call.read().unwrap();
+    }
+}
+
+#[test]
+fn a_queue_is_enabled_by_a_message_or_without_protocol_features_from_the_start() {
+    let rig = Rig::new(0, "");
+    let mut guest = rig.guest();
+    let offered = guest.frontend.get_features().unwrap();
+    for protocol_features in [true, false] {
+        guest.reset();
+        guest.init();
+        guest.stop();
+        guest.frontend.set_vring_enable(1, false).unwrap();
+        if !protocol_features {
+            let features = offered & !PROTOCOL_FEATURES;
+            guest.frontend.set_features(features).unwrap();
+        }
+        let next = guest.sent;
+        guest.queues[0].set_up(&mut guest.frontend, next, AVAILABLE);
+        guest.send(LOOKUP, 1, b"file\0", 4096);
+        let answered = guest.is_answered(NEVER.try_into().unwrap());
+        assert_eq!(answered, !protocol_features);
+        if protocol_features {
+            guest.frontend.set_vring_enable(1, true).unwrap();
+        }
+        guest.answer();
     }
 }
 

@@ -321,6 +321,48 @@ fn a_failed_connection_is_reported_and_the_next_is_served() {
 }
 
 #[test]
+fn a_failure_of_the_server_ends_it_and_with_once_also_one_of_the_connection() {
+    for (options, part) in [
+        (&["--fault", "panic=LOOKUP:1"][..], "as the fault asks"),
+        (&["--once"], "QEMU asked for queue 7"),
+    ] {
+        let mut process = Process::listening("", options);
+        let mut guest = process.guest();
+        if options == ["--once"] {
+            guest.frontend.set_vring_num(7, RING).unwrap();
+        } else {
+            assert_eq!(lookup(&mut guest, "file"), Err(libc::EIO));
+        }
+        assert_eq!(process.child.wait().unwrap().code(), Some(123));
+        let mut said = String::new();
+        process.stderr.read_to_string(&mut said).unwrap();
+        let error = said.lines().find(|line| line.contains("error: "));
+        assert!(error.is_some_and(|error| error.contains(part)), "{said}");
+    }
+}
+
+#[test]
+fn the_threads_of_a_connection_end_with_it() {
+    let process = Process::listening("", &[]);
+    // One for QEMU and one for each queue: share-qemu, share-q0, share-q1.
+    let threads = || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", process.child.id())).unwrap();
+        let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")));
+        names
+            .filter(|name| name.as_ref().is_ok_and(|name| name.starts_with("share-q")))
+            .count()
+    };
+    let guest = process.guest();
+    assert_eq!(threads(), 3);
+    drop(guest);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while threads() > 0 {
+        assert!(Instant::now() < deadline, "{} threads", threads());
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
 fn with_once_a_server_ends_with_its_first_qemu() {
     let mut process = Process::listening("", &["--once"]);
     drop(process.guest());

@@ -4,7 +4,7 @@ mod hostile;
 mod limits;
 mod rig;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::thread;
 
@@ -143,13 +143,18 @@ fn one_qemu_after_the_other_is_served() {
 
 #[test]
 fn a_server_stops_in_any_state() {
-    // The server is stopped before a connection, with a connection, and during a request.
-    for step in 0..3 {
+    // The server is stopped before a connection, with a connection, during a request, and by its end.
+    for step in 0..4 {
         let mut rig = Rig::new(2, "delay=100000s@READ:1");
         let guest = (step > 0).then(|| rig.guest());
-        if let (2, Some(mut guest)) = (step, guest) {
+        if let (2 | 3, Some(mut guest)) = (step, guest) {
             let file = guest.open();
             guest.send_read(&file, 0, 100);
+            if step == 3 {
+                drop(rig);
+                assert!(guest.frontend.get_features().is_err());
+                continue;
+            }
             rig.server.stop();
             assert!(
                 guest.frontend.get_features().is_err(),
@@ -210,6 +215,43 @@ fn each_fault_has_its_effect() {
         ((u64::from_le_bytes(a) + 1) ^ u64::from_le_bytes(b)).count_ones()
     };
     assert_eq!(differing(8..16) + in_number, 1, "one bit was flipped");
+}
+
+#[test]
+fn a_corrupted_reply_differs_in_one_bit_and_each_second_one_in_its_header() {
+    let rig = Rig::new(0, "corrupt=5@READ");
+    let mut guest = rig.guest();
+    let file = guest.open();
+    let (mut in_header, mut bytes, mut bits) = (0, BTreeSet::new(), BTreeSet::new());
+    for _ in 0..100 {
+        let number = guest.send_read(&file, 0, 4096);
+        let reply = guest.answer().1;
+        let mut sound = words(&[16 + 4096, 0, number.into(), 0]);
+        sound.extend(&content()[..4096]);
+        let changed: Vec<_> = (0..sound.len()).filter(|&n| reply[n] != sound[n]).collect();
+        let [place] = changed[..] else {
+            panic!("{changed:?}");
+        };
+        let bit = reply[place] ^ sound[place];
+        assert!(bit.is_power_of_two(), "{bit:#x}");
+        bits.insert(bit);
+        if place < 16 {
+            in_header += 1;
+            bytes.insert(place);
+        }
+    }
+    assert!((30..70).contains(&in_header), "{in_header}");
+    assert!(bytes.len() > 8 && bits.len() == 8, "{bytes:?} {bits:?}");
+}
+
+#[test]
+fn a_request_without_a_reply_has_nothing_to_corrupt() {
+    let rig = Rig::new(0, "corrupt=5@FORGET");
+    let mut guest = rig.guest();
+    guest.init();
+    guest.send(FORGET, 1, &words(&[1, 0]), 0);
+    assert!(guest.answer().1.is_empty());
+    assert_eq!(rig.server.failure(), None);
 }
 
 #[test]
@@ -420,8 +462,12 @@ fn the_first_failure_is_the_reported_one() {
 #[test]
 fn a_failure_of_the_server_replaces_one_of_a_connection() {
     let rig = Rig::new(0, "panic=LOOKUP:1");
-    let guest = rig.guest();
-    guest.frontend.set_vring_num(77, RING).unwrap();
+    // Of two connections' failures the first one is reported.
+    let _guests = [77, 88].map(|queue| {
+        let guest = Guest::connect_when_free(&rig.socket());
+        guest.frontend.set_vring_num(queue, RING).unwrap();
+        guest
+    });
     let mut guest = Guest::connect_when_free(&rig.socket());
     let failure = rig.server.failure().unwrap();
     assert!(failure.contains("queue 77"), "{failure}");

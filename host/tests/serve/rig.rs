@@ -225,8 +225,14 @@ impl Queue {
         self.configure(frontend, 0, AVAILABLE);
     }
 
-    /// Passes the queue's addresses and the index of the next request to the device.
+    /// Passes the queue's addresses and the index of the next request to the device, and enables the queue.
     fn configure(&self, frontend: &mut Frontend, next: u16, available: u64) {
+        self.set_up(frontend, next, available);
+        frontend.set_vring_enable(self.number, true).unwrap();
+    }
+
+    /// The same, but does not enable the queue.
+    pub fn set_up(&self, frontend: &mut Frontend, next: u16, available: u64) {
         let host = self.memory.get_host_address(self.at(0)).unwrap() as u64;
         let config = VringConfigData {
             queue_max_size: RING,
@@ -242,7 +248,6 @@ impl Queue {
         frontend.set_vring_base(self.number, next).unwrap();
         frontend.set_vring_call(self.number, &self.call).unwrap();
         frontend.set_vring_kick(self.number, &self.kick).unwrap();
-        frontend.set_vring_enable(self.number, true).unwrap();
     }
 
     /// The guest address of an offset in the queue's memory.
