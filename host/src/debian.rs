@@ -460,6 +460,20 @@ mod tests {
     }
 
     #[test]
+    fn what_apt_complains_of_is_one_line() {
+        for (script, line) in [
+            (
+                "echo 'E: one ' >&2; echo >&2; echo 'E: two' >&2; exit 100",
+                "E: one; E: two",
+            ),
+            ("exit 100", "exit status: 100"),
+        ] {
+            let output = Command::new("sh").args(["-c", script]).output().unwrap();
+            assert_eq!(complaints(&output), line);
+        }
+    }
+
+    #[test]
     fn progress_lines_are_distinguished_from_apts_other_output() {
         let line = b"dlstatus:1:42.1500:Retrieving file 1 of 2\n";
         assert_eq!(percent(line), Some(42));

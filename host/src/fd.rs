@@ -114,4 +114,48 @@ mod tests {
             assert_eq!(bytes, b"last words");
         }
     }
+
+    #[test]
+    fn an_interrupted_read_is_repeated_and_another_error_is_passed_on() {
+        struct Answers(Vec<io::Result<&'static [u8]>>);
+        impl Read for Answers {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                self.0.remove(0)?.read(buffer)
+            }
+        }
+        let error = |kind: io::ErrorKind| Err(io::Error::from(kind));
+        let mut answers = Answers(vec![
+            error(io::ErrorKind::Interrupted),
+            Ok(b"text"),
+            error(io::ErrorKind::PermissionDenied),
+            error(io::ErrorKind::ConnectionReset),
+            Ok(b""),
+        ]);
+        assert_eq!(read_some(&mut answers).unwrap().unwrap(), b"text");
+        let denied = read_some(&mut answers).unwrap_err();
+        assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(read_some(&mut answers).unwrap(), None);
+        assert_eq!(read_some(&mut answers).unwrap(), None);
+    }
+
+    #[test]
+    fn what_arrives_while_the_rest_is_read_is_not_waited_for() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        (&theirs).write_all(b"rest").unwrap();
+        let reads = std::cell::Cell::new(0);
+        read_rest(
+            &mut ours,
+            |stream| Some(std::os::fd::AsFd::as_fd(stream)),
+            |stream| {
+                reads.set(reads.get() + 1);
+                assert_eq!(reads.get(), 1);
+                let count = stream.read(&mut [0; 16])?;
+                // The other process goes on writing.
+                (&theirs).write_all(b"more")?;
+                Ok::<_, io::Error>(count)
+            },
+        )
+        .unwrap();
+        assert_eq!(reads.get(), 1);
+    }
 }

@@ -56,3 +56,23 @@ fn remedy(errno: i32) -> String {
     };
     format!("cannot open /dev/kvm ({error}): {remedy}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_why_kvm_cannot_be_used_has_its_remedy() {
+        for (errno, remedy_has) in [
+            (libc::ENOENT, "modprobe kvm_intel"),
+            (libc::ENODEV, "modprobe kvm_intel"),
+            (libc::EACCES, "usermod -aG kvm"),
+            (libc::EPERM, "a container has to be started with"),
+            (libc::EIO, "see the kernel's log"),
+        ] {
+            let text = remedy(errno);
+            assert!(text.contains(remedy_has), "{text}");
+            assert!(text.contains(&format!("os error {errno}")), "{text}");
+        }
+    }
+}

@@ -357,6 +357,31 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_architecture_is_found_in_each_kind_of_kernel() {
+        let head = |parts: &[(usize, &[u8])]| {
+            let mut head = vec![0; 0x400];
+            for (at, bytes) in parts {
+                head[*at..at + bytes.len()].copy_from_slice(bytes);
+            }
+            arch_of(&head)
+        };
+        let elf = (0, &b"\x7fELF"[..]);
+        // The PE header is where the word at 0x3c says.
+        let pe = [(0, &b"MZ"[..]), (0x3c, &[0x80, 0]), (0x80, b"PE\0\0")];
+        let pe = |machine: &'static [u8]| head(&[&pe[..], &[(0x84, machine)]].concat());
+        let (x86, arm) = (Some(Arch::X86_64), Some(Arch::Aarch64));
+        assert_eq!(head(&[(56, b"ARM\x64")]), arm);
+        assert_eq!(head(&[(0x202, b"HdrS")]), x86);
+        for (machine, arch) in [(62, x86), (183, arm), (243, None)] {
+            assert_eq!(head(&[elf, (18, &[machine, 0])]), arch, "{machine}");
+        }
+        assert_eq!(pe(&[0x64, 0x86]), x86);
+        assert_eq!(pe(&[0x64, 0xaa]), arm);
+        assert_eq!(pe(&[0x64, 0x50]), None);
+        assert_eq!(head(&[]), None);
+    }
+
     fn put(dir: &Path, name: &str, bytes: &[u8]) {
         let path = dir.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -403,6 +428,12 @@ mod tests {
         put(dir.path(), "linux/arch/x86/boot/bzImage", &bzimage("6.10"));
         let kernel = find(Some("linux")).unwrap();
         assert_eq!(kernel.modules, Some(dir.path().join("lib/modules/6.10")));
+        // A directory's name is a version only below `modules`.
+        put(dir.path(), "lib/modules/6.11/vmlinuz", b"packed");
+        put(dir.path(), "kernels/6.12/vmlinuz", b"packed");
+        let version = |named| find(Some(named)).unwrap().version;
+        assert_eq!(version("lib/modules/6.11/vmlinuz").as_deref(), Some("6.11"));
+        assert_eq!(version("kernels/6.12/vmlinuz"), None);
         let error = find(Some("missing")).unwrap_err();
         assert!(format!("{error:#}").contains("missing"), "{error:#}");
     }

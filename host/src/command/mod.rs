@@ -573,6 +573,21 @@ mod tests {
             (119, "no ports")
         );
         assert_eq!(failed.stage, Stage::Init);
+        // After a signal it is no failure of the machine.
+        let signalled = end(Outcome::Interrupted, &console, &[]);
+        assert_eq!(signalled.exit_code(), 130);
+        // The firmware's first error is the reason.
+        let console = "bootshare: error: no entry\nbootshare: error: giving up\n";
+        for (console, why) in [(console, "no entry"), ("", "it printed no reason")] {
+            let line = end(Outcome::FirmwareExit(2), console, &[]).to_string();
+            assert!(line.ends_with(why), "{line}");
+        }
+        // The tree's own init may power the machine off, a command may not.
+        for (is_own_init, code) in [(true, 0), (false, 120)] {
+            let mut end = end(Outcome::PowerOff, started, &["stage command"]);
+            end.is_own_init = is_own_init;
+            assert_eq!(end.exit_code(), code);
+        }
         // What the command came to stands, whatever becomes of the machine.
         let ended = end(qemu, started, &["stage command", "ended 3 0 0"]);
         assert_eq!(ended.exit_code(), 3);

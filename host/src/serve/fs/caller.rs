@@ -88,3 +88,22 @@ impl Caller {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_callers_own_files_and_group_are_shown_as_roots() {
+        let caller = |shown_as_root| Caller {
+            shown_as_root,
+            denied: OnceLock::new(),
+            denied_more: AtomicBool::new(false),
+        };
+        let user = caller(Some((1000, 100)));
+        assert_eq!(user.owner(1000, 100), (0, 0));
+        assert_eq!(user.owner(1000, 1000), (0, 1000));
+        assert_eq!(user.owner(100, 100), (100, 0));
+        assert_eq!(caller(None).owner(1000, 100), (1000, 100));
+    }
+}
