@@ -149,3 +149,26 @@ impl Keys {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_guest_that_does_not_read_blocks_nobody_and_one_that_has_ended_takes_no_more() {
+        let mut command = Command::new("sleep");
+        let mut child = command.arg("1000").stdin(Stdio::piped()).spawn().unwrap();
+        let mut keys = Keys::new(child.stdin.take().unwrap(), Console::Capture).unwrap();
+        // More than the pipe takes.
+        keys.type_text(&[b'x'; 1 << 20]);
+        for _ in 0..100 {
+            assert!(keys.advance().unwrap());
+        }
+        assert!(!keys.waiting.is_empty());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!keys.advance().unwrap());
+    }
+}

@@ -563,3 +563,43 @@ impl Share {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fuse_backend_rs::api::filesystem::{Context, FileSystem, FsOptions, OpenOptions};
+
+    use super::*;
+
+    fn share(dir: &tempfile::TempDir, cache: Cache) -> Share {
+        let share = Share::new(&[dir.path().to_owned()], cache, false, None).unwrap();
+        share.init(FsOptions::empty()).unwrap();
+        share
+    }
+
+    #[test]
+    fn inode_numbers_of_found_devices_are_distinct_and_do_not_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let share = share(&dir, Cache::Auto);
+        let own = share.roots[0].0.device;
+        let devices = [own, own + 1, own + 2];
+        let numbers = || devices.map(|device| share.number(device, 5));
+        let first = numbers();
+        assert_eq!(first[0], 5, "of the layer's own device: the host's number");
+        assert!(first[1] != 5 && first[2] != 5 && first[1] != first[2]);
+        assert_eq!(numbers(), first);
+    }
+
+    #[test]
+    fn a_guest_keeps_lists_and_content_only_of_directories_that_do_not_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = OpenOptions::KEEP_CACHE | OpenOptions::CACHE_DIR;
+        for (cache, options) in [
+            (Cache::None, OpenOptions::empty()),
+            (Cache::Auto, OpenOptions::empty()),
+            (Cache::Always, keep),
+        ] {
+            let opened = share(&dir, cache).opendir(&Context::new(), 1, 0).unwrap();
+            assert_eq!(opened.1, options, "{cache:?}");
+        }
+    }
+}
