@@ -588,6 +588,15 @@ mod tests {
             end.is_own_init = is_own_init;
             assert_eq!(end.exit_code(), code);
         }
+        let unstarted = end(
+            Outcome::Expected,
+            started,
+            &["unstarted 126 not executable"],
+        );
+        assert_eq!(
+            (unstarted.exit_code(), &*unstarted.to_string()),
+            (126, "not executable")
+        );
         // What the command came to stands, whatever becomes of the machine.
         let ended = end(qemu, started, &["stage command", "ended 3 0 0"]);
         assert_eq!(ended.exit_code(), 3);

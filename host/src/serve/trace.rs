@@ -457,6 +457,28 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_may_be_written_into_another_programs_pipe() {
+        use std::os::unix::fs::OpenOptionsExt;
+
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        let mode = Mode::RUSR | Mode::WUSR;
+        mknodat(CWD, &path, FileType::Fifo, mode, 0).unwrap();
+        let mut options = File::options();
+        options
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK);
+        let mut reader = options.open(&path).unwrap();
+        let _trace = Trace::create(&path).unwrap();
+        let mut head = vec![0; HEADER.len()];
+        reader.read_exact(&mut head).unwrap();
+        assert_eq!(head, HEADER);
+    }
+
+    #[test]
     fn a_trace_does_not_replace_other_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace");

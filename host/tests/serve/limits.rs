@@ -3,8 +3,9 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::thread;
@@ -413,15 +414,21 @@ fn a_socket_may_be_inherited() {
 #[test]
 fn the_service_manager_is_notified() {
     let dir = tempfile::tempdir().unwrap();
-    let manager = UnixDatagram::bind(dir.path().join("notify")).unwrap();
-    let before = format!("NOTIFY_SOCKET={} ", dir.path().join("notify").display());
-    let _process = Process::listening(&before, &[]);
-    manager
-        .set_read_timeout(Some(Duration::from_secs(60)))
-        .unwrap();
-    let mut message = [0; 100];
-    let size = manager.recv(&mut message).unwrap();
-    assert_eq!(&message[..size], b"READY=1");
+    let path = dir.path().join("notify").display().to_string();
+    // A file, and an abstract address, which begins with `@` (sd_notify(3)).
+    for (name, address) in [
+        (path.clone(), SocketAddr::from_pathname(&path)),
+        (format!("@{path}"), SocketAddr::from_abstract_name(&path)),
+    ] {
+        let manager = UnixDatagram::bind_addr(&address.unwrap()).unwrap();
+        let _process = Process::listening(&format!("NOTIFY_SOCKET={name} "), &[]);
+        manager
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        let mut message = [0; 100];
+        let size = manager.recv(&mut message).unwrap();
+        assert_eq!(&message[..size], b"READY=1");
+    }
 }
 
 #[test]
