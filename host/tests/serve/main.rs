@@ -222,12 +222,13 @@ fn a_corrupted_reply_differs_in_one_bit_and_each_second_one_in_its_header() {
     let rig = Rig::new(0, "corrupt=5@READ");
     let mut guest = rig.guest();
     let file = guest.open();
+    let content = content();
     let (mut in_header, mut bytes, mut bits) = (0, BTreeSet::new(), BTreeSet::new());
     for _ in 0..100 {
         let number = guest.send_read(&file, 0, 4096);
         let reply = guest.answer().1;
         let mut sound = words(&[16 + 4096, 0, number.into(), 0]);
-        sound.extend(&content()[..4096]);
+        sound.extend(&content[..4096]);
         let changed: Vec<_> = (0..sound.len()).filter(|&n| reply[n] != sound[n]).collect();
         let [place] = changed[..] else {
             panic!("{changed:?}");

@@ -590,6 +590,19 @@ mod tests {
     }
 
     #[test]
+    fn only_a_merged_directory_has_a_link_count_of_one() {
+        let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        std::fs::create_dir(dirs[0].path().join("dir")).unwrap();
+        let paths = dirs.each_ref().map(|dir| dir.path().to_owned());
+        for (layers, links) in [(1, 3), (2, 1)] {
+            let share = Share::new(&paths[..layers], Cache::Auto, false, None).unwrap();
+            share.init(FsOptions::empty()).unwrap();
+            let (root, _) = share.getattr(&Context::new(), 1, None).unwrap();
+            assert_eq!(root.st_nlink, links, "{layers} layers");
+        }
+    }
+
+    #[test]
     fn a_guest_keeps_lists_and_content_only_of_directories_that_do_not_change() {
         let dir = tempfile::tempdir().unwrap();
         let keep = OpenOptions::KEEP_CACHE | OpenOptions::CACHE_DIR;
