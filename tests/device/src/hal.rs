@@ -23,8 +23,9 @@ struct Sharing {
     address: PhysAddr,
     buffer: NonNull<[u8]>,
     direction: BufferDirection,
-    /// The bounce buffer that the device uses instead.
-    bounce: Option<Box<[u8]>>,
+    /// The bounce buffer that the device uses instead. It came from a `Box`, but must not be one here: moving a `Box`
+    /// ends the validity of the pointers to its content, so the device's address would be invalid.
+    bounce: Option<NonNull<[u8]>>,
     owner: ThreadId,
 }
 
@@ -51,7 +52,7 @@ fn shared(
     address: PhysAddr,
     buffer: NonNull<[u8]>,
     direction: BufferDirection,
-    bounce: Option<Box<[u8]>>,
+    bounce: Option<NonNull<[u8]>>,
 ) -> PhysAddr {
     notes().push(Sharing {
         address,
@@ -210,18 +211,19 @@ platform! {
         if buffer.len() > BouncingHal::ROOM.saturating_sub(used) {
             return 0;
         }
-        let mut bounce = vec![0xbb; buffer.len()].into_boxed_slice();
+        let bounce = NonNull::from(Box::leak(vec![0xbb; buffer.len()].into_boxed_slice()));
         if direction != BufferDirection::DeviceToDriver {
             // SAFETY: the caller owns the buffer, which does not overlap the new bounce buffer.
-            unsafe { buffer.cast::<u8>().copy_to_nonoverlapping(NonNull::from(&mut *bounce).cast(), bounce.len()) };
+            unsafe { buffer.cast::<u8>().copy_to_nonoverlapping(bounce.cast(), bounce.len()) };
         }
-        let address = exposed(NonNull::from(&mut *bounce));
-        shared(address, buffer, direction, Some(bounce))
+        shared(exposed(bounce), buffer, direction, Some(bounce))
     },
     |sharing: Sharing| {
         let bounce = sharing.bounce.expect("it bounces");
         // SAFETY: the caller owns the buffer, which does not overlap its bounce buffer.
-        unsafe { sharing.buffer.cast::<u8>().copy_from_nonoverlapping(NonNull::from(&*bounce).cast(), bounce.len()) };
+        unsafe { sharing.buffer.cast::<u8>().copy_from_nonoverlapping(bounce.cast(), bounce.len()) };
+        // SAFETY: it was leaked from a `Box` when the buffer was shared, and its record is removed.
+        drop(unsafe { Box::from_raw(bounce.as_ptr()) });
     }
 }
 
