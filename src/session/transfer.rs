@@ -216,7 +216,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
             match step {
                 Ok(Step::Finished(result)) => break result,
                 Ok(Step::Progress) => {
-                    self.note_come();
+                    self.note_filled();
                     self.is_cancelled |= progress(self.parts).is_break();
                 }
                 Ok(Step::Nothing) => self.client.pause(&mut looks),
@@ -227,7 +227,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
             }
         };
         self.take_back();
-        self.note_come();
+        self.note_filled();
         // Nothing is left to cancel.
         _ = progress(self.parts);
         result
@@ -325,7 +325,7 @@ impl<'t, 'a, T: Transport, C: Clock, H: Hal> Transfer<'t, 'a, T, C, H> {
     }
 
     /// Updates how much of each part is filled.
-    fn note_come(&mut self) {
+    fn note_filled(&mut self) {
         for part in &mut *self.parts {
             let failed = part.failed.map_or(usize::MAX, |(_, position)| position);
             part.filled = part.next.min(part.end).min(failed);

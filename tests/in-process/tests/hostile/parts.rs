@@ -11,7 +11,7 @@ use std::{
 };
 
 /// The number of bytes read into each part.
-fn come(parts: &[Part<'_>]) -> Vec<usize> {
+fn filled(parts: &[Part<'_>]) -> Vec<usize> {
     parts.iter().map(Part::filled).collect()
 }
 
@@ -33,14 +33,14 @@ fn a_failing_part_is_named_and_the_others_keep_their_data() {
     let mut parts = [file.part(0, &mut first), large.part(7, &mut second)];
     let mut told = Vec::new();
     let error = share.read_parts(&mut parts, &mut |parts| {
-        told = come(parts);
+        told = filled(parts);
         Continue(())
     });
     assert_eq!(error.unwrap_err().errno(), Some(Errno::EIO));
     assert_eq!(parts[0].error(), None);
     assert_eq!(parts[1].error(), error.err());
-    assert_eq!(come(&parts), [CONTENT.len(), 2 * CHUNK as usize]);
-    assert_eq!(told, come(&parts));
+    assert_eq!(filled(&parts), [CONTENT.len(), 2 * CHUNK as usize]);
+    assert_eq!(told, filled(&parts));
     assert!(share.is_connected(), "it is only a file that failed");
 
     // A second call continues where the first one stopped.
@@ -74,7 +74,7 @@ fn files_of_another_share_or_an_earlier_session_are_refused() {
     assert_eq!(error, Err(Error::Disconnected));
     assert_eq!(parts[0].error(), None);
     assert_eq!(parts[1].error(), Some(Error::Disconnected));
-    assert_eq!(come(&parts), [0, 0]);
+    assert_eq!(filled(&parts), [0, 0]);
     one.log(|log| assert!(log.requests.is_empty(), "nothing was asked"));
     // The share that the file belongs to reads it.
     share_other
@@ -152,16 +152,16 @@ fn a_cancelled_read_keeps_its_data() {
     // The buffers in flight were returned without a reset, and no further data was requested.
     assert!(share.is_connected());
     assert_eq!(TestHal::shared(), 0);
-    let come = part[0].filled() as u64;
-    assert!((CHUNK..=8 * CHUNK).contains(&come), "{come}");
+    let filled = part[0].filled() as u64;
+    assert!((CHUNK..=8 * CHUNK).contains(&filled), "{filled}");
     assert!(is_large(part[0].bytes(), 0));
     // The read can be continued.
     share.read_parts(&mut part, &mut |_| Continue(())).unwrap();
     assert!(is_large(part[0].bytes(), 0));
     assert_eq!(part[0].filled() as u64, LARGE);
-    let whole = large.read_at_with(0, &mut buf, &mut |come| {
+    let whole = large.read_at_with(0, &mut buf, &mut |filled| {
         // Cancelling after the last byte has no effect.
-        if come == LARGE {
+        if filled == LARGE {
             Break(())
         } else {
             Continue(())
