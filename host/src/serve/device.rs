@@ -31,6 +31,10 @@ const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
+/// `vhost` itself offers and implements REPLY_ACK.
+const PROTOCOL_FEATURES: VhostUserProtocolFeatures =
+    VhostUserProtocolFeatures::MQ.union(VhostUserProtocolFeatures::REPLY_ACK);
+
 /// The smallest READ that is passed to another thread.
 const LARGE_READ: u32 = 64 << 10;
 
@@ -215,10 +219,14 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::MQ)
+        Ok(PROTOCOL_FEATURES)
     }
 
-    fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        // `vhost` refuses the messages of features that were not accepted.
+        if features & !PROTOCOL_FEATURES.bits() != 0 {
+            return Err(Error::FeatureMismatch);
+        }
         Ok(())
     }
 

@@ -57,7 +57,7 @@ fn an_invalid_message_ends_only_its_connection() {
             .flat_map(|number| number.to_le_bytes())
             .collect()
     };
-    let messages: [(&str, Vec<u8>); 11] = [
+    let messages: [(&str, Vec<u8>); 12] = [
         ("zeroes", vec![0; 64]),
         ("ones", vec![0xff; 64]),
         ("text", b"GET / HTTP/1.0\r\n\r\n".repeat(4)),
@@ -69,6 +69,10 @@ fn an_invalid_message_ends_only_its_connection() {
         (
             "features that were not offered",
             message(2, &long(&[1 << 40])),
+        ),
+        (
+            "protocol features that were not offered",
+            message(16, &long(&[1 << 9])),
         ),
         ("a queue that is not there", message(8, &words(&[77, 128]))),
         (
@@ -298,7 +302,7 @@ fn a_descriptor_that_is_no_eventfd_ends_its_connection_only() {
         }
     }
     Guest::connect_when_free(&rig.socket()).open();
-    let failure = rig.server.failure().expect("it is told");
+    let failure = rig.server.failure().expect("it is reported");
     assert!(failure.contains("not an eventfd"), "{failure}");
 }
 
