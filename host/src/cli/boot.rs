@@ -18,7 +18,7 @@ use bootshare_host::watch::{Expect, Pattern, Watch};
 use bootshare_host::{Accel, Arch, Board, Console, Machine, Outcome, Report, Share, demo, kvm};
 
 use super::firmware::Image;
-use super::{error_line, note, parsed, print, say_within};
+use super::{error_line, last_of, note, parsed, print, say_within};
 
 pub(super) const EXAMPLES: [(&str, &str); 6] = [
     (
@@ -520,15 +520,7 @@ fn end_of_run(machine: &Machine, report: &Report, quiet: bool) -> String {
     if !watched || (report.last_lines.is_empty() && report.last_requests.is_empty()) {
         return text;
     }
-    if !report.last_lines.is_empty() {
-        text.push_str("bootshare-host: the console's last lines:\n");
-    }
-    for line in &report.last_lines {
-        text.push_str(&format!("    {line}\n"));
-    }
-    for line in &report.last_requests {
-        text.push_str(&format!("bootshare-host: {line}\n"));
-    }
+    text.push_str(&last_of(&report.last_lines, &report.last_requests));
     text.push_str(
         "bootshare-host: `--log debug` shows what the firmware does, `--trace FILE` what it and the \
          kernel ask the share for\n",

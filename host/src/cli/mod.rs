@@ -328,6 +328,21 @@ fn error_line(what: impl std::fmt::Display) -> String {
     format!("bootshare-host: {ERROR}error:{ERROR:#} {what}\n")
 }
 
+/// What a failed machine's console showed last, and what its shares answered last.
+fn last_of(lines: &[String], requests: &[String]) -> String {
+    let mut text = String::new();
+    if !lines.is_empty() {
+        text.push_str("bootshare-host: the console's last lines:\n");
+    }
+    for line in lines {
+        text.push_str(&format!("    {line}\n"));
+    }
+    for line in requests {
+        text.push_str(&format!("bootshare-host: {line}\n"));
+    }
+    text
+}
+
 /// Prints a message that is not an error.
 fn note(what: &str) {
     say(&format!("bootshare-host: {what}\n"));

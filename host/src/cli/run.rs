@@ -17,7 +17,7 @@ use bootshare_host::{Board, Machine, Outcome, Share, output};
 use super::boot::{Host, duration, memory};
 use super::firmware::{self, Image};
 use super::junit::{Case, Verdict};
-use super::{NOT_STARTED, error_line, note, say};
+use super::{NOT_STARTED, error_line, last_of, note, say};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -212,12 +212,10 @@ impl Run {
             }
             // The console's last lines do not help if the command was not found, and were seen
             // already if it used our terminal.
-            let is_new = !matches!(end.how, How::Unstarted(..)) && !end.console.is_empty();
-            if is_new && !end.last_lines.is_empty() {
-                text.push_str("bootshare-host: the console's last lines:\n");
-                for line in &end.last_lines {
-                    text.push_str(&format!("    {line}\n"));
-                }
+            if !matches!(end.how, How::Unstarted(..)) {
+                let is_new = !end.console.is_empty();
+                let lines: &[String] = if is_new { &end.last_lines } else { &[] };
+                text.push_str(&last_of(lines, &end.last_requests));
             }
             say(&text);
         }

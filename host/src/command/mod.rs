@@ -152,6 +152,9 @@ pub struct End {
     pub console: Vec<u8>,
     /// The last lines of the console, without escape sequences.
     pub last_lines: Vec<String>,
+    /// For each share that the guest has used a line about the last requests that its server
+    /// answered.
+    pub last_requests: Vec<String>,
     /// For each share the first file that the command could not read because of the host's
     /// permissions, and the reason.
     pub denied: Vec<String>,
@@ -407,14 +410,13 @@ impl Watch {
     }
 
     fn end(self) -> End {
-        let (outcome, console, last_lines, denied) = match self.ended {
+        let (outcome, console, [last_lines, last_requests, denied]) = match self.ended {
             Some((_, report)) => (
                 report.outcome,
                 report.console,
-                report.last_lines,
-                report.denied,
+                [report.last_lines, report.last_requests, report.denied],
             ),
-            None => (Outcome::PowerOff, Vec::new(), Vec::new(), Vec::new()),
+            None => (Outcome::PowerOff, Vec::new(), Default::default()),
         };
         let stage = self.stage.unwrap_or_else(|| {
             // The firmware's last line before the hand-off (docs/firmware.md).
@@ -452,6 +454,7 @@ impl Watch {
             stage,
             console,
             last_lines,
+            last_requests,
             denied,
             output: self.output,
             is_own_init: self.is_own_init,
