@@ -29,7 +29,7 @@
 //!
 //! const LOOKUP: Lookup<'_> = Lookup { parent: NodeId::ROOT, name: b"vmlinuz" };
 //!
-//! /// Asks for a file. `None` if no request slot is free until another reply has come.
+//! /// Asks for a file. `None` if no request slot is free until another reply has arrived.
 //! fn ask<T: Transport, H: Hal>(session: &mut Session<T, H>) -> Result<Option<Ticket>, Error> {
 //!     let asked = session.submit(session.epoch(), &LOOKUP)?;
 //!     session.kick();

@@ -68,7 +68,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Prints to standard error, and gives up after `limit`: it may be a pipe that nobody reads.
 pub fn say(text: Vec<u8>, limit: Option<Duration>) {
-    // If standard error is closed, nobody can be told.
+    // If standard error is closed, there is nowhere to report it.
     let write = move || drop(write_all(rustix::stdio::stderr(), &text, drop));
     let Some(limit) = limit else {
         return write();

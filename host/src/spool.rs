@@ -63,15 +63,15 @@ impl Spool {
             waiting: Mutex::default(),
             changed: Condvar::new(),
         });
-        let (news, told) = UnixStream::pair().context("cannot make a socket")?;
-        for end in [&news, &told] {
+        let (news, notifier) = UnixStream::pair().context("cannot make a socket")?;
+        for end in [&news, &notifier] {
             end.set_nonblocking(true).context("cannot make a socket")?;
         }
         let theirs = Arc::clone(&queue);
         thread::Builder::new()
             .name("console".into())
             .spawn(move || {
-                if let Err(error) = write_all_of(&theirs, &out, &told) {
+                if let Err(error) = write_all_of(&theirs, &out, &notifier) {
                     theirs.lock().failure = Some(error);
                 }
             })
@@ -168,7 +168,7 @@ impl Waiting {
 }
 
 /// Writes the pending data until the spool is closed and empty.
-fn write_all_of(queue: &Queue, out: &impl AsFd, told: &UnixStream) -> io::Result<()> {
+fn write_all_of(queue: &Queue, out: &impl AsFd, notifier: &UnixStream) -> io::Result<()> {
     loop {
         let mut waiting = queue.lock();
         let bytes = loop {
@@ -176,7 +176,7 @@ fn write_all_of(queue: &Queue, out: &impl AsFd, told: &UnixStream) -> io::Result
             let bytes = waiting.take()?;
             if !had_room && waiting.behind.is_empty() {
                 // If the pipe is full, the reader has been notified already.
-                let _ = rustix::io::write(told, &[0]);
+                let _ = rustix::io::write(notifier, &[0]);
             }
             if !bytes.is_empty() || waiting.is_closed {
                 break bytes;

@@ -224,7 +224,7 @@ impl<'s, T: Transport, C: Clock, H: Hal> ReadDir<'s, T, C, H> {
         let size = client.call_into(self.epoch, &request, &mut self.buffer)?;
         self.start = 0;
         self.end = size;
-        // If the last entry's offset is the one just used, the same entries would come again.
+        // If the last entry's offset is the one just used, the same entries would be returned again.
         let unread = self.buffer.get(..size).unwrap_or_default();
         if let Some(Ok(last)) = Dirents::new(unread).last()
             && last.offset == self.offset

@@ -12,7 +12,7 @@ pub trait Clock {
         core::hint::spin_loop();
     }
 
-    /// Called between two looks at the device while the host still needs at least `at_most` to read
+    /// Called between two polls of the device while the host still needs at least `at_most` to read
     /// the data in flight. A platform may put the processor to sleep for up to that time, so that
     /// the host can use it. The default calls [`Clock::relax`], which is right where the host has
     /// processors to spare.

@@ -204,12 +204,13 @@ impl<'a: 'm, 'm, B: Board + 'm> Loader<'a, 'm, B> {
     /// command line, the decompressor is kept.
     #[inline(never)]
     fn find_prepared(&self, kind: Kind, payload: &mut Payload<'a, 'm, B>) -> Result<Kind, Failed> {
-        let is_told = |word: &[u8]| {
+        let has_word = |word: &[u8]| {
             let parts = [payload.text, payload.more].into_iter();
             let mut parts = parts.chain(self.defaults.iter().copied());
             B::ARCHITECTURE.kernels_unpack_themselves() && parts.any(|part| has_key_of(part, word))
         };
-        if !self.share.prepared || !kind.is_packed() || is_told(b"nokaslr") || is_told(b"no5lvl") {
+        if !self.share.prepared || !kind.is_packed() || has_word(b"nokaslr") || has_word(b"no5lvl")
+        {
             return Ok(kind);
         }
         let Range { start, .. } = payload.kernel;

@@ -385,7 +385,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
         Ok(())
     }
 
-    /// Takes the reply to INIT, if it has come.
+    /// Takes the reply to INIT, if it has arrived.
     fn greet(&mut self, ticket: Ticket) {
         match self.take(&Init, ticket) {
             Ok(None) => {}
@@ -691,7 +691,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
         }
     }
 
-    /// Takes the reply to a request, if it has come. `operation` must be the one submitted.
+    /// Takes the reply to a request, if it has arrived. `operation` must be the one submitted.
     ///
     /// # Errors
     ///

@@ -214,7 +214,7 @@ impl<H: Hal> Slots<H> {
     }
 
     /// Copies out the fixed part of a reply, and as much of its variable part as fits into `page`, and
-    /// frees the slot. Returns the length that the device reported; `None` if the reply has not come.
+    /// frees the slot. Returns the length that the device reported; `None` if the reply has not arrived.
     pub fn take(&mut self, ticket: Ticket, reply: &mut [u8], page: &mut [u8]) -> Option<u32> {
         let State::Done(used) = self.get(ticket)?.state else {
             return None;

@@ -167,11 +167,11 @@ pub fn syndrome() -> Syndrome {
     }
 }
 
-/// Makes changed translation tables count from here on.
+/// Makes changes to the translation tables effective.
 ///
 /// # Safety
 ///
-/// The tables must map everything that the program goes on to use.
+/// The tables must map everything that the program uses from here on.
 pub unsafe fn tables_changed() {
     // SAFETY: the caller answers for the tables. EL2 has entries of its own, and one instruction
     // for them with and without E2H; EL1 may not use it.
@@ -262,7 +262,8 @@ pub unsafe fn enter(entry: u64, argument: u64) -> ! {
 }
 
 /// Asks a debugger or QEMU (`-semihosting-config enable=on,target=native`) to end with `status`.
-/// Where nobody listens, the instruction is undefined, and the exception handler goes on.
+/// Without either, the instruction is undefined, and the exception handler ends the machine in
+/// another way.
 pub fn semihosting_exit(status: u64) {
     /// SYS_EXIT_EXTENDED (Semihosting for AArch32 and AArch64, section 7.7).
     const OPERATION: u64 = 0x20;

@@ -1,30 +1,31 @@
 //! From QEMU's jump to the first line of Rust: image header, first translation tables, exception
 //! vectors.
 //!
-//! # What holds on arrival
+//! # The state on entry
 //!
 //! 1. `pc` is at the image's first instruction. The image lies at its link address, or in flash at
-//!    address 0, where QEMU's `-bios` puts it: then it copies itself, and goes on there.
+//!    address 0, where QEMU's `-bios` puts it: then it copies itself to its link address and
+//!    continues there.
 //! 2. The MMU and the data cache are off; interrupts are masked.
 //! 3. The exception level is EL1 or EL2. EL3 is refused with a message.
 //! 4. `x0` is the physical address of the device tree, or 0 (QEMU starts an ELF file so). After a
-//!    reset into flash it is taken for 0.
+//!    reset into flash it is treated as 0.
 //! 5. The first GiB of the address space is devices, and RAM starts at 1 GiB.
 //! 6. Nothing else is known: neither the other registers, nor `.bss`, nor whether floating point
 //!    traps.
 //!
-//! # What holds on departure, in [`machine::main`]
+//! # The state in [`machine::main`]
 //!
 //! 1. The exception level is unchanged.
 //! 2. The MMU, data cache and instruction cache are on, and were before the first write to
 //!    memory: a hypervisor's cached view of guest memory and ours never differ. The copy from
-//!    flash comes before that; what caches may hold of its place is thrown away.
+//!    flash comes before that; cached lines of its destination are invalidated.
 //! 3. Addresses are physical ones. The first GiB is device memory, the second is normal memory,
 //!    executable only in the 2 MiB of the image. `mapping` refines this from the device tree.
 //! 4. `VBAR` points to our vectors. Every exception is fatal and is reported on its own stack.
 //! 5. Floating point and SIMD do not trap: the compiler uses them.
 //! 6. `.bss` is zero, `sp` is the end of a 64 KiB stack, interrupts stay masked.
-//! 7. `x0` is what it was, and `x1` the timer's count on arrival.
+//! 7. `x0` is unchanged, and `x1` is the timer's count on entry.
 //!
 //! # Names of the EL2 registers
 //!

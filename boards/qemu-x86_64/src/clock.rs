@@ -42,14 +42,14 @@ impl Clock {
     /// else from the nominal frequency in the CPU's name.
     pub fn calibrate() -> Self {
         let alarm = Alarm::new();
-        let told = cpuid::tsc_hz().or_else(kvm_clock::tsc_hz);
-        let measured = if told.is_none() {
+        let reported = cpuid::tsc_hz().or_else(kvm_clock::tsc_hz);
+        let measured = if reported.is_none() {
             measure_roughly()
         } else {
             None
         };
         let (pit, measured) = measured.unzip();
-        let hz = told
+        let hz = reported
             .or(measured)
             .or_else(|| alarm?.while_counting(measure_against_apic))
             .or_else(cpuid::rated_hz);

@@ -1,6 +1,6 @@
 //! From the reset vector of a ROM to the entry for PVH: from 16 to 32 bits, and from ROM to RAM.
 //!
-//! # What holds on arrival
+//! # The state on entry
 //!
 //! After a reset (Intel SDM volume 3, 10.1.1 and 10.1.4), on the boot processor only:
 //!
@@ -10,11 +10,11 @@
 //!    image (see the linker script and `bootshare-host rom`).
 //! 3. RAM works, and address line 20 is open: this is QEMU.
 //!
-//! # What holds on departure, at `rom_entry`
+//! # The state at `rom_entry`
 //!
-//! What [`start`](crate::start) asks for, with EBX 0: there is no start info, so that
-//! [`rom`](crate::rom) finds out what PVH would have told. The section is in the ELF file but not
-//! in memory, where nobody needs it.
+//! The state that [`start`](crate::start) requires, with EBX 0: there is no start info, so
+//! [`rom`](crate::rom) finds what it would contain. The section is in the ELF file but not loaded
+//! into memory.
 
 use core::arch::global_asm;
 

@@ -137,7 +137,7 @@ unsafe fn load_tables(device: &mut Device, memory_map: &mut MemoryMap) -> Result
 }
 
 /// Copies the ACPI root pointer to the extended BIOS data area, where kernels before Linux 5.0, and
-/// others that are not told its address, search for it.
+/// others that do not get its address, search for it.
 ///
 /// # Safety
 ///

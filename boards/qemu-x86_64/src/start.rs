@@ -1,31 +1,31 @@
 //! From PVH's 32-bit entry to Rust, with almost no state to rely on.
 //!
-//! # What holds on arrival
+//! # The state on entry
 //!
 //! By the x86/HVM direct boot ABI (Xen's `docs/misc/pvh.pandoc`), on the boot processor only, or
 //! the same from [`reset`](crate::reset) in a ROM:
 //!
 //! 1. EBX is the physical address of the start info; 0 if there is none.
 //! 2. CR0 has PE set and all other writable bits clear; CR4 is 0: protected mode, no paging.
-//! 3. CS is a flat 32-bit code segment, DS, ES and SS are flat data segments. The table they came
-//!    from may be gone.
-//! 4. EFLAGS has VM, IF and TF clear. DF is not promised.
+//! 3. CS is a flat 32-bit code segment, DS, ES and SS are flat data segments. The table they were
+//!    loaded from may no longer exist.
+//! 4. EFLAGS has VM, IF and TF clear. DF may be set.
 //! 5. There is no stack, no IDT and no usable TSS.
-//! 6. The file's part of the image is in memory, at the addresses it was linked for. `.bss` holds
-//!    anything.
+//! 6. The file's part of the image is in memory, at the addresses it was linked for. The
+//!    contents of `.bss` are undefined.
 //!
 //! A ROM enters at `rom_entry`, with the time-stamp counter's count on reset in ESP:EBP.
 //!
-//! # What must hold on departure, at [`machine::main`]
+//! # The required state at [`machine::main`]
 //!
 //! 1. The CPU is in 64-bit mode, with interrupts off and DF clear.
 //! 2. CS is 0x10 and DS, ES, SS, FS and GS are 0x18, from [`GDT`]: the selectors that the Linux
 //!    boot protocol asks for.
-//! 3. `.bss` is zero, but for what 4 and 5 use.
+//! 3. `.bss` is zero, except for what 4 and 5 use.
 //! 4. The first GiB is mapped to itself through [`paging::TABLES`], writable and executable, and
 //!    CR0.WP is set. [`paging`] maps the rest and takes permissions away.
-//! 5. RSP is at the top of [`STACK`], aligned as the System V ABI wants it at a function's entry.
-//! 6. EDI is what EBX was, and RSI the time-stamp counter's count on arrival.
+//! 5. RSP is at the top of [`STACK`], aligned as the System V ABI requires at a function's entry.
+//! 6. EDI is the value that EBX had, and RSI the time-stamp counter's count on entry.
 
 use crate::{
     exceptions::{CODE_SELECTOR, DATA_SELECTOR, GDT},

@@ -148,8 +148,8 @@ mod tests {
             (0x8000_0000, 1, 1_000_000_000),
             (0x8000_0000, 2, 500_000_000),
         ] {
-            let told = of_kvm_clock(multiplier, shift).unwrap();
-            assert!(told.abs_diff(hz) < 100, "{told}");
+            let found = of_kvm_clock(multiplier, shift).unwrap();
+            assert!(found.abs_diff(hz) < 100, "{found}");
         }
         for (multiplier, shift) in [(0, 0), (1, 0), (u32::MAX, 100), (u32::MAX, -128), (1, -40)] {
             assert_eq!(of_kvm_clock(multiplier, shift), None);

@@ -144,7 +144,7 @@ impl Hostile {
 impl Backend for Hostile {
     fn answer(&self, _chain: &Chain, request: &Request) -> Reply {
         let mut reply = tree().good_reply(request);
-        let mut script = self.script.lock().expect("no panic on the way");
+        let mut script = self.script.lock().expect("no thread panicked");
         let (bytes, at) = &mut *script;
         let mut source = Source::new(&bytes[*at..]);
         // Most replies are good; some have several lies.

@@ -200,23 +200,23 @@ impl<'s> Runner<'s> {
             return;
         };
         let mut room = vec![UNTOUCHED; size + 2 * MARGIN];
-        let mut come = 0;
-        let mut tell = |now| {
-            assert!(now >= come, "progress never decreases");
-            come = now;
+        let mut filled = 0;
+        let mut progress = |now| {
+            assert!(now >= filled, "progress never decreases");
+            filled = now;
             ControlFlow::Continue(())
         };
         let buf = &mut room[MARGIN..MARGIN + size];
         let result = if size % 2 == 0 {
-            file.read_at_with(offset, buf, &mut tell)
+            file.read_at_with(offset, buf, &mut progress)
         } else {
-            in_parts(self.share, file, offset, buf, &mut tell)
+            in_parts(self.share, file, offset, buf, &mut progress)
         };
         let (before, rest) = room.split_at(MARGIN);
         let (data, after) = rest.split_at(size);
         let untouched = |bytes: &[u8]| bytes.iter().all(|&byte| byte == UNTOUCHED);
         assert!(untouched(before) && untouched(after));
-        assert!(come <= size as u64);
+        assert!(filled <= size as u64);
         if let Err(Error::InvalidOffset) = result {
             assert!(untouched(data) && offset > OFFSET_MAX);
         }
@@ -224,7 +224,7 @@ impl<'s> Runner<'s> {
         let answered = connected || size == 0 || offset == OFFSET_MAX;
         if let Some(read) = self.checked(answered, result, &[Error::InvalidOffset]) {
             assert!(read <= size);
-            assert_eq!(come, read as u64);
+            assert_eq!(filled, read as u64);
             if (self.honest)() && path == b"large" {
                 let left = LARGE.saturating_sub(offset);
                 assert_eq!(read as u64, left.min(size as u64));
@@ -400,21 +400,21 @@ fn in_parts(
     file: &TestFile<'_>,
     offset: u64,
     buf: &mut [u8],
-    tell: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<usize, Error> {
     let cut = buf.len() / 3;
     let (front, back) = buf.split_at_mut(cut);
     let behind = offset.saturating_add(cut as u64);
-    let come = |parts: &[Part<'_>]| match parts[0].filled() {
+    let filled = |parts: &[Part<'_>]| match parts[0].filled() {
         all if all == cut => cut + parts[1].filled(),
         some => some,
     };
     let mut parts = [file.part(offset, front), file.part(behind, back)];
-    let result = share.read_parts(&mut parts, &mut |parts| tell(come(parts) as u64));
+    let result = share.read_parts(&mut parts, &mut |parts| progress(filled(parts) as u64));
     let failed = parts.iter().any(|part| part.error().is_some());
     assert!(
         result.is_err() || !failed,
         "the error of a part is the result of the call"
     );
-    result.map(|()| come(&parts))
+    result.map(|()| filled(&parts))
 }

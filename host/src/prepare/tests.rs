@@ -381,7 +381,7 @@ fn a_kernel_is_taken_from_the_cache_by_its_digest() {
     // Each boot has its own address.
     let image = prepare(&file, &how, &mut |_| 0).unwrap();
     assert!(image != first);
-    // Without a place to keep it, all goes on.
+    // Without a writable cache, the kernel is still prepared.
     fs::write(dir.path().join("file"), "").unwrap();
     let nowhere = self::how(Some(Cache::at(dir.path().join("file/below"))));
     assert!(prepare(&file, &nowhere, &mut last).unwrap() == first);

@@ -34,8 +34,8 @@ struct Connection {
     stream: UnixStream,
     /// Reports the end of the file when the thread ends.
     ended: PipeReader,
-    /// Whether the user was told that a second QEMU was turned away.
-    told: bool,
+    /// Whether it was reported that a second QEMU was turned away.
+    reported: bool,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -102,7 +102,7 @@ pub(super) fn serve(
                     Err(error) => return Err(error).context("cannot accept a connection"),
                 };
                 if let Some(now) = &mut connection {
-                    if !std::mem::replace(&mut now.told, true) {
+                    if !std::mem::replace(&mut now.reported, true) {
                         eprintln!(
                             "bootshare-host: warning: {tag}: a second QEMU connects while the \
                              share is in use, and is turned away: start a server for each"
@@ -142,7 +142,7 @@ fn connect(
     Ok(Connection {
         stream: known,
         ended,
-        told: false,
+        reported: false,
         thread: Some(thread),
     })
 }

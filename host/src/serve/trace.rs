@@ -12,7 +12,7 @@
 //! | `in`, `out` | bytes of the request and of the reply |
 //! | `error` | errno of the reply, unless 0 |
 //! | `child` | the node that a LOOKUP found |
-//! | `children` | names and nodes that a READDIRPLUS told of |
+//! | `children` | the names and nodes in the reply to a READDIRPLUS |
 //! | `fault` | what was done wrong on purpose |
 
 use std::collections::BTreeMap;

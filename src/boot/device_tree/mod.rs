@@ -270,7 +270,7 @@ impl fmt::Display for DeviceTreeError {
             ),
             Self::Memory(range) => write!(
                 f,
-                "its root's #address-cells and #size-cells can't tell of the memory at {range:?}; \
+                "its root's #address-cells and #size-cells cannot describe the memory at {range:?}; \
                  make both 2"
             ),
             Self::TooLarge { bytes } => write!(

@@ -326,7 +326,7 @@ fn memory_is_described_in_the_cells_of_the_tree() {
             .build(0)
     };
     let memory = [region(0x4000_0000, 0x1000, MemoryKind::Usable)];
-    let told = |address, size, memory: &[MemoryRegion]| {
+    let describe = |address, size, memory: &[MemoryRegion]| {
         let machine = Some(Machine {
             memory,
             seeds: Seeds::default(),
@@ -337,18 +337,18 @@ fn memory_is_described_in_the_cells_of_the_tree() {
         Ok(value(&updated(&blob, &chosen), "/memory@40000000", "reg").unwrap())
     };
     assert_eq!(
-        told(1, 1, &memory),
+        describe(1, 1, &memory),
         Ok(std::vec![0x40, 0, 0, 0, 0, 0, 0x10, 0])
     );
-    assert_eq!(told(2, 1, &memory).unwrap().len(), 12);
+    assert_eq!(describe(2, 1, &memory).unwrap().len(), 12);
     for (address, size) in [(0, 1), (3, 1), (2, 0)] {
         assert_eq!(
-            told(address, size, &memory),
+            describe(address, size, &memory),
             Err(DeviceTreeError::Memory(memory[0].range))
         );
     }
     let high = [region(1 << 32, 0x1000, MemoryKind::Usable)];
-    told(1, 1, &high).unwrap_err();
+    describe(1, 1, &high).unwrap_err();
 }
 
 #[test]
@@ -534,7 +534,7 @@ fn a_tree_of_another_machine_is_detected_by_its_compatible() {
         Other::of(&tree(b"our,board\0linux,dummy-virt\0"), &virt),
         None
     );
-    // Without one it can't be told.
+    // Without one it is unknown.
     let none = Builder::new().begin("").begin("soc");
     let none = none.prop("compatible", b"x\0").token(END_NODE);
     let none = none.token(END_NODE).build(0);

@@ -24,7 +24,7 @@ fn lookup_gives(
     let share = share(&device);
     assert_eq!(share.metadata("file").map(|meta| meta.len()), expected);
     let again = share.metadata("file").unwrap();
-    assert_eq!(again.len(), CONTENT.len() as u64, "the share goes on");
+    assert_eq!(again.len(), CONTENT.len() as u64, "the share still works");
     share.unmount().unwrap();
     check(&device);
 }
