@@ -378,7 +378,7 @@ mod tests {
         assert_eq!(entry.device_tree, None);
         assert_eq!(bls("uki u\nefi e", X86_64).unwrap().kernel, b"u");
         assert_eq!(bls("uki u\nprofile 12", X86_64).unwrap().profile, 12);
-        // An entry with `efi` may be any program: it is hidden, unless it is selected by name.
+        // An entry with `efi` may be any program: it is hidden, unless it was asked for.
         let efi = bls::Entry::parse(b"efi e");
         let base = Base::Exact("/");
         let entry = Entry::from_bls(base, &efi, X86_64, true).unwrap();

@@ -208,8 +208,15 @@ impl<'s> Runner<'s> {
         };
         let buf = &mut room[MARGIN..MARGIN + size];
         let in_parts = size % 2 != 0;
+        let cut = if in_parts { size / 3 } else { 0 };
         let result = if in_parts {
-            read_in_parts(self.share, file, offset, buf, &mut progress)
+            read_in_parts(
+                self.share,
+                file,
+                offset,
+                buf.split_at_mut(cut),
+                &mut progress,
+            )
         } else {
             file.read_at_with(offset, buf, &mut progress)
         };
@@ -220,7 +227,6 @@ impl<'s> Runner<'s> {
         assert!(filled <= size as u64);
         if let Err(Error::InvalidOffset) = result {
             // Only the second of two parts may begin beyond the limit.
-            let cut = if in_parts { size / 3 } else { 0 };
             let beyond = if offset > OFFSET_MAX { 0 } else { cut };
             assert!(offset.saturating_add(beyond as u64) > OFFSET_MAX);
             assert!(untouched(&data[beyond..]));
@@ -404,11 +410,10 @@ fn read_in_parts(
     share: &TestShare,
     file: &TestFile<'_>,
     offset: u64,
-    buf: &mut [u8],
+    (front, back): (&mut [u8], &mut [u8]),
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<usize, Error> {
-    let cut = buf.len() / 3;
-    let (front, back) = buf.split_at_mut(cut);
+    let cut = front.len();
     let behind = offset.saturating_add(cut as u64);
     let filled = |parts: &[Part<'_>]| match parts[0].filled() {
         all if all == cut => cut + parts[1].filled(),

@@ -223,7 +223,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        // `vhost` refuses the messages of features that were not accepted.
+        // From then on, `vhost` itself refuses most messages of features that were not accepted.
         if features & !PROTOCOL_FEATURES.bits() != 0 {
             return Err(Error::FeatureMismatch);
         }

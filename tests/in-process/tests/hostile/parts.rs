@@ -31,16 +31,16 @@ fn a_failing_part_is_named_and_the_others_keep_their_data() {
     let (file, large) = (share.open("file").unwrap(), share.open("large").unwrap());
     let (mut first, mut second) = (vec![0; CONTENT.len()], vec![0; LARGE as usize - 7]);
     let mut parts = [file.part(0, &mut first), large.part(7, &mut second)];
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     let error = share.read_parts(&mut parts, &mut |parts| {
-        told = filled(parts);
+        reported = filled(parts);
         Continue(())
     });
     assert_eq!(error.unwrap_err().errno(), Some(Errno::EIO));
     assert_eq!(parts[0].error(), None);
     assert_eq!(parts[1].error(), error.err());
     assert_eq!(filled(&parts), [CONTENT.len(), 2 * CHUNK as usize]);
-    assert_eq!(told, filled(&parts));
+    assert_eq!(reported, filled(&parts));
     assert!(share.is_connected(), "it is only a file that failed");
 
     // A second call continues where the first one stopped.
