@@ -116,7 +116,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
     /// The host's error, or the way it broke the protocol; [`Error::TimedOut`] after the deadline,
     /// [`Error::Disconnected`] if the session is not that of `epoch`.
     pub fn call<O: Operation>(&self, epoch: Epoch, operation: &O) -> Result<O::Reply, Error> {
-        self.exchange(epoch, operation, &mut [])
+        self.exchange(epoch, operation, &mut [], RETRIES)
     }
 
     /// Sends `operation`, waits for its reply, and copies the variable part of the reply to `data`.
@@ -130,7 +130,7 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         operation: &O,
         data: &mut [u8; PAGE_SIZE],
     ) -> Result<O::Reply, Error> {
-        self.exchange(epoch, operation, data)
+        self.exchange(epoch, operation, data, RETRIES)
     }
 
     fn exchange<O: Operation>(
@@ -138,12 +138,13 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         epoch: Epoch,
         operation: &O,
         page: &mut [u8],
+        mut retries: u32,
     ) -> Result<O::Reply, Error> {
         let mut pending = Pending {
             client: self,
             ticket: None,
         };
-        let (mut retries, mut reply) = (RETRIES, None);
+        let mut reply = None;
         self.wait(&mut |session| {
             let Some(ticket) = pending.ticket else {
                 pending.ticket = if page.is_empty() {
@@ -279,7 +280,8 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
             session.check(epoch)?;
             Ok(!session.any_posted())
         })?;
-        match self.call(epoch, &Destroy) {
+        // Sent once, whatever the answer: for the server, the session is over.
+        match self.exchange(epoch, &Destroy, &mut [], 0) {
             // virtiofsd completes DESTROY without writing a reply.
             Err(Error::Protocol(Violation::ReplyLength)) | Ok(()) => {}
             // A server may not implement DESTROY.

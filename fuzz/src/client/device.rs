@@ -18,6 +18,12 @@ use std::sync::{
 /// The size of the file `large` in bytes.
 pub const LARGE: u64 = 20_000;
 
+/// The content of the file `large`.
+pub fn large() -> &'static [u8] {
+    static CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
+    CONTENT.get_or_init(|| (0..LARGE).map(Tree::pattern).collect())
+}
+
 /// The shared tree; `program` has its paths.
 fn tree() -> &'static Tree {
     static TREE: OnceLock<Tree> = OnceLock::new();
@@ -26,7 +32,7 @@ fn tree() -> &'static Tree {
             .file("file", "content of the file")
             .dir("dir")
             .link("link", "file")
-            .large_file("large", LARGE)
+            .file("large", large())
             .link("absolute", "/dir/../file")
             .link("loop", "loop")
             .special("fifo", 0o010_644)

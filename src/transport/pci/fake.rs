@@ -5,7 +5,7 @@ use super::configuration::{
     MULTI_FUNCTION,
 };
 use crate::transport::DeviceFunction;
-use core::cell::RefCell;
+use core::{cell::RefCell, ops::RangeInclusive};
 use std::{collections::BTreeMap, vec::Vec};
 use virtio_drivers::transport::pci::bus::ConfigurationAccess;
 
@@ -125,23 +125,35 @@ impl Machine {
         })
     }
 
-    /// The number of the bus that `place` is on, if what is for bus `wanted` gets there.
-    fn number(&self, bus: Bus, wanted: u8) -> Option<u8> {
+    /// Whether `bus` has the number `wanted`, and the bridges before it forward what is for it.
+    fn has_number(&self, bus: Bus, wanted: u8) -> bool {
+        match bus {
+            Bus::Root(number) => number == wanted,
+            Bus::Behind(bridge) => {
+                self.numbers_behind(bridge).start() == &wanted && self.is_forwarded(bus, wanted)
+            }
+        }
+    }
+
+    /// Whether what is for bus `wanted` gets to `bus`.
+    fn is_forwarded(&self, bus: Bus, wanted: u8) -> bool {
         let Bus::Behind(bridge) = bus else {
-            let Bus::Root(number) = bus else { return None };
-            return Some(number);
+            return true;
         };
+        let numbers = self.numbers_behind(bridge);
+        let passes = *numbers.start() != 0 && numbers.contains(&wanted);
+        passes && self.is_forwarded(self.places[bridge].0, wanted)
+    }
+
+    /// The numbers of the bus behind a bridge and of all buses behind that.
+    fn numbers_behind(&self, bridge: usize) -> RangeInclusive<u8> {
         let [_, secondary, subordinate, _] = self.functions[bridge].word(BUS_NUMBERS).to_le_bytes();
-        let passes = secondary != 0 && (secondary..=subordinate).contains(&wanted);
-        self.number(self.places[bridge].0, wanted)
-            .filter(|_| passes)
-            .map(|_| secondary)
+        secondary..=subordinate
     }
 
     fn find(&self, at: DeviceFunction) -> Option<usize> {
         self.places.iter().position(|&(bus, device, function)| {
-            (device, function) == (at.device, at.function)
-                && self.number(bus, at.bus) == Some(at.bus)
+            (device, function) == (at.device, at.function) && self.has_number(bus, at.bus)
         })
     }
 

@@ -402,22 +402,29 @@ mod tests {
 
     #[test]
     fn bus_numbers_end_at_the_last_bus_and_at_the_greatest_depth() {
+        // Each access of the test's machine looks through all functions, so Miri gets a small one.
+        let (devices, functions, depth, last) = if cfg!(miri) {
+            (4, 1, 34, 36)
+        } else {
+            (32, 8, 200, 255)
+        };
         let mut machine = Machine::default();
-        for device in 0..32 {
-            for function in 0..8 {
+        for device in 0..devices {
+            for function in 0..functions {
                 let bridge = Function::bridge().with_others();
                 machine.add(Bus::Root(0), device, function, bridge);
             }
         }
-        for last_bus in [0, 15, 255] {
+        let bridges = machine.functions.len();
+        for last_bus in [0, 3, 15, last] {
             set_up(&mut machine, WINDOW, last_bus);
-            let last = (0..256).map(|bridge| numbers(&machine, bridge)[1]).max();
-            assert_eq!(last, Some(last_bus));
+            let all = (0..bridges).map(|bridge| numbers(&machine, bridge)[1]);
+            assert_eq!(all.max(), Some(last_bus.min(bridges.min(255) as u8)));
         }
         let mut machine = Machine::default();
-        machine.add_chain(200);
-        set_up(&mut machine, WINDOW, 255);
-        let depth = (0..200).filter(|bridge| numbers(&machine, *bridge)[1] != 0);
+        machine.add_chain(depth);
+        set_up(&mut machine, WINDOW, last);
+        let depth = (0..depth).filter(|bridge| numbers(&machine, *bridge)[1] != 0);
         assert_eq!(depth.count(), MAX_DEPTH.into());
     }
 

@@ -79,10 +79,14 @@ impl Chain {
 
     /// Overwrites all writable buffers, which a device may do as long as it has the chain.
     pub(crate) fn scribble(&self) {
+        const BYTES: &[u8] = &[0xaa; 4096];
         for buffer in &self.writable {
-            // SAFETY: the driver shared this buffer for writing; the chain was not returned, and no reset
-            // confirmed, since.
-            unsafe { memory::write(buffer.address, &vec![0xaa; buffer.length as usize]) };
+            for start in (0..buffer.length).step_by(BYTES.len()) {
+                let size = BYTES.len().min((buffer.length - start) as usize);
+                // SAFETY: the driver shared this buffer for writing; the chain was not returned, and no reset
+                // confirmed, since. The bytes lie in the buffer.
+                unsafe { memory::write(buffer.address + u64::from(start), &BYTES[..size]) };
+            }
         }
     }
 
@@ -99,7 +103,7 @@ impl Chain {
 }
 
 fn gather(buffers: &[Buffer], size: usize) -> Vec<u8> {
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(size.min(total(buffers) as usize));
     for buffer in buffers {
         let start = out.len();
         let part = (size - start).min(buffer.length as usize);

@@ -64,7 +64,10 @@ struct Inner {
 }
 
 /// The work for a worker.
-type Job = (Arc<Inner>, Chain);
+type Job = (Arc<Inner>, Taken);
+
+/// A chain with its request; `None` if it is not valid.
+type Taken = (Chain, Option<Request>);
 
 /// A virtio-fs device in the memory of this process. Clones refer to the same device.
 ///
@@ -163,10 +166,13 @@ impl Device {
             }
         }
         if state.quirks.polls && state.status.contains(DeviceStatus::DRIVER_OK) {
-            let set_up: Vec<_> = state.rings.iter().map(Option::is_some).collect();
-            drop(state);
-            for (queue, _) in set_up.iter().enumerate().filter(|(_, there)| **there) {
-                self.0.serve(queue as u16);
+            let queues = state.rings.len();
+            for queue in 0..queues {
+                if state.rings.get(queue).is_some_and(Option::is_some) {
+                    drop(state);
+                    self.0.serve(queue as u16);
+                    state = self.lock();
+                }
             }
         }
     }
@@ -229,10 +235,10 @@ impl Device {
 fn work(jobs: &Mutex<Receiver<Job>>) {
     loop {
         let job = jobs.lock().unwrap().recv();
-        let Ok((inner, chain)) = job else {
+        let Ok((inner, taken)) = job else {
             return;
         };
-        let done = inner.answer(chain);
+        let done = inner.answer(taken);
         inner.settle(vec![done]);
         inner.lock().busy -= 1;
         inner.idle.notify_all();
@@ -246,29 +252,27 @@ impl Inner {
 
     /// Takes all requests in a queue and answers them.
     fn serve(self: &Arc<Self>, queue: u16) {
-        let chains = self.lock().take(queue);
+        let taken = self.lock().take(queue);
         if let Some(workers) = &self.workers {
-            self.lock().busy += chains.len();
+            self.lock().busy += taken.len();
             let workers = workers.lock().unwrap();
-            for chain in chains {
-                workers.send((Arc::clone(self), chain)).expect("a worker");
+            for taken in taken {
+                workers.send((Arc::clone(self), taken)).expect("a worker");
             }
-        } else if !chains.is_empty() {
-            let done = chains.into_iter().map(|chain| self.answer(chain));
+        } else if !taken.is_empty() {
+            let done = taken.into_iter().map(|taken| self.answer(taken));
             self.settle(done.collect());
         }
     }
 
     /// Asks the backend. The state is not locked meanwhile.
-    fn answer(&self, chain: Chain) -> (Chain, Option<Request>, Reply) {
-        match Request::parse(&chain) {
-            Ok(request) => {
-                let reply = self.backend.answer(&chain, &request);
-                (chain, Some(request), reply)
-            }
+    fn answer(&self, (chain, request): Taken) -> (Chain, Option<Request>, Reply) {
+        let reply = match &request {
+            Some(request) => self.backend.answer(&chain, request),
             // The driver's fault; it was recorded when the chain was taken.
-            Err(_) => (chain, None, Reply::none().never()),
-        }
+            None => Reply::none().never(),
+        };
+        (chain, request, reply)
     }
 
     fn settle(&self, mut done: Vec<(Chain, Option<Request>, Reply)>) {
@@ -316,38 +320,35 @@ impl State {
         self.quirks.scribbles = scribbles;
     }
 
-    fn take(&mut self, queue: u16) -> Vec<Chain> {
+    fn take(&mut self, queue: u16) -> Vec<Taken> {
         if !self.status.contains(DeviceStatus::DRIVER_OK) {
             self.log.broken("a notification before DRIVER_OK");
             return Vec::new();
         }
         let epoch = self.epoch;
-        let mut chains = Vec::new();
+        let mut all = Vec::new();
         let Some(Some(ring)) = self.rings.get_mut(usize::from(queue)) else {
             self.log.broken(format!("a notification for queue {queue}"));
-            return chains;
+            return all;
         };
-        while let Some(taken) = ring.pop() {
-            match taken {
-                Ok(taken) => chains.push(taken.into_chain(queue, epoch)),
+        while let Some(popped) = ring.pop() {
+            let chain = match popped {
+                Ok(taken) => taken.into_chain(queue, epoch),
                 Err(fault) => {
                     self.log.broken(fault);
                     break;
                 }
+            };
+            let request = Request::parse(&chain);
+            if self.quirks.records {
+                match &request {
+                    Ok(request) => self.log.asked(request),
+                    Err(fault) => self.log.broken(fault.clone()),
+                }
             }
+            all.push((chain, request.ok()));
         }
-        let recorded = if self.quirks.records {
-            &chains[..]
-        } else {
-            &[]
-        };
-        for chain in recorded {
-            match Request::parse(chain) {
-                Ok(request) => self.log.asked(&request),
-                Err(fault) => self.log.broken(fault),
-            }
-        }
-        chains
+        all
     }
 
     fn give_back(&mut self, pending: Pending) {

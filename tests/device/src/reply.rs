@@ -38,7 +38,8 @@ pub struct Reply {
 }
 
 fn with_header(length: u32, error: i32, unique: u64, body: &[u8]) -> Reply {
-    let mut bytes = length.to_le_bytes().to_vec();
+    let mut bytes = Vec::with_capacity(REPLY_HEADER + body.len());
+    bytes.extend_from_slice(&length.to_le_bytes());
     bytes.extend_from_slice(&error.to_le_bytes());
     bytes.extend_from_slice(&unique.to_le_bytes());
     bytes.extend_from_slice(body);

@@ -121,8 +121,8 @@ impl Request {
     ///
     /// What a server could not parse.
     pub(crate) fn parse(chain: &Chain) -> Result<Self, String> {
-        let bytes = chain.request();
-        let Some((header, body)) = bytes.split_at_checked(HEADER) else {
+        let mut bytes = chain.request();
+        let Some(header) = bytes.first_chunk::<HEADER>().copied() else {
             return Err(format!("a request of {} bytes", bytes.len()));
         };
         let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
@@ -135,11 +135,12 @@ impl Request {
         if header[24..].iter().any(|&byte| byte != 0) {
             return Err("user, group, process and extension are not all 0".into());
         }
+        bytes.drain(..HEADER);
         Ok(Self {
             opcode,
             unique: long(8),
             node: long(16),
-            body: body.to_vec(),
+            body: bytes,
             queue: chain.queue(),
             writable: chain.writable_bytes(),
             path: Vec::new(),
@@ -185,19 +186,24 @@ impl Request {
 
     /// Violations that could harm a real server, and requests that a read-only client must not send.
     pub(crate) fn faults(&self) -> Vec<String> {
-        let mut rules = vec![
+        let mut faults = Vec::new();
+        let mut check = |rules: &[(bool, &str)]| {
+            let broken = rules.iter().filter(|(kept, _)| !kept);
+            faults.extend(broken.map(|(_, rule)| format!("{rule}: {self:?}")));
+        };
+        check(&[
             (self.unique != 0 && self.unique.is_multiple_of(2), "unique"),
             (self.node != 0, "node 0"),
-        ];
+        ]);
         if self.opcode == Opcode::Forget {
-            rules.extend([
+            check(&[
                 (self.queue == 0, "FORGET outside of the hiprio queue"),
                 (self.writable == 0, "FORGET with space for a reply"),
                 (self.node != 1, "FORGET of the root"),
             ]);
         } else {
             let room = self.writable;
-            rules.extend([
+            check(&[
                 (self.queue > 0, "a request in the hiprio queue"),
                 (room >= REPLY_HEADER as u64, "no space for a reply's header"),
                 (
@@ -206,15 +212,12 @@ impl Request {
                 ),
             ]);
         }
-        rules.extend(self.body_rules());
-        let broken = rules.into_iter().filter(|(kept, _)| !kept);
-        broken
-            .map(|(_, rule)| format!("{rule}: {self:?}"))
-            .collect()
+        self.check_body(&mut check);
+        faults
     }
 
-    /// The rules for the body and the space for the reply: whether each is kept, and its text.
-    fn body_rules(&self) -> Vec<(bool, &'static str)> {
+    /// Checks the body and the space for the reply: gives `check` whether each rule is kept, and its text.
+    fn check_body(&self, check: &mut dyn FnMut(&[(bool, &str)])) {
         let body = self.body.len();
         let room = |fixed: usize| self.writable == (REPLY_HEADER + fixed) as u64;
         let zero_from = |at: usize| self.body.iter().skip(at).all(|&byte| byte == 0);
@@ -224,53 +227,53 @@ impl Request {
                 let ends = self.body.ends_with(b"\0");
                 let plain = !name.iter().any(|byte| matches!(byte, 0 | b'/'));
                 let resolved = matches!(name, b"." | b"..");
-                vec![
+                check(&[
                     (ends, "a name without NUL"),
                     ((1..=255).contains(&name.len()), "a name's length"),
                     (plain, "a name with / or NUL"),
                     (!resolved, "a name . or .., which servers resolve"),
                     (room(128), "LOOKUP's reply"),
-                ]
+                ]);
             }
-            Opcode::Forget => vec![(body == 8 && self.u64_at(0) > 0, "FORGET's body")],
-            Opcode::GetAttr => vec![
+            Opcode::Forget => check(&[(body == 8 && self.u64_at(0) > 0, "FORGET's body")]),
+            Opcode::GetAttr => check(&[
                 (body == 16 && self.u32_at(0) == 0, "GETATTR's body"),
                 (room(104), "GETATTR's reply"),
-            ],
-            Opcode::ReadLink => vec![
+            ]),
+            Opcode::ReadLink => check(&[
                 (body == 0, "READLINK's body"),
                 (
                     room(4096),
                     "space for READLINK's reply that is not PATH_MAX",
                 ),
-            ],
-            Opcode::Open | Opcode::OpenDir => vec![
+            ]),
+            Opcode::Open | Opcode::OpenDir => check(&[
                 (
                     body == 8 && self.u32_at(0) == 0,
                     "flags other than O_RDONLY",
                 ),
                 (self.u32_at(4) == 0, "open flags"),
                 (room(16), "OPEN's reply"),
-            ],
+            ]),
             Opcode::Read | Opcode::ReadDir => {
                 let end = self.offset().checked_add(self.size().into());
                 let fits = end.is_some_and(|end| end <= i64::MAX as u64);
-                vec![
+                check(&[
                     (body == 40, "READ's body"),
                     (self.size() > 0, "a READ of nothing"),
                     (room(self.size() as usize), "buffer and size differ"),
                     (fits || self.opcode == Opcode::ReadDir, "offset"),
                     (zero_from(20), "READ's flags"),
-                ]
+                ]);
             }
-            Opcode::StatFs => vec![(body == 0, "STATFS's body"), (room(80), "STATFS's reply")],
-            Opcode::Release | Opcode::ReleaseDir => vec![
+            Opcode::StatFs => check(&[(body == 0, "STATFS's body"), (room(80), "STATFS's reply")]),
+            Opcode::Release | Opcode::ReleaseDir => check(&[
                 (body == 24, "RELEASE's body"),
                 (zero_from(8), "RELEASE's flags"),
-            ],
+            ]),
             Opcode::Init => {
                 let known = self.u32_at(0) == 7 && self.u32_at(4) >= 31;
-                vec![
+                check(&[
                     (
                         body == 64,
                         "INIT's body, on which virtiofsd ends if it is short",
@@ -278,9 +281,9 @@ impl Request {
                     (known, "INIT's version"),
                     (zero_from(8), "INIT's flags"),
                     (room(64), "INIT's reply"),
-                ]
+                ]);
             }
-            Opcode::Destroy => vec![(body == 0, "DESTROY's body")],
+            Opcode::Destroy => check(&[(body == 0, "DESTROY's body")]),
         }
     }
 }

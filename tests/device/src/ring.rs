@@ -128,7 +128,7 @@ impl Ring {
     /// Returns a chain.
     pub fn push(&mut self, id: u32, length: u32) {
         let slot = u64::from(self.next_used % self.size);
-        let element = [id.to_le_bytes(), length.to_le_bytes()].concat();
+        let element = (u64::from(length) << 32 | u64::from(id)).to_le_bytes();
         // SAFETY: as above; the used ring is shared for writing and has `size` elements.
         unsafe { memory::write(self.used + 4 + USED_ELEMENT * slot, &element) };
         self.jump(1);

@@ -177,6 +177,19 @@ fn an_interrupted_request_is_repeated_a_few_times() {
 }
 
 #[test]
+fn destroy_is_sent_once_whatever_the_answer() {
+    for errno in [Errno::EINTR, Errno::EAGAIN, Errno::ENOSYS] {
+        let device = spoiling(Opcode::Destroy, move |request, _| {
+            Reply::error(request, errno)
+        });
+        share(&device).unmount().unwrap();
+        let sent = device.log(|log| log.counts()[&Opcode::Destroy]);
+        assert_eq!(sent, 1, "{errno:?}");
+        check(&device);
+    }
+}
+
+#[test]
 fn every_error_number_of_every_request() {
     // All error numbers; under Miri only those next to the limits.
     let step = if cfg!(miri) { 2047 } else { 1 };
