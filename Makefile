@@ -86,6 +86,7 @@ help:
 	@echo 'make fuzz      hostile input for each fuzz target'
 	@echo '                 SECONDS=  for each (default $(SECONDS)); TARGETS= wire boot client zstd serve'
 	@echo '                 SANITIZER= address (default) or none, five times as fast'
+	@echo '                 CASES=    random inputs instead, without measuring coverage; SEED='
 	@echo 'make miri      the unit tests, and a share with a hostile device, under Miri'
 	@echo 'make mutants   which changes of the client no test notices: hours; the list is in target/mutants.out'
 	@echo '                 ONLY=     those whose name matches: src/session, or a regular expression'

@@ -4,8 +4,12 @@
 # SANITIZER=none in the environment disables AddressSanitizer. This makes about five times as many executions
 # possible, but invalid memory accesses are not detected.
 #
-# New inputs that a run finds are kept in target/fuzz and used by the next run; the committed corpus is not
-# changed. `host/setup.sh fuzz` installs the requirements.
+# With CASES in the environment, so many inputs are made by random changes of those that are known, without a limit of
+# time: two to three times as many in the same time, because coverage is not measured, but no input is kept. SEED makes
+# a sequence of its own (default: the time).
+#
+# New inputs that a run of the fuzzer finds are kept in target/fuzz and used by the next run; the committed corpus is
+# not changed. `host/setup.sh fuzz` installs the requirements.
 set -eu
 cd "$(dirname "$0")/.."
 seconds=${1:?"usage: fuzz/run.sh SECONDS [TARGET...]"}
@@ -28,6 +32,28 @@ sanitizer=${SANITIZER:-address}
 # The target `serve` compares the memory of the process, so AddressSanitizer keeps less freed memory.
 export ASAN_OPTIONS="quarantine_size_mb=16${ASAN_OPTIONS:+:$ASAN_OPTIONS}"
 set_up="--sanitizer $sanitizer --target-dir $out/$sanitizer"
+
+if [ -n "${CASES:-}" ]; then
+    seed=${SEED:-$(date +%s)}
+    case $CASES$seed in
+    *[!0-9]*)
+        echo "fuzz: error: CASES=$CASES SEED=$seed: use whole numbers" >&2
+        exit 1
+        ;;
+    esac
+    triple=$(rustc -vV | sed -n 's/^host: //p')
+    flags='-Cdebug-assertions'
+    [ "$sanitizer" = none ] || flags="$flags -Zsanitizer=$sanitizer"
+    RUSTFLAGS=$flags cargo +nightly build --release -p bootshare-fuzz --bins \
+        --target "$triple" --target-dir "$out/random-$sanitizer"
+    for target in "$@"; do
+        mkdir -p "$out/corpus/$target"
+        echo "fuzz: $target, $CASES random cases of seed $seed"
+        "$out/random-$sanitizer/$triple/release/$target" --random "$CASES" "$seed" \
+            "$out/corpus/$target" "fuzz/corpus/$target"
+    done
+    exit
+fi
 
 # shellcheck disable=SC2086 # a list of words
 cargo +nightly fuzz build $set_up

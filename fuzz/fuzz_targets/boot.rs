@@ -1,4 +1,4 @@
-//! The target `boot`, for `cargo fuzz`; a plain build runs the files named on its command line.
+//! The target `boot`, for `cargo fuzz`; a plain build runs files or random changes of them.
 #![cfg_attr(fuzzing, no_main)]
 
 #[cfg(fuzzing)]
@@ -6,5 +6,5 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| bootshare_fuzz::boot(input));
 
 #[cfg(not(fuzzing))]
 fn main() -> std::io::Result<()> {
-    bootshare_fuzz::run_files(bootshare_fuzz::boot)
+    bootshare_fuzz::run::main(bootshare_fuzz::boot)
 }

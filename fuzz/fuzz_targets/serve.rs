@@ -1,4 +1,4 @@
-//! The target `serve`, for `cargo fuzz`; a plain build runs the files named on its command line.
+//! The target `serve`, for `cargo fuzz`; a plain build runs files or random changes of them.
 #![cfg_attr(fuzzing, no_main)]
 
 #[cfg(fuzzing)]
@@ -6,5 +6,5 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| bootshare_fuzz::serve(input));
 
 #[cfg(not(fuzzing))]
 fn main() -> std::io::Result<()> {
-    bootshare_fuzz::run_files(bootshare_fuzz::serve)
+    bootshare_fuzz::run::main(bootshare_fuzz::serve)
 }

@@ -1,4 +1,4 @@
-//! The target `zstd`, for `cargo fuzz`; a plain build runs the files named on its command line.
+//! The target `zstd`, for `cargo fuzz`; a plain build runs files or random changes of them.
 #![cfg_attr(fuzzing, no_main)]
 
 #[cfg(fuzzing)]
@@ -6,5 +6,5 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| bootshare_fuzz::zstd(input));
 
 #[cfg(not(fuzzing))]
 fn main() -> std::io::Result<()> {
-    bootshare_fuzz::run_files(bootshare_fuzz::zstd)
+    bootshare_fuzz::run::main(bootshare_fuzz::zstd)
 }

@@ -7,6 +7,7 @@
 mod boot;
 mod client;
 mod random;
+pub mod run;
 #[cfg(not(miri))]
 mod serve;
 mod source;
@@ -21,21 +22,6 @@ pub use serve::serve;
 pub use wire::wire;
 pub use zstd::zstd;
 
-use std::{env, fs, io};
-
 /// Miri does not support sockets.
 #[cfg(miri)]
 pub fn serve(_: &[u8]) {}
-
-/// Runs `target` on each of the files named on the command line.
-///
-/// # Errors
-///
-/// A file cannot be read.
-pub fn run_files(target: fn(&[u8])) -> io::Result<()> {
-    for path in env::args_os().skip(1) {
-        println!("{}", path.display());
-        target(&fs::read(path)?);
-    }
-    Ok(())
-}

@@ -96,3 +96,42 @@ impl<Job> Drop for Pool<Job> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_job_is_taken_if_and_only_if_a_thread_is_idle() {
+        const THREADS: usize = 2;
+        let (started, is_started) = channel();
+        let pool = Pool::new(THREADS, move |job: std::sync::mpsc::Receiver<()>| {
+            started.send(()).unwrap();
+            // Until the test drops the sender.
+            let _ = job.recv();
+        })
+        .unwrap();
+        for round in 0..3 {
+            let mut ends = Vec::new();
+            for _ in 0..THREADS {
+                let (end, job) = channel();
+                let mut refused = pool.offer(job);
+                // The threads of the last round become idle a moment after their jobs end.
+                let deadline = Instant::now() + Duration::from_secs(60);
+                while let Some(job) = refused {
+                    assert!(round > 0 && Instant::now() < deadline, "no thread is idle");
+                    thread::yield_now();
+                    refused = pool.offer(job);
+                }
+                ends.push(end);
+            }
+            for _ in 0..THREADS {
+                is_started.recv_timeout(Duration::from_secs(60)).unwrap();
+            }
+            let (_end, job) = channel();
+            assert!(pool.offer(job).is_some(), "all threads are busy");
+        }
+    }
+}

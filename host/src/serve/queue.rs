@@ -116,8 +116,12 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        self.queue.lock().in_flight -= 1;
-        self.queue.changed.notify_all();
+        let mut state = self.queue.lock();
+        state.in_flight -= 1;
+        // Only a queue that is being stopped is waited for, and each notification is a system call.
+        if state.stopping {
+            self.queue.changed.notify_all();
+        }
     }
 }
 
