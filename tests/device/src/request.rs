@@ -33,6 +33,9 @@ opcodes! {
     Destroy DESTROY = 38,
 }
 
+/// Whether a rule is kept, and its text.
+type Rule = (bool, &'static str);
+
 /// A parsed request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
@@ -187,7 +190,7 @@ impl Request {
     /// Violations that could harm a real server, and requests that a read-only client must not send.
     pub(crate) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        let mut check = |rules: &[(bool, &str)]| {
+        let mut check = |rules: &[Rule]| {
             let broken = rules.iter().filter(|(kept, _)| !kept);
             faults.extend(broken.map(|(_, rule)| format!("{rule}: {self:?}")));
         };
@@ -216,8 +219,8 @@ impl Request {
         faults
     }
 
-    /// Checks the body and the space for the reply: gives `check` whether each rule is kept, and its text.
-    fn check_body(&self, check: &mut dyn FnMut(&[(bool, &str)])) {
+    /// Gives the rules for the body and the space for the reply to `check`.
+    fn check_body(&self, check: &mut dyn FnMut(&[Rule])) {
         let body = self.body.len();
         let room = |fixed: usize| self.writable == (REPLY_HEADER + fixed) as u64;
         let zero_from = |at: usize| self.body.iter().skip(at).all(|&byte| byte == 0);
