@@ -50,7 +50,11 @@ if [ -n "${CASES:-}" ]; then
         mkdir -p "$out/corpus/$target"
         echo "fuzz: $target, $CASES random cases of seed $seed"
         "$out/random-$sanitizer/$triple/release/$target" --random "$CASES" "$seed" \
-            "$out/corpus/$target" "fuzz/corpus/$target"
+            "$out/corpus/$target" "fuzz/corpus/$target" || {
+            echo "fuzz: error: $target failed: CASES=$CASES SEED=$seed with the same inputs in $out/corpus/$target" \
+                "shows it again; put the input that a panic prints in fuzz/regressions/$target" >&2
+            exit 1
+        }
     done
     exit
 fi
