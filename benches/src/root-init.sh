@@ -32,4 +32,4 @@ timed "dd again" large
 # Wait until the console has sent everything.
 stty sane </dev/console
 echo o >/proc/sysrq-trigger
-sleep 60
+read -rt 60 </dev/console

@@ -12,6 +12,7 @@ mod fault;
 mod fs;
 mod memory;
 mod opcode;
+mod pace;
 mod pool;
 mod queue;
 mod service;

@@ -21,6 +21,7 @@ use virtio_queue::{DescriptorChain, Error, Queue as Ring, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::memory::Memory;
+use super::pace::Pace;
 use crate::lock::lock;
 
 /// The largest queue size that QEMU's vhost-user-fs device allows.
@@ -149,8 +150,10 @@ impl Queue {
         lock(&self.state)
     }
 
-    /// The thread's function: calls `answer` for each request until the connection ends.
-    pub(super) fn run(self: &Arc<Self>, answer: &mut dyn FnMut(Request)) {
+    /// The thread's function: calls `answer` for each request until the connection ends. Between
+    /// requests that arrive in quick succession, it polls the ring for up to `patience`.
+    pub(super) fn run(self: &Arc<Self>, patience: Duration, answer: &mut dyn FnMut(Request)) {
+        let mut pace = Pace::new(patience);
         loop {
             let kick = {
                 let state = self.lock();
@@ -178,7 +181,7 @@ impl Queue {
             // announces requests that it does not have.
             let mut without = 0;
             while without < 2
-                && let Ok((taken, true)) = self.take_all(answer)
+                && let Ok((taken, true)) = self.take_all(&mut pace, answer)
             {
                 without = if taken { 0 } else { without + 1 };
             }
@@ -187,7 +190,11 @@ impl Queue {
 
     /// Answers all requests in the ring. Returns whether there were any, and whether more have
     /// arrived meanwhile.
-    fn take_all(self: &Arc<Self>, answer: &mut dyn FnMut(Request)) -> Result<(bool, bool), Error> {
+    fn take_all(
+        self: &Arc<Self>,
+        pace: &mut Pace,
+        answer: &mut dyn FnMut(Request),
+    ) -> Result<(bool, bool), Error> {
         {
             let state = &mut *self.lock();
             // A queue that was never set up would have its used ring at guest address 0.
@@ -197,9 +204,15 @@ impl Queue {
             state.ring.disable_notification(&*state.memory)?;
         }
         let mut taken = false;
-        while let Some(request) = self.take()? {
-            answer(request);
-            taken = true;
+        loop {
+            if let Some(request) = self.take()? {
+                pace.arrived();
+                answer(request);
+                pace.answered();
+                taken = true;
+            } else if !self.is_idle() || !pace.polls() {
+                break;
+            }
         }
         let state = &mut *self.lock();
         let more = state.is_running() && state.ring.enable_notification(&*state.memory)?;
@@ -222,6 +235,13 @@ impl Queue {
             more,
             queue: Arc::clone(self),
         }))
+    }
+
+    /// Whether the queue is running and no request is in flight. The pool's threads need the
+    /// processors while they answer one.
+    fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.is_running() && state.in_flight == 0
     }
 
     /// Makes the thread look at the changed state.

@@ -7,6 +7,7 @@ mod rig;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::thread;
+use std::time::Duration;
 
 use bootshare_host::serve::{MAX_REQUEST_QUEUES, Trace};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -93,6 +94,34 @@ fn a_queue_does_not_wait_for_another_queue() {
         assert_eq!(guest.used_index(), guest.seen + 1);
         assert_eq!(guest.answer().0, slow);
     }
+}
+
+#[test]
+fn a_ring_is_polled_between_requests_in_quick_succession_only() {
+    let rig = Rig::new(2, "");
+    let mut guest = rig.guest();
+    guest.init();
+    // The server stops polling before the request is in the ring if this thread has to wait for a processor, so
+    // one request of many is enough.
+    let polls = (0..1000).any(|_| {
+        guest.ask(GETATTR, 1, &[0; 16]).unwrap();
+        guest.ask(GETATTR, 1, &[0; 16]).unwrap();
+        guest.send_without_kick(GETATTR, 1, &[0; 16], 4096);
+        let is_answered = guest.is_answered(Duration::from_millis(10).try_into().unwrap());
+        guest.kick.write(1).unwrap();
+        guest.answer();
+        is_answered
+    });
+    let processors = thread::available_parallelism().unwrap().get();
+    assert_eq!(polls, processors > 1);
+    thread::sleep(NEVER);
+    guest.send_without_kick(GETATTR, 1, &[0; 16], 4096);
+    assert!(
+        !guest.is_answered(NEVER.try_into().unwrap()),
+        "still polled"
+    );
+    guest.kick.write(1).unwrap();
+    guest.answer();
 }
 
 #[test]

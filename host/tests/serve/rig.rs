@@ -261,6 +261,13 @@ impl Queue {
 
     /// Sends a request with `room` bytes for its reply. Returns the request's number.
     pub fn send(&mut self, opcode: u32, node: u64, body: &[u8], room: u32) -> u16 {
+        let number = self.send_without_kick(opcode, node, body, room);
+        self.kick.write(1).unwrap();
+        number
+    }
+
+    /// The same, but does not notify the device.
+    pub fn send_without_kick(&mut self, opcode: u32, node: u64, body: &[u8], room: u32) -> u16 {
         let number = self.sent;
         let place = Self::place(number);
         let mut request = (40 + body.len() as u32).to_le_bytes().to_vec();
@@ -278,7 +285,6 @@ impl Queue {
         self.write(slot, &first.to_le_bytes());
         self.sent += 1;
         self.write(AVAILABLE + 2, &self.sent.to_le_bytes());
-        self.kick.write(1).unwrap();
         number
     }
 
