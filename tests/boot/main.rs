@@ -248,6 +248,7 @@ cells! {
 
 cells! {
     prepared_linux_has_a_random_address_on_microvm: prepared::at_a_random_address(X86_64Microvm);
+    prepared_linux_boots_after_a_lost_reply_on_q35: prepared::after_a_lost_reply(X86_64Q35);
     prepared_linux_boots_on_virt: prepared::of_arm64(Aarch64Virt);
 }
 

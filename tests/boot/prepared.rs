@@ -55,6 +55,17 @@ pub(crate) fn at_a_random_address(board: Board) {
     assert_eq!(kernels_in(&cache), 1);
 }
 
+/// The server loses a READ of the kernel, and the firmware resumes the share: the rest must be of the same
+/// preparation, since each one is for another address.
+pub(crate) fn after_a_lost_reply(board: Board) {
+    let share = demo_share(board.arch());
+    let (mut machine, _) = preparing(board, share, "bootshare.deadline=3");
+    machine.fault = Some("drop=READ:9".parse().unwrap());
+    let run = boots(&machine);
+    run.line(&["bootshare: share bootshare: resumed"]);
+    run.line(&["bootshare: loaded /vmlinuz", ", prepared"]);
+}
+
 /// A kernel in an EFI zboot image, as Debian packages it, and in formats that the firmware does not decompress.
 pub(crate) fn of_arm64(board: Board) {
     let share = empty_dir(&format!("prepared-{board:?}"));

@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use anyhow::Result;
 use fuse_backend_rs::api::filesystem::ZeroCopyWriter;
 use rustix::io::Errno;
 
-use super::host;
+use super::host::{self, Key};
 use crate::lock::lock;
 use crate::prepare::{self, Image, Part, Prepare};
 use crate::version::Version;
@@ -27,7 +28,8 @@ pub(super) struct Kernels {
 
 /// The result of the last preparation.
 struct Made {
-    of: (u64, Version, Part),
+    /// The file, which gets another node when the guest reconnects.
+    of: (Key, Version, Part),
     /// `None` if the file could not be prepared, which was reported.
     kernel: Option<Kernel>,
 }
@@ -37,6 +39,8 @@ struct Made {
 pub(super) struct Kernel {
     pub(super) below: u64,
     pub(super) image: Arc<Image>,
+    /// When it was made. Another preparation of the same file has another content.
+    pub(super) time: SystemTime,
 }
 
 impl Kernels {
@@ -67,14 +71,19 @@ impl Kernels {
     ) -> Result<(u64, Kernel), Errno> {
         // One at a time: preparing takes as much memory as the kernel.
         let mut made = lock(&self.made);
-        let of = (node, Version::of(&host::stat(file)?), part);
+        let stat = host::stat(file)?;
+        let of = (Key::of(&stat), Version::of(&stat), part);
         let last = made.take_if(|made| made.of == of);
         let kernel = match last {
-            Some(made) => made.kernel,
+            Some(made) => made.kernel.map(|kernel| Kernel {
+                below: node,
+                ..kernel
+            }),
             None => match self.make(file, part) {
                 Ok(image) => Some(Kernel {
                     below: node,
                     image: Arc::new(image),
+                    time: SystemTime::now(),
                 }),
                 Err(error) => {
                     eprintln!(

@@ -27,7 +27,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
 use fuse_backend_rs::abi::fuse_abi::{ATTR_SUBMOUNT, stat64};
@@ -534,12 +534,17 @@ impl Share {
         }))
     }
 
-    /// The attributes of the file that it was made from, with the prepared kernel's size.
+    /// The attributes of the file that it was made from, with the prepared kernel's size and the time
+    /// when it was made as the time of change. So a guest that opens it again sees if it is another one.
     fn attributes_of_kernel(&self, kernel: &Kernel) -> Result<stat64, Errno> {
         let node = self.node(kernel.below)?;
         let stat = host::stat(self.held(&node, 0)?.as_fd())?;
         let mut attributes = self.attributes(&node, &stat);
         attributes.st_size = kernel.image.size() as _;
+        let time = kernel.time.duration_since(SystemTime::UNIX_EPOCH);
+        let time = time.unwrap_or_default();
+        attributes.st_ctime = time.as_secs() as _;
+        attributes.st_ctime_nsec = time.subsec_nanos().into();
         Ok(attributes)
     }
 
