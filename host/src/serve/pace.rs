@@ -5,7 +5,6 @@
 //! the one before it: an idle guest, or one that computes, costs nothing. On a busy machine a thread
 //! that polls loses its turn to others, while a thread that sleeps is preferred when it wakes.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// A thread that yields its processor for longer than this has given it to one with other work. The
@@ -15,6 +14,7 @@ const BUSY: Duration = Duration::from_millis(1);
 /// How long a thread does not poll after that.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// The state of one queue. It has no clock of its own: the callers say what time it is.
 pub(super) struct Pace {
     /// How long the thread polls; zero for never.
     patience: Duration,
@@ -27,8 +27,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(patience: Duration) -> Self {
-        let now = Instant::now();
+    pub(super) fn new(patience: Duration, now: Instant) -> Self {
         Self {
             patience,
             answered: now,
@@ -38,32 +37,26 @@ impl Pace {
     }
 
     /// Call this when a request has arrived.
-    pub(super) fn arrived(&mut self) {
-        let now = Instant::now();
+    pub(super) fn arrived(&mut self, now: Instant) {
         self.is_quick = now >= self.paused && now - self.answered < self.patience;
     }
 
     /// Call this when a request has been answered.
-    pub(super) fn answered(&mut self) {
-        self.answered = Instant::now();
+    pub(super) fn answered(&mut self, now: Instant) {
+        self.answered = now;
     }
 
-    /// Whether the thread is to poll its ring again instead of sleeping. Lets other threads run
-    /// first.
-    pub(super) fn polls(&mut self) -> bool {
-        let start = Instant::now();
-        if !self.is_quick || start - self.answered >= self.patience {
-            return false;
-        }
-        thread::yield_now();
-        self.yielded(start.elapsed());
-        self.is_quick
+    /// Whether the thread is to poll its ring again instead of sleeping. It yields its processor
+    /// to other threads first, and calls [`Pace::yielded`] afterwards.
+    pub(super) fn polls(&self, now: Instant) -> bool {
+        self.is_quick && now - self.answered < self.patience
     }
 
-    fn yielded(&mut self, time: Duration) {
-        if time > BUSY {
+    /// Call this when the thread has yielded its processor from `start` to `end`.
+    pub(super) fn yielded(&mut self, start: Instant, end: Instant) {
+        if end - start > BUSY {
             self.is_quick = false;
-            self.paused = Instant::now() + PAUSE;
+            self.paused = end + PAUSE;
         }
     }
 }
@@ -72,52 +65,63 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// Longer than this test runs.
-    const LONG: Duration = Duration::from_secs(100_000);
+    const PATIENCE: Duration = Duration::from_micros(500);
+    const TICK: Duration = Duration::from_nanos(1);
+
+    /// Lets a request arrive at `now` and be answered at once. Returns whether the thread polls
+    /// then.
+    fn request(pace: &mut Pace, now: Instant) -> bool {
+        pace.arrived(now);
+        pace.answered(now);
+        pace.polls(now)
+    }
 
     #[test]
     fn a_queue_polls_only_after_two_requests_in_quick_succession() {
-        let mut pace = Pace::new(LONG);
-        assert!(!pace.polls(), "before the first request");
-        pace.arrived();
-        pace.answered();
-        assert!(pace.polls(), "the request arrived soon");
-        pace.patience = Duration::from_nanos(1);
-        thread::sleep(Duration::from_millis(1));
-        assert!(!pace.polls(), "it has polled long enough");
-        pace.arrived();
-        pace.patience = LONG;
-        pace.answered();
-        assert!(!pace.polls(), "the request arrived late");
-        pace.arrived();
-        pace.answered();
-        assert!(pace.polls(), "the request arrived soon again");
+        let mut now = Instant::now();
+        let mut pace = Pace::new(PATIENCE, now);
+        assert!(!pace.polls(now), "before the first request");
+        now += PATIENCE;
+        assert!(!request(&mut pace, now), "the request arrived late");
+        now += PATIENCE - TICK;
+        assert!(request(&mut pace, now), "the request arrived in time");
+        assert!(pace.polls(now + PATIENCE - TICK));
+        assert!(!pace.polls(now + PATIENCE), "it has polled long enough");
+        now += PATIENCE;
+        assert!(!request(&mut pace, now), "the request arrived late again");
+    }
+
+    #[test]
+    fn the_time_for_an_answer_does_not_count() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(PATIENCE, now);
+        pace.arrived(now);
+        now += PATIENCE * 10;
+        pace.answered(now);
+        assert!(pace.polls(now + PATIENCE - TICK));
     }
 
     #[test]
     fn a_busy_machine_is_not_polled_on_for_a_while() {
-        let quick = |pace: &mut Pace| {
-            pace.arrived();
-            pace.answered();
-            pace.is_quick
-        };
-        let mut pace = Pace::new(LONG);
-        assert!(quick(&mut pace));
-        pace.yielded(BUSY);
-        assert!(pace.is_quick, "the guest's own threads");
-        pace.yielded(BUSY + Duration::from_nanos(1));
-        assert!(!pace.polls());
-        pace.paused += LONG;
-        assert!(!quick(&mut pace));
-        pace.paused = Instant::now();
-        assert!(quick(&mut pace));
+        let mut now = Instant::now();
+        let mut pace = Pace::new(PATIENCE, now);
+        assert!(request(&mut pace, now));
+        pace.yielded(now, now + BUSY);
+        assert!(pace.polls(now), "the guest's own threads ran");
+        pace.yielded(now, now + BUSY + TICK);
+        assert!(!pace.polls(now));
+        let end = now + BUSY + TICK + PAUSE;
+        while now + PATIENCE / 2 < end {
+            now += PATIENCE / 2;
+            assert!(!request(&mut pace, now));
+        }
+        assert!(request(&mut pace, end));
     }
 
     #[test]
     fn a_queue_without_patience_never_polls() {
-        let mut pace = Pace::new(Duration::ZERO);
-        pace.arrived();
-        pace.answered();
-        assert!(!pace.polls());
+        let now = Instant::now();
+        let mut pace = Pace::new(Duration::ZERO, now);
+        assert!(!request(&mut pace, now));
     }
 }

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -153,7 +154,7 @@ impl Queue {
     /// The thread's function: calls `answer` for each request until the connection ends. Between
     /// requests that arrive in quick succession, it polls the ring for up to `patience`.
     pub(super) fn run(self: &Arc<Self>, patience: Duration, answer: &mut dyn FnMut(Request)) {
-        let mut pace = Pace::new(patience);
+        let mut pace = Pace::new(patience, Instant::now());
         loop {
             let kick = {
                 let state = self.lock();
@@ -206,13 +207,18 @@ impl Queue {
         let mut taken = false;
         loop {
             if let Some(request) = self.take()? {
-                pace.arrived();
+                pace.arrived(Instant::now());
                 answer(request);
-                pace.answered();
+                pace.answered(Instant::now());
                 taken = true;
-            } else if !self.is_idle() || !pace.polls() {
+                continue;
+            }
+            let start = Instant::now();
+            if !self.is_idle() || !pace.polls(start) {
                 break;
             }
+            thread::yield_now();
+            pace.yielded(start, Instant::now());
         }
         let state = &mut *self.lock();
         let more = state.is_running() && state.ring.enable_notification(&*state.memory)?;
