@@ -18,7 +18,10 @@ endif
 ARCH := $(firstword $(subst -, ,$(BOARD)))
 ARCHES := x86_64 aarch64
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-TOOL := "$(TARGET)/debug/bootshare-host"
+TOOL = "$(TARGET)/$(TOOL_PROFILE)/bootshare-host"
+# Tests and recipes use the debug build of the host tool, `make run` one that is as fast as a released one.
+TOOL_PROFILE := debug
+run: TOOL_PROFILE := tool
 # The suffix of the image for QEMU's -bios. The ELF file is for -kernel.
 ROM_x86_64 := rom
 ROM_aarch64 := bin
@@ -114,7 +117,7 @@ endif
 # For work on this tree: this program finds the firmware in target/firmware.
 .PHONY: tool
 tool: setup-build
-	cargo build -p bootshare-host
+	cargo build --profile $(TOOL_PROFILE:debug=dev) -p bootshare-host
 
 .PHONY: host
 host: setup-build firmware init
