@@ -51,16 +51,22 @@ pub fn serve(machine: &mut Machine, server: Server, threads: u32) {
     };
 }
 
-/// Runs the machine to its end. If that fails, prints a warning and tries once more, so that one failure
-/// does not cost the results of an hour.
+/// Runs the machine to its end.
 pub fn run(machine: &Machine) -> Result<Report> {
-    run_once(machine).or_else(|error| {
+    twice(|| run_once(machine))
+}
+
+/// If `measure` fails, prints a warning and tries once more, so that one failure does not cost the results of
+/// an hour.
+pub fn twice<T>(measure: impl Fn() -> Result<T>) -> Result<T> {
+    measure().or_else(|error| {
         eprintln!("bootshare-bench: warning: {error:#}\nThis run is tried again");
-        run_once(machine)
+        measure()
     })
 }
 
-fn run_once(machine: &Machine) -> Result<Report> {
+/// Runs the machine to its end, which must be a success.
+pub fn run_once(machine: &Machine) -> Result<Report> {
     let report = machine.run(Console::Capture)?;
     match report.outcome {
         Outcome::FirmwareExit(0) | Outcome::PowerOff | Outcome::Expected => Ok(report),

@@ -41,13 +41,7 @@ pub struct Series {
 impl Series {
     /// The median.
     pub fn median(&self) -> f64 {
-        let mut sorted = self.values.clone();
-        sorted.sort_by(f64::total_cmp);
-        match sorted.len() {
-            0 => f64::NAN,
-            n if n % 2 == 1 => sorted[n / 2],
-            n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
-        }
+        median(self.values.clone())
     }
 
     /// The least and the greatest value.
@@ -57,7 +51,16 @@ impl Series {
     }
 }
 
-/// An aim for the ratio of two medians.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
+    }
+}
+
+/// An aim for the ratio of two cases.
 #[derive(Clone, Debug)]
 pub struct Aim {
     case: Case,
@@ -171,9 +174,16 @@ impl Results {
         self.series.iter().find(|series| series.case == *case)
     }
 
-    /// The median of `case`, divided by that of `reference`.
+    /// The median of the ratios of `case` to `reference` in each round, because a disturbance of the
+    /// machine affects both values of a round. If one of them was not measured in each round, the ratio
+    /// of their medians.
     pub fn ratio(&self, case: &Case, reference: &Case) -> Option<f64> {
-        Some(self.find(case)?.median() / self.find(reference)?.median())
+        let [case, reference] = [self.find(case)?, self.find(reference)?];
+        if case.values.len() != reference.values.len() {
+            return Some(case.median() / reference.median());
+        }
+        let rounds = case.values.iter().zip(&reference.values);
+        Some(median(rounds.map(|(value, to)| value / to).collect()))
     }
 
     /// The groups, in the order of their first value.
@@ -402,6 +412,18 @@ mod tests {
         ] {
             assert!(table.contains(line), "{table}");
         }
+    }
+
+    #[test]
+    fn a_ratio_is_the_median_of_those_of_the_rounds() {
+        let mut results = Results::new("t", "Title, ms", Layout::Cases);
+        let [a, b] = ["a", "b"].map(|name| Case::new("", name));
+        // The machine is slow in the second round. The ratio of the medians is 1.
+        for (ours, theirs) in [(1.0, 2.0), (50.0, 100.0), (2.0, 1.0)] {
+            results.add(&a, None, ours);
+            results.add(&b, None, theirs);
+        }
+        assert_eq!(results.ratio(&a, &b), Some(0.5));
     }
 
     #[test]

@@ -6,12 +6,16 @@ use crate::{
     results::{Bound, Case, Layout, Results},
 };
 use anyhow::{Context, Result, bail, ensure};
-use bootshare_host::{Board, Machine, Share, demo, serve::Cache};
+use bootshare_host::{
+    Board, Machine, Share, demo,
+    serve::{self, Cache},
+};
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
+    thread,
     time::Duration,
 };
 
@@ -26,13 +30,24 @@ const FILES: usize = 600;
 const LARGE: usize = 256 << 20;
 
 /// The time limit of one machine.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(1800);
 
 /// The names of the servers in tables. Each has its default settings, or caches as long as possible.
 const OURS: &str = "embedded server";
 const VIRTIOFSD: &str = "virtiofsd";
 const OURS_ALWAYS: &str = "embedded server, --cache always";
 const VIRTIOFSD_ALWAYS: &str = "virtiofsd, --cache always";
+
+/// The servers that are compared.
+const PAIRS: [(&str, &str); 2] = [(OURS, VIRTIOFSD), (OURS_ALWAYS, VIRTIOFSD_ALWAYS)];
+
+/// The tags of their shares.
+const SERVERS: [(&str, &str); 4] = [
+    ("ours", OURS),
+    ("virtiofsd", VIRTIOFSD),
+    ("ours-always", OURS_ALWAYS),
+    ("virtiofsd-always", VIRTIOFSD_ALWAYS),
+];
 
 /// The measured programs whose times depend most on small requests.
 const SMALL: [&str; 5] = ["find", "find again", "ls -lR", "tar", "git status"];
@@ -43,46 +58,30 @@ const LOGIN: &str = "boot to login:";
 /// Measures the programs of `root-init.sh`, and a boot to the login prompt.
 pub fn run(out: &Path, rounds: usize) -> Result<Results> {
     let tree = tree()?;
-    let always = always(out)?;
-    let title = "Programs in a Linux guest whose root file system is the share, ms";
+    let title = "Programs in a Linux guest that has the share as root directory, ms";
     let mut results = Results::new("root", title, Layout::Cases);
-    let virtiofsd = Path::new(machines::VIRTIOFSD);
-    let servers = [
-        (OURS, None, Cache::default()),
-        (VIRTIOFSD, Some(virtiofsd), Cache::default()),
-        (OURS_ALWAYS, None, Cache::Always),
-        (VIRTIOFSD_ALWAYS, Some(&always), Cache::default()),
-    ];
     for round in 0..rounds {
         eprintln!("root file system: round {} of {rounds}", round + 1);
-        for (name, server, cache) in servers {
-            let mut machine = machine(&tree, "init=/root/bench/init");
-            machine.server = server.map(Path::to_owned);
-            machine.cache = cache;
-            let text = machines::run(&machine)?.text();
-            ensure!(!text.contains(" failed: "), "a program failed: {text}");
-            for (program, time) in times(&text)? {
-                results.add(&Case::new(program, name), None, time);
-            }
+        for (program, name, time) in machines::twice(|| measure(&tree, out))? {
+            results.add(&Case::new(program, name), None, time);
         }
-        for (name, server, cache) in &servers[..2] {
+        for (name, server) in [(OURS, None), (VIRTIOFSD, Some(machines::VIRTIOFSD))] {
             let mut machine = machine(&tree, "");
-            machine.server = server.map(Path::to_owned);
-            machine.cache = *cache;
+            machine.server = server.map(PathBuf::from);
             machine.watch.expect = vec!["login: ".parse().context("a pattern")?];
             let time = machines::run(&machine)?.duration.as_secs_f64() * 1e3;
-            results.add(&Case::new(LOGIN, *name), None, time);
+            results.add(&Case::new(LOGIN, name), None, time);
         }
     }
     let programs: Vec<String> = results.groups().into_iter().map(String::from).collect();
     for program in programs {
-        for (ours, theirs) in [(OURS, VIRTIOFSD), (OURS_ALWAYS, VIRTIOFSD_ALWAYS)] {
+        for (ours, theirs) in PAIRS {
             let [ours, theirs] = [ours, theirs].map(|name| Case::new(&program, name));
             results.compare(&ours, &theirs);
             results.aim(ours, theirs, Bound::AtMost(1.0));
         }
     }
-    for (ours, theirs) in [(OURS, VIRTIOFSD), (OURS_ALWAYS, VIRTIOFSD_ALWAYS)] {
+    for (ours, theirs) in PAIRS {
         let ratios = SMALL.map(|program| {
             let [ours, theirs] = [ours, theirs].map(|name| Case::new(program, name));
             results.ratio(&ours, &theirs)
@@ -149,51 +148,123 @@ fn script(path: &Path, text: &str) -> Result<()> {
     )?)
 }
 
-/// A program that runs virtiofsd with `--cache=always` instead of the given option.
-fn always(out: &Path) -> Result<PathBuf> {
-    let path = std::path::absolute(out.join("virtiofsd-always"))?;
-    let virtiofsd = std::path::absolute(machines::VIRTIOFSD)?;
-    let text = format!(
-        "#!/bin/bash\nexec {} \"${{@/#--cache=*/--cache=always}}\"\n",
-        virtiofsd.display()
-    );
-    script(&path, &text)?;
-    Ok(path)
+/// A server of one share, which ends when it is dropped.
+enum Server {
+    Embedded { _server: serve::Server },
+    Virtiofsd(Child),
 }
 
+impl Server {
+    /// Serves `tree` on `socket` by the server `name`.
+    fn start(name: &str, tree: &Path, socket: &Path) -> Result<Self> {
+        let is_always = name.ends_with("always");
+        let _ = fs::remove_file(socket);
+        if name.starts_with(OURS) {
+            let mut options = serve::Options::new(name, vec![tree.to_owned()]);
+            if is_always {
+                options.cache = Cache::Always;
+            }
+            let listener = UnixListener::bind(socket).context("cannot listen for QEMU")?;
+            let _server = serve::Server::start(&options, listener)?;
+            return Ok(Self::Embedded { _server });
+        }
+        let mut command = Command::new(machines::VIRTIOFSD);
+        command.arg("--socket-path").arg(socket);
+        command.arg("--shared-dir").arg(tree);
+        command.args(["--sandbox=none", "--log-level=error"]);
+        command.arg(if is_always {
+            "--cache=always"
+        } else {
+            "--cache=auto"
+        });
+        let child = command.spawn().context("cannot start virtiofsd")?;
+        let server = Self::Virtiofsd(child);
+        for _ in 0..1000 {
+            if socket.exists() {
+                return Ok(server);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        bail!("virtiofsd does not listen on {}", socket.display())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Self::Virtiofsd(child) = self {
+            // It has ended by itself if the machine has used it.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Runs the programs of `root-init.sh` in one machine that has a share of each server, so that what disturbs
+/// the host disturbs all of them. Returns the names of programs and servers, and the times in ms.
+fn measure(tree: &Path, out: &Path) -> Result<Vec<(String, &'static str, f64)>> {
+    let tags = SERVERS.map(|(tag, _)| tag).join(",");
+    let words = format!("init=/root/bench/init shares={tags}");
+    let mut machine = machine(tree, &words);
+    machine.memory_mib = 4096;
+    let mut servers = Vec::new();
+    for (tag, name) in SERVERS {
+        let socket = std::path::absolute(out.join(format!("{tag}.sock")))?;
+        servers.push(Server::start(name, tree, &socket)?);
+        let socket = socket.display();
+        machine.qemu_args.extend([
+            "-chardev".into(),
+            format!("socket,id={tag},path={socket}").into(),
+            "-device".into(),
+            format!("vhost-user-fs-pci,chardev={tag},tag={tag},queue-size=1024").into(),
+        ]);
+    }
+    let text = machines::run_once(&machine)?.text();
+    ensure!(!text.contains(" failed: "), "a program failed: {text}");
+    let mut times = times(&text)?;
+    let position = |tag: &str| SERVERS.iter().position(|(known, _)| *known == tag);
+    // The guest takes the shares in random order, tables have them in ours.
+    for program in times.chunk_by_mut(|a, b| a.0 == b.0) {
+        program.sort_by_key(|(_, tag, _)| position(tag));
+    }
+    let named = |(program, tag, time): (&str, &str, f64)| {
+        let index = position(tag).with_context(|| format!("an unknown share {tag}"))?;
+        Ok((program.to_owned(), SERVERS[index].1, time))
+    };
+    times.into_iter().map(named).collect()
+}
+
+/// A machine whose root file system is `tree`; `words` are for its kernel.
 fn machine(tree: &Path, words: &str) -> Machine {
     let board = match cfg!(target_arch = "aarch64") {
-        true => Board::Aarch64Virt,
+        true => Board::Aarch64VirtPci,
         false => Board::X86_64Q35,
     };
     let firmware = Path::new("target/firmware").join(board.firmware_name());
     let mut machine = Machine::new(board, firmware);
+    let (tag, serial) = (demo::TAG, board.arch().serial());
     machine.append = format!(
-        "bootshare.cmdline-default=console={} \
-         bootshare.cmdline-default=\"root={} rootfstype=virtiofs\" -- {words}",
-        board.arch().serial(),
-        demo::TAG
+        "bootshare.tag={tag} bootshare.cmdline-default=console={serial} \
+         bootshare.cmdline-default=\"root={tag} rootfstype=virtiofs\" -- {words}"
     );
     machine.memory_mib = 2048;
-    machine.shares = vec![Share::new(demo::TAG, tree)];
+    machine.shares = vec![Share::new(tag, tree)];
     machine.time_limit = Some(LIMIT);
     machine
 }
 
-/// The programs and their times in ms, from the lines `root: NAME: N us`.
-fn times<'t>(text: &'t str) -> Result<Vec<(&'t str, f64)>> {
-    let lines = text.lines().filter_map(|line| line.split_once("root: "));
-    let parse = |line: &'t str| -> Result<(&'t str, f64)> {
-        let (name, time) = line.split_once(": ").context("a name")?;
-        let time = time.trim().strip_suffix(" us").context("a time in us")?;
-        Ok((name, time.parse::<f64>()? / 1e3))
+/// The programs, their shares, and their times in ms, from the lines `root: NAME@SHARE: N us`.
+fn times(text: &str) -> Result<Vec<(&str, &str, f64)>> {
+    let parse = |line| {
+        let (name, time) = str::split_once(line, ": ")?;
+        let (program, tag) = name.split_once('@')?;
+        let time: f64 = time.trim().strip_suffix(" us")?.parse().ok()?;
+        Some((program, tag, time / 1e3))
     };
+    let lines = text.lines().filter_map(|line| line.split_once("root: "));
     let times =
         lines.map(|(_, line)| parse(line).with_context(|| format!("cannot parse `{line}`")));
     let times: Vec<_> = times.collect::<Result<_>>()?;
-    if times.is_empty() {
-        bail!("the guest printed no times:\n{text}");
-    }
+    ensure!(!times.is_empty(), "the guest printed no times:\n{text}");
     Ok(times)
 }
 
@@ -203,10 +274,11 @@ mod tests {
 
     #[test]
     fn times_are_found_between_other_lines() {
-        let text = "Linux version 6\nroot: find: 1500 us\r\n[    1.0] root: dd again: 250 us\n";
+        let text = "Linux version 6\nroot: find@a: 1500 us\r\n[    1.0] root: dd again@b: 250 us\n";
         let found = times(text).unwrap();
-        assert_eq!(found, [("find", 1.5), ("dd again", 0.25)]);
-        assert!(times("root: find: soon\n").is_err());
-        assert!(times("no times\n").is_err());
+        assert_eq!(found, [("find", "a", 1.5), ("dd again", "b", 0.25)]);
+        for text in ["root: find@a: soon\n", "root: find: 1 us\n", "no times\n"] {
+            assert!(times(text).is_err(), "{text}");
+        }
     }
 }
