@@ -3,11 +3,11 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -22,6 +22,7 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 
 use super::memory::Memory;
+use super::pace::patience;
 use super::pool::Pool;
 use super::queue::{Queue, Request};
 use super::service::{Service, Taken, message};
@@ -38,10 +39,6 @@ const PROTOCOL_FEATURES: VhostUserProtocolFeatures =
 
 /// The smallest READ that is passed to another thread.
 const LARGE_READ: u32 = 64 << 10;
-
-/// How long a request queue's thread polls its ring between requests in quick succession. Between
-/// two requests of `find`, an emulated guest takes 100 to 500 us.
-const PATIENCE: Duration = Duration::from_micros(500);
 
 /// The threads that answer the requests of a share.
 pub(super) struct Workers {
@@ -132,15 +129,9 @@ impl Device {
             owned: false,
             no_queue: None,
         };
-        // With a single processor, the guest cannot run while a thread polls.
-        let several = thread::available_parallelism().is_ok_and(|count| count.get() > 1);
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
         for number in 0..=request_queues {
-            // The guest does not wait for FORGET, the request of the hiprio queue.
-            let patience = if several && number > 0 {
-                PATIENCE
-            } else {
-                Duration::ZERO
-            };
+            let patience = patience(number, processors);
             let queue = Arc::new(Queue::new()?);
             device.queues.push(Arc::clone(&queue));
             let workers = Arc::clone(workers);
