@@ -319,7 +319,7 @@ pub(crate) fn wrong_on_x86_64(board: Board) {
     let mut all = wrong_bzimages(&kernel);
     all.extend(wrong_programs(&vmlinux_of(&kernel)));
     all.extend(wrong_unified(board));
-    expect_lines("wrong", board, &all);
+    expect_lines("wrong-images", board, &all);
 }
 
 fn wrong_bzimages(kernel: &[u8]) -> Vec<Wrong> {
@@ -394,7 +394,7 @@ pub(crate) fn wrong_on_arm64(board: Board) {
     all.extend(wrong_zstd(&raw));
     all.extend(wrong_zboots(&gzip(&["-c"], &padded(raw))));
     all.extend(wrong_arm64_programs());
-    expect_lines("wrong", board, &all);
+    expect_lines("wrong-images", board, &all);
 }
 
 fn wrong_images(raw: &[u8]) -> Vec<Wrong> {

@@ -176,7 +176,7 @@ pub(crate) fn demo_share_of(arch: Arch, release: Option<Release>) -> &'static Pa
     let number = release.map_or(0, |release| 1 + release as usize);
     SHARES[usize::from(arch == Arch::Aarch64)][number].get_or_init(|| {
         let dir = empty_dir(&format!("demo-{}-{number}", arch.name()));
-        demo::make(&parts(arch, release), &dir).unwrap_or_else(|error| panic!("{error:#}"));
+        demo::make(&parts(arch, release), &dir, true).unwrap_or_else(|error| panic!("{error:#}"));
         fs::write(dir.join("random.bin"), random(RANDOM_BYTES)).unwrap();
         dir
     })

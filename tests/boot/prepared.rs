@@ -59,7 +59,7 @@ pub(crate) fn at_a_random_address(board: Board) {
 /// preparation, since each one is for another address.
 pub(crate) fn after_a_lost_reply(board: Board) {
     let share = demo_share(board.arch());
-    let (mut machine, _) = preparing(board, share, "bootshare.deadline=3");
+    let (mut machine, _) = preparing(board, share, "bootshare.deadline=10");
     machine.fault = Some("drop=READ:9".parse().unwrap());
     let run = boots(&machine);
     run.line(&["bootshare: share bootshare: resumed"]);

@@ -89,7 +89,7 @@ impl World {
             world.threads() == 0
         });
         // The thread that accepts connections closes a connection after its threads have ended.
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_secs(1));
         world.before = world.descriptors();
         world.counts = Counts::now();
         world

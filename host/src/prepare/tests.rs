@@ -403,7 +403,7 @@ fn an_unchanged_kernel_is_not_read_again() {
     // Reading it fails, but not a look at its state.
     let unreadable = || File::options().write(true).open(&path).unwrap();
     let readable = || File::open(&path).unwrap();
-    let now = SystemTime::now();
+    let now = readable().metadata().unwrap().modified().unwrap();
     let later = now + Duration::from_secs(60);
     let open = |file, now| {
         bytes(&Image::open_at(now, &file, part, &how, &mut last)?).map_err(anyhow::Error::from)

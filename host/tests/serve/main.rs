@@ -7,7 +7,7 @@ mod rig;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bootshare_host::serve::{MAX_REQUEST_QUEUES, Trace};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -114,14 +114,16 @@ fn a_ring_is_polled_between_requests_in_quick_succession_only() {
     });
     let processors = thread::available_parallelism().unwrap().get();
     assert_eq!(polls, processors > 1);
-    thread::sleep(NEVER);
-    guest.send_without_kick(GETATTR, 1, &[0; 16], 4096);
-    assert!(
-        !guest.is_answered(NEVER.try_into().unwrap()),
-        "still polled"
-    );
-    guest.kick.write(1).unwrap();
-    guest.answer();
+    // A delayed server may find a request in its last look before it sleeps.
+    let sleeps = (0..10).any(|_| {
+        thread::sleep(NEVER);
+        guest.send_without_kick(GETATTR, 1, &[0; 16], 4096);
+        let is_answered = guest.is_answered(NEVER.try_into().unwrap());
+        guest.kick.write(1).unwrap();
+        guest.answer();
+        !is_answered
+    });
+    assert!(sleeps, "still polled");
 }
 
 #[test]
@@ -161,7 +163,8 @@ fn nothing_is_written_after_a_reset() {
 fn one_qemu_after_the_other_is_served() {
     let rig = Rig::new(2, "");
     for _ in 0..3 {
-        let mut guest = rig.guest();
+        // A process that another test starts has a copy of the last connection for a moment.
+        let mut guest = Guest::connect_when_free(&rig.socket());
         let (node, handle) = guest.open();
         guest.send_read(&(node, handle), 0, 100);
         assert_eq!(guest.answer().1[16..], content()[..100]);
@@ -290,8 +293,11 @@ fn disconnect_after_closes_the_connection() {
     let mut guest = rig.guest();
     guest.init();
     guest.send(LOOKUP, 1, b"file\0", 4096);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while guest.frontend.get_features().is_ok() {
+        assert!(Instant::now() < deadline, "still connected");
+    }
     assert!(!guest.is_answered(NEVER.try_into().unwrap()));
-    assert!(guest.frontend.get_features().is_err());
     assert_eq!(
         rig.server.failure(),
         None,
