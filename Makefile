@@ -108,7 +108,7 @@ help:
 .PHONY: run
 run: setup-run tool firmware-$(ARCH)
 ifeq ($(SHARE),)
-	$(TOOL) demo --parts target/guest --board $(BOARD) target/demo/$(ARCH)
+	$(TOOL) demo --force --parts target/guest --board $(BOARD) target/demo/$(ARCH)
 endif
 	$(TOOL) boot $(if $(SHARE),"$$SHARE",--demo target/demo/$(ARCH)) --board $(BOARD) \
 		$(if $(QEMU),--qemu "$$($(TOOL) qemu --cache target/qemu $(QEMU))") --append "$$APPEND" --memory $(MEMORY) --accel $(ACCEL) \

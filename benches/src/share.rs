@@ -36,7 +36,7 @@ impl Shares {
                 continue;
             }
             let parts = Parts::fetch(arch, None, Path::new(demo::PARTS))?;
-            demo::make(&parts, &dir)?;
+            demo::make(&parts, &dir, true)?;
             let mut archive = Archive::default();
             archive.file("init", 0o755, READING_INIT.as_bytes())?;
             fs::write(dir.join("reading.cpio"), archive.finish()?)?;

@@ -2,11 +2,15 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::thread;
+use std::time::Duration;
 
 use rustix::event::PollFlags;
 use rustix::process::getpgrp;
 use rustix::stdio::stdin;
 use rustix::termios::{self, OptionalActions, OutputModes, Termios};
+
+use crate::fd::ready;
 
 /// Where the guest's console goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +36,25 @@ fn has_terminal() -> bool {
     // A terminal that is not the session's, or that has no foreground process group, stops nobody.
     termios::tcgetpgrp(stdin()).map_or(true, |group| group == getpgrp())
 }
+
+/// Waits until standard input can be read. A process in the background does not read its terminal:
+/// job control would stop it.
+pub(crate) fn wait_for_input() -> io::Result<()> {
+    let is_terminal = io::stdin().is_terminal();
+    loop {
+        if is_terminal && !has_terminal() {
+            thread::sleep(RETRY);
+            continue;
+        }
+        let ready = ready(&[(stdin(), PollFlags::IN)], is_terminal.then_some(RETRY))?;
+        if ready[0] && (!is_terminal || has_terminal()) {
+            return Ok(());
+        }
+    }
+}
+
+/// How often a process in the background looks whether it has the terminal.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// A terminal on standard input that is in raw mode until this is dropped.
 pub(crate) struct RawMode {

@@ -21,6 +21,7 @@ use crate::board::Arch;
 use crate::explain::Interrupted;
 use crate::fd::{either, read_some};
 use crate::interrupt::interrupted;
+use crate::output;
 use crate::process::Process;
 
 /// How often a download is tried.
@@ -121,13 +122,13 @@ impl Packages {
         let cache = root.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(cache)
             .with_context(|| format!("cannot make the directory {}", cache.display()))?;
-        eprintln!(
-            "bootshare-host: fetching Debian{}'s {} {} into {}",
+        output::note(format_args!(
+            "fetching Debian{}'s {} {} into {}",
             release.map_or(String::new(), |release| format!(" {}", release.name())),
             self.arch.debian(),
             self.what,
             root.display()
-        );
+        ));
         // Shown on terminals only.
         let progress = ProgressBar::new_spinner();
         progress.enable_steady_tick(Duration::from_millis(100));

@@ -59,22 +59,18 @@ pub fn check(arch: Arch, out: &Path) -> Result<()> {
     }
 }
 
-/// Makes the demo share in `out`.
+/// Makes the demo share in `out`. Existing files of other content are replaced with `force` only.
 ///
 /// # Errors
-/// A part is missing or has an unknown format, or `out` cannot be written.
-pub fn make(parts: &Parts, out: &Path) -> Result<()> {
+/// A part is missing or has an unknown format, there is such a file, or `out` cannot be written.
+pub fn make(parts: &Parts, out: &Path, force: bool) -> Result<()> {
     let arch = parts.arch;
-    output::directory(out)?;
-    let write = |name: &str, bytes: &[u8]| output::replace(&out.join(name), bytes);
     let path = parts.kernel()?;
     let kernel = read(&path)?;
     let kernel = match arch {
         Arch::X86_64 => kernel,
         Arch::Aarch64 => raw_arm64_image(kernel).with_context(|| path.display().to_string())?,
     };
-    write(arch.kernel_name(), &kernel)?;
-    write(INITRD_FILE, &initramfs(parts)?)?;
     let reset = match arch {
         // microvm has none of the hardware that Linux resets a PC with, and its search for it
         // hangs now and then: reset by a triple fault.
@@ -82,8 +78,27 @@ pub fn make(parts: &Parts, out: &Path) -> Result<()> {
         Arch::Aarch64 => "",
     };
     let cmdline = format!("console={} panic=-1{reset} loglevel=3\n", arch.serial());
-    write(CMDLINE_FILE, cmdline.as_bytes())?;
-    write(GREETING_FILE, GREETING.as_bytes())
+    let mut files = vec![
+        (arch.kernel_name(), kernel),
+        (INITRD_FILE, initramfs(parts)?),
+        (CMDLINE_FILE, cmdline.into_bytes()),
+        (GREETING_FILE, GREETING.into()),
+    ];
+    files.retain(|(name, bytes)| fs::read(out.join(name)).ok().as_ref() != Some(bytes));
+    for (name, _) in &files {
+        let path = out.join(name);
+        ensure!(
+            force || fs::symlink_metadata(&path).is_err(),
+            "{} was changed, or another kernel was downloaded: keep it and name another \
+             directory, or replace it with --force",
+            path.display()
+        );
+    }
+    output::directory(out)?;
+    for (name, bytes) in files {
+        output::replace(&out.join(name), &bytes)?;
+    }
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -1,14 +1,14 @@
 //! The commands of a machine, for a person to run: a shell script that starts the servers, then QEMU,
 //! and leaves nothing behind.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::process::{Invocation, quote};
 use crate::qemu::{Machine, Share, Wiring};
-use crate::serve::Cache;
+use crate::serve::{Cache, Owner};
 use crate::virtiofsd::{Endpoint, Virtiofsd};
 
 /// A placeholder for the script's own directory, which needs no quotes in a shell; replaced when
@@ -24,6 +24,15 @@ impl Machine {
     /// The machine's description is wrong, or its server is no virtiofsd.
     pub fn dry_run(&self, prepare: &str) -> Result<String> {
         self.check()?;
+        let mut machine = self.clone();
+        let paths = machine.disks.iter_mut().chain([&mut machine.firmware]);
+        for path in paths.chain(&mut machine.qemu).chain(&mut machine.trace) {
+            *path = absolute(path)?;
+        }
+        machine.script(prepare)
+    }
+
+    fn script(&self, prepare: &str) -> Result<String> {
         let sockets: Vec<_> = (0..self.shares.len())
             .map(|n| Path::new(DIR).join(format!("fs{n}.sock")))
             .collect();
@@ -32,7 +41,7 @@ impl Machine {
         let mut text = format!(
             "(\ndir=$(mktemp -d) || exit\n\
              trap 'kill $servers 2>/dev/null; rm -rf \"$dir\"' EXIT\n\
-             trap 'exit 130' INT TERM\n{prepare}"
+             trap 'exit 130' HUP INT QUIT TERM\n{prepare}"
         );
         let external = self.server.as_deref().map(Virtiofsd::ask).transpose()?;
         for (number, (share, socket)) in self.shares.iter().zip(&sockets).enumerate() {
@@ -80,6 +89,11 @@ impl Machine {
         if self.xattr {
             command.arg("--xattr");
         }
+        if let Some(owner) = self.owner.to_possible_value()
+            && self.owner != Owner::default()
+        {
+            command.option("--owner", owner.get_name());
+        }
         if let Some(fault) = &self.fault {
             command.option("--fault", fault.to_string());
         }
@@ -92,10 +106,15 @@ impl Machine {
             command.option("--trace", file);
         }
         for dir in &share.dirs {
-            command.arg(std::path::absolute(dir).context("cannot find the working directory")?);
+            command.arg(absolute(dir)?);
         }
         Ok(command)
     }
+}
+
+/// The script may be run in another directory.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).context("cannot find the working directory")
 }
 
 #[cfg(test)]
@@ -112,5 +131,20 @@ mod tests {
         for option in ["--trace /t/trace ", "--trace /t/trace.1 "] {
             assert_eq!(text.matches(option).count(), 1, "{text}");
         }
+    }
+
+    #[test]
+    fn the_script_of_a_dry_run_works_in_any_directory() {
+        let mut machine = Machine::new(Board::X86_64Pc, "Cargo.toml");
+        machine.shares = vec![Share::new("a", "src")];
+        machine.disks = vec!["Cargo.toml".into()];
+        machine.trace = Some("trace".into());
+        machine.owner = Owner::Root;
+        let text = machine.dry_run("").unwrap();
+        let here = std::env::current_dir().unwrap().display().to_string();
+        for name in ["Cargo.toml", "src", "trace"] {
+            assert!(text.contains(&format!("{here}/{name}")), "{name}: {text}");
+        }
+        assert!(text.contains(" --owner root "), "{text}");
     }
 }

@@ -89,5 +89,11 @@ fn only_entry(dir: &Path, prefix: &str) -> Result<PathBuf> {
             path.file_name()
                 .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
         })
-        .with_context(|| format!("no {prefix}* in {}: remove it and try again", dir.display()))
+        .with_context(|| {
+            format!(
+                "no {prefix}* in {}: name another directory with --parts, or remove this one if \
+                 it is an incomplete download",
+                dir.display()
+            )
+        })
 }

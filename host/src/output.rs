@@ -1,19 +1,23 @@
-//! Files that the tool writes for its user. Each is written under a temporary name in the same
-//! directory and then renamed: nobody sees a partial file, and a link is replaced, never followed.
+//! What the tool writes for its user. A file is written under a temporary name in the same directory
+//! and then renamed: nobody sees a partial file, and a link is replaced, never followed. Devices and
+//! pipes are written to directly. Messages to standard error wait neither for ever nor for nobody.
 
-use std::fs;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::sync::mpsc;
-use std::thread;
-use std::time::Duration;
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, ensure};
+use rustix::event::PollFlags;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use crate::explain::Explain;
-use crate::fd::write_all;
+use crate::fd::ready;
+use crate::interrupt;
 
 /// The remedy for an output that cannot be written.
 const WRITABLE: &str = "name a place with room that can be written to";
@@ -29,6 +33,106 @@ pub fn directory(path: &Path) -> Result<()> {
     )
 }
 
+/// A file that is written at the end of a run. That it can be written is known from the start.
+pub struct Planned {
+    path: PathBuf,
+    /// The device or the pipe at this path.
+    direct: Option<File>,
+}
+
+impl Planned {
+    /// The output `path`. An existing file is replaced only if it is empty, or if `is_ours` says by
+    /// its first bytes that it is an earlier output.
+    ///
+    /// # Errors
+    /// It cannot be written, or another file has this name.
+    pub fn new(path: &Path, is_ours: fn(&[u8]) -> bool) -> Result<Self> {
+        let direct = direct(path)?;
+        if direct.is_none() {
+            check(path, "from an earlier run", is_ours)?;
+            drop(beside(path)?);
+        }
+        let path = path.to_owned();
+        Ok(Self { path, direct })
+    }
+
+    /// Writes `bytes`.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(self, bytes: &[u8]) -> Result<()> {
+        match self.direct {
+            Some(mut file) => file.write_all(bytes).explain(failure(&self.path), WRITABLE),
+            None => replace(&self.path, bytes),
+        }
+    }
+}
+
+/// The beginning of an error about the output `path`.
+fn failure(path: &Path) -> String {
+    format!("cannot write {}", path.display())
+}
+
+/// Opens what must not be replaced by a file: a device, a pipe, or a link in /dev or /proc to what
+/// this process has open (/dev/stdout). `None` for all else.
+///
+/// # Errors
+/// It cannot be opened for writing.
+pub(crate) fn direct(path: &Path) -> Result<Option<File>> {
+    let is_link = fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
+    let is_open = is_link && ["/dev", "/proc"].iter().any(|dir| path.starts_with(dir));
+    let is_special = |found: fs::Metadata| is_open || !found.is_file() && !found.is_dir();
+    if !fs::metadata(path).is_ok_and(is_special) {
+        return Ok(None);
+    }
+    let mut options = File::options();
+    // Opening a pipe would wait for a reader.
+    let wait = OFlags::NONBLOCK.bits() as i32;
+    match options.append(true).custom_flags(wait).open(path) {
+        Ok(file) => {
+            rustix::io::ioctl_fionbio(&file, false)?;
+            Ok(Some(file))
+        }
+        Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => {
+            Err(anyhow!("nobody reads it")).explain(failure(path), "start its reader first")
+        }
+        Err(error) => Err(error).explain(failure(path), WRITABLE),
+    }
+}
+
+/// Whether the file at `path` may be replaced: it does not exist, is empty, or `is_ours` says so by
+/// its first bytes. The error says that it is not `what`.
+///
+/// # Errors
+/// It may not.
+pub(crate) fn check(path: &Path, what: &str, is_ours: impl Fn(&[u8]) -> bool) -> Result<()> {
+    let Ok(found) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    ensure!(
+        !found.is_dir(),
+        "{}: it is a directory: name a file",
+        failure(path)
+    );
+    if found.is_file() {
+        let mut head = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut head));
+        read.explain(failure(path), REMOVE)?;
+        ensure!(
+            head.is_empty() || is_ours(&head),
+            "{}: the file exists and is not {what}: {REMOVE}",
+            failure(path)
+        );
+    }
+    Ok(())
+}
+
+/// How much of an existing file is looked at.
+const HEAD: u64 = 4096;
+
+/// The remedy for an output whose name is taken.
+const REMOVE: &str = "choose another name, or remove it";
+
 /// An empty temporary file in the directory of `path`. It is deleted unless [`put`] renames it.
 ///
 /// # Errors
@@ -38,21 +142,43 @@ pub(crate) fn beside(path: &Path) -> Result<NamedTempFile> {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
-    tempfile::Builder::new()
+    let file = tempfile::Builder::new()
         .prefix(".bootshare-")
         // The usual mode of a new file; the umask applies.
         .permissions(fs::Permissions::from_mode(0o666))
-        .tempfile_in(dir)
-        .explain(format_args!("cannot write {}", path.display()), WRITABLE)
+        .tempfile_in(dir);
+    file.map_err(|error| nameless(&error))
+        .explain(failure(path), WRITABLE)
+}
+
+/// Writes to a file of [`beside`].
+///
+/// # Errors
+/// The disk is full.
+pub(crate) fn write(file: &mut NamedTempFile, path: &Path, bytes: &[u8]) -> Result<()> {
+    file.write_all(bytes)
+        .map_err(|error| nameless(&error))
+        .explain(failure(path), WRITABLE)
+}
+
+/// The error without the temporary file's name, which says nothing to the user.
+fn nameless(error: &io::Error) -> anyhow::Error {
+    let text = error.to_string();
+    anyhow!(
+        text.split(" at path ")
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    )
 }
 
 /// Renames the file to its final name and replaces what had that name.
 ///
 /// # Errors
 /// The file system refuses it, for example because the name is a directory's.
-pub(crate) fn put(file: NamedTempFile, path: &Path) -> Result<fs::File> {
+pub(crate) fn put(file: NamedTempFile, path: &Path) -> Result<File> {
     let put = file.persist(path).map_err(|error| error.error);
-    put.explain(format_args!("cannot write {}", path.display()), WRITABLE)
+    put.explain(failure(path), WRITABLE)
 }
 
 /// Replaces the file at `path` by one with these bytes.
@@ -61,29 +187,58 @@ pub(crate) fn put(file: NamedTempFile, path: &Path) -> Result<fs::File> {
 /// It cannot be written.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = beside(path)?;
-    file.write_all(bytes)
-        .explain(format_args!("cannot write {}", path.display()), WRITABLE)?;
+    write(&mut file, path, bytes)?;
     put(file, path).map(drop)
 }
 
-/// Prints to standard error, and gives up after `limit`: it may be a pipe that nobody reads.
-pub fn say(text: Vec<u8>, limit: Option<Duration>) {
-    // If standard error is closed, there is nowhere to report it.
-    let write = move || drop(write_all(rustix::stdio::stderr(), &text, drop));
-    let Some(limit) = limit else {
-        return write();
-    };
-    let (done, is_done) = mpsc::channel();
-    thread::spawn(move || {
-        write();
-        // The caller may have given up.
-        let _ = done.send(());
-    });
-    let _ = is_done.recv_timeout(limit);
+/// Prints to standard error. It gives up after `limit`, and soon after a signal, because standard
+/// error may be a pipe that nobody reads.
+pub fn say(text: &[u8], limit: Option<Duration>) {
+    let mut end = limit.and_then(|limit| Instant::now().checked_add(limit));
+    let mut interrupt = interrupt::registered();
+    let stderr = rustix::stdio::stderr();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let mut fds = vec![(stderr, PollFlags::OUT)];
+        fds.extend(interrupt.map(|fd| (fd, PollFlags::IN)));
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let Ok(ready) = ready(&fds, left) else {
+            return;
+        };
+        if ready.get(1) == Some(&true) {
+            interrupt = None;
+            let soon = Instant::now() + AFTER_SIGNAL;
+            end = Some(end.map_or(soon, |end| end.min(soon)));
+        } else if ready[0] {
+            // A pipe that is ready has space for this much (pipe(7)), so the write does not wait.
+            match rustix::io::write(stderr, &rest[..rest.len().min(PIPE_BUF)]) {
+                Ok(count) => rest = &rest[count..],
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                // If standard error is closed, there is nowhere to report it.
+                Err(_) => return,
+            }
+        } else if left == Some(Duration::ZERO) {
+            return;
+        }
+    }
+}
+
+/// How long a message may take after a signal.
+const AFTER_SIGNAL: Duration = Duration::from_millis(500);
+
+/// How much a pipe takes in one piece.
+const PIPE_BUF: usize = 4096;
+
+/// Prints a message of a thread that has other work than to wait for a reader.
+pub(crate) fn note(what: impl Display) {
+    let text = format!("bootshare-host: {what}\n");
+    say(text.as_bytes(), Some(Duration::from_secs(1)));
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     #[test]
@@ -96,6 +251,67 @@ mod tests {
         assert_eq!(fs::read(&file).unwrap(), b"theirs");
         assert!(!fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read(&link).unwrap(), b"ours");
+    }
+
+    #[test]
+    fn only_an_earlier_output_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let plan = || Planned::new(&path, |head| head.starts_with(b"ours"));
+        for (old, is_replaced) in [("", true), ("ours, old", true), ("theirs", false)] {
+            fs::write(&path, old).unwrap();
+            let planned = plan();
+            assert_eq!(planned.is_ok(), is_replaced, "{old}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), old);
+            match planned {
+                Ok(planned) => {
+                    planned.write(b"ours, new").unwrap();
+                    assert_eq!(fs::read(&path).unwrap(), b"ours, new");
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    assert!(
+                        error.ends_with("choose another name, or remove it"),
+                        "{error}"
+                    );
+                }
+            }
+        }
+        fs::remove_file(&path).unwrap();
+        plan().unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        fs::create_dir(&path).unwrap();
+        assert!(plan().err().unwrap().to_string().contains("is a directory"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_written_to_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, mode).unwrap();
+        let plan = |path: &Path| Planned::new(path, |_| false);
+        // It does not wait for a reader.
+        let error = plan(&pipe).err().unwrap().to_string();
+        assert!(
+            error.contains("nobody reads it: start its reader"),
+            "{error}"
+        );
+        let mut reader = File::options().read(true).write(true).open(&pipe).unwrap();
+        plan(&pipe).unwrap().write(b"text").unwrap();
+        let mut found = [0; 4];
+        reader.read_exact(&mut found).unwrap();
+        assert_eq!(&found, b"text");
+        // Also through a link.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        plan(&link).unwrap().write(b"text").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        // /dev/stdout is such a link, also if it leads to a file.
+        let file = File::create(dir.path().join("file")).unwrap();
+        let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+        plan(open.as_ref()).unwrap().write(b"text").unwrap();
+        assert_eq!(fs::read(dir.path().join("file")).unwrap(), b"text");
     }
 
     #[test]

@@ -73,12 +73,49 @@ impl Share {
             "the share {tag} has no directory: name one"
         );
         for dir in &self.dirs {
-            fs::read_dir(dir).explain(
-                format_args!("cannot share {}", dir.display()),
-                "name a directory that can be read",
-            )?;
+            readable(dir)?;
         }
         Ok(())
+    }
+}
+
+/// Checks that `dir` can be shared.
+pub(crate) fn readable(dir: &Path) -> Result<()> {
+    let list = fs::read_dir(dir);
+    list.explain(
+        format_args!("cannot share {}", dir.display()),
+        "name a directory that can be read",
+    )?;
+    Ok(())
+}
+
+/// QEMU's program for `arch`: `qemu`, or in this directory, or where programs usually are; under its
+/// usual name, or under the name of distributions that ship it for the host's architecture only.
+pub fn program(qemu: Option<&Path>, arch: Arch) -> OsString {
+    let mut names = vec![format!("qemu-system-{}", arch.name())];
+    if arch == Board::of_this_machine().arch() {
+        names.push("qemu-kvm".to_owned());
+    }
+    let dirs: Vec<_> = match qemu {
+        // A name without a directory would be searched in PATH.
+        Some(path) if !path.is_dir() => {
+            return std::path::absolute(path).unwrap_or(path.to_owned()).into();
+        }
+        Some(dir) => vec![dir.to_owned()],
+        None => {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let others = LIBRARIES.iter().map(PathBuf::from);
+            std::env::split_paths(&path).chain(others).collect()
+        }
+    };
+    let paths = names
+        .iter()
+        .flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
+    let found = paths.into_iter().find(|path| path.is_file());
+    match (qemu, found) {
+        (_, Some(path)) => path.into(),
+        (Some(dir), None) => dir.join(&names[0]).into(),
+        (None, None) => names.swap_remove(0).into(),
     }
 }
 
@@ -142,6 +179,9 @@ pub struct Machine {
     pub trace: Option<PathBuf>,
     /// How long the machine may run.
     pub time_limit: Option<Duration>,
+    /// Whether SIGTSTP stops the machine together with this process, as a shell expects of a job.
+    /// With [`Console::Terminal`](crate::Console::Terminal) it does in any case.
+    pub job_control: bool,
     /// What the console must show, or must not show.
     pub watch: Watch,
     /// Leave virtio-mmio devices in the legacy layout, QEMU's default.
@@ -198,6 +238,7 @@ impl Machine {
             fault: None,
             trace: None,
             time_limit: None,
+            job_control: false,
             watch: Watch::default(),
             legacy_mmio: false,
             without_status: false,
@@ -282,32 +323,7 @@ impl Machine {
     /// QEMU's program: under its usual name, or under the name of distributions that ship it for
     /// the host's architecture only.
     pub(crate) fn program(&self) -> OsString {
-        let arch = self.board.arch();
-        let mut names = vec![format!("qemu-system-{}", arch.name())];
-        if arch == Board::of_this_machine().arch() {
-            names.push("qemu-kvm".to_owned());
-        }
-        let dirs: Vec<_> = match &self.qemu {
-            // A name without a directory would be searched in PATH.
-            Some(path) if !path.is_dir() => {
-                return std::path::absolute(path).unwrap_or(path.clone()).into();
-            }
-            Some(dir) => vec![dir.clone()],
-            None => {
-                let path = std::env::var_os("PATH").unwrap_or_default();
-                let others = LIBRARIES.iter().map(PathBuf::from);
-                std::env::split_paths(&path).chain(others).collect()
-            }
-        };
-        let paths = names
-            .iter()
-            .flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
-        let found = paths.into_iter().find(|path| path.is_file());
-        match (&self.qemu, found) {
-            (_, Some(path)) => path.into(),
-            (Some(dir), None) => dir.join(&names[0]).into(),
-            (None, None) => names.swap_remove(0).into(),
-        }
+        program(self.qemu.as_deref(), self.board.arch())
     }
 
     /// QEMU's command for a person to read, without sockets.

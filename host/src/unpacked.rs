@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::board::{Arch, Board};
 use crate::debian::{Packages, Release};
@@ -51,8 +51,17 @@ pub fn c_virtiofsd(cache: &Path) -> Result<PathBuf> {
 /// Adds the script that starts `name` to `tree`, unless it exists.
 fn start(tree: &Path, name: &str) -> Result<()> {
     let path = tree.join(name);
-    if fs::read(&path).is_ok_and(|bytes| bytes == START.as_bytes()) {
-        return Ok(());
+    if let Ok(found) = fs::read(&path) {
+        if found == START.as_bytes() {
+            return Ok(());
+        }
+        // An earlier version of the script is replaced.
+        let is_script = String::from_utf8_lossy(&found).contains("of the unpacked packages");
+        ensure!(
+            is_script,
+            "{} exists and is not from this program: name another directory with --cache",
+            path.display()
+        );
     }
     // Written under another name and renamed: another process may be about to run it.
     let file = tempfile::NamedTempFile::new_in(tree)

@@ -42,7 +42,10 @@ impl FromStr for Pattern {
                 // A syntax error shows the place in several lines; the last line is the message.
                 let error = anyhow::Error::from(error).root_cause().to_string();
                 let last = error.lines().last().unwrap_or_default().to_owned();
-                anyhow::anyhow!("{}", last.trim_start_matches("error: "))
+                match last.contains("cache capacity") {
+                    true => anyhow::anyhow!("it has too many states: write a shorter one"),
+                    false => anyhow::anyhow!("{}", last.trim_start_matches("error: ")),
+                }
             })?;
         let looks = dfa.get_nfa().look_set_any();
         let looks_ahead = looks

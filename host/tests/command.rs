@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -297,6 +298,32 @@ fn output_waits_for_a_reader_that_is_slow() {
 }
 
 #[test]
+fn standard_streams_that_do_not_block_lose_nothing() {
+    let tree = Tree::new(Arch::X86_64);
+    let bytes: Vec<u8> = (0..150_000_u32).map(|n| n.to_be_bytes()[2]).collect();
+    fs::write(tree.path("data/many"), &bytes).unwrap();
+    let (input, mut keys) = std::io::pipe().unwrap();
+    let (mut output, out) = std::io::pipe().unwrap();
+    // Another process that shares the descriptors may have set O_NONBLOCK.
+    rustix::io::ioctl_fionbio(&input, true).unwrap();
+    rustix::io::ioctl_fionbio(&out, true).unwrap();
+    let mut command = tree.command(&[], &["sh", "-c", "cat /data/many; cat"]);
+    let mut child = command.stdin(input).stdout(out).spawn().unwrap();
+    drop(command);
+    let mut shown = vec![0];
+    output.read_exact(&mut shown).unwrap();
+    // The output is full, and there is no input yet.
+    std::thread::sleep(Duration::from_millis(500));
+    keys.write_all(b"typed").unwrap();
+    drop(keys);
+    output.read_to_end(&mut shown).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let (many, typed) = shown.split_at(bytes.len());
+    assert!(many == bytes, "the bytes differ");
+    assert_eq!(typed, b"typed");
+}
+
+#[test]
 fn closing_the_output_ends_the_command_by_sigpipe() {
     let tree = Tree::new(Arch::X86_64);
     let script = "while echo a line; do :; done";
@@ -515,7 +542,9 @@ fn each_failure_of_the_machine_has_an_error_line_and_a_status() {
     // A command that writes the words of a kernel panic is not mistaken for a panic.
     let script = "echo 'Kernel panic - not syncing: no' | tee /dev/kmsg /dev/console
         sleep 3; echo c > /proc/sysrq-trigger; sleep 1000";
+    let start = Instant::now();
     let ran = run(&[], &["sh", "-c", script]);
+    let long_enough = 5 + 2 * start.elapsed().as_secs();
     ran.fails(118, "the kernel panicked while the command ran: ");
     assert!(
         ran.errors.lines().next().unwrap().contains("crash"),
@@ -523,7 +552,8 @@ fn each_failure_of_the_machine_has_an_error_line_and_a_status() {
         ran.errors
     );
     assert_eq!(ran.out, b"Kernel panic - not syncing: no\n");
-    let ran = run(&["--timeout=10"], &["sleep", "1000"]);
+    let limit = format!("--timeout={long_enough}");
+    let ran = run(&[&limit], &["sleep", "1000"]);
     ran.fails(124, "the time limit passed while the command");
     // `sleep` is a link to the tree's busybox.
     let read = ") answered last: READ /bin/busybox";
@@ -549,7 +579,15 @@ fn each_failure_to_start_has_an_error_line_and_a_status() {
     run(&["--user=nosuch"], &["id"]).fails(119, "no user nosuch");
     // Errors that are found before anything is started.
     let file = tree.path("etc/passwd").display().to_string();
-    run(&["--kernel", &file], &["id"]).fails(117, "it is no kind of kernel");
+    run(&["--kernel", &file], &["id"]).fails(123, "etc/passwd is no kernel: name a bzImage");
+    let cut = tree.path("data/cut").display().to_string();
+    fs::write(&cut, "\x1f\u{0}").unwrap();
+    run(&["--kernel", &cut], &["id"]).fails(123, "data/cut is no kernel");
+    let mut elf = b"\x7fELF".to_vec();
+    elf.resize(100, 0);
+    elf[18] = 62;
+    fs::write(&cut, elf).unwrap();
+    run(&["--kernel", &cut], &["id"]).fails(117, "the firmware could not start the kernel: ");
     let empty = tree.path("data").display().to_string();
     let [json, junit] = ["json", "junit"].map(|name| tree.dir.path().join(name));
     let told = [("--json", &json), ("--junit", &junit)]
@@ -591,6 +629,18 @@ fn each_failure_to_start_has_an_error_line_and_a_status() {
         "",
         "bootshare-host: error: /bin/sh: command not found\n",
     );
+    let theirs = tree.dir.path().join("theirs");
+    fs::write(&theirs, "a text").unwrap();
+    for option in ["--json", "--junit", "--console"] {
+        let words = ["run", option, &theirs.display().to_string()];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bootshare-host"));
+        command.args(words).arg(tree.path("")).args(["--", "id"]);
+        tree.ran(&mut command).fails(
+            123,
+            "theirs: the file exists and is not from an earlier run",
+        );
+    }
+    assert_eq!(fs::read(&theirs).unwrap(), b"a text");
     run(&["--env=NAME"], &["id"]).fails(123, "write NAME=VALUE");
     run(&["--share=a=b"], &["id"]).fails(123, "write TAG=DIR:/PATH");
 }
@@ -674,6 +724,13 @@ fn a_killed_process_is_reported_and_leaves_no_other_process() {
                 out.read_exact(&mut [0; 6]).unwrap();
             }
             wait_until(|| qemu_in(tree.dir.path()).is_some());
+            let temporary = || {
+                let entries = fs::read_dir(tree.dir.path()).unwrap();
+                let mut names = entries.map(|entry| entry.unwrap().file_name());
+                names.any(|name| name.to_string_lossy().contains("bootshare-"))
+            };
+            // Its files are removed a moment after the kernel has read them.
+            wait_until(|| !is_started || !temporary());
             let killed = match is_tool {
                 true => Pid::from_child(&child),
                 false => qemu_in(tree.dir.path()).unwrap(),
@@ -753,14 +810,56 @@ fn the_board_is_chosen_by_the_kernels_architecture() {
     tree.run(&[], &["uname", "-m"]).expect(0, "aarch64\n", "");
 }
 
-#[test]
-fn a_shell_gets_the_terminals_size_and_keys() {
-    let tree = Tree::new(Arch::X86_64);
+/// A new terminal: the user's side and the programs' side.
+fn terminal() -> (OwnedFd, OwnedFd) {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
     let user = openpt(flags).unwrap();
     grantpt(&user).unwrap();
     unlockpt(&user).unwrap();
     let program = ioctl_tiocgptpeer(&user, flags).unwrap();
+    (user, program)
+}
+
+#[test]
+fn a_background_process_of_a_terminal_runs_and_stops_as_a_job() {
+    let tree = Tree::new(Arch::X86_64);
+    let (_user, program) = terminal();
+    // timeout(1) puts its command into a background process group.
+    let wrapped = |words: &[&str]| {
+        let command = tree.command(&[], words);
+        let script = "timeout 100 \"$@\"; exit $?";
+        let mut shell = Command::new("setsid");
+        shell.args(["--ctty", "--wait", "sh", "-c", script, "sh"]);
+        shell.arg(command.get_program()).args(command.get_args());
+        shell.env("TMPDIR", tree.dir.path());
+        let copy = || program.try_clone().unwrap();
+        shell.stdin(copy()).stdout(copy()).stderr(Stdio::piped());
+        shell.spawn().unwrap()
+    };
+    // Reading the terminal would stop it for ever.
+    let output = wrapped(&["sh", "-c", "exit 7"]).wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    // SIGTSTP stops the machine, too, and SIGCONT lets it go on.
+    let child = wrapped(&["sh", "-c", "sleep 3; exit 8"]);
+    wait_until(|| qemu_in(tree.dir.path()).is_some());
+    let qemu = qemu_in(tree.dir.path()).unwrap();
+    let state = |pid: Pid| {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).unwrap();
+        stat.rsplit(") ").next().unwrap().to_owned()
+    };
+    let parent = state(qemu).split(' ').nth(1).unwrap().parse().unwrap();
+    let tool = Pid::from_raw(parent).unwrap();
+    kill_process(tool, Signal::TSTP).unwrap();
+    wait_until(|| [tool, qemu].iter().all(|pid| state(*pid).starts_with('T')));
+    kill_process(tool, Signal::CONT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(8), "{output:?}");
+}
+
+#[test]
+fn a_shell_gets_the_terminals_size_and_keys() {
+    let tree = Tree::new(Arch::X86_64);
+    let (user, program) = terminal();
     let mut size = Winsize {
         ws_row: 33,
         ws_col: 101,

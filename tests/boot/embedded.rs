@@ -11,6 +11,7 @@ use bootshare_host::serve::Cache;
 use bootshare_host::{Board, Outcome, demo};
 
 use crate::lab::{Run, Server, demo_share, empty_dir, machine, run};
+use crate::shared::LIMIT;
 use crate::tree;
 
 /// A share that boots the demo. The demo's init then runs `script`.

@@ -66,15 +66,15 @@ pub(super) struct Boot {
     /// Boot only the entries with this id; a glob, e.g. 'debian-*'
     #[arg(long, value_name = "NAME")]
     entry: Option<String>,
-    /// Words to append to the kernel's command line, e.g. 'console=ttyS0 quiet'
+    /// Words to append to the kernel's command line, e.g. 'console=ttyS0 quiet'; repeatable
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
-    cmdline: Option<String>,
+    cmdline: Vec<String>,
     /// Do not add words to the kernel's command line: no console= on x86_64, no root= for a directory that is a root file system
     #[arg(long)]
     as_is: bool,
-    /// The firmware's options, e.g. bootshare.deadline=5; words after -- go to the kernel
+    /// The firmware's options, e.g. bootshare.deadline=5; words after -- go to the kernel; repeatable
     #[arg(short, long, value_name = "WORDS", allow_hyphen_values = true)]
-    append: Option<String>,
+    append: Vec<String>,
     /// The firmware's log level
     #[arg(long, value_name = "LEVEL")]
     log: Option<Level>,
@@ -230,9 +230,6 @@ enum Net {
     User,
 }
 
-/// How long printing our own messages may take after a limit or a signal ended the run.
-const SAY_LIMIT: Duration = Duration::from_millis(500);
-
 /// A log level of the firmware.
 #[derive(Clone, Copy, ValueEnum)]
 enum Level {
@@ -283,6 +280,12 @@ impl Boot {
         }
         machine.prepare = prepare;
         if dry_run {
+            if !quiet && (machine.watch.is_used() || machine.time_limit.is_some()) {
+                note(
+                    "warning: --timeout, --expect, --send and --fail are not in these commands, \
+                     because this program itself carries them out",
+                );
+            }
             print(image.dry_run(&machine)?.as_bytes())?;
             return Ok(0);
         }
@@ -329,15 +332,9 @@ impl Boot {
     /// Words of --append that neither the firmware nor the kernel would receive: QEMU's users write
     /// the kernel's options there.
     fn foreign_words(&self) -> Option<String> {
-        let mut is_quoted = false;
-        let words = self.append.as_deref()?.split(|c: char| {
-            is_quoted ^= c == '"';
-            c.is_whitespace() && !is_quoted
-        });
-        let ours = words.take_while(|word| *word != "--");
-        let foreign: Vec<_> = ours
-            .filter(|word| !word.is_empty() && !word.starts_with("bootshare."))
-            .collect();
+        let (ours, _) = self.appended();
+        let mut foreign = ours;
+        foreign.retain(|word| !word.starts_with("bootshare."));
         (!foreign.is_empty()).then(|| foreign.join(" "))
     }
 
@@ -366,17 +363,39 @@ impl Boot {
         if let Some(level) = self.log.as_ref().and_then(ValueEnum::to_possible_value) {
             words.push(format!("bootshare.log={}", level.get_name()));
         }
-        let append = self.append.as_deref().unwrap_or_default();
-        words.extend(Some(append.to_owned()).filter(|words| !words.is_empty()));
+        let (ours, theirs) = self.appended();
+        words.extend(ours.into_iter().map(str::to_owned));
         let shell = self.demo && std::io::stdin().is_terminal();
         let shell = shell.then_some(demo::SHELL_WORD);
         // Words after `--` are for the kernel.
-        let kernels: Vec<_> = shell.into_iter().chain(self.cmdline.as_deref()).collect();
-        if !kernels.is_empty() && !append.split_whitespace().any(|word| word == "--") {
+        let cmdline = self.cmdline.iter().map(String::as_str);
+        let kernels: Vec<_> = theirs.into_iter().chain(shell).chain(cmdline).collect();
+        if !kernels.is_empty() {
             words.push("--".to_owned());
         }
         words.extend(kernels.into_iter().map(str::to_owned));
         Ok(words.join(" "))
+    }
+
+    /// The words of all --append for the firmware, and those for the kernel, after `--`. Quotation
+    /// marks keep words together.
+    fn appended(&self) -> (Vec<&str>, Vec<&str>) {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for append in &self.append {
+            let (mut is_quoted, mut is_ours) = (false, true);
+            let words = append.split(|c: char| {
+                is_quoted ^= c == '"';
+                c.is_whitespace() && !is_quoted
+            });
+            for word in words.filter(|word| !word.is_empty()) {
+                match (word, is_ours) {
+                    ("--", true) => is_ours = false,
+                    (word, true) => ours.push(word),
+                    (word, false) => theirs.push(word),
+                }
+            }
+        }
+        (ours, theirs)
     }
 }
 
@@ -480,13 +499,18 @@ const MAX_HOURS: f64 = 100_000.0;
 
 /// Reports how a machine ended, and returns our exit status.
 fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
-    let code = report.outcome.exit_code();
-    // Standard error may be the same pipe as standard output, which nobody reads.
-    let is_over = code == 124 || report.outcome == Outcome::Interrupted;
     let text = end_of_run(machine, report, quiet);
-    say_within(&text, is_over.then_some(SAY_LIMIT));
-    code
+    say_within(&text, rest(machine.time_limit, report.duration));
+    report.outcome.exit_code()
 }
+
+/// How long printing our own messages may take: what is left of the time limit, but long enough for
+/// a reader. Standard error may be the same pipe as standard output, which nobody reads.
+pub(super) fn rest(limit: Option<Duration>, used: Duration) -> Option<Duration> {
+    limit.map(|limit| limit.saturating_sub(used).max(SAY_LIMIT))
+}
+
+const SAY_LIMIT: Duration = Duration::from_millis(500);
 
 /// The messages about how a machine ended.
 fn end_of_run(machine: &Machine, report: &Report, quiet: bool) -> String {
@@ -649,6 +673,16 @@ mod tests {
                 &[empty, "-a", "b -- c", "--cmdline=d"],
                 arm,
                 "b -- c d".to_owned(),
+            ),
+            (
+                &[empty, "-a", "b -- c", "-a=d", "--cmdline=e", "--cmdline=f"],
+                arm,
+                "b d -- c e f".to_owned(),
+            ),
+            (
+                &[empty, "-a", "bootshare.cmd=\"ls -- /\"", "--cmdline=c"],
+                arm,
+                "bootshare.cmd=\"ls -- /\" -- c".to_owned(),
             ),
         ] {
             assert_eq!(boot(args).unwrap().words(board).unwrap(), words, "{args:?}");

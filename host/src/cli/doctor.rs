@@ -17,6 +17,7 @@ use rustix::process::{Resource, getrlimit};
 
 use bootshare_host::explain::Explain;
 use bootshare_host::process::output_of;
+use bootshare_host::qemu::program;
 use bootshare_host::{
     Accel, Arch, Board, Console, Machine, Outcome, Share, debian, demo, kvm, run, syscall,
 };
@@ -212,9 +213,10 @@ fn open_files() -> Result<String> {
 }
 
 fn qemu(arch: Arch) -> Result<String> {
-    let program = format!("qemu-system-{}", arch.name());
+    let path = program(None, arch);
+    let program = Path::new(&path).file_name().unwrap_or(&path).display();
     let ask = |args: &[&str]| -> Result<String> {
-        let (status, said) = output_of(Command::new(&program).args(args)).explain(
+        let (status, said) = output_of(Command::new(&path).args(args)).explain(
             format_args!("cannot run {program}"),
             format_args!(
                 "install QEMU (Debian: apt-get install {})",

@@ -7,6 +7,9 @@ use std::fmt::Write;
 
 use bootshare_host::command::Kept;
 
+/// The beginning of the test suite, by which an earlier report is known.
+pub(super) const SUITE: &str = "<testsuite name=\"bootshare-host run\"";
+
 /// How a test case ended.
 pub(super) enum Verdict {
     /// The command succeeded.
@@ -41,7 +44,7 @@ impl Case<'_> {
         let count = |name| u8::from(element == Some(name));
         let mut out = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n\
-             <testsuite name=\"bootshare-host run\" tests=\"1\" failures=\"{}\" errors=\"{}\" \
+             {SUITE} tests=\"1\" failures=\"{}\" errors=\"{}\" \
              skipped=\"{}\" time=\"{:.3}\">\n<testcase name=\"{}\" classname=\"{}\" time=\"{:.3}\">\n",
             count("failure"),
             count("error"),

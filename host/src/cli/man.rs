@@ -9,7 +9,7 @@ use clap_mangen::Man;
 use bootshare_host::output;
 use bootshare_host::run::EXIT_STATUSES;
 
-use super::{NOT_STARTED, boot, command};
+use super::{NOT_STARTED, boot, command, run};
 
 const ENVIRONMENT: [(&str, &str); 5] = [
     (
@@ -74,12 +74,27 @@ fn render<'a>(
     command: &clap::Command,
     see_also: impl Iterator<Item = &'a String>,
 ) -> Result<Vec<u8>> {
-    let is_boot = command.get_name() == "boot";
+    let failed = NOT_STARTED.to_string();
+    let failure = (&*failed, "failure, with an error line");
+    type Rows<'a> = Vec<(&'a str, &'a str)>;
+    let (statuses, examples): (Rows<'_>, Rows<'_>) = match command.get_name() {
+        "boot" => (EXIT_STATUSES.into(), boot::EXAMPLES.into()),
+        "run" => (run::EXIT_STATUSES.into(), run::EXAMPLES.into()),
+        "doctor" => {
+            let found = ("1", "something failed that every boot needs");
+            (vec![("0", "success"), found, failure], Vec::new())
+        }
+        _ if command.has_subcommands() => {
+            let others = ("other", "see the pages of boot, run and doctor");
+            let examples = boot::EXAMPLES.into_iter().chain(run::EXAMPLES);
+            (vec![("0", "success"), failure, others], examples.collect())
+        }
+        _ => (vec![("0", "success"), failure], Vec::new()),
+    };
     // These texts are in sections of their own here.
-    let shown = if is_boot {
-        command.clone().after_help("")
-    } else {
-        command.clone()
+    let shown = match examples[..] {
+        [] => command.clone(),
+        _ => command.clone().after_help(""),
     };
     let page = Man::new(shown).source(format!("bootshare-host {}", env!("CARGO_PKG_VERSION")));
     let mut out = Vec::new();
@@ -93,18 +108,15 @@ fn render<'a>(
     if command.has_subcommands() {
         page.render_subcommands_section(&mut out)?;
     }
-    if command.get_after_help().is_some() && !is_boot {
+    if command.get_after_help().is_some() && examples.is_empty() {
         page.render_extra_section(&mut out)?;
     }
-    let failed = NOT_STARTED.to_string();
-    let others = [("0", "success"), (&failed, "failure, with an error line")];
-    let statuses: &[(&str, &str)] = if is_boot { &EXIT_STATUSES } else { &others };
-    section(&mut out, "EXIT STATUS", statuses)?;
+    section(&mut out, "EXIT STATUS", &statuses)?;
     section(&mut out, "ENVIRONMENT", &ENVIRONMENT)?;
     section(&mut out, "FILES", &FILES)?;
-    if is_boot || command.has_subcommands() {
+    if !examples.is_empty() {
         writeln!(out, ".SH EXAMPLES")?;
-        for (what, line) in boot::EXAMPLES {
+        for (what, line) in examples {
             writeln!(
                 out,
                 "{}:\n.PP\n.RS\n.nf\n{}\n.fi\n.RE\n.PP",

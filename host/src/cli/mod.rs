@@ -24,7 +24,7 @@ use clap::{
     ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint, value_parser,
 };
 
-use bootshare_host::explain::Interrupted;
+use bootshare_host::explain::{Explain, Interrupted};
 use bootshare_host::guest::Parts;
 use bootshare_host::run::{EXIT_STATUSES, Outcome};
 use bootshare_host::serve::{
@@ -263,15 +263,22 @@ fn arguments() -> Vec<OsString> {
 
 /// The command line, with the tables of its help texts.
 fn command() -> clap::Command {
-    let mut text = "Exit status:\n".to_owned();
-    for (status, meaning) in EXIT_STATUSES {
-        text.push_str(&format!("  {status:<8} {meaning}\n"));
-    }
-    text.push_str("\nExamples:");
-    for (what, line) in boot::EXAMPLES {
-        text.push_str(&format!("\n  {what}\n    {line}"));
-    }
-    Cli::command().mut_subcommand("boot", |boot| boot.after_help(text))
+    let tables = |statuses: &[(&str, &str)], examples: &[(&str, &str)]| {
+        let mut text = "Exit status:\n".to_owned();
+        for (status, meaning) in statuses {
+            text.push_str(&format!("  {status:<8} {meaning}\n"));
+        }
+        text.push_str("\nExamples:");
+        for (what, line) in examples {
+            text.push_str(&format!("\n  {what}\n    {line}"));
+        }
+        text
+    };
+    let boot = tables(&EXIT_STATUSES, &boot::EXAMPLES);
+    let run = tables(&run::EXIT_STATUSES, &run::EXAMPLES);
+    Cli::command()
+        .mut_subcommand("boot", |command| command.after_help(boot))
+        .mut_subcommand("run", |command| command.after_help(run))
 }
 
 /// Prints the requested help, or an error about the arguments on one line.
@@ -283,11 +290,28 @@ fn explain(error: &clap::Error) -> ExitCode {
     }
     let text = error.render().to_string();
     let Some(text) = text.strip_prefix("error: ") else {
-        let code = if error.use_stderr() { NOT_STARTED } else { 0 };
         // If the stream is closed, nobody can be told.
         let _ = error.print();
-        return ExitCode::from(code);
+        if !error.use_stderr() {
+            return ExitCode::SUCCESS;
+        }
+        say(&error_line(
+            "no directory and no command: name one of those above",
+        ));
+        return ExitCode::from(NOT_STARTED);
     };
+    if error.kind() == ErrorKind::InvalidSubcommand
+        && let Some(name) = arguments().get(1).map(Path::new)
+        && name.components().count() > 1
+    {
+        let cause = fs::read_dir(name).err();
+        let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
+        say(&error_line(format_args!(
+            "cannot boot {}{cause}: name a directory that can be read",
+            name.display()
+        )));
+        return ExitCode::from(NOT_STARTED);
+    }
     // The message is followed by tips, the usage, and a hint at the help, each after an empty line.
     let parts: Vec<_> = text
         .split("\n\n")
@@ -323,8 +347,9 @@ fn cache(name: &str) -> Result<PathBuf> {
                   a directory with --parts or --cache")
 }
 
-/// An error message on one line.
+/// An error message on one line, whatever names it contains.
 fn error_line(what: impl std::fmt::Display) -> String {
+    let what = what.to_string().replace('\n', "\\n");
     format!("bootshare-host: {ERROR}error:{ERROR:#} {what}\n")
 }
 
@@ -358,16 +383,20 @@ fn say_within(text: &str, limit: Option<Duration>) {
     let mut shown = anstream::AutoStream::new(Vec::new(), anstream::stderr().current_choice());
     // Writing to memory does not fail.
     let _ = shown.write_all(text.as_bytes());
-    output::say(shown.into_inner(), limit);
+    output::say(&shown.into_inner(), limit);
 }
 
 /// Prints what `write` writes to standard output.
 fn print_by(write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
-    let written = write(&mut out).and_then(|()| out.flush().context("cannot write the output"));
+    let written = write(&mut out).and_then(|()| Ok(out.flush()?));
     match written {
         // The reader has closed the pipe, as in `| head`.
         Err(error) if is_broken_pipe(&error) => Ok(()),
+        Err(error) if error.is::<io::Error>() => Err(error).explain(
+            "cannot write to standard output",
+            "use a file or a pipe that takes all of it",
+        ),
         written => written,
     }
 }
@@ -379,7 +408,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// Prints `text`.
 fn print(text: &[u8]) -> Result<()> {
-    print_by(|out| out.write_all(text).context("cannot write the output"))
+    print_by(|out| Ok(out.write_all(text)?))
 }
 
 /// Parses an option's value; the error is on one line.
@@ -408,7 +437,7 @@ impl Sub {
                 }
                 let parts = demo.parts.map_or_else(|| cache("guest"), Ok)?;
                 let parts = Parts::fetch(board.arch(), demo.release, &parts)?;
-                demo::make(&parts, &demo.out)?;
+                demo::make(&parts, &demo.out, demo.force)?;
                 let out = demo.out.display();
                 note(&format!(
                     "{out} is made: boot it with `bootshare-host boot {out} -b {}`",
@@ -494,7 +523,7 @@ mod tests {
             .filter(|arg| !arg.is_hide_set() && arg.get_id() != "help")
             .map(row)
             .collect();
-        assert_table("| `bootshare-host boot` | meaning |", &rows);
+        assert_table(HOST_TOOL, "| `bootshare-host boot` | meaning |", &rows);
     }
 
     /// All options and arguments of all commands, one a line, those for this project's own use but for
@@ -532,28 +561,39 @@ mod tests {
 
     #[test]
     fn the_documentation_and_the_help_list_the_exit_statuses() {
-        let rows = EXIT_STATUSES.map(|(status, meaning)| format!("| {status} | {meaning} |"));
-        assert_table("| exit status | meaning |", &rows);
-        let help = command()
-            .find_subcommand_mut("boot")
-            .unwrap()
-            .render_long_help()
-            .to_string();
-        for (status, meaning) in EXIT_STATUSES {
-            assert!(
-                help.contains(&format!("  {status:<8} {meaning}\n")),
-                "{help}"
-            );
+        let tables: [(_, &[_], _, _); 2] = [
+            (
+                "boot",
+                &EXIT_STATUSES,
+                "| exit status | meaning |",
+                HOST_TOOL,
+            ),
+            ("run", &run::EXIT_STATUSES, "| status | when |", RUN),
+        ];
+        for (name, statuses, head, page) in tables {
+            let row = |(status, meaning)| format!("| {status} | {meaning} |");
+            let rows: Vec<_> = statuses.iter().copied().map(row).collect();
+            assert_table(page, head, &rows);
+            let mut command = command();
+            let command = command.find_subcommand_mut(name).unwrap();
+            let help = command.render_long_help().to_string();
+            let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+            for (status, meaning) in statuses {
+                let line = words(&format!("{status} {meaning}"));
+                assert!(words(&help).contains(&line), "{help}");
+            }
         }
     }
 
-    /// Asserts that the documentation has `rows` below `head`.
-    fn assert_table(head: &str, rows: &[String]) {
-        let page = include_str!("../../../docs/host-tool.md");
+    const HOST_TOOL: &str = include_str!("../../../docs/host-tool.md");
+    const RUN: &str = include_str!("../../../docs/run.md");
+
+    /// Asserts that `page` of the documentation has `rows` below `head`.
+    fn assert_table(page: &str, head: &str, rows: &[String]) {
         let lines = page.lines().skip_while(|line| *line != head).skip(2);
         let table: Vec<_> = lines.take_while(|line| line.starts_with('|')).collect();
         let rows_text = rows.join("\n");
-        assert_eq!(table, rows, "docs/host-tool.md should have:\n{rows_text}");
+        assert_eq!(table, rows, "the documentation should have:\n{rows_text}");
     }
 
     #[test]
@@ -563,9 +603,8 @@ mod tests {
         let run = command.find_subcommand("run").unwrap();
         let options = run.get_arguments().filter(|arg| arg.get_id() != "help");
         let rows = options.map(row).collect::<Vec<_>>().join("\n");
-        let page = include_str!("../../../docs/run.md");
         assert!(
-            page.contains(&format!("| meaning |\n|---|---|\n{rows}\n\n")),
+            RUN.contains(&format!("| meaning |\n|---|---|\n{rows}\n\n")),
             "docs/run.md should have:\n{rows}"
         );
     }

@@ -2,41 +2,79 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueHint};
 
 use bootshare_host::command::{End, How, Job, Kernel, Stage};
-use bootshare_host::explain::Interrupted;
+use bootshare_host::explain::{Explain, Interrupted};
 use bootshare_host::modules::Modules;
+use bootshare_host::output::Planned;
 use bootshare_host::serve::Owner;
-use bootshare_host::{Board, Machine, Outcome, Share, output};
+use bootshare_host::{Board, Machine, Outcome, Share};
 
-use super::boot::{Host, duration, memory};
+use super::boot::{Host, duration, memory, rest};
 use super::firmware::{self, Image};
-use super::junit::{Case, Verdict};
-use super::{NOT_STARTED, error_line, last_of, note, say};
+use super::junit::{self, Case, Verdict};
+use super::{NOT_STARTED, error_line, last_of, say, say_within};
 
-const EXAMPLES: &str = "\
-Examples:
-  A command under the newest kernel of a tree
-    bootshare-host run /srv/debian -- uname -r
-  A kernel that was just built, with this machine's own files
-    bootshare-host run --kernel ~/linux / -- dmesg
-  A shell; Ctrl-] typed three times ends the machine
-    bootshare-host run /srv/debian";
+pub(super) const EXAMPLES: [(&str, &str); 3] = [
+    (
+        "A command under the newest kernel of a tree",
+        "bootshare-host run /srv/debian -- uname -r",
+    ),
+    (
+        "A kernel that was just built, with this machine's own files",
+        "bootshare-host run --kernel ~/linux / -- dmesg",
+    ),
+    (
+        "A shell; Ctrl-] typed three times ends the machine",
+        "bootshare-host run /srv/debian",
+    ),
+];
+
+/// Each exit status of a run, and what it means.
+pub(super) const EXIT_STATUSES: [(&str, &str); 12] = [
+    (
+        "0 to 255",
+        "the command's own; 128 plus the number of the signal that ended it",
+    ),
+    (
+        "126, 127",
+        "126: the command cannot be executed; 127: it or its interpreter does not exist",
+    ),
+    ("117", "the firmware could not start the kernel"),
+    ("118", "the kernel panicked"),
+    (
+        "119",
+        "the root file system could not be mounted, or the command could not be started in it: no driver, no such user, no such directory",
+    ),
+    (
+        "120",
+        "the machine was reset or powered off before the command ended",
+    ),
+    ("121", "QEMU failed"),
+    ("122", "a share's server failed"),
+    (
+        "123",
+        "nothing could be started: a wrong option, no kernel, a missing module",
+    ),
+    ("124", "the time limit passed"),
+    (
+        "125",
+        "with --bisect: the command was not started; this replaces all other statuses except 130",
+    ),
+    ("130", "SIGINT, SIGTERM or SIGHUP ended the run"),
+];
 
 /// Run a command in a machine whose root file system is a directory
 ///
-/// Nothing is written to the directory: what the command writes is lost at its end. The exit status is the
-/// command's, or 128 plus the number of the signal that ended it; 126 or 127 if it cannot be executed or found.
-/// Other statuses: 117 the firmware could not start the kernel; 118 the kernel panicked; 119 the root file system could
-/// not be mounted; 120 the machine ended before the command; 121 QEMU failed; 122 a share's server failed; 123 nothing
-/// could be started; 124 the time limit passed; 130 interrupted.
+/// Nothing is written to the directory: what the command writes is lost at its end.
 #[derive(Args)]
-#[command(after_help = EXAMPLES, args_override_self = true)]
+#[command(args_override_self = true)]
 pub(super) struct Run {
     /// The root file system; with more than one, earlier ones cover later ones
     #[arg(value_name = "DIR", required = true, value_hint = ValueHint::DirPath)]
@@ -50,14 +88,9 @@ pub(super) struct Run {
     /// The kernel's modules [default: lib/modules/VERSION beside the kernel or in DIR]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     modules: Option<PathBuf>,
-    /// Words for the kernel's command line
-    #[arg(
-        long,
-        value_name = "WORDS",
-        default_value = "",
-        allow_hyphen_values = true
-    )]
-    cmdline: String,
+    /// Words for the kernel's command line; repeatable
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    cmdline: Vec<String>,
     /// A variable for the command's environment; repeatable
     #[arg(long = "env", value_name = "NAME=VALUE")]
     environment: Vec<OsString>,
@@ -75,7 +108,7 @@ pub(super) struct Run {
     read_only: bool,
     /// An additional directory, read-only, and its mount point; repeatable
     #[arg(long = "share", value_name = "TAG=DIR:/PATH")]
-    shares: Vec<String>,
+    shares: Vec<OsString>,
     /// Start the tree's own init instead of a command, e.g. /sbin/init
     #[arg(long, value_name = "PATH", conflicts_with = "command")]
     init: Option<PathBuf>,
@@ -123,10 +156,56 @@ struct Ran {
     seconds: f64,
 }
 
+/// The files that are written at the end.
+struct Outputs {
+    console: Option<Planned>,
+    json: Option<Planned>,
+    junit: Option<Planned>,
+}
+
+impl Outputs {
+    fn new(run: &Run) -> Result<Self> {
+        let plan = |path: &Option<PathBuf>, is_ours| {
+            let path = path.as_deref();
+            path.map(|path| Planned::new(path, is_ours)).transpose()
+        };
+        Ok(Self {
+            console: plan(&run.console, |head| holds(head, "bootshare: "))?,
+            json: plan(&run.json, |head| {
+                head.starts_with(b"{") && holds(head, "\"stage\":")
+            })?,
+            junit: plan(&run.junit, |head| holds(head, junit::SUITE))?,
+        })
+    }
+
+    fn write_json(&mut self, object: &serde_json::Value) {
+        write(self.json.take(), format!("{object}\n").as_bytes());
+    }
+
+    fn write_junit(&mut self, case: &Case<'_>) {
+        if self.junit.is_some() {
+            write(self.junit.take(), case.document().as_bytes());
+        }
+    }
+}
+
+fn holds(head: &[u8], text: &str) -> bool {
+    String::from_utf8_lossy(head).contains(text)
+}
+
+/// Writes an output if there is one. A failure is reported, but the command's status stands.
+fn write(output: Option<Planned>, bytes: &[u8]) {
+    if let Some(output) = output
+        && let Err(error) = output.write(bytes)
+    {
+        say(&error_line(format_args!("{error:#}")));
+    }
+}
+
 impl Run {
-    pub(super) fn run(mut self: Box<Self>) -> Result<u8> {
-        let (console, json, bisect) = (self.console.take(), self.json.take(), self.bisect);
-        let (junit, command) = (self.junit.take(), self.words());
+    pub(super) fn run(self: Box<Self>) -> Result<u8> {
+        let mut outputs = Outputs::new(&self)?;
+        let (bisect, limit, command) = (self.bisect, self.timeout, self.words());
         let Ran {
             end,
             kernel,
@@ -139,30 +218,23 @@ impl Run {
             Err(error) => {
                 let what = format!("{error:#}");
                 let code = if bisect { SKIP } else { NOT_STARTED };
-                if let Some(path) = &json {
-                    let object = serde_json::json!({"status": code, "stage": null, "error": what});
-                    output::replace(path, format!("{object}\n").as_bytes())?;
-                }
-                if let Some(path) = &junit {
-                    let case = Case {
-                        command,
-                        kernel: "unknown",
-                        seconds: 0.0,
-                        verdict: match bisect {
-                            true => Verdict::Skipped(what),
-                            false => Verdict::Broken(what, Vec::new()),
-                        },
-                        output: &Default::default(),
-                    };
-                    output::replace(path, case.document().as_bytes())?;
-                }
+                let object = serde_json::json!({"status": code, "stage": null, "error": what});
+                outputs.write_json(&object);
+                outputs.write_junit(&Case {
+                    command,
+                    kernel: "unknown",
+                    seconds: 0.0,
+                    verdict: match bisect {
+                        true => Verdict::Skipped(what),
+                        false => Verdict::Broken(what, Vec::new()),
+                    },
+                    output: &Default::default(),
+                });
                 say(&error_line(format_args!("{error:#}")));
                 return Ok(code);
             }
         };
-        if let Some(path) = &console {
-            output::replace(path, &end.console)?;
-        }
+        write(outputs.console.take(), &end.console);
         let is_interrupted = matches!(end.how, How::Machine(Outcome::Interrupted));
         let is_skipped = bisect && !end.is_started() && !is_interrupted;
         let code = match is_skipped {
@@ -170,38 +242,33 @@ impl Run {
             false => end.exit_code(),
         };
         let is_ours = !matches!(end.how, How::Ended(_)) && end.exit_code() != 0;
-        if let Some(path) = &json {
-            let object = serde_json::json!({
-                "status": code,
-                "stage": end.stage.name(),
-                "error": is_ours.then(|| end.to_string()),
-                "seconds": seconds,
-                "kernel": kernel.path.display().to_string(),
-                "version": kernel.version,
-                "board": board.name(),
-            });
-            output::replace(path, format!("{object}\n").as_bytes())?;
-        }
-        if let Some(path) = &junit {
-            let case = Case {
-                command,
-                kernel: kernel.version.as_deref().unwrap_or("unknown"),
-                seconds,
-                verdict: match (&end.how, code) {
-                    (_, 0) => Verdict::Passed,
-                    (_, SKIP) if is_skipped => Verdict::Skipped(end.to_string()),
-                    (How::Ended(_), _) => Verdict::Failed(end.to_string()),
-                    _ => Verdict::Broken(end.to_string(), end.last_lines.clone()),
-                },
-                output: &end.output,
-            };
-            output::replace(path, case.document().as_bytes())?;
-        }
-        for line in &end.denied {
-            note(&format!("warning: {line}"));
-        }
+        outputs.write_json(&serde_json::json!({
+            "status": code,
+            "stage": end.stage.name(),
+            "error": is_ours.then(|| end.to_string()),
+            "seconds": seconds,
+            "kernel": kernel.path.display().to_string(),
+            "version": kernel.version,
+            "board": board.name(),
+        }));
+        outputs.write_junit(&Case {
+            command,
+            kernel: kernel.version.as_deref().unwrap_or("unknown"),
+            seconds,
+            verdict: match (&end.how, code) {
+                (_, 0) => Verdict::Passed,
+                (_, SKIP) if is_skipped => Verdict::Skipped(end.to_string()),
+                (How::Ended(_), _) => Verdict::Failed(end.to_string()),
+                _ => Verdict::Broken(end.to_string(), end.last_lines.clone()),
+            },
+            output: &end.output,
+        });
+        let denied = end.denied.iter();
+        let mut text: String = denied
+            .map(|line| format!("bootshare-host: warning: {line}\n"))
+            .collect();
         if is_ours {
-            let mut text = error_line(&end);
+            text.push_str(&error_line(&end));
             let is_driverless = end.stage <= Stage::Init && matches!(end.how, How::Failed(_));
             if is_driverless && !has_modules {
                 text.push_str(&format!(
@@ -217,8 +284,8 @@ impl Run {
                 let lines: &[String] = if is_new { &end.last_lines } else { &[] };
                 text.push_str(&last_of(lines, &end.last_requests));
             }
-            say(&text);
         }
+        say_within(&text, rest(limit, Duration::from_secs_f64(seconds)));
         Ok(code)
     }
 
@@ -267,7 +334,8 @@ impl Run {
             ensure!(name.contains('='), "--env {name}: write NAME=VALUE");
         }
         let shares = self.shares.iter().map(|word| {
-            share(word).with_context(|| format!("--share {word}: write TAG=DIR:/PATH"))
+            let said = format!("--share {}", word.display());
+            share(word).explain(said, "write TAG=DIR:/PATH")
         });
         // On a read-only root file system the mount points must exist.
         let modules = kernel.share(&self.dirs).filter(|_| !self.read_only);
@@ -286,21 +354,32 @@ impl Run {
             directory: self.cwd,
             owner: self.owner,
             read_only: self.read_only,
-            cmdline: self.cmdline,
+            cmdline: self.cmdline.join(" "),
             init: firmware::init(board.arch())?,
         })
     }
 }
 
 /// A share and its mount point.
-fn share(word: &str) -> Result<(Share, String)> {
-    let (tag, rest) = word.split_once('=').context("it has no =")?;
-    let (dir, place) = rest.rsplit_once(':').context("it has no mount point")?;
+fn share(word: &OsStr) -> Result<(Share, String)> {
+    let word = word.as_bytes();
+    let equals = word.iter().position(|&byte| byte == b'=');
+    let (tag, rest) = word.split_at(equals.context("it has no =")?);
+    let colon = rest.iter().rposition(|&byte| byte == b':');
+    let (dir, place) = rest.split_at(colon.context("it has no mount point")?);
+    let [tag, place] = [tag, &place[1..]].map(|text| std::str::from_utf8(text).ok());
+    let tag = tag.context("the tag is not UTF-8")?;
+    let place = place.context("the mount point is not UTF-8")?;
     ensure!(!tag.contains(':'), "the tag must not contain a colon");
-    if dir.is_empty() || !place.starts_with('/') {
-        bail!("its mount point is not an absolute path");
-    }
-    Ok((Share::new(tag, dir), place.to_owned()))
+    ensure!(dir.len() > 1, "it has no directory");
+    ensure!(
+        place.starts_with('/'),
+        "its mount point is not an absolute path"
+    );
+    Ok((
+        Share::new(tag, OsStr::from_bytes(&dir[1..])),
+        place.to_owned(),
+    ))
 }
 
 #[cfg(test)]
@@ -319,19 +398,21 @@ mod tests {
 
     #[test]
     fn a_share_has_a_directory_and_a_mount_point() {
-        let (shared, place) = share("t=/a:b=c:/mnt").unwrap();
+        let (shared, place) = share(OsStr::new("t=/a:b=c:/mnt")).unwrap();
         assert_eq!(
             (shared.to_string(), place),
             ("t (/a:b=c)".to_owned(), "/mnt".to_owned())
         );
+        let odd = share(OsStr::from_bytes(b"t=/\xff:/mnt")).unwrap().0;
+        assert_eq!(odd.dirs[0].as_os_str().as_bytes(), b"/\xff");
         for (word, said) in [
             ("t", "it has no ="),
             ("t=/a", "it has no mount point"),
             ("a:b=/a:/mnt", "the tag must not contain a colon"),
-            ("t=:/mnt", "is not an absolute path"),
+            ("t=:/mnt", "it has no directory"),
             ("t=/a:mnt", "is not an absolute path"),
         ] {
-            let error = share(word).unwrap_err().to_string();
+            let error = share(OsStr::new(word)).unwrap_err().to_string();
             assert!(error.contains(said), "{word}: {error}");
         }
     }

@@ -5,7 +5,6 @@
 //! kernels have its driver, built in or as a module. Each stream has a port of its own: an unread
 //! stream does not block the others, and each has its own end of file.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,10 +16,13 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use rustix::process::{Signal, getpid, kill_process};
+use rustix::stdio::stdin;
 use rustix::termios::tcgetwinsize;
 use signal_hook::consts::SIGWINCH;
 
 use crate::board::Transport;
+use crate::console::wait_for_input;
+use crate::fd::write_all;
 use crate::qemu::Machine;
 use crate::run::{Report, socket};
 
@@ -137,8 +139,13 @@ fn pass_on_input(mut guest: UnixStream, terminal: bool, begun: Option<Receiver<(
     let mut escapes = 0;
     loop {
         // Unbuffered. A closed standard input counts as ended.
-        let read = rustix::io::retry_on_intr(|| rustix::io::read(io::stdin(), &mut buffer[..]));
-        let bytes = &buffer[..read.unwrap_or(0)];
+        let read = wait_for_input().and_then(|()| Ok(rustix::io::read(stdin(), &mut buffer[..])?));
+        let bytes = match &read {
+            Ok(count) => &buffer[..*count],
+            // Another process that shares the descriptor has set O_NONBLOCK, or was faster.
+            Err(error) if is_temporary(error) => continue,
+            Err(_) => &[],
+        };
         for &byte in bytes.iter().filter(|_| terminal) {
             escapes = if byte == ESCAPE { escapes + 1 } else { 0 };
             if escapes == 3 {
@@ -156,14 +163,20 @@ fn pass_on_input(mut guest: UnixStream, terminal: bool, begun: Option<Receiver<(
     let _ = guest.read(&mut [0]);
 }
 
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
 /// Writes a port's data to one of our standard streams.
 fn write_out(index: usize, mut guest: UnixStream, ours: BorrowedFd<'_>, events: &Sender<Event>) {
     let mut buffer = vec![0; 64 << 10];
     // Without the library's buffer, so that output is visible at once.
     if let Ok(ours) = ours.try_clone_to_owned() {
-        let mut ours = File::from(ours);
         while let Ok(count @ 1..) = guest.read(&mut buffer) {
-            if ours.write_all(&buffer[..count]).is_err() {
+            if write_all(ours.as_fd(), &buffer[..count], drop).is_err() {
                 // Closing the port sends SIGPIPE to the guest's command.
                 break;
             }

@@ -11,8 +11,10 @@ use object::read::pe::PeFile64;
 use object::{Object, ObjectSection};
 
 use crate::board::{Arch, Board};
+use crate::explain::Explain;
 use crate::modules::Modules;
-use crate::qemu::Share;
+use crate::prepare::format;
+use crate::qemu::{Share, readable};
 
 /// Prefixes of kernels' names that are followed by a version, in `/boot` or the tree itself.
 const WITH_VERSION: [&str; 4] = ["vmlinuz-", "Image-", "vmlinux-", "kernel-"];
@@ -57,10 +59,27 @@ impl Kernel {
     /// # Errors
     /// There is no kernel, or it cannot be read.
     pub fn find(named: Option<&Path>, modules: Option<&Path>, trees: &[PathBuf]) -> Result<Self> {
+        for tree in trees {
+            readable(tree)?;
+        }
         let (path, name) = match named {
-            Some(file) if !file.is_dir() => (file.to_owned(), version_of_name(file)),
-            Some(dir) => newest(std::slice::from_ref(&dir.to_owned()))
-                .with_context(|| format!("there is no kernel in {}", dir.display()))?,
+            Some(file) if !file.is_dir() => {
+                let head = head(file, 0)?;
+                ensure!(
+                    arch_of(&head).is_some() || format(&head).is_some(),
+                    "{} is no kernel: name a bzImage, an arm64 Image (also compressed), a zboot \
+                     image, a vmlinux or a unified kernel image",
+                    file.display()
+                );
+                (file.to_owned(), version_of_name(file))
+            }
+            Some(dir) => newest(std::slice::from_ref(&dir.to_owned())).with_context(|| {
+                format!(
+                    "there is no kernel in {}: name a kernel, a directory of kernels, or a \
+                     kernel's build directory",
+                    dir.display()
+                )
+            })?,
             None => newest(trees).with_context(|| {
                 let trees: Vec<_> = trees
                     .iter()
@@ -267,7 +286,10 @@ fn head(path: &Path, at: u64) -> Result<Vec<u8>> {
     let mut head = Vec::new();
     part(path, at, 64 << 10)
         .and_then(|mut part| part.read_to_end(&mut head))
-        .with_context(|| format!("cannot read the kernel {}", path.display()))?;
+        .explain(
+            format_args!("cannot read the kernel {}", path.display()),
+            "name a file that you can read",
+        )?;
     Ok(head)
 }
 
@@ -429,8 +451,8 @@ mod tests {
         let kernel = find(Some("linux")).unwrap();
         assert_eq!(kernel.modules, Some(dir.path().join("lib/modules/6.10")));
         // A directory's name is a version only below `modules`.
-        put(dir.path(), "lib/modules/6.11/vmlinuz", b"packed");
-        put(dir.path(), "kernels/6.12/vmlinuz", b"packed");
+        put(dir.path(), "lib/modules/6.11/vmlinuz", b"\x1f\x8bpacked");
+        put(dir.path(), "kernels/6.12/vmlinuz", b"\x1f\x8bpacked");
         let version = |named| find(Some(named)).unwrap().version;
         assert_eq!(version("lib/modules/6.11/vmlinuz").as_deref(), Some("6.11"));
         assert_eq!(version("kernels/6.12/vmlinuz"), None);

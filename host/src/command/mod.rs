@@ -21,6 +21,7 @@ use anyhow::{Context, Result};
 
 use crate::board::{Arch, Board};
 use crate::console::{Console, RawMode};
+use crate::interrupt::interrupted;
 use crate::modules::Modules;
 use crate::qemu::{Machine, Share};
 use crate::run::{Outcome, Report, socket_dir};
@@ -50,6 +51,9 @@ const INIT_ERROR: &str = "bootshare-init: error: ";
 /// How long output in flight may take after the machine has ended, and how long the machine may
 /// take to end after the init's last line.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// The same after a limit or a signal.
+const FORCED_GRACE: Duration = Duration::from_millis(400);
 
 /// The exit status when the firmware could not start the kernel.
 pub const FIRMWARE_FAILED: u8 = 117;
@@ -251,6 +255,8 @@ impl Job {
         kernel: &Kernel,
         modules: Option<&Modules>,
     ) -> Result<End> {
+        // From here on, a signal removes the directory before the process ends.
+        interrupted().context("cannot watch for signals")?;
         let dir = socket_dir()?;
         let boot = dir.path().join("boot");
         initrd::make(&boot, self, kernel, modules, machine.board)?;
@@ -268,6 +274,7 @@ impl Job {
         machine.append = format!("bootshare.tag={BOOT_TAG}");
         // The overlay could not be used on submounts of the tree.
         machine.submounts = false;
+        machine.job_control = true;
         machine.watch.fail = vec![PANIC_END.parse()?];
         let console = match &self.own_init {
             Some(_) => Console::Terminal,
@@ -352,11 +359,18 @@ impl Watch {
         match since {
             None => told.recv().ok(),
             Some(since) => {
-                let left = (since + GRACE).saturating_duration_since(Instant::now());
+                let grace = if self.is_over() { FORCED_GRACE } else { GRACE };
+                let left = (since + grace).saturating_duration_since(Instant::now());
                 // A machine that does not end is killed when this process ends.
                 told.recv_timeout(left).ok()
             }
         }
+    }
+
+    /// Whether a limit or a signal has ended the machine.
+    fn is_over(&self) -> bool {
+        let ended = self.ended.as_ref();
+        ended.is_some_and(|(_, report)| report.outcome.is_over())
     }
 
     fn take(&mut self, event: Event) -> Result<()> {

@@ -22,6 +22,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
 pub use cache::Cache;
+pub(crate) use unpack::format;
 
 use crate::lock::lock;
 use state::State;

@@ -32,9 +32,8 @@ const LZOP: &[u8] = b"\x89LZO\0\r\n\x1a\n";
 /// # Errors
 /// The data is damaged, too large, or packed in a way that kernels are not.
 pub(super) fn unpack(packed: &[u8]) -> Result<Vec<u8>> {
-    let found = MAGICS.iter().find(|(magic, _)| packed.starts_with(magic));
-    let (_, name) = found.context("its compression is not known")?;
-    let unpacked = match *name {
+    let name = format(packed).context("its compression is not known")?;
+    let unpacked = match name {
         "gzip" => all(flate2::read::GzDecoder::new(packed)),
         "zstd" => ruzstd::decoding::StreamingDecoder::new(packed)
             .map_err(anyhow::Error::from)
@@ -49,6 +48,12 @@ pub(super) fn unpack(packed: &[u8]) -> Result<Vec<u8>> {
         _ => Ok(packed.to_owned()),
     };
     unpacked.with_context(|| format!("cannot unpack it ({name})"))
+}
+
+/// The name of a format by the first bytes of the data.
+pub(crate) fn format(packed: &[u8]) -> Option<&'static str> {
+    let found = MAGICS.iter().find(|(magic, _)| packed.starts_with(magic));
+    found.map(|(_, name)| *name)
 }
 
 fn all(reader: impl Read) -> Result<Vec<u8>> {

@@ -256,12 +256,14 @@ impl<'a, 's> Run<'a, 's> {
         let monitor = Monitor::listen(&qmp, !machine.stays_paused())?;
         let mut terminal = None;
         let mut output = Output::Captured(Vec::new());
-        if console == Console::Terminal {
+        if console == Console::Terminal || machine.job_control {
             terminal = Some(Terminal {
                 job: JobControl::get().context("cannot watch for signals")?,
                 is_interactive: console.is_interactive(),
                 raw: None,
             });
+        }
+        if console == Console::Terminal {
             output = Output::Shown(Spool::start()?);
         }
         let wiring = Wiring {
@@ -303,11 +305,12 @@ impl<'a, 's> Run<'a, 's> {
         let duration = self.started.elapsed();
         self.qemu.kill();
         self.drain()?;
-        let is_over = matches!(outcome, Outcome::Interrupted | Outcome::TimedOut);
+        let is_over = outcome.is_over();
         let grace = if is_over { FORCED_GRACE } else { END_GRACE };
         let deadline = Instant::now() + grace;
         for server in &mut self.servers {
-            if let Some(failure) = server.finish(deadline)? {
+            // After a limit or a signal, a server that hangs is not the cause of the end.
+            if let Some(failure) = server.finish(deadline, is_over)?.filter(|_| !is_over) {
                 outcome = failure;
             }
         }
@@ -341,7 +344,7 @@ impl<'a, 's> Run<'a, 's> {
             return Ok((outcome, 0));
         };
         spool.close();
-        let is_over = matches!(outcome, Outcome::Interrupted) || outcome.exit_code() == 124;
+        let is_over = outcome.is_over();
         let grace = Instant::now() + FORCED_GRACE;
         let limit = match is_over {
             true => Some(grace),

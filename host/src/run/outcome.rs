@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::qemu::Machine;
+use crate::qemu::{Accel, Machine};
 use crate::watch::{Found, Pattern, Watch, Watcher};
 
 /// How a run ended.
@@ -81,6 +81,11 @@ impl Outcome {
 }
 
 impl Outcome {
+    /// Whether a limit or a signal has ended the run: nothing is waited for any more.
+    pub fn is_over(&self) -> bool {
+        matches!(self.end(), Self::TimedOut | Self::Interrupted)
+    }
+
     /// How the machine ended, regardless of patterns.
     fn end(&self) -> &Self {
         match self {
@@ -129,11 +134,15 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The last error output, if there is any.
+/// The last error output, if there is any, on one line.
 fn said(f: &mut fmt::Formatter<'_>, stderr: &str) -> fmt::Result {
-    match stderr.trim_end() {
-        "" => Ok(()),
-        text => write!(f, ": {text}"),
+    let lines = stderr
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    match lines.collect::<Vec<_>>()[..] {
+        [] => Ok(()),
+        ref lines => write!(f, ": {}", lines.join("; ")),
     }
 }
 
@@ -209,6 +218,9 @@ impl Report {
                 "the console showed nothing, not even the firmware's first line: `bootshare-host \
                  doctor` looks for what is missing"
                     .to_owned(),
+            ),
+            Outcome::QemuFailed { .. } if machine.accel == Accel::Kvm && is_silent => Some(
+                "KVM may not work here: use --accel tcg, or see `bootshare-host doctor`".to_owned(),
             ),
             outcome if outcome.exit_code() != 0 && machine.watch.is_used() && is_silent => {
                 Some("the console showed nothing".to_owned())

@@ -202,8 +202,9 @@ impl Serving {
     }
 
     /// Stops the server, which may end by itself until `deadline`. Returns the run's outcome if the
-    /// server has failed, even if the machine did not notice.
-    pub(super) fn finish(&mut self, deadline: Instant) -> Result<Option<Outcome>> {
+    /// server has failed, even if the machine did not notice. If a limit or a signal has ended the
+    /// run (`is_over`), a server that hangs is not waited for.
+    pub(super) fn finish(&mut self, deadline: Instant, is_over: bool) -> Result<Option<Outcome>> {
         match &mut self.server {
             Running::External(process) => {
                 if process.wait_until(deadline)?.is_none() {
@@ -212,7 +213,10 @@ impl Serving {
                 Ok(None)
             }
             Running::Embedded(server) => {
-                server.stop();
+                match is_over {
+                    true => server.stop_within(deadline.saturating_duration_since(Instant::now())),
+                    false => server.stop(),
+                }
                 self.note_end(Duration::ZERO)?;
                 Ok(self.ended.is_some().then(|| self.failure()))
             }

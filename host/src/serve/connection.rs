@@ -18,6 +18,7 @@ use super::service::Service;
 use super::status::{Status, event, raise};
 use crate::fd::{either, ready};
 use crate::lock::lock;
+use crate::output;
 
 /// How long the rest of a message may take.
 const MESSAGE_LIMIT: Duration = Duration::from_secs(1);
@@ -103,10 +104,10 @@ pub(super) fn serve(
                 };
                 if let Some(now) = &mut connection {
                     if !std::mem::replace(&mut now.reported, true) {
-                        eprintln!(
-                            "bootshare-host: warning: {tag}: a second QEMU connects while the \
-                             share is in use, and is turned away: start a server for each"
-                        );
+                        output::note(format_args!(
+                            "warning: {tag}: a second QEMU connects while the share is in use, and \
+                             is turned away: start a server for each"
+                        ));
                     }
                     continue;
                 }

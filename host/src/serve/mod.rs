@@ -39,6 +39,7 @@ pub use socket::Endpoint;
 pub use trace::{Trace, print};
 
 use crate::fd::ready;
+use crate::output;
 use crate::prepare::Prepare;
 use fault::Injector;
 use fs::Share;
@@ -200,11 +201,16 @@ impl Server {
     /// s, because a thread may hang in a read from a file system of the host; such a thread ends
     /// with the process.
     pub fn stop(&mut self) {
+        self.stop_within(STOP_LIMIT);
+    }
+
+    /// Like [`stop`](Self::stop), with another limit.
+    pub fn stop_within(&mut self, limit: Duration) {
         self.status.stop();
         let Some(thread) = self.thread.take() else {
             return;
         };
-        if self.ended.recv_timeout(STOP_LIMIT) == Err(RecvTimeoutError::Timeout) {
+        if self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
             self.status.fail("a file of the share does not answer");
             return;
         }
@@ -250,8 +256,13 @@ pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
     let interrupt = crate::interrupt::interrupted().context("cannot watch for signals")?;
     let (listener, _socket) = endpoint.listen()?;
     let server = Server::start(options, listener)?;
-    eprintln!("bootshare-host: listening on {endpoint}");
-    socket::tell_manager().context("cannot tell systemd that the server is ready")?;
+    output::note(format_args!("listening on {endpoint}"));
+    if let Err(error) = socket::tell_manager() {
+        output::note(format_args!(
+            "warning: cannot tell the service manager that the server is ready: {error}: see \
+             NOTIFY_SOCKET in sd_notify(3)"
+        ));
+    }
     let status = &server.status;
     let mut told_denied = false;
     loop {
@@ -265,7 +276,7 @@ pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
             && let Some(what) = server.denied().filter(|_| !told_denied)
         {
             told_denied = true;
-            eprintln!("bootshare-host: warning: {tag}: {what}");
+            output::note(format_args!("warning: {tag}: {what}"));
         }
         match status.take_failure() {
             // With `once` there is no next QEMU, also if the end of the connection is noticed only later.
@@ -273,7 +284,7 @@ pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
                 bail!("the server of {tag} failed: {}", failure.what);
             }
             // The server goes on with the next QEMU.
-            Some(failure) => eprintln!("bootshare-host: warning: {tag}: {}", failure.what),
+            Some(failure) => output::note(format_args!("warning: {tag}: {}", failure.what)),
             None => {}
         }
         if interrupted || (once && served) {

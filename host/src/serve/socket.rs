@@ -7,15 +7,17 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
+
+use crate::explain::Explain;
 
 /// The backlog of listen(2).
 const BACKLOG: i32 = 16;
@@ -56,17 +58,25 @@ impl Endpoint {
     }
 }
 
+/// The remedy for a descriptor that is no listening socket.
+const LISTENING: &str = "pass on a listening socket, as systemd does";
+
 fn inherit(number: i32) -> Result<UnixListener> {
     ensure!(
         number > 2,
-        "descriptor {number} is a standard stream: pass a socket as 3 or more"
+        "--fd {number} is a standard stream: pass a socket as 3 or more"
     );
     // SAFETY: the descriptor is only used for queries here; if it is not open, they fail with
     // EBADF.
     let fd = unsafe { BorrowedFd::borrow_raw(number) };
-    let listens = socket_acceptconn(fd)
-        .with_context(|| format!("descriptor {number} is no socket that was inherited"))?;
-    ensure!(listens, "the socket {number} does not listen");
+    let listens = socket_acceptconn(fd).explain(
+        format_args!("--fd {number} is no inherited socket"),
+        LISTENING,
+    )?;
+    ensure!(
+        listens,
+        "the socket --fd {number} does not listen: {LISTENING}"
+    );
     // A duplicate: the inherited descriptor itself stays open.
     let copy: OwnedFd = rustix::io::fcntl_dupfd_cloexec(fd, 3)?;
     Ok(copy.into())
@@ -82,19 +92,37 @@ fn make(path: &Path, mode: Option<u32>) -> Result<UnixListener> {
                 "cannot listen on {}: the file exists and is not a socket: choose another path",
                 path.display()
             );
-            let lives = UnixStream::connect(path).is_ok();
-            ensure!(
-                !lives,
-                "a server listens on {} already: choose another path, or end it",
-                path.display()
-            );
+            match connect_to(path) {
+                Err(Errno::CONNREFUSED) => {}
+                Ok(()) => bail!(
+                    "a server listens on {} already: choose another path, or end it",
+                    path.display()
+                ),
+                // The sockets of live programs: of another type (EPROTOTYPE), of another user
+                // (EACCES), or busy (EAGAIN).
+                Err(error) => bail!(
+                    "cannot listen on {}: another program may use this socket ({error}): choose \
+                     another path, or remove it",
+                    path.display()
+                ),
+            }
             remove_file(path)
                 .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
                 .and_then(|()| bind_at(path, mode))
         }
         other => other,
     };
-    listener.with_context(|| format!("cannot listen on {}", path.display()))
+    listener.explain(
+        format_args!("cannot listen on {}", path.display()),
+        "name a new file in a directory that you can write to",
+    )
+}
+
+/// Tries to connect without waiting.
+fn connect_to(path: &Path) -> Result<(), Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)
 }
 
 fn bind_at(path: &Path, mode: Option<u32>) -> Result<UnixListener, Errno> {
@@ -151,4 +179,33 @@ pub(super) fn tell_manager() -> io::Result<()> {
     };
     UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_socket_of_a_server_that_has_ended_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let refused = |said: &str| {
+            let before = identity(&path).unwrap();
+            let error = format!("{:#}", make(&path, None).unwrap_err());
+            assert!(error.contains(said), "{error}");
+            assert_eq!(identity(&path).unwrap(), before);
+        };
+        let live = make(&path, None).unwrap();
+        refused("a server listens on");
+        drop(live);
+        drop(make(&path, None).unwrap());
+        remove_file(&path).unwrap();
+        // The socket of a program such as syslog.
+        let datagram = UnixDatagram::bind(&path).unwrap();
+        refused("another program may use this socket");
+        drop(datagram);
+        remove_file(&path).unwrap();
+        std::fs::write(&path, "a text").unwrap();
+        refused("is not a socket");
+    }
 }

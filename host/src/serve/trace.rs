@@ -17,18 +17,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
 
 use super::fault::Verdict;
 use super::opcode::{self, long, word};
+use crate::explain::Explain;
 use crate::lock::lock;
 use crate::output;
 
@@ -108,8 +109,7 @@ impl Trace {
     /// # Errors
     /// It cannot be written, or an existing file is not a trace.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = destination(path)
-            .with_context(|| format!("cannot write the trace {}", path.display()))?;
+        let file = destination(path)?;
         Ok(Self {
             path: path.to_owned(),
             start: Instant::now(),
@@ -124,31 +124,22 @@ impl Trace {
         if let Err(error) = lock(&self.file).write(&self.path, line.as_bytes()) {
             // The guest continues; the lines written so far stay valid.
             let path = self.path.display();
-            eprintln!("bootshare-host: warning: the trace {path} ends here: {error:#}");
+            output::note(format_args!(
+                "warning: the trace {path} ends here: {error:#}"
+            ));
         }
     }
 }
 
 fn destination(path: &Path) -> Result<Destination> {
-    match fs::symlink_metadata(path) {
-        Ok(found) if found.is_file() => {
-            let mut head = Vec::new();
-            let file = File::open(path)?;
-            file.take(HEADER.len() as u64).read_to_end(&mut head)?;
-            ensure!(
-                head.is_empty() || head == HEADER,
-                "the file exists and is not a trace: choose another name, or remove it"
-            );
-        }
-        Ok(found) if !found.is_symlink() => {
-            let mut file = File::options().write(true).open(path)?;
-            file.write_all(HEADER)?;
-            return Ok(Destination::Open(file));
-        }
-        _ => {}
+    if let Some(mut file) = output::direct(path)? {
+        file.write_all(HEADER)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        return Ok(Destination::Open(file));
     }
+    output::check(path, "a trace", |head| head.starts_with(HEADER))?;
     let mut file = output::beside(path)?;
-    file.write_all(HEADER)?;
+    output::write(&mut file, path, HEADER)?;
     Ok(Destination::Beside(file))
 }
 
@@ -264,20 +255,25 @@ struct Totals {
 /// The file is not a trace, or `out` cannot be written.
 pub fn print(path: &Path, out: &mut impl Write) -> Result<()> {
     let name = path.display();
-    let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
-    let mut lines = BufReader::new(file).lines();
-    let first = lines.next().transpose().unwrap_or_default();
-    let first: Option<Value> = first.and_then(|line| serde_json::from_str(&line).ok());
-    if first.and_then(|value| value.get("bootshare-trace")?.as_u64()) != Some(1) {
-        bail!("{name} is no trace: make one with `bootshare-host boot --trace {name}`");
-    }
+    let file = File::open(path).explain(
+        format_args!("cannot read {name}"),
+        "name a file that `boot --trace` or `serve --trace` wrote",
+    )?;
+    let mut file = BufReader::new(file);
+    // A file of another kind may be one endless line.
+    let mut head = [0; HEADER.len()];
+    let is_trace = file.read_exact(&mut head).is_ok() && head == *HEADER;
+    ensure!(
+        is_trace,
+        "{name} is no trace: make one with `bootshare-host boot DIR --trace FILE`"
+    );
     writeln!(
         out,
         "{:>12} {:>9}  {:<12} {:<32} {:>9}  result",
         "at ms", "took ms", "operation", "file", "bytes"
     )?;
     let mut totals = Totals::default();
-    for (number, line) in lines.enumerate() {
+    for (number, line) in file.lines().enumerate() {
         let line = line.with_context(|| format!("cannot read {name}"))?;
         // A run that was killed may leave an incomplete line.
         let Ok(Value::Object(record)) = serde_json::from_str(&line) else {
@@ -439,6 +435,8 @@ fn error_name(errno: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {

@@ -83,7 +83,7 @@ fn options_reach_qemu_and_the_firmware() {
         ),
         (
             &["--disk", "share/vmlinuz"],
-            &["format=raw,file=share/vmlinuz", "virtio-blk-device"],
+            &["format=raw,file=/", "/share/vmlinuz", "virtio-blk-device"],
         ),
         (&["--thread-pool-size", "3"], &["--thread-pool-size 3"]),
         (

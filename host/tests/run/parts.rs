@@ -23,7 +23,7 @@ pub(crate) fn demo_share(arch: Arch) -> PathBuf {
     MADE[usize::from(arch == Arch::Aarch64)]
         .get_or_init(|| {
             let dir = target().join("host-tests").join(arch.name());
-            demo::make(&shared::parts(arch, None), &dir).unwrap();
+            demo::make(&shared::parts(arch, None), &dir, true).unwrap();
             dir
         })
         .clone()

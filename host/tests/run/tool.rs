@@ -555,7 +555,7 @@ fn a_full_disk_leaves_nothing_behind() {
     ran.expect(
         123,
         &[
-            "cannot write the trace",
+            "trace: No space left on device (os error 28): name a place with room",
             "No space left on device",
             "\nfull\n",
         ],
@@ -640,11 +640,11 @@ fn the_console_decides_the_result_of_a_boot_test() {
 
     let ran = tool.run(
         tool.linux(&[], None)
-            .args(["--fail=mounted the share", "--expect=never"]),
+            .args(["--fail=^Hello from a dir", "--expect=never"]),
     );
     ran.expect(
         1,
-        &["error: the console showed --fail 'mounted the share': demo: Linux "],
+        &["error: the console showed --fail '^Hello from a dir': Hello from a directory"],
     );
     let last = "\n    demo: Linux ";
     let more = "\nbootshare-host: `--log debug` shows what the firmware does, `--trace FILE`";

@@ -23,6 +23,8 @@ fn prepare(tool: &Tool) {
     fs::write(path("full/vmlinuz"), "somebody's").unwrap();
     symlink(path("tool"), path("bin/bootshare-host")).unwrap();
     symlink("nowhere", path("dangling")).unwrap();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, path("pipe"), mode).unwrap();
     let built = target().canonicalize().unwrap().join("firmware");
     symlink(built, path("firmware")).unwrap();
 }

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::thread;
@@ -323,6 +323,27 @@ fn a_failed_connection_is_reported_and_the_next_is_served() {
 }
 
 #[test]
+fn a_server_whose_messages_cannot_be_written_goes_on() {
+    let process = Process::start("exec 2>/dev/full;", &["--socket", "socket"]);
+    let socket = process.dir.path().join("socket");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while UnixStream::connect(&socket).is_err() {
+        assert!(Instant::now() < deadline, "it does not listen");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let mut guest = Guest::connect_when_free(&socket);
+    guest.init();
+    // It is turned away, with a message.
+    let mut second = UnixStream::connect(&socket).unwrap();
+    assert_eq!(second.read(&mut [0]).unwrap(), 0);
+    guest.reset();
+    guest.init();
+    drop(guest);
+    Guest::connect_when_free(&socket).init();
+    assert_eq!(process.end().0, Some(0));
+}
+
+#[test]
 fn a_failure_of_the_server_ends_it_and_with_once_also_one_of_the_connection() {
     for (options, part) in [
         (&["--fault", "panic=LOOKUP:1"][..], "as the fault asks"),
@@ -405,10 +426,7 @@ fn a_socket_may_be_inherited() {
     let mut guest = Guest::connect(&path, 1);
     guest.init();
     assert!(lookup(&mut guest, "file").is_ok());
-    for (number, part) in [
-        ("1", "standard stream"),
-        ("999", "no socket that was inherited"),
-    ] {
+    for (number, part) in [("1", "standard stream"), ("999", "is no inherited socket")] {
         let mut process = Process::start("", &["--fd", number]);
         let line = process.line();
         assert!(line.contains(part), "{line}");

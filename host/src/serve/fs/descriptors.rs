@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::lock::lock;
+use crate::output;
 
 /// The most files that are kept open only because the guest has a node of them. Each takes about 1
 /// KiB of the host kernel's memory.
@@ -122,11 +123,11 @@ pub(super) fn reserve() -> Result<(), Errno> {
         if !lock(&CLOCK).evict_one() {
             static TOLD: AtomicBool = AtomicBool::new(false);
             if !TOLD.swap(true, Ordering::Relaxed) {
-                eprintln!(
-                    "bootshare-host: warning: a guest has {limit} files open, as many as the limit \
-                     of open files allows, and gets ENFILE for more: raise the limit (ulimit -Hn, \
-                     or serve --rlimit-nofile)"
-                );
+                output::note(format_args!(
+                    "warning: a guest has {limit} files open, as many as the limit of open files \
+                     allows, and gets ENFILE for more: raise the limit (ulimit -Hn, or serve \
+                     --rlimit-nofile)"
+                ));
             }
             return Err(Errno::NFILE);
         }

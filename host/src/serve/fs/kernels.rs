@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::host::{self, Key};
 use crate::lock::lock;
+use crate::output;
 use crate::prepare::{self, Image, Part, Prepare};
 use crate::version::Version;
 
@@ -86,10 +87,10 @@ impl Kernels {
                     time: SystemTime::now(),
                 }),
                 Err(error) => {
-                    eprintln!(
-                        "bootshare-host: warning: the kernel {name} is not prepared: {error:#}; the \
-                         guest unpacks it itself"
-                    );
+                    output::note(format_args!(
+                        "warning: the kernel {name} is not prepared: {error:#}; the guest unpacks \
+                         it itself"
+                    ));
                     None
                 }
             },

@@ -35,6 +35,7 @@ use fuse_backend_rs::api::filesystem::Entry;
 use rustix::fs::{FileType, Mode, OFlags, Statx, makedev, open, openat};
 use rustix::io::Errno;
 
+use crate::explain::Explain;
 use crate::lock::lock;
 use crate::prepare::{Part, Prepare};
 use crate::syscall::OPENAT2;
@@ -123,8 +124,10 @@ impl Share {
         let mut devices = Vec::new();
         for dir in dirs {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let root = open(dir, flags, Mode::empty())
-                .with_context(|| format!("cannot share {}", dir.display()))?;
+            let root = open(dir, flags, Mode::empty()).explain(
+                format_args!("cannot share {}", dir.display()),
+                "name a directory that can be read",
+            )?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             openat(&root, c".", flags, Mode::empty())
                 .with_context(|| format!("cannot read {}", dir.display()))?;
