@@ -823,11 +823,13 @@ fn terminal() -> (OwnedFd, OwnedFd) {
 #[test]
 fn a_background_process_of_a_terminal_runs_and_stops_as_a_job() {
     let tree = Tree::new(Arch::X86_64);
-    let (_user, program) = terminal();
+    let (user, program) = terminal();
+    // For the program in the foreground.
+    rustix::io::write(&user, b"typed\n").unwrap();
     // timeout(1) puts its command into a background process group.
     let wrapped = |words: &[&str]| {
         let command = tree.command(&[], words);
-        let script = "timeout 100 \"$@\"; exit $?";
+        let script = "timeout -s KILL 100 \"$@\"; exit $?";
         let mut shell = Command::new("setsid");
         shell.args(["--ctty", "--wait", "sh", "-c", script, "sh"]);
         shell.arg(command.get_program()).args(command.get_args());
