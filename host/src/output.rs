@@ -73,14 +73,18 @@ fn failure(path: &Path) -> String {
     format!("cannot write {}", path.display())
 }
 
-/// Opens what must not be replaced by a file: a device, a pipe, or a link in /dev or /proc to what
-/// this process has open (/dev/stdout). `None` for all else.
+/// Opens what must not be replaced by a file: a device, a pipe, or a link in or into /proc, to what
+/// this process has open (/dev/stdout, /dev/fd/N). `None` for all else.
 ///
 /// # Errors
 /// It cannot be opened for writing.
 pub(crate) fn direct(path: &Path) -> Result<Option<File>> {
-    let is_link = fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink());
-    let is_open = is_link && ["/dev", "/proc"].iter().any(|dir| path.starts_with(dir));
+    let target = fs::read_link(path);
+    let dir = path.parent().and_then(|dir| fs::canonicalize(dir).ok());
+    let is_open = target.is_ok_and(|target| {
+        let mut places = dir.iter().chain([&target]);
+        places.any(|place| place.starts_with("/proc"))
+    });
     let is_special = |found: fs::Metadata| is_open || !found.is_file() && !found.is_dir();
     if !fs::metadata(path).is_ok_and(is_special) {
         return Ok(None);

@@ -33,6 +33,14 @@ fn parts(arch: Arch) -> Parts {
     Parts::fetch(arch, None, &cache).unwrap()
 }
 
+/// Copies a program, in a child process: a program that this process has open for writing, and so each child that
+/// another test starts at the same time, cannot be executed.
+fn install(from: &Path, to: &Path) {
+    let mut command = Command::new("install");
+    let status = command.args(["-m", "755"]).arg(from).arg(to).status();
+    assert!(status.unwrap().success(), "cannot copy {}", from.display());
+}
+
 /// The directory of a kernel's unpacked packages.
 fn kernel(arch: Arch) -> PathBuf {
     let busybox = parts(arch).busybox();
@@ -383,7 +391,7 @@ fn the_callers_files_belong_to_root_and_an_unreadable_file_is_reported_once() {
     // Everything that the ordinary user needs is in a directory that this user can access.
     let (dir, program) = (tree.dir.path(), tree.dir.path().join("tool"));
     fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
-    fs::copy(env!("CARGO_BIN_EXE_bootshare-host"), &program).unwrap();
+    install(env!("CARGO_BIN_EXE_bootshare-host").as_ref(), &program);
     package(Arch::X86_64, &dir.join("package"));
     for name in ["secret", "secret2"] {
         fs::write(tree.path("data").join(name), "").unwrap();
@@ -461,9 +469,9 @@ fn if_kvm_fails_at_the_start_tcg_runs_the_command_with_all_of_its_input() {
     // QEMU connects all sockets before it checks the accelerator.
     let script = "case \"$*\" in *'-accel kvm'*) set -- $(echo \"$*\" | sed 's/-accel kvm/-accel no/');; esac
         exec qemu-system-x86_64 \"$@\"";
-    let qemu = tree.dir.path().join("qemu");
-    fs::write(&qemu, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    let [qemu, draft] = ["qemu", "draft"].map(|name| tree.dir.path().join(name));
+    fs::write(&draft, format!("#!/bin/sh\n{script}\n")).unwrap();
+    install(&draft, &qemu);
     let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/firmware");
     let board = Board::X86_64Microvm;
     let mut machine = Machine::new(board, images.join(board.firmware_name()));
@@ -955,8 +963,9 @@ fn run_script(script: &str, dir: &Path, tree: &Path) -> (Option<i32>, String, St
     let program = env!("CARGO_BIN_EXE_bootshare-host");
     let tool = format!("exec '{program}' \"$@\"");
     for (name, text) in STAND_INS.into_iter().chain([("bootshare-host", &*tool)]) {
-        fs::write(bin.join(name), format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        let draft = dir.join("draft");
+        fs::write(&draft, format!("#!/bin/sh\n{text}\n")).unwrap();
+        install(&draft, &bin.join(name));
     }
     let path = std::env::var("PATH").unwrap();
     let output = Command::new("sh")
