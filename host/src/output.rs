@@ -1,6 +1,6 @@
 //! What the tool writes for its user. A file is written under a temporary name in the same directory
 //! and then renamed: nobody sees a partial file, and a link is replaced, never followed. Devices and
-//! pipes are written to directly. Messages to standard error wait neither for ever nor for nobody.
+//! pipes are written to directly. Printing a message ends at a time limit, and soon after a signal.
 
 use std::fmt::Display;
 use std::fs::{self, File};
