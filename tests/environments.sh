@@ -38,10 +38,7 @@ start() {
         cat "$work/file"
         ;;
     background)
-        # A background process that reads from the terminal is stopped.
-        local input=''
-        [ "$2" != "$work/run" ] || input='</dev/null'
-        script -qec "sh -ic '\"$2\" $input >\"$work/file\" 2>&1 & wait'" /dev/null </dev/null
+        script -qec "sh -ic '\"$2\" >\"$work/file\" 2>&1 & wait'" /dev/null </dev/null
         cat "$work/file"
         ;;
     cron) (umask 077 && cd / && env -i PATH=/usr/bin:/bin SHELL=/bin/sh setsid --wait "$2" </dev/null) ;;

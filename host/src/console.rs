@@ -30,6 +30,9 @@ impl Console {
     }
 }
 
+/// How often a process in the background looks whether it is in the foreground by now.
+pub(crate) const RETRY: Duration = Duration::from_secs(1);
+
 /// Whether this process may read standard input and change its terminal settings: job control stops
 /// a background process that tries (credentials(7)).
 fn has_terminal() -> bool {
@@ -40,21 +43,19 @@ fn has_terminal() -> bool {
 /// Waits until standard input can be read. A process in the background does not read its terminal:
 /// job control would stop it.
 pub(crate) fn wait_for_input() -> io::Result<()> {
-    let is_terminal = io::stdin().is_terminal();
     loop {
-        if is_terminal && !has_terminal() {
+        if !may_read() {
             thread::sleep(RETRY);
-            continue;
-        }
-        let ready = ready(&[(stdin(), PollFlags::IN)], is_terminal.then_some(RETRY))?;
-        if ready[0] && (!is_terminal || has_terminal()) {
+        } else if ready(&[(stdin(), PollFlags::IN)], Some(RETRY))?[0] && may_read() {
             return Ok(());
         }
     }
 }
 
-/// How often a process in the background looks whether it has the terminal.
-const RETRY: Duration = Duration::from_millis(500);
+/// Whether reading standard input does not stop this process.
+fn may_read() -> bool {
+    !io::stdin().is_terminal() || has_terminal()
+}
 
 /// A terminal on standard input that is in raw mode until this is dropped.
 pub(crate) struct RawMode {
@@ -127,9 +128,7 @@ impl Keys {
     pub(crate) fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let reads_input = self.reads_input && !self.waits_for_prompt;
         match (self.waiting.is_empty(), reads_input) {
-            (true, true) if !io::stdin().is_terminal() || has_terminal() => {
-                Some((stdin(), PollFlags::IN))
-            }
+            (true, true) if may_read() => Some((stdin(), PollFlags::IN)),
             (true, _) => None,
             (false, _) => Some((self.qemu.as_fd(), PollFlags::OUT)),
         }

@@ -211,7 +211,7 @@ pub fn say(text: &[u8], limit: Option<Duration>) {
         };
         if ready.get(1) == Some(&true) {
             interrupt = None;
-            let soon = Instant::now() + AFTER_SIGNAL;
+            let soon = Instant::now() + SOON;
             end = Some(end.map_or(soon, |end| end.min(soon)));
         } else if ready[0] {
             // A pipe that is ready has space for this much (pipe(7)), so the write does not wait.
@@ -227,8 +227,8 @@ pub fn say(text: &[u8], limit: Option<Duration>) {
     }
 }
 
-/// How long a message may take after a signal.
-const AFTER_SIGNAL: Duration = Duration::from_millis(500);
+/// How long a message may take after a limit or a signal: long enough for a reader.
+pub const SOON: Duration = Duration::from_millis(500);
 
 /// How much a pipe takes in one piece.
 const PIPE_BUF: usize = 4096;

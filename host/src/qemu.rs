@@ -80,7 +80,10 @@ impl Share {
 }
 
 /// Checks that `dir` can be shared.
-pub(crate) fn readable(dir: &Path) -> Result<()> {
+///
+/// # Errors
+/// It is no directory, or cannot be read.
+pub fn readable(dir: &Path) -> Result<()> {
     let list = fs::read_dir(dir);
     list.explain(
         format_args!("cannot share {}", dir.display()),

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{ArgMatches, Args, ValueEnum, ValueHint, value_parser};
 
 use bootshare_host::explain::Explain;
+use bootshare_host::output::SOON;
 use bootshare_host::prepare::Cache as Kernels;
 use bootshare_host::serve::{Cache, Fault, MAX_REQUEST_QUEUES, MAX_THREADS, Owner};
 use bootshare_host::watch::{Expect, Pattern, Watch};
@@ -504,13 +505,10 @@ fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
     report.outcome.exit_code()
 }
 
-/// How long printing our own messages may take: what is left of the time limit, but long enough for
-/// a reader. Standard error may be the same pipe as standard output, which nobody reads.
+/// How long printing our own messages may take: what is left of the time limit. Standard error may be the same pipe as standard output, which nobody reads.
 pub(super) fn rest(limit: Option<Duration>, used: Duration) -> Option<Duration> {
-    limit.map(|limit| limit.saturating_sub(used).max(SAY_LIMIT))
+    limit.map(|limit| limit.saturating_sub(used).max(SOON))
 }
-
-const SAY_LIMIT: Duration = Duration::from_millis(500);
 
 /// The messages about how a machine ended.
 fn end_of_run(machine: &Machine, report: &Report, quiet: bool) -> String {

@@ -26,6 +26,7 @@ use clap::{
 
 use bootshare_host::explain::{Explain, Interrupted};
 use bootshare_host::guest::Parts;
+use bootshare_host::qemu::readable;
 use bootshare_host::run::{EXIT_STATUSES, Outcome};
 use bootshare_host::serve::{
     self, Cache, DEFAULT_THREADS, Endpoint, Fault, MAX_REQUEST_QUEUES, MAX_THREADS, Options, Owner,
@@ -212,7 +213,7 @@ struct Demo {
     /// Directory for downloaded Debian packages [default: bootshare/guest in the user's cache]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     parts: Option<PathBuf>,
-    /// Replace existing files that the demo did not create
+    /// Replace existing files that the demo did not create, or that were changed
     #[arg(long)]
     force: bool,
 }
@@ -303,13 +304,9 @@ fn explain(error: &clap::Error) -> ExitCode {
     if error.kind() == ErrorKind::InvalidSubcommand
         && let Some(name) = arguments().get(1).map(Path::new)
         && name.components().count() > 1
+        && let Err(error) = readable(name)
     {
-        let cause = fs::read_dir(name).err();
-        let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
-        say(&error_line(format_args!(
-            "cannot boot {}{cause}: name a directory that can be read",
-            name.display()
-        )));
+        say(&error_line(error));
         return ExitCode::from(NOT_STARTED);
     }
     // The message is followed by tips, the usage, and a hint at the help, each after an empty line.

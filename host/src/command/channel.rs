@@ -15,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use anyhow::{Context, Result};
+use rustix::io::Errno;
 use rustix::process::{Signal, getpid, kill_process};
 use rustix::stdio::stdin;
 use rustix::termios::tcgetwinsize;
@@ -139,12 +140,11 @@ fn pass_on_input(mut guest: UnixStream, terminal: bool, begun: Option<Receiver<(
     let mut escapes = 0;
     loop {
         // Unbuffered. A closed standard input counts as ended.
-        let read = wait_for_input().and_then(|()| Ok(rustix::io::read(stdin(), &mut buffer[..])?));
-        let bytes = match &read {
-            Ok(count) => &buffer[..*count],
-            // Another process that shares the descriptor has set O_NONBLOCK, or was faster.
-            Err(error) if is_temporary(error) => continue,
-            Err(_) => &[],
+        let bytes = match wait_for_input().map(|()| rustix::io::read(stdin(), &mut buffer[..])) {
+            Ok(Ok(count)) => &buffer[..count],
+            // Another process that shares the descriptor has set O_NONBLOCK, and was faster.
+            Ok(Err(Errno::AGAIN | Errno::INTR)) => continue,
+            Ok(Err(_)) | Err(_) => &[],
         };
         for &byte in bytes.iter().filter(|_| terminal) {
             escapes = if byte == ESCAPE { escapes + 1 } else { 0 };
@@ -161,13 +161,6 @@ fn pass_on_input(mut guest: UnixStream, terminal: bool, begun: Option<Receiver<(
     let _ = guest.shutdown(Shutdown::Write);
     // Keep the socket until QEMU ends, for the same reason.
     let _ = guest.read(&mut [0]);
-}
-
-fn is_temporary(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-    )
 }
 
 /// Writes a port's data to one of our standard streams.

@@ -13,7 +13,7 @@ use object::{Object, ObjectSection};
 use crate::board::{Arch, Board};
 use crate::explain::Explain;
 use crate::modules::Modules;
-use crate::prepare::format;
+use crate::prepare::compression;
 use crate::qemu::{Share, readable};
 
 /// Prefixes of kernels' names that are followed by a version, in `/boot` or the tree itself.
@@ -66,7 +66,7 @@ impl Kernel {
             Some(file) if !file.is_dir() => {
                 let head = head(file, 0)?;
                 ensure!(
-                    arch_of(&head).is_some() || format(&head).is_some(),
+                    arch_of(&head).is_some() || compression(&head).is_some(),
                     "{} is no kernel: name a bzImage, an arm64 Image (also compressed), a zboot \
                      image, a vmlinux or a unified kernel image",
                     file.display()

@@ -24,7 +24,7 @@ use crate::console::{Console, RawMode};
 use crate::interrupt::interrupted;
 use crate::modules::Modules;
 use crate::qemu::{Machine, Share};
-use crate::run::{Outcome, Report, socket_dir};
+use crate::run::{FORCED_GRACE, Outcome, Report, socket_dir};
 use crate::serve::Owner;
 use channel::Event;
 pub use kept::Kept;
@@ -51,9 +51,6 @@ const INIT_ERROR: &str = "bootshare-init: error: ";
 /// How long output in flight may take after the machine has ended, and how long the machine may
 /// take to end after the init's last line.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// The same after a limit or a signal.
-const FORCED_GRACE: Duration = Duration::from_millis(400);
 
 /// The exit status when the firmware could not start the kernel.
 pub const FIRMWARE_FAILED: u8 = 117;

@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
 pub use cache::Cache;
-pub(crate) use unpack::format;
+pub(crate) use unpack::compression;
 
 use crate::lock::lock;
 use state::State;

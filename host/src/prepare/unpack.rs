@@ -32,7 +32,7 @@ const LZOP: &[u8] = b"\x89LZO\0\r\n\x1a\n";
 /// # Errors
 /// The data is damaged, too large, or packed in a way that kernels are not.
 pub(super) fn unpack(packed: &[u8]) -> Result<Vec<u8>> {
-    let name = format(packed).context("its compression is not known")?;
+    let name = compression(packed).context("its compression is not known")?;
     let unpacked = match name {
         "gzip" => all(flate2::read::GzDecoder::new(packed)),
         "zstd" => ruzstd::decoding::StreamingDecoder::new(packed)
@@ -50,8 +50,8 @@ pub(super) fn unpack(packed: &[u8]) -> Result<Vec<u8>> {
     unpacked.with_context(|| format!("cannot unpack it ({name})"))
 }
 
-/// The name of a format by the first bytes of the data.
-pub(crate) fn format(packed: &[u8]) -> Option<&'static str> {
+/// The compression of a kernel by its first bytes; `nothing` of an ELF file.
+pub(crate) fn compression(packed: &[u8]) -> Option<&'static str> {
     let found = MAGICS.iter().find(|(magic, _)| packed.starts_with(magic));
     found.map(|(_, name)| *name)
 }

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 pub use outcome::{EXIT_STATUSES, Outcome, Report};
 pub use servers::Servers;
 
-use crate::console::{Console, Keys, RawMode};
+use crate::console::{Console, Keys, RETRY, RawMode};
 use crate::explain::Explain;
 use crate::fd::{read_rest, read_some, ready};
 use crate::interrupt::{JobControl, interrupted};
@@ -42,16 +42,13 @@ const FAILURE_GRACE: Duration = Duration::from_secs(1);
 
 /// After a limit or a signal ended the run: how long a server may take to end, and standard output
 /// to take the rest of the console.
-const FORCED_GRACE: Duration = Duration::from_millis(400);
+pub(crate) const FORCED_GRACE: Duration = Duration::from_millis(400);
 
 /// A silence after which an incomplete line is taken as complete: it is a prompt.
 const SILENCE: Duration = Duration::from_millis(100);
 
 /// A silence after which the guest is assumed to wait for input even without a prompt.
 const LONG_SILENCE: Duration = Duration::from_secs(10);
-
-/// How often this process tries to take the terminal while it is in the background.
-const TERMINAL_RETRY: Duration = Duration::from_secs(1);
 
 /// A moment of a run at which a test acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -464,7 +461,7 @@ impl<'a, 's> Run<'a, 's> {
             && !terminal.is_taken()
         {
             terminal.take()?;
-            due.push(now + TERMINAL_RETRY);
+            due.push(now + RETRY);
         }
         Ok(due.into_iter().min())
     }
