@@ -78,7 +78,7 @@ echo '|---|---|---|'
 row 'a terminal, by script(1)' terminal
 row 'a pane of tmux' tmux
 row 'nohup(1) on a terminal' nohup
-row "in the background of a terminal's shell, \`run\` with \`</dev/null\`" background
+row "in the background of a terminal's shell" background
 row 'as cron does: no terminal, no HOME, umask 077' cron
 row 'standard input closed' closed
 row 'standard input a pipe that stays open' pipe
