@@ -91,8 +91,9 @@ pub(crate) fn direct(path: &Path) -> Result<Option<File>> {
     }
     let mut options = File::options();
     // Opening a pipe would wait for a reader.
-    let wait = OFlags::NONBLOCK.bits() as i32;
-    match options.append(true).custom_flags(wait).open(path) {
+    // Opening a terminal would make it the one of a process that has none.
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
+    match options.append(true).custom_flags(flags).open(path) {
         Ok(file) => {
             rustix::io::ioctl_fionbio(&file, false)?;
             Ok(Some(file))
@@ -114,9 +115,14 @@ pub(crate) fn check(path: &Path, what: &str, is_ours: impl Fn(&[u8]) -> bool) ->
         return Ok(());
     };
     ensure!(
-        !found.is_dir(),
-        "{}: it is a directory: name a file",
-        failure(path)
+        found.is_file() || found.is_symlink(),
+        "{}: it is {}: name a file",
+        failure(path),
+        if found.is_dir() {
+            "a directory"
+        } else {
+            "no file"
+        }
     );
     if found.is_file() {
         let mut head = Vec::new();
@@ -194,6 +200,29 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     write(&mut file, path, bytes)?;
     put(file, path).map(drop)
 }
+
+/// Writes files. An existing file is replaced if it begins as the new one does, as an earlier version
+/// of it; the error for another file says that it is not `what`. Before the first file is written, all
+/// are checked.
+///
+/// # Errors
+/// A file cannot be written, or another file has its name.
+pub fn update(files: &[(PathBuf, impl AsRef<[u8]>)], what: &str) -> Result<()> {
+    for (path, bytes) in files {
+        let bytes = bytes.as_ref();
+        check(path, what, |head| {
+            head.starts_with(&bytes[..SAME.min(bytes.len())])
+        })?;
+    }
+    for (path, bytes) in files {
+        replace(path, bytes.as_ref())?;
+    }
+    Ok(())
+}
+
+/// How many first bytes the versions of a file have in common: an ELF identification, the branch at
+/// the start of an arm64 image, the first macro of a manual page.
+const SAME: usize = 8;
 
 /// Prints to standard error. It gives up after `limit`, and soon after a signal, because standard
 /// error may be a pipe that nobody reads.

@@ -183,10 +183,8 @@ pub(super) fn write(dir: &Path) -> Result<()> {
          `make firmware` writes to {BUILT}"
     );
     output::directory(dir)?;
-    for (name, bytes) in CARRIED {
-        output::replace(&dir.join(name), bytes)?;
-    }
-    Ok(())
+    let images = CARRIED.iter().map(|(name, bytes)| (dir.join(name), bytes));
+    output::update(&images.collect::<Vec<_>>(), "an image of this firmware")
 }
 
 #[cfg(all(test, carries = "firmware"))]

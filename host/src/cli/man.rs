@@ -54,6 +54,7 @@ pub(super) fn write(dir: &Path) -> Result<()> {
         .iter()
         .map(|command| format!("{name}-{}", command.get_name()));
     let pages: Vec<_> = std::iter::once(name.clone()).chain(pages).collect();
+    let mut files = Vec::new();
     for (index, page) in pages.iter().enumerate() {
         let command = match index.checked_sub(1) {
             None => program.clone(),
@@ -65,9 +66,9 @@ pub(super) fn write(dir: &Path) -> Result<()> {
         };
         let see_also = pages.iter().filter(|other| *other != page);
         let text = render(&command, see_also)?;
-        output::replace(&dir.join(format!("{page}.1")), &text)?;
+        files.push((dir.join(format!("{page}.1")), text));
     }
-    Ok(())
+    output::update(&files, "a manual page")
 }
 
 fn render<'a>(

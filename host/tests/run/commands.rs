@@ -283,6 +283,46 @@ fn images_pages_and_completions_are_written() {
 }
 
 #[test]
+fn images_and_pages_replace_only_earlier_ones() {
+    let tool_ = Tool::new(&[]);
+    for (args, names, what) in [
+        (
+            ["firmware", "new"],
+            ["bootshare-x86_64.elf", "bootshare-aarch64.bin"],
+            "an image of this firmware",
+        ),
+        (
+            ["man", "new"],
+            ["bootshare-host.1", "bootshare-host-serve.1"],
+            "a manual page",
+        ),
+    ] {
+        let path = |name: &str| tool_.path(&format!("new/{name}"));
+        tool(&tool_, &args);
+        let whole = fs::read(path(names[0])).unwrap();
+        fs::write(path(names[0]), &whole[..100]).unwrap();
+        tool(&tool_, &args);
+        assert!(fs::read(path(names[0])).unwrap() == whole, "{args:?}");
+
+        fs::write(path(names[0]), &whole[..100]).unwrap();
+        fs::write(path(names[1]), "of somebody else").unwrap();
+        let ran = tool_.run(&mut tool_.command(&[], &args));
+        let taken = format!(
+            "cannot write new/{}: the file exists and is not {what}: choose another name, or remove it",
+            names[1]
+        );
+        ran.expect(123, &[&taken]);
+        assert_eq!(fs::read(path(names[1])).unwrap(), b"of somebody else");
+        assert_eq!(fs::read(path(names[0])).unwrap().len(), 100, "{args:?}");
+        fs::remove_file(path(names[1])).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, path(names[1]), rustix::fs::Mode::RUSR).unwrap();
+        let ran = tool_.run(&mut tool_.command(&[], &args));
+        ran.expect(123, &["it is no file: name a file"]);
+        fs::remove_file(path(names[1])).unwrap();
+    }
+}
+
+#[test]
 fn the_tests_named_in_the_documentation_exist() {
     fn sources(dir: &Path, text: &mut String) {
         for entry in fs::read_dir(dir).unwrap() {

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bootshare_host::{Arch, Board, demo};
+use rustix::fs::OFlags;
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, Signal, kill_process};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
@@ -977,9 +978,11 @@ pub(crate) fn terminal() -> (fs::File, fs::File) {
     grantpt(&user).unwrap();
     unlockpt(&user).unwrap();
     let name = ptsname(&user, Vec::new()).unwrap();
+    // The leader of a session without a terminal would get this one.
     let program = fs::OpenOptions::new()
         .read(true)
         .write(true)
+        .custom_flags(OFlags::NOCTTY.bits() as i32)
         .open(name.to_str().unwrap())
         .unwrap();
     (user.into(), program)
