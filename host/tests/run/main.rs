@@ -4,6 +4,7 @@
 #[cfg(feature = "embed-firmware")]
 mod commands;
 mod console;
+mod downloads;
 mod parts;
 #[path = "../../../tests/boot/shared.rs"]
 mod shared;
