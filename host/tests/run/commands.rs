@@ -283,6 +283,27 @@ fn images_pages_and_completions_are_written() {
 }
 
 #[test]
+fn a_text_is_printed_completely_or_an_error() {
+    let tool_ = Tool::new(&[]);
+    let completions = || tool_.command(&[], &["completions", "bash"]);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full");
+    let ran = completions().stdout(full.unwrap()).output().unwrap();
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!(ran.status.code(), Some(123), "{errors}");
+    let line = "bootshare-host: error: cannot write to standard output: ";
+    assert!(
+        errors.starts_with(line) && errors.lines().count() == 1,
+        "{errors}"
+    );
+
+    // A reader like head(1) has enough.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let ran = completions().stdout(writer).output().unwrap();
+    assert_eq!((ran.status.code(), &*ran.stderr), (Some(0), &b""[..]));
+}
+
+#[test]
 fn images_and_pages_replace_only_earlier_ones() {
     let tool_ = Tool::new(&[]);
     for (args, names, what) in [

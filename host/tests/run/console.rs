@@ -166,6 +166,26 @@ fn a_closed_standard_output_ends_a_run_without_expect() {
 }
 
 #[test]
+fn a_standard_output_closed_after_the_end_hides_no_failure() {
+    let tool = Tool::new(&[]);
+    // The firmware's success (`isa-debug-exit`), and a failure of QEMU.
+    for (end, status) in [(33, 141), (3, 121)] {
+        let (reader, writer) = io::pipe().unwrap();
+        // More than the pipe takes.
+        let (script, has_begun) = begun(&tool, &format!("seq 1 100000; exit {end}"));
+        let mut command = tool.fake(&[], &script);
+        let mut child = command.stdout(writer).spawn().unwrap();
+        drop(command);
+        until("it did not start", has_begun);
+        until("the machine did not end", || tool.processes().len() == 1);
+        assert_eq!(child.try_wait().unwrap(), None);
+        drop(reader);
+        assert_eq!(wait(&mut child), Some(status), "{end}");
+        tool.assert_nothing_is_left();
+    }
+}
+
+#[test]
 fn a_nonblocking_standard_output_is_waited_for() {
     let tool = Tool::new(&[]);
     let (mut reader, writer) = io::pipe().unwrap();
