@@ -1,7 +1,8 @@
 //! Requests that the embedded server refuses: changes, paths out of the share, and malformed requests.
 
 use crate::requests::{
-    EINVAL, ENOENT, EROFS, ESTALE, LOOKUP, OPEN, ROOT, errno, init, lookup, request, server, words,
+    EINVAL, ENOENT, EROFS, ESTALE, LOOKUP, OPEN, OPENDIR, READ, READDIR, RELEASE, ROOT, ask, errno,
+    init, lookup, open, read_in, request, server, words,
 };
 use bootshare::Error;
 use bootshare_tests::Embedded;
@@ -139,6 +140,45 @@ fn fifos_and_devices() {
     let node = lookup(&server, ROOT, "file").unwrap();
     let reply = server.ask(&request(OPEN, node, &words(&[0, 0])), 4096);
     assert_eq!(errno(&reply.unwrap()), 6, "ENXIO");
+}
+
+#[test]
+fn files_and_handles_of_another_kind() {
+    const EBADF: i32 = 9;
+    const ENOTDIR: i32 = 20;
+    const EISDIR: i32 = 21;
+    const ELOOP: i32 = 40;
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "content").unwrap();
+    symlink("file", dir.path().join("link")).unwrap();
+    let server = server(&dir);
+    let file = lookup(&server, ROOT, "file").unwrap();
+    let link = lookup(&server, ROOT, "link").unwrap();
+    assert_eq!(open(&server, OPEN, link), Err(ELOOP));
+    assert_eq!(open(&server, OPEN, ROOT), Err(EISDIR));
+    assert_eq!(open(&server, OPENDIR, file), Err(ENOTDIR));
+    assert_eq!(open(&server, OPENDIR, link), Err(ENOTDIR));
+    let (of_file, _) = open(&server, OPEN, file).unwrap();
+    let (of_dir, _) = open(&server, OPENDIR, ROOT).unwrap();
+    let unknown = of_file.max(of_dir) + 1;
+    // The guest did not ask for files that need no OPEN (INIT), so 0 is no handle.
+    for (opcode, node, handle, error) in [
+        (READ, file, of_dir, EISDIR),
+        (READ, file, unknown, EBADF),
+        (READ, file, 0, EBADF),
+        (READDIR, ROOT, of_file, ENOTDIR),
+        (READDIR, ROOT, unknown, EBADF),
+        (READDIR, ROOT, 0, EBADF),
+    ] {
+        let refused = ask(&server, opcode, node, &read_in(handle, 0, 4096));
+        assert_eq!(refused, Err(error), "{opcode}, handle {handle}");
+    }
+    let release = |handle: u64| [&handle.to_le_bytes()[..], &[0; 16]].concat();
+    assert_eq!(ask(&server, RELEASE, file, &release(0)), Err(EBADF));
+    assert_eq!(ask(&server, RELEASE, file, &release(unknown)), Err(EBADF));
+    assert_eq!(ask(&server, RELEASE, file, &release(of_file)), Ok(vec![]));
+    let again = ask(&server, READ, file, &read_in(of_file, 0, 4096));
+    assert_eq!(again, Err(EBADF));
 }
 
 #[test]
