@@ -283,6 +283,15 @@ fn images_pages_and_completions_are_written() {
 }
 
 #[test]
+fn without_a_command_the_commands_are_listed() {
+    let tool_ = Tool::new(&[]);
+    let ran = tool_.run(&mut tool_.command(&[], &[]));
+    let line = "\nbootshare-host: error: no directory and no command: name one of those above\n";
+    ran.expect(123, &["\n  boot ", "\n  run ", line]);
+    assert_eq!(ran.console, "");
+}
+
+#[test]
 fn a_text_is_printed_completely_or_an_error() {
     let tool_ = Tool::new(&[]);
     let completions = || tool_.command(&[], &["completions", "bash"]);

@@ -195,6 +195,34 @@ fn the_demos_packages_are_found_by_their_dependencies() {
 }
 
 #[test]
+fn the_machines_own_release_comes_from_its_own_sources() {
+    let os = fs::read_to_string("/etc/os-release").unwrap();
+    for release in ["bookworm", "trixie", "sid"] {
+        let lab = Lab::new();
+        lab.write(
+            "uris",
+            "'http://one.example/debian/dists/trixie/InRelease' one 0\n",
+        );
+        lab.write("shown/linux-image-cloud-amd64", "Depends: linux-image-1");
+        lab.kernel("linux-image-1");
+        let args = ["demo", "--board=x86_64-q35", "--release", release];
+        let ran = lab.run(&[&args[..], &["--parts=lab/parts", "out"]].concat());
+        ran.expect(0, &[]);
+        let is_own = os
+            .lines()
+            .any(|line| line == format!("VERSION_CODENAME={release}"));
+        let (dir, source) = match is_own {
+            true => ("amd64".to_owned(), String::new()),
+            false => (format!("amd64-{release}"), format!("\nSuites: {release}\n")),
+        };
+        assert!(lab.dir.join("parts").join(dir).is_dir(), "{release}");
+        let sources = lab.read("sources");
+        assert!(sources.contains(&source), "{release}: {sources}");
+        assert_eq!(sources.is_empty(), is_own, "{release}");
+    }
+}
+
+#[test]
 fn a_download_is_tried_three_times() {
     let lab = Lab::new();
     let meta = "shown/linux-image-cloud-amd64";

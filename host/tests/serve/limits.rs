@@ -399,6 +399,48 @@ fn with_once_a_server_ends_with_its_first_qemu() {
 }
 
 #[test]
+fn a_file_that_may_not_be_read_is_named_once() {
+    // Root may read every file without these.
+    let before = if rustix::process::geteuid().is_root() {
+        "exec setpriv --bounding-set=-dac_override,-dac_read_search \"$0\" \"$@\";"
+    } else {
+        ""
+    };
+    let named = "warning: bootshare: ";
+    let refused = |guests: usize| {
+        let mut process = Process::listening(before, &[]);
+        let secret = process.share().join("secret");
+        fs::write(&secret, "").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0)).unwrap();
+        let mut lines = Vec::new();
+        for _ in 1..guests {
+            let mut guest = process.guest();
+            let node = lookup(&mut guest, "secret").unwrap();
+            assert_eq!(open(&mut guest, node), Err(libc::EACCES));
+            drop(guest);
+            if lines.is_empty() {
+                lines.push(process.line());
+            }
+        }
+        // With this one the server is ended.
+        let mut guest = Guest::connect_when_free(&process.dir.path().join("socket"));
+        guest.init();
+        let node = lookup(&mut guest, "secret").unwrap();
+        assert_eq!(open(&mut guest, node), Err(libc::EACCES));
+        let (status, rest) = process.end();
+        assert_eq!(status, Some(0), "{rest}");
+        lines.extend(rest.lines().map(str::to_owned));
+        lines.retain(|line| line.contains(named));
+        lines
+    };
+    for guests in [1, 3] {
+        let lines = refused(guests);
+        assert_eq!(lines.len(), 1, "{guests}: {lines:?}");
+        assert!(lines[0].contains("secret"), "{lines:?}");
+    }
+}
+
+#[test]
 fn a_socket_has_the_permissions_that_were_asked_for() {
     for (mode, wanted) in [("660", 0o660), ("0600", 0o600)] {
         let process = Process::listening("umask 0;", &["--socket-mode", mode]);
