@@ -16,10 +16,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use indicatif::ProgressBar;
+use rustix::event::PollFlags;
 
 use crate::board::Arch;
 use crate::explain::Interrupted;
-use crate::fd::{either, read_some};
+use crate::fd::{either, read_some, ready};
 use crate::interrupt::interrupted;
 use crate::output;
 use crate::process::Process;
@@ -120,8 +121,7 @@ impl Packages {
         }
         check_tools()?;
         let cache = root.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(cache)
-            .with_context(|| format!("cannot make the directory {}", cache.display()))?;
+        output::directory(cache)?;
         output::note(format_args!(
             "fetching Debian{}'s {} {} into {}",
             release.map_or(String::new(), |release| format!(" {}", release.name())),
@@ -309,12 +309,16 @@ Dir::Etc::PreferencesParts "/dev/null";
                 Err(error) => trouble = format!("{error:#}"),
             }
             if attempt < ATTEMPTS {
-                std::thread::sleep(Duration::from_secs(u64::from(attempt) * 2));
+                let wait = Some(Duration::from_secs(u64::from(attempt) * 2));
+                let interrupt = interrupted().context("cannot watch for signals")?;
+                if ready(&[(interrupt, PollFlags::IN)], wait)?[0] {
+                    return Err(Interrupted.into());
+                }
             }
         }
         bail!(
-            "cannot download Debian's {} packages, tried {ATTEMPTS} times: {trouble}\n\
-             Check the network and apt's sources (does `apt-get update` work?), then try again",
+            "cannot download Debian's {} packages, tried {ATTEMPTS} times: {trouble}: check \
+             the network and apt's sources (does `apt-get update` work?), then try again",
             self.arch.debian()
         )
     }
@@ -324,7 +328,10 @@ Dir::Etc::PreferencesParts "/dev/null";
         // reported later, if a package is not found.
         self.progress.set_message("reading the package lists");
         let update = self.run("apt-get", &["-q", "update"])?;
-        let names = choose(self).with_context(|| complaints(&update))?;
+        let names = choose(self).map_err(|error| match error.is::<Interrupted>() {
+            true => error,
+            false => error.context(complaints(&update)),
+        })?;
         let mut args = vec!["-q", "download"];
         args.extend(names.iter().map(String::as_str));
         let download = self.run("apt-get", &args)?;
@@ -369,31 +376,43 @@ Dir::Etc::PreferencesParts "/dev/null";
 
     fn unpack(&self) -> Result<PathBuf> {
         self.progress.set_message("unpacking");
+        let interrupt = interrupted().context("cannot watch for signals")?;
         let tree = self.dir.join("tree");
         for entry in fs::read_dir(&tree)? {
             let deb = entry?.path();
             if deb.extension().is_none_or(|extension| extension != "deb") {
                 continue;
             }
-            let mut packed = Command::new("dpkg-deb")
-                .arg("--fsys-tarfile")
-                .arg(&deb)
-                .stdout(Stdio::piped())
-                .spawn()
-                .context("cannot run dpkg-deb")?;
+            let errors = self.dir.join("stderr");
+            let stderr = fs::File::create(&errors)?;
+            let mut command = Command::new("dpkg-deb");
+            command.arg("--fsys-tarfile").arg(&deb);
+            command.stdin(Stdio::null()).stdout(Stdio::piped());
+            let mut packed = Process::spawn(command.stderr(stderr.try_clone()?), None)?;
             // `dpkg-deb --extract` would replace a symbolic link by a directory.
-            let output = Command::new("tar")
-                .args(["--extract", "--keep-directory-symlink", "--directory"])
-                .arg(&tree)
-                .stdin(packed.stdout.take().context("dpkg-deb has no output")?)
-                .output()
-                .context("cannot run tar")?;
-            ensure!(
-                packed.wait()?.success() && output.status.success(),
-                "cannot unpack {}: {}",
-                deb.display(),
-                complaints(&output)
-            );
+            let mut command = Command::new("tar");
+            command.args(["--extract", "--keep-directory-symlink", "--directory"]);
+            command.arg(&tree).stdout(Stdio::null()).stderr(stderr);
+            let archive = packed.child.stdout.take();
+            command.stdin(archive.context("dpkg-deb has no output")?);
+            let mut unpacked = Process::spawn(&mut command, None)?;
+            if either(interrupt, unpacked.ended())?.0 {
+                return Err(Interrupted.into());
+            }
+            let statuses = [unpacked.wait()?, packed.wait()?];
+            if let Some(status) = statuses.into_iter().find(|status| !status.success()) {
+                let (stdout, stderr) = (Vec::new(), fs::read(&errors)?);
+                let said = complaints(&Output {
+                    status,
+                    stdout,
+                    stderr,
+                });
+                bail!(
+                    "cannot unpack {}: {said}: remove what is damaged in apt's cache, or free some \
+                     space",
+                    deb.display()
+                );
+            }
             fs::remove_file(&deb)?;
         }
         Ok(tree)

@@ -25,7 +25,10 @@ impl Machine {
     pub fn dry_run(&self, prepare: &str) -> Result<String> {
         self.check()?;
         let mut machine = self.clone();
-        let paths = machine.disks.iter_mut().chain([&mut machine.firmware]);
+        // A server without a directory is searched in PATH.
+        let server = machine.server.as_mut();
+        let server = server.filter(|path| path.components().count() > 1);
+        let paths = server.into_iter().chain([&mut machine.firmware]);
         for path in paths.chain(&mut machine.qemu).chain(&mut machine.trace) {
             *path = absolute(path)?;
         }

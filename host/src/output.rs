@@ -5,6 +5,8 @@
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,7 +18,7 @@ use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use crate::explain::Explain;
-use crate::fd::ready;
+use crate::fd::{ready, write_all};
 use crate::interrupt;
 
 /// The remedy for an output that cannot be written.
@@ -38,6 +40,7 @@ pub struct Planned {
     path: PathBuf,
     /// The device or the pipe at this path.
     direct: Option<File>,
+    is_ours: fn(&[u8]) -> bool,
 }
 
 impl Planned {
@@ -49,24 +52,34 @@ impl Planned {
     pub fn new(path: &Path, is_ours: fn(&[u8]) -> bool) -> Result<Self> {
         let direct = direct(path)?;
         if direct.is_none() {
-            check(path, "from an earlier run", is_ours)?;
+            check(path, EARLIER, is_ours)?;
             drop(beside(path)?);
         }
-        let path = path.to_owned();
-        Ok(Self { path, direct })
+        Ok(Self {
+            path: path.to_owned(),
+            direct,
+            is_ours,
+        })
     }
 
-    /// Writes `bytes`.
+    /// Writes `bytes`. For a pipe's reader it waits for at most `limit`, and not long after a signal.
     ///
     /// # Errors
-    /// It cannot be written.
-    pub fn write(self, bytes: &[u8]) -> Result<()> {
+    /// It cannot be written, or another file has got its name meanwhile.
+    pub fn write(self, bytes: &[u8], limit: Option<Duration>) -> Result<()> {
         match self.direct {
-            Some(mut file) => file.write_all(bytes).explain(failure(&self.path), WRITABLE),
-            None => replace(&self.path, bytes),
+            Some(file) => write_within(file.as_fd(), bytes, limit)
+                .explain(failure(&self.path), "name a place that takes all of it"),
+            None => {
+                check(&self.path, EARLIER, self.is_ours)?;
+                replace(&self.path, bytes)
+            }
         }
     }
 }
+
+/// What an existing output is to be.
+const EARLIER: &str = "from an earlier run";
 
 /// The beginning of an error about the output `path`.
 fn failure(path: &Path) -> String {
@@ -81,8 +94,8 @@ fn failure(path: &Path) -> String {
 pub(crate) fn direct(path: &Path) -> Result<Option<File>> {
     let target = fs::read_link(path);
     let dir = path.parent().and_then(|dir| fs::canonicalize(dir).ok());
-    let is_open = target.is_ok_and(|target| {
-        let mut places = dir.iter().chain([&target]);
+    let is_open = target.as_ref().is_ok_and(|target| {
+        let mut places = dir.iter().chain([target]);
         places.any(|place| place.starts_with("/proc"))
     });
     let is_special = |found: fs::Metadata| is_open || !found.is_file() && !found.is_dir();
@@ -90,6 +103,12 @@ pub(crate) fn direct(path: &Path) -> Result<Option<File>> {
         return Ok(None);
     }
     let mut options = File::options();
+    if let Some(stream) = own_stream(path) {
+        let copy = stream.try_clone_to_owned();
+        return copy
+            .map(|copy| Some(copy.into()))
+            .explain(failure(path), WRITABLE);
+    }
     // Opening a pipe would wait for a reader.
     // Opening a terminal would make it the one of a process that has none.
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
@@ -105,12 +124,34 @@ pub(crate) fn direct(path: &Path) -> Result<Option<File>> {
     }
 }
 
+/// The standard stream that `path` names, as /dev/stdout does. A file opened anew would have an offset
+/// of its own, and overwrite what others write to the stream.
+fn own_stream(path: &Path) -> Option<BorrowedFd<'static>> {
+    let own = fs::canonicalize("/proc/self/fd").ok()?;
+    let target = fs::read_link(path).ok();
+    let mut places = [Some(path), target.as_deref()].into_iter().flatten();
+    let is_own = |place: &&Path| {
+        let dir = place.parent().and_then(|dir| fs::canonicalize(dir).ok());
+        dir.is_some_and(|dir| dir == own)
+    };
+    match places.find(is_own)?.file_name()?.to_str()? {
+        "1" => Some(rustix::stdio::stdout()),
+        "2" => Some(rustix::stdio::stderr()),
+        _ => None,
+    }
+}
+
 /// Whether the file at `path` may be replaced: it does not exist, is empty, or `is_ours` says so by
 /// its first bytes. The error says that it is not `what`.
 ///
 /// # Errors
 /// It may not.
 pub(crate) fn check(path: &Path, what: &str, is_ours: impl Fn(&[u8]) -> bool) -> Result<()> {
+    ensure!(
+        !path.as_os_str().as_bytes().ends_with(b"/"),
+        "{}: it is a directory: name a file",
+        failure(path)
+    );
     let Ok(found) = fs::symlink_metadata(path) else {
         return Ok(());
     };
@@ -227,32 +268,53 @@ const SAME: usize = 8;
 /// Prints to standard error. It gives up after `limit`, and soon after a signal, because standard
 /// error may be a pipe that nobody reads.
 pub fn say(text: &[u8], limit: Option<Duration>) {
+    // If standard error is closed, there is nowhere to report it.
+    let _ = write_within(rustix::stdio::stderr(), text, limit);
+}
+
+/// Writes `text`. It gives up after `limit`, and soon after a signal.
+fn write_within(to: BorrowedFd<'_>, text: &[u8], limit: Option<Duration>) -> io::Result<()> {
     let mut end = limit.and_then(|limit| Instant::now().checked_add(limit));
     let mut interrupt = interrupt::registered();
-    let stderr = rustix::stdio::stderr();
     let mut rest = text;
     while !rest.is_empty() {
-        let mut fds = vec![(stderr, PollFlags::OUT)];
+        let mut fds = vec![(to, PollFlags::OUT)];
         fds.extend(interrupt.map(|fd| (fd, PollFlags::IN)));
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-        let Ok(ready) = ready(&fds, left) else {
-            return;
-        };
+        // poll(2) fails if not even two files may be open.
+        let ready = ready(&fds, left).unwrap_or_else(|_| vec![true]);
         if ready.get(1) == Some(&true) {
             interrupt = None;
             let soon = Instant::now() + SOON;
             end = Some(end.map_or(soon, |end| end.min(soon)));
         } else if ready[0] {
             // A pipe that is ready has space for this much (pipe(7)), so the write does not wait.
-            match rustix::io::write(stderr, &rest[..rest.len().min(PIPE_BUF)]) {
+            match rustix::io::write(to, &rest[..rest.len().min(PIPE_BUF)]) {
                 Ok(count) => rest = &rest[count..],
                 Err(Errno::INTR | Errno::AGAIN) => {}
-                // If standard error is closed, there is nowhere to report it.
-                Err(_) => return,
+                Err(error) => return Err(error.into()),
             }
         } else if left == Some(Duration::ZERO) {
-            return;
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("{} bytes were not read in time", rest.len()),
+            ));
         }
+    }
+    Ok(())
+}
+
+/// Standard output without a buffer. It also waits for its reader if another process that shares the
+/// descriptor has set O_NONBLOCK.
+pub struct Stdout;
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        write_all(rustix::stdio::stdout(), bytes, drop).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -298,7 +360,7 @@ mod tests {
             assert_eq!(fs::read_to_string(&path).unwrap(), old);
             match planned {
                 Ok(planned) => {
-                    planned.write(b"ours, new").unwrap();
+                    planned.write(b"ours, new", None).unwrap();
                     assert_eq!(fs::read(&path).unwrap(), b"ours, new");
                 }
                 Err(error) => {
@@ -311,8 +373,13 @@ mod tests {
             }
         }
         fs::remove_file(&path).unwrap();
-        plan().unwrap();
+        let planned = plan().unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // Somebody else made a file of this name meanwhile.
+        fs::write(&path, "theirs").unwrap();
+        assert!(planned.write(b"ours", None).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"theirs");
+        fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(plan().err().unwrap().to_string().contains("is a directory"));
     }
@@ -331,19 +398,25 @@ mod tests {
             "{error}"
         );
         let mut reader = File::options().read(true).write(true).open(&pipe).unwrap();
-        plan(&pipe).unwrap().write(b"text").unwrap();
+        plan(&pipe).unwrap().write(b"text", None).unwrap();
         let mut found = [0; 4];
         reader.read_exact(&mut found).unwrap();
         assert_eq!(&found, b"text");
+        // It does not wait without end for its reader either.
+        let much = vec![b'x'; 1 << 20];
+        let limit = Some(Duration::from_millis(100));
+        let failed = plan(&pipe).unwrap().write(&much, limit).unwrap_err();
+        let failed = failed.to_string();
+        assert!(failed.contains("bytes were not read in time"), "{failed}");
         // Also through a link.
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("/dev/null", &link).unwrap();
-        plan(&link).unwrap().write(b"text").unwrap();
+        plan(&link).unwrap().write(b"text", None).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         // /dev/stdout is such a link, also if it leads to a file.
         let file = File::create(dir.path().join("file")).unwrap();
         let open = format!("/proc/self/fd/{}", file.as_raw_fd());
-        plan(open.as_ref()).unwrap().write(b"text").unwrap();
+        plan(open.as_ref()).unwrap().write(b"text", None).unwrap();
         assert_eq!(fs::read(dir.path().join("file")).unwrap(), b"text");
     }
 

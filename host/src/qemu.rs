@@ -5,11 +5,12 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Error, Result, bail, ensure};
 use clap::ValueEnum;
 
 use crate::board::{Arch, Board, Transport};
@@ -134,6 +135,19 @@ impl fmt::Display for Share {
     }
 }
 
+/// What a run with a captured console does with this process's own terminal. With
+/// [`Console::Terminal`](crate::Console::Terminal) the console decides it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OwnTerminal {
+    /// Nothing: also SIGTSTP has its default action.
+    #[default]
+    Unused,
+    /// SIGTSTP stops the machine together with this process, as a shell expects of a job.
+    Stops,
+    /// It is also in raw mode while this process is in the foreground.
+    Raw,
+}
+
 /// A machine to run: everything that shapes the QEMU command.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -182,9 +196,8 @@ pub struct Machine {
     pub trace: Option<PathBuf>,
     /// How long the machine may run.
     pub time_limit: Option<Duration>,
-    /// Whether SIGTSTP stops the machine together with this process, as a shell expects of a job.
-    /// With [`Console::Terminal`](crate::Console::Terminal) it does in any case.
-    pub job_control: bool,
+    /// What a run does with this process's own terminal if the console is captured.
+    pub own_terminal: OwnTerminal,
     /// What the console must show, or must not show.
     pub watch: Watch,
     /// Leave virtio-mmio devices in the legacy layout, QEMU's default.
@@ -241,7 +254,7 @@ impl Machine {
             fault: None,
             trace: None,
             time_limit: None,
-            job_control: false,
+            own_terminal: OwnTerminal::default(),
             watch: Watch::default(),
             legacy_mmio: false,
             without_status: false,
@@ -310,8 +323,22 @@ impl Machine {
             let arg = arg.display();
             bail!("--qemu-arg='{arg}' is several words: write a --qemu-arg for each");
         }
+        let own = Board::of_this_machine().arch();
+        ensure!(
+            self.accel != Accel::Kvm || self.board.arch() == own,
+            "KVM runs the guests of its own architecture, {}, and {} is of another: use --accel tcg",
+            own.name(),
+            self.board.name()
+        );
         for disk in &self.disks {
-            fs::File::open(disk).explain(
+            // Opening a FIFO would wait for its other end.
+            let is_disk =
+                |found: fs::Metadata| found.is_file() || found.file_type().is_block_device();
+            let found = fs::metadata(disk).map_err(Error::from).and_then(|found| {
+                ensure!(is_disk(found), "it is neither a file nor a block device");
+                Ok(fs::File::open(disk)?)
+            });
+            found.explain(
                 format_args!("cannot open the disk {}", disk.display()),
                 "name an existing file, or make one with `truncate -s 1G FILE`",
             )?;
@@ -430,7 +457,9 @@ impl Machine {
                 false => "raw",
             };
             let drive = format!("if=none,id=disk{index},format={format},file=");
-            qemu.option("-drive", join(&drive, disk));
+            // QEMU takes the beginning of a relative path, up to a colon, for a protocol.
+            let path = std::path::absolute(disk).unwrap_or_else(|_| disk.clone());
+            qemu.option("-drive", join(&drive, &path));
             qemu.option("-device", format!("virtio-blk-{suffix},drive=disk{index}"));
         }
     }

@@ -332,6 +332,37 @@ fn standard_streams_that_do_not_block_lose_nothing() {
 }
 
 #[test]
+fn output_that_is_not_taken_is_a_failure() {
+    let tree = Tree::new(Arch::X86_64);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full");
+    let mut command = tree.command(&[], &["sh", "-c", "echo hello"]);
+    let ran = command
+        .stdout(full.unwrap())
+        .stderr(Stdio::piped())
+        .output();
+    let ran = ran.unwrap();
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!(ran.status.code(), Some(123), "{errors}");
+    let line = "error: cannot write the command's standard output: No space left on device \
+                (os error 28): use a file";
+    assert!(errors.contains(line), "{errors}");
+
+    // The command has succeeded long ago, but its output was not read when the run is ended.
+    let mut command = tree.command(&[], &["sh", "-c", "busybox head -c 200000 /dev/zero"]);
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut [0; 100])
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
 fn closing_the_output_ends_the_command_by_sigpipe() {
     let tree = Tree::new(Arch::X86_64);
     let script = "while echo a line; do :; done";
@@ -914,6 +945,20 @@ fn a_shell_gets_the_terminals_size_and_keys() {
     typed("sh -c 'echo be''gin; sleep 1000'\n", "begin");
     typed("\x03", "# ");
     typed("echo status $?\n", "status 130");
+    // A stopped job leaves the terminal to the shell, and takes it again when it continues.
+    let pid = Pid::from_child(&child);
+    let state = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        stat.rsplit(") ").next().unwrap().chars().next()
+    };
+    let modes = || tcgetattr(&program).unwrap().local_modes;
+    let raw = modes();
+    assert_ne!(raw, before.local_modes);
+    kill_process(pid, Signal::TSTP).unwrap();
+    wait_until(|| state() == Some('T'));
+    assert_eq!(modes(), before.local_modes);
+    kill_process(pid, Signal::CONT).unwrap();
+    wait_until(|| modes() == raw);
     (size.ws_row, size.ws_col) = (20, 40);
     tcsetwinsize(&program, size).unwrap();
     kill_process(Pid::from_child(&child), Signal::WINCH).unwrap();

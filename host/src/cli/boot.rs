@@ -453,10 +453,10 @@ fn split_unit(text: &str) -> (&str, &str) {
 /// Memory, in MiB.
 pub(super) fn memory(text: &str) -> Result<u32, String> {
     let (number, unit) = split_unit(text);
-    let shift = match unit.trim_end_matches('B').trim_end_matches('i') {
-        "" | "M" | "m" => 0,
-        "G" | "g" => 10,
-        "T" | "t" => 20,
+    let shift = match unit {
+        "" | "M" | "m" | "MB" | "MiB" => 0,
+        "G" | "g" | "GB" | "GiB" => 10,
+        "T" | "t" | "TB" | "TiB" => 20,
         _ => return Err(format!("{unit} is no unit of memory: use M, G or T")),
     };
     let number: u64 = number
@@ -510,6 +510,13 @@ pub(super) fn rest(limit: Option<Duration>, used: Duration) -> Option<Duration> 
     limit.map(|limit| limit.saturating_sub(used).max(SOON))
 }
 
+/// The message about bytes of a text that were not read in time.
+pub(super) fn not_taken(by: &str, bytes: u64, of: &str) -> String {
+    error_line(format_args!(
+        "{by} did not take {bytes} bytes of {of} in time: read it, or allow more with --timeout"
+    ))
+}
+
 /// The messages about how a machine ended.
 fn end_of_run(machine: &Machine, report: &Report, quiet: bool) -> String {
     let has_failed = report.outcome.exit_code() != 0;
@@ -520,11 +527,7 @@ fn end_of_run(machine: &Machine, report: &Report, quiet: bool) -> String {
         text.push('\n');
     }
     if report.unshown > 0 {
-        text.push_str(&error_line(format_args!(
-            "standard output did not take {} bytes of the console in time: read it, or allow more \
-             with --timeout",
-            report.unshown
-        )));
+        text.push_str(&not_taken("standard output", report.unshown, "the console"));
     }
     for line in report.denied.iter().filter(|_| !quiet) {
         text.push_str(&format!("bootshare-host: warning: {line}\n"));

@@ -15,7 +15,7 @@ use clap::builder::styling::{AnsiColor, Style};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create, statvfs};
 use rustix::process::{Resource, getrlimit};
 
-use bootshare_host::explain::Explain;
+use bootshare_host::explain::{Explain, Interrupted};
 use bootshare_host::process::output_of;
 use bootshare_host::qemu::program;
 use bootshare_host::{
@@ -53,12 +53,12 @@ pub(super) fn run() -> Result<u8> {
     let own = Board::of_this_machine();
     for call in syscall::CALLS {
         let found = call.check().map(|()| "allowed");
-        report.line(true, &format!("system call {}", call.name), found);
+        report.line(true, &format!("system call {}", call.name), found)?;
     }
-    report.line(true, "memory", memory());
-    report.line(false, "memory of the control group", memory_of_group());
-    report.line(true, "directory for sockets", sockets());
-    report.line(false, "open files", open_files());
+    report.line(true, "memory", memory())?;
+    report.line(false, "memory of the control group", memory_of_group())?;
+    report.line(true, "directory for sockets", sockets())?;
+    report.line(false, "open files", open_files())?;
     for arch in Arch::ALL {
         let needed = arch == own.arch();
         let board = if needed { own } else { first_board(arch) };
@@ -66,9 +66,9 @@ pub(super) fn run() -> Result<u8> {
         let version = qemu.as_ref().ok().cloned();
         let what = format!("QEMU for {}", arch.name());
         let found = qemu.map(|version| format!("{version}, with all boards and devices"));
-        report.line(needed, &what, found);
+        report.line(needed, &what, found)?;
         if let Some(version) = &version {
-            report.line(false, &format!("version of {what}"), is_tested(version));
+            report.line(false, &format!("version of {what}"), is_tested(version))?;
         }
         let image = Image::find(None, board);
         let path = image.as_ref().ok().map(|image| image.path.clone());
@@ -77,18 +77,18 @@ pub(super) fn run() -> Result<u8> {
             needed,
             &format!("firmware for {}", arch.name()),
             told.map_err(|error| anyhow::anyhow!("{error:#}")),
-        );
+        )?;
         let Some(path) = path.filter(|_| version.is_some()) else {
             continue;
         };
         let name = format!("a guest on {}", board.name());
-        report.line(needed, &name, trial(board, &path, Accel::Tcg));
+        report.line(needed, &name, trial(board, &path, Accel::Tcg))?;
         if needed {
-            report.line(false, "KVM", kvm(board, &path));
+            report.line(false, "KVM", kvm(board, &path))?;
         }
     }
-    report.line(false, "demo", demo_parts(own.arch()));
-    report.line(false, "terminal", terminal());
+    report.line(false, "demo", demo_parts(own.arch()))?;
+    report.line(false, "terminal", terminal())?;
     report.end()
 }
 
@@ -100,9 +100,14 @@ struct Report {
 }
 
 impl Report {
-    fn line(&mut self, needed: bool, what: &str, found: Result<impl Display>) {
+    /// Prints a result.
+    ///
+    /// # Errors
+    /// The check was interrupted by a signal.
+    fn line(&mut self, needed: bool, what: &str, found: Result<impl Display>) -> Result<()> {
         let (style, word, text) = match found {
             Ok(text) => (GOOD, "ok", text.to_string()),
+            Err(error) if error.is::<Interrupted>() => return Err(error),
             Err(error) if needed => {
                 self.failed += 1;
                 (ERROR, "fail", format!("{error:#}"))
@@ -114,6 +119,7 @@ impl Report {
         let written =
             writeln!(out, "{style}{word:<4}{style:#}  {what}: {text}").and_then(|()| out.flush());
         self.unwritten = self.unwritten.take().or(written.err());
+        Ok(())
     }
 
     fn end(self) -> Result<u8> {
@@ -290,6 +296,7 @@ fn trial(board: Board, firmware: &Path, accel: Accel) -> Result<String> {
     let report = machine.run(Console::Capture)?;
     match report.outcome {
         Outcome::FirmwareExit(0) if report.text().contains(TRIAL_TEXT) => {}
+        Outcome::Interrupted => return Err(Interrupted.into()),
         Outcome::TimedOut => bail!(
             "it did not end within {:?}",
             machine.time_limit.unwrap_or_default()
@@ -307,7 +314,10 @@ fn trial(board: Board, firmware: &Path, accel: Accel) -> Result<String> {
 fn kvm(board: Board, firmware: &Path) -> Result<String> {
     kvm::check()
         .and_then(|()| trial(board, firmware, Accel::Kvm))
-        .map_err(|error| anyhow!("{error:#}; guests run without it, with --accel tcg"))
+        .map_err(|error| match error.is::<Interrupted>() {
+            true => error,
+            false => anyhow!("{error:#}; guests run without it, with --accel tcg"),
+        })
 }
 
 fn demo_parts(arch: Arch) -> Result<String> {

@@ -154,7 +154,7 @@ struct Serve {
     #[arg(long, value_enum, default_value_t)]
     owner: Owner,
     /// The limit of open files [default: as many as the hard limit allows]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(64..))]
     rlimit_nofile: Option<u64>,
     /// Inject faults
     #[arg(long, value_name = "RULES", value_parser = parsed::<Fault>)]
@@ -284,17 +284,18 @@ fn command() -> clap::Command {
 
 /// Prints the requested help, or an error about the arguments on one line.
 fn explain(error: &clap::Error) -> ExitCode {
-    if error.kind() == ErrorKind::DisplayVersion {
-        // If the stream is closed, nobody can be told.
-        let _ = print(firmware::version().as_bytes());
-        return ExitCode::SUCCESS;
-    }
     let text = error.render().to_string();
     let Some(text) = text.strip_prefix("error: ") else {
-        // If the stream is closed, nobody can be told.
-        let _ = error.print();
+        let printed = match error.kind() {
+            ErrorKind::DisplayVersion => print(firmware::version().as_bytes()),
+            _ => print_by(|_| Ok(error.print()?)),
+        };
         if !error.use_stderr() {
-            return ExitCode::SUCCESS;
+            let Err(error) = printed else {
+                return ExitCode::SUCCESS;
+            };
+            say(&error_line(format_args!("{error:#}")));
+            return ExitCode::from(NOT_STARTED);
         }
         say(&error_line(
             "no directory and no command: name one of those above",
@@ -327,7 +328,13 @@ fn explain(error: &clap::Error) -> ExitCode {
         _ => tips.join("; "),
     };
     say(&error_line(format_args!("{what}: {remedy}")));
-    ExitCode::from(NOT_STARTED)
+    let arguments = arguments();
+    let mut words = arguments.iter().skip(1).take_while(|word| *word != "--");
+    let is_run = words.next().is_some_and(|word| word == "run");
+    ExitCode::from(match is_run && words.any(|word| word == "--bisect") {
+        true => run::SKIP,
+        false => NOT_STARTED,
+    })
 }
 
 /// The user's cache directory for downloads.
@@ -385,7 +392,7 @@ fn say_within(text: &str, limit: Option<Duration>) {
 
 /// Prints what `write` writes to standard output.
 fn print_by(write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(output::Stdout);
     let written = write(&mut out).and_then(|()| Ok(out.flush()?));
     match written {
         // The reader has closed the pipe, as in `| head`.

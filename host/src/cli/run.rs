@@ -1,12 +1,13 @@
 //! `bootshare-host run`: a command in a machine, and its exit status.
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueHint};
 
 use bootshare_host::command::{End, How, Job, Kernel, Stage};
@@ -16,7 +17,7 @@ use bootshare_host::output::Planned;
 use bootshare_host::serve::Owner;
 use bootshare_host::{Board, Machine, Outcome, Share};
 
-use super::boot::{Host, duration, memory, rest};
+use super::boot::{Host, duration, memory, not_taken, rest};
 use super::firmware::{self, Image};
 use super::junit::{self, Case, Verdict};
 use super::{NOT_STARTED, error_line, last_of, say, say_within};
@@ -60,14 +61,14 @@ pub(super) const EXIT_STATUSES: [(&str, &str); 12] = [
     ("122", "a share's server failed"),
     (
         "123",
-        "nothing could be started: a wrong option, no kernel, a missing module",
+        "nothing could be started: a wrong option, no kernel, a missing module; or the output could not be written",
     ),
     ("124", "the time limit passed"),
     (
         "125",
         "with --bisect: the command was not started; this replaces all other statuses except 130",
     ),
-    ("130", "SIGINT, SIGTERM or SIGHUP ended the run"),
+    ("130", "SIGINT, SIGTERM, SIGHUP or SIGQUIT ended the run"),
 ];
 
 /// Run a command in a machine whose root file system is a directory
@@ -145,7 +146,7 @@ pub(super) struct Run {
 }
 
 /// The exit status with which git bisect skips a commit.
-const SKIP: u8 = 125;
+pub(super) const SKIP: u8 = 125;
 
 /// What was run, and the result.
 struct Ran {
@@ -165,38 +166,68 @@ struct Outputs {
 
 impl Outputs {
     fn new(run: &Run) -> Result<Self> {
+        let paths = [
+            ("--console", &run.console),
+            ("--json", &run.json),
+            ("--junit", &run.junit),
+        ];
+        for (index, (option, path)) in paths.iter().enumerate() {
+            let same = |other: &&(&str, &Option<PathBuf>)| other.1 == *path;
+            if let Some(path) = path
+                && let Some((other, _)) = paths[..index].iter().find(same)
+                && !fs::metadata(path).is_ok_and(|found| !found.is_file())
+            {
+                bail!(
+                    "{other} and {option} name one file, {}: name two",
+                    path.display()
+                );
+            }
+        }
         let plan = |path: &Option<PathBuf>, is_ours| {
             let path = path.as_deref();
             path.map(|path| Planned::new(path, is_ours)).transpose()
         };
         Ok(Self {
-            console: plan(&run.console, |head| holds(head, "bootshare: "))?,
-            json: plan(&run.json, |head| {
-                head.starts_with(b"{") && holds(head, "\"stage\":")
+            console: plan(&run.console, |head| head.starts_with(VERSION_LINE))?,
+            json: plan(&run.json, is_report)?,
+            junit: plan(&run.junit, |head| {
+                String::from_utf8_lossy(head).contains(junit::SUITE)
             })?,
-            junit: plan(&run.junit, |head| holds(head, junit::SUITE))?,
         })
     }
 
-    fn write_json(&mut self, object: &serde_json::Value) {
-        write(self.json.take(), format!("{object}\n").as_bytes());
+    fn write_json(&mut self, object: &serde_json::Value, limit: Option<Duration>) {
+        write(self.json.take(), format!("{object}\n").as_bytes(), limit);
     }
 
-    fn write_junit(&mut self, case: &Case<'_>) {
+    fn write_junit(&mut self, case: &Case<'_>, limit: Option<Duration>) {
         if self.junit.is_some() {
-            write(self.junit.take(), case.document().as_bytes());
+            write(self.junit.take(), case.document().as_bytes(), limit);
         }
     }
 }
 
-fn holds(head: &[u8], text: &str) -> bool {
-    String::from_utf8_lossy(head).contains(text)
+/// The beginning of the firmware's first line, with which a console's output begins.
+const VERSION_LINE: &[u8] = b"bootshare: version ";
+
+/// The keys of a JSON report; the first three are in each.
+const KEYS: [&str; 7] = [
+    "status", "stage", "error", "seconds", "kernel", "version", "board",
+];
+
+/// Whether a file that begins so is an earlier report: an object with exactly its keys.
+fn is_report(head: &[u8]) -> bool {
+    let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(head) else {
+        return false;
+    };
+    let is_key = |key: &String| KEYS.contains(&key.as_str());
+    object.keys().all(is_key) && KEYS[..3].iter().all(|key| object.contains_key(*key))
 }
 
 /// Writes an output if there is one. A failure is reported, but the command's status stands.
-fn write(output: Option<Planned>, bytes: &[u8]) {
+fn write(output: Option<Planned>, bytes: &[u8], limit: Option<Duration>) {
     if let Some(output) = output
-        && let Err(error) = output.write(bytes)
+        && let Err(error) = output.write(bytes, limit)
     {
         say(&error_line(format_args!("{error:#}")));
     }
@@ -204,8 +235,15 @@ fn write(output: Option<Planned>, bytes: &[u8]) {
 
 impl Run {
     pub(super) fn run(self: Box<Self>) -> Result<u8> {
-        let mut outputs = Outputs::new(&self)?;
         let (bisect, limit, command) = (self.bisect, self.timeout, self.words());
+        let mut outputs = match Outputs::new(&self) {
+            Ok(outputs) => outputs,
+            Err(error) if bisect => {
+                say(&error_line(format_args!("{error:#}")));
+                return Ok(SKIP);
+            }
+            Err(error) => return Err(error),
+        };
         let Ran {
             end,
             kernel,
@@ -219,8 +257,8 @@ impl Run {
                 let what = format!("{error:#}");
                 let code = if bisect { SKIP } else { NOT_STARTED };
                 let object = serde_json::json!({"status": code, "stage": null, "error": what});
-                outputs.write_json(&object);
-                outputs.write_junit(&Case {
+                outputs.write_json(&object, limit);
+                let case = Case {
                     command,
                     kernel: "unknown",
                     seconds: 0.0,
@@ -229,12 +267,14 @@ impl Run {
                         false => Verdict::Broken(what, Vec::new()),
                     },
                     output: &Default::default(),
-                });
+                };
+                outputs.write_junit(&case, limit);
                 say(&error_line(format_args!("{error:#}")));
                 return Ok(code);
             }
         };
-        write(outputs.console.take(), &end.console);
+        let limit = rest(limit, Duration::from_secs_f64(seconds));
+        write(outputs.console.take(), &end.console, limit);
         let is_interrupted = matches!(end.how, How::Machine(Outcome::Interrupted));
         let is_skipped = bisect && !end.is_started() && !is_interrupted;
         let code = match is_skipped {
@@ -242,7 +282,7 @@ impl Run {
             false => end.exit_code(),
         };
         let is_ours = !matches!(end.how, How::Ended(_)) && end.exit_code() != 0;
-        outputs.write_json(&serde_json::json!({
+        let object = serde_json::json!({
             "status": code,
             "stage": end.stage.name(),
             "error": is_ours.then(|| end.to_string()),
@@ -250,8 +290,9 @@ impl Run {
             "kernel": kernel.path.display().to_string(),
             "version": kernel.version,
             "board": board.name(),
-        }));
-        outputs.write_junit(&Case {
+        });
+        outputs.write_json(&object, limit);
+        let case = Case {
             command,
             kernel: kernel.version.as_deref().unwrap_or("unknown"),
             seconds,
@@ -262,11 +303,15 @@ impl Run {
                 _ => Verdict::Broken(end.to_string(), end.last_lines.clone()),
             },
             output: &end.output,
-        });
+        };
+        outputs.write_junit(&case, limit);
         let denied = end.denied.iter();
         let mut text: String = denied
             .map(|line| format!("bootshare-host: warning: {line}\n"))
             .collect();
+        if end.unshown > 0 {
+            text.push_str(&not_taken("a standard stream", end.unshown, "the output"));
+        }
         if is_ours {
             text.push_str(&error_line(&end));
             let is_driverless = end.stage <= Stage::Init && matches!(end.how, How::Failed(_));
@@ -277,15 +322,15 @@ impl Run {
                     kernel.version.as_deref().unwrap_or("unknown")
                 ));
             }
-            // The console's last lines do not help if the command was not found, and were seen
+            // The console's last lines do not help if the command was not found or could not write, and were seen
             // already if it used our terminal.
-            if !matches!(end.how, How::Unstarted(..)) {
+            if !matches!(end.how, How::Unstarted(..) | How::Unwritten(..)) {
                 let is_new = !end.console.is_empty();
                 let lines: &[String] = if is_new { &end.last_lines } else { &[] };
                 text.push_str(&last_of(lines, &end.last_requests));
             }
         }
-        say_within(&text, rest(limit, Duration::from_secs_f64(seconds)));
+        say_within(&text, limit);
         Ok(code)
     }
 
@@ -333,6 +378,11 @@ impl Run {
             let name = variable.to_string_lossy();
             ensure!(name.contains('='), "--env {name}: write NAME=VALUE");
         }
+        let cmdline = self.cmdline.join(" ");
+        ensure!(
+            !cmdline.contains('\n'),
+            "--cmdline: the words have a line break: write them on one line"
+        );
         let shares = self.shares.iter().map(|word| {
             let said = format!("--share {}", word.display());
             share(word).explain(said, "write TAG=DIR:/PATH")
@@ -354,7 +404,7 @@ impl Run {
             directory: self.cwd,
             owner: self.owner,
             read_only: self.read_only,
-            cmdline: self.cmdline.join(" "),
+            cmdline,
             init: firmware::init(board.arch())?,
         })
     }

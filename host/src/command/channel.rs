@@ -7,7 +7,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -17,7 +17,7 @@ use std::thread;
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 use rustix::process::{Signal, getpid, kill_process};
-use rustix::stdio::stdin;
+use rustix::stdio::{stderr, stdin, stdout};
 use rustix::termios::tcgetwinsize;
 use signal_hook::consts::SIGWINCH;
 
@@ -43,8 +43,8 @@ pub(super) enum Event {
     Silent,
     /// Data of a stream was received and written: stream 0 is standard output, 1 standard error.
     Written(usize, Vec<u8>),
-    /// A stream has ended, or can no longer be written.
-    Closed(usize),
+    /// A stream has ended, or can no longer be written: then, why.
+    Closed(usize, Option<io::Error>),
     /// The machine has ended.
     Ended(Result<Report>),
 }
@@ -112,8 +112,8 @@ pub(super) fn open(
             };
             match port {
                 0 => pass_on_input(stream, terminal, begun),
-                1 => write_out(0, stream, io::stdout().as_fd(), &events),
-                2 => write_out(1, stream, io::stderr().as_fd(), &events),
+                1 => write_out(0, stream, stdout(), &events),
+                2 => write_out(1, stream, stderr(), &events),
                 _ => listen(stream, &control, terminal, &events, begin),
             }
         };
@@ -167,17 +167,17 @@ fn pass_on_input(mut guest: UnixStream, terminal: bool, begun: Option<Receiver<(
 fn write_out(index: usize, mut guest: UnixStream, ours: BorrowedFd<'_>, events: &Sender<Event>) {
     let mut buffer = vec![0; 64 << 10];
     // Without the library's buffer, so that output is visible at once.
-    if let Ok(ours) = ours.try_clone_to_owned() {
-        while let Ok(count @ 1..) = guest.read(&mut buffer) {
-            if write_all(ours.as_fd(), &buffer[..count], drop).is_err() {
-                // Closing the port sends SIGPIPE to the guest's command.
-                break;
-            }
-            let _ = events.send(Event::Written(index, buffer[..count].to_vec()));
+    let mut written = Ok(());
+    while let Ok(count @ 1..) = guest.read(&mut buffer) {
+        written = write_all(ours, &buffer[..count], drop);
+        if written.is_err() {
+            // Closing the port sends SIGPIPE to the guest's command.
+            break;
         }
+        let _ = events.send(Event::Written(index, buffer[..count].to_vec()));
     }
     let _ = guest.shutdown(Shutdown::Both);
-    let _ = events.send(Event::Closed(index));
+    let _ = events.send(Event::Closed(index, written.err()));
 }
 
 /// Reads the guest's lines, and reports when the command has begun.

@@ -64,6 +64,13 @@ impl Kernel {
         }
         let (path, name) = match named {
             Some(file) if !file.is_dir() => {
+                // It is read several times, and opening a FIFO would wait for its other end.
+                ensure!(
+                    fs::metadata(file).map_or(true, |found| found.is_file()),
+                    "cannot read the kernel {}: it is neither a file nor a directory: copy it to a \
+                     file",
+                    file.display()
+                );
                 let head = head(file, 0)?;
                 ensure!(
                     arch_of(&head).is_some() || compression(&head).is_some(),

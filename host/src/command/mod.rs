@@ -12,6 +12,7 @@ mod kernel;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
@@ -20,10 +21,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::board::{Arch, Board};
-use crate::console::{Console, RawMode};
+use crate::console::Console;
 use crate::interrupt::interrupted;
 use crate::modules::Modules;
-use crate::qemu::{Machine, Share};
+use crate::qemu::{Machine, OwnTerminal, Share};
 use crate::run::{FORCED_GRACE, Outcome, Report, socket_dir};
 use crate::serve::Owner;
 use channel::Event;
@@ -48,6 +49,9 @@ const PANIC_END: &str = r"---\[ end Kernel panic - not syncing";
 /// How our init's error messages on the console begin.
 const INIT_ERROR: &str = "bootshare-init: error: ";
 
+/// The names of the command's outputs.
+const STREAMS: [&str; 2] = ["standard output", "standard error"];
+
 /// How long output in flight may take after the machine has ended, and how long the machine may
 /// take to end after the init's last line.
 const GRACE: Duration = Duration::from_secs(5);
@@ -56,6 +60,8 @@ const GRACE: Duration = Duration::from_secs(5);
 pub const FIRMWARE_FAILED: u8 = 117;
 /// The exit status when the kernel panicked.
 pub const PANICKED: u8 = 118;
+/// The exit status when our standard streams do not accept the command's output.
+const NOT_WRITTEN: u8 = 123;
 /// The exit status when our init could not set up the root file system.
 pub const NO_ROOT: u8 = 119;
 
@@ -138,8 +144,10 @@ pub enum How {
     Unstarted(u8, String),
     /// Our init failed.
     Failed(String),
-    /// The machine ended before the command did.
+    /// The machine ended before the command did, or before its output was taken.
     Machine(Outcome),
+    /// Its output could not be written: the stream, and the reason.
+    Unwritten(&'static str, io::Error),
 }
 
 /// The result of a run.
@@ -161,6 +169,8 @@ pub struct End {
     pub denied: Vec<String>,
     /// The end of the command's standard output, and of its standard error.
     pub output: [Kept; 2],
+    /// How many bytes of them our standard streams did not take in time.
+    pub unshown: u64,
     /// Whether the tree's own init ran instead of a command.
     is_own_init: bool,
 }
@@ -171,6 +181,7 @@ impl End {
         match &self.how {
             How::Ended(status) | How::Unstarted(status, _) => *status,
             How::Failed(_) => NO_ROOT,
+            How::Unwritten(..) => NOT_WRITTEN,
             How::Machine(Outcome::FirmwareExit(_)) => FIRMWARE_FAILED,
             How::Machine(Outcome::FailureShown { .. } | Outcome::Panic) => PANICKED,
             How::Machine(Outcome::PowerOff) if self.is_own_init && self.is_started() => 0,
@@ -199,6 +210,10 @@ impl fmt::Display for End {
         match &self.how {
             How::Ended(status) => write!(f, "the command ended with status {status}"),
             How::Unstarted(_, why) | How::Failed(why) => f.write_str(why),
+            How::Unwritten(name, why) => write!(
+                f,
+                "cannot write the command's {name}: {why}: use a file or a pipe that takes all of it"
+            ),
             How::Machine(Outcome::FailureShown { line, .. }) => {
                 write!(f, "the kernel panicked {stage}: {line}")
             }
@@ -271,7 +286,10 @@ impl Job {
         machine.append = format!("bootshare.tag={BOOT_TAG}");
         // The overlay could not be used on submounts of the tree.
         machine.submounts = false;
-        machine.job_control = true;
+        machine.own_terminal = match self.terminal {
+            true => OwnTerminal::Raw,
+            false => OwnTerminal::Stops,
+        };
         machine.watch.fail = vec![PANIC_END.parse()?];
         let console = match &self.own_init {
             Some(_) => Console::Terminal,
@@ -282,8 +300,6 @@ impl Job {
         };
         let (events, told) = mpsc::channel();
         let control = channel::open(&mut machine, dir.path(), self.terminal, &events)?;
-        let raw = self.terminal.then(RawMode::enter).transpose();
-        let _raw = raw.context("cannot set the terminal to raw mode")?;
         thread::Builder::new()
             .name("machine".into())
             .spawn(move || {
@@ -338,6 +354,9 @@ struct Watch {
     written: [u64; 2],
     output: [Kept; 2],
     closed: [bool; 2],
+    /// Streams that somebody closed at our end: their rest is not wanted.
+    unwanted: [bool; 2],
+    unwritten: Option<(&'static str, io::Error)>,
     connected: bool,
     silent: bool,
     bye: Option<Instant>,
@@ -379,7 +398,13 @@ impl Watch {
                 self.written[index] += bytes.len() as u64;
                 self.output[index].add(&bytes);
             }
-            Event::Closed(index) => self.closed[index] = true,
+            Event::Closed(index, failure) => {
+                self.closed[index] = true;
+                self.unwanted[index] = failure.is_some();
+                let failure = failure.filter(|why| why.kind() != io::ErrorKind::BrokenPipe);
+                let failure = failure.map(|why| (STREAMS[index], why));
+                self.unwritten = self.unwritten.take().or(failure);
+            }
             Event::Ended(report) => self.ended = Some((Instant::now(), report?)),
         }
         Ok(())
@@ -420,7 +445,18 @@ impl Watch {
         self.how.is_some() && has(0) && has(1)
     }
 
+    /// How many bytes of the command's output were not written.
+    fn unshown(&self) -> u64 {
+        let rest = |index: usize| match self.unwanted[index] {
+            true => 0,
+            false => self.sent[index].saturating_sub(self.written[index]),
+        };
+        rest(0) + rest(1)
+    }
+
     fn end(self) -> End {
+        let unshown = self.unshown();
+        let of_console = self.ended.as_ref().map_or(0, |(_, report)| report.unshown);
         let (outcome, console, [last_lines, last_requests, denied]) = match self.ended {
             Some((_, report)) => (
                 report.outcome,
@@ -444,7 +480,9 @@ impl Watch {
             Some(_) => stage.max(Stage::Init),
             None => stage,
         };
-        let how = match (self.how, failure) {
+        // What the command's status stands for was not shown.
+        let how = self.how.filter(|_| unshown == 0);
+        let how = match (how, failure) {
             (Some(how), _) => how,
             (None, Some(why)) if outcome != Outcome::Interrupted => How::Failed(why.to_owned()),
             (None, _) => How::Machine(match outcome {
@@ -460,6 +498,10 @@ impl Watch {
             }),
             (how, _) => how,
         };
+        let how = match self.unwritten {
+            Some((name, why)) => How::Unwritten(name, why),
+            None => how,
+        };
         End {
             how,
             stage,
@@ -468,6 +510,7 @@ impl Watch {
             last_requests,
             denied,
             output: self.output,
+            unshown: unshown + of_console,
             is_own_init: self.is_own_init,
         }
     }

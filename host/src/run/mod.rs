@@ -3,15 +3,16 @@
 mod outcome;
 mod servers;
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use rustix::event::PollFlags;
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -24,8 +25,9 @@ use crate::explain::Explain;
 use crate::fd::{read_rest, read_some, ready};
 use crate::interrupt::{JobControl, interrupted};
 use crate::process::{Errors, Process};
-use crate::qemu::{Accel, Machine, Wiring, firmware_status};
+use crate::qemu::{Accel, Machine, OwnTerminal, Wiring, firmware_status};
 use crate::qmp::{ANSWER_LIMIT, Monitor, Shutdown};
+use crate::serve::short_enough;
 use crate::spool::Spool;
 use crate::watch::{Came, Found, Watcher};
 use servers::Serving;
@@ -204,13 +206,15 @@ impl Machine {
     }
 }
 
-/// Creates a temporary directory for a run's sockets.
+/// Creates a temporary directory for a run's sockets, which only this user can enter: a connection
+/// controls the machine.
 ///
 /// # Errors
 /// It cannot be created.
 pub fn socket_dir() -> Result<TempDir> {
     tempfile::Builder::new()
         .prefix("bootshare-")
+        .permissions(Permissions::from_mode(0o700))
         .tempdir()
         .explain(
             "cannot make a directory for sockets",
@@ -224,12 +228,7 @@ pub fn socket_dir() -> Result<TempDir> {
 /// The path is too long for a socket.
 pub fn socket(dir: &Path, name: &str) -> Result<PathBuf> {
     let path = dir.join(name);
-    // unix(7): sun_path holds 107 bytes and a NUL.
-    ensure!(
-        path.as_os_str().len() <= 107,
-        "{} is too long for a socket: point TMPDIR at a shorter directory",
-        path.display()
-    );
+    short_enough(&path, "point TMPDIR at a shorter directory")?;
     Ok(path)
 }
 
@@ -253,10 +252,11 @@ impl<'a, 's> Run<'a, 's> {
         let monitor = Monitor::listen(&qmp, !machine.stays_paused())?;
         let mut terminal = None;
         let mut output = Output::Captured(Vec::new());
-        if console == Console::Terminal || machine.job_control {
+        if console == Console::Terminal || machine.own_terminal != OwnTerminal::Unused {
             terminal = Some(Terminal {
                 job: JobControl::get().context("cannot watch for signals")?,
-                is_interactive: console.is_interactive(),
+                is_interactive: console.is_interactive()
+                    || machine.own_terminal == OwnTerminal::Raw,
                 raw: None,
             });
         }
@@ -266,7 +266,7 @@ impl<'a, 's> Run<'a, 's> {
         let wiring = Wiring {
             sockets: paths,
             qmp: Some(qmp),
-            interactive: terminal.as_ref().is_some_and(|it| it.is_interactive),
+            interactive: console.is_interactive(),
         };
         let (mut qemu, stdout) = spawn(machine, &wiring, console, narrow)?;
         let keys = qemu.child.stdin.take();
@@ -364,6 +364,11 @@ impl<'a, 's> Run<'a, 's> {
                 };
                 return Ok((end, spool.unshown()));
             }
+        }
+        if is_over {
+            // An error of an output that nobody reads any more, such as a terminal after SIGHUP, is
+            // not what ended the run.
+            return Ok((outcome, 0));
         }
         match self.output_ended()? {
             Some(end) if outcome.exit_code() == 0 => Ok((end, 0)),

@@ -172,15 +172,21 @@ fn number<N: FromStr>(text: &str) -> Result<N> {
         .with_context(|| format!("{text:?} is not a number, or too large"))
 }
 
+/// The longest delay.
+const MOST: Duration = Duration::from_secs(1_000_000);
+
 fn time(text: &str) -> Result<Duration> {
     let units = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0)];
     units
         .iter()
         .find_map(|(unit, factor)| {
             let number: f64 = text.strip_suffix(unit)?.parse().ok()?;
-            Duration::try_from_secs_f64(number * factor).ok()
+            let time = Duration::try_from_secs_f64(number * factor).ok();
+            time.filter(|time| *time <= MOST)
         })
-        .with_context(|| format!("{text:?} is not a time: write 250us, 20ms or 1.5s"))
+        .with_context(|| {
+            format!("{text:?} is not a time up to 1000000s: write 250us, 20ms or 1.5s")
+        })
 }
 
 fn errno(text: &str) -> Result<i32> {

@@ -36,6 +36,7 @@ pub use fault::{Fault, RULES};
 pub use fs::{Cache, Owner};
 pub use service::MemoryRef;
 pub use socket::Endpoint;
+pub(crate) use socket::short_enough;
 pub use trace::{Trace, print};
 
 use crate::fd::ready;

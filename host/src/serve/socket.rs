@@ -82,8 +82,23 @@ fn inherit(number: i32) -> Result<UnixListener> {
     Ok(copy.into())
 }
 
+/// Whether a socket can have this path; `remedy` is for one that is too long.
+///
+/// # Errors
+/// It is too long.
+pub(crate) fn short_enough(path: &Path, remedy: &str) -> Result<()> {
+    // unix(7): sun_path holds 107 bytes and a NUL.
+    ensure!(
+        path.as_os_str().len() <= 107,
+        "{} is too long for a socket: {remedy}",
+        path.display()
+    );
+    Ok(())
+}
+
 /// A socket at `path`. It replaces only the socket of a server that no longer runs.
 fn make(path: &Path, mode: Option<u32>) -> Result<UnixListener> {
+    short_enough(path, "choose a shorter path")?;
     let listener = match bind_at(path, mode) {
         Err(Errno::ADDRINUSE) => {
             let found = symlink_metadata(path);

@@ -131,8 +131,11 @@ fn a_machine_with_a_network_and_disks_boots() {
             ran.errors.contains(&format!("bootshare-host: {board} by ")),
             "{ran:?}"
         );
-        let formats = ran.errors.contains("format=raw,file=raw,,disk")
-            && (disks.len() == 2 || ran.errors.contains("format=qcow2,file=disk"));
+        let drive = |format: &str, name: &str| {
+            let drive = format!("format={format},file={}", path(name));
+            ran.errors.contains(&drive)
+        };
+        let formats = drive("raw", "raw,,disk") && (disks.len() == 2 || drive("qcow2", "disk"));
         assert!(formats, "{ran:?}");
     }
 }
@@ -295,21 +298,77 @@ fn without_a_command_the_commands_are_listed() {
 fn a_text_is_printed_completely_or_an_error() {
     let tool_ = Tool::new(&[]);
     let completions = || tool_.command(&[], &["completions", "bash"]);
-    let full = fs::OpenOptions::new().write(true).open("/dev/full");
-    let ran = completions().stdout(full.unwrap()).output().unwrap();
-    let errors = String::from_utf8_lossy(&ran.stderr);
-    assert_eq!(ran.status.code(), Some(123), "{errors}");
-    let line = "bootshare-host: error: cannot write to standard output: ";
-    assert!(
-        errors.starts_with(line) && errors.lines().count() == 1,
-        "{errors}"
-    );
+    for args in [&["completions", "bash"][..], &["--help"], &["--version"]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full");
+        let mut command = tool_.command(&[], args);
+        let ran = command.stdout(full.unwrap()).output().unwrap();
+        let errors = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!(ran.status.code(), Some(123), "{errors}");
+        let line = "bootshare-host: error: cannot write to standard output: ";
+        assert!(
+            errors.starts_with(line) && errors.lines().count() == 1,
+            "{errors}"
+        );
+    }
 
     // A reader like head(1) has enough.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let ran = completions().stdout(writer).output().unwrap();
     assert_eq!((ran.status.code(), &*ran.stderr), (Some(0), &b""[..]));
+
+    // Another process has set O_NONBLOCK, and the pipe has less space than the text needs.
+    let whole = completions().output().unwrap().stdout;
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    let mut filled = 0;
+    while let Ok(count) = writer.write(&[0; 4096]) {
+        filled += count;
+    }
+    let mut command = completions();
+    let mut child = command.stdout(writer).spawn().unwrap();
+    drop(command);
+    thread::sleep(Duration::from_millis(500));
+    let mut read = Vec::new();
+    reader.read_to_end(&mut read).unwrap();
+    let read = &read[filled..];
+    assert!(read == whole, "{} of {} bytes", read.len(), whole.len());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn what_follows_a_report_in_standard_outputs_file_does_not_overwrite_it() {
+    let tool_ = Tool::new(&[]);
+    fs::create_dir(tool_.path("empty")).unwrap();
+    let script = "{ ./tool run --json /dev/stdout empty -- true; echo rest; } >file";
+    let ran = tool_.run(&mut tool_.command(&["sh", "-c", script], &[]));
+    ran.expect(0, &["there is no kernel in empty"]);
+    let file = fs::read_to_string(tool_.path("file")).unwrap();
+    let (report, rest) = file.split_once('\n').unwrap();
+    assert!(report.starts_with('{') && report.ends_with('}'), "{file}");
+    assert_eq!(rest, "rest\n");
+}
+
+#[test]
+fn doctor_ends_with_a_signal() {
+    let tool_ = Tool::new(&[]);
+    let begun = tool_.path("begun");
+    tool_.fake(&[], &format!(": >{begun}; sleep 1000"));
+    let path = format!("{}:{}", tool_.path("bin"), std::env::var("PATH").unwrap());
+    let mut command = tool_.command(&[], &["doctor"]);
+    let command = command.env("PATH", path).stdout(Stdio::null());
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while !fs::exists(&begun).unwrap() {
+        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none());
+        thread::sleep(Duration::from_millis(20));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let ran = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!(ran.status.code(), Some(130), "{errors}");
+    assert_eq!(errors, "bootshare-host: error: interrupted\n");
 }
 
 #[test]

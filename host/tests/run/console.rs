@@ -186,6 +186,32 @@ fn a_standard_output_closed_after_the_end_hides_no_failure() {
 }
 
 #[test]
+fn a_terminal_that_goes_away_is_an_interruption() {
+    let tool = Tool::new(&[]);
+    let (user, program) = terminal();
+    // The terminal is full, since nobody reads it.
+    let (script, has_begun) = begun(&tool, "exec yes");
+    let mut command = tool.fake(&[], &script);
+    let mut child = command.stdout(program).spawn().unwrap();
+    drop(command);
+    until("it did not start", has_begun);
+    thread::sleep(Duration::from_millis(500));
+    kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
+    drop(user);
+    assert_eq!(wait(&mut child), Some(130));
+    tool.assert_nothing_is_left();
+}
+
+#[test]
+fn only_the_user_can_enter_the_directory_of_sockets() {
+    let tool = Tool::new(&[]);
+    let show = "stat -c %a \"$TMPDIR\"/bootshare-*; exit 33";
+    let command = tool.fake(&["sh", "-c", "umask 0; exec \"$0\" \"$@\""], show);
+    let ran = tool.run({ command }.env_remove("_"));
+    assert_eq!((ran.status, &*ran.console), (Some(0), "700\n"), "{ran:?}");
+}
+
+#[test]
 fn a_nonblocking_standard_output_is_waited_for() {
     let tool = Tool::new(&[]);
     let (mut reader, writer) = io::pipe().unwrap();

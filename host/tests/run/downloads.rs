@@ -2,10 +2,22 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::parts::install;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::parts::{LIMIT, install};
 use crate::tool::{Ran, Tool};
+
+/// The program, and its call, that sleeps.
+const SLEEP: &str = r#"
+if [ "$(cat "$LAB/slow" 2> /dev/null)" = "${0##*/}" ]; then
+    : > "$LAB/begun"
+    sleep 1000
+fi
+"#;
 
 /// `apt-get`. Its packages are the archives in `debs`. A download fails while `broken` has lines; each attempt
 /// removes one.
@@ -40,6 +52,8 @@ cat "$LAB/shown/$1" 2> /dev/null || echo "E: No packages found" >&2
 /// `dpkg-deb --fsys-tarfile`: the packages of this test are archives without anything around them.
 const DPKG_DEB: &str = "#!/bin/sh\ncat \"$2\"\n";
 
+const DEMO: [&str; 5] = ["demo", "--board=x86_64-q35", "--parts", "lab/parts", "out"];
+
 /// A directory with the stubs, and what they answer.
 struct Lab {
     tool: Tool,
@@ -59,7 +73,8 @@ impl Lab {
             ("apt-cache", APT_CACHE),
             ("dpkg-deb", DPKG_DEB),
         ] {
-            lab.write("draft", script);
+            let script = script.replacen('\n', SLEEP, 1);
+            lab.write("draft", &script);
             install(&lab.dir.join("draft"), &lab.dir.join("bin").join(name));
         }
         lab
@@ -107,16 +122,20 @@ impl Lab {
         self.package("busybox-static", &[("usr/bin/busybox", "shell")]);
     }
 
-    fn run(&self, args: &[&str]) -> Ran {
+    fn command(&self, args: &[&str]) -> Command {
         let path = std::env::var("PATH").unwrap();
         let path = format!("{}:{path}", self.dir.join("bin").display());
         let mut command = self.tool.command(&[], args);
-        self.tool
-            .run(command.env("PATH", path).env("LAB", &self.dir))
+        command.env("PATH", path).env("LAB", &self.dir);
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        self.tool.run(&mut self.command(args))
     }
 
     fn demo(&self) -> Ran {
-        self.run(&["demo", "--board=x86_64-q35", "--parts", "lab/parts", "out"])
+        self.run(&DEMO)
     }
 
     /// The packages of each attempt to download.
@@ -339,4 +358,41 @@ fn qemu_of_a_release_is_unpacked_with_what_it_needs() {
     );
     assert_eq!(script("qemu-system-aarch64"), "theirs");
     assert_eq!(lab.downloads().len(), 1);
+}
+
+#[test]
+fn a_download_that_is_interrupted_leaves_nothing_behind() {
+    // In a program, or between two attempts.
+    for slow in ["apt-get", "apt-cache", "dpkg-deb", ""] {
+        let lab = Lab::new();
+        lab.write("shown/linux-image-cloud-amd64", "Depends: linux-image-1");
+        lab.kernel("linux-image-1");
+        lab.write("slow", slow);
+        if slow.is_empty() {
+            lab.write("broken", "1\n");
+        }
+        let mut command = lab.command(&DEMO);
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let deadline = Instant::now() + LIMIT;
+        let has_begun = || match slow {
+            "" => lab.dir.join("broken").metadata().unwrap().len() == 0,
+            _ => lab.dir.join("begun").exists(),
+        };
+        while !has_begun() {
+            assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none());
+            thread::sleep(Duration::from_millis(20));
+        }
+        if slow.is_empty() {
+            // The failure is noticed a moment later; the next attempt begins after 2 s.
+            thread::sleep(Duration::from_millis(500));
+        }
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(130), "{slow}: {errors}");
+        assert!(errors.ends_with("error: interrupted\n"), "{slow}: {errors}");
+        lab.tool.assert_nothing_is_left();
+        assert_eq!(fs::read_dir(lab.dir.join("parts")).unwrap().count(), 0);
+        assert!(lab.read("log").matches("-q update\n").count() < 2, "{slow}");
+    }
 }

@@ -475,31 +475,6 @@ fn a_server_removes_no_socket_but_its_own() {
 }
 
 #[test]
-fn a_download_that_is_interrupted_leaves_nothing_behind() {
-    let tool = Tool::new(&[]);
-    let bin = tool.dir.path().join("bin");
-    fs::create_dir(&bin).unwrap();
-    fs::write(tool.dir.path().join("apt"), "#!/bin/sh\nsleep 1000\n").unwrap();
-    install(&tool.dir.path().join("apt"), &bin.join("apt-get"));
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    let parts = tool.path("parts");
-    let mut command = tool.command(&[], &["demo", "--parts", &parts, "demo"]);
-    let mut child = command
-        .env("PATH", path)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    tool.wait_until_running(&mut child, 2);
-    send(Signal::INT)(&tool, &child);
-    let output = child.wait_with_output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{errors}");
-    assert!(errors.ends_with("error: interrupted\n"), "{errors}");
-    tool.assert_nothing_is_left();
-    assert_eq!(fs::read_dir(parts).unwrap().count(), 0);
-}
-
-#[test]
 fn a_hangup_that_nohup_ignores_is_ignored() {
     let tool = Tool::new(&[]);
     let mut command = tool.linux(&["nohup"], None);

@@ -12,6 +12,12 @@ use crate::tool::Tool;
 /// Each command line after `$ `, and on the next line the exit status and the message.
 const SAID: &str = include_str!("wrong.txt");
 
+/// Files of others that look a little like outputs.
+const THEIRS: [(&str, &str); 2] = [
+    ("report.json", "{\"stage\":\"production\",\"status\":1}"),
+    ("notes", "On bootshare: version 0.1.0 is out.\n"),
+];
+
 /// Makes the files that the command lines use.
 fn prepare(tool: &Tool) {
     let path = |name: &str| tool.dir.path().join(name);
@@ -19,6 +25,9 @@ fn prepare(tool: &Tool) {
         fs::create_dir_all(path(dir)).unwrap();
     }
     fs::write(path("text"), "a text\n").unwrap();
+    for (name, text) in THEIRS {
+        fs::write(path(name), text).unwrap();
+    }
     fs::write(path("cut.elf"), b"\x7fELF\x02\x01\x01").unwrap();
     fs::write(path("full/vmlinuz"), "somebody's").unwrap();
     symlink(path("tool"), path("bin/bootshare-host")).unwrap();
@@ -55,6 +64,9 @@ fn each_wrong_command_line_gives_one_line_with_the_remedy() {
         assert_eq!(errors.lines().count(), 1, "{line}: {errors}");
         assert!(errors.starts_with("bootshare-host: error: "), "{errors}");
         said.push_str(&format!("{line}\n{}: {errors}", ran.status.unwrap()));
+    }
+    for (name, text) in THEIRS {
+        assert_eq!(fs::read_to_string(tool.path(name)).unwrap(), text);
     }
     if std::env::var_os("UPDATE").is_some() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run/wrong.txt");
