@@ -411,7 +411,7 @@ fn a_file_that_may_not_be_read_is_named_once() {
         let mut process = Process::listening(before, &[]);
         let secret = process.share().join("secret");
         fs::write(&secret, "").unwrap();
-        fs::set_permissions(&secret, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o0)).unwrap();
         let mut lines = Vec::new();
         for _ in 1..guests {
             let mut guest = process.guest();
