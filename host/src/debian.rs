@@ -396,6 +396,8 @@ Dir::Etc::PreferencesParts "/dev/null";
             let archive = packed.child.stdout.take();
             command.stdin(archive.context("dpkg-deb has no output")?);
             let mut unpacked = Process::spawn(&mut command, None)?;
+            // It has our end of the pipe: with it dpkg-deb would not notice that tar has failed.
+            drop(command);
             if either(interrupt, unpacked.ended())?.0 {
                 return Err(Interrupted.into());
             }
@@ -408,8 +410,7 @@ Dir::Etc::PreferencesParts "/dev/null";
                     stderr,
                 });
                 bail!(
-                    "cannot unpack {}: {said}: remove what is damaged in apt's cache, or free some \
-                     space",
+                    "cannot unpack {}: {said}: try again, or make room where it is unpacked",
                     deb.display()
                 );
             }

@@ -280,6 +280,15 @@ fn a_download_is_tried_three_times() {
     lab.write("debs/linux-image-1", "no archive");
     let ran = lab.demo();
     ran.expect(123, &["cannot unpack ", "/linux-image-1.deb: tar: "]);
+
+    // A full disk: tar ends before it has read all of a package.
+    for name in ["linux-image-1", "busybox-static"] {
+        lab.write(&format!("debs/{name}"), &"x".repeat(1 << 20));
+    }
+    lab.write("draft", "#!/bin/sh\necho 'tar: full' >&2\nexit 2\n");
+    install(&lab.dir.join("draft"), &lab.dir.join("bin/tar"));
+    let ran = lab.demo();
+    ran.expect(123, &["cannot unpack ", ".deb: tar: full"]);
     assert_eq!(fs::read_dir(lab.dir.join("parts")).unwrap().count(), 0);
 }
 
