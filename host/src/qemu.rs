@@ -267,6 +267,18 @@ impl Machine {
         }
     }
 
+    /// Checks what this host cannot run; a script of a dry run may be for another host.
+    pub(crate) fn check_host(&self) -> Result<()> {
+        let own = Board::of_this_machine().arch();
+        ensure!(
+            self.accel != Accel::Kvm || self.board.arch() == own,
+            "KVM runs the guests of its own architecture, {}, and {} is of another: use --accel tcg",
+            own.name(),
+            self.board.name()
+        );
+        Ok(())
+    }
+
     /// Checks what QEMU or the server would report less clearly.
     pub(crate) fn check(&self) -> Result<()> {
         ensure!(
@@ -323,13 +335,6 @@ impl Machine {
             let arg = arg.display();
             bail!("--qemu-arg='{arg}' is several words: write a --qemu-arg for each");
         }
-        let own = Board::of_this_machine().arch();
-        ensure!(
-            self.accel != Accel::Kvm || self.board.arch() == own,
-            "KVM runs the guests of its own architecture, {}, and {} is of another: use --accel tcg",
-            own.name(),
-            self.board.name()
-        );
         for disk in &self.disks {
             // Opening a FIFO would wait for its other end.
             let is_disk =
@@ -593,6 +598,18 @@ mod tests {
             interactive: false,
         };
         machine.invocation(&wiring).shell()
+    }
+
+    #[test]
+    fn kvm_runs_its_own_architecture_only() {
+        let own = Board::of_this_machine().arch();
+        for board in Board::ALL {
+            let mut machine = Machine::new(board, "firmware");
+            machine.accel = Accel::Kvm;
+            assert_eq!(machine.check_host().is_ok(), board.arch() == own);
+            machine.accel = Accel::Tcg;
+            machine.check_host().unwrap();
+        }
     }
 
     #[test]

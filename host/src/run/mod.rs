@@ -235,6 +235,7 @@ pub fn socket(dir: &Path, name: &str) -> Result<PathBuf> {
 impl<'a, 's> Run<'a, 's> {
     fn start(machine: &'a Machine, console: Console, steps: &'a mut [Step<'s>]) -> Result<Self> {
         machine.check()?;
+        machine.check_host()?;
         let interrupt = interrupted().context("cannot watch for signals")?;
         let awaited = steps.iter().filter_map(|(moment, _)| match moment {
             Moment::Start => None,
