@@ -505,7 +505,8 @@ fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
     report.outcome.exit_code()
 }
 
-/// How long printing our own messages may take: what is left of the time limit. Standard error may be the same pipe as standard output, which nobody reads.
+/// How long printing our own messages may take: what is left of the time limit. Standard error may
+/// be the same pipe as standard output, which nobody reads.
 pub(super) fn rest(limit: Option<Duration>, used: Duration) -> Option<Duration> {
     limit.map(|limit| limit.saturating_sub(used).max(SOON))
 }

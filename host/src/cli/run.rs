@@ -322,8 +322,8 @@ impl Run {
                     kernel.version.as_deref().unwrap_or("unknown")
                 ));
             }
-            // The console's last lines do not help if the command was not found or could not write, and were seen
-            // already if it used our terminal.
+            // The console's last lines do not help if the command was not found or could not write,
+            // and were seen already if it used our terminal.
             if !matches!(end.how, How::Unstarted(..) | How::Unwritten(..)) {
                 let is_new = !end.console.is_empty();
                 let lines: &[String] = if is_new { &end.last_lines } else { &[] };

@@ -354,9 +354,8 @@ struct Watch {
     written: [u64; 2],
     output: [Kept; 2],
     closed: [bool; 2],
-    /// Streams that somebody closed at our end: their rest is not wanted.
-    unwanted: [bool; 2],
-    unwritten: Option<(&'static str, io::Error)>,
+    /// For each output why it can no longer be written.
+    unwritable: [Option<io::Error>; 2],
     connected: bool,
     silent: bool,
     bye: Option<Instant>,
@@ -400,10 +399,7 @@ impl Watch {
             }
             Event::Closed(index, failure) => {
                 self.closed[index] = true;
-                self.unwanted[index] = failure.is_some();
-                let failure = failure.filter(|why| why.kind() != io::ErrorKind::BrokenPipe);
-                let failure = failure.map(|why| (STREAMS[index], why));
-                self.unwritten = self.unwritten.take().or(failure);
+                self.unwritable[index] = failure;
             }
             Event::Ended(report) => self.ended = Some((Instant::now(), report?)),
         }
@@ -447,15 +443,16 @@ impl Watch {
 
     /// How many bytes of the command's output were not written.
     fn unshown(&self) -> u64 {
-        let rest = |index: usize| match self.unwanted[index] {
-            true => 0,
-            false => self.sent[index].saturating_sub(self.written[index]),
+        let rest = |index: usize| match self.unwritable[index] {
+            Some(_) => 0,
+            None => self.sent[index].saturating_sub(self.written[index]),
         };
         rest(0) + rest(1)
     }
 
     fn end(self) -> End {
         let unshown = self.unshown();
+        let is_over = self.is_over();
         let of_console = self.ended.as_ref().map_or(0, |(_, report)| report.unshown);
         let (outcome, console, [last_lines, last_requests, denied]) = match self.ended {
             Some((_, report)) => (
@@ -498,7 +495,12 @@ impl Watch {
             }),
             (how, _) => how,
         };
-        let how = match self.unwritten {
+        // After a limit or a signal an error is no cause: the terminal may be gone (SIGHUP).
+        let unwritten = STREAMS.into_iter().zip(self.unwritable);
+        let mut unwritten = unwritten.filter_map(|(name, why)| Some((name, why?)));
+        // A reader that closes a pipe has enough; the command was told by SIGPIPE.
+        let is_failure = |why: &io::Error| !is_over && why.kind() != io::ErrorKind::BrokenPipe;
+        let how = match unwritten.find(|(_, why)| is_failure(why)) {
             Some((name, why)) => How::Unwritten(name, why),
             None => how,
         };
@@ -534,22 +536,45 @@ mod tests {
         for line in lines {
             watch.line(line);
         }
-        watch.ended = Some((
-            Instant::now(),
-            Report {
-                outcome,
-                console: console.into(),
-                last_lines: console.lines().map(str::to_owned).collect(),
-                unshown: 0,
-                denied: Vec::new(),
-                last_requests: Vec::new(),
-                is_start_last: false,
-                is_cut: false,
-                steps_left: 0,
-                duration: Duration::ZERO,
-            },
-        ));
+        watch.ended = Some((Instant::now(), report(outcome, console)));
         watch.end()
+    }
+
+    fn report(outcome: Outcome, console: &str) -> Report {
+        Report {
+            outcome,
+            console: console.into(),
+            last_lines: console.lines().map(str::to_owned).collect(),
+            unshown: 0,
+            denied: Vec::new(),
+            last_requests: Vec::new(),
+            is_start_last: false,
+            is_cut: false,
+            steps_left: 0,
+            duration: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn an_output_that_fails_is_a_failure_unless_its_reader_or_the_run_is_over() {
+        for (outcome, kind, code) in [
+            (Outcome::PowerOff, io::ErrorKind::StorageFull, 123),
+            (Outcome::PowerOff, io::ErrorKind::BrokenPipe, 3),
+            (Outcome::Interrupted, io::ErrorKind::StorageFull, 3),
+        ] {
+            let mut watch = Watch::default();
+            watch.line("ended 3 100 100");
+            watch.written = [100, 0];
+            watch.take(Event::Closed(1, Some(kind.into()))).unwrap();
+            watch.ended = Some((Instant::now(), report(outcome, "")));
+            assert_eq!(watch.end().exit_code(), code, "{kind}");
+        }
+        let mut watch = Watch::default();
+        watch.line("ended 0 100 0");
+        watch.written = [40, 0];
+        watch.ended = Some((Instant::now(), report(Outcome::TimedOut, "")));
+        let end = watch.end();
+        assert_eq!((end.exit_code(), end.unshown), (124, 60));
     }
 
     #[test]
