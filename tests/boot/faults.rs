@@ -1,7 +1,8 @@
 //! Hosts that fail while a machine boots from them.
 //!
 //! Each fault is injected when the console shows a certain text, while the guest waits. So the text,
-//! and not the time, decides which request the fault hits.
+//! and not the time, decides which request the fault hits. At least 32 bytes must follow it before that
+//! request: the guest may be that far ahead (see [`bootshare_host::Machine::run_steps`]).
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -133,9 +134,7 @@ pub(crate) fn killed_before_init(board: Board) {
     let share = demo_share(board.arch());
     let run = run_with(
         &machine(board, Server::Rust, share, SHORT),
-        &mut [(Console("mounting bootshare"), &mut |servers| {
-            servers.kill(0)
-        })],
+        &mut [(Console("debug: mounting"), &mut |servers| servers.kill(0))],
     );
     expect_failure(&run);
     run.line(&[&stalled(demo::TAG)]);
@@ -147,7 +146,9 @@ pub(crate) fn killed_after_init(board: Board) {
     let share = demo_share(board.arch());
     let run = run_with(
         &machine(board, Server::Rust, share, SHORT),
-        &mut [(Console("mounted bootshare"), &mut |servers| servers.kill(0))],
+        &mut [(Console("bootshare: mounted"), &mut |servers| {
+            servers.kill(0)
+        })],
     );
     expect_failure(&run);
     expect_lost(&run, demo::TAG);
@@ -163,9 +164,11 @@ pub(crate) fn killed_before_a_read(board: Board) {
     let share = share("before-read", board, &["large"], SMALLER);
     let run = run_with(
         &two_shares(board, Server::Rust, &share, SHORT),
-        &mut [(Console("opened first:/linux"), &mut |servers| {
-            servers.kill(0)
-        })],
+        &mut [
+            (Console("opened first:/initrd"), &mut nothing),
+            // All files are opened before one is read.
+            (Console("debug"), &mut |servers| servers.kill(0)),
+        ],
     );
     expect_lost(&run, "first");
     run.line(&["bootshare: error: first:/loader/entries/large.conf: /linux: "]);
@@ -268,7 +271,7 @@ pub(crate) fn stopped_then_killed(board: Board, server: Server) {
         &mut [
             (Console("loaded first:/initrd"), &mut nothing),
             (BAR, &mut |servers| servers.stop(0)),
-            (Console("resetting the device"), &mut |servers| {
+            (Console("warning: share first"), &mut |servers| {
                 servers.kill(0)
             }),
         ],
@@ -286,7 +289,7 @@ pub(crate) fn late(board: Board, server: Server) {
         &machine(board, server, share, LONG),
         &mut [
             (Start, &mut |servers| servers.stop_for(0, late)),
-            (Console("mounting bootshare"), &mut |servers| {
+            (Console("debug: mounting"), &mut |servers| {
                 servers.stop_for(0, late);
             }),
         ],

@@ -4,7 +4,7 @@ mod outcome;
 mod servers;
 
 use std::fs::{File, Permissions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -103,6 +103,8 @@ struct Run<'a, 's> {
     servers: Vec<Serving>,
     qemu: Process,
     stdout: Option<File>,
+    /// The most that is read from `stdout` at once.
+    at_a_time: u64,
     errors: Errors,
     monitor: Monitor,
     keys: Option<Keys>,
@@ -195,9 +197,9 @@ impl Machine {
 
     /// Runs the machine to its end with its console captured, and performs `steps`.
     ///
-    /// The console buffers only about 10 unread bytes, so the guest blocks in its write until a
-    /// step is done: a step at the start of a longer text takes effect before the guest has written
-    /// the rest.
+    /// The console buffers only about 10 unread bytes, and a 16550 another 16 in its FIFO. Once these
+    /// are full, the guest waits until a step is done: a step takes effect before the guest has
+    /// written 32 bytes more.
     ///
     /// # Errors
     /// As for [`Machine::run`]; or a step's text is not a valid regular expression.
@@ -278,6 +280,7 @@ impl<'a, 's> Run<'a, 's> {
             machine,
             servers,
             stdout,
+            at_a_time: if narrow { 1 } else { u64::MAX },
             errors: qemu.errors(),
             qemu,
             monitor,
@@ -623,7 +626,7 @@ impl<'a, 's> Run<'a, 's> {
         let Some(stream) = &mut self.stdout else {
             return Ok(0);
         };
-        let Some(bytes) = read_some(stream)? else {
+        let Some(bytes) = read_some(&mut stream.take(self.at_a_time))? else {
             self.stdout = None;
             return Ok(0);
         };
