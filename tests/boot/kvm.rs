@@ -39,38 +39,55 @@ for board in $(cat /share/boards/order); do
 done
 "#;
 
+/// Each transport, and both ways to start the firmware.
 #[test]
+fn kvm_boots_two_x86_64_boards() {
+    let boards = [Board::X86_64MicrovmRom, Board::X86_64Q35];
+    boots("two", Board::X86_64Q35, Release::Trixie, &boards);
+}
+
+#[test]
+fn kvm_boots_two_aarch64_boards() {
+    let boards = [Board::Aarch64VirtRom, Board::Aarch64VirtPci];
+    boots("two", Board::Aarch64VirtPci, Release::Trixie, &boards);
+}
+
+#[test]
+#[ignore = "some minutes: make test-kvm"]
 fn kvm_boots_all_x86_64_boards() {
-    boots(Board::X86_64Q35, Release::Trixie);
+    boots_all(Board::X86_64Q35, Release::Trixie);
 }
 
 #[test]
+#[ignore = "some minutes: make test-kvm"]
 fn kvm_boots_all_aarch64_boards() {
-    boots(Board::Aarch64VirtPci, Release::Trixie);
+    boots_all(Board::Aarch64VirtPci, Release::Trixie);
 }
 
 #[test]
-#[ignore = "takes as long as that of Debian 13: make test-kvm"]
+#[ignore = "some minutes: make test-kvm"]
 fn kvm_of_sid_boots_all_x86_64_boards() {
-    boots(Board::X86_64Q35, Release::Sid);
+    boots_all(Board::X86_64Q35, Release::Sid);
 }
 
 #[test]
-#[ignore = "takes as long as that of Debian 13: make test-kvm"]
+#[ignore = "some minutes: make test-kvm"]
 fn kvm_of_sid_boots_all_aarch64_boards() {
-    boots(Board::Aarch64VirtPci, Release::Sid);
+    boots_all(Board::Aarch64VirtPci, Release::Sid);
 }
 
-/// Boots `outer` with QEMU and Linux of `release`. In it, all boards of its architecture boot by KVM.
-fn boots(outer: Board, release: Release) {
-    let arch = outer.arch();
+fn boots_all(outer: Board, release: Release) {
     let boards = Board::ALL.into_iter().filter(|board| {
         // The i440FX of `pc` adds nothing for KVM to what q35 shows.
-        board.arch() == arch && *board != Board::X86_64Pc
+        board.arch() == outer.arch() && *board != Board::X86_64Pc
     });
-    let boards: Vec<_> = boards.collect();
+    boots("all", outer, release, &boards.collect::<Vec<_>>());
+}
 
-    let dir = empty_dir(&format!("kvm-{}-{}", arch.name(), release.name()));
+/// Boots `outer` with QEMU and Linux of `release`. In it, `boards` boot by KVM.
+fn boots(name: &str, outer: Board, release: Release, boards: &[Board]) {
+    let arch = outer.arch();
+    let dir = empty_dir(&format!("kvm-{name}-{}-{}", arch.name(), release.name()));
     let kernel = dir.join("kernel");
     let parts = parts(arch, Some(release));
     demo::make(&parts, &kernel, true).unwrap_or_else(|error| panic!("{error:#}"));
@@ -91,7 +108,7 @@ fn boots(outer: Board, release: Release) {
         }
     }
     let mut order = String::new();
-    for board in &boards {
+    for board in boards {
         let name = board.name();
         fs::write(dir.join("boards").join(&name), commands(*board, &dir)).unwrap();
         order.push_str(&name);
