@@ -1,9 +1,12 @@
 //! How the firmware ends, with and without a device that passes an exit status to QEMU. A failure is
 //! never reported as success.
 
-use bootshare_host::{Board, Outcome};
+use std::thread::sleep;
+use std::time::Duration;
 
-use crate::lab::{Run, Server, demo_share, machine, run};
+use bootshare_host::{Board, Machine, Moment, Outcome, Servers};
+
+use crate::lab::{Run, Server, Step, demo_share, machine, run, run_with};
 
 const SUCCEEDS: &str = "bootshare.cmd=mounts";
 const FAILS: &str = "bootshare.cmd=\"cat /nosuch\"";
@@ -56,4 +59,39 @@ pub(crate) fn by_a_panic(board: Board) {
     assert_eq!(end(board, SUCCEEDS, &ours).outcome, Outcome::PowerOff);
     assert_eq!(end(board, FAILS, &ours).outcome, Outcome::Panic);
     expect_halt(&end(board, FAILS, &["-device", "pvpanic-pci"]));
+}
+
+/// The end of QEMU throws away what its UART has not passed on: the firmware waits for that. QEMU
+/// passes some six bytes at once to this console, so the pauses begin at six places before the end.
+pub(crate) fn keeps_the_last_line(board: Board) {
+    let machine = machine(board, Server::Embedded, demo_share(board.arch()), FAILS);
+    let line = "/nosuch: no such file or directory";
+    for bytes in 7..13 {
+        let (from, rest) = line.split_at(line.len() - bytes);
+        read_slowly(&machine, from, rest);
+    }
+}
+
+/// As above, on a processor that cannot enter the firmware's 64-bit code.
+pub(crate) fn keeps_the_last_line_of_32_bits(board: Board) {
+    let mut machine = machine(board, Server::Embedded, demo_share(board.arch()), "");
+    machine.qemu_args = ["-cpu", "qemu32"].map(Into::into).into();
+    read_slowly(&machine, "choose another", " one with QEMU's -cpu");
+}
+
+/// From the text `from` on, the console is read slower than the firmware writes; `rest` ends its last
+/// line.
+fn read_slowly(machine: &Machine, from: &str, rest: &str) {
+    let mut pause = |_: &mut Servers<'_>| sleep(Duration::from_millis(100));
+    let mut pauses = vec![pause; rest.len()];
+    let mut steps: Vec<Step<'_>> = vec![(Moment::Console(from), &mut pause)];
+    steps.extend(
+        pauses
+            .iter_mut()
+            .map(|pause| -> Step<'_> { (Moment::Console("."), pause) }),
+    );
+    let run = run_with(machine, &mut steps);
+    assert!(matches!(run.outcome, Outcome::FirmwareExit(1)));
+    let last = run.lines.last().unwrap();
+    assert!(last.ends_with(&format!("{from}{rest}")), "{last:?}");
 }

@@ -140,6 +140,10 @@ cells! {
     without_a_status_a_failure_halts_virt_at_el2: exits::at_el2(Aarch64Virt);
     a_failure_is_a_panic_on_virt: exits::by_a_panic(Aarch64Virt);
     a_failure_is_a_panic_on_virt_with_pci: exits::by_a_panic(Aarch64VirtPci);
+    a_slow_reader_gets_the_last_line_of_microvm: exits::keeps_the_last_line(X86_64Microvm);
+    a_slow_reader_gets_the_last_line_of_a_q35_rom: exits::keeps_the_last_line(X86_64Q35Rom);
+    a_slow_reader_gets_the_last_line_of_virt: exits::keeps_the_last_line(Aarch64Virt);
+    a_slow_reader_gets_the_last_line_of_a_32_bit_cpu: exits::keeps_the_last_line_of_32_bits(X86_64Q35);
 }
 
 cells! {

@@ -29,6 +29,8 @@ struct Registers {
 const _: () = assert!(core::mem::offset_of!(Registers, flags) == 0x18);
 const _: () = assert!(core::mem::offset_of!(Registers, control) == 0x30);
 
+/// Flag: not all bytes have left the UART.
+const BUSY: u32 = 1 << 3;
 /// Flag: no byte was received.
 const RECEIVE_EMPTY: u32 = 1 << 4;
 /// Flag: the transmit FIFO is full.
@@ -80,7 +82,8 @@ pub fn read() -> Option<u8> {
     })?
 }
 
-/// Writes bytes, each `\n` as `\r\n`.
+/// Writes bytes, each `\n` as `\r\n`. When this returns, complete lines have left the UART: QEMU's end,
+/// or another driver's reset of the UART, would lose the rest.
 pub fn write(text: &[u8]) {
     with_uart(|mut uart| write_to(&mut uart, text));
 }
@@ -92,24 +95,32 @@ fn write_to(uart: &mut UniqueMmioPointer<'_, Registers>, text: &[u8]) {
         }
         send(uart, *byte);
     }
+    if text.ends_with(b"\n") {
+        wait_while(uart, BUSY);
+    }
 }
 
 fn send(uart: &mut UniqueMmioPointer<'_, Registers>, byte: u8) {
-    let is_full = |uart: &UniqueMmioPointer<'_, Registers>| {
-        field_shared!(uart, flags).read() & TRANSMIT_FULL != 0
-    };
-    if is_full(uart) {
+    if wait_while(uart, TRANSMIT_FULL) {
+        field!(*uart, data).write(byte.into());
+    }
+}
+
+/// Waits while the UART has this flag; `false` if it takes too long.
+fn wait_while(uart: &UniqueMmioPointer<'_, Registers>, flag: u32) -> bool {
+    let is_set = || field_shared!(uart, flags).read() & flag != 0;
+    if is_set() {
         let start = counter::now();
-        while is_full(uart) {
+        while is_set() {
             if STALLED.load(Ordering::Relaxed) || counter::now().saturating_sub(start) > PATIENCE {
                 STALLED.store(true, Ordering::Relaxed);
-                return;
+                return false;
             }
             core::hint::spin_loop();
         }
     }
     STALLED.store(false, Ordering::Relaxed);
-    field!(*uart, data).write(byte.into());
+    true
 }
 
 /// The console for `write!`.

@@ -3,7 +3,7 @@
 use crate::counter::timestamp;
 use core::fmt::{self, Write};
 use spin::{Mutex, MutexGuard};
-use uart_16550::{BaudRate, Config, Uart16550, backend::PioBackend};
+use uart_16550::{BaudRate, Config, Uart16550, backend::PioBackend, spec::registers::LSR};
 
 /// COM1's first port, on every PC.
 const PORT: u16 = 0x3f8;
@@ -17,9 +17,11 @@ const CONFIG: Config = Config {
 /// QEMU's UART takes none while the host's pipe is full because nobody reads it.
 const PATIENCE: u64 = 1 << 34;
 
+type Uart = Uart16550<PioBackend>;
+
 /// A UART that answered.
 struct Com1 {
-    uart: Uart16550<PioBackend>,
+    uart: Uart,
     /// The UART did not take the last byte in time. Until it takes one, writes do not wait for it.
     stalled: bool,
 }
@@ -50,7 +52,9 @@ fn lock() -> MutexGuard<'static, Option<Com1>> {
     CONSOLE.lock()
 }
 
-/// Writes `text`, with `\n` as `\r\n`. Bytes that the UART does not take in time are lost.
+/// Writes `text`, with `\n` as `\r\n`. Bytes that the UART does not take in time are lost. When this
+/// returns, complete lines have left the UART: QEMU's end, or another driver's reset of the FIFOs,
+/// would lose the rest.
 pub fn write(text: &[u8]) {
     let mut console = lock();
     let Some(com1) = &mut *console else {
@@ -64,6 +68,9 @@ pub fn write(text: &[u8]) {
             com1.send(line);
         }
     }
+    if text.ends_with(b"\n") {
+        com1.flush();
+    }
 }
 
 /// The next received byte, if there is one.
@@ -73,17 +80,29 @@ pub fn read() -> Option<u8> {
 
 impl Com1 {
     fn send(&mut self, mut bytes: &[u8]) {
-        let mut progress = timestamp();
         while !bytes.is_empty() {
-            let sent = self.uart.send_bytes(bytes);
-            bytes = bytes.get(sent..).unwrap_or_default();
-            let now = timestamp();
-            if sent > 0 {
-                progress = now;
-                self.stalled = false;
-            } else if self.stalled || now.wrapping_sub(progress) > PATIENCE {
-                self.stalled = true;
+            let some = |uart: &mut Uart| Some(uart.send_bytes(bytes)).filter(|&sent| sent > 0);
+            let Some(sent) = self.patiently(some) else {
                 return;
+            };
+            bytes = bytes.get(sent..).unwrap_or_default();
+        }
+    }
+
+    /// Waits until all bytes have left the UART.
+    fn flush(&mut self) {
+        self.patiently(|uart| uart.lsr().contains(LSR::TRANSMITTER_EMPTY).then_some(()));
+    }
+
+    /// Repeats `attempt` until it succeeds; `None` if that takes too long.
+    fn patiently<T>(&mut self, attempt: impl Fn(&mut Uart) -> Option<T>) -> Option<T> {
+        let start = timestamp();
+        loop {
+            let done = attempt(&mut self.uart);
+            let is_over = self.stalled || timestamp().wrapping_sub(start) > PATIENCE;
+            if done.is_some() || is_over {
+                self.stalled = done.is_none();
+                return done;
             }
         }
     }

@@ -131,15 +131,26 @@ global_asm!(
     "call {main}",
     "ud2",
 
-    // The CPU has no long mode: print that on COM1, end QEMU by isa-debug-exit, else halt.
+    // The CPU has no long mode: print that on COM1, end QEMU by isa-debug-exit, else halt. Before each
+    // byte, and before the end, the transmitter must be empty (bit 6 of the line status); ECX limits
+    // how often that is read.
     ".code32",
     "pvh_no_long_mode:",
     "mov esi, offset pvh_no_long_mode_text",
-    "mov dx, 0x3f8",
+    "mov ecx, 0x1000000",
     "2:",
+    "mov dx, 0x3fd",
+    "5:",
+    "jecxz 6f",
+    "dec ecx",
+    "in al, dx",
+    "test al, 0x40",
+    "jz 5b",
+    "6:",
     "lodsb",
     "test al, al",
     "jz 3f",
+    "mov dx, 0x3f8",
     "out dx, al",
     "jmp 2b",
     "3:",

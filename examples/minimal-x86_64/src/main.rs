@@ -102,6 +102,9 @@ impl Write for Console {
         for byte in text.bytes() {
             // SAFETY: the port belongs to COM1, and nothing else uses it.
             unsafe { Port::new(0x3f8).write(byte) };
+            // Until the transmitter is empty: QEMU's waits for the reader of its output.
+            // SAFETY: this is COM1's line status.
+            while unsafe { Port::<u8>::new(0x3fd).read() } & 1 << 6 == 0 {}
         }
         Ok(())
     }

@@ -152,10 +152,11 @@ struct Console;
 impl Write for Console {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
-            // SAFETY: the port is COM1's line status register.
-            while unsafe { Port::<u8>::new(0x3fd).read() } & 1 << 5 == 0 {}
             // SAFETY: the port is COM1's, and nothing else uses it.
             unsafe { Port::new(0x3f8).write(byte) };
+            // Until the transmitter is empty; QEMU's end would lose the byte.
+            // SAFETY: the port is COM1's line status register.
+            while unsafe { Port::<u8>::new(0x3fd).read() } & 1 << 6 == 0 {}
         }
         Ok(())
     }
