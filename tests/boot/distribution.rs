@@ -3,12 +3,16 @@
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use bootshare_host::serve::Owner;
 use bootshare_host::{Board, Outcome};
 
 use crate::lab::{Server, machine, run};
 use crate::shared::target;
+
+/// The time limit: the whole of Debian starts, on a busy host.
+const LIMIT: Duration = Duration::from_secs(1200);
 
 /// The tree's name in host/distributions.sh, which makes it unless it exists.
 const NAME: &str = "trixie-initramfs-links";
@@ -49,6 +53,7 @@ fn debian_13_boots_unmodified_to_its_login_prompt() {
     let mut machine = machine(board, Server::Embedded, &tree(), &options);
     // A tree that an ordinary user made belongs to that user.
     machine.owner = Owner::Root;
+    machine.time_limit = Some(LIMIT);
     machine.watch.expect = vec!["login: ".parse().unwrap()];
     machine.watch.fail = ["Kernel panic", r"\(initramfs\)"]
         .map(|pattern| pattern.parse().unwrap())

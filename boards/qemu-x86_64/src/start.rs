@@ -137,7 +137,7 @@ global_asm!(
     ".code32",
     "pvh_no_long_mode:",
     "mov esi, offset pvh_no_long_mode_text",
-    "mov ecx, 0x1000000",
+    "mov ecx, 0x8000000",
     "2:",
     "mov dx, 0x3fd",
     "5:",
