@@ -46,9 +46,13 @@ fn debian_13_boots_unmodified_to_its_login_prompt() {
     let serial = board.arch().serial();
     // Its kernel and initrd have conventional names only, so that the words for the kernel come
     // from the firmware's options, as `bootshare-host boot` gives them.
+    // On a busy host, udev takes longer to find the serial port than systemd's 90 s, and without it
+    // there is no login prompt.
     let options = format!(
         "bootshare.cmdline-default=console={serial} \
-         bootshare.cmdline-default=\"root=bootshare rootfstype=virtiofs\""
+         bootshare.cmdline-default=\"root=bootshare rootfstype=virtiofs\" \
+         bootshare.cmdline-default=systemd.default_device_timeout_sec={}",
+        LIMIT.as_secs()
     );
     let mut machine = machine(board, Server::Embedded, &tree(), &options);
     // A tree that an ordinary user made belongs to that user.
