@@ -316,7 +316,7 @@ $(ARCHES:%=panics-%): panics-%: setup-build
 
 # Compared with its peers in one run. Tables, raw numbers and plots are in target/bench.
 .PHONY: bench
-bench: setup-test firmware
+bench: setup-bench firmware
 	cargo run --release -p bootshare-bench -- --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY)) \
 		$(if $(PICTURES),--pictures $(PICTURES))
 
@@ -335,7 +335,7 @@ clean:
 	@[ -z "$(CARGO_TARGET_DIR)" ] || echo 'kept, because others may use it: $(CARGO_TARGET_DIR)'
 
 # Each installs the packages that its purpose needs and that are missing.
-SETUPS := setup-distributions setup-build setup-run setup-test setup-changing setup-fuzz setup-miri setup-mutants setup-licences setup-callgrind setup-release setup-actions
+SETUPS := setup-distributions setup-build setup-run setup-test setup-bench setup-changing setup-fuzz setup-miri setup-mutants setup-licences setup-callgrind setup-release setup-actions
 .PHONY: $(SETUPS)
 $(SETUPS): setup-%:
 	@host/setup.sh $*

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what is missing for a purpose: `host/setup.sh build|run|test|changing|distributions|fuzz|miri|mutants|licences|callgrind|release|actions`.
+# Installs what is missing for a purpose: `host/setup.sh build|run|test|bench|changing|distributions|fuzz|miri|mutants|licences|callgrind|release|actions`.
 #
 # If apt exists (Debian, Ubuntu and their derivatives), it is used, as root or through sudo. Otherwise the
 # packages to install are printed with the distribution's own names. If nothing is missing, the script changes
@@ -8,7 +8,7 @@ set -eu
 # The output of programs is parsed below.
 export LC_ALL=C
 cd "$(dirname "$0")/.."
-purpose=${1:?"usage: host/setup.sh build|run|test|changing|distributions|fuzz|miri|mutants|licences|callgrind|release|actions"}
+purpose=${1:?"usage: host/setup.sh build|run|test|bench|changing|distributions|fuzz|miri|mutants|licences|callgrind|release|actions"}
 
 # The virtiofsd that the boot tests use, besides the one of QEMU 7.2.
 virtiofsd_version=1.14.0
@@ -58,7 +58,7 @@ needs_to_build() {
     web=
     ! is_web_rust || web=-web
     if has rustc; then
-        oldest=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+        oldest=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' boards/qemu-x86_64/Cargo.toml)
         version=$(rustc --version | cut -d ' ' -f 2)
         better=rustup
         [ "$(distribution)" != "debian 12" ] || better="rustc-web cargo-web"
@@ -212,17 +212,22 @@ install_toolchain() {
         die "rustup could not install Rust $channel: see above, then try again"
 }
 
-install_test_server() {
-    root=target/virtiofsd
+# In the directory $1; the further arguments are variables for cargo.
+install_virtiofsd() {
+    root=$1
+    shift
     case $("$root/bin/virtiofsd" --version 2>/dev/null) in
     *" $virtiofsd_version") return 0 ;;
     esac
     say "building virtiofsd $virtiofsd_version into $root"
-    cargo install virtiofsd --version "$virtiofsd_version" --locked --root "$root" \
+    env "$@" cargo install virtiofsd --version "$virtiofsd_version" --locked --root "$root" \
         --target-dir "$root/build" >&2 ||
         die "could not build virtiofsd $virtiofsd_version: see above, then try again"
     rm -rf "$root/build"
 }
+
+# Optimisation at link time takes as long as the rest of the build, and only benchmarks need it.
+install_test_server() { install_virtiofsd target/virtiofsd CARGO_PROFILE_RELEASE_LTO=off; }
 
 # Sanitizers and Miri need nightly Rust: `install_nightly COMPONENT...`.
 install_nightly() {
@@ -276,6 +281,14 @@ test)
     install_missing
     install_toolchain
     install_test_server
+    ;;
+bench)
+    needs_to_build
+    needs_to_run
+    needs_to_test
+    install_missing
+    install_toolchain
+    install_virtiofsd target/virtiofsd-released
     ;;
 changing)
     needs_to_build

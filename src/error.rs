@@ -76,7 +76,7 @@ pub enum DeviceError {
     NoDmaMemory,
     /// Its configuration space cannot be read or does not settle.
     Configuration,
-    /// It does not confirm its reset (virtio 1.2, section 2.1.1). It may still write to the DMA
+    /// It does not confirm its reset (virtio 1.2, section 2.4.2). It may still write to the DMA
     /// memory of the session, which is therefore never used again. No caller's buffer is among it.
     ResetNotConfirmed,
     /// It set `DEVICE_NEEDS_RESET` (virtio 1.2, section 2.1.2), and was reset.

@@ -23,8 +23,8 @@ pub enum Server {
     Virtiofsd,
 }
 
-/// The virtiofsd that `host/setup.sh test` builds.
-pub const VIRTIOFSD: &str = "target/virtiofsd/bin/virtiofsd";
+/// The virtiofsd that `host/setup.sh bench` builds.
+pub const VIRTIOFSD: &str = "target/virtiofsd-released/bin/virtiofsd";
 
 /// A machine with our firmware, these options and the share of its architecture.
 pub fn ours(shares: &Shares, board: Board, options: &str) -> Machine {

@@ -84,7 +84,7 @@ pub const fn pages_per_share(request_queues: usize) -> usize {
     slots::PAGES.saturating_add(rings.saturating_mul(2))
 }
 
-/// How long a device may take to confirm a reset (virtio 1.2, section 2.1.1). It must first end the
+/// How long a device may take to confirm a reset (virtio 1.2, section 2.4.2). It must first end the
 /// requests in flight, so the deadline of the share does not apply.
 const RESET_DEADLINE: Duration = Duration::from_secs(10);
 /// Time between two reads of the device's status: each read is an exit to the hypervisor.
@@ -326,7 +326,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
         self.minor
     }
 
-    /// Requests a reset (virtio 1.2, section 2.1.1). Until the device has confirmed it, it keeps all
+    /// Requests a reset (virtio 1.2, section 2.4.2). Until the device has confirmed it, it keeps all
     /// buffers it has.
     fn reset(&mut self, connect: bool) {
         self.phase = Phase::Resetting { connect };

@@ -9,7 +9,7 @@ use bootshare_host::serve::Owner;
 use bootshare_host::{Board, Outcome};
 
 use crate::lab::{Server, machine, run};
-use crate::shared::target;
+use crate::shared::{QUICK, target};
 
 /// The time limit: the whole of Debian starts, on a busy host.
 const LIMIT: Duration = Duration::from_secs(1200);
@@ -51,6 +51,7 @@ fn debian_13_boots_unmodified_to_its_login_prompt() {
     let options = format!(
         "bootshare.cmdline-default=console={serial} \
          bootshare.cmdline-default=\"root=bootshare rootfstype=virtiofs\" \
+         bootshare.cmdline-default={QUICK} \
          bootshare.cmdline-default=systemd.default_device_timeout_sec={}",
         LIMIT.as_secs()
     );

@@ -75,7 +75,7 @@ fn placed(run: &Run, what: &str) -> [u64; 2] {
 
 pub(crate) fn zboot(board: Board) {
     let raw = padded(image(board));
-    let member = gzip(&["-9nc"], &raw);
+    let member = gzip(&["-6nc"], &raw);
     let packed = zboot_of(&member, "gzip");
     boots_packed(board, "zboot", &packed, &raw, &member);
 }

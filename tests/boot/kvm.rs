@@ -14,7 +14,7 @@ use bootshare_host::{Accel, Arch, Board, Machine, Outcome, Share, demo};
 
 use crate::lab::{Server, empty_dir, machine, run};
 use crate::qemus::qemu;
-use crate::shared::{parts, target};
+use crate::shared::{make_demo, parts, target};
 
 /// The time limit of all boots in one outer machine, on a busy host.
 const LIMIT: Duration = Duration::from_secs(1200);
@@ -90,7 +90,7 @@ fn boots(name: &str, outer: Board, release: Release, boards: &[Board]) {
     let dir = empty_dir(&format!("kvm-{name}-{}-{}", arch.name(), release.name()));
     let kernel = dir.join("kernel");
     let parts = parts(arch, Some(release));
-    demo::make(&parts, &kernel, true).unwrap_or_else(|error| panic!("{error:#}"));
+    make_demo(&parts, &kernel);
     for name in ["boards", "modules", "dev", "proc", "tmp"] {
         fs::create_dir(dir.join(name)).unwrap();
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bootshare_host::{Board, Machine, Outcome, demo};
+use bootshare_host::{Arch, Board, Machine, Outcome, demo};
 
 use crate::entries::{share, words, write};
 use crate::lab::{Run, Server, machine, random, run, run_typing};
@@ -15,12 +15,24 @@ const IN_TIME: Duration = Duration::from_secs(120);
 const MENU: &str = "bootshare: menu: ";
 const PROMPT: &str = "bootshare> ";
 
+/// The line of Linux that shows its command line, whole.
+const COMMAND_LINE: &str = "Kernel command line: .*\n";
+
+/// The words of an entry with which Linux shows its command line at once, by an early console.
+fn shown_words(board: Board, entry: &str) -> String {
+    let early = match board.arch() {
+        Arch::X86_64 => "earlycon=uart8250,io,0x3f8",
+        Arch::Aarch64 => "earlycon",
+    };
+    format!("{early} {} loglevel=7", words(board, entry))
+}
+
 /// A share with three entries. The first and the third boot; the second names an initrd that does not
-/// exist. Linux prints its command line.
+/// exist.
 fn three_entries(name: &str, board: Board) -> PathBuf {
     let share = share(&format!("menu-{name}"), board, "6.1");
     for (id, initrd) in [("a", "initrd"), ("b", "missing"), ("c", "initrd")] {
-        let options = format!("{} loglevel=7", words(board, id));
+        let options = shown_words(board, id);
         let text = format!(
             "title Entry {id}\nsort-key {id}\nlinux /6.1/linux\ninitrd /6.1/{initrd}\noptions {options}\n"
         );
@@ -35,13 +47,23 @@ fn with(board: Board, share: &Path, options: &str) -> Machine {
     machine
 }
 
+/// The same, until Linux has shown its command line.
+fn until_linux(board: Board, share: &Path, options: &str) -> Machine {
+    let mut machine = with(board, share, options);
+    machine.watch.expect = vec![COMMAND_LINE.parse().unwrap()];
+    machine
+}
+
 /// Checks that Linux has started with all of `words` on its command line.
 fn expect_linux(run: &Run, words: &[&str]) {
-    assert_eq!(run.outcome, Outcome::PowerOff);
+    assert_eq!(run.outcome, Outcome::Expected);
+    command_line(run, words);
+}
+
+fn command_line<'a>(run: &'a Run, words: &[&str]) -> &'a str {
     let mut parts = vec!["Kernel command line: "];
     parts.extend(words);
-    run.line(&parts);
-    run.line(&[demo::GREETING.trim()]);
+    run.line(&parts)
 }
 
 /// The third entry is chosen and its command line edited: at its end, in its middle, and a whole word.
@@ -68,11 +90,12 @@ pub(crate) fn edits_a_command_line(board: Board) {
     );
     run.line(&["  1 a: Entry a (/6.1/linux)"]);
     run.line(&["  3 c: Entry c (/6.1/linux)"]);
-    expect_linux(
+    assert_eq!(run.outcome, Outcome::PowerOff);
+    run.line(&[demo::GREETING.trim()]);
+    let line = command_line(
         &run,
         &["demo.first", "demo.entry=c loglevel=7 demo.extra=2"],
     );
-    let line = run.line(&["Kernel command line: "]);
     assert!(
         !line.contains("demo.extra=1") && !line.contains("demo.entry=a"),
         "{line}"
@@ -85,7 +108,7 @@ pub(crate) fn comes_back_after_a_failure(board: Board) {
     let share = three_entries("failure", board);
     write(&share, "loader/loader.conf", "timeout 60\n");
     let run = run_typing(
-        &with(board, &share, ""),
+        &until_linux(board, &share, ""),
         &[
             (MENU, "2\r"),
             ("/6.1/missing: no such file", ""),
@@ -104,12 +127,12 @@ pub(crate) fn comes_back_after_a_failure(board: Board) {
 pub(crate) fn nobody_there(board: Board) {
     let share = three_entries("nobody", board);
     write(&share, "loader/loader.conf", "timeout 2\ndefault c\n");
-    let booted = run(&with(board, &share, ""));
+    let booted = run(&until_linux(board, &share, ""));
     booted.line(&[MENU]);
     booted.line(&["> 1 c (1 starts in 0 s)"]);
     expect_linux(&booted, &["demo.entry=c"]);
     for options in ["bootshare.timeout=0", "bootshare.timeout=menu-disabled"] {
-        let booted = run(&with(board, &share, options));
+        let booted = run(&until_linux(board, &share, options));
         assert_eq!(booted.find(&[MENU]), None);
         expect_linux(&booted, &["demo.entry=c"]);
     }
@@ -120,12 +143,12 @@ pub(crate) fn of_extlinux(board: Board) {
     let share = share("menu-extlinux", board, "boot");
     let config = format!(
         "DEFAULT one\nPROMPT 1\nTIMEOUT 600\nLABEL one\n  KERNEL /nosuch\nLABEL two\n  MENU LABEL Two\n  \
-         LINUX /boot/linux\n  INITRD /boot/initrd\n  APPEND {} loglevel=7\n",
-        words(board, "two")
+         LINUX /boot/linux\n  INITRD /boot/initrd\n  APPEND {}\n",
+        shown_words(board, "two")
     );
     write(&share, "extlinux/extlinux.conf", &config);
     let script = [(MENU, "\x1b[B"), ("> 2 two ", "\r")];
-    let run = run_typing(&with(board, &share, ""), &script);
+    let run = run_typing(&until_linux(board, &share, ""), &script);
     run.line(&["  2 two: Two (/boot/linux)"]);
     expect_linux(&run, &["demo.entry=two"]);
 }
@@ -136,7 +159,7 @@ pub(crate) fn shell_boots_an_entry(board: Board) {
     let share = three_entries("shell", board);
     write(&share, "a directory/é.txt", "found\n");
     let run = run_typing(
-        &with(board, &share, "bootshare.timeout=60"),
+        &until_linux(board, &share, "bootshare.timeout=60"),
         &[
             (MENU, "c"),
             // Completed to `cat /a\ directory/é.txt`. The two bytes of é may arrive separately.
@@ -168,10 +191,10 @@ pub(crate) fn shell_boots_an_entry(board: Board) {
 pub(crate) fn shell_after_an_error(board: Board) {
     let share = share("menu-error", board, "files");
     let options = "bootshare.on-error=shell -- demo.extra=1";
-    let words = words(board, "typed");
-    let command = format!("linux /files/linux {words} loglevel=7 demo.quoted=\"a  b\"\r");
+    let words = shown_words(board, "typed");
+    let command = format!("linux /files/linux {words} demo.quoted=\"a  b\"\r");
     let run = run_typing(
-        &with(board, &share, options),
+        &until_linux(board, &share, options),
         &[
             ("there is no kernel", ""),
             (PROMPT, "initrd /files/initrd\r"),
@@ -204,21 +227,17 @@ pub(crate) fn ends(board: Board) {
     };
     assert!(off(&typed("poweroff\r")));
     assert_eq!(typed("reboot\r"), Outcome::Reset);
-    let from = |commands: &str| {
-        run(&with(
-            board,
-            &share,
-            &format!("bootshare.cmd=\"{commands}\""),
-        ))
-    };
+    let command = |commands: &str| format!("bootshare.cmd=\"{commands}\"");
+    let from = |commands: &str| run(&with(board, &share, &command(commands)));
     assert_eq!(from("poweroff; cat /nosuch").outcome, Outcome::PowerOff);
     assert_eq!(from("reboot").outcome, Outcome::Reset);
     assert_eq!(from("exit; cat /nosuch").outcome, Outcome::FirmwareExit(0));
     assert!(matches!(from("boot b").outcome, Outcome::FirmwareExit(1)));
-    expect_linux(&from("ls /; boot c"), &["demo.entry=c"]);
-    let words = words(board, "script");
-    let script = format!("linux /6.1/linux {words} loglevel=7; initrd 6.1/initrd; boot");
-    expect_linux(&from(&script), &["demo.entry=script"]);
+    let boots = |commands: &str| run(&until_linux(board, &share, &command(commands)));
+    expect_linux(&boots("ls /; boot c"), &["demo.entry=c"]);
+    let words = shown_words(board, "script");
+    let script = format!("linux /6.1/linux {words}; initrd 6.1/initrd; boot");
+    expect_linux(&boots(&script), &["demo.entry=script"]);
 }
 
 /// A key opens a hidden menu, even while the first entry is loaded. A disabled menu is not opened.
@@ -233,12 +252,12 @@ pub(crate) fn hidden(board: Board) {
     write(&share, "loader/entries/slow.conf", &slow);
     let options = "bootshare.log=trace bootshare.entry=[cs]*";
     let script = [("bootshare: mounted ", " "), (MENU, "2"), ("> 2 c ", "\r")];
-    let chosen = run_typing(&with(board, &share, options), &script);
+    let chosen = run_typing(&until_linux(board, &share, options), &script);
     expect_linux(&chosen, &["demo.entry=c"]);
 
     let options = "bootshare.timeout=menu-disabled bootshare.entry=c";
     let script = [("bootshare: mounted ", " ")];
-    let run = run_typing(&with(board, &share, options), &script);
+    let run = run_typing(&until_linux(board, &share, options), &script);
     assert_eq!(run.find(&[MENU]), None);
     expect_linux(&run, &["demo.entry=c"]);
 }

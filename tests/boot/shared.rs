@@ -1,14 +1,18 @@
 //! What the boot tests share with the host tool's tests (`host/tests/run`): the servers, the demo's parts.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bootshare_host::debian::Release;
 use bootshare_host::guest::Parts;
-use bootshare_host::{Arch, unpacked};
+use bootshare_host::{Arch, demo, unpacked};
 
 /// The time limit of one run: enough for a busy host without KVM.
 pub(crate) const LIMIT: Duration = Duration::from_secs(240);
+
+/// A word for Linux, which then leaves out its self-tests of ciphers: a sixth of the time to user space.
+pub(crate) const QUICK: &str = "cryptomgr.notests";
 
 /// The directory `target` of the workspace.
 pub(crate) fn target() -> PathBuf {
@@ -38,4 +42,12 @@ pub(crate) fn rust_server() -> PathBuf {
 pub(crate) fn parts(arch: Arch, release: Option<Release>) -> Parts {
     let parts = Parts::fetch(arch, release, &target().join("guest"));
     parts.unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// Makes the demo in `dir`, with [`QUICK`] on its command line.
+pub(crate) fn make_demo(parts: &Parts, dir: &Path) {
+    demo::make(parts, dir, true).unwrap_or_else(|error| panic!("{error:#}"));
+    let path = dir.join("cmdline");
+    let words = fs::read_to_string(&path).unwrap();
+    fs::write(path, format!("{} {QUICK}\n", words.trim_end())).unwrap();
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use bootshare_host::{Arch, demo};
+use bootshare_host::Arch;
 
 use crate::shared;
 pub(crate) use crate::shared::{LIMIT, rust_server, target};
@@ -23,7 +23,7 @@ pub(crate) fn demo_share(arch: Arch) -> PathBuf {
     MADE[usize::from(arch == Arch::Aarch64)]
         .get_or_init(|| {
             let dir = target().join("host-tests").join(arch.name());
-            demo::make(&shared::parts(arch, None), &dir, true).unwrap();
+            shared::make_demo(&shared::parts(arch, None), &dir);
             dir
         })
         .clone()
