@@ -1,11 +1,13 @@
 //! The guest's serial console: shown to a person or kept for a test.
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
 
 use rustix::event::PollFlags;
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::process::getpgrp;
 use rustix::stdio::stdin;
 use rustix::termios::{self, OptionalActions, OutputModes, Termios};
@@ -104,7 +106,9 @@ pub(crate) struct Keys {
     /// Kept open until QEMU has ended: after the end of its standard input QEMU no longer waits for
     /// a full standard output, and its serial port drops bytes.
     qemu: std::process::ChildStdin,
-    /// Whether our standard input may have more data.
+    /// Our standard input.
+    input: OwnedFd,
+    /// Whether it may have more data.
     reads_input: bool,
     /// Whether reading standard input waits until the guest reads its console: Linux loses input
     /// that arrives before it opens the console.
@@ -118,6 +122,7 @@ impl Keys {
         rustix::io::ioctl_fionbio(&qemu, true)?;
         Ok(Self {
             qemu,
+            input: unblocked_input()?,
             reads_input: console == Console::Terminal,
             waits_for_prompt: !io::stdin().is_terminal(),
             waiting: Vec::new(),
@@ -128,7 +133,7 @@ impl Keys {
     pub(crate) fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let reads_input = self.reads_input && !self.waits_for_prompt;
         match (self.waiting.is_empty(), reads_input) {
-            (true, true) if may_read() => Some((stdin(), PollFlags::IN)),
+            (true, true) if may_read() => Some((self.input.as_fd(), PollFlags::IN)),
             (true, _) => None,
             (false, _) => Some((self.qemu.as_fd(), PollFlags::OUT)),
         }
@@ -155,7 +160,7 @@ impl Keys {
         if self.waiting.is_empty() {
             let mut buffer = [0; 512];
             // Unbuffered: bytes in `std`'s buffer would be invisible to poll(2).
-            match rustix::io::read(stdin(), &mut buffer) {
+            match rustix::io::read(&self.input, &mut buffer) {
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(true),
                 // Standard input has ended or cannot be read (nohup(1) makes it write-only).
                 Ok(0) | Err(_) => self.reads_input = false,
@@ -170,6 +175,25 @@ impl Keys {
         }
         Ok(true)
     }
+}
+
+/// Standard input, from which a read does not wait for data. Another program may read the same terminal
+/// or pipe, as the pager in `... | less` does, and take the data between poll(2) and our read. So a
+/// terminal or a pipe is opened anew: O_NONBLOCK on the shared file description would change it for
+/// all programs.
+fn unblocked_input() -> io::Result<OwnedFd> {
+    let kind = rustix::fs::fstat(stdin()).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    if io::stdin().is_terminal() || kind == Ok(FileType::Fifo) {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        // It may belong to another user; then a read may wait.
+        if let Ok(input) = rustix::fs::open("/proc/self/fd/0", flags, Mode::empty()) {
+            return Ok(input);
+        }
+    }
+    // Files never wait, and have an offset that other programs may share.
+    stdin()
+        .try_clone_to_owned()
+        .or_else(|_| Ok(File::open("/dev/null")?.into()))
 }
 
 #[cfg(test)]

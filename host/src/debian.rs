@@ -19,7 +19,7 @@ use indicatif::ProgressBar;
 use rustix::event::PollFlags;
 
 use crate::board::Arch;
-use crate::explain::Interrupted;
+use crate::explain::{Explain, Interrupted};
 use crate::fd::{either, read_some, ready};
 use crate::interrupt::interrupted;
 use crate::output;
@@ -27,6 +27,9 @@ use crate::process::Process;
 
 /// How often a download is tried.
 const ATTEMPTS: u32 = 3;
+
+/// The remedy if the downloads cannot be written.
+pub(crate) const ROOM: &str = "name another directory with --parts or --cache, or make room";
 
 /// Debian's keys. Their package has used two file names.
 const KEYRINGS: [&str; 2] = [
@@ -138,8 +141,9 @@ impl Packages {
         let work = tempfile::Builder::new()
             .prefix(self.arch.debian())
             .tempdir_in(cache)
-            .with_context(|| format!("cannot write to {}", cache.display()))?;
-        let mut apt = Apt::new(self.arch, work.path(), &progress)?;
+            .explain(format_args!("cannot write to {}", cache.display()), ROOM)?;
+        let apt = Apt::new(self.arch, work.path(), &progress);
+        let mut apt = apt.explain(format_args!("cannot write to {}", cache.display()), ROOM)?;
         if let Some(release) = release {
             apt.take_from(release)?;
         }
@@ -161,11 +165,12 @@ impl Packages {
 /// One of Debian's tools is missing; the error names it and an alternative.
 pub fn check_tools() -> Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    for program in ["apt-get", "dpkg-deb"] {
+    for program in ["apt-get", "dpkg-deb", "tar"] {
         ensure!(
             std::env::split_paths(&path).any(|dir| dir.join(program).is_file()),
-            "there is no {program}, which downloads the demo's kernel from Debian: boot a directory \
-             that has a kernel, e.g. `bootshare-host boot /boot` (`make run SHARE=/boot`)"
+            "there is no {program}, which Debian's packages are downloaded with: without the demo, boot \
+             a directory that has a kernel, e.g. `bootshare-host boot /boot` (`make run SHARE=/boot`); \
+             without another QEMU, use that of this machine"
         );
     }
     Ok(())
@@ -183,10 +188,12 @@ pub struct Apt<'a> {
 
 impl<'a> Apt<'a> {
     fn new(arch: Arch, dir: &'a Path, progress: &'a ProgressBar) -> Result<Self> {
-        let dir_text = fs::canonicalize(dir)?.display().to_string();
+        let real = fs::canonicalize(dir)?;
+        let dir_text = real.to_str().unwrap_or("\"");
         ensure!(
             !dir_text.contains(['"', '\n']),
-            "apt cannot use a directory with a quotation mark in its name: {dir_text}"
+            "apt cannot use a directory with such a name: {}: name another one with --parts or --cache",
+            real.display()
         );
         let debian = arch.debian();
         for sub in ["state/lists/partial", "cache/archives/partial", "sources"] {
@@ -229,12 +236,16 @@ Dir::Cache "{dir_text}/cache";
         // apt itself knows every format of source lists.
         let uris = self.run("apt-get", &["update", "--print-uris"])?;
         let archives = archives(&String::from_utf8_lossy(&uris.stdout));
-        ensure!(
-            !archives.is_empty(),
-            "apt has no source of Debian {}: {}",
-            release.name(),
-            complaints(&uris)
-        );
+        if archives.is_empty() {
+            let said = match uris.status.success() {
+                true => String::new(),
+                false => format!(": {}", complaints(&uris)),
+            };
+            bail!(
+                "apt has no source of Debian {}{said}: add one of Debian's archive to its sources",
+                release.name()
+            );
+        }
         let sources = fs::canonicalize(self.dir.join("sources"))?;
         fs::write(sources.join("release.sources"), release.source(&archives)?)?;
         // The machine's preferences apply to its own release only.

@@ -47,7 +47,7 @@ pub fn check(arch: Arch, out: &Path) -> Result<()> {
         "{} exists and is not a directory: name another path",
         out.display()
     );
-    let is_demo = fs::read(out.join(GREETING_FILE)).is_ok_and(|text| text == GREETING.as_bytes());
+    let is_demo = content(&out.join(GREETING_FILE)).is_some_and(|text| text == GREETING.as_bytes());
     let names = [arch.kernel_name(), INITRD_FILE, CMDLINE_FILE, GREETING_FILE];
     let mut paths = names.iter().map(|name| out.join(name));
     match paths.find(|path| !is_demo && fs::symlink_metadata(path).is_ok()) {
@@ -57,6 +57,12 @@ pub fn check(arch: Arch, out: &Path) -> Result<()> {
         ),
         None => Ok(()),
     }
+}
+
+/// The content of a regular file. Another one, such as a FIFO, could be waited for without end.
+fn content(path: &Path) -> Option<Vec<u8>> {
+    let is_file = fs::metadata(path).is_ok_and(|found| found.is_file());
+    is_file.then(|| fs::read(path).ok())?
 }
 
 /// Makes the demo share in `out`. Existing files of other content are replaced with `force` only.
@@ -84,7 +90,7 @@ pub fn make(parts: &Parts, out: &Path, force: bool) -> Result<()> {
         (CMDLINE_FILE, cmdline.into_bytes()),
         (GREETING_FILE, GREETING.into()),
     ];
-    files.retain(|(name, bytes)| fs::read(out.join(name)).ok().as_ref() != Some(bytes));
+    files.retain(|(name, bytes)| content(&out.join(name)).as_ref() != Some(bytes));
     for (name, _) in &files {
         let path = out.join(name);
         ensure!(

@@ -39,6 +39,14 @@ pub(crate) fn registered() -> Option<BorrowedFd<'static>> {
     Some(PIPE.get()?.as_ref().ok()?.as_fd())
 }
 
+/// Whether one of the signals of [`interrupted`] has arrived.
+pub(crate) fn has_come() -> bool {
+    let readable = rustix::event::PollFlags::IN;
+    registered().is_some_and(
+        |fd| matches!(ready(&[(fd, readable)], Some(Duration::ZERO)), Ok(fds) if fds[0]),
+    )
+}
+
 /// The first call registers signals; all others wait for it, and share its result.
 fn once<T>(
     cell: &'static OnceLock<Registered<T>>,

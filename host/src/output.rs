@@ -179,7 +179,7 @@ pub(crate) fn check(path: &Path, what: &str, is_ours: impl Fn(&[u8]) -> bool) ->
 }
 
 /// How much of an existing file is looked at.
-const HEAD: u64 = 4096;
+const HEAD: u64 = 64 << 10;
 
 /// The remedy for an output whose name is taken.
 const REMOVE: &str = "choose another name, or remove it";
@@ -238,8 +238,26 @@ pub(crate) fn put(file: NamedTempFile, path: &Path) -> Result<File> {
 /// It cannot be written.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = beside(path)?;
+    // A file that only its owner may read stays such a file.
+    if let Ok(found) = fs::symlink_metadata(path)
+        && found.is_file()
+    {
+        let mode = fs::Permissions::from_mode(found.permissions().mode() & 0o777);
+        file.as_file()
+            .set_permissions(mode)
+            .explain(failure(path), WRITABLE)?;
+    }
     write(&mut file, path, bytes)?;
-    put(file, path).map(drop)
+    match file.persist(path) {
+        // A file that is mounted there, in a container for example, cannot be replaced.
+        Err(error) if error.error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
+            fs::write(path, bytes).explain(failure(path), WRITABLE)
+        }
+        put => put
+            .map(drop)
+            .map_err(|error| error.error)
+            .explain(failure(path), WRITABLE),
+    }
 }
 
 /// Writes files. An existing file is replaced if it begins as the new one does, as an earlier version
@@ -333,6 +351,7 @@ pub(crate) fn note(what: impl Display) {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
 
@@ -382,6 +401,18 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(plan().err().unwrap().to_string().contains("is a directory"));
+    }
+
+    #[test]
+    fn an_earlier_output_is_known_whatever_its_length_and_keeps_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "x".repeat(10_000)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let planned = Planned::new(&path, |head| head.len() == 10_000).unwrap();
+        planned.write(&[b'y'; 10_000], None).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), [b'y'; 10_000]);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! it ends, so nothing is left even if this process is killed with SIGKILL.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -227,7 +228,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// It cannot be run, takes too long, or a signal came.
 pub fn output_of(command: &mut Command) -> Result<(ExitStatus, String)> {
     // Both streams are one file: two pipes would have to be read at the same time.
-    let mut said = tempfile::tempfile()?;
+    // In memory, so that a wrong TMPDIR is not taken for a missing program.
+    let said = rustix::fs::memfd_create(c"output", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut said = File::from(said);
     command.stdin(Stdio::null());
     command.stdout(said.try_clone()?).stderr(said.try_clone()?);
     let mut process = Process::spawn(command, None)?;

@@ -8,6 +8,7 @@ use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Error, Result, bail, ensure};
@@ -137,15 +138,16 @@ impl fmt::Display for Share {
 
 /// What a run with a captured console does with this process's own terminal. With
 /// [`Console::Terminal`](crate::Console::Terminal) the console decides it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub enum OwnTerminal {
     /// Nothing: also SIGTSTP has its default action.
     #[default]
     Unused,
     /// SIGTSTP stops the machine together with this process, as a shell expects of a job.
     Stops,
-    /// It is also in raw mode while this process is in the foreground.
-    Raw,
+    /// It is also in raw mode while this process is in the foreground and this is true. SIGCONT makes
+    /// the run look at it again.
+    Raw(Arc<AtomicBool>),
 }
 
 /// A machine to run: everything that shapes the QEMU command.

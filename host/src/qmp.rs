@@ -86,10 +86,11 @@ impl Monitor {
     pub(crate) fn read(&mut self) -> Result<usize> {
         if let Some(listener) = self.listener.take() {
             let (mut stream, _) = listener.accept().context("cannot talk to QEMU")?;
-            // QEMU answers once the machine is built.
-            send(&mut stream, "qmp_capabilities")?;
+            // QEMU answers once the machine is built. An error means that QEMU has ended, which is handled
+            // elsewhere.
+            _ = send(&mut stream, "qmp_capabilities");
             if self.starts_machine {
-                send(&mut stream, "cont")?;
+                _ = send(&mut stream, "cont");
             }
             self.stream = Some(stream);
             return Ok(0);

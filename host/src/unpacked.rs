@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use crate::board::{Arch, Board};
-use crate::debian::{Packages, Release};
+use crate::debian::{Packages, ROOM, Release};
+use crate::explain::Explain;
 
 /// The script that starts a program. Each program has a copy of it under its own name.
 const START: &str = include_str!("unpacked.sh");
@@ -64,11 +65,12 @@ fn start(tree: &Path, name: &str) -> Result<()> {
         );
     }
     // Written under another name and renamed: another process may be about to run it.
-    let file = tempfile::NamedTempFile::new_in(tree)
-        .with_context(|| format!("cannot write to {}", tree.display()))?;
-    fs::write(file.path(), START)?;
-    fs::set_permissions(file.path(), fs::Permissions::from_mode(0o755))?;
-    file.persist(&path)
-        .with_context(|| format!("cannot make {}", path.display()))?;
-    Ok(())
+    let write = || -> Result<()> {
+        let file = tempfile::NamedTempFile::new_in(tree)?;
+        fs::write(file.path(), START)?;
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o755))?;
+        file.persist(&path)?;
+        Ok(())
+    };
+    write().explain(format_args!("cannot write {}", path.display()), ROOM)
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -307,13 +307,57 @@ fn output_waits_for_a_reader_that_is_slow() {
     assert!(output.stdout == bytes, "{} bytes", output.stdout.len());
 }
 
+/// The machine ends before its command: what it has sent is shown all the same.
+#[test]
+fn a_reader_that_is_slow_gets_what_came_before_a_reset() {
+    let tree = Tree::new(Arch::X86_64);
+    let bytes: Vec<u8> = (0..100_000_u32).map(|n| n.to_be_bytes()[2]).collect();
+    fs::write(tree.path("data/many"), &bytes).unwrap();
+    let script = "cat /data/many; sleep 1; echo b >/proc/sysrq-trigger";
+    let ended = || {
+        let mut command = tree.command(&[], &["sh", "-c", script]);
+        command.env("TMPDIR", tree.dir.path());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        wait_until(|| qemu_in(tree.dir.path()).is_some());
+        wait_until(|| qemu_in(tree.dir.path()).is_none());
+        child
+    };
+    let child = ended();
+    // Longer than any other wait at the end of a run.
+    std::thread::sleep(Duration::from_secs(7));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(120), "{output:?}");
+    assert!(output.stdout == bytes, "{} bytes", output.stdout.len());
+    // After a signal the rest is given up, and a line says how much that is.
+    let mut child = ended();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let mut errors = String::new();
+    child
+        .stderr
+        .as_mut()
+        .unwrap()
+        .read_to_string(&mut errors)
+        .unwrap();
+    assert!(
+        errors.contains("a standard stream did not take "),
+        "{errors}"
+    );
+    // 130 if the signal came before the end of QEMU was noticed.
+    let status = child.wait().unwrap().code();
+    assert!(
+        [Some(120), Some(130)].contains(&status),
+        "{status:?} {errors}"
+    );
+}
+
 #[test]
 fn standard_streams_that_do_not_block_lose_nothing() {
     let tree = Tree::new(Arch::X86_64);
     let bytes: Vec<u8> = (0..150_000_u32).map(|n| n.to_be_bytes()[2]).collect();
     fs::write(tree.path("data/many"), &bytes).unwrap();
-    let (input, mut keys) = std::io::pipe().unwrap();
-    let (mut output, out) = std::io::pipe().unwrap();
+    let (input, mut keys) = io::pipe().unwrap();
+    let (mut output, out) = io::pipe().unwrap();
     // Another process that shares the descriptors may have set O_NONBLOCK.
     rustix::io::ioctl_fionbio(&input, true).unwrap();
     rustix::io::ioctl_fionbio(&out, true).unwrap();
@@ -521,7 +565,7 @@ fn if_kvm_fails_at_the_start_tcg_runs_the_command_with_all_of_its_input() {
     };
     let found = Kernel::find(Some(&kernel(Arch::X86_64)), None, &job.trees).unwrap();
     let modules = Modules::read(found.modules.as_deref().unwrap()).unwrap();
-    let (input, mut output) = std::io::pipe().unwrap();
+    let (input, mut output) = io::pipe().unwrap();
     output.write_all(b"7\n").unwrap();
     rustix::stdio::dup2_stdin(&input).unwrap();
     let end = job.run(&machine, &found, Some(&modules)).unwrap();
@@ -897,6 +941,27 @@ fn a_background_process_of_a_terminal_runs_and_stops_as_a_job() {
     kill_process(tool, Signal::CONT).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(8), "{output:?}");
+}
+
+/// Before the command begins, a machine may hang: the keys are still those of this terminal.
+#[test]
+fn ctrl_c_ends_a_shell_that_has_not_begun() {
+    let tree = Tree::new(Arch::X86_64);
+    let (user, program) = terminal();
+    let command = tree.command(&[], &[]);
+    let mut session = Command::new("setsid");
+    session.args(["--ctty", "--wait"]);
+    session.arg(command.get_program()).args(command.get_args());
+    session.env("TMPDIR", tree.dir.path());
+    let copy = || program.try_clone().unwrap();
+    session.stdin(copy()).stdout(copy()).stderr(copy());
+    let mut child = session.spawn().unwrap();
+    wait_until(|| qemu_in(tree.dir.path()).is_some());
+    kill_process(qemu_in(tree.dir.path()).unwrap(), Signal::STOP).unwrap();
+    // In raw mode, which would have been entered by now, the key is none of this terminal's.
+    std::thread::sleep(Duration::from_secs(1));
+    rustix::io::write(&user, b"\x03").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
 #[test]

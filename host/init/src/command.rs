@@ -302,7 +302,9 @@ impl User {
     /// Finds a user by name or number in the tree; a number needs no entry.
     fn find(wanted: &str) -> Result<Self> {
         let number = wanted.parse().ok();
-        let text = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        // Names of persons may be in another encoding.
+        let text = fs::read("/etc/passwd").unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
         let known = text.lines().filter_map(Self::parse);
         let mut known = known.filter(|user| user.name == wanted || Some(user.uid) == number);
         let mut user = match (known.next(), number) {

@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{ArgMatches, Args, ValueEnum, ValueHint, value_parser};
@@ -501,14 +501,29 @@ const MAX_HOURS: f64 = 100_000.0;
 /// Reports how a machine ended, and returns our exit status.
 fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
     let text = end_of_run(machine, report, quiet);
-    say_within(&text, rest(machine.time_limit, report.duration));
+    say_within(
+        &text,
+        Limit::after(machine.time_limit, report.duration).left(),
+    );
     report.outcome.exit_code()
 }
 
-/// How long printing our own messages may take: what is left of the time limit. Standard error may
-/// be the same pipe as standard output, which nobody reads.
-pub(super) fn rest(limit: Option<Duration>, used: Duration) -> Option<Duration> {
-    limit.map(|limit| limit.saturating_sub(used).max(SOON))
+/// The end of the time limit, also for outputs and messages. Standard error may be the same pipe as
+/// standard output, which nobody reads.
+pub(super) struct Limit(Option<Instant>);
+
+impl Limit {
+    /// What is left of the limit after this much of it was used.
+    pub(super) fn after(limit: Option<Duration>, used: Duration) -> Self {
+        let left = limit.map(|limit| limit.saturating_sub(used));
+        Self(left.and_then(|left| Instant::now().checked_add(left)))
+    }
+
+    /// How long the next output or message may take.
+    pub(super) fn left(&self) -> Option<Duration> {
+        let left = |at: Instant| at.saturating_duration_since(Instant::now());
+        self.0.map(|at| left(at).max(SOON))
+    }
 }
 
 /// The message about bytes of a text that were not read in time.
@@ -759,6 +774,7 @@ mod tests {
                 is_cut: true,
                 steps_left: 0,
                 duration: Duration::ZERO,
+                ends_at: None,
             }
         }
         let mut machine = Machine::new(Board::X86_64Q35, "image");

@@ -17,7 +17,7 @@ use bootshare_host::output::Planned;
 use bootshare_host::serve::Owner;
 use bootshare_host::{Board, Machine, Outcome, Share};
 
-use super::boot::{Host, duration, memory, not_taken, rest};
+use super::boot::{Host, Limit, duration, memory, not_taken};
 use super::firmware::{self, Image};
 use super::junit::{self, Case, Verdict};
 use super::{NOT_STARTED, error_line, last_of, say, say_within};
@@ -196,11 +196,11 @@ impl Outputs {
         })
     }
 
-    fn write_json(&mut self, object: &serde_json::Value, limit: Option<Duration>) {
+    fn write_json(&mut self, object: &serde_json::Value, limit: &Limit) {
         write(self.json.take(), format!("{object}\n").as_bytes(), limit);
     }
 
-    fn write_junit(&mut self, case: &Case<'_>, limit: Option<Duration>) {
+    fn write_junit(&mut self, case: &Case<'_>, limit: &Limit) {
         if self.junit.is_some() {
             write(self.junit.take(), case.document().as_bytes(), limit);
         }
@@ -225,11 +225,11 @@ fn is_report(head: &[u8]) -> bool {
 }
 
 /// Writes an output if there is one. A failure is reported, but the command's status stands.
-fn write(output: Option<Planned>, bytes: &[u8], limit: Option<Duration>) {
+fn write(output: Option<Planned>, bytes: &[u8], limit: &Limit) {
     if let Some(output) = output
-        && let Err(error) = output.write(bytes, limit)
+        && let Err(error) = output.write(bytes, limit.left())
     {
-        say(&error_line(format_args!("{error:#}")));
+        say_within(&error_line(format_args!("{error:#}")), limit.left());
     }
 }
 
@@ -257,7 +257,8 @@ impl Run {
                 let what = format!("{error:#}");
                 let code = if bisect { SKIP } else { NOT_STARTED };
                 let object = serde_json::json!({"status": code, "stage": null, "error": what});
-                outputs.write_json(&object, limit);
+                let left = Limit::after(limit, Duration::ZERO);
+                outputs.write_json(&object, &left);
                 let case = Case {
                     command,
                     kernel: "unknown",
@@ -268,13 +269,23 @@ impl Run {
                     },
                     output: &Default::default(),
                 };
-                outputs.write_junit(&case, limit);
-                say(&error_line(format_args!("{error:#}")));
+                outputs.write_junit(&case, &left);
+                say_within(&error_line(format_args!("{error:#}")), left.left());
                 return Ok(code);
             }
         };
-        let limit = rest(limit, Duration::from_secs_f64(seconds));
-        write(outputs.console.take(), &end.console, limit);
+        let left = Limit::after(limit, Duration::from_secs_f64(seconds));
+        match &end.console {
+            Some(console) => write(outputs.console.take(), console, &left),
+            None if outputs.console.is_some() => say_within(
+                &error_line(
+                    "the console's output is not written: the machine had not ended a minute after the \
+                     command: look for a share on a file system that hangs",
+                ),
+                left.left(),
+            ),
+            None => {}
+        }
         let is_interrupted = matches!(end.how, How::Machine(Outcome::Interrupted));
         let is_skipped = bisect && !end.is_started() && !is_interrupted;
         let code = match is_skipped {
@@ -291,7 +302,7 @@ impl Run {
             "version": kernel.version,
             "board": board.name(),
         });
-        outputs.write_json(&object, limit);
+        outputs.write_json(&object, &left);
         let case = Case {
             command,
             kernel: kernel.version.as_deref().unwrap_or("unknown"),
@@ -304,7 +315,7 @@ impl Run {
             },
             output: &end.output,
         };
-        outputs.write_junit(&case, limit);
+        outputs.write_junit(&case, &left);
         let denied = end.denied.iter();
         let mut text: String = denied
             .map(|line| format!("bootshare-host: warning: {line}\n"))
@@ -325,12 +336,12 @@ impl Run {
             // The console's last lines do not help if the command was not found or could not write,
             // and were seen already if it used our terminal.
             if !matches!(end.how, How::Unstarted(..) | How::Unwritten(..)) {
-                let is_new = !end.console.is_empty();
+                let is_new = end.console.is_some_and(|console| !console.is_empty());
                 let lines: &[String] = if is_new { &end.last_lines } else { &[] };
                 text.push_str(&last_of(lines, &end.last_requests));
             }
         }
-        say_within(&text, limit);
+        say_within(&text, left.left());
         Ok(code)
     }
 

@@ -10,6 +10,7 @@ use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -23,8 +24,10 @@ use signal_hook::consts::SIGWINCH;
 
 use crate::board::Transport;
 use crate::console::wait_for_input;
+use crate::explain::Explain;
 use crate::fd::write_all;
 use crate::qemu::Machine;
+use crate::qmp::LISTEN;
 use crate::run::{Report, socket};
 
 /// The names of the ports. The init relies on `control` being the last.
@@ -41,7 +44,9 @@ pub(super) enum Event {
     Line(String),
     /// The guest has closed the control port.
     Silent,
-    /// Data of a stream was received and written: stream 0 is standard output, 1 standard error.
+    /// So many bytes of a stream were received: stream 0 is standard output, 1 standard error.
+    Received(usize, usize),
+    /// Data of a stream was written.
     Written(usize, Vec<u8>),
     /// A stream has ended, or can no longer be written: then, why.
     Closed(usize, Option<io::Error>),
@@ -70,13 +75,15 @@ impl Control {
 }
 
 /// Adds the ports to the machine, with their sockets in `dir`, and starts the threads that serve
-/// them.
+/// them. If the command has a terminal, `begun_on_terminal` is set when the command begins, and
+/// SIGCONT sent to this process (see [`OwnTerminal`](crate::qemu::OwnTerminal)).
 pub(super) fn open(
     machine: &mut Machine,
     dir: &Path,
-    terminal: bool,
+    begun_on_terminal: Option<Arc<AtomicBool>>,
     events: &Sender<Event>,
 ) -> Result<Control> {
+    let terminal = begun_on_terminal.is_some();
     let device = match machine.board.transport() {
         Transport::Mmio => "virtio-serial-device",
         Transport::Pci => "virtio-serial-pci",
@@ -89,7 +96,7 @@ pub(super) fn open(
     let mut listeners = Vec::new();
     for name in PORTS {
         let path = socket(dir, name)?;
-        listeners.push(UnixListener::bind(&path).context("cannot listen for QEMU")?);
+        listeners.push(UnixListener::bind(&path).explain("cannot listen for QEMU", LISTEN)?);
         args.extend([
             "-chardev".into(),
             format!("socket,id=run-{name},path={}", doubled(path)?),
@@ -106,6 +113,7 @@ pub(super) fn open(
         let (control, events) = (control.clone(), events.clone());
         let begun = begun.take_if(|_| port == 0);
         let begin = begin.take_if(|_| port + 1 == PORTS.len());
+        let begun_on_terminal = begun_on_terminal.clone();
         let serve = move || {
             let Ok((stream, _)) = listener.accept() else {
                 return;
@@ -114,7 +122,7 @@ pub(super) fn open(
                 0 => pass_on_input(stream, terminal, begun),
                 1 => write_out(0, stream, stdout(), &events),
                 2 => write_out(1, stream, stderr(), &events),
-                _ => listen(stream, &control, terminal, &events, begin),
+                _ => listen(stream, &control, begun_on_terminal, &events, begin),
             }
         };
         let thread = thread::Builder::new().name(PORTS[port].into());
@@ -169,6 +177,7 @@ fn write_out(index: usize, mut guest: UnixStream, ours: BorrowedFd<'_>, events: 
     // Without the library's buffer, so that output is visible at once.
     let mut written = Ok(());
     while let Ok(count @ 1..) = guest.read(&mut buffer) {
+        let _ = events.send(Event::Received(index, count));
         written = write_all(ours, &buffer[..count], drop);
         if written.is_err() {
             // Closing the port sends SIGPIPE to the guest's command.
@@ -184,7 +193,7 @@ fn write_out(index: usize, mut guest: UnixStream, ours: BorrowedFd<'_>, events: 
 fn listen(
     guest: UnixStream,
     control: &Control,
-    terminal: bool,
+    begun_on_terminal: Option<Arc<AtomicBool>>,
     events: &Sender<Event>,
     begin: Option<Sender<()>>,
 ) {
@@ -192,7 +201,7 @@ fn listen(
         let _ = control.0.set(copy);
     }
     let _ = events.send(Event::Connected);
-    if terminal {
+    if begun_on_terminal.is_some() {
         control.tell_size();
         let control = control.clone();
         // Without notice of size changes the terminal still works.
@@ -204,6 +213,10 @@ fn listen(
         let Ok(line) = line else { break };
         let line = String::from_utf8_lossy(&line).into_owned();
         if let Some(begin) = begin.as_ref().filter(|_| line == "stage command") {
+            if let Some(begun) = &begun_on_terminal {
+                begun.store(true, Ordering::Relaxed);
+                let _ = kill_process(getpid(), Signal::CONT);
+            }
             // If the input's thread has ended, nobody waits for this.
             let _ = begin.send(());
         }

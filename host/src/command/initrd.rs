@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::kernel::Kernel;
 use super::{Job, ROOT_TAG};
@@ -66,13 +66,14 @@ fn needs(
     if !job.read_only {
         names.push("overlay");
     }
-    modules.load(&names).with_context(|| {
-        let version = kernel.version.as_deref().unwrap_or("unknown");
-        format!(
-            "the kernel {} (version {version}) cannot run commands",
-            kernel.path.display()
-        )
-    })
+    modules.load(&names).explain(
+        format_args!(
+            "the kernel {} (version {}) cannot run commands",
+            kernel.path.display(),
+            kernel.version.as_deref().unwrap_or("unknown")
+        ),
+        "name another kernel with --kernel, or the directory of its modules with --modules",
+    )
 }
 
 fn archive(job: &Job, modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {

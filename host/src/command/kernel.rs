@@ -98,8 +98,10 @@ impl Kernel {
                 )
             })?,
         };
-        let unified =
-            unified(&path).with_context(|| format!("cannot read the kernel {}", path.display()))?;
+        let unified = unified(&path).explain(
+            format_args!("cannot read the kernel {}", path.display()),
+            "name one that you can read with --kernel",
+        )?;
         let part = unified.as_ref().map(|unified| unified.linux);
         let version = match &unified {
             Some(unified) => version_in(&head(&path, unified.linux.0)?).or(unified.version.clone()),
@@ -179,6 +181,7 @@ fn newest(trees: &[PathBuf]) -> Option<(PathBuf, Option<String>)> {
             for path in entries(&dir) {
                 if path.is_file()
                     && let Some(version) = version_of_name(&path)
+                    && !is_leftover(&version)
                 {
                     found.push((version, path));
                 }
@@ -229,6 +232,25 @@ fn version_of_name(path: &Path) -> Option<String> {
     let dir = path.parent()?;
     let is_modules = dir.parent()?.file_name()? == "modules";
     Some(dir.file_name()?.to_str()?.to_owned()).filter(|_| is_modules)
+}
+
+/// Whether a file of this version was left over by a package manager or an editor, is a rescue image, or
+/// belongs to another file, as a signature does. The firmware leaves out the same names.
+fn is_leftover(version: &str) -> bool {
+    const ENDINGS: [&str; 10] = [
+        "~",
+        ".old",
+        ".bak",
+        ".orig",
+        ".sig",
+        ".sha256",
+        ".hmac",
+        ".dpkg-bak",
+        ".dpkg-new",
+        ".dpkg-tmp",
+    ];
+    let is_spare = version.contains("-rescue") || version.contains("fallback");
+    is_spare || ENDINGS.iter().any(|ending| version.ends_with(ending))
 }
 
 /// Compares versions: numbers by value, and a version with a suffix `~` or `-rc` is older than the
@@ -441,6 +463,10 @@ mod tests {
         assert_eq!(kernel.arch, Some(Arch::X86_64));
         put(dir.path(), "boot/vmlinuz-6.9.1", &bzimage("6.9.1"));
         put(dir.path(), "boot/vmlinuz-6.10", &bzimage("6.10"));
+        // What `make install` and package managers leave there.
+        for left in ["6.10.old", "6.10.sig", "6.10.dpkg-bak", "6.12~", "9-rescue"] {
+            put(dir.path(), &format!("boot/vmlinuz-{left}"), b"no kernel");
+        }
         put(dir.path(), "lib/modules/6.10/modules.builtin", b"");
         let kernel = find(None).unwrap();
         assert_eq!(kernel.path, dir.path().join("boot/vmlinuz-6.10"));

@@ -14,7 +14,9 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,7 +24,7 @@ use anyhow::{Context, Result};
 
 use crate::board::{Arch, Board};
 use crate::console::Console;
-use crate::interrupt::interrupted;
+use crate::interrupt::{JobControl, has_come, interrupted};
 use crate::modules::Modules;
 use crate::qemu::{Machine, OwnTerminal, Share};
 use crate::run::{FORCED_GRACE, Outcome, Report, socket_dir};
@@ -52,9 +54,12 @@ const INIT_ERROR: &str = "bootshare-init: error: ";
 /// The names of the command's outputs.
 const STREAMS: [&str; 2] = ["standard output", "standard error"];
 
-/// How long output in flight may take after the machine has ended, and how long the machine may
-/// take to end after the init's last line.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long the machine and its servers may take to end after the init's last line. A server alone may
+/// take ten seconds, for files of a file system that hangs.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// How often a wait for the reader of the output looks for a signal.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The exit status when the firmware could not start the kernel.
 pub const FIRMWARE_FAILED: u8 = 117;
@@ -157,8 +162,9 @@ pub struct End {
     pub how: How,
     /// The last stage that it reached.
     pub stage: Stage,
-    /// Everything that the guest wrote to its console.
-    pub console: Vec<u8>,
+    /// Everything that the guest wrote to its console; `None` if the machine had not ended a minute after
+    /// its command.
+    pub console: Option<Vec<u8>>,
     /// The last lines of the console, without escape sequences.
     pub last_lines: Vec<String>,
     /// For each share that the guest has used a line about the last requests that its server
@@ -286,8 +292,10 @@ impl Job {
         machine.append = format!("bootshare.tag={BOOT_TAG}");
         // The overlay could not be used on submounts of the tree.
         machine.submounts = false;
+        // Before the command begins, Ctrl-C and Ctrl-Z are keys for this process.
+        let begun = Arc::new(AtomicBool::new(false));
         machine.own_terminal = match self.terminal {
-            true => OwnTerminal::Raw,
+            true => OwnTerminal::Raw(begun.clone()),
             false => OwnTerminal::Stops,
         };
         machine.watch.fail = vec![PANIC_END.parse()?];
@@ -299,7 +307,12 @@ impl Job {
             }
         };
         let (events, told) = mpsc::channel();
-        let control = channel::open(&mut machine, dir.path(), self.terminal, &events)?;
+        let control = channel::open(
+            &mut machine,
+            dir.path(),
+            self.terminal.then_some(begun),
+            &events,
+        )?;
         thread::Builder::new()
             .name("machine".into())
             .spawn(move || {
@@ -348,9 +361,10 @@ impl Job {
 struct Watch {
     stage: Option<Stage>,
     how: Option<How>,
-    /// For each output: its size, known once the command has ended; how much was written; whether
-    /// more can be written.
+    /// For each output: its size, known once the command has ended; how much has arrived; how much
+    /// was written; whether more can be written.
     sent: [u64; 2],
+    received: [u64; 2],
     written: [u64; 2],
     output: [Kept; 2],
     closed: [bool; 2],
@@ -370,16 +384,17 @@ impl Watch {
         if self.ended.is_some() && is_quiet {
             return None;
         }
-        let since = self.ended.as_ref().map(|(at, _)| *at).or(self.bye);
-        match since {
-            None => told.recv().ok(),
-            Some(since) => {
-                let grace = if self.is_over() { FORCED_GRACE } else { GRACE };
-                let left = (since + grace).saturating_duration_since(Instant::now());
-                // A machine that does not end is killed when this process ends.
-                told.recv_timeout(left).ok()
+        let until = match (&self.ended, self.bye) {
+            (Some((at, _)), _) if self.is_over() => *at + FORCED_GRACE,
+            (Some((at, report)), _) => {
+                return next_of_rest(told, *at + FORCED_GRACE, report.ends_at);
             }
-        }
+            // A machine that does not end is killed when this process ends.
+            (None, Some(bye)) => bye + GRACE,
+            (None, None) => return told.recv().ok(),
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        told.recv_timeout(left).ok()
     }
 
     /// Whether a limit or a signal has ended the machine.
@@ -393,6 +408,7 @@ impl Watch {
             Event::Connected => self.connected = true,
             Event::Line(line) => self.line(&line),
             Event::Silent => self.silent = true,
+            Event::Received(index, count) => self.received[index] += count as u64,
             Event::Written(index, bytes) => {
                 self.written[index] += bytes.len() as u64;
                 self.output[index].add(&bytes);
@@ -445,7 +461,10 @@ impl Watch {
     fn unshown(&self) -> u64 {
         let rest = |index: usize| match self.unwritable[index] {
             Some(_) => 0,
-            None => self.sent[index].saturating_sub(self.written[index]),
+            None => {
+                let size = self.sent[index].max(self.received[index]);
+                size.saturating_sub(self.written[index])
+            }
         };
         rest(0) + rest(1)
     }
@@ -453,6 +472,7 @@ impl Watch {
     fn end(self) -> End {
         let unshown = self.unshown();
         let is_over = self.is_over();
+        let has_console = self.ended.is_some();
         let of_console = self.ended.as_ref().map_or(0, |(_, report)| report.unshown);
         let (outcome, console, [last_lines, last_requests, denied]) = match self.ended {
             Some((_, report)) => (
@@ -507,13 +527,40 @@ impl Watch {
         End {
             how,
             stage,
-            console,
+            console: has_console.then_some(console),
             last_lines,
             last_requests,
             denied,
             output: self.output,
             unshown: unshown + of_console,
             is_own_init: self.is_own_init,
+        }
+    }
+}
+
+/// The next event after the machine has ended by itself. A slow reader may still have to take the
+/// output: `None` after a signal or the time limit `ends_at`, but not before `grace`.
+fn next_of_rest(
+    told: &mpsc::Receiver<Event>,
+    grace: Instant,
+    ends_at: Option<Instant>,
+) -> Option<Event> {
+    loop {
+        match told.recv_timeout(LOOK_EVERY) {
+            Ok(event) => return Some(event),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        // An error of these could not be reported before the output; the wait goes on.
+        if let Ok(job) = JobControl::get()
+            && job.is_asked_to_stop()
+        {
+            let _ = job.stop();
+        }
+        let now = Instant::now();
+        let is_late = ends_at.is_some_and(|at| at <= now) || has_come();
+        if is_late && grace <= now {
+            return None;
         }
     }
 }
@@ -552,6 +599,7 @@ mod tests {
             is_cut: false,
             steps_left: 0,
             duration: Duration::ZERO,
+            ends_at: None,
         }
     }
 

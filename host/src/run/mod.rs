@@ -10,6 +10,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -139,6 +141,8 @@ enum Output {
 struct Terminal {
     job: &'static JobControl,
     is_interactive: bool,
+    /// If there is one: not in raw mode before this is true.
+    begun: Option<Arc<AtomicBool>>,
     raw: Option<RawMode>,
 }
 
@@ -148,14 +152,19 @@ impl Terminal {
     fn take(&mut self) -> Result<()> {
         let entered = match &self.raw {
             Some(raw) => raw.enter_again(),
-            None if self.is_interactive => RawMode::enter().map(|raw| self.raw = raw),
+            None if self.wants_raw() => RawMode::enter().map(|raw| self.raw = raw),
             None => Ok(()),
         };
         entered.context("cannot set the terminal to raw mode")
     }
 
+    fn wants_raw(&self) -> bool {
+        let begun = self.begun.as_ref();
+        self.is_interactive && begun.is_none_or(|begun| begun.load(Ordering::Relaxed))
+    }
+
     fn is_taken(&self) -> bool {
-        self.raw.is_some() || !self.is_interactive
+        self.raw.is_some() || !self.wants_raw()
     }
 }
 
@@ -255,11 +264,16 @@ impl<'a, 's> Run<'a, 's> {
         let monitor = Monitor::listen(&qmp, !machine.stays_paused())?;
         let mut terminal = None;
         let mut output = Output::Captured(Vec::new());
-        if console == Console::Terminal || machine.own_terminal != OwnTerminal::Unused {
+        let is_unused = matches!(machine.own_terminal, OwnTerminal::Unused);
+        if console == Console::Terminal || !is_unused {
+            let begun = match &machine.own_terminal {
+                OwnTerminal::Raw(begun) => Some(begun.clone()),
+                OwnTerminal::Unused | OwnTerminal::Stops => None,
+            };
             terminal = Some(Terminal {
                 job: JobControl::get().context("cannot watch for signals")?,
-                is_interactive: console.is_interactive()
-                    || machine.own_terminal == OwnTerminal::Raw,
+                is_interactive: console.is_interactive() || begun.is_some(),
+                begun,
                 raw: None,
             });
         }
@@ -335,33 +349,41 @@ impl<'a, 's> Run<'a, 's> {
             },
             steps_left: self.steps.len(),
             duration,
+            ends_at: self.ends_at,
         })
     }
 
     /// Waits until standard output has taken the whole console. If that takes too long, returns how
     /// many bytes it has not taken.
     fn show_rest(&mut self, outcome: Outcome) -> Result<(Outcome, u64)> {
-        let Output::Shown(spool) = &self.output else {
-            return Ok((outcome, 0));
-        };
-        spool.close();
         let is_over = outcome.is_over();
         let grace = Instant::now() + FORCED_GRACE;
-        let limit = match is_over {
-            true => Some(grace),
-            false => self.ends_at.map(|at| at.max(grace)),
-        };
-        while !spool.has_ended() {
-            let mut fds = vec![(spool.news(), PollFlags::IN)];
-            if !is_over {
-                fds.push((self.interrupt, PollFlags::IN));
+        loop {
+            let Output::Shown(spool) = &self.output else {
+                return Ok((outcome, 0));
+            };
+            spool.close();
+            if spool.has_ended() {
+                break;
             }
+            let limit = match is_over {
+                true => Some(grace),
+                false => self.ends_at.map(|at| at.max(grace)),
+            };
+            let mut fds = vec![spool.news()];
+            if !is_over {
+                fds.push(self.interrupt);
+                fds.extend(self.terminal.as_ref().map(|it| it.job.fd()));
+            }
+            let fds: Vec<_> = fds.into_iter().map(|fd| (fd, PollFlags::IN)).collect();
             let left = limit.map(|at| at.saturating_duration_since(Instant::now()));
             let ready = ready(&fds, left).context("cannot wait for standard output")?;
             if ready.get(1) == Some(&true) {
                 return Ok((Outcome::Interrupted, spool.unshown()));
             }
-            if !ready[0] && left == Some(Duration::ZERO) {
+            if ready.get(2) == Some(&true) {
+                self.stop()?;
+            } else if !ready[0] && left == Some(Duration::ZERO) {
                 let end = match outcome.exit_code() {
                     0 => Outcome::TimedOut,
                     _ => outcome,

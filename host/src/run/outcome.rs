@@ -1,7 +1,7 @@
 //! The outcome and the report of a run.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -172,6 +172,8 @@ pub struct Report {
     pub steps_left: usize,
     /// From QEMU's start to its end.
     pub duration: Duration,
+    /// The time limit; time in which this process was stopped does not count.
+    pub ends_at: Option<Instant>,
 }
 
 /// Each exit status of a boot, and what it means.
@@ -373,6 +375,7 @@ mod tests {
             is_cut: false,
             steps_left: 0,
             duration: Duration::ZERO,
+            ends_at: None,
         }
     }
 

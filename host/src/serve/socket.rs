@@ -1,7 +1,7 @@
 //! The socket that QEMU connects to.
 
 use std::fmt;
-use std::fs::{Permissions, remove_file, set_permissions, symlink_metadata};
+use std::fs::{File, Permissions, remove_file, set_permissions, symlink_metadata};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
@@ -11,6 +11,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::net::{
@@ -99,6 +100,13 @@ pub(crate) fn short_enough(path: &Path, remedy: &str) -> Result<()> {
 /// A socket at `path`. It replaces only the socket of a server that no longer runs.
 fn make(path: &Path, mode: Option<u32>) -> Result<UnixListener> {
     short_enough(path, "choose a shorter path")?;
+    // Of two servers that find the socket of one that has ended, the second must see the first one's.
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let dir = File::open(dir.unwrap_or(Path::new(".")));
+    // Without the lock, for example if the directory cannot be read, only such a race is open.
+    let _locked = dir
+        .as_ref()
+        .map(|dir| flock(dir, FlockOperation::LockExclusive));
     let listener = match bind_at(path, mode) {
         Err(Errno::ADDRINUSE) => {
             let found = symlink_metadata(path);
