@@ -149,7 +149,7 @@ impl fmt::Display for Error {
             Self::IsADirectory => "it is a directory, a file is needed",
             Self::NotAFile => "neither a regular file nor a directory",
             Self::NotASymlink => "not a symbolic link",
-            Self::TooManyLinks => "more than 40 symbolic links: they run in a circle",
+            Self::TooManyLinks => "more than 40 symbolic links; they may be circular",
             Self::NameTooLong => "a name is longer than 255 bytes",
             Self::PathTooLong => {
                 "the path is longer than 4095 bytes or deeper than 256 directories"
@@ -180,7 +180,7 @@ impl fmt::Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotModern => f.write_str("the device does not offer virtio 1.0"),
-            Self::FeaturesRefused => f.write_str("the device refuses VIRTIO_F_VERSION_1 alone"),
+            Self::FeaturesRefused => f.write_str("the device refuses the negotiated features"),
             Self::QueueTooSmall { entries, needed } => write!(
                 f,
                 "a virtqueue has {entries} entries, {needed} are needed; \
@@ -193,10 +193,10 @@ impl fmt::Display for DeviceError {
                 "the device does not confirm its reset; restart the machine to use it again",
             ),
             Self::NeedsReset => {
-                f.write_str("the device has broken down and was reset; is its server alive?")
+                f.write_str("the device set DEVICE_NEEDS_RESET and was reset; is its server alive?")
             }
             Self::BufferRefused => {
-                f.write_str("the platform does not lend the device the buffer to be read into")
+                f.write_str("the platform refuses to share the buffer with the device (Hal::share)")
             }
         }
     }

@@ -407,7 +407,7 @@ Dir::Etc::PreferencesParts "/dev/null";
             let archive = packed.child.stdout.take();
             command.stdin(archive.context("dpkg-deb has no output")?);
             let mut unpacked = Process::spawn(&mut command, None)?;
-            // It has our end of the pipe: with it dpkg-deb would not notice that tar has failed.
+            // `command` holds the pipe's read end open: dpkg-deb would get no SIGPIPE if tar failed.
             drop(command);
             if either(interrupt, unpacked.ended())?.0 {
                 return Err(Interrupted.into());

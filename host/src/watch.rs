@@ -412,7 +412,7 @@ mod tests {
         Watcher::new(&watch, std::iter::empty()).unwrap()
     }
 
-    /// What is found in `text`, which is the same wherever it is cut in two.
+    /// The result for `text`. Asserts that it does not depend on how the text is divided into two reads.
     fn found(expect: &str, fail: &str, text: &[u8]) -> Option<Found> {
         let mut results = Vec::new();
         for cut in 0..=text.len() {
@@ -423,7 +423,11 @@ mod tests {
             results.push(watcher.found());
         }
         results.dedup();
-        assert_eq!(results.len(), 1, "it hangs on how the text is cut");
+        assert_eq!(
+            results.len(),
+            1,
+            "the result depends on how the text is divided"
+        );
         results[0]
     }
 
@@ -457,7 +461,7 @@ mod tests {
         let mut watcher = watch("login: ", "");
         watcher.feed(b"host login: ").unwrap();
         assert_eq!(watcher.found(), Some(Found::Expected));
-        // Whether a line ends here, the next byte tells, or silence.
+        // Only the next byte or a silence shows whether the line ends here.
         for pattern in ["login:$", r"login:\b", r"login:\s*$", r"host\b.*$"] {
             let mut watcher = watch(pattern, "");
             watcher.feed(b"host login:").unwrap();

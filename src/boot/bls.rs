@@ -597,7 +597,7 @@ initrd       /6a98/3.8.0-2.fc19.x86_64/initrd
     fn entries_are_sorted_as_the_specification_says() {
         // "Sorting"; each list is in the order expected.
         let lists: [&[(&str, &str)]; 11] = [
-            // 1. Bad entries last, whatever else they say; indeterminate ones are as good.
+            // 1. Bad entries come last, whatever their keys; indeterminate ones are sorted like good ones.
             &[
                 ("b+1-2.conf", ""),
                 ("a.conf", ""),

@@ -560,7 +560,7 @@ label l0r
             // NixOS' for "at once", until 2024.
             ("menu title A\ntimeout -10\n", Some(Timeout::Hidden)),
             ("menu title A\ntimeout -0\n", Some(Timeout::Force)),
-            // Of an hour at most, as SYSLINUX says; what is no number does not count.
+            // An hour at most, as in SYSLINUX; a value that is not a number is ignored.
             (
                 "prompt 1\ntimeout 99999999999\n",
                 Some(Timeout::Seconds(3600)),

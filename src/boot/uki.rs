@@ -606,7 +606,7 @@ mod tests {
         let base = vec![0x2000, 0x3000, 0x5000];
         assert_eq!(taken(&[], 0), (0x1000, 3, base.clone()));
         assert_eq!(taken(&[0x3000, 0x5000], 0), (0x3000, 1, base[..2].to_vec()));
-        // It is better than one that is for any machine, also where that is the profile's.
+        // A matching `.dtbauto` of the base profile takes precedence even over the `.dtb` of the profile.
         let all = vec![0x2000, 0x3000, 0x8000];
         assert_eq!(taken(&[0x3000], 1), (0x3000, 2, all.clone()));
         assert_eq!(taken(&[0x3000, 0x8000], 1), (0x8000, 1, all));

@@ -263,7 +263,7 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// The host's, or the way it broke the protocol.
+    /// As [`Share::metadata`], and [`Error::Protocol`] for a malformed reply.
     pub fn statistics(&self) -> Result<Statistics, Error> {
         let node = NodeId::ROOT;
         self.client.call(self.client.epoch(), &StatFs { node })

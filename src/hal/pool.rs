@@ -72,7 +72,7 @@ impl<const PAGES: usize> DmaPool<PAGES> {
         ones.checked_shl(first as u32)
     }
 
-    /// Takes `count` contiguous pages, zeroed; `None` if there is no such run.
+    /// Takes `count` contiguous pages of 4096 bytes, zeroed; `None` if there is no such run or `count` is 0.
     pub fn alloc(&self, count: usize) -> Option<NonNull<u8>> {
         let mut used = self.used.lock();
         let (first, mask) = (0..PAGES)

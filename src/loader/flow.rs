@@ -212,8 +212,8 @@ impl<B: Board> Flow<'_, B> {
             let is_connected = mounted.any(|mount| mount.is_connected());
             if is_connected && !self.options.fallback && self.options.entry.is_none() {
                 log::error!(
-                    "no boot entry can be started, and then no other kernel is; \
-                     mend one, or have others tried with bootshare.fallback=yes"
+                    "no boot entry can be started, and entries of other kinds are not tried; \
+                    correct an entry, or add bootshare.fallback=yes"
                 );
             }
         } else if console::errors() == choices.errors

@@ -1,6 +1,6 @@
 //! The blocking client: waits for the replies of a [`Session`], for one thread or several.
 //!
-//! The session is locked for one look at the device at a time, and never during a wait, so that a
+//! The session is locked for one poll of the device at a time, and never during a wait, so that a
 //! long read does not block other threads.
 
 use super::{Epoch, Options, Priority, Session, Tag, Ticket};
@@ -25,7 +25,7 @@ const MIN_REST: u64 = 50;
 /// How often a request is sent again after the server answered EINTR or EAGAIN.
 pub(super) const RETRIES: u32 = 16;
 
-/// Looks at the session and returns whether the wait is over.
+/// Examines the session; returns whether the wait is over.
 type Ready<'a, T, H> = dyn FnMut(&mut Session<T, H>) -> Result<bool, Error> + 'a;
 
 /// A session, and the clock that limits the waits for it.
@@ -183,8 +183,8 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         }
     }
 
-    /// Polls until `ready` returns `true`, as long as the host makes progress. Before an error that
-    /// ends the session is returned, the device was reset or has not confirmed its reset in time.
+    /// Polls until `ready` returns `true`, as long as the host makes progress. An error that
+    /// ends the session is returned after the device has confirmed its reset, or its time for that is over.
     fn wait(&self, ready: &mut Ready<'_, T, H>) -> Result<(), Error> {
         let (mut looks, mut waited) = (0, false);
         loop {

@@ -93,8 +93,8 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 /// A session with the device, as a state machine: it never waits, and the caller passes the time.
 ///
 /// A request is submitted, the device is [kicked](Session::kick), and [`Session::poll`] takes the
-/// completions. [`Session::tick`] ends the session if the host is silent for too long. After an error
-/// that makes the host doubtful, the device is reset, and no buffer is given back to its owner before
+/// completions. [`Session::tick`] ends the session if the host is silent for too long. If the host
+/// cannot be trusted after an error, the device is reset, and no buffer is returned to its owner before
 /// the reset is confirmed. The requests are the operations of [`fuse`]. The caller must send FORGET
 /// for each node of a LOOKUP reply, and RELEASE for each handle.
 ///
@@ -103,7 +103,7 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 /// use bootshare::fuse::{GetAttr, NodeId};
 /// # use core::time::Duration;
 ///
-/// /// What a kernel does between other things: one look at the device.
+/// /// Polls the device once, as a kernel does between other tasks.
 /// fn look<T: Transport, H: Hal>(session: &mut Session<T, H>, now: Duration) {
 ///     while session.poll() {}
 ///     session.tick(now);
@@ -326,8 +326,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
         self.minor
     }
 
-    /// Requests a reset (virtio 1.2, section 2.4.2). Until the device has confirmed it, it keeps all
-    /// buffers it has.
+    /// Requests a reset (virtio 1.2, section 2.4.2). Until the device has confirmed the reset,
+    /// it may use all buffers of the requests in flight.
     fn reset(&mut self, connect: bool) {
         self.phase = Phase::Resetting { connect };
         self.reset_since = None;

@@ -180,7 +180,7 @@ struct Chunk {
     retries: u32,
 }
 
-/// The result of one look at the device.
+/// The result of one poll of the device.
 enum Step {
     /// No chunk is in flight any more.
     Finished(Result<(), Error>),

@@ -61,8 +61,9 @@ pub(crate) fn by_a_panic(board: Board) {
     expect_halt(&end(board, FAILS, &["-device", "pvpanic-pci"]));
 }
 
-/// The end of QEMU throws away what its UART has not passed on: the firmware waits for that. QEMU
-/// passes some six bytes at once to this console, so the pauses begin at six places before the end.
+/// When QEMU ends, it discards bytes that its UART has not sent, so the firmware waits until they are
+/// sent. QEMU sends about six bytes at once to this console, so the pauses begin at six places before
+/// the end.
 pub(crate) fn keeps_the_last_line(board: Board) {
     let machine = machine(board, Server::Embedded, demo_share(board.arch()), FAILS);
     let line = "/nosuch: no such file or directory";

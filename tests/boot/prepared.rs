@@ -95,8 +95,8 @@ pub(crate) fn of_arm64(board: Board) {
     assert_eq!(kernels_in(&cache), 3);
 }
 
-/// The number of prepared kernels in a cache. Besides them it has small files, which tell the kernel of a file that
-/// did not change.
+/// The number of prepared kernels in a cache. The cache also has small files, which record the prepared
+/// kernel of each unchanged file.
 fn kernels_in(cache: &Path) -> usize {
     let sizes = fs::read_dir(cache)
         .unwrap()

@@ -1,4 +1,4 @@
-//! A tree of everything a name and an entry can be, and the host's own walk of it.
+//! A tree with all kinds of names and entries, and the lines that the command `walk` must print for it.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -173,7 +173,7 @@ pub fn syndrome() -> Syndrome {
 ///
 /// The tables must map everything that the program uses from here on.
 pub unsafe fn tables_changed() {
-    // SAFETY: the caller answers for the tables. EL2 has entries of its own, and one instruction
+    // SAFETY: the caller guarantees the tables. EL2 has entries of its own, and one instruction
     // for them with and without E2H; EL1 may not use it.
     unsafe {
         asm!(
@@ -190,8 +190,8 @@ pub unsafe fn tables_changed() {
     }
 }
 
-/// Writes what the data cache holds of `range` back to memory, as far as everyone sees it (PoC),
-/// and drops it.
+/// Cleans and invalidates `range` in the data cache to the point of coherency (PoC), where all
+/// observers see the same memory.
 ///
 /// # Safety
 ///

@@ -20,7 +20,7 @@
 //! | `mapping` | what is mapped where | the tables that it is given |
 //! | `tree` | what the device tree says | nothing |
 //!
-//! On any other target the crate is an empty program, so that the last three are tested on the host.
+//! On any other target the crate is an empty program, so that `mapping` and `tree` can be tested on the host.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

@@ -16,7 +16,7 @@ pub const BLOCK: u64 = 0b01;
 /// Descriptor of a 4 KiB page.
 pub const PAGE: u64 = 0b11;
 
-/// AF: accessed, so that no access faults for bookkeeping.
+/// AF (access flag): set, so that no access causes an access flag fault.
 const ACCESSED: u64 = 1 << 10;
 /// SH: inner shareable.
 const SHAREABLE: u64 = 0b11 << 8;

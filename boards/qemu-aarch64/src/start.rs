@@ -48,7 +48,7 @@ const MAIR: u64 = 0xff << 8 | 0x04;
 /// Fields common to both layouts of TCR: 39 address bits from TTBR0 with 4 KiB pages, table walks
 /// inner shareable and write-back.
 const TCR: u64 = (64 - 39) | 0b01 << 8 | 0b01 << 10 | 0b11 << 12;
-/// EPD1: there is no TTBR1 half. TG1 has no value that means nothing: 4 KiB.
+/// EPD1: TTBR1 is not used. TG1 must have a valid value nevertheless: 4 KiB.
 const TCR_EL1: u64 = TCR | 1 << 23 | 0b10 << 30;
 /// Bits 23 and 31 are RES1.
 const TCR_EL2: u64 = TCR | 1 << 23 | 1 << 31;

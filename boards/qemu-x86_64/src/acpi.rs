@@ -6,7 +6,7 @@
 
 use core::mem::size_of;
 
-/// The offset of the first address, of 4 or 8 bytes, in a table of tables; also the size of the
+/// The offset in bytes of the first entry of the RSDT (4 bytes) or XSDT (8 bytes); also the size of the
 /// header of every table.
 const HEADER_BYTES: u64 = 36;
 /// The offset of the table's length in its header.
@@ -24,8 +24,8 @@ const SLEEP_CONTROL: u64 = 244;
 /// HW_REDUCED_ACPI: a sleep control register replaces the PM1a control register.
 const REDUCED: u32 = 1 << 20;
 
-/// `Name (_S5_, Package () {`: NameOp, the name, PackageOp (section 20.2.5). One byte of length,
-/// which has its two highest bits clear, and one of how many elements there are follow.
+/// `Name (_S5_, Package () {`: NameOp, the name, PackageOp (section 20.2.5). PkgLength (one
+/// byte, whose two highest bits are clear) and NumElements (one byte) follow.
 const S5: [u8; 6] = *b"\x08_S5_\x12";
 
 /// The write that powers the machine off.

@@ -39,7 +39,7 @@ struct Running {
 impl Clock {
     /// Finds the frequency of the counter: from the hypervisor or the CPU, if they know it; else
     /// against the PIT, roughly, within a millisecond; else against the timer of the local APIC;
-    /// else from the nominal frequency in the CPU's name.
+    /// else from the CPU's nominal frequency (CPUID leaf 0x16).
     pub fn calibrate() -> Self {
         let alarm = Alarm::new();
         let reported = cpuid::tsc_hz().or_else(kvm_clock::tsc_hz);
@@ -55,8 +55,8 @@ impl Clock {
             .or_else(cpuid::rated_hz);
         if hz.is_none() {
             console::write(
-                b"bootshare: warning: nothing tells how fast the clock runs: \
-                  times are wrong, and deadlines late; start QEMU with a PIT (-M pit=on)\n",
+                b"bootshare: warning: the frequency of the time-stamp counter is unknown: \
+                times are wrong, and deadlines are late; start QEMU with a PIT (-M pit=on)\n",
             );
         }
         Self {

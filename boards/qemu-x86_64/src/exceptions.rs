@@ -186,8 +186,8 @@ pub fn init() {
             // SAFETY: a stub is there that handles this vector's stack layout.
             let options = unsafe { entry.set_handler_addr(stub) };
             // SAFETY: the first entry of the interrupt stack table is a stack that nothing else
-            // uses; an exception inside a handler may overwrite it, because no handler returns, but
-            // the timer's, inside of which there is none.
+            // uses; an exception inside a handler may overwrite it, because no handler returns
+            // except the timer's, in which no exception can occur.
             unsafe { options.set_stack_index(0) };
             entry
         })

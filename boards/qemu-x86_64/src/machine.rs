@@ -120,7 +120,7 @@ impl Board for Machine {
                 end: image.end,
             },
         ] {
-            // Two of the eight boards.
+            // It fits: these are two ranges of at most eight.
             _ = occupied.push(range);
         }
         occupied

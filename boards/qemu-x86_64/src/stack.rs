@@ -2,7 +2,7 @@
 
 use core::cell::UnsafeCell;
 
-/// A stack above a page that [`paging`] takes away, so that an overflow is an exception.
+/// A stack above a guard page that [`paging`] unmaps, so that an overflow causes a page fault.
 #[repr(C, align(4096))]
 pub struct Stack<const SIZE: usize> {
     guard: UnsafeCell<[u8; 4096]>,
@@ -33,8 +33,8 @@ impl<const SIZE: usize> Stack<SIZE> {
     }
 }
 
-/// Bytes of [`STACK`]. An overflow says so (see [`exceptions`](crate::exceptions)): then it needs
-/// more.
+/// Size of [`STACK`] in bytes. If it is too small, the overflow is reported (see
+/// [`exceptions`](crate::exceptions)).
 pub const STACK_SIZE: usize = 128 * 1024;
 
 /// The stack.

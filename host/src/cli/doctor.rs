@@ -265,8 +265,8 @@ fn is_tested(version: &str) -> Result<String> {
     let tested = tested.join(", ");
     ensure!(
         version >= TESTED[0],
-        "it is older than those that Bootshare is tested with, {tested}: should the guest below \
-         fail, install a newer QEMU"
+        "it is older than those that Bootshare is tested with, {tested}: if the guest below \
+        fails, install a newer QEMU"
     );
     Ok(match TESTED.contains(&version) {
         true => "Bootshare is tested with it".into(),

@@ -530,8 +530,8 @@ mod tests {
         assert_table(HOST_TOOL, "| `bootshare-host boot` | meaning |", &rows);
     }
 
-    /// All options and arguments of all commands, one a line, those for this project's own use but for
-    /// a word.
+    /// All options and arguments of all visible commands, one per line. Hidden options, which are for
+    /// this project's own use, are marked.
     fn options(command: &clap::Command, list: &mut Vec<String>) {
         for arg in command.get_arguments() {
             let row = row(arg);

@@ -471,12 +471,12 @@ mod tests {
         let kernel = find(None).unwrap();
         assert_eq!(kernel.path, dir.path().join("boot/vmlinuz-6.10"));
         assert_eq!(kernel.modules, Some(dir.path().join("lib/modules/6.10")));
-        // Of which a package has all in one place.
+        // A newer kernel, in the directory of its modules.
         put(dir.path(), "usr/lib/modules/7.0/vmlinuz", &bzimage("7.0"));
         put(dir.path(), "usr/lib/modules/7.0/modules.builtin", b"");
         let kernel = find(None).unwrap();
         assert_eq!(kernel.modules, Some(dir.path().join("usr/lib/modules/7.0")));
-        // One that is named; as a build leaves it.
+        // A kernel that is given by its path, then one in a build directory.
         let kernel = find(Some("boot/vmlinuz-6.9.1")).unwrap();
         assert_eq!(kernel.version.as_deref(), Some("6.9.1"));
         assert_eq!(kernel.modules, None);

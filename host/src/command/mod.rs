@@ -246,8 +246,8 @@ impl fmt::Display for End {
 }
 
 impl Job {
-    /// Runs it under `kernel` in `machine`, which needs no share. Its standard streams are
-    /// connected to ours.
+    /// Runs the job under `kernel` in `machine`, whose own shares are not used. The command's standard
+    /// streams are connected to ours.
     ///
     /// # Errors
     /// The machine could not be started.
@@ -266,7 +266,7 @@ impl Job {
         )
     }
 
-    /// Runs it once.
+    /// Runs the job once.
     fn attempt(
         &self,
         mut machine: Machine,
@@ -497,7 +497,7 @@ impl Watch {
             Some(_) => stage.max(Stage::Init),
             None => stage,
         };
-        // What the command's status stands for was not shown.
+        // The status is not reported if a part of the output was not written.
         let how = self.how.filter(|_| unshown == 0);
         let how = match (how, failure) {
             (Some(how), _) => how,
@@ -518,7 +518,7 @@ impl Watch {
         // After a limit or a signal an error is no cause: the terminal may be gone (SIGHUP).
         let unwritten = STREAMS.into_iter().zip(self.unwritable);
         let mut unwritten = unwritten.filter_map(|(name, why)| Some((name, why?)));
-        // A reader that closes a pipe has enough; the command was told by SIGPIPE.
+        // If the reader closes the pipe, that is no failure; the command has received SIGPIPE.
         let is_failure = |why: &io::Error| !is_over && why.kind() != io::ErrorKind::BrokenPipe;
         let how = match unwritten.find(|(_, why)| is_failure(why)) {
             Some((name, why)) => How::Unwritten(name, why),
@@ -577,7 +577,7 @@ fn panic_of(console: &[u8], last_lines: &[String]) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// What a run comes to in which the guest said `lines`, and whose machine ended so.
+    /// The result of a run in which the guest has sent `lines` and the machine ended with `outcome`.
     fn end(outcome: Outcome, console: &str, lines: &[&str]) -> End {
         let mut watch = Watch::default();
         for line in lines {
@@ -695,7 +695,7 @@ mod tests {
             (failed.exit_code(), &*failed.to_string()),
             (119, "no virtiofs")
         );
-        // Where there are no ports yet the console has it.
+        // If the ports do not exist yet, the init prints the error on the console.
         let console = format!("{started}bootshare-init: error: no ports\n");
         let failed = end(Outcome::PowerOff, &console, &[]);
         assert_eq!(
@@ -727,7 +727,7 @@ mod tests {
             (unstarted.exit_code(), &*unstarted.to_string()),
             (126, "not executable")
         );
-        // What the command came to stands, whatever becomes of the machine.
+        // The command's status is reported even if QEMU fails afterwards.
         let ended = end(qemu, started, &["stage command", "ended 3 0 0"]);
         assert_eq!(ended.exit_code(), 3);
     }

@@ -1,4 +1,4 @@
-//! Kernels as their own build packs them, and as they are damaged.
+//! Tests with kernels in each compression format of the kernel's build, valid and damaged.
 
 use std::fs;
 use std::io::Write;
@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::*;
 
-/// What packs kernels: the programs of the kernel's build, with its options, and whether it appends
-/// the size.
+/// The programs with which the kernel's build compresses kernels, their options, and whether the build
+/// appends the decompressed size.
 const PACKERS: [(&str, &[&str], bool); 7] = [
     ("gzip", &["-n", "-9"], false),
     ("zstd", &["-q"], true),
@@ -77,7 +77,7 @@ fn how(cache: Option<Cache>) -> Prepare {
     }
 }
 
-/// Chooses the last of what there is.
+/// Replaces the random number generator: returns the largest number below `end`.
 fn last(end: u64) -> u64 {
     end - 1
 }
@@ -143,7 +143,7 @@ fn damaged_data_is_refused() {
         let mut damaged = packed.clone();
         damaged[packed.len() / 2] ^= 0x10;
         if let Ok(image) = prepared(&damaged) {
-            // Some carry no checksum.
+            // Some formats have no checksum, so that the damage is not detected.
             assert!(image != content, "{program}");
         }
     }
@@ -264,7 +264,7 @@ fn a_bzimage_becomes_an_uncompressed_one() {
     let target = jump + 5 + u32_at(jump + 1) as usize;
     assert_eq!(target, KERNEL + ENTRY as usize);
 
-    // Without five levels of page tables it goes there at once.
+    // If the kernel supports no five levels of page tables, the entry jumps to it at once.
     let mut old = file.clone();
     old[0x236] = 0x3f;
     let image = prepared(&old).unwrap();
@@ -339,7 +339,7 @@ fn a_damaged_kernel_is_refused() {
         let error = format!("{:#}", prepared(&file).unwrap_err());
         assert!(error.contains(why), "{error}, not {why}");
     }
-    // Whatever is in there.
+    // Any content of the headers and of the table.
     let packed = bzimage(b"");
     for index in 0..2000_usize {
         let mut file = good.clone();
@@ -366,13 +366,13 @@ fn a_kernel_is_taken_from_the_cache_by_its_digest() {
     let path = dir.path().join(format!("{digest}-1"));
     let kept = fs::read(&path).unwrap();
     assert!(prepare(&file, &how, &mut last).unwrap() == first);
-    // It is what is there that is taken.
+    // The content of the file in the cache is used; the kernel is not unpacked again.
     let mut other = kept.clone();
     other[KERNEL + 0x500] ^= 0x55;
     fs::write(&path, &other).unwrap();
     let image = prepare(&file, &how, &mut last).unwrap();
     assert_eq!(image[KERNEL + 0x500], first[KERNEL + 0x500] ^ 0x55);
-    // What is damaged is made again.
+    // A damaged file in the cache is replaced.
     for damaged in [&kept[..kept.len() - 1], &kept[kept.len() - 20..], b""] {
         fs::write(&path, damaged).unwrap();
         assert!(prepare(&file, &how, &mut last).unwrap() == first);

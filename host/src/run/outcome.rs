@@ -62,8 +62,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Our process's exit status: 0 for success, 1 to 63 from the firmware, from 120 on for all
-    /// other failures.
+    /// Our process's exit status (see [`EXIT_STATUSES`]): 0 for success; 1 to 63 from the firmware; 1 also
+    /// for a pattern that decided the run or a panic that the guest reported; 120 and above otherwise.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::FirmwareExit(status) => *status,

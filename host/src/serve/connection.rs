@@ -35,7 +35,7 @@ struct Connection {
     stream: UnixStream,
     /// Reports the end of the file when the thread ends.
     ended: PipeReader,
-    /// Whether it was reported that a second QEMU was turned away.
+    /// Whether it was reported that a second QEMU was refused.
     reported: bool,
     thread: Option<JoinHandle<()>>,
 }
@@ -77,7 +77,7 @@ pub(super) fn serve(
                     .map(|now| (now.ended.as_fd(), PollFlags::IN)),
             );
             // A QEMU that connects after the last one hung up waits until that one's requests end;
-            // it is not turned away.
+            // it is not refused.
             let listens = connection.as_ref().is_none_or(|now| !now.is_gone());
             if listens {
                 fds.push((listener.as_fd(), PollFlags::IN));
@@ -106,7 +106,7 @@ pub(super) fn serve(
                     if !std::mem::replace(&mut now.reported, true) {
                         output::note(format_args!(
                             "warning: {tag}: a second QEMU connects while the share is in use, and \
-                             is turned away: start a server for each"
+                             is refused: start a server for each"
                         ));
                     }
                     continue;
@@ -166,7 +166,7 @@ fn converse(workers: &Arc<Workers>, stream: UnixStream, request_queues: usize) -
     let lost = device.lost();
     let device = Arc::new(Mutex::new(device));
     let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
-    // From here on another QEMU that connects is not turned away.
+    // From here on another QEMU that connects is not refused.
     let _hang_up = HangUp(&peer);
     loop {
         let (_, gone) = either(peer.as_fd(), lost.as_fd())?;

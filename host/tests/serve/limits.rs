@@ -334,7 +334,7 @@ fn a_server_whose_messages_cannot_be_written_goes_on() {
     }
     let mut guest = Guest::connect_when_free(&socket);
     guest.init();
-    // It is turned away, with a message.
+    // It is refused, with a message.
     let mut second = UnixStream::connect(&socket).unwrap();
     assert_eq!(second.read(&mut [0]).unwrap(), 0);
     guest.reset();

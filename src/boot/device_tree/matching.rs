@@ -191,7 +191,7 @@ mod tests {
             ("model", b"acme,board\0"),
             ("compatible", b"acme,board\0acme,chip\0"),
         ]);
-        // QEMU's model is the name as well: the first property of that value is another one.
+        // As in QEMU's trees, `model` has the same value: the first property with it is not `compatible`.
         assert_eq!(matching(&blob, "acme,board"), (true, 4));
         assert_eq!(matching(&blob, "acme,boar"), (false, 1));
         assert_eq!(matching(&blob, "acme,board2"), (false, 1));

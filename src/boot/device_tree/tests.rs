@@ -306,7 +306,7 @@ fn a_tree_from_a_share_gets_the_machines_memory_and_seeds() {
         b"no seed"
     );
 
-    // Without seeds of its own, a machine gets none that are known.
+    // If the machine has no seeds, those of the file are removed, because they are not secret.
     let machine = Some(Machine {
         memory: &[],
         seeds: Seeds::default(),
@@ -506,7 +506,7 @@ fn a_damaged_tree_gives_an_error_or_a_tree() {
         _ = reservations(&blob);
         _ = Seeds::of(&blob);
         if let Ok(size) = update(&blob, &CHOSEN, &mut out) {
-            // A second time nothing can be wrong with it.
+            // The output of a successful update is well-formed.
             updated_bytes(&out[..size], &CHOSEN).unwrap();
         }
     }

@@ -1,4 +1,5 @@
-//! A PCI machine for tests: functions, and bridges that pass on what is for the buses behind them.
+//! A PCI machine for tests: functions, and bridges that forward configuration accesses to the buses
+//! behind them.
 
 use super::configuration::{
     ABSENT, BRIDGE, BUS_NUMBERS, CAPABILITIES, CLASS, COMMAND, FIRST_BAR, HEADER_TYPE,
@@ -113,7 +114,7 @@ impl Machine {
         self.functions.len() - 1
     }
 
-    /// Adds a bridge behind another, or on bus 0, and so on: a chain of so many.
+    /// Adds a chain of `count` nested bridges, the first on bus 0; returns the index of the innermost one.
     pub fn add_chain(&mut self, count: usize) -> usize {
         (0..count).fold(0, |last, index| {
             let bus = if index == 0 {
@@ -135,7 +136,7 @@ impl Machine {
         }
     }
 
-    /// Whether what is for bus `wanted` gets to `bus`.
+    /// Whether accesses to bus `wanted` are forwarded to `bus`.
     fn is_forwarded(&self, bus: Bus, wanted: u8) -> bool {
         let Bus::Behind(bridge) = bus else {
             return true;
@@ -157,7 +158,7 @@ impl Machine {
         })
     }
 
-    /// The bytes that a function passes on, or `None`.
+    /// The memory window that a bridge forwards; `None` if it is closed, or for another function.
     pub fn window(&self, bridge: usize) -> Option<core::ops::Range<u64>> {
         let word = self.functions[bridge].word(0x20);
         let start = u64::from(word & 0xfff0) << 16;

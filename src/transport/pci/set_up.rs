@@ -80,7 +80,7 @@ impl<C: ConfigurationAccess> SetUp<'_, C> {
         while let Some(at) = functions.next(self.configuration) {
             self.place(at);
             if is_bridge(self.configuration, at) {
-                // With an old number it could take accesses that are meant for another bridge.
+                // With an old bus number, this bridge could forward accesses that are meant for another one.
                 self.configuration.write_word(at, BUS_NUMBERS, 0);
                 bridges = true;
             }
@@ -272,7 +272,7 @@ mod tests {
         let (mut machine, bridges) = tree();
         set_up(&mut machine, WINDOW, 255);
         assert_eq!(placed(&machine), 4 * 2 + 1 + 1);
-        // No two bridges of a bus pass the same on, and one with nothing behind it passes nothing.
+        // Windows of bridges on one bus do not overlap; a bridge without devices has no window.
         let [port, _, _, empty, other, _] = bridges[..] else {
             panic!()
         };
@@ -291,7 +291,7 @@ mod tests {
         let first = machine.functions.clone();
         set_up(&mut machine, WINDOW, 255);
         assert!(first == machine.functions);
-        // Numbers that lead in circles are no obstacle.
+        // Circular bus numbers of an earlier set-up have no effect.
         for bridge in bridges {
             let words = &mut machine.functions[bridge].words;
             words.insert(BUS_NUMBERS, 0x00ff_0100);
@@ -350,7 +350,7 @@ mod tests {
             .with_bar(2, 1 << 40, 0b1100);
         let large = machine.add(Bus::Root(0), 1, 0, large);
         let small = machine.add(Bus::Root(0), 2, 0, fs());
-        // Not all of its last MiB is there, so a bridge can't pass it on.
+        // The last MiB of the windows below is incomplete, so a bridge cannot forward it.
         let bridge = machine.add(Bus::Root(0), 3, 0, Function::bridge());
         let behind = machine.add(Bus::Behind(bridge), 0, 0, fs());
         let odd = machine.add(
@@ -428,7 +428,7 @@ mod tests {
         assert_eq!(depth.count(), MAX_DEPTH.into());
     }
 
-    /// Whatever is read is a bridge, or whatever a hostile host can think of.
+    /// The configuration space of a hostile host: almost every read returns a random value.
     struct Liar {
         state: Cell<u64>,
         accesses: Cell<usize>,
@@ -441,7 +441,7 @@ mod tests {
             self.state.set(next.rotate_left(23).wrapping_add(1));
             let random = (next >> 32) as u32;
             match register {
-                // Of any kind, most of them with more than one function.
+                // A bridge or a device, always with more than one function.
                 HEADER_TYPE => random & 0x0081_0000 | 0x0080_0000,
                 CAPABILITIES => 0x40,
                 _ => random,
@@ -469,7 +469,10 @@ mod tests {
             // 256 functions of each bus, each looked at twice, with six BARs.
             let functions = (usize::from(last_bus) + 1) * 256;
             assert!(liar.accesses.get() < functions * 2 * 50);
-            assert!(liar.accesses.get() > functions, "it was believed");
+            assert!(
+                liar.accesses.get() > functions,
+                "the random functions were not examined"
+            );
         }
     }
 }
