@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -978,6 +979,8 @@ fn a_shell_gets_the_terminals_size_and_keys() {
     let before = tcgetattr(&program).unwrap();
     let mut command = tree.command(&[], &[]);
     command
+        // A job of this process's session, which SIGTSTP stops.
+        .process_group(0)
         .env("TERM", "xterm-kitty")
         .stdin(program.try_clone().unwrap())
         .stdout(program.try_clone().unwrap())

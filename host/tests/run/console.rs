@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::{Pid, Signal, ioctl_tiocsctty, kill_process, setsid};
 use rustix::termios::{LocalModes, OutputModes, tcgetattr};
 
@@ -409,24 +410,33 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 #[test]
 fn ctrl_z_restores_the_terminal_and_stops_qemu() {
     let tool = Tool::new(&[]);
+    let go_on = tool.path("go-on");
+    mkfifoat(CWD, &go_on, Mode::RUSR | Mode::WUSR).unwrap();
     for last in [Signal::TERM, Signal::QUIT] {
         let (_user, program) = terminal();
-        let mut command = tool.linux(&[], None);
+        // A shell with job control, which continues its stopped job in the foreground when it is told to.
+        let script = "set -m; go_on=$1; shift; \"$@\"; status=$?
+            while [ $status = 147 ]; do read -r _ <\"$go_on\"; fg >/dev/null; status=$?; done
+            exit $status";
+        let mut command = tool.linux(&["sh", "-c", script, "sh", &go_on], None);
         on_terminal(command.arg("--qemu-arg=-S"), &program);
         let mut child = command.spawn().unwrap();
-        tool.wait_until_running(&mut child, 2);
+        tool.wait_until_running(&mut child, 3);
         until("the terminal is not raw", || is_raw(&program));
-        let pid = Pid::from_child(&child);
         let qemu = tool.process("memory-backend-memfd");
-        let is_stopped = |pid: Pid| {
+        let state = |pid: Pid| {
             let path = format!("/proc/{}/stat", pid.as_raw_pid());
-            fs::read_to_string(path).unwrap().contains(") T ")
+            let stat = fs::read_to_string(path).unwrap();
+            stat.rsplit_once(") ").unwrap().1.to_owned()
         };
+        let parent = state(qemu).split(' ').nth(1).unwrap().parse().unwrap();
+        let pid = Pid::from_raw(parent).unwrap();
+        let is_stopped = |pid: Pid| state(pid).starts_with('T');
         for _ in 0..2 {
             kill_process(pid, Signal::TSTP).unwrap();
             until("it does not stop", || is_stopped(pid) && is_stopped(qemu));
             assert!(!is_raw(&program));
-            kill_process(pid, Signal::CONT).unwrap();
+            fs::write(&go_on, "\n").unwrap();
             until("it does not go on", || {
                 !is_stopped(qemu) && is_raw(&program)
             });
@@ -438,11 +448,30 @@ fn ctrl_z_restores_the_terminal_and_stops_qemu() {
     }
 }
 
+/// Nobody could continue it: the program of a terminal without a shell, as by `ssh -t`.
+#[test]
+fn ctrl_z_without_a_shell_has_no_effect() {
+    let tool = Tool::new(&[]);
+    let (user, program) = terminal();
+    let limited = ["timeout", "--foreground", "-s", "KILL", "60"];
+    let script = "printf '# '; read -r line; echo \"got $line\"; exit 33";
+    let mut command = tool.fake(&limited, script);
+    on_terminal(&mut command, &program);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 2]).unwrap();
+    rustix::io::write(&user, b"\x1aon\n").unwrap();
+    let mut shown = String::new();
+    stdout.read_to_string(&mut shown).unwrap();
+    assert_eq!((wait(&mut child), &*shown), (Some(0), "got on\n"));
+}
+
 #[test]
 fn time_while_stopped_does_not_count_for_the_time_limit() {
     let tool = Tool::new(&[]);
     let mut command = tool.fake(&[], "sleep 3; exit 33");
-    let mut child = command.args(["-t", "5"]).spawn().unwrap();
+    // A job of this process's session, which SIGTSTP stops.
+    let mut child = command.args(["-t", "5"]).process_group(0).spawn().unwrap();
     thread::sleep(Duration::from_secs(1));
     let pid = Pid::from_child(&child);
     kill_process(pid, Signal::TSTP).unwrap();
