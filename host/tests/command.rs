@@ -950,8 +950,9 @@ fn ctrl_c_ends_a_shell_that_has_not_begun() {
     let tree = Tree::new(Arch::X86_64);
     let (user, program) = terminal();
     let command = tree.command(&[], &[]);
-    let mut session = Command::new("setsid");
-    session.args(["--ctty", "--wait"]);
+    let mut session = Command::new("env");
+    // A shell's background ignores the signal, which its children inherit.
+    session.args(["--default-signal=INT", "setsid", "--ctty", "--wait"]);
     session.arg(command.get_program()).args(command.get_args());
     session.env("TMPDIR", tree.dir.path());
     let copy = || program.try_clone().unwrap();
