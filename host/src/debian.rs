@@ -189,12 +189,11 @@ pub struct Apt<'a> {
 impl<'a> Apt<'a> {
     fn new(arch: Arch, dir: &'a Path, progress: &'a ProgressBar) -> Result<Self> {
         let real = fs::canonicalize(dir)?;
-        let dir_text = real.to_str().unwrap_or("\"");
-        ensure!(
-            !dir_text.contains(['"', '\n']),
-            "apt cannot use a directory with such a name: {}: name another one with --parts or --cache",
-            real.display()
-        );
+        let is_usable = |text: &&str| !text.contains(['"', '\n']);
+        let dir_text = real.to_str().filter(is_usable).with_context(|| {
+            let name = real.display();
+            format!("apt cannot use a directory with such a name: {name}: its configuration is UTF-8 in quotation marks")
+        })?;
         let debian = arch.debian();
         for sub in ["state/lists/partial", "cache/archives/partial", "sources"] {
             fs::create_dir_all(dir.join(sub))?;

@@ -266,7 +266,7 @@ fn is_tested(version: &str) -> Result<String> {
     ensure!(
         version >= TESTED[0],
         "it is older than those that Bootshare is tested with, {tested}: if the guest below \
-        fails, install a newer QEMU"
+         fails, install a newer QEMU"
     );
     Ok(match TESTED.contains(&version) {
         true => "Bootshare is tested with it".into(),
