@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use rustix::event::PollFlags;
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::process::getpgrp;
 use rustix::stdio::stdin;
 use rustix::termios::{self, OptionalActions, OutputModes, Termios};
 
 use crate::fd::ready;
+use crate::job::is_in_foreground;
 
 /// Where the guest's console goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub(crate) const RETRY: Duration = Duration::from_secs(1);
 /// a background process that tries (credentials(7)).
 fn has_terminal() -> bool {
     // A terminal that is not the session's, or that has no foreground process group, stops nobody.
-    termios::tcgetpgrp(stdin()).map_or(true, |group| group == getpgrp())
+    termios::tcgetpgrp(stdin()).is_err() || is_in_foreground()
 }
 
 /// Waits until standard input can be read. A process in the background does not read its terminal:

@@ -9,11 +9,11 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, getpgid, getpgrp, getppid, getsid};
 use signal_hook::consts::{SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::low_level::{emulate_default_handler, pipe};
 
 use crate::fd::ready;
+use crate::job::is_orphaned;
 
 /// How long a second signal is ignored: timeout(1), for example, sends each signal twice, and the
 /// first must be able to clean up.
@@ -130,28 +130,6 @@ impl JobControl {
     }
 }
 
-/// Whether the process group is orphaned: no ancestor outside of it is in its session. The other members
-/// of the group are children of this process or of those ancestors.
-fn is_orphaned() -> bool {
-    let (group, session) = (getpgrp(), getsid(None));
-    let mut parent = getppid();
-    while let Some(pid) = parent {
-        match getpgid(Some(pid)) {
-            Ok(own) if own == group => parent = parent_of(pid),
-            Ok(_) => return getsid(Some(pid)) != session,
-            Err(_) => return true,
-        }
-    }
-    true
-}
-
-/// The parent of a process (proc_pid_stat(5)).
-fn parent_of(pid: Pid) -> Option<Pid> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
-    let (_, fields) = stat.rsplit_once(") ")?;
-    Pid::from_raw(fields.split(' ').nth(1)?.parse().ok()?)
-}
-
 /// Whether the process ignores `signal` (proc_pid_status(5), `SigIgn`).
 fn is_ignored(signal: i32) -> io::Result<bool> {
     let status = std::fs::read_to_string("/proc/self/status")?;
@@ -169,7 +147,7 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::process::{Command, Stdio};
 
-    use rustix::process::{Signal, kill_process};
+    use rustix::process::{Pid, Signal, kill_process};
 
     /// Set for the process that is sent the signals: this program, which runs the test again.
     const HANGS: &str = "BOOTSHARE_TEST_HANGS";

@@ -126,7 +126,10 @@ impl Image {
         let fd = memfd_create(name, MemfdFlags::CLOEXEC).context("cannot make a memfd")?;
         let mut file = fs::File::from(fd);
         file.write_all(bytes).context("cannot fill a memfd")?;
-        let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        // Not `std::process::id`: /proc may be of an outer PID namespace (`unshare --pid` alone).
+        let own =
+            fs::read_link("/proc/self").context("cannot read /proc/self: mount proc at /proc")?;
+        let path = format!("/proc/{}/fd/{}", own.display(), file.as_raw_fd());
         Ok(Self {
             path: path.into(),
             _memory: Some(file),

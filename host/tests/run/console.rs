@@ -9,11 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, mkfifoat};
-use rustix::process::{Pid, Signal, ioctl_tiocsctty, kill_process, setsid};
+use rustix::process::{Pid, Signal, getpgid, ioctl_tiocsctty, kill_process, setsid};
 use rustix::termios::{LocalModes, OutputModes, tcgetattr};
 
 use crate::parts::{LIMIT, c_server, install};
-use crate::tool::{Tool, terminal};
+use crate::tool::{PID, Tool, namespace, terminal};
 
 /// A limit for what must happen at once: far longer than it takes, and far shorter than the wait that must not
 /// happen.
@@ -412,13 +412,18 @@ fn ctrl_z_restores_the_terminal_and_stops_qemu() {
     let tool = Tool::new(&[]);
     let go_on = tool.path("go-on");
     mkfifoat(CWD, &go_on, Mode::RUSR | Mode::WUSR).unwrap();
-    for last in [Signal::TERM, Signal::QUIT] {
+    // In a PID namespace of its own, the leaders of the group and the session have no numbers. The shell is its
+    // first process, which no signal stops.
+    let first = vec!["--mount-proc", "sh", "-c", "\"$@\"; exit $?", "sh"];
+    let inner = [namespace(&PID), first].concat();
+    for (last, inner) in [(Signal::TERM, vec![]), (Signal::QUIT, inner)] {
         let (_user, program) = terminal();
         // A shell with job control, which continues its stopped job in the foreground when it is told to.
         let script = "set -m; go_on=$1; shift; \"$@\"; status=$?
             while [ $status = 147 ]; do read -r _ <\"$go_on\"; fg >/dev/null; status=$?; done
             exit $status";
-        let mut command = tool.linux(&["sh", "-c", script, "sh", &go_on], None);
+        let wrapper = [&["sh", "-c", script, "sh", &go_on], &*inner].concat();
+        let mut command = tool.linux(&wrapper, None);
         on_terminal(command.arg("--qemu-arg=-S"), &program);
         let mut child = command.spawn().unwrap();
         tool.wait_until_running(&mut child, 3);
@@ -436,6 +441,8 @@ fn ctrl_z_restores_the_terminal_and_stops_qemu() {
             kill_process(pid, Signal::TSTP).unwrap();
             until("it does not stop", || is_stopped(pid) && is_stopped(qemu));
             assert!(!is_raw(&program));
+            // The shell waits for this one: the tool itself or what made the namespace.
+            kill_process(getpgid(Some(pid)).unwrap(), Signal::STOP).unwrap();
             fs::write(&go_on, "\n").unwrap();
             until("it does not go on", || {
                 !is_stopped(qemu) && is_raw(&program)

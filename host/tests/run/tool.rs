@@ -496,6 +496,18 @@ fn a_hangup_that_nohup_ignores_is_ignored() {
     tool.assert_nothing_is_left();
 }
 
+/// A wrapper that runs a command in new namespaces, whose kinds `flags` name.
+pub(crate) fn namespace(flags: &[&'static str]) -> Vec<&'static str> {
+    let user: &[_] = match rustix::process::geteuid().is_root() {
+        true => &[],
+        false => &["--map-root-user"],
+    };
+    [&["unshare"], user, flags].concat()
+}
+
+/// For a PID namespace that ends with its wrapper.
+pub(crate) const PID: [&str; 3] = ["--pid", "--fork", "--kill-child"];
+
 #[test]
 fn a_full_disk_leaves_nothing_behind() {
     let tool = Tool::new(&[]);
@@ -507,13 +519,7 @@ fn a_full_disk_leaves_nothing_behind() {
         "$@"; status=$?
         ls -A "$TMPDIR" >&2
         exit $status"#;
-    let user: &[&str] = match rustix::process::geteuid().is_root() {
-        true => &[],
-        false => &["--user", "--map-root-user"],
-    };
-    let mut wrapper = vec!["unshare", "--mount"];
-    wrapper.extend(user);
-    wrapper.extend(["sh", "-c", script, "sh"]);
+    let wrapper = [namespace(&["--mount"]), vec!["sh", "-c", script, "sh"]].concat();
 
     // First there is no inode for the sockets' directory, then none for a socket.
     for (inodes, part) in [
@@ -812,8 +818,15 @@ fn the_commands_of_a_dry_run_boot_and_leave_nothing_behind() {
 fn the_program_boots_with_its_embedded_firmware() {
     let tool = Tool::new(&[]);
     let options = "--append=bootshare.cmd=\"cat /greeting.txt\"";
-    for board in [BOARD_NAME, "x86_64-q35-rom", "aarch64-virt"] {
-        let ran = tool.run(&mut tool.command(&[], &["boot", "share", "--board", board, options]));
+    // The last namespace has the /proc of the outer one, with other numbers.
+    for (board, wrapper) in [
+        (BOARD_NAME, vec![]),
+        ("x86_64-q35-rom", vec![]),
+        ("aarch64-virt", vec![]),
+        (BOARD_NAME, namespace(&PID)),
+    ] {
+        let args = ["boot", "share", "--board", board, options];
+        let ran = tool.run(&mut tool.command(&wrapper, &args));
         ran.expect(0, &[]);
         assert!(ran.console.contains(demo::GREETING.trim()), "{ran:?}");
     }
