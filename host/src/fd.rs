@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -32,6 +32,17 @@ const FOR_EVER: Timespec = Timespec {
     tv_sec: i64::MAX,
     tv_nsec: 0,
 };
+
+/// Waits until a descriptor is readable; returns `false` if it is not by `deadline`.
+pub(crate) fn readable_by(fd: BorrowedFd<'_>, deadline: Instant) -> io::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match ready(&[(fd, PollFlags::IN)], Some(left))?[0] {
+            false if !left.is_zero() => {}
+            ready => return Ok(ready),
+        }
+    }
+}
 
 /// Waits until at least one of two descriptors is readable, and returns which of them are.
 pub(crate) fn either(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<(bool, bool)> {

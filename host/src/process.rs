@@ -21,7 +21,7 @@ use rustix::process::{
 };
 
 use crate::explain::Interrupted;
-use crate::fd::{read_rest, read_some, ready};
+use crate::fd::{read_rest, read_some, readable_by, ready};
 use crate::interrupt::interrupted;
 use crate::syscall::PIDFD_OPEN;
 
@@ -167,14 +167,8 @@ impl Process {
     /// Waits until `deadline`; `None` if the process is still running then. When it ends, the rest
     /// of its group is killed.
     pub(crate) fn wait_until(&mut self, deadline: Instant) -> io::Result<Option<ExitStatus>> {
-        while self.status.is_none() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if ready(&[(self.ended(), PollFlags::IN)], Some(left))?[0] {
-                break;
-            }
-            if left.is_zero() {
-                return Ok(None);
-            }
+        if self.status.is_none() && !readable_by(self.ended(), deadline)? {
+            return Ok(None);
         }
         self.end().map(Some)
     }

@@ -320,12 +320,18 @@ impl<'a, 's> Run<'a, 's> {
         let duration = self.started.elapsed();
         self.qemu.kill();
         self.drain()?;
-        let is_over = outcome.is_over();
-        let grace = if is_over { FORCED_GRACE } else { END_GRACE };
-        let deadline = Instant::now() + grace;
-        for server in &mut self.servers {
+        self.servers.iter().for_each(Serving::begin_stop);
+        let since = Instant::now();
+        let forced = since + FORCED_GRACE;
+        for index in 0..self.servers.len() {
+            let limit = since + self.servers[index].grace();
+            let limit = self.ends_at.map_or(limit, |at| limit.min(at.max(forced)));
+            if !outcome.is_over() && self.wait_for_server(index, limit)? {
+                outcome = Outcome::Interrupted;
+            }
             // After a limit or a signal, a server that hangs is not the cause of the end.
-            if let Some(failure) = server.finish(deadline, is_over)?.filter(|_| !is_over) {
+            let failure = self.servers[index].finish(forced)?;
+            if let Some(failure) = failure.filter(|_| !outcome.is_over()) {
                 outcome = failure;
             }
         }
@@ -351,6 +357,18 @@ impl<'a, 's> Run<'a, 's> {
             duration,
             ends_at: self.ends_at,
         })
+    }
+
+    /// Waits until a server has ended, or until `deadline`; returns whether a signal came first.
+    fn wait_for_server(&self, index: usize, deadline: Instant) -> Result<bool> {
+        let fds = [self.interrupt, self.servers[index].gone()].map(|fd| (fd, PollFlags::IN));
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let ready = ready(&fds, Some(left)).context("cannot wait for a server")?;
+            if ready[0] || ready[1] || left.is_zero() {
+                return Ok(ready[0]);
+            }
+        }
     }
 
     /// Waits until standard output has taken the whole console. If that takes too long, returns how
@@ -570,9 +588,13 @@ impl<'a, 's> Run<'a, 's> {
             _ => {}
         }
         // QEMU fails when a server fails, and the server's own messages say more.
-        for server in &mut self.servers {
-            server.note_end(END_GRACE)?;
-            if let Some(failure) = server.own_failure()? {
+        let deadline = Instant::now() + END_GRACE;
+        for index in 0..self.servers.len() {
+            if self.servers[index].is_external() {
+                self.wait_for_server(index, deadline)?;
+            }
+            self.servers[index].note_end()?;
+            if let Some(failure) = self.servers[index].own_failure()? {
                 return Ok(failure);
             }
         }
@@ -636,7 +658,7 @@ impl<'a, 's> Run<'a, 's> {
                     self.keys = None;
                 }
             }
-            Source::ServerEnd(index) => self.servers[index].note_end(Duration::ZERO)?,
+            Source::ServerEnd(index) => self.servers[index].note_end()?,
             Source::ServerErrors(index) => drop(self.servers[index].errors.read()?),
             Source::Interrupt | Source::QemuEnd | Source::Output => {}
         }

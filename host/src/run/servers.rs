@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use rustix::process::Signal;
 
-use super::Outcome;
+use super::{END_GRACE, Outcome};
 use crate::explain::Explain;
 use crate::process::{Errors, Process};
 use crate::qemu::Machine;
 use crate::qmp::LISTEN;
-use crate::serve::{self, Trace};
+use crate::serve::{self, STOP_LIMIT, Trace};
 use crate::virtiofsd::Virtiofsd;
 
 /// The servers of a run, by the index of their share in [`Machine::shares`], for tests that make
@@ -131,14 +131,14 @@ impl Serving {
         self.stopped_until
     }
 
-    /// Records how the server ended, if it ends within `limit`.
-    pub(super) fn note_end(&mut self, limit: Duration) -> Result<()> {
+    /// Records how the server ended, if it has.
+    pub(super) fn note_end(&mut self) -> Result<()> {
         if self.ended.is_some() {
             return Ok(());
         }
         let end = match &mut self.server {
             Running::External(process) => process
-                .wait_until(Instant::now() + limit)?
+                .wait_until(Instant::now())?
                 .map(|status| (status.to_string(), !status.success())),
             Running::Embedded(server) => server.failure().map(|how| (how, true)),
         };
@@ -201,10 +201,37 @@ impl Serving {
         }
     }
 
+    /// Whether it is a program of its own.
+    pub(super) fn is_external(&self) -> bool {
+        matches!(self.server, Running::External(_))
+    }
+
+    /// Asks the server to end. One that is a program of its own ends with QEMU's connection.
+    pub(super) fn begin_stop(&self) {
+        if let Running::Embedded(server) = &self.server {
+            server.begin_stop();
+        }
+    }
+
+    /// Becomes readable when the server has ended.
+    pub(super) fn gone(&self) -> BorrowedFd<'_> {
+        match &self.server {
+            Running::External(process) => process.ended(),
+            Running::Embedded(server) => server.ended(),
+        }
+    }
+
+    /// How long the server may take to end.
+    pub(super) fn grace(&self) -> Duration {
+        match self.is_external() {
+            true => END_GRACE,
+            false => STOP_LIMIT,
+        }
+    }
+
     /// Stops the server, which may end by itself until `deadline`. Returns the run's outcome if the
-    /// server has failed, even if the machine did not notice. If a limit or a signal has ended the
-    /// run (`is_over`), a server that hangs is not waited for.
-    pub(super) fn finish(&mut self, deadline: Instant, is_over: bool) -> Result<Option<Outcome>> {
+    /// server has failed, even if the machine did not notice.
+    pub(super) fn finish(&mut self, deadline: Instant) -> Result<Option<Outcome>> {
         match &mut self.server {
             Running::External(process) => {
                 if process.wait_until(deadline)?.is_none() {
@@ -213,11 +240,8 @@ impl Serving {
                 Ok(None)
             }
             Running::Embedded(server) => {
-                match is_over {
-                    true => server.stop_within(deadline.saturating_duration_since(Instant::now())),
-                    false => server.stop(),
-                }
-                self.note_end(Duration::ZERO)?;
+                server.stop_by(deadline);
+                self.note_end()?;
                 Ok(self.ended.is_some().then(|| self.failure()))
             }
         }

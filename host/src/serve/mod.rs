@@ -20,13 +20,13 @@ mod socket;
 mod status;
 mod trace;
 
+use std::io::{PipeReader, pipe};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::PollFlags;
@@ -39,9 +39,10 @@ pub use socket::Endpoint;
 pub(crate) use socket::short_enough;
 pub use trace::{Trace, print};
 
-use crate::fd::ready;
+use crate::fd::{readable_by, ready};
 use crate::output;
 use crate::prepare::Prepare;
+use crate::run::FORCED_GRACE;
 use fault::Injector;
 use fs::Share;
 use service::Service;
@@ -57,7 +58,7 @@ pub const MAX_THREADS: usize = 256;
 pub const MAX_REQUEST_QUEUES: u32 = 8;
 
 /// How long a server may take to stop: no disk takes longer to answer a request.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// What to serve, and how.
 #[derive(Clone, Debug)]
@@ -141,8 +142,8 @@ impl Options {
 pub struct Server {
     service: Arc<Service>,
     status: Arc<Status>,
-    /// Disconnected when the thread has finished.
-    ended: Receiver<()>,
+    /// Closed at the other end when the thread has finished.
+    ended: PipeReader,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -155,7 +156,7 @@ impl Server {
     pub fn start(options: &Options, listener: UnixListener) -> Result<Self> {
         let service = Arc::new(options.service()?);
         let status = Arc::new(Status::new()?);
-        let (end, ended) = channel::<()>();
+        let (ended, end) = pipe().context("cannot make a pipe")?;
         let thread = {
             let (queues, threads) = (options.request_queues as usize, options.threads);
             let (service, status) = (Arc::clone(&service), Arc::clone(&status));
@@ -202,16 +203,26 @@ impl Server {
     /// s, because a thread may hang in a read from a file system of the host; such a thread ends
     /// with the process.
     pub fn stop(&mut self) {
-        self.stop_within(STOP_LIMIT);
+        self.stop_by(Instant::now() + STOP_LIMIT);
     }
 
-    /// Like [`stop`](Self::stop), with another limit.
-    pub fn stop_within(&mut self, limit: Duration) {
+    /// Asks the threads to end, and does not wait.
+    pub(crate) fn begin_stop(&self) {
         self.status.stop();
+    }
+
+    /// Becomes readable when the threads have ended.
+    pub(crate) fn ended(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+
+    /// Like [`stop`](Self::stop), but waits until `deadline`.
+    pub(crate) fn stop_by(&mut self, deadline: Instant) {
+        self.begin_stop();
         let Some(thread) = self.thread.take() else {
             return;
         };
-        if self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+        if !readable_by(self.ended(), deadline).unwrap_or(false) {
             self.status.fail("a file of the share does not answer");
             return;
         }
@@ -256,7 +267,7 @@ impl Handler {
 pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
     let interrupt = crate::interrupt::interrupted().context("cannot watch for signals")?;
     let (listener, _socket) = endpoint.listen()?;
-    let server = Server::start(options, listener)?;
+    let mut server = Server::start(options, listener)?;
     output::note(format_args!("listening on {endpoint}"));
     if let Err(error) = socket::tell_manager() {
         output::note(format_args!(
@@ -264,7 +275,7 @@ pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
              NOTIFY_SOCKET in sd_notify(3)"
         ));
     }
-    let status = &server.status;
+    let status = Arc::clone(&server.status);
     let mut told_denied = false;
     loop {
         let fds = [interrupt, server.failed(), status.served.as_fd()];
@@ -287,6 +298,9 @@ pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
             // The server goes on with the next QEMU.
             Some(failure) => output::note(format_args!("warning: {tag}: {}", failure.what)),
             None => {}
+        }
+        if interrupted {
+            server.stop_by(Instant::now() + FORCED_GRACE);
         }
         if interrupted || (once && served) {
             return Ok(());

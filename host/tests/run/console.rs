@@ -378,6 +378,34 @@ fn a_hanging_server_does_not_delay_a_signal() {
     }
 }
 
+/// A run that has ended waits for its server, which may hang in a file system of the host.
+#[test]
+fn a_file_that_does_not_answer_delays_no_signal_after_the_end() {
+    let tool = Tool::new(&[]);
+    fs::create_dir(tool.path("share/hangs")).unwrap();
+    // Nobody answers for this file system.
+    let script = r#"exec 3<>/dev/fuse || exit 99
+        mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 none share/hangs || exit 99
+        exec "$@""#;
+    let wrapper = [namespace(&["--mount"]), vec!["sh", "-c", script, "sh"]].concat();
+    let mut command = tool.firmware_command(&wrapper, "bootshare.cmd=\"cat /hangs/file\"");
+    let shown = "the host made no progress";
+    command.args(["share", "--expect", shown]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut console = io::BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains(shown) {
+        line.clear();
+        assert_ne!(io::BufRead::read_line(&mut console, &mut line).unwrap(), 0);
+    }
+    let since = Instant::now();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(wait(&mut child), Some(130));
+    // It does not wait the ten seconds that the server has to end.
+    let time = since.elapsed();
+    assert!(time < Duration::from_secs(8), "{time:?}");
+}
+
 /// Makes `terminal` the controlling terminal of the command, which starts a new session.
 fn on_terminal(command: &mut Command, terminal: &fs::File) {
     let copy = || terminal.try_clone().unwrap();

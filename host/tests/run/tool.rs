@@ -137,12 +137,17 @@ impl Tool {
 
     /// `bootshare-host boot ARGS` with the firmware and its options.
     pub(crate) fn firmware(&self, args: &[&OsStr], options: &str) -> Ran {
+        self.run(self.firmware_command(&[], options).args(args))
+    }
+
+    /// The command of [`firmware`](Self::firmware), started by `wrapper`.
+    pub(crate) fn firmware_command(&self, wrapper: &[&str], options: &str) -> Command {
         let image = target().join("firmware").join(BOARD.firmware_name());
         assert!(image.is_file(), "no {}: run make firmware", image.display());
-        let mut command = self.command(&[], &["boot", "--timeout=120", "--board", BOARD_NAME]);
+        let mut command = self.command(wrapper, &["boot", "--timeout=120", "--board", BOARD_NAME]);
         command.arg("--firmware").arg(image);
-        command.arg(format!("--append={options}")).args(args);
-        self.run(&mut command)
+        command.arg(format!("--append={options}"));
+        command
     }
 
     /// `bootshare-host boot share` with a shell script instead of QEMU.
