@@ -11,7 +11,7 @@ use bootshare_host::serve::Options;
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost::VhostBackend;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::rig::{AVAILABLE, Guest, LIMIT, LOOKUP, NEVER, PLACES, RING, Rig, content, words};
@@ -242,7 +242,7 @@ fn a_full_eventfd_does_not_block_the_server() {
     guest.agree_to(|offered| offered & !EVENT_IDX);
     guest.init();
     // The eventfd is blocking and full: a write of 1 would block.
-    let full = EventFd::new(0).unwrap();
+    let full = EventFd::new(EFD_CLOEXEC).unwrap();
     full.write(u64::MAX - 1).unwrap();
     guest.frontend.set_vring_call(1, &full).unwrap();
     guest.frontend.get_features().unwrap();
@@ -267,7 +267,10 @@ fn the_eventfd_of_a_kick_can_be_replaced() {
     let rig = Rig::new(2, "");
     let mut guest = rig.guest();
     guest.init();
-    let old = std::mem::replace(&mut guest.kick, EventFd::new(EFD_NONBLOCK).unwrap());
+    let old = std::mem::replace(
+        &mut guest.kick,
+        EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).unwrap(),
+    );
     let new = guest.kick.try_clone().unwrap();
     guest.frontend.set_vring_kick(1, &new).unwrap();
     // The message above has no reply; the reply to this one comes after it was handled.

@@ -122,9 +122,13 @@ fn write_many(dir: &Path, count: usize) {
     }
 }
 
+/// Starts the program with 15 files that its caller has left open, and a limit of 80.
+const FEW_LEFT: &str = "exec bash -c 'for fd in {10..24}; do eval \"exec $fd<.\"; done; ulimit -n 80; \
+                        exec \"$0\" \"$@\"' \"$0\" \"$@\";";
+
 #[test]
 fn a_guest_can_know_more_files_than_the_server_may_open() {
-    let mut process = Process::listening("ulimit -n 64;", &["--rlimit-nofile", "64"]);
+    let mut process = Process::listening(FEW_LEFT, &["--rlimit-nofile", "80"]);
     write_many(&process.share(), 300);
     let mut guest = process.guest();
     let nodes: Vec<_> = (0..300)
@@ -406,7 +410,15 @@ fn a_file_that_may_not_be_read_is_named_once() {
     } else {
         ""
     };
-    let named = "warning: bootshare: ";
+    let named = "the guest could not read";
+    // A process that another test starts has a copy of the last guest's connection for a moment.
+    let ask = |process: &Process| {
+        let mut guest = Guest::connect_when_free(&process.dir.path().join("socket"));
+        guest.init();
+        let node = lookup(&mut guest, "secret").unwrap();
+        assert_eq!(open(&mut guest, node), Err(libc::EACCES));
+        guest
+    };
     let refused = |guests: usize| {
         let mut process = Process::listening(before, &[]);
         let secret = process.share().join("secret");
@@ -414,19 +426,13 @@ fn a_file_that_may_not_be_read_is_named_once() {
         fs::set_permissions(&secret, fs::Permissions::from_mode(0o0)).unwrap();
         let mut lines = Vec::new();
         for _ in 1..guests {
-            let mut guest = process.guest();
-            let node = lookup(&mut guest, "secret").unwrap();
-            assert_eq!(open(&mut guest, node), Err(libc::EACCES));
-            drop(guest);
+            drop(ask(&process));
             if lines.is_empty() {
                 lines.push(process.line());
             }
         }
         // With this one the server is ended.
-        let mut guest = Guest::connect_when_free(&process.dir.path().join("socket"));
-        guest.init();
-        let node = lookup(&mut guest, "secret").unwrap();
-        assert_eq!(open(&mut guest, node), Err(libc::EACCES));
+        let _guest = ask(&process);
         let (status, rest) = process.end();
         assert_eq!(status, Some(0), "{rest}");
         lines.extend(rest.lines().map(str::to_owned));

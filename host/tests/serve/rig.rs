@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 /// A time limit longer than any step takes on a busy machine.
 pub const LIMIT: Timespec = Timespec {
@@ -146,8 +146,8 @@ impl Guest {
         let queue = |number| Queue {
             number,
             memory: memory.clone(),
-            kick: EventFd::new(0).unwrap(),
-            call: EventFd::new(0).unwrap(),
+            kick: EventFd::new(EFD_CLOEXEC).unwrap(),
+            call: EventFd::new(EFD_CLOEXEC).unwrap(),
             sent: 0,
             seen: 0,
         };
