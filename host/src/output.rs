@@ -7,13 +7,13 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 use rustix::event::PollFlags;
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
@@ -165,6 +165,13 @@ pub(crate) fn check(path: &Path, what: &str, is_ours: impl Fn(&[u8]) -> bool) ->
             "no file"
         }
     );
+    let dir = fs::metadata(dir_of(path)).explain(failure(path), WRITABLE)?;
+    let owners = [found.uid(), dir.uid()];
+    ensure!(
+        may_replace(dir.mode(), owners, rustix::process::geteuid().as_raw()),
+        "{}: it belongs to another user, in a directory with the sticky bit: {REMOVE}",
+        failure(path)
+    );
     if found.is_file() {
         let mut head = Vec::new();
         let read = File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut head));
@@ -178,6 +185,20 @@ pub(crate) fn check(path: &Path, what: &str, is_ours: impl Fn(&[u8]) -> bool) ->
     Ok(())
 }
 
+/// Whether `user` may replace a file in a directory of this mode. With the sticky bit, only the owners
+/// of the file and of the directory may, and root (rename(2)).
+fn may_replace(dir: u32, owners: [u32; 2], user: u32) -> bool {
+    dir & Mode::SVTX.bits() == 0 || user == 0 || owners.contains(&user)
+}
+
+/// The directory of a file.
+fn dir_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
 /// How much of an existing file is looked at.
 const HEAD: u64 = 64 << 10;
 
@@ -189,15 +210,11 @@ const REMOVE: &str = "choose another name, or remove it";
 /// # Errors
 /// The directory cannot be written to.
 pub(crate) fn beside(path: &Path) -> Result<NamedTempFile> {
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
     let file = tempfile::Builder::new()
         .prefix(".bootshare-")
         // The usual mode of a new file; the umask applies.
         .permissions(fs::Permissions::from_mode(0o666))
-        .tempfile_in(dir);
+        .tempfile_in(dir_of(path));
     file.map_err(|error| nameless(&error))
         .explain(failure(path), WRITABLE)
 }
@@ -351,7 +368,6 @@ pub(crate) fn note(what: impl Display) {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
-    use std::os::unix::fs::MetadataExt;
 
     use super::*;
 
@@ -416,10 +432,24 @@ mod tests {
     }
 
     #[test]
+    fn the_sticky_bit_protects_the_files_of_others() {
+        let (plain, sticky) = (0o40777, 0o41777);
+        for (dir, owners, may) in [
+            (plain, [7, 8], true),
+            (sticky, [7, 8], false),
+            (sticky, [9, 8], true),
+            (sticky, [7, 9], true),
+        ] {
+            assert_eq!(may_replace(dir, owners, 9), may, "{dir:o} {owners:?}");
+            assert!(may_replace(dir, owners, 0));
+        }
+    }
+
+    #[test]
     fn what_is_no_file_is_written_to_and_stays() {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("pipe");
-        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        let mode = Mode::RUSR | Mode::WUSR;
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, mode).unwrap();
         let plan = |path: &Path| Planned::new(path, |_| false);
         // It does not wait for a reader.
