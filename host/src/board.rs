@@ -71,28 +71,28 @@ pub enum Transport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 pub enum Board {
     /// `microvm`, virtio-mmio.
-    #[value(name = "x86_64-microvm")]
+    #[value(name = "x86_64-microvm", alias = "microvm")]
     X86_64Microvm,
     /// `q35`, PCI Express.
-    #[value(name = "x86_64-q35")]
+    #[value(name = "x86_64-q35", alias = "q35")]
     X86_64Q35,
     /// `pc` (i440FX), PCI.
-    #[value(name = "x86_64-pc")]
+    #[value(name = "x86_64-pc", alias = "pc")]
     X86_64Pc,
     /// `microvm`, virtio-mmio; the firmware is the ROM.
-    #[value(name = "x86_64-microvm-rom")]
+    #[value(name = "x86_64-microvm-rom", alias = "microvm-rom")]
     X86_64MicrovmRom,
     /// `q35`, PCI Express; the firmware is the ROM.
-    #[value(name = "x86_64-q35-rom")]
+    #[value(name = "x86_64-q35-rom", alias = "q35-rom")]
     X86_64Q35Rom,
     /// `virt`, virtio-mmio.
-    #[value(name = "aarch64-virt")]
+    #[value(name = "aarch64-virt", alias = "virt")]
     Aarch64Virt,
     /// `virt`, PCI Express.
-    #[value(name = "aarch64-virt-pci")]
+    #[value(name = "aarch64-virt-pci", alias = "virt-pci")]
     Aarch64VirtPci,
     /// `virt`, virtio-mmio; the firmware is the ROM.
-    #[value(name = "aarch64-virt-rom")]
+    #[value(name = "aarch64-virt-rom", alias = "virt-rom")]
     Aarch64VirtRom,
 }
 
@@ -204,7 +204,10 @@ mod tests {
                 Transport::Pci => "| virtio-pci",
             };
             assert!(row.contains(transport), "{row}");
-            assert!(board.name().starts_with(board.arch().name()), "{row}");
+            let name = board.name();
+            let (arch, short) = name.split_once('-').unwrap();
+            assert_eq!(arch, board.arch().name(), "{row}");
+            assert_eq!(Board::from_str(short, false), Ok(board));
             let image = board.firmware_name();
             assert!(image.starts_with(&format!("bootshare-{}.", board.arch().name())));
             assert_eq!(!image.ends_with(".elf"), board.is_rom(), "{row}");

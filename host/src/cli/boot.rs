@@ -61,7 +61,7 @@ pub(super) struct Boot {
     /// An additional share with its tag; repeatable. Write a colon in a name as \:
     #[arg(long = "share", value_name = "TAG=DIR[:DIR...]")]
     shares: Vec<OsString>,
-    /// The board [default: x86_64-microvm, or aarch64-virt on an aarch64 machine]
+    /// The board, also without its architecture, e.g. q35 [default: x86_64-microvm, or aarch64-virt on an aarch64 machine]
     #[arg(short, long)]
     board: Option<Board>,
     /// Boot only the entries with this id; a glob, e.g. 'debian-*'

@@ -128,7 +128,7 @@ pub(super) struct Run {
     /// Exit with 125 if the command was not started, so that git bisect skips the commit
     #[arg(long)]
     bisect: bool,
-    /// The board [default: chosen by the kernel's architecture and drivers]
+    /// The board, also without its architecture, e.g. q35 [default: chosen by the kernel's architecture and drivers]
     #[arg(short, long)]
     board: Option<Board>,
     /// Guest memory, in MiB or with a unit, e.g. 2G
