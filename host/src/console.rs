@@ -12,7 +12,6 @@ use rustix::stdio::stdin;
 use rustix::termios::{self, OptionalActions, OutputModes, Termios};
 
 use crate::fd::ready;
-use crate::job::is_in_foreground;
 
 /// Where the guest's console goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +37,22 @@ pub(crate) const RETRY: Duration = Duration::from_secs(1);
 /// Whether this process may read standard input and change its terminal settings: job control stops
 /// a background process that tries (credentials(7)).
 fn has_terminal() -> bool {
-    // A terminal that is not the session's, or that has no foreground process group, stops nobody.
+    // A terminal that is not the session's stops nobody. If the foreground process group is outside of
+    // this PID namespace (`bwrap --unshare-pid`), this process's group is probably the same one.
     termios::tcgetpgrp(stdin()).is_err() || is_in_foreground()
+}
+
+/// Whether this process's group is the foreground process group of its terminal, or that is unknown.
+/// `rustix::process::getpgrp` does not allow a group whose leader is outside of this PID namespace: its
+/// number is 0 (pid_namespaces(7)).
+fn is_in_foreground() -> bool {
+    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else {
+        return true;
+    };
+    // proc_pid_stat(5): the name, which may contain anything, then state, ppid, pgrp, session, tty_nr, tpgid.
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let fields: Vec<_> = fields.split(' ').collect();
+    fields.get(2) == fields.get(5)
 }
 
 /// Waits until standard input can be read. A process in the background does not read its terminal:

@@ -2,6 +2,7 @@
 //! ignored, as nohup(1) and background jobs of shells expect.
 
 use std::io::{self, Read};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,10 +11,9 @@ use std::thread;
 use std::time::Duration;
 
 use signal_hook::consts::{SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
-use signal_hook::low_level::{emulate_default_handler, pipe};
+use signal_hook::low_level::{pipe, raise};
 
 use crate::fd::ready;
-use crate::job::is_orphaned;
 
 /// How long a second signal is ignored: timeout(1), for example, sends each signal twice, and the
 /// first must be able to clean up.
@@ -119,15 +119,29 @@ impl JobControl {
         self.stop.swap(false, Ordering::Relaxed)
     }
 
-    /// Stops the process until SIGCONT. Without a shell that could continue it, SIGTSTP has no effect, as
-    /// its default action (setpgid(2), orphaned process groups): `ssh -t HOST bootshare-host ...`.
+    /// Performs SIGTSTP's default action: stops the process until SIGCONT. The kernel does not stop a
+    /// process that no shell can continue (setpgid(2), orphaned process groups), as in
+    /// `ssh -t HOST bootshare-host ...`.
     pub(crate) fn stop(&self) -> io::Result<()> {
-        match is_orphaned() {
-            true => Ok(()),
-            // This stops even a process of an orphaned group.
-            false => emulate_default_handler(SIGTSTP),
-        }
+        // SAFETY: zeros are a valid `sigaction`: SIG_DFL, no flags, an empty mask.
+        let default: libc::sigaction = unsafe { std::mem::zeroed() };
+        let handler = set_action(SIGTSTP, &default)?;
+        // The signal is this thread's, so the process has stopped and continued when it returns.
+        let raised = raise(SIGTSTP);
+        set_action(SIGTSTP, &handler)?;
+        raised
     }
+}
+
+/// Sets the action of a signal; returns the previous one.
+fn set_action(signal: i32, action: &libc::sigaction) -> io::Result<libc::sigaction> {
+    let mut before = MaybeUninit::uninit();
+    // SAFETY: both point to a `sigaction`; a handler among them is the default one or was set before.
+    if unsafe { libc::sigaction(signal, action, before.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: sigaction(2) has succeeded and written it.
+    Ok(unsafe { before.assume_init() })
 }
 
 /// Whether the process ignores `signal` (proc_pid_status(5), `SigIgn`).

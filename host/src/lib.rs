@@ -15,7 +15,6 @@ pub mod explain;
 mod fd;
 pub mod guest;
 mod interrupt;
-mod job;
 pub mod kvm;
 mod lock;
 pub mod modules;

@@ -169,7 +169,7 @@ pub(crate) fn check(path: &Path, what: &str, is_ours: impl Fn(&[u8]) -> bool) ->
     let owners = [found.uid(), dir.uid()];
     ensure!(
         may_replace(dir.mode(), owners, rustix::process::geteuid().as_raw()),
-        "{}: it belongs to another user, in a directory with the sticky bit: {REMOVE}",
+        "{}: it belongs to another user, in a directory with the sticky bit: choose another name",
         failure(path)
     );
     if found.is_file() {

@@ -99,6 +99,13 @@ enum Deadline {
     Server(usize),
 }
 
+/// What ended a wait for a server.
+enum Waited {
+    Ended,
+    Late,
+    Interrupted,
+}
+
 /// A running machine. Fields are dropped in order: the terminal is restored last.
 struct Run<'a, 's> {
     machine: &'a Machine,
@@ -316,25 +323,16 @@ impl<'a, 's> Run<'a, 's> {
     }
 
     fn finish(mut self) -> Result<Report> {
-        let mut outcome = self.run_until_end()?;
+        let outcome = self.run_until_end()?;
         let duration = self.started.elapsed();
         self.qemu.kill();
         self.drain()?;
-        self.servers.iter().for_each(Serving::begin_stop);
-        let since = Instant::now();
-        let forced = since + FORCED_GRACE;
-        for index in 0..self.servers.len() {
-            let limit = since + self.servers[index].grace();
-            let limit = self.ends_at.map_or(limit, |at| limit.min(at.max(forced)));
-            if !outcome.is_over() && self.wait_for_server(index, limit)? {
-                outcome = Outcome::Interrupted;
-            }
-            // After a limit or a signal, a server that hangs is not the cause of the end.
-            let failure = self.servers[index].finish(forced)?;
-            if let Some(failure) = failure.filter(|_| !outcome.is_over()) {
-                outcome = failure;
-            }
+        // From here on keys have their usual effects: Ctrl-C is a signal.
+        if let Some(terminal) = &mut self.terminal {
+            terminal.is_interactive = false;
+            terminal.raw = None;
         }
+        let outcome = self.finish_servers(outcome)?;
         let outcome = outcome::judge(&self.machine.watch, &mut self.watcher, outcome)?;
         let (outcome, unshown) = self.show_rest(outcome)?;
         Ok(Report {
@@ -359,14 +357,53 @@ impl<'a, 's> Run<'a, 's> {
         })
     }
 
-    /// Waits until a server has ended, or until `deadline`; returns whether a signal came first.
-    fn wait_for_server(&self, index: usize, deadline: Instant) -> Result<bool> {
+    /// Stops the servers. Their failures change the outcome, but not after a limit or a signal: then a
+    /// server that hangs is not the cause of the end.
+    fn finish_servers(&mut self, mut outcome: Outcome) -> Result<Outcome> {
+        self.servers.iter().for_each(Serving::begin_stop);
+        let since = Instant::now();
+        let forced = since + FORCED_GRACE;
+        let limit = self.ends_at.map(|at| at.max(forced));
+        let mut is_over = outcome.is_over();
+        for index in 0..self.servers.len() {
+            let full = since + self.servers[index].grace();
+            let deadline = limit.map_or(full, |limit| limit.min(full));
+            if !is_over {
+                match self.wait_for_server(index, deadline)? {
+                    Waited::Interrupted => {
+                        outcome = Outcome::Interrupted;
+                        is_over = true;
+                    }
+                    Waited::Late if deadline < full => {
+                        if outcome.exit_code() == 0 {
+                            outcome = Outcome::TimedOut;
+                        }
+                        is_over = true;
+                    }
+                    Waited::Late | Waited::Ended => {}
+                }
+            }
+            if let Some(failure) = self.servers[index].finish(forced)?
+                && !is_over
+            {
+                outcome = failure;
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Waits until a server has ended.
+    fn wait_for_server(&self, index: usize, deadline: Instant) -> Result<Waited> {
         let fds = [self.interrupt, self.servers[index].gone()].map(|fd| (fd, PollFlags::IN));
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let ready = ready(&fds, Some(left)).context("cannot wait for a server")?;
-            if ready[0] || ready[1] || left.is_zero() {
-                return Ok(ready[0]);
+            if ready[0] {
+                return Ok(Waited::Interrupted);
+            } else if ready[1] {
+                return Ok(Waited::Ended);
+            } else if left.is_zero() {
+                return Ok(Waited::Late);
             }
         }
     }
@@ -588,7 +625,10 @@ impl<'a, 's> Run<'a, 's> {
             _ => {}
         }
         // QEMU fails when a server fails, and the server's own messages say more.
-        let deadline = Instant::now() + END_GRACE;
+        let now = Instant::now();
+        let deadline = now + END_GRACE;
+        let limit = self.ends_at.map(|at| at.max(now + FORCED_GRACE));
+        let deadline = limit.map_or(deadline, |limit| limit.min(deadline));
         for index in 0..self.servers.len() {
             if self.servers[index].is_external() {
                 self.wait_for_server(index, deadline)?;

@@ -381,6 +381,7 @@ fn a_hanging_server_does_not_delay_a_signal() {
 /// A run that has ended waits for its server, which may hang in a file system of the host.
 #[test]
 fn a_file_that_does_not_answer_delays_no_signal_after_the_end() {
+    assert!(fs::exists("/dev/fuse").unwrap(), "no /dev/fuse");
     let tool = Tool::new(&[]);
     fs::create_dir(tool.path("share/hangs")).unwrap();
     // Nobody answers for this file system.
@@ -389,17 +390,19 @@ fn a_file_that_does_not_answer_delays_no_signal_after_the_end() {
         exec "$@""#;
     let wrapper = [namespace(&["--mount"]), vec!["sh", "-c", script, "sh"]].concat();
     let mut command = tool.firmware_command(&wrapper, "bootshare.cmd=\"cat /hangs/file\"");
-    let shown = "the host made no progress";
-    command.args(["share", "--expect", shown]);
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut console = io::BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    while !line.contains(shown) {
-        line.clear();
-        assert_ne!(io::BufRead::read_line(&mut console, &mut line).unwrap(), 0);
-    }
+    let (user, program) = terminal();
+    on_terminal(command.args(["share", "--expect", "no progress"]), &program);
+    let mut child = command.spawn().unwrap();
+    let has_qemu = || {
+        let found = tool.processes();
+        found.iter().any(|(_, line)| line.contains("memory-backend-memfd"))
+    };
+    until("QEMU does not start", has_qemu);
+    until("QEMU does not end", || !has_qemu());
+    // Now a key sends a signal.
+    until("the terminal stays raw", || !is_raw(&program));
     let since = Instant::now();
-    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    rustix::io::write(&user, b"\x03").unwrap();
     assert_eq!(wait(&mut child), Some(130));
     // It does not wait the ten seconds that the server has to end.
     let time = since.elapsed();
@@ -435,20 +438,25 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// A wrapper that makes a PID namespace, in which the leaders of the process group and of the session have no
+/// numbers. Its first process is a shell, because no signal stops that.
+fn nameless() -> Vec<&'static str> {
+    let first = vec!["--mount-proc", "sh", "-c", "\"$@\"; exit $?", "sh"];
+    [namespace(&PID), first].concat()
+}
+
 #[test]
 fn ctrl_z_restores_the_terminal_and_stops_qemu() {
     let tool = Tool::new(&[]);
     let go_on = tool.path("go-on");
     mkfifoat(CWD, &go_on, Mode::RUSR | Mode::WUSR).unwrap();
-    // In a PID namespace of its own, the leaders of the group and the session have no numbers. The shell is its
-    // first process, which no signal stops.
-    let first = vec!["--mount-proc", "sh", "-c", "\"$@\"; exit $?", "sh"];
-    let inner = [namespace(&PID), first].concat();
-    for (last, inner) in [(Signal::TERM, vec![]), (Signal::QUIT, inner)] {
+    let mut options = fs::File::options();
+    let mut say_go_on = options.read(true).write(true).open(&go_on).unwrap();
+    for (last, inner) in [(Signal::TERM, vec![]), (Signal::QUIT, nameless())] {
         let (_user, program) = terminal();
         // A shell with job control, which continues its stopped job in the foreground when it is told to.
         let script = "set -m; go_on=$1; shift; \"$@\"; status=$?
-            while [ $status = 147 ]; do read -r _ <\"$go_on\"; fg >/dev/null; status=$?; done
+            while [ $status = 148 ]; do read -r _ <\"$go_on\"; fg >/dev/null; status=$?; done
             exit $status";
         let wrapper = [&["sh", "-c", script, "sh", &go_on], &*inner].concat();
         let mut command = tool.linux(&wrapper, None);
@@ -470,8 +478,8 @@ fn ctrl_z_restores_the_terminal_and_stops_qemu() {
             until("it does not stop", || is_stopped(pid) && is_stopped(qemu));
             assert!(!is_raw(&program));
             // The shell waits for this one: the tool itself or what made the namespace.
-            kill_process(getpgid(Some(pid)).unwrap(), Signal::STOP).unwrap();
-            fs::write(&go_on, "\n").unwrap();
+            kill_process(getpgid(Some(pid)).unwrap(), Signal::TSTP).unwrap();
+            say_go_on.write_all(b"\n").unwrap();
             until("it does not go on", || {
                 !is_stopped(qemu) && is_raw(&program)
             });
@@ -487,18 +495,20 @@ fn ctrl_z_restores_the_terminal_and_stops_qemu() {
 #[test]
 fn ctrl_z_without_a_shell_has_no_effect() {
     let tool = Tool::new(&[]);
-    let (user, program) = terminal();
-    let limited = ["timeout", "--foreground", "-s", "KILL", "60"];
-    let script = "printf '# '; read -r line; echo \"got $line\"; exit 33";
-    let mut command = tool.fake(&limited, script);
-    on_terminal(&mut command, &program);
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut stdout = child.stdout.take().unwrap();
-    stdout.read_exact(&mut [0; 2]).unwrap();
-    rustix::io::write(&user, b"\x1aon\n").unwrap();
-    let mut shown = String::new();
-    stdout.read_to_string(&mut shown).unwrap();
-    assert_eq!((wait(&mut child), &*shown), (Some(0), "got on\n"));
+    let limited = vec!["timeout", "--foreground", "-s", "KILL", "60"];
+    for inner in [vec![], nameless()] {
+        let (user, program) = terminal();
+        let script = "printf '# '; read -r line; echo \"got $line\"; exit 33";
+        let mut command = tool.fake(&[&*limited, &*inner].concat(), script);
+        on_terminal(&mut command, &program);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        stdout.read_exact(&mut [0; 2]).unwrap();
+        rustix::io::write(&user, b"\x1aon\n").unwrap();
+        let mut shown = String::new();
+        stdout.read_to_string(&mut shown).unwrap();
+        assert_eq!((wait(&mut child), &*shown), (Some(0), "got on\n"));
+    }
 }
 
 #[test]

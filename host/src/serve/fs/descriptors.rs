@@ -113,7 +113,7 @@ pub(super) fn raise_limit(wanted: Option<u64>) -> Result<()> {
     // What is open already, also by the caller who left it open, and a rest for sockets and queues.
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     let others = open.saturating_sub(COUNT.load(Ordering::Relaxed));
-    let rest = (limit / 8).clamp(20, 256) + others;
+    let rest = (limit / 4).clamp(20, 256) + others;
     LIMIT.store(limit.saturating_sub(rest).max(1), Ordering::Relaxed);
     Ok(())
 }
