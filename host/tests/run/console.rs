@@ -395,7 +395,9 @@ fn a_file_that_does_not_answer_delays_no_signal_after_the_end() {
     let mut child = command.spawn().unwrap();
     let has_qemu = || {
         let found = tool.processes();
-        found.iter().any(|(_, line)| line.contains("memory-backend-memfd"))
+        found
+            .iter()
+            .any(|(_, line)| line.contains("memory-backend-memfd"))
     };
     until("QEMU does not start", has_qemu);
     until("QEMU does not end", || !has_qemu());
