@@ -1,8 +1,10 @@
 //! Error messages with a remedy.
 
 use std::fmt::{Display, Formatter, Result as Written};
+use std::io;
 
 use anyhow::{Error, Result, anyhow};
+use rustix::io::Errno;
 
 /// Turns an error into one that names the thing, the cause and the remedy, in this order.
 pub trait Explain<T> {
@@ -18,8 +20,33 @@ impl<T, E: Into<Error>> Explain<T> for Result<T, E> {
         self.map_err(|cause| match cause.into() {
             // An interruption by the user is no fault and needs no remedy.
             cause if cause.is::<Interrupted>() => cause,
-            cause => anyhow!("{what}: {cause:#}: {remedy}"),
+            cause => match remedy_of(&cause) {
+                Some(limit) => anyhow!("{what}: {cause:#}: {limit}"),
+                None => anyhow!("{what}: {cause:#}: {remedy}"),
+            },
         })
+    }
+}
+
+/// An error's text, with a remedy if a limit of the process is the cause.
+pub fn text_of(error: &Error) -> String {
+    match remedy_of(error) {
+        Some(limit) => format!("{error:#}: {limit}"),
+        None => format!("{error:#}"),
+    }
+}
+
+/// The remedy if a limit of the process is the cause, whatever the process was doing.
+fn remedy_of(error: &Error) -> Option<&'static str> {
+    let cause = error.root_cause();
+    let code = match cause.downcast_ref::<io::Error>() {
+        Some(cause) => cause.raw_os_error()?,
+        None => cause.downcast_ref::<Errno>()?.raw_os_error(),
+    };
+    match code {
+        libc::EMFILE | libc::ENFILE => Some("raise the limit of open files (`ulimit -n 1024`)"),
+        libc::EFBIG => Some("raise the limit of a file's size (`ulimit -f unlimited`)"),
+        _ => None,
     }
 }
 
@@ -49,5 +76,13 @@ mod tests {
         assert!(error.is::<Interrupted>());
         assert_eq!(error.to_string(), "interrupted");
         assert_eq!(Ok::<_, Error>(3).explain("", "").unwrap(), 3);
+        let limited: Result<()> = Err(io::Error::from_raw_os_error(libc::EMFILE).into());
+        let error = limited.explain("the thing", "the remedy").unwrap_err();
+        let wanted =
+            "Too many open files (os error 24): raise the limit of open files (`ulimit -n 1024`)";
+        assert_eq!(error.to_string(), format!("the thing: {wanted}"));
+        let bare = Error::from(Errno::MFILE).context("the thing");
+        assert_eq!(text_of(&bare), format!("the thing: {wanted}"));
+        assert_eq!(text_of(&anyhow!("other")), "other");
     }
 }

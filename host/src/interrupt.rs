@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -19,8 +20,12 @@ use crate::fd::ready;
 /// first must be able to clean up.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// The error is kept as text, because an `io::Error` cannot be cloned.
-type Registered<T> = Result<T, String>;
+/// After a limit or a signal: how long a server may take to end, and standard output to take the rest of
+/// the console.
+pub(crate) const FORCED_GRACE: Duration = Duration::from_millis(400);
+
+/// The error is kept as its code and its text, because an `io::Error` cannot be cloned.
+type Registered<T> = Result<T, (Option<i32>, String)>;
 
 static PIPE: OnceLock<Registered<UnixStream>> = OnceLock::new();
 static JOB_CONTROL: OnceLock<Registered<JobControl>> = OnceLock::new();
@@ -53,9 +58,13 @@ fn once<T>(
     cell: &'static OnceLock<Registered<T>>,
     register: fn() -> io::Result<T>,
 ) -> io::Result<&'static T> {
-    let result = cell.get_or_init(|| register().map_err(|error| error.to_string()));
-    let result = result.as_ref();
-    result.map_err(|error| io::Error::other(error.clone()))
+    let kept = |error: io::Error| (error.raw_os_error(), error.to_string());
+    let result = cell.get_or_init(|| register().map_err(kept));
+    let error = |(code, text): &(Option<i32>, String)| match code {
+        Some(code) => io::Error::from_raw_os_error(*code),
+        None => io::Error::other(text.clone()),
+    };
+    result.as_ref().map_err(error)
 }
 
 fn register() -> io::Result<UnixStream> {
@@ -65,7 +74,9 @@ fn register() -> io::Result<UnixStream> {
     // of children.
     signal_hook::flag::register(SIGCHLD, Arc::default())?;
     let again = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
+    let signals = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
+    unblock(&signals)?;
+    for signal in signals {
         if is_ignored(signal)? {
             continue;
         }
@@ -100,6 +111,7 @@ impl JobControl {
         read.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         pipe::register(SIGCONT, write.try_clone()?)?;
+        unblock(&[SIGCONT, SIGTSTP])?;
         // SIGTSTP comes last: handled without the rest, it would stop nothing.
         if !is_ignored(SIGTSTP)? {
             signal_hook::flag::register(SIGTSTP, Arc::clone(&stop))?;
@@ -125,34 +137,56 @@ impl JobControl {
     pub(crate) fn stop(&self) -> io::Result<()> {
         // SAFETY: zeros are a valid `sigaction`: SIG_DFL, no flags, an empty mask.
         let default: libc::sigaction = unsafe { std::mem::zeroed() };
-        let handler = set_action(SIGTSTP, &default)?;
+        let handler = action(SIGTSTP, Some(&default))?;
         // The signal is this thread's, so the process has stopped and continued when it returns.
         let raised = raise(SIGTSTP);
-        set_action(SIGTSTP, &handler)?;
+        action(SIGTSTP, Some(&handler))?;
         raised
     }
 }
 
-/// Sets the action of a signal; returns the previous one.
-fn set_action(signal: i32, action: &libc::sigaction) -> io::Result<libc::sigaction> {
+/// Returns the action of a signal, and sets a new one.
+fn action(signal: i32, new: Option<&libc::sigaction>) -> io::Result<libc::sigaction> {
     let mut before = MaybeUninit::uninit();
-    // SAFETY: both point to a `sigaction`; a handler among them is the default one or was set before.
-    if unsafe { libc::sigaction(signal, action, before.as_mut_ptr()) } != 0 {
+    let new = new.map_or(null(), std::ptr::from_ref);
+    // SAFETY: the pointers are null or of a `sigaction`, whose handler is none or was set before.
+    if unsafe { libc::sigaction(signal, new, before.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: sigaction(2) has succeeded and written it.
     Ok(unsafe { before.assume_init() })
 }
 
-/// Whether the process ignores `signal` (proc_pid_status(5), `SigIgn`).
+/// Whether the process ignores `signal`.
 fn is_ignored(signal: i32) -> io::Result<bool> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let mask = status
-        .lines()
-        .find_map(|line| line.strip_prefix("SigIgn:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .ok_or_else(|| io::Error::other("no SigIgn in /proc/self/status"))?;
-    Ok(mask & (1 << (signal - 1)) != 0)
+    Ok(action(signal, None)?.sa_sigaction == libc::SIG_IGN)
+}
+
+/// Unblocks signals, which a parent with threads may have blocked, in this thread: it will handle them.
+fn unblock(signals: &[i32]) -> io::Result<()> {
+    // SAFETY: zeros are a valid `sigset_t`, as sigemptyset(3) makes it.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    for signal in signals {
+        // SAFETY: `set` is a valid set.
+        unsafe { libc::sigaddset(&raw mut set, *signal) };
+    }
+    // SAFETY: `set` is a valid set, and the old one is not asked for.
+    match unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, null_mut()) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// Beyond the limit of a file's size (`ulimit -f`), writes fail and name the file from here on. The default
+/// effect of SIGXFSZ ends the process without a word.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn ignore_file_size_signal() -> io::Result<()> {
+    // SAFETY: zeros are a valid `sigaction`.
+    let mut ignore: libc::sigaction = unsafe { std::mem::zeroed() };
+    ignore.sa_sigaction = libc::SIG_IGN;
+    action(libc::SIGXFSZ, Some(&ignore)).map(drop)
 }
 
 #[cfg(test)]

@@ -98,9 +98,11 @@ pub(crate) fn direct(path: &Path) -> Result<Option<File>> {
         let mut places = dir.iter().chain([target]);
         places.any(|place| place.starts_with("/proc"))
     });
-    let is_special = |found: fs::Metadata| is_open || !found.is_file() && !found.is_dir();
-    if !fs::metadata(path).is_ok_and(is_special) {
-        return Ok(None);
+    match fs::metadata(path) {
+        Ok(found) if is_open || !found.is_file() && !found.is_dir() => {}
+        // Without /proc, or if it is not open, the link in /dev must stay, too.
+        Err(error) if is_open => return Err(error).explain(failure(path), WRITABLE),
+        _ => return Ok(None),
     }
     let mut options = File::options();
     if let Some(stream) = own_stream(path) {
@@ -361,7 +363,10 @@ const PIPE_BUF: usize = 4096;
 
 /// Prints a message of a thread that has other work than to wait for a reader.
 pub(crate) fn note(what: impl Display) {
-    let text = format!("bootshare-host: {what}\n");
+    let text = format!(
+        "bootshare-host: {}\n",
+        what.to_string().replace('\n', "\\n")
+    );
     say(text.as_bytes(), Some(Duration::from_secs(1)));
 }
 
@@ -479,6 +484,18 @@ mod tests {
         let open = format!("/proc/self/fd/{}", file.as_raw_fd());
         plan(open.as_ref()).unwrap().write(b"text", None).unwrap();
         assert_eq!(fs::read(dir.path().join("file")).unwrap(), b"text");
+    }
+
+    #[test]
+    fn a_link_to_what_is_not_open_is_an_error_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("stdout");
+        for target in ["/proc/self/fd/9999", "/proc/nosuch/fd/1"] {
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            assert!(Planned::new(&link, |_| true).is_err());
+            assert_eq!(fs::read_link(&link).unwrap(), Path::new(target));
+            fs::remove_file(&link).unwrap();
+        }
     }
 
     #[test]

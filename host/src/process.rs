@@ -81,7 +81,7 @@ impl Invocation {
 }
 
 /// One word as a shell would read it.
-pub(crate) fn quote(word: &OsStr) -> String {
+pub fn quote(word: &OsStr) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:+@%".contains(c);
     if let Some(word) = word.to_str()
         && !word.is_empty()

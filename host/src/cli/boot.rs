@@ -19,7 +19,7 @@ use bootshare_host::watch::{Expect, Pattern, Watch};
 use bootshare_host::{Accel, Arch, Board, Console, Machine, Outcome, Report, Share, demo, kvm};
 
 use super::firmware::Image;
-use super::{error_line, last_of, note, parsed, print, say_within};
+use super::{error_line, last_of, note, parsed, print, say_within, watch_startup};
 
 pub(super) const EXAMPLES: [(&str, &str); 6] = [
     (
@@ -259,6 +259,9 @@ impl Boot {
     }
 
     pub(super) fn run(mut self: Box<Self>) -> Result<u8> {
+        if !self.dry_run {
+            watch_startup(self.timeout, Outcome::TimedOut.exit_code())?;
+        }
         let board = self.board.unwrap_or_else(Board::of_this_machine);
         let accel = self.host.accel;
         let is_ours = self.firmware.is_none();

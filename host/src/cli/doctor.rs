@@ -16,6 +16,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create, statvfs};
 use rustix::process::{Resource, getrlimit};
 
 use bootshare_host::explain::{Explain, Interrupted};
+use bootshare_host::output::Stdout;
 use bootshare_host::process::output_of;
 use bootshare_host::qemu::program;
 use bootshare_host::{
@@ -23,7 +24,7 @@ use bootshare_host::{
 };
 
 use super::firmware::Image;
-use super::{ERROR, print_by};
+use super::{ERROR, coloured, print_by};
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const WARNING: Style = AnsiColor::Yellow.on_default().bold();
@@ -115,9 +116,9 @@ impl Report {
             Err(error) => (WARNING, "warn", format!("{error:#}")),
         };
         let text = text.trim().replace('\n', "; ");
-        let mut out = anstream::stdout().lock();
-        let written =
-            writeln!(out, "{style}{word:<4}{style:#}  {what}: {text}").and_then(|()| out.flush());
+        let line = format!("{style}{word:<4}{style:#}  {what}: {text}\n");
+        let colours = anstream::stdout().current_choice();
+        let written = Stdout.write_all(&coloured(&line, colours));
         self.unwritten = self.unwritten.take().or(written.err());
         Ok(())
     }
@@ -150,7 +151,7 @@ fn memory() -> Result<String> {
         }
     }
     ftruncate(&fd, bytes).with_context(|| format!("cannot make a memfd of {DEFAULT_MIB} MiB"))?;
-    let info = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let free_mib = info
         .lines()
         .find_map(|line| line.strip_prefix("MemAvailable:"))
@@ -161,8 +162,10 @@ fn memory() -> Result<String> {
                 .parse::<u64>()
                 .ok()
         })
-        .context("/proc/meminfo has no MemAvailable")?
-        >> 10;
+        .map(|kib| kib >> 10);
+    let Some(free_mib) = free_mib else {
+        return Ok("how much is free is unknown without /proc/meminfo".into());
+    };
     ensure!(
         free_mib >= DEFAULT_MIB,
         "{free_mib} MiB are free, and a guest needs {DEFAULT_MIB} MiB: end other programs, or use --memory"
@@ -282,7 +285,10 @@ fn version(text: &str) -> Option<&str> {
 /// Boots the firmware, which reads a file from a share: everything that a boot needs except a
 /// kernel.
 fn trial(board: Board, firmware: &Path, accel: Accel) -> Result<String> {
-    let share = tempfile::tempdir().context("cannot make a directory to share")?;
+    let share = tempfile::tempdir().explain(
+        "cannot make a directory to share",
+        "point TMPDIR at one that is writable and has room",
+    )?;
     fs::write(share.path().join(TRIAL_FILE), TRIAL_TEXT).context("cannot write to a share")?;
     let mut machine = Machine::new(board, firmware);
     machine.shares = vec![Share::new(demo::TAG, share.path())];

@@ -24,15 +24,23 @@ use clap::{
     ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint, value_parser,
 };
 
-use bootshare_host::explain::{Explain, Interrupted};
+use bootshare_host::explain::{Explain, Interrupted, text_of};
 use bootshare_host::guest::Parts;
+use bootshare_host::output::SOON;
+use bootshare_host::process::quote;
 use bootshare_host::qemu::readable;
 use bootshare_host::run::{EXIT_STATUSES, Outcome};
 use bootshare_host::serve::{
     self, Cache, DEFAULT_THREADS, Endpoint, Fault, MAX_REQUEST_QUEUES, MAX_THREADS, Options, Owner,
     RULES, Trace,
 };
-use bootshare_host::{Board, debian::Release, demo, output, rom, size, unpacked};
+use bootshare_host::{
+    Board,
+    debian::Release,
+    demo, interrupt, output, rom, size,
+    startup::{self, Late},
+    unpacked,
+};
 
 /// Exit status when nothing could be started: bad usage, something missing.
 const NOT_STARTED: u8 = 123;
@@ -238,16 +246,42 @@ pub(crate) fn main() -> ExitCode {
         Ok(matches) => matches,
         Err(error) => return explain(&error),
     };
-    let run = || Cli::from_arg_matches(&matches)?.command.run(&matches);
+    let run = || {
+        prepare_process()?;
+        Cli::from_arg_matches(&matches)?.command.run(&matches)
+    };
     match run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            say(&error_line(format_args!("{error:#}")));
+            say(&error_line(text_of(&error)));
             let is_signal = error.is::<Interrupted>();
             let end = is_signal.then_some(Outcome::Interrupted);
             ExitCode::from(end.map_or(NOT_STARTED, |end| end.exit_code()))
         }
     }
+}
+
+/// Sets what holds for the whole process: more open files, and an error in place of SIGXFSZ.
+fn prepare_process() -> Result<()> {
+    serve::raise_open_files(None)?;
+    interrupt::ignore_file_size_signal().context("cannot ignore SIGXFSZ")
+}
+
+/// Ends the process if no machine runs within the time limit, with `status`, or soon after a signal.
+fn watch_startup(limit: Option<Duration>, status: u8) -> Result<()> {
+    startup::watch(limit, move |late| {
+        let (text, status) = match late {
+            Late::Interrupted => (Interrupted.to_string(), Outcome::Interrupted.exit_code()),
+            Late::TimedOut => (
+                "the machine was not started within the time limit: a directory or file of the command line may \
+                 be on a file system that does not answer: look at those, or allow more with --timeout"
+                    .to_owned(),
+                status,
+            ),
+        };
+        say_within(&error_line(text), Some(SOON));
+        std::process::exit(status.into())
+    })
 }
 
 /// The program's arguments. If a directory stands in the place of a command, `boot` is inserted.
@@ -286,9 +320,14 @@ fn command() -> clap::Command {
 fn explain(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     let Some(text) = text.strip_prefix("error: ") else {
+        let shown = error.render().ansi().to_string();
         let printed = match error.kind() {
             ErrorKind::DisplayVersion => print(firmware::version().as_bytes()),
-            _ => print_by(|_| Ok(error.print()?)),
+            _ if error.use_stderr() => {
+                say(&shown);
+                Ok(())
+            }
+            _ => print(&coloured(&shown, anstream::stdout().current_choice())),
         };
         if !error.use_stderr() {
             let Err(error) = printed else {
@@ -384,10 +423,15 @@ fn say(text: &str) {
 
 /// Like [`say`], but gives up after `limit`.
 fn say_within(text: &str, limit: Option<Duration>) {
-    let mut shown = anstream::AutoStream::new(Vec::new(), anstream::stderr().current_choice());
+    output::say(&coloured(text, anstream::stderr().current_choice()), limit);
+}
+
+/// `text` with its colours, or without them.
+fn coloured(text: &str, colours: anstream::ColorChoice) -> Vec<u8> {
+    let mut shown = anstream::AutoStream::new(Vec::new(), colours);
     // Writing to memory does not fail.
     let _ = shown.write_all(text.as_bytes());
-    output::say(&shown.into_inner(), limit);
+    shown.into_inner()
 }
 
 /// Prints what `write` writes to standard output.
@@ -442,11 +486,20 @@ impl Sub {
                 let parts = demo.parts.map_or_else(|| cache("guest"), Ok)?;
                 let parts = Parts::fetch(board.arch(), demo.release, &parts)?;
                 demo::make(&parts, &demo.out, demo.force)?;
-                let out = demo.out.display();
-                note(&format!(
-                    "{out} is made: boot it with `bootshare-host boot {out} -b {}`",
+                // A name with a hyphen in front would be an option.
+                let is_plain = !demo.out.as_os_str().as_encoded_bytes().starts_with(b"-");
+                let place = if is_plain {
+                    demo.out.clone()
+                } else {
+                    Path::new(".").join(&demo.out)
+                };
+                let text = format!(
+                    "{} is made: boot it with `bootshare-host boot {} -b {}`",
+                    demo.out.display(),
+                    quote(place.as_os_str()),
                     board.name()
-                ));
+                );
+                note(&text.replace('\n', "\\n"));
             }
             Self::Qemu(qemu) => {
                 let cache = qemu.cache.map_or_else(|| cache("qemu"), Ok)?;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueHint};
 
 use bootshare_host::command::{End, How, Job, Kernel, Stage};
-use bootshare_host::explain::{Explain, Interrupted};
+use bootshare_host::explain::{Explain, Interrupted, text_of};
 use bootshare_host::modules::Modules;
 use bootshare_host::output::Planned;
 use bootshare_host::serve::Owner;
@@ -20,7 +20,7 @@ use bootshare_host::{Board, Machine, Outcome, Share};
 use super::boot::{Host, Limit, duration, memory, not_taken};
 use super::firmware::{self, Image};
 use super::junit::{self, Case, Verdict};
-use super::{NOT_STARTED, error_line, last_of, say, say_within};
+use super::{NOT_STARTED, error_line, last_of, say, say_within, watch_startup};
 
 pub(super) const EXAMPLES: [(&str, &str); 3] = [
     (
@@ -236,6 +236,12 @@ fn write(output: Option<Planned>, bytes: &[u8], limit: &Limit) {
 impl Run {
     pub(super) fn run(self: Box<Self>) -> Result<u8> {
         let (bisect, limit, command) = (self.bisect, self.timeout, self.words());
+        let late = if bisect {
+            SKIP
+        } else {
+            Outcome::TimedOut.exit_code()
+        };
+        watch_startup(limit, late)?;
         let mut outputs = match Outputs::new(&self) {
             Ok(outputs) => outputs,
             Err(error) if bisect => {
@@ -254,7 +260,7 @@ impl Run {
             Ok(ran) => ran,
             Err(error) if error.is::<Interrupted>() => return Err(error),
             Err(error) => {
-                let what = format!("{error:#}");
+                let what = text_of(&error);
                 let code = if bisect { SKIP } else { NOT_STARTED };
                 let object = serde_json::json!({"status": code, "stage": null, "error": what});
                 let left = Limit::after(limit, Duration::ZERO);
@@ -270,7 +276,7 @@ impl Run {
                     output: &Default::default(),
                 };
                 outputs.write_junit(&case, &left);
-                say_within(&error_line(format_args!("{error:#}")), left.left());
+                say_within(&error_line(text_of(&error)), left.left());
                 return Ok(code);
             }
         };

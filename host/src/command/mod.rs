@@ -24,10 +24,10 @@ use anyhow::{Context, Result};
 
 use crate::board::{Arch, Board};
 use crate::console::Console;
-use crate::interrupt::{JobControl, has_come, interrupted};
+use crate::interrupt::{FORCED_GRACE, JobControl, has_come, interrupted};
 use crate::modules::Modules;
 use crate::qemu::{Machine, OwnTerminal, Share};
-use crate::run::{FORCED_GRACE, Outcome, Report, socket_dir};
+use crate::run::{Outcome, Report, socket_dir};
 use crate::serve::Owner;
 use channel::Event;
 pub use kept::Kept;

@@ -3,7 +3,7 @@
 mod outcome;
 mod servers;
 
-use std::fs::{File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -23,14 +23,15 @@ pub use outcome::{EXIT_STATUSES, Outcome, Report};
 pub use servers::Servers;
 
 use crate::console::{Console, Keys, RETRY, RawMode};
-use crate::explain::Explain;
+use crate::explain::{Explain, text_of};
 use crate::fd::{read_rest, read_some, ready};
-use crate::interrupt::{JobControl, interrupted};
+use crate::interrupt::{FORCED_GRACE, JobControl, interrupted};
 use crate::process::{Errors, Process};
 use crate::qemu::{Accel, Machine, OwnTerminal, Wiring, firmware_status};
 use crate::qmp::{ANSWER_LIMIT, Monitor, Shutdown};
 use crate::serve::short_enough;
 use crate::spool::Spool;
+use crate::startup;
 use crate::watch::{Came, Found, Watcher};
 use servers::Serving;
 
@@ -43,10 +44,6 @@ const END_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a guest may go on after its console showed a failure: its next lines say more.
 const FAILURE_GRACE: Duration = Duration::from_secs(1);
-
-/// After a limit or a signal ended the run: how long a server may take to end, and standard output
-/// to take the rest of the console.
-pub(crate) const FORCED_GRACE: Duration = Duration::from_millis(400);
 
 /// A silence after which an incomplete line is taken as complete: it is a prompt.
 const SILENCE: Duration = Duration::from_millis(100);
@@ -230,14 +227,17 @@ impl Machine {
 /// # Errors
 /// It cannot be created.
 pub fn socket_dir() -> Result<TempDir> {
-    tempfile::Builder::new()
-        .prefix("bootshare-")
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir()
-        .explain(
-            "cannot make a directory for sockets",
-            "point TMPDIR at one that is writable and has room",
-        )
+    let dir = tempfile::Builder::new().prefix("bootshare-").tempdir();
+    dir.and_then(|dir| {
+        // Whatever the umask is.
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o700))?;
+        startup::created(dir.path());
+        Ok(dir)
+    })
+    .explain(
+        "cannot make a directory for sockets",
+        "point TMPDIR at one that is writable and has room",
+    )
 }
 
 /// The path of a socket in that directory.
@@ -296,6 +296,7 @@ impl<'a, 's> Run<'a, 's> {
         let keys = qemu.child.stdin.take();
         let keys = keys.map(|stdin| Keys::new(stdin, console)).transpose()?;
         terminal.as_mut().map_or(Ok(()), Terminal::take)?;
+        startup::ends();
         let started = Instant::now();
         Ok(Self {
             machine,
@@ -796,6 +797,7 @@ fn spawn(
                 let package = machine.board.arch().qemu_package();
                 anyhow!("{error:#}: install QEMU (Debian: apt-get install {package}), or name it with --qemu")
             }
+            Some(_) if text_of(&error) != format!("{error:#}") => anyhow!(text_of(&error)),
             Some(_) if machine.qemu.is_some() => {
                 anyhow!("{error:#}: name QEMU's program with --qemu")
             }

@@ -33,16 +33,16 @@ use rustix::event::PollFlags;
 use virtio_queue::DescriptorChain;
 
 pub use fault::{Fault, RULES};
-pub use fs::{Cache, Owner};
+pub use fs::{Cache, Owner, raise_open_files};
 pub use service::MemoryRef;
 pub use socket::Endpoint;
 pub(crate) use socket::short_enough;
 pub use trace::{Trace, print};
 
 use crate::fd::{readable_by, ready};
+use crate::interrupt::FORCED_GRACE;
 use crate::output;
 use crate::prepare::Prepare;
-use crate::run::FORCED_GRACE;
 use fault::Injector;
 use fs::Share;
 use service::Service;

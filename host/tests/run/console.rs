@@ -349,6 +349,19 @@ fn a_caller_that_ignores_sigchld_gets_the_guests_status() {
     }
 }
 
+/// A parent with threads may have blocked its signals.
+#[test]
+fn a_signal_that_the_caller_has_blocked_ends_a_run() {
+    let tool = Tool::new(&[]);
+    let (hangs, has_begun) = begun(&tool, "exec sleep 1000");
+    let mut command = tool.fake(&["env", "--block-signal=TERM"], &hangs);
+    let mut child = command.spawn().unwrap();
+    until("QEMU does not start", &has_begun);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(wait(&mut child), Some(130));
+    tool.assert_nothing_is_left();
+}
+
 #[test]
 fn a_hanging_server_does_not_delay_a_signal() {
     let tool = Tool::new(&[]);
@@ -378,17 +391,21 @@ fn a_hanging_server_does_not_delay_a_signal() {
     }
 }
 
+/// A wrapper that mounts a file system on a directory for which nobody answers.
+fn hanging(dir: &'static str) -> Vec<&'static str> {
+    assert!(fs::exists("/dev/fuse").unwrap(), "no /dev/fuse");
+    let script = r#"exec 3<>/dev/fuse || exit 99
+        mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 none "$1" || exit 99
+        shift; exec "$@""#;
+    [namespace(&["--mount"]), vec!["sh", "-c", script, "sh", dir]].concat()
+}
+
 /// A run that has ended waits for its server, which may hang in a file system of the host.
 #[test]
 fn a_file_that_does_not_answer_delays_no_signal_after_the_end() {
-    assert!(fs::exists("/dev/fuse").unwrap(), "no /dev/fuse");
     let tool = Tool::new(&[]);
     fs::create_dir(tool.path("share/hangs")).unwrap();
-    // Nobody answers for this file system.
-    let script = r#"exec 3<>/dev/fuse || exit 99
-        mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 none share/hangs || exit 99
-        exec "$@""#;
-    let wrapper = [namespace(&["--mount"]), vec!["sh", "-c", script, "sh"]].concat();
+    let wrapper = hanging("share/hangs");
     let mut command = tool.firmware_command(&wrapper, "bootshare.cmd=\"cat /hangs/file\"");
     let (user, program) = terminal();
     on_terminal(command.args(["share", "--expect", "no progress"]), &program);
@@ -409,6 +426,31 @@ fn a_file_that_does_not_answer_delays_no_signal_after_the_end() {
     // It does not wait the ten seconds that the server has to end.
     let time = since.elapsed();
     assert!(time < Duration::from_secs(8), "{time:?}");
+}
+
+/// Opening a directory may wait without end, too: then there is no machine yet.
+#[test]
+fn a_directory_that_does_not_answer_delays_neither_the_limit_nor_a_signal() {
+    let tool = Tool::new(&[]);
+    let wrapper = hanging("share");
+    let kernel = tool.path("kernel");
+    fs::copy(tool.path("share/vmlinuz"), &kernel).unwrap();
+    for args in [
+        &["boot", "share"][..],
+        &["run", "--kernel", &kernel, "share"],
+    ] {
+        for (limit, signal) in [("2", None), ("1000", Some(Signal::TERM))] {
+            let mut command = tool.command(&wrapper, args);
+            let mut child = command.args(["--timeout", limit]).spawn().unwrap();
+            if let Some(signal) = signal {
+                thread::sleep(Duration::from_secs(2));
+                kill_process(Pid::from_child(&child), signal).unwrap();
+            }
+            let wanted = signal.map_or(124, |_| 130);
+            assert_eq!(wait(&mut child), Some(wanted), "{args:?}");
+            tool.assert_nothing_is_left();
+        }
+    }
 }
 
 /// Makes `terminal` the controlling terminal of the command, which starts a new session.

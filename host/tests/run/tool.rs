@@ -559,6 +559,29 @@ fn a_full_disk_leaves_nothing_behind() {
 }
 
 #[test]
+fn limits_of_the_caller_are_raised_or_named() {
+    let tool = Tool::new(&[]);
+    let limited = |limit| ["sh", "-c", "ulimit $0; exec \"$@\"", limit];
+    // A soft limit of open files is raised.
+    let mut command = tool.fake(&limited("-Sn 16"), "exit 33");
+    tool.run(&mut command).expect(0, &[]);
+    let mut command = tool.fake(&limited("-n 8"), "exit 33");
+    let remedy = "Too many open files (os error 24): raise the limit of open files (`ulimit -n";
+    tool.run(&mut command).expect(123, &[remedy]);
+    let args = ["completions", "bash"];
+    let mut command = tool.command(&limited("-f 1"), &args);
+    let file = fs::File::create(tool.path("out")).unwrap();
+    let child = command.stdout(file).stderr(Stdio::piped()).spawn().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(123), "{errors}");
+    assert!(
+        errors.contains("raise the limit of a file's size"),
+        "{errors}"
+    );
+}
+
+#[test]
 fn a_console_that_cannot_be_shown_ends_the_run() {
     let tool = Tool::new(&[]);
     let full = fs::OpenOptions::new()

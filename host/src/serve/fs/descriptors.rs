@@ -94,7 +94,10 @@ impl Clock {
 }
 
 /// Raises the process's limit of open files to the hard limit, or sets it to `wanted`.
-pub(super) fn raise_limit(wanted: Option<u64>) -> Result<()> {
+///
+/// # Errors
+/// The limit is above the hard limit.
+pub fn raise_open_files(wanted: Option<u64>) -> Result<()> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let limit = wanted.or(maximum);
     if limit != current {

@@ -42,6 +42,7 @@ use crate::syscall::OPENAT2;
 use caller::Caller;
 pub use caller::Owner;
 use descriptors::Held;
+pub use descriptors::raise_open_files;
 use entries::{Item, Listing, Stream};
 use host::{Descriptors, Key};
 use kernels::{Kernel, Kernels};
@@ -119,7 +120,7 @@ impl Share {
         open_files: Option<u64>,
     ) -> Result<Self> {
         OPENAT2.check()?;
-        descriptors::raise_limit(open_files)?;
+        raise_open_files(open_files)?;
         let mut roots = Vec::new();
         let mut devices = Vec::new();
         for dir in dirs {
