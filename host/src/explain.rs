@@ -44,7 +44,9 @@ fn remedy_of(error: &Error) -> Option<&'static str> {
         None => cause.downcast_ref::<Errno>()?.raw_os_error(),
     };
     match code {
-        libc::EMFILE | libc::ENFILE => Some("raise the limit of open files (`ulimit -n 1024`)"),
+        // The soft limit was raised to the hard one.
+        libc::EMFILE => Some("raise the hard limit of open files (`ulimit -Hn`, as root)"),
+        libc::ENFILE => Some("end other programs, or raise fs.file-max (sysctl)"),
         libc::EFBIG => Some("raise the limit of a file's size (`ulimit -f unlimited`)"),
         _ => None,
     }
@@ -78,8 +80,7 @@ mod tests {
         assert_eq!(Ok::<_, Error>(3).explain("", "").unwrap(), 3);
         let limited: Result<()> = Err(io::Error::from_raw_os_error(libc::EMFILE).into());
         let error = limited.explain("the thing", "the remedy").unwrap_err();
-        let wanted =
-            "Too many open files (os error 24): raise the limit of open files (`ulimit -n 1024`)";
+        let wanted = "Too many open files (os error 24): raise the hard limit of open files (`ulimit -Hn`, as root)";
         assert_eq!(error.to_string(), format!("the thing: {wanted}"));
         let bare = Error::from(Errno::MFILE).context("the thing");
         assert_eq!(text_of(&bare), format!("the thing: {wanted}"));

@@ -16,6 +16,9 @@ use signal_hook::low_level::{pipe, raise};
 
 use crate::fd::ready;
 
+/// The signals that end a run.
+const ENDS: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
+
 /// How long a second signal is ignored: timeout(1), for example, sends each signal twice, and the
 /// first must be able to clean up.
 const GRACE: Duration = Duration::from_secs(1);
@@ -74,9 +77,7 @@ fn register() -> io::Result<UnixStream> {
     // of children.
     signal_hook::flag::register(SIGCHLD, Arc::default())?;
     let again = Arc::new(AtomicBool::new(false));
-    let signals = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
-    unblock(&signals)?;
-    for signal in signals {
+    for signal in ENDS {
         if is_ignored(signal)? {
             continue;
         }
@@ -111,7 +112,6 @@ impl JobControl {
         read.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         pipe::register(SIGCONT, write.try_clone()?)?;
-        unblock(&[SIGCONT, SIGTSTP])?;
         // SIGTSTP comes last: handled without the rest, it would stop nothing.
         if !is_ignored(SIGTSTP)? {
             signal_hook::flag::register(SIGTSTP, Arc::clone(&stop))?;
@@ -162,13 +162,17 @@ fn is_ignored(signal: i32) -> io::Result<bool> {
     Ok(action(signal, None)?.sa_sigaction == libc::SIG_IGN)
 }
 
-/// Unblocks signals, which a parent with threads may have blocked, in this thread: it will handle them.
-fn unblock(signals: &[i32]) -> io::Result<()> {
+/// Unblocks the signals that this module handles, in this thread and in those that it starts. A parent with
+/// threads may have blocked them.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn unblock() -> io::Result<()> {
     // SAFETY: zeros are a valid `sigset_t`, as sigemptyset(3) makes it.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-    for signal in signals {
+    for signal in ENDS.into_iter().chain([SIGCONT, SIGTSTP]) {
         // SAFETY: `set` is a valid set.
-        unsafe { libc::sigaddset(&raw mut set, *signal) };
+        unsafe { libc::sigaddset(&raw mut set, signal) };
     }
     // SAFETY: `set` is a valid set, and the old one is not asked for.
     match unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, null_mut()) } {

@@ -226,20 +226,20 @@ pub(crate) fn beside(path: &Path) -> Result<NamedTempFile> {
 /// # Errors
 /// The disk is full.
 pub(crate) fn write(file: &mut NamedTempFile, path: &Path, bytes: &[u8]) -> Result<()> {
-    file.write_all(bytes)
-        .map_err(|error| nameless(&error))
+    // The errors of `NamedTempFile` have the temporary file's name, which says nothing to the user.
+    file.as_file_mut()
+        .write_all(bytes)
         .explain(failure(path), WRITABLE)
 }
 
-/// The error without the temporary file's name, which says nothing to the user.
-fn nameless(error: &io::Error) -> anyhow::Error {
+/// The error without the temporary file's name.
+fn nameless(error: &io::Error) -> io::Error {
     let text = error.to_string();
-    anyhow!(
-        text.split(" at path ")
-            .next()
-            .unwrap_or_default()
-            .to_owned()
-    )
+    let code = text.split("(os error ").nth(1).and_then(|rest| {
+        let (code, _) = rest.split_once(')')?;
+        code.parse().ok()
+    });
+    code.map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 /// Renames the file to its final name and replaces what had that name.

@@ -16,6 +16,9 @@ use crate::fd::{readable_by, ready};
 use crate::interrupt::{FORCED_GRACE, interrupted};
 use crate::lock::lock;
 
+/// How long a wait takes.
+const SLICE: Duration = Duration::from_secs(1);
+
 /// Closed when a machine runs.
 static PENDING: Mutex<Option<PipeWriter>> = Mutex::new(None);
 
@@ -38,13 +41,17 @@ pub enum Late {
 /// No thread can be started.
 pub fn watch(limit: Option<Duration>, end: impl FnOnce(Late) + Send + 'static) -> Result<()> {
     let interrupt = interrupted().context("cannot watch for signals")?;
-    let limit = limit.and_then(|limit| Instant::now().checked_add(limit));
     let (runs, pending) = pipe().context("cannot make a pipe")?;
     *lock(&PENDING) = Some(pending);
     thread::Builder::new()
         .name("startup".into())
         .spawn(move || {
             if let Ok(Some(late)) = wait(runs.as_fd(), interrupt, limit) {
+                // Kept until the process ends, so that no machine is started meanwhile.
+                let pending = lock(&PENDING);
+                if pending.is_none() {
+                    return;
+                }
                 for dir in lock(&DIRS).drain(..) {
                     // It may be gone already.
                     let _ = fs::remove_dir_all(dir);
@@ -60,25 +67,29 @@ pub fn watch(limit: Option<Duration>, end: impl FnOnce(Late) + Send + 'static) -
 fn wait(
     runs: BorrowedFd<'_>,
     interrupt: BorrowedFd<'_>,
-    limit: Option<Instant>,
+    mut limit: Option<Duration>,
 ) -> io::Result<Option<Late>> {
     let fds = [runs, interrupt].map(|fd| (fd, PollFlags::IN));
     loop {
-        let left = limit.map(|limit| limit.saturating_duration_since(Instant::now()));
-        let ready = ready(&fds, left)?;
+        let since = Instant::now();
+        let slice = limit.map(|left| left.min(SLICE));
+        let ready = ready(&fds, slice)?;
         if ready[0] {
             return Ok(None);
         } else if ready[1] {
             // Most steps end by themselves after a signal.
             let is_running = readable_by(runs, Instant::now() + FORCED_GRACE)?;
             return Ok((!is_running).then_some(Late::Interrupted));
-        } else if left == Some(Duration::ZERO) {
+        } else if limit == Some(Duration::ZERO) {
             return Ok(Some(Late::TimedOut));
         }
+        // The rest of a longer time is one in which this process was stopped.
+        let passed = since.elapsed().min(SLICE);
+        limit = limit.map(|left| left.saturating_sub(passed));
     }
 }
 
-/// A machine runs: from here on its own loop watches for signals and the limit.
+/// A machine is started: from here on its own loop watches for signals and the limit.
 pub(crate) fn ends() {
     *lock(&PENDING) = None;
 }

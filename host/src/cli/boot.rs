@@ -260,7 +260,7 @@ impl Boot {
 
     pub(super) fn run(mut self: Box<Self>) -> Result<u8> {
         if !self.dry_run {
-            watch_startup(self.timeout, Outcome::TimedOut.exit_code())?;
+            watch_startup(self.timeout, Outcome::TimedOut.exit_code(), |_| ())?;
         }
         let board = self.board.unwrap_or_else(Board::of_this_machine);
         let accel = self.host.accel;

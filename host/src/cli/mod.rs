@@ -8,13 +8,14 @@ mod man;
 mod run;
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -263,12 +264,18 @@ pub(crate) fn main() -> ExitCode {
 
 /// Sets what holds for the whole process: more open files, and an error in place of SIGXFSZ.
 fn prepare_process() -> Result<()> {
-    serve::raise_open_files(None)?;
+    // Where it matters it is tried again.
+    let _ = serve::raise_open_files(None);
     interrupt::ignore_file_size_signal().context("cannot ignore SIGXFSZ")
 }
 
-/// Ends the process if no machine runs within the time limit, with `status`, or soon after a signal.
-fn watch_startup(limit: Option<Duration>, status: u8) -> Result<()> {
+/// Ends the process if no machine runs within the time limit, with `status` and after a report of the
+/// error, or soon after a signal.
+fn watch_startup(
+    limit: Option<Duration>,
+    status: u8,
+    report: impl FnOnce(&str) + Send + 'static,
+) -> Result<()> {
     startup::watch(limit, move |late| {
         let (text, status) = match late {
             Late::Interrupted => (Interrupted.to_string(), Outcome::Interrupted.exit_code()),
@@ -279,7 +286,16 @@ fn watch_startup(limit: Option<Duration>, status: u8) -> Result<()> {
                 status,
             ),
         };
-        say_within(&error_line(text), Some(SOON));
+        say_within(&error_line(&text), Some(SOON));
+        if late == Late::TimedOut {
+            // Its files may be on the file system that does not answer.
+            let (done, is_done) = mpsc::channel();
+            thread::spawn(move || {
+                report(&text);
+                done.send(())
+            });
+            let _ = is_done.recv_timeout(SOON);
+        }
         std::process::exit(status.into())
     })
 }
@@ -289,11 +305,19 @@ fn arguments() -> Vec<OsString> {
     let mut args: Vec<_> = env::args_os().collect();
     if let Some(first) = args.get(1)
         && command().find_subcommand(first).is_none()
-        && Path::new(first).is_dir()
+        && is_dir(first)
     {
         args.insert(1, "boot".into());
     }
     args
+}
+
+/// Whether there is a directory of this name; also if its file system does not answer.
+fn is_dir(name: &OsStr) -> bool {
+    let (answer, answered) = mpsc::channel();
+    let name = PathBuf::from(name);
+    thread::spawn(move || answer.send(name.is_dir()));
+    answered.recv_timeout(SOON).unwrap_or(true)
 }
 
 /// The command line, with the tables of its help texts.

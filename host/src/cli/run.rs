@@ -5,6 +5,8 @@ use std::fs;
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,7 +15,7 @@ use clap::{Args, ValueHint};
 use bootshare_host::command::{End, How, Job, Kernel, Stage};
 use bootshare_host::explain::{Explain, Interrupted, text_of};
 use bootshare_host::modules::Modules;
-use bootshare_host::output::Planned;
+use bootshare_host::output::{Planned, SOON};
 use bootshare_host::serve::Owner;
 use bootshare_host::{Board, Machine, Outcome, Share};
 
@@ -200,11 +202,33 @@ impl Outputs {
         write(self.json.take(), format!("{object}\n").as_bytes(), limit);
     }
 
+    /// Reports that nothing was started.
+    fn write_failure(mut self, status: u8, what: String, command: String, limit: &Limit) {
+        let object = serde_json::json!({"status": status, "stage": null, "error": what});
+        self.write_json(&object, limit);
+        let case = Case {
+            command,
+            kernel: "unknown",
+            seconds: 0.0,
+            verdict: match status {
+                SKIP => Verdict::Skipped(what),
+                _ => Verdict::Broken(what, Vec::new()),
+            },
+            output: &Default::default(),
+        };
+        self.write_junit(&case, limit);
+    }
+
     fn write_junit(&mut self, case: &Case<'_>, limit: &Limit) {
         if self.junit.is_some() {
             write(self.junit.take(), case.document().as_bytes(), limit);
         }
     }
+}
+
+/// What is in `place`, which is empty then.
+fn take<T>(place: &Mutex<Option<T>>) -> Option<T> {
+    place.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// The beginning of the firmware's first line, with which a console's output begins.
@@ -241,14 +265,28 @@ impl Run {
         } else {
             Outcome::TimedOut.exit_code()
         };
-        watch_startup(limit, late)?;
-        let mut outputs = match Outputs::new(&self) {
-            Ok(outputs) => outputs,
+        let outputs = Arc::new(Mutex::new(None::<Outputs>));
+        let (theirs, words) = (Arc::clone(&outputs), command.clone());
+        watch_startup(limit, late, move |what| {
+            if let Some(outputs) = take(&theirs) {
+                let soon = Limit::after(Some(SOON), Duration::ZERO);
+                outputs.write_failure(late, what.to_owned(), words, &soon);
+            }
+        })?;
+        match Outputs::new(&self) {
+            Ok(planned) => *outputs.lock().unwrap_or_else(PoisonError::into_inner) = Some(planned),
             Err(error) if bisect => {
                 say(&error_line(format_args!("{error:#}")));
                 return Ok(SKIP);
             }
             Err(error) => return Err(error),
+        }
+        let ran = self.execute();
+        let Some(mut outputs) = take(&outputs) else {
+            // The time limit has passed, and another thread is ending the process.
+            loop {
+                thread::park();
+            }
         };
         let Ran {
             end,
@@ -256,27 +294,15 @@ impl Run {
             has_modules,
             board,
             seconds,
-        } = match self.execute() {
+        } = match ran {
             Ok(ran) => ran,
             Err(error) if error.is::<Interrupted>() => return Err(error),
             Err(error) => {
                 let what = text_of(&error);
                 let code = if bisect { SKIP } else { NOT_STARTED };
-                let object = serde_json::json!({"status": code, "stage": null, "error": what});
                 let left = Limit::after(limit, Duration::ZERO);
-                outputs.write_json(&object, &left);
-                let case = Case {
-                    command,
-                    kernel: "unknown",
-                    seconds: 0.0,
-                    verdict: match bisect {
-                        true => Verdict::Skipped(what),
-                        false => Verdict::Broken(what, Vec::new()),
-                    },
-                    output: &Default::default(),
-                };
-                outputs.write_junit(&case, &left);
-                say_within(&error_line(text_of(&error)), left.left());
+                outputs.write_failure(code, what.clone(), command, &left);
+                say_within(&error_line(what), left.left());
                 return Ok(code);
             }
         };

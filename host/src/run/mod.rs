@@ -227,17 +227,20 @@ impl Machine {
 /// # Errors
 /// It cannot be created.
 pub fn socket_dir() -> Result<TempDir> {
-    let dir = tempfile::Builder::new().prefix("bootshare-").tempdir();
-    dir.and_then(|dir| {
-        // Whatever the umask is.
-        fs::set_permissions(dir.path(), Permissions::from_mode(0o700))?;
-        startup::created(dir.path());
-        Ok(dir)
-    })
-    .explain(
-        "cannot make a directory for sockets",
-        "point TMPDIR at one that is writable and has room",
-    )
+    let private = Permissions::from_mode(0o700);
+    let mut builder = tempfile::Builder::new();
+    let dir = builder.prefix("bootshare-").permissions(private.clone());
+    dir.tempdir()
+        .and_then(|dir| {
+            // Whatever the umask is.
+            fs::set_permissions(dir.path(), private)?;
+            startup::created(dir.path());
+            Ok(dir)
+        })
+        .explain(
+            "cannot make a directory for sockets",
+            "point TMPDIR at one that is writable and has room",
+        )
 }
 
 /// The path of a socket in that directory.
@@ -292,11 +295,11 @@ impl<'a, 's> Run<'a, 's> {
             qmp: Some(qmp),
             interactive: console.is_interactive(),
         };
+        startup::ends();
         let (mut qemu, stdout) = spawn(machine, &wiring, console, narrow)?;
         let keys = qemu.child.stdin.take();
         let keys = keys.map(|stdin| Keys::new(stdin, console)).transpose()?;
         terminal.as_mut().map_or(Ok(()), Terminal::take)?;
-        startup::ends();
         let started = Instant::now();
         Ok(Self {
             machine,
@@ -328,7 +331,7 @@ impl<'a, 's> Run<'a, 's> {
         let duration = self.started.elapsed();
         self.qemu.kill();
         self.drain()?;
-        // From here on keys have their usual effects: Ctrl-C is a signal.
+        // From here on keys have their usual effects: Ctrl-C and Ctrl-Z are signals.
         if let Some(terminal) = &mut self.terminal {
             terminal.is_interactive = false;
             terminal.raw = None;
@@ -394,15 +397,22 @@ impl<'a, 's> Run<'a, 's> {
     }
 
     /// Waits until a server has ended.
-    fn wait_for_server(&self, index: usize, deadline: Instant) -> Result<Waited> {
-        let fds = [self.interrupt, self.servers[index].gone()].map(|fd| (fd, PollFlags::IN));
+    fn wait_for_server(&mut self, index: usize, mut deadline: Instant) -> Result<Waited> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
+            let job = self.terminal.as_ref().map(|terminal| terminal.job.fd());
+            let fds = [self.interrupt, self.servers[index].gone()];
+            let fds = fds.into_iter().chain(job);
+            let fds: Vec<_> = fds.map(|fd| (fd, PollFlags::IN)).collect();
             let ready = ready(&fds, Some(left)).context("cannot wait for a server")?;
             if ready[0] {
                 return Ok(Waited::Interrupted);
             } else if ready[1] {
                 return Ok(Waited::Ended);
+            } else if ready.get(2) == Some(&true) {
+                let since = Instant::now();
+                self.stop()?;
+                deadline += since.elapsed();
             } else if left.is_zero() {
                 return Ok(Waited::Late);
             }

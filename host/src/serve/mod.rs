@@ -154,7 +154,11 @@ impl Server {
     /// # Errors
     /// A directory cannot be read, or threads cannot be started.
     pub fn start(options: &Options, listener: UnixListener) -> Result<Self> {
-        let service = Arc::new(options.service()?);
+        Self::with(options.service()?, options, listener)
+    }
+
+    fn with(service: Service, options: &Options, listener: UnixListener) -> Result<Self> {
+        let service = Arc::new(service);
         let status = Arc::new(Status::new()?);
         let (ended, end) = pipe().context("cannot make a pipe")?;
         let thread = {
@@ -265,9 +269,11 @@ impl Handler {
 /// # Errors
 /// The socket cannot be created, a directory cannot be read, or the server failed.
 pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
+    // Until then signals have their default effect: a directory's file system may not answer.
+    let service = options.service()?;
     let interrupt = crate::interrupt::interrupted().context("cannot watch for signals")?;
     let (listener, _socket) = endpoint.listen()?;
-    let mut server = Server::start(options, listener)?;
+    let mut server = Server::with(service, options, listener)?;
     output::note(format_args!("listening on {endpoint}"));
     if let Err(error) = socket::tell_manager() {
         output::note(format_args!(

@@ -432,25 +432,44 @@ fn a_file_that_does_not_answer_delays_no_signal_after_the_end() {
 #[test]
 fn a_directory_that_does_not_answer_delays_neither_the_limit_nor_a_signal() {
     let tool = Tool::new(&[]);
-    let wrapper = hanging("share");
     let kernel = tool.path("kernel");
     fs::copy(tool.path("share/vmlinuz"), &kernel).unwrap();
-    for args in [
-        &["boot", "share"][..],
-        &["run", "--kernel", &kernel, "share"],
-    ] {
-        for (limit, signal) in [("2", None), ("1000", Some(Signal::TERM))] {
-            let mut command = tool.command(&wrapper, args);
-            let mut child = command.args(["--timeout", limit]).spawn().unwrap();
-            if let Some(signal) = signal {
-                thread::sleep(Duration::from_secs(2));
-                kill_process(Pid::from_child(&child), signal).unwrap();
-            }
-            let wanted = signal.map_or(124, |_| 130);
-            assert_eq!(wait(&mut child), Some(wanted), "{args:?}");
-            tool.assert_nothing_is_left();
+    let hangs = hanging("share");
+    let blocked = [hangs.clone(), vec!["env", "--block-signal=TERM"]].concat();
+    let run = ["run", "--kernel", &kernel, "share", "--json", "report"];
+    for args in [&["boot", "share"][..], &["share"], &run] {
+        fs::write(tool.path("report"), "").unwrap();
+        let mut command = tool.command(&hangs, args);
+        let mut child = command.args(["--timeout", "2"]).spawn().unwrap();
+        assert_eq!(wait(&mut child), Some(124), "{args:?}");
+        let report = fs::read_to_string(tool.path("report")).unwrap();
+        assert_eq!(report.contains("\"status\":124"), args == run, "{report}");
+        for wrapper in [&hangs, &blocked] {
+            let mut command = tool.command(wrapper, args);
+            let mut child = command.spawn().unwrap();
+            until("no handler", || handles_sigterm(child.id()));
+            kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+            assert_eq!(wait(&mut child), Some(130), "{args:?}");
         }
+        tool.assert_nothing_is_left();
     }
+    let mut command = tool.command(&hangs, &["serve", "share", "--socket", "socket"]);
+    let mut child = command.spawn().unwrap();
+    until("it does not start", || {
+        let line = fs::read(format!("/proc/{}/cmdline", child.id())).unwrap();
+        line.starts_with(tool.path("tool").as_bytes())
+    });
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(wait(&mut child), None);
+    assert!(!fs::exists(tool.path("socket")).unwrap());
+}
+
+/// Whether a process has a handler of SIGTERM (proc_pid_status(5)).
+fn handles_sigterm(process: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
+    caught & 1 << (Signal::TERM.as_raw() - 1) != 0
 }
 
 /// Makes `terminal` the controlling terminal of the command, which starts a new session.

@@ -566,7 +566,7 @@ fn limits_of_the_caller_are_raised_or_named() {
     let mut command = tool.fake(&limited("-Sn 16"), "exit 33");
     tool.run(&mut command).expect(0, &[]);
     let mut command = tool.fake(&limited("-n 8"), "exit 33");
-    let remedy = "Too many open files (os error 24): raise the limit of open files (`ulimit -n";
+    let remedy = "Too many open files (os error 24): raise the hard limit of open files";
     tool.run(&mut command).expect(123, &[remedy]);
     let args = ["completions", "bash"];
     let mut command = tool.command(&limited("-f 1"), &args);
@@ -575,10 +575,10 @@ fn limits_of_the_caller_are_raised_or_named() {
     let output = child.wait_with_output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(123), "{errors}");
-    assert!(
-        errors.contains("raise the limit of a file's size"),
-        "{errors}"
-    );
+    let remedy = "raise the limit of a file's size";
+    assert!(errors.contains(remedy), "{errors}");
+    let mut command = tool.command(&limited("-f 1"), &["man", "pages"]);
+    tool.run(&mut command).expect(123, &["pages/", remedy]);
 }
 
 #[test]
