@@ -289,12 +289,7 @@ fn watch_startup(
         say_within(&error_line(&text), Some(SOON));
         if late == Late::TimedOut {
             // Its files may be on the file system that does not answer.
-            let (done, is_done) = mpsc::channel();
-            thread::spawn(move || {
-                report(&text);
-                done.send(())
-            });
-            let _ = is_done.recv_timeout(SOON);
+            answer_of(move || report(&text));
         }
         std::process::exit(status.into())
     })
@@ -312,12 +307,19 @@ fn arguments() -> Vec<OsString> {
     args
 }
 
-/// Whether there is a directory of this name; also if its file system does not answer.
+/// Whether there is a directory of this name, or its file system does not answer.
 fn is_dir(name: &OsStr) -> bool {
-    let (answer, answered) = mpsc::channel();
     let name = PathBuf::from(name);
-    thread::spawn(move || answer.send(name.is_dir()));
-    answered.recv_timeout(SOON).unwrap_or(true)
+    answer_of(move || name.is_dir()).unwrap_or(true)
+}
+
+/// What `work` returns; `None` if it takes too long, or if no thread can be started for it.
+fn answer_of<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (answer, answered) = mpsc::channel();
+    let work = move || answer.send(work());
+    // If it fails, the channel is closed.
+    let _ = thread::Builder::new().spawn(work);
+    answered.recv_timeout(SOON).ok()
 }
 
 /// The command line, with the tables of its help texts.
