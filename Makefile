@@ -167,7 +167,7 @@ $(ARCHES:%=examples-%): examples-%: setup-build
 .PHONY: payload
 payload: setup-build
 	$(BARE_CARGO) build --profile firmware -p bootshare-test-payload --target x86_64-unknown-none $(BARE_FLAGS)
-	@install -CD $(TARGET)/x86_64-unknown-none/firmware/bootshare-test-payload target/payload/x86_64.elf
+	@install -CD "$(TARGET)/x86_64-unknown-none/firmware/bootshare-test-payload" target/payload/x86_64.elf
 
 TESTED = --workspace $(HOSTED) --features bootshare/loader,$(EMBEDDED)
 
@@ -177,9 +177,9 @@ TESTED = --workspace $(HOSTED) --features bootshare/loader,$(EMBEDDED)
 test: export RUST_TEST_THREADS ?= $(shell expr $$(nproc) + 2)
 test: setup-test lint package firmware minimal init examples payload
 	@# What failed, and why, is told once more at the end: the whole output has thousands of lines.
-	@rm -f target/passed; \
-	{ cargo test $(TESTED) --no-fail-fast 2>&1 && touch target/passed; } | tee target/test.log; \
-	if ! rm target/passed 2>/dev/null; then \
+	@passed=$$(mktemp -u target/passed.XXXXXX); \
+	{ cargo test $(TESTED) --no-fail-fast 2>&1 && touch "$$passed"; } | tee target/test.log; \
+	if ! rm "$$passed" 2>/dev/null; then \
 		echo 'The failures, from target/test.log:'; \
 		grep -aA3 -e "^thread .* panicked at" -e '^error' target/test.log; exit 1; \
 	fi

@@ -260,7 +260,8 @@ mod tests {
         let spool = Spool::to(writer).unwrap();
         let full = File::options().read(true).write(true).open("/dev/full");
         spool.queue.lock().file = Some(full.unwrap());
-        let text = text(2 << 20);
+        // More than what the memory and the pipe take.
+        let text = text(4 << 20);
         let mut parts = text.chunks(AT_A_TIME);
         while spool.has_room() {
             spool.push(parts.next().unwrap());

@@ -21,7 +21,8 @@ use bootshare_host::guest::Parts;
 use bootshare_host::modules::Modules;
 use bootshare_host::{Accel, Arch, Board, Machine, Outcome};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::fs::Mode;
+use rustix::process::{Pid, Signal, kill_process, umask};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 use tempfile::TempDir;
@@ -133,6 +134,8 @@ impl Ran {
 
 impl Tree {
     fn new(arch: Arch) -> Self {
+        // Other users must reach the files.
+        umask(Mode::WGRP | Mode::WOTH);
         let dir = tempfile::tempdir().unwrap();
         for name in ["root/bin", "root/etc", "root/home/me", "root/data/sub"] {
             fs::create_dir_all(dir.path().join(name)).unwrap();

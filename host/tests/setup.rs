@@ -26,8 +26,13 @@ impl Host {
         for (name, script) in stubs {
             let path = bin.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            let draft = dir.path().join("draft");
+            fs::write(&draft, format!("#!/bin/sh\n{script}\n")).unwrap();
+            // A program that is open for writing cannot be executed, and another test's child may have a copy
+            // of the descriptor for a moment.
+            let mut install = Command::new("install");
+            let status = install.args(["-m", "755"]).args([&draft, &path]).status();
+            assert!(status.unwrap().success());
         }
         for name in TOOLS {
             let real = ["/usr/bin", "/bin"].map(|dir| Path::new(dir).join(name));

@@ -36,8 +36,8 @@ pub(super) enum Key {
     Other,
 }
 
-/// Longest time between the bytes of one key.
-const WITHIN: Duration = Duration::from_millis(200);
+/// Longest time between the bytes of one key. QEMU may pass them one by one, and be delayed on a busy host.
+const WITHIN: Duration = Duration::from_millis(500);
 /// Most bytes of one key.
 const MAX_SEQUENCE: usize = 16;
 /// Most bytes to read in search of a key that is held down.

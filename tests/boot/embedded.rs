@@ -208,7 +208,7 @@ pub(crate) fn reads_all_files_at_once(board: Board) {
     let dir = empty_dir(&format!("embedded-at-once-{board:?}"));
     let mut machine = machine(board, Server::Embedded, demo_share(board.arch()), "");
     // The first two READs are those of the kernel's head and of the command line.
-    machine.fault = Some("delay=5s@READ:3".parse().unwrap());
+    machine.fault = Some("delay=9s@READ:3".parse().unwrap());
     machine.thread_pool_size = Some(2);
     machine.trace = Some(dir.join("trace"));
     assert_eq!(run(&machine).outcome, Outcome::PowerOff);
@@ -221,7 +221,7 @@ pub(crate) fn reads_all_files_at_once(board: Board) {
     };
     let kernel = board.arch().kernel_name();
     let initrd = line(["READ", "/initrd.img"]);
-    assert!(initrd < line([kernel, "(fault: delay 5s)"]), "{table}");
+    assert!(initrd < line([kernel, "(fault: delay 9s)"]), "{table}");
 }
 
 /// The firmware names each fault of a faulty server, and the trace records it.
@@ -278,12 +278,17 @@ pub(crate) fn faults(board: Board) {
 /// However a run ends, no file of the share stays open in this process.
 pub(crate) fn leaves_nothing(board: Board) {
     let share = empty_dir(&format!("embedded-left-{board:?}"));
+    let share = fs::canonicalize(share).unwrap();
     let open_files = || {
         let entries = fs::read_dir("/proc/self/fd").unwrap();
         let targets = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
         targets.filter(|target| target.starts_with(&share)).count()
     };
-    fs::write(share.join("file"), "content").unwrap();
+    let path = share.join("file");
+    fs::write(&path, "content").unwrap();
+    let file = fs::File::open(&path).unwrap();
+    assert_eq!(open_files(), 1);
+    drop(file);
     for (options, args) in [
         ("bootshare.cmd=\"cat /file\"", &[][..]),
         // QEMU fails at its start; QEMU is killed during the run.

@@ -152,9 +152,10 @@ pub(crate) fn killed_after_init(board: Board) {
     );
     expect_failure(&run);
     expect_lost(&run, demo::TAG);
-    // One deadline until the share is lost, one more for the attempt to resume it.
+    // One deadline until the share is lost, one more for the attempt to resume it. Before it is killed, the
+    // server may be late as well.
     let resets = |line: &&String| line.contains("resetting the device");
-    assert_eq!(run.lines.iter().filter(resets).count(), 2);
+    assert!(run.lines.iter().filter(resets).count() >= 2);
     assert_eq!(run.find(&["no kernel"]), None);
 }
 
@@ -229,7 +230,10 @@ pub(crate) fn stopped_for_less_than_the_deadline(board: Board) {
 /// At the device reset QEMU waits for its stopped server, and so does the firmware.
 pub(crate) fn stopped_for_longer(board: Board) {
     let share = share("long-stop", board, &["large"], SMALLER);
-    let options = SHORT.replace("debug", "trace");
+    // Longer than the others, because a server that goes on may be late.
+    let options = SHORT
+        .replace("debug", "trace")
+        .replace("deadline=3", "deadline=8");
     let run = run_with(
         &with_memory(board, Server::Rust, &share, &options),
         &mut [
@@ -240,7 +244,7 @@ pub(crate) fn stopped_for_longer(board: Board) {
             }),
         ],
     );
-    run.line(&[&stalled(demo::TAG)]);
+    run.line(&[&stalled(demo::TAG).replace("3000", "8000")]);
     run.line(&["bootshare: share bootshare: resumed"]);
     expect_whole(&run, &share);
 }

@@ -11,7 +11,7 @@ use crate::entries::{expect_boot, gzip, other_model, share, words, write};
 use crate::kernels::{
     X86_CODE, arm64_elf, changed, padded, reserve, uki_of, vmlinux_of, x86_elf, zboot_of,
 };
-use crate::lab::{Run, Server, demo_share, machine, run, sha256};
+use crate::lab::{Run, Server, demo_share, empty_dir, machine, run, sha256};
 use crate::shared::target;
 
 /// The words that the x86-64 boards add to a command line without them.
@@ -374,7 +374,7 @@ fn wrong_unified(board: Board) -> Vec<Wrong> {
     let linux = demo.join(board.arch().kernel_name());
     let text = demo.join("cmdline");
     let with = |section: &str, name: &str| {
-        let path = target().join("tmp").join(name);
+        let path = empty_dir(&format!("wrong-unified-{board:?}")).join(name);
         let sections = [(section, &*linux), (".cmdline", &*text)];
         uki_of(board.arch(), &sections, &path);
         fs::read(&path).unwrap()

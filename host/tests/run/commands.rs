@@ -477,12 +477,12 @@ fn after_a_silent_boot_a_hint_says_what_may_be_missing() {
         120,
         &["\nbootshare-host: the kernel showed nothing: name its console with"],
     );
-    let ran = tool_.run(tool_.fake(&[], "exec sleep 1000").args(["-t", "1"]));
+    let ran = tool_.run(tool_.fake(&[], "exec sleep 1000").args(["-t", "10"]));
     ran.expect(
         124,
         &["\nbootshare-host: the console showed nothing, not even the firmware's"],
     );
-    let ran = tool_.run(tool_.fake(&[], "exec sleep 1000").args(["-t", "1", "-q"]));
+    let ran = tool_.run(tool_.fake(&[], "exec sleep 1000").args(["-t", "10", "-q"]));
     ran.expect(124, &[]);
     assert_eq!(ran.errors.lines().count(), 1, "{ran:?}");
 }

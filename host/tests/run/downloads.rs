@@ -378,13 +378,14 @@ fn a_download_that_is_interrupted_leaves_nothing_behind() {
         lab.kernel("linux-image-1");
         lab.write("slow", slow);
         if slow.is_empty() {
-            lab.write("broken", "1\n");
+            // Each attempt takes one line.
+            lab.write("broken", "1\n1\n1\n1\n");
         }
         let mut command = lab.command(&DEMO);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let deadline = Instant::now() + LIMIT;
         let has_begun = || match slow {
-            "" => lab.dir.join("broken").metadata().unwrap().len() == 0,
+            "" => lab.dir.join("broken").metadata().unwrap().len() < 8,
             _ => lab.dir.join("begun").exists(),
         };
         while !has_begun() {
@@ -402,6 +403,8 @@ fn a_download_that_is_interrupted_leaves_nothing_behind() {
         assert!(errors.ends_with("error: interrupted\n"), "{slow}: {errors}");
         lab.tool.assert_nothing_is_left();
         assert_eq!(fs::read_dir(lab.dir.join("parts")).unwrap().count(), 0);
-        assert!(lab.read("log").matches("-q update\n").count() < 2, "{slow}");
+        // A late signal comes in a later attempt.
+        let attempts = lab.read("log").matches("-q update\n").count();
+        assert!(attempts < 2 || slow.is_empty(), "{slow}");
     }
 }

@@ -125,8 +125,8 @@ fn a_server_that_dies_under_a_running_machine_ends_the_run() {
     machine.server = Some(script(
         dir.path(),
         &format!(
-            "case $1 in --help) exec {server} --help ;; esac\n\
-             {server} \"$@\" &\nsleep 2\nkill -9 $!\necho died >&2\nexit 9\n"
+            "case $1 in --help) exec '{server}' --help ;; esac\n\
+             '{server}' \"$@\" &\nsleep 2\nkill -9 $!\necho died >&2\nexit 9\n"
         ),
     ));
     let outcome = run(&machine).outcome;

@@ -59,6 +59,8 @@ impl Tool {
     pub(crate) fn new(servers: &[&Path]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let share = demo_share(Arch::X86_64);
+        // Other users must reach the files.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         let open = |path: &Path| {
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
         };
@@ -671,7 +673,7 @@ fn the_console_decides_the_result_of_a_boot_test() {
     ran.expect(1, &[said, last]);
 
     let mut command = tool.linux(&[], None);
-    command.args(["--timeout=2", "--expect=never", "--qemu-arg=-S"]);
+    command.args(["--timeout=10", "--expect=never", "--qemu-arg=-S"]);
     let ran = tool.run(&mut command);
     ran.expect(
         124,

@@ -79,7 +79,7 @@ impl Process {
 
     /// The number of files of the share that the server has open.
     fn open_files(&self) -> usize {
-        let share = self.share();
+        let share = fs::canonicalize(self.share()).unwrap();
         let fds = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
         let targets = fds.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
         targets

@@ -119,7 +119,7 @@ fn a_ring_is_polled_between_requests_in_quick_succession_only() {
         is_answered
     });
     let processors = thread::available_parallelism().unwrap().get();
-    assert_eq!(polls, processors > 1);
+    assert!(polls || processors == 1);
     // A delayed server may find a request in its last look before it sleeps.
     let sleeps = (0..10).any(|_| {
         thread::sleep(NEVER);
