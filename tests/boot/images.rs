@@ -12,7 +12,6 @@ use crate::kernels::{
     X86_CODE, arm64_elf, changed, padded, reserve, uki_of, vmlinux_of, x86_elf, zboot_of,
 };
 use crate::lab::{Run, Server, demo_share, empty_dir, machine, run, sha256};
-use crate::shared::target;
 
 /// The words that the x86-64 boards add to a command line without them.
 const TIMING: &str = "tsc_early_khz=2000000 no_timer_check";
