@@ -67,13 +67,21 @@ make_tree() {
     [ "$(id -u)" = 0 ] || unshare --user --map-root-user true 2>/dev/null || as_root=(sudo -n)
     local mirror
     mirror=$(host/archive.sh)
-    rm -rf "$trees/$name.new"
-    mkdir -p "$trees/$name.new"
     # If an ordinary user unpacks the tar archive, that user owns all files and can serve and delete them; root
-    # keeps the owners. The lists of a mirror may be older than their expiry date allows.
-    "${as_root[@]}" mmdebstrap --quiet --variant=minbase --format=tar --include="$packages" "${hooks[@]}" \
-        --aptopt='Acquire::Check-Valid-Until "false"' "$release" - ${mirror:+"$mirror"} </dev/null |
-        tar -C "$trees/$name.new" --numeric-owner --exclude='./dev/*' -x
+    # keeps the owners. The lists of a mirror may be older than their expiry date allows. A mirror may fail for a
+    # moment.
+    local attempts=3
+    while
+        rm -rf "$trees/$name.new"
+        mkdir -p "$trees/$name.new"
+        ! "${as_root[@]}" mmdebstrap --quiet --variant=minbase --format=tar --include="$packages" "${hooks[@]}" \
+            --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Retries "3"' \
+            "$release" - ${mirror:+"$mirror"} </dev/null |
+            tar -C "$trees/$name.new" --numeric-owner --exclude='./dev/*' -x
+    do
+        attempts=$((attempts - 1))
+        [ "$attempts" -gt 0 ] || return 1
+    done
     chmod u+rwx "$trees/$name.new"
     mv "$trees/$name.new" "$trees/$name"
 }
