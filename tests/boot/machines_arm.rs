@@ -143,7 +143,7 @@ pub(crate) fn leaves_the_state_as_it_was(board: Board) {
                 ..machine.clone()
             };
             let direct = state(&run(&direct), rows.len());
-            machine.fault = Some("delay=5ms@READ".parse().unwrap());
+            machine.fault = Some("delay=50ms@READ".parse().unwrap());
             let loaded = run(&machine);
             let rests = loaded.line(&["bootshare: trace: rested ", " times"]);
             assert!(!rests.contains("rested 0 times"), "{rests}");
