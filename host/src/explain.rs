@@ -20,11 +20,17 @@ impl<T, E: Into<Error>> Explain<T> for Result<T, E> {
         self.map_err(|cause| match cause.into() {
             // An interruption by the user is no fault and needs no remedy.
             cause if cause.is::<Interrupted>() => cause,
-            cause => match remedy_of(&cause) {
-                Some(limit) => anyhow!("{what}: {cause:#}: {limit}"),
-                None => anyhow!("{what}: {cause:#}: {remedy}"),
-            },
+            cause => remedied(&cause.context(what.to_string()), remedy),
         })
+    }
+}
+
+/// Adds the remedy to an error that names the thing already. If a limit of the process is the cause, its
+/// remedy is added instead.
+pub(crate) fn remedied(error: &Error, remedy: impl Display) -> Error {
+    match remedy_of(error) {
+        Some(limit) => anyhow!("{error:#}: {limit}"),
+        None => anyhow!("{error:#}: {remedy}"),
     }
 }
 

@@ -16,7 +16,7 @@ mod fd;
 pub mod guest;
 pub mod interrupt;
 pub mod kvm;
-mod lock;
+pub mod lock;
 pub mod modules;
 pub mod output;
 pub mod prepare;

@@ -361,12 +361,14 @@ pub const SOON: Duration = Duration::from_millis(500);
 /// How much a pipe takes in one piece.
 const PIPE_BUF: usize = 4096;
 
+/// A message on one line, whatever names it contains.
+pub fn one_line(what: impl Display) -> String {
+    what.to_string().replace('\n', "\\n")
+}
+
 /// Prints a message of a thread that has other work than to wait for a reader.
 pub(crate) fn note(what: impl Display) {
-    let text = format!(
-        "bootshare-host: {}\n",
-        what.to_string().replace('\n', "\\n")
-    );
+    let text = format!("bootshare-host: {}\n", one_line(what));
     say(text.as_bytes(), Some(Duration::from_secs(1)));
 }
 

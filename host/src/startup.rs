@@ -16,7 +16,7 @@ use crate::fd::{readable_by, ready};
 use crate::interrupt::{FORCED_GRACE, interrupted};
 use crate::lock::lock;
 
-/// How long a wait takes.
+/// The longest single wait.
 const SLICE: Duration = Duration::from_secs(1);
 
 /// Closed when a machine runs.

@@ -3,6 +3,9 @@
 // `make test` sets the feature, unless there is no rustup.
 #![cfg(feature = "embed-init")]
 
+#[path = "run/install.rs"]
+mod install;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -27,20 +30,14 @@ use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 use tempfile::TempDir;
 
+use install::install;
+
 /// The time limit of a test, long enough for a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
 fn parts(arch: Arch) -> Parts {
     let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest");
     Parts::fetch(arch, None, &cache).unwrap()
-}
-
-/// Copies a program, in a child process: a program that this process has open for writing, and so each child that
-/// another test starts at the same time, cannot be executed.
-fn install(from: &Path, to: &Path) {
-    let mut command = Command::new("install");
-    let status = command.args(["-m", "755"]).arg(from).arg(to).status();
-    assert!(status.unwrap().success(), "cannot copy {}", from.display());
 }
 
 /// The directory of a kernel's unpacked packages.

@@ -1,12 +1,17 @@
 //! Tests of the messages of `host/setup.sh` on machines where it cannot install anything, or may not. Such a
 //! machine has only the programs that the test provides and those that the script itself runs.
 
+#[path = "run/install.rs"]
+mod install;
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
+
+use install::install;
 
 /// The programs that the script runs to find out what is missing.
 const TOOLS: [&str; 10] = [
@@ -28,11 +33,7 @@ impl Host {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             let draft = dir.path().join("draft");
             fs::write(&draft, format!("#!/bin/sh\n{script}\n")).unwrap();
-            // A program that is open for writing cannot be executed, and another test's child may have a copy
-            // of the descriptor for a moment.
-            let mut install = Command::new("install");
-            let status = install.args(["-m", "755"]).args([&draft, &path]).status();
-            assert!(status.unwrap().success());
+            install(&draft, &path);
         }
         for name in TOOLS {
             let real = ["/usr/bin", "/bin"].map(|dir| Path::new(dir).join(name));

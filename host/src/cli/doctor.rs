@@ -285,10 +285,7 @@ fn version(text: &str) -> Option<&str> {
 /// Boots the firmware, which reads a file from a share: everything that a boot needs except a
 /// kernel.
 fn trial(board: Board, firmware: &Path, accel: Accel) -> Result<String> {
-    let share = tempfile::tempdir().explain(
-        "cannot make a directory to share",
-        "point TMPDIR at one that is writable and has room",
-    )?;
+    let share = tempfile::tempdir().explain("cannot make a directory to share", run::TMPDIR)?;
     fs::write(share.path().join(TRIAL_FILE), TRIAL_TEXT).context("cannot write to a share")?;
     let mut machine = Machine::new(board, firmware);
     machine.shares = vec![Share::new(demo::TAG, share.path())];

@@ -128,7 +128,7 @@ impl Image {
         file.write_all(bytes).context("cannot fill a memfd")?;
         // Not `std::process::id`: /proc may be of an outer PID namespace (`unshare --pid` alone).
         let own =
-            fs::read_link("/proc/self").context("cannot read /proc/self: mount proc at /proc")?;
+            fs::read_link("/proc/self").explain("cannot read /proc/self", "mount proc at /proc")?;
         let path = format!("/proc/{}/fd/{}", own.display(), file.as_raw_fd());
         Ok(Self {
             path: path.into(),

@@ -418,7 +418,7 @@ fn cache(name: &str) -> Result<PathBuf> {
 
 /// An error message on one line, whatever names it contains.
 fn error_line(what: impl std::fmt::Display) -> String {
-    let what = what.to_string().replace('\n', "\\n");
+    let what = output::one_line(what);
     format!("bootshare-host: {ERROR}error:{ERROR:#} {what}\n")
 }
 
@@ -525,7 +525,7 @@ impl Sub {
                     quote(place.as_os_str()),
                     board.name()
                 );
-                note(&text.replace('\n', "\\n"));
+                note(&output::one_line(text));
             }
             Self::Qemu(qemu) => {
                 let cache = qemu.cache.map_or_else(|| cache("qemu"), Ok)?;

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use clap::{Args, ValueHint};
 
 use bootshare_host::command::{End, How, Job, Kernel, Stage};
 use bootshare_host::explain::{Explain, Interrupted, text_of};
+use bootshare_host::lock::lock;
 use bootshare_host::modules::Modules;
 use bootshare_host::output::{Planned, SOON};
 use bootshare_host::serve::Owner;
@@ -226,11 +227,6 @@ impl Outputs {
     }
 }
 
-/// What is in `place`, which is empty then.
-fn take<T>(place: &Mutex<Option<T>>) -> Option<T> {
-    place.lock().unwrap_or_else(PoisonError::into_inner).take()
-}
-
 /// The beginning of the firmware's first line, with which a console's output begins.
 const VERSION_LINE: &[u8] = b"bootshare: version ";
 
@@ -268,13 +264,13 @@ impl Run {
         let outputs = Arc::new(Mutex::new(None::<Outputs>));
         let (theirs, words) = (Arc::clone(&outputs), command.clone());
         watch_startup(limit, late, move |what| {
-            if let Some(outputs) = take(&theirs) {
+            if let Some(outputs) = lock(&theirs).take() {
                 let soon = Limit::after(Some(SOON), Duration::ZERO);
                 outputs.write_failure(late, what.to_owned(), words, &soon);
             }
         })?;
         match Outputs::new(&self) {
-            Ok(planned) => *outputs.lock().unwrap_or_else(PoisonError::into_inner) = Some(planned),
+            Ok(planned) => *lock(&outputs) = Some(planned),
             Err(error) if bisect => {
                 say(&error_line(format_args!("{error:#}")));
                 return Ok(SKIP);
@@ -282,7 +278,7 @@ impl Run {
             Err(error) => return Err(error),
         }
         let ran = self.execute();
-        let Some(mut outputs) = take(&outputs) else {
+        let Some(mut outputs) = lock(&outputs).take() else {
             // The time limit has passed, and another thread is ending the process.
             loop {
                 thread::park();

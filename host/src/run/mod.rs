@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use rustix::event::PollFlags;
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -23,7 +23,7 @@ pub use outcome::{EXIT_STATUSES, Outcome, Report};
 pub use servers::Servers;
 
 use crate::console::{Console, Keys, RETRY, RawMode};
-use crate::explain::{Explain, text_of};
+use crate::explain::{Explain, remedied};
 use crate::fd::{read_rest, read_some, ready};
 use crate::interrupt::{FORCED_GRACE, JobControl, interrupted};
 use crate::process::{Errors, Process};
@@ -221,6 +221,9 @@ impl Machine {
     }
 }
 
+/// The remedy for a temporary directory that cannot be made.
+pub const TMPDIR: &str = "point TMPDIR at one that is writable and has room";
+
 /// Creates a temporary directory for a run's sockets, which only this user can enter: a connection
 /// controls the machine.
 ///
@@ -237,10 +240,7 @@ pub fn socket_dir() -> Result<TempDir> {
             startup::created(dir.path());
             Ok(dir)
         })
-        .explain(
-            "cannot make a directory for sockets",
-            "point TMPDIR at one that is writable and has room",
-        )
+        .explain("cannot make a directory for sockets", TMPDIR)
 }
 
 /// The path of a socket in that directory.
@@ -805,13 +805,15 @@ fn spawn(
         match error.root_cause().downcast_ref::<io::Error>() {
             Some(cause) if cause.kind() == io::ErrorKind::NotFound => {
                 let package = machine.board.arch().qemu_package();
-                anyhow!("{error:#}: install QEMU (Debian: apt-get install {package}), or name it with --qemu")
+                let remedy = format!(
+                    "install QEMU (Debian: apt-get install {package}), or name it with --qemu"
+                );
+                remedied(&error, remedy)
             }
-            Some(_) if text_of(&error) != format!("{error:#}") => anyhow!(text_of(&error)),
             Some(_) if machine.qemu.is_some() => {
-                anyhow!("{error:#}: name QEMU's program with --qemu")
+                remedied(&error, "name QEMU's program with --qemu")
             }
-            Some(_) => anyhow!("{error:#}: `bootshare-host doctor` looks for what is missing"),
+            Some(_) => remedied(&error, "`bootshare-host doctor` looks for what is missing"),
             None => error,
         }
     })?;

@@ -300,15 +300,18 @@ fn a_text_is_printed_completely_or_an_error() {
     let completions = || tool_.command(&[], &["completions", "bash"]);
     for args in [&["completions", "bash"][..], &["--help"], &["--version"]] {
         let full = fs::OpenOptions::new().write(true).open("/dev/full");
-        let mut command = tool_.command(&[], args);
-        let ran = command.stdout(full.unwrap()).output().unwrap();
-        let errors = String::from_utf8_lossy(&ran.stderr);
-        assert_eq!(ran.status.code(), Some(123), "{errors}");
-        let line = "bootshare-host: error: cannot write to standard output: ";
-        assert!(
-            errors.starts_with(line) && errors.lines().count() == 1,
-            "{errors}"
-        );
+        let unwritable = fs::File::open("/dev/null");
+        for stdout in [full, unwritable] {
+            let mut command = tool_.command(&[], args);
+            let ran = command.stdout(stdout.unwrap()).output().unwrap();
+            let errors = String::from_utf8_lossy(&ran.stderr);
+            assert_eq!(ran.status.code(), Some(123), "{errors}");
+            let line = "bootshare-host: error: cannot write to standard output: ";
+            assert!(
+                errors.starts_with(line) && errors.lines().count() == 1,
+                "{errors}"
+            );
+        }
     }
 
     // A reader like head(1) has enough.

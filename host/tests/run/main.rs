@@ -5,6 +5,7 @@
 mod commands;
 mod console;
 mod downloads;
+mod install;
 mod parts;
 #[path = "../../../tests/boot/shared.rs"]
 mod shared;

@@ -1,11 +1,11 @@
 //! Helpers that the tests of runs share.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use bootshare_host::Arch;
 
+pub(crate) use crate::install::install;
 use crate::shared;
 pub(crate) use crate::shared::{LIMIT, rust_server, target};
 
@@ -27,12 +27,4 @@ pub(crate) fn demo_share(arch: Arch) -> PathBuf {
             dir
         })
         .clone()
-}
-
-/// Copies a program, in a child process. If this process opened the copy for writing, a child that another test
-/// starts at the same time would inherit the descriptor, and a program that is open for writing cannot be executed.
-pub(crate) fn install(from: &Path, to: &Path) {
-    let mut command = Command::new("install");
-    let status = command.args(["-m", "755"]).arg(from).arg(to).status();
-    assert!(status.unwrap().success(), "cannot copy {}", from.display());
 }

@@ -12,9 +12,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bootshare_host::{Arch, Board, demo};
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::retry_on_intr;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, umask};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use tempfile::TempDir;
 
@@ -60,7 +60,7 @@ impl Tool {
         let dir = tempfile::tempdir().unwrap();
         let share = demo_share(Arch::X86_64);
         // Other users must reach the files.
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        umask(Mode::WGRP | Mode::WOTH);
         let open = |path: &Path| {
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
         };
@@ -565,11 +565,14 @@ fn limits_of_the_caller_are_raised_or_named() {
     let tool = Tool::new(&[]);
     let limited = |limit| ["sh", "-c", "ulimit $0; exec \"$@\"", limit];
     // A soft limit of open files is raised.
-    let mut command = tool.fake(&limited("-Sn 16"), "exit 33");
+    let mut command = tool.fake(&limited("-Sn 8"), "exit 33");
     tool.run(&mut command).expect(0, &[]);
     let mut command = tool.fake(&limited("-n 8"), "exit 33");
     let remedy = "Too many open files (os error 24): raise the hard limit of open files";
     tool.run(&mut command).expect(123, &[remedy]);
+    // The program has a stack of its own.
+    let mut command = tool.command(&limited("-s 128"), &["boot", "--help"]);
+    tool.run(&mut command).expect(0, &[]);
     let args = ["completions", "bash"];
     let mut command = tool.command(&limited("-f 1"), &args);
     let file = fs::File::create(tool.path("out")).unwrap();
@@ -728,6 +731,11 @@ fn a_directory_may_have_any_name() {
             }
         }
     }
+    // The command that is printed is right for a shell.
+    let parts = target().join("guest").canonicalize().unwrap();
+    let args = ["demo", "--parts", parts.to_str().unwrap(), "--", "-a b;c"];
+    let ran = tool.run(&mut tool.command(&[], &args));
+    ran.expect(0, &["`bootshare-host boot './-a b;c' -b "]);
 }
 
 #[test]
