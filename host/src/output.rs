@@ -149,6 +149,11 @@ fn own_stream(path: &Path) -> Option<BorrowedFd<'static>> {
 /// # Errors
 /// It may not.
 pub(crate) fn check(path: &Path, what: &str, is_ours: impl Fn(&[u8]) -> bool) -> Result<()> {
+    check_by(rustix::process::geteuid().as_raw(), path, what, is_ours)
+}
+
+/// The same for the user with this number.
+fn check_by(user: u32, path: &Path, what: &str, is_ours: impl Fn(&[u8]) -> bool) -> Result<()> {
     ensure!(
         !path.as_os_str().as_bytes().ends_with(b"/"),
         "{}: it is a directory: name a file",
@@ -170,7 +175,7 @@ pub(crate) fn check(path: &Path, what: &str, is_ours: impl Fn(&[u8]) -> bool) ->
     let dir = fs::metadata(dir_of(path)).explain(failure(path), WRITABLE)?;
     let owners = [found.uid(), dir.uid()];
     ensure!(
-        may_replace(dir.mode(), owners, rustix::process::geteuid().as_raw()),
+        may_replace(dir.mode(), owners, user),
         "{}: it belongs to another user, in a directory with the sticky bit: choose another name",
         failure(path)
     );
@@ -449,6 +454,15 @@ mod tests {
         ] {
             assert_eq!(may_replace(dir, owners, 9), may, "{dir:o} {owners:?}");
             assert!(may_replace(dir, owners, 0));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "").unwrap();
+        let other = rustix::process::geteuid().as_raw() + 1;
+        for (mode, is_refused) in [(0o777, false), (0o1777, true)] {
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let checked = check_by(other, &path, EARLIER, |_| true);
+            assert_eq!(checked.is_err(), is_refused, "{checked:?}");
         }
     }
 

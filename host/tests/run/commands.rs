@@ -298,11 +298,18 @@ fn without_a_command_the_commands_are_listed() {
 fn a_text_is_printed_completely_or_an_error() {
     let tool_ = Tool::new(&[]);
     let completions = || tool_.command(&[], &["completions", "bash"]);
-    for args in [&["completions", "bash"][..], &["--help"], &["--version"]] {
+    for args in [
+        &["completions", "bash"][..],
+        &["--help"],
+        &["--version"],
+        &["doctor"],
+    ] {
         let full = fs::OpenOptions::new().write(true).open("/dev/full");
         let unwritable = fs::File::open("/dev/null");
         for stdout in [full, unwritable] {
             let mut command = tool_.command(&[], args);
+            // `doctor` finds no QEMU there, and ends soon.
+            command.env("PATH", "/nonexistent");
             let ran = command.stdout(stdout.unwrap()).output().unwrap();
             let errors = String::from_utf8_lossy(&ran.stderr);
             assert_eq!(ran.status.code(), Some(123), "{errors}");

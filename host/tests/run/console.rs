@@ -402,14 +402,21 @@ fn hanging(dir: &'static str) -> Vec<&'static str> {
 
 /// A run that has ended waits for its server, which may hang in a file system of the host.
 #[test]
-fn a_file_that_does_not_answer_delays_no_signal_after_the_end() {
+fn a_file_that_does_not_answer_delays_neither_a_signal_nor_the_limit_after_the_end() {
     let tool = Tool::new(&[]);
     fs::create_dir(tool.path("share/hangs")).unwrap();
     let wrapper = hanging("share/hangs");
-    let mut command = tool.firmware_command(&wrapper, "bootshare.cmd=\"cat /hangs/file\"");
+    let command = |limit| {
+        let options = "bootshare.cmd=\"cat /hangs/file\"";
+        let mut command = tool.firmware_command(&wrapper, options, limit);
+        command.args(["share", "--expect", "no progress"]);
+        command
+    };
+    let mut first = command(2 * LIMIT);
     let (user, program) = terminal();
-    on_terminal(command.args(["share", "--expect", "no progress"]), &program);
-    let mut child = command.spawn().unwrap();
+    on_terminal(&mut first, &program);
+    let start = Instant::now();
+    let mut child = first.spawn().unwrap();
     let has_qemu = || {
         let found = tool.processes();
         found
@@ -418,6 +425,7 @@ fn a_file_that_does_not_answer_delays_no_signal_after_the_end() {
     };
     until("QEMU does not start", has_qemu);
     until("QEMU does not end", || !has_qemu());
+    let end = start.elapsed();
     // Now a key sends a signal.
     until("the terminal stays raw", || !is_raw(&program));
     let since = Instant::now();
@@ -426,6 +434,15 @@ fn a_file_that_does_not_answer_delays_no_signal_after_the_end() {
     // It does not wait the ten seconds that the server has to end.
     let time = since.elapsed();
     assert!(time < Duration::from_secs(9), "{time:?}");
+
+    // A limit within these ten seconds.
+    let limit = end + Duration::from_secs(4);
+    let since = Instant::now();
+    let ran = tool.run(&mut command(limit));
+    let time = since.elapsed();
+    // A busy machine may show the text only after the limit.
+    assert!(matches!(ran.status, Some(0 | 124)), "{ran:?}");
+    assert!(time < limit + Duration::from_secs(4), "{time:?}, {limit:?}");
 }
 
 /// Opening a directory may wait without end, too: then there is no machine yet.

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use vhost::VhostBackend;
 
-use crate::rig::{AVAILABLE, Guest, LOOKUP, MEMORY, OPEN, RING, words};
+use crate::rig::{AVAILABLE, Guest, LOOKUP, MEMORY, NEVER, OPEN, RING, words};
 
 const FORGET: u32 = 2;
 const GETATTR: u32 = 3;
@@ -521,4 +521,30 @@ fn the_socket_of_a_running_server_is_not_replaced() {
     );
     assert!(process.dir.path().join("socket").exists());
     drop(process.guest());
+}
+
+/// A thread that waits for a file system of the host does not delay the end of `serve`.
+#[test]
+fn a_file_that_does_not_answer_does_not_delay_the_end() {
+    assert!(fs::exists("/dev/fuse").unwrap(), "no /dev/fuse");
+    let map = match rustix::process::geteuid().is_root() {
+        true => "",
+        false => "--map-root-user",
+    };
+    // Nobody answers for the file system that is mounted in the share.
+    let before = format!(
+        "mkdir share/hangs; exec unshare {map} --mount sh -c 'exec 3<>/dev/fuse; \
+         mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 none share/hangs || exit 99; \
+         exec \"$0\" \"$@\"' \"$0\" \"$@\";"
+    );
+    let process = Process::listening(&before, &[]);
+    let mut guest = process.guest();
+    guest.send(LOOKUP, 1, b"hangs\0", 8192);
+    assert!(!guest.is_answered(NEVER.try_into().unwrap()));
+    let since = Instant::now();
+    let (status, rest) = process.end();
+    let time = since.elapsed();
+    assert_eq!((status, &*rest), (Some(0), ""));
+    // It does not wait the ten seconds that a thread has to end.
+    assert!(time < Duration::from_secs(9), "{time:?}");
 }
