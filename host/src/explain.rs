@@ -53,6 +53,9 @@ fn remedy_of(error: &Error) -> Option<&'static str> {
         // The soft limit was raised to the hard one.
         libc::EMFILE => Some("raise the hard limit of open files (`ulimit -Hn`, as root)"),
         libc::ENFILE => Some("end other programs, or raise fs.file-max (sysctl)"),
+        libc::EAGAIN => Some(
+            "end other programs, or raise the limit of processes (`ulimit -u`, a container's pids.max)",
+        ),
         libc::EFBIG => Some("raise the limit of a file's size (`ulimit -f unlimited`)"),
         _ => None,
     }

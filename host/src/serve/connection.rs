@@ -16,6 +16,7 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 use super::device::{Device, Workers};
 use super::service::Service;
 use super::status::{Status, event, raise};
+use crate::explain::text_of;
 use crate::fd::{either, ready};
 use crate::lock::lock;
 use crate::output;
@@ -67,7 +68,8 @@ pub(super) fn serve(
     tag: &str,
 ) {
     let served = (|| -> Result<()> {
-        let workers = Arc::new(Workers::new(service, status, threads)?);
+        let workers = Workers::new(service, status, threads).context("cannot start threads")?;
+        let workers = Arc::new(workers);
         let mut connection: Option<Connection> = None;
         loop {
             let mut fds = vec![(status.stop.as_fd(), PollFlags::IN)];
@@ -116,7 +118,7 @@ pub(super) fn serve(
         }
     })();
     if let Err(error) = served {
-        status.fail(&format!("{error:#}"));
+        status.fail(&text_of(&error));
     }
 }
 
@@ -136,7 +138,7 @@ fn connect(
         .spawn(move || {
             let _end: PipeWriter = end;
             if let Err(error) = converse(&workers, stream, request_queues) {
-                status.note(format!("{error:#}"), false);
+                status.note(text_of(&error), false);
             }
         })
         .context("cannot start a thread")?;
@@ -162,7 +164,7 @@ impl Drop for HangUp<'_> {
 fn converse(workers: &Arc<Workers>, stream: UnixStream, request_queues: usize) -> Result<()> {
     stream.set_read_timeout(Some(MESSAGE_LIMIT))?;
     let peer = stream.try_clone()?;
-    let device = Device::new(workers, request_queues, event()?)?;
+    let device = Device::new(workers, request_queues, event()?).context("cannot start threads")?;
     let lost = device.lost();
     let device = Arc::new(Mutex::new(device));
     let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));

@@ -577,6 +577,15 @@ fn limits_of_the_caller_are_raised_or_named() {
     let mut command = tool.fake(&limited("-n 8"), "exit 33");
     let remedy = "Too many open files (os error 24): raise the hard limit of open files";
     tool.run(&mut command).expect(123, &[remedy]);
+    // No limit of processes applies to root.
+    let user: &[_] = match rustix::process::geteuid().is_root() {
+        true => &["setpriv", "--reuid=65534", "--clear-groups"],
+        false => &[],
+    };
+    let few = [user, &["prlimit", "--nproc=1"]].concat();
+    let ran = tool.run(&mut tool.fake(&few, "exit 33"));
+    let remedy = "Resource temporarily unavailable (os error 11): end other programs, or raise the limit of processes";
+    ran.expect(123, &[remedy]);
     // The program has a stack of its own.
     let mut command = tool.command(&limited("-s 128"), &["boot", "--help"]);
     tool.run(&mut command).expect(0, &[]);
