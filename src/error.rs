@@ -45,7 +45,7 @@ pub enum Error {
         /// The deadline, in milliseconds.
         after_ms: u32,
     },
-    /// The device cannot be set up.
+    /// The device cannot be set up or used.
     Device(DeviceError),
     /// An earlier error ended the session: resume the share first, and then the file.
     Disconnected,
@@ -55,7 +55,7 @@ pub enum Error {
     Cancelled,
 }
 
-/// Why a device cannot be set up (virtio 1.2, section 3.1).
+/// Why a device cannot be set up (virtio 1.2, section 3.1) or used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceError {

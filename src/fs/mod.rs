@@ -6,7 +6,8 @@
 //! target starts there. The client resolves every path itself, with one LOOKUP for each component,
 //! so no path can lead a server out of the share.
 //!
-//! Nothing is cached: each call asks the host, and the answer is true for that moment only.
+//! Nothing is cached except the attributes in an open [`File`] or [`Dir`]: every other call asks the host, and
+//! the answer is true for that moment only.
 #![forbid(unsafe_code)]
 
 mod dir;
@@ -37,9 +38,9 @@ const _: () = assert!(fuse::TARGET_MAX < PAGE_SIZE);
 
 /// A mounted share.
 ///
-/// An error after which the host cannot be trusted ([`Error::TimedOut`], or [`Error::Protocol`] for a
-/// fault in a virtqueue) disconnects the share: the device is reset and every call gives [`Error::Disconnected`], until
-/// [`Share::resume`].
+/// An error after which the host cannot be trusted ([`Error::TimedOut`], `DeviceError::NeedsReset`, or
+/// [`Error::Protocol`] for a fault in a virtqueue) disconnects the share: the device is reset and every call
+/// gives [`Error::Disconnected`], until [`Share::resume`].
 ///
 /// Files and directories borrow the share; several can be open at once. Dropping the share resets the
 /// device; [`Share::unmount`] sends DESTROY to the host before.
@@ -274,8 +275,9 @@ impl<T: Transport, C: Clock, H: Hal> Share<T, C, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::TimedOut`] or another error if the host no longer answers; the device is reset in any
-    /// case.
+    /// [`Error::TimedOut`] or another error if the host no longer answers; the device's reset is requested
+    /// in any case. [`DeviceError::ResetNotConfirmed`](crate::DeviceError::ResetNotConfirmed) if the device
+    /// does not confirm it: then it may still write to memory of the pool.
     pub fn unmount(self) -> Result<(), Error> {
         self.client.end()
     }

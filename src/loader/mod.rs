@@ -64,7 +64,7 @@ use time_line::{Stage, TimeLine};
 
 /// Runs the boot flow on `board` with the options on its command line. This is what a board's firmware calls.
 ///
-/// It ends by starting a payload or by [`Board::exit`].
+/// It ends by starting a payload, or by [`Board::exit`], [`Board::power_off`], [`Board::reset`] or a halt.
 ///
 /// # Safety
 ///
@@ -106,11 +106,15 @@ pub unsafe fn run<B: Board + 'static>(mut board: B) -> ! {
     let end = attended::work(&flow, state, &mut arena);
     let unmounted = shares.unmount();
     match end {
+        End::Start(_) if !shares.are_reset() => {
+            log::error!("nothing is started, because a device may still write to memory");
+            B::exit(ExitStatus::Failure)
+        }
         End::Start(hand_off) => {
             time_line.reach(Stage::HandOff);
             log::debug!("{time_line}");
-            // SAFETY: `Flow` has loaded a checked payload of this architecture into free memory, and all shares
-            // were unmounted and their devices reset.
+            // SAFETY: `Flow` has loaded a checked payload of this architecture into free memory, all shares were
+            // unmounted, and their devices have confirmed the reset.
             unsafe { board.start(&hand_off) }
         }
         #[cfg(feature = "shell")]

@@ -7,7 +7,7 @@ use super::{
     time_line::{Stage, TimeLine},
 };
 use crate::{
-    Error,
+    DeviceError, Error,
     boot::{
         memory::PlacementError,
         options::{MAX_TAGS, Options},
@@ -45,7 +45,7 @@ pub(super) struct Found {
 /// Why a device cannot be used.
 pub(super) enum Problem {
     Transport(crate::transport::TransportError),
-    Device(crate::DeviceError),
+    Device(DeviceError),
 }
 
 impl fmt::Display for Problem {
@@ -66,6 +66,8 @@ pub(super) struct Shares<B: Board> {
     /// The mounted shares, in the order in which their entries are tried. A path without a tag refers to the
     /// first one.
     pub mounted: Vec<Mount<B>, MAX_SHARES>,
+    /// Whether a device has not confirmed its reset: it may still write to memory.
+    unconfirmed: bool,
 }
 
 /// Reads a file through `buffer` and calls `each` with consecutive pieces. Returns the size in bytes.
@@ -95,6 +97,7 @@ impl<B: Board> Shares<B> {
         let shares = Self {
             found: Vec::new(),
             mounted: Vec::new(),
+            unconfirmed: false,
         };
         arena.keep("list of shares", shares)
     }
@@ -129,6 +132,7 @@ impl<B: Board> Shares<B> {
                 && let Err(error) = self.mount_one(address, transport, board.clock(), session)
             {
                 log::error!("{address}: {error}");
+                self.note(error);
             }
         }
         let named = self.mounted.len() > 1;
@@ -237,11 +241,21 @@ impl<B: Board> Shares<B> {
                 Ok(()) | Err(Error::Disconnected) => {}
                 Err(error) => {
                     log::error!("share {tag}: {error}");
+                    self.note(error);
                     outcome = Err(Failed);
                 }
             }
         }
         outcome
+    }
+
+    fn note(&mut self, error: Error) {
+        self.unconfirmed |= matches!(error, Error::Device(DeviceError::ResetNotConfirmed));
+    }
+
+    /// Whether all devices have confirmed the reset after their use, so that none of them writes to memory.
+    pub fn are_reset(&self) -> bool {
+        self.mounted.is_empty() && !self.unconfirmed
     }
 
     /// The share and the path that `word` refers to: `TAG:PATH`, or a path in the first share.

@@ -54,11 +54,13 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
     /// # Errors
     ///
     /// [`Error::Device`] if the device can't be set up, [`Error::TimedOut`] if the host does not
-    /// answer, [`Error::Protocol`] if it offers no version that this client knows.
+    /// answer, [`Error::Protocol`] if it offers no version that this client knows. Whatever the error was,
+    /// it is logged, and [`DeviceError::ResetNotConfirmed`] is returned, if the device then does not confirm
+    /// its reset.
     pub fn start(transport: T, clock: C, options: Options) -> Result<Self, Error> {
         let session = Mutex::new(Session::start(transport, options)?);
         let client = Self { session, clock };
-        client.connect()?;
+        client.connect().or_else(|error| client.reset(Err(error)))?;
         Ok(client)
     }
 
@@ -273,8 +275,12 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
     /// # Errors
     ///
     /// [`Error::TimedOut`] or [`Error::Protocol`]; the device is reset in any case.
-    /// [`DeviceError::ResetNotConfirmed`] if it does not confirm its reset.
+    /// [`DeviceError::ResetNotConfirmed`] if it does not confirm its reset; another error is logged then.
     pub fn end(self) -> Result<(), Error> {
+        self.reset(self.say_goodbye())
+    }
+
+    fn say_goodbye(&self) -> Result<(), Error> {
         let epoch = self.epoch();
         self.wait(&mut |session| {
             session.check(epoch)?;
@@ -283,16 +289,26 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         // Sent once, whatever the answer: for the server, the session is over.
         match self.exchange(epoch, &Destroy, &mut [], 0) {
             // virtiofsd completes DESTROY without writing a reply.
-            Err(Error::Protocol(Violation::ReplyLength)) | Ok(()) => {}
+            Err(Error::Protocol(Violation::ReplyLength)) | Ok(()) => Ok(()),
             // A server may not implement DESTROY.
-            Err(Error::Host(_)) => {}
-            Err(error) => return Err(error),
+            Err(Error::Host(_)) => Ok(()),
+            Err(error) => Err(error),
         }
+    }
+
+    /// Resets the device at the end of a session that ended so. If that fails, it is the more important error,
+    /// because the device may then still write to memory.
+    fn reset(&self, ended: Result<(), Error>) -> Result<(), Error> {
         self.lock().disconnect();
         self.settle();
-        let is_reset = self.lock().is_reset();
-        let confirmed = is_reset.then_some(());
-        confirmed.ok_or(DeviceError::ResetNotConfirmed.into())
+        if self.lock().is_reset() {
+            return ended;
+        }
+        match ended {
+            Ok(()) | Err(Error::Device(DeviceError::ResetNotConfirmed)) => {}
+            Err(error) => log::error!("share {}: {error}", self.tag()),
+        }
+        Err(DeviceError::ResetNotConfirmed.into())
     }
 }
 

@@ -4,7 +4,7 @@
 //! Floor 3. It knows devices and the wire, and nothing of paths or files. A [`Session`] is a state
 //! machine that never waits and has no clock; a [`Client`] waits for it, with the platform's
 //! [`Clock`](crate::hal::Clock). `unsafe` is in the modules `memory`, `ring` and `transfer`, and here
-//! where descriptor chains are added to the rings.
+//! where buffers are lent and descriptor chains are added to the rings.
 //!
 //! # Borrowed buffers
 //!
@@ -401,6 +401,9 @@ impl<T: Transport, H: Hal> Session<T, H> {
     /// Asks the device for an interrupt after each completion, or for none (virtio 1.2, section 2.7.7).
     /// At the start there are none. [Poll](Session::poll) once more before you sleep: there is no
     /// interrupt for a completion that came before this call.
+    ///
+    /// `pci::probe` and `pci::scan` disable the device's interrupt pin: clear `INTERRUPT_DISABLE` in its
+    /// command register afterwards. There is no support for MSI-X.
     ///
     /// The interrupt handler only has to call [`Session::acknowledge`] and wake the code that polls.
     /// A timer must wake it too, after the time that [`Session::tick`] returned.

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::machine::{Boot, End, boot, boot_from, device_tree, kernel, uki};
 use bootshare::fuse::Errno;
 use bootshare::loader::Architecture::{self, Aarch64, X86_64};
-use bootshare_test_device::{Device, Opcode, Reply, Tree};
+use bootshare_test_device::{Device, Opcode, Reply, Tree, raw::Reset};
 use std::slice::from_ref;
 
 /// Paths and contents: `KERNEL` stands for a kernel, `-> PATH` for a link.
@@ -931,6 +931,29 @@ fn addons_that_cannot_be_looked_up_fail_the_entry() {
     let booted = boot_from(Aarch64, vec![device], "");
     booted.line("bootshare: error: /loader/addons: ");
     booted.lacks("starting");
+}
+
+/// Such a device may write to the memory that the payload gets.
+#[test]
+fn nothing_is_started_if_a_device_does_not_confirm_its_reset() {
+    let device = || Device::new(tree(Aarch64, &[("vmlinuz", "KERNEL")]));
+    for queues in [None, Some(vec![128, 3])] {
+        let stuck = device();
+        let fails_to_mount = queues.is_some();
+        stuck.quirk(|quirks| {
+            quirks.queues = queues.unwrap_or(std::mem::take(&mut quirks.queues));
+            quirks.reset = Reset::NeverAfter(1);
+        });
+        let booted = boot_from(Aarch64, vec![device(), stuck], "");
+        booted.line("vmlinuz, by its conventional name");
+        booted.line(
+            "bootshare: error: nothing is started, because a device may still write to memory",
+        );
+        assert_eq!(booted.end, End::Failed);
+        if fails_to_mount {
+            booted.line("a virtqueue has 3 entries");
+        }
+    }
 }
 
 #[test]
