@@ -80,8 +80,11 @@
 //! | `embedded-io` | yes | `embedded_io::Read` and `Seek` for [`File`], `Error` for [`Error`] |
 //! | `boot` | no | parsers and planners for boot entries, kernel images, memory, device trees |
 //! | `minimal` | no | the boot flow, for entries of the Boot Loader Specification and conventional names; implies `boot`, `mmio`, `pci` |
-//! | `elf`, `extlinux`, `packed`, `shell`, `uki` | no | what the boot flow can do besides: ELF programs, `extlinux.conf`, compressed arm64 kernels, menu and shell, unified kernel images |
+//! | `elf`, `extlinux`, `packed`, `shell`, `uki` | no | what the boot flow can do besides: ELF programs, `extlinux.conf`, compressed arm64 kernels, menu and shell, unified kernel images; each implies `minimal` |
+//! | `digest` | no | SHA-256 of files; implied by `shell` and `uki` |
 //! | `loader` | no | all of it: what the firmware images are made of |
+//!
+//! The crate needs Rust 1.88, the examples 1.95.
 //!
 //! # Where to read on
 //!

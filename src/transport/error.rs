@@ -39,7 +39,7 @@ impl fmt::Display for TransportError {
             Self::Capability(name) => write!(
                 f,
                 "its PCI capability for the {name} is missing or malformed; \
-                 a modern virtio device is needed (QEMU: disable-modern=off)"
+                 a modern virtio device is needed"
             ),
             Self::Bar { bar, address: 0 } => write!(
                 f,

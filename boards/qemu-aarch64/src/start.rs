@@ -24,7 +24,7 @@
 //!    executable only in the 2 MiB of the image. `mapping` refines this from the device tree.
 //! 4. `VBAR` points to our vectors. Every exception is fatal and is reported on its own stack.
 //! 5. Floating point and SIMD do not trap: the compiler uses them.
-//! 6. `.bss` is zero, `sp` is the end of a 64 KiB stack, interrupts stay masked.
+//! 6. `.bss` is zero, `sp` is the end of a 128 KiB stack, interrupts stay masked.
 //! 7. `x0` is unchanged, and `x1` is the timer's count on entry.
 //!
 //! # Names of the EL2 registers

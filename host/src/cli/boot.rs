@@ -118,11 +118,11 @@ pub(super) struct Boot {
     /// Use this virtiofsd [default: the embedded server]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::CommandName)]
     server: Option<PathBuf>,
-    /// Number of request queues of each share
+    /// Number of request queues of each share, 1 to 8
     #[arg(long, default_value_t = 1, value_name = "N",
         value_parser = value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)))]
     request_queues: u32,
-    /// Number of threads that answer requests, in addition to one thread for each queue
+    /// Number of threads that answer requests, in addition to one thread for each queue [default: 2 of the embedded server]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(0..=MAX_THREADS as i64))]
     thread_pool_size: Option<u32>,
     /// How long the guest may cache names, attributes and content: none, auto or always
@@ -159,7 +159,7 @@ pub(super) struct Boot {
     /// Print the accelerator and QEMU's command line
     #[arg(short, long)]
     verbose: bool,
-    /// Print only errors, each on one line
+    /// Print only errors and the server's warnings, each on one line
     #[arg(short, long, conflicts_with = "verbose")]
     quiet: bool,
 }

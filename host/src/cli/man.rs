@@ -18,7 +18,7 @@ const ENVIRONMENT: [(&str, &str); 5] = [
     ),
     (
         "TMPDIR",
-        "The directory for sockets, and for console text that standard output has not accepted yet.",
+        "The directory for sockets, for the kernel and the initrd of run, and for console text that standard output has not accepted yet.",
     ),
     (
         "XDG_CACHE_HOME, HOME",
@@ -77,14 +77,16 @@ fn render<'a>(
 ) -> Result<Vec<u8>> {
     let failed = NOT_STARTED.to_string();
     let failure = (&*failed, "failure, with an error line");
+    let signal = ("130", "SIGINT, SIGTERM, SIGHUP or SIGQUIT ended it");
     type Rows<'a> = Vec<(&'a str, &'a str)>;
     let (statuses, examples): (Rows<'_>, Rows<'_>) = match command.get_name() {
         "boot" => (EXIT_STATUSES.into(), boot::EXAMPLES.into()),
         "run" => (run::EXIT_STATUSES.into(), run::EXAMPLES.into()),
         "doctor" => {
             let found = ("1", "something failed that every boot needs");
-            (vec![("0", "success"), found, failure], Vec::new())
+            (vec![("0", "success"), found, failure, signal], Vec::new())
         }
+        "demo" | "qemu" => (vec![("0", "success"), failure, signal], Vec::new()),
         _ if command.has_subcommands() => {
             let others = ("other", "see the pages of boot, run and doctor");
             let examples = boot::EXAMPLES.into_iter().chain(run::EXAMPLES);

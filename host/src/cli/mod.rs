@@ -119,7 +119,7 @@ enum Sub {
 
 /// Serve directories to a QEMU that you start yourself, until a signal arrives
 ///
-/// The share is read-only. One QEMU is served at a time, one after the other. The exit status is 0
+/// The share is read-only. It serves one QEMU at a time; when that ends, the next may connect. The exit status is 0
 /// after a signal (with --once, also after the end of QEMU), and 123 if the server could not start or failed.
 ///
 /// Omitted on purpose: writing, sandboxes (the server opens nothing outside of the directories and needs no
@@ -145,7 +145,7 @@ struct Serve {
     /// The share's name in messages and traces
     #[arg(long, default_value = demo::TAG)]
     tag: String,
-    /// Number of request queues that a QEMU may use
+    /// Number of request queues that a QEMU may use, 1 to 8
     #[arg(long, default_value_t = 1, value_name = "N",
         value_parser = value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)))]
     request_queues: u32,

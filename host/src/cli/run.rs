@@ -69,7 +69,7 @@ pub(super) const EXIT_STATUSES: [(&str, &str); 12] = [
     ("124", "the time limit passed"),
     (
         "125",
-        "with --bisect: the command was not started; this replaces all other statuses except 130",
+        "with --bisect: the command was not started, for any reason but a signal",
     ),
     ("130", "SIGINT, SIGTERM, SIGHUP or SIGQUIT ended the run"),
 ];
@@ -95,7 +95,7 @@ pub(super) struct Run {
     /// Words for the kernel's command line; repeatable
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     cmdline: Vec<String>,
-    /// A variable for the command's environment; repeatable
+    /// A variable for the command's environment, which has none of the caller's; repeatable
     #[arg(long = "env", value_name = "NAME=VALUE")]
     environment: Vec<OsString>,
     /// Who runs the command, a user's name in the tree or a number [default: root]

@@ -188,7 +188,7 @@ pub const EXIT_STATUSES: [(&str, &str); 10] = [
     ),
     (
         "2 to 63",
-        "a failure to which the firmware gave this number",
+        "other firmware or a payload ended with this status; Bootshare's own gives 0 or 1",
     ),
     ("120", "the guest reset: a reboot, or a panic that reboots"),
     ("121", "QEMU failed"),

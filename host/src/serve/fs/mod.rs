@@ -64,7 +64,7 @@ pub enum Cache {
     /// For a second; content until the file changes
     #[default]
     Auto,
-    /// For ever: for directories that do not change
+    /// For a day: for directories that do not change
     Always,
 }
 
