@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use rustix::stdio::stdin;
 use rustix::termios::{self, OptionalActions, OutputModes, Termios};
 
 use crate::fd::ready;
+use crate::lock::lock;
 
 /// Where the guest's console goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +76,11 @@ fn may_read() -> bool {
 
 /// A terminal on standard input that is in raw mode until this is dropped.
 pub(crate) struct RawMode {
-    saved: Termios,
     raw: Termios,
 }
+
+/// The terminal's settings before raw mode.
+static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
 
 impl RawMode {
     /// Enters raw mode; `None` if this process is in the background now.
@@ -89,9 +93,21 @@ impl RawMode {
         raw.make_raw();
         // Output processing stays on: a guest may end its lines with a bare newline.
         raw.output_modes |= OutputModes::OPOST;
-        let mode = Self { saved, raw };
+        *lock(&SAVED) = Some(saved);
+        let mode = Self { raw };
         mode.enter_again()?;
         Ok(Some(mode))
+    }
+
+    /// Leaves raw mode, for all threads.
+    pub(crate) fn leave() {
+        if let Some(saved) = lock(&SAVED).take()
+            && has_terminal()
+        {
+            // Do not wait until the output has drained: it may be stopped (Ctrl-S). An error is
+            // ignored: the terminal may be gone (SIGHUP).
+            let _ = termios::tcsetattr(stdin(), OptionalActions::Now, &saved);
+        }
     }
 
     /// Enters raw mode again: a shell may have changed the settings while this process was stopped.
@@ -105,11 +121,7 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        if has_terminal() {
-            // Do not wait until the output has drained: it may be stopped (Ctrl-S). An error is
-            // ignored: the terminal may be gone (SIGHUP).
-            let _ = termios::tcsetattr(stdin(), OptionalActions::Now, &self.saved);
-        }
+        Self::leave();
     }
 }
 

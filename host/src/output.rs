@@ -4,11 +4,13 @@
 
 use std::fmt::Display;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Write, pipe};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
@@ -71,8 +73,15 @@ impl Planned {
             Some(file) => write_within(file.as_fd(), bytes, limit)
                 .explain(failure(&self.path), "name a place that takes all of it"),
             None => {
-                check(&self.path, EARLIER, self.is_ours)?;
-                replace(&self.path, bytes)
+                let (path, bytes) = (self.path.clone(), bytes.to_vec());
+                let replaced = within(limit, move || {
+                    check(&path, EARLIER, self.is_ours)?;
+                    replace(&path, &bytes)
+                });
+                replaced.explain(
+                    failure(&self.path),
+                    "name a place on a file system that answers",
+                )?
             }
         }
     }
@@ -316,34 +325,78 @@ pub fn say(text: &[u8], limit: Option<Duration>) {
 
 /// Writes `text`. It gives up after `limit`, and soon after a signal.
 fn write_within(to: BorrowedFd<'_>, text: &[u8], limit: Option<Duration>) -> io::Result<()> {
-    let mut end = limit.and_then(|limit| Instant::now().checked_add(limit));
-    let mut interrupt = interrupt::registered();
+    let mut patience = Patience::new(limit);
     let mut rest = text;
     while !rest.is_empty() {
-        let mut fds = vec![(to, PollFlags::OUT)];
-        fds.extend(interrupt.map(|fd| (fd, PollFlags::IN)));
-        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
-        // poll(2) fails if not even two files may be open.
-        let ready = ready(&fds, left).unwrap_or_else(|_| vec![true]);
-        if ready.get(1) == Some(&true) {
-            interrupt = None;
-            let soon = Instant::now() + SOON;
-            end = Some(end.map_or(soon, |end| end.min(soon)));
-        } else if ready[0] {
-            // A pipe that is ready has space for this much (pipe(7)), so the write does not wait.
-            match rustix::io::write(to, &rest[..rest.len().min(PIPE_BUF)]) {
-                Ok(count) => rest = &rest[count..],
-                Err(Errno::INTR | Errno::AGAIN) => {}
-                Err(error) => return Err(error.into()),
-            }
-        } else if left == Some(Duration::ZERO) {
+        if !patience.wait((to, PollFlags::OUT)) {
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 format!("{} bytes were not read in time", rest.len()),
             ));
         }
+        // A pipe that is ready has space for this much (pipe(7)), so the write does not wait.
+        match rustix::io::write(to, &rest[..rest.len().min(PIPE_BUF)]) {
+            Ok(count) => rest = &rest[count..],
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(())
+}
+
+/// Does work that may wait for a file system without end. It gives up after `limit`, and soon after a signal.
+fn within<T: Send + 'static>(
+    limit: Option<Duration>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<Result<T>, io::Error> {
+    let (done, end) = pipe()?;
+    let (answer, answered) = mpsc::channel();
+    thread::Builder::new().spawn(move || {
+        let _ = answer.send(work());
+        drop(end);
+    })?;
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
+    match Patience::new(limit).wait((done.as_fd(), PollFlags::IN)) {
+        true => answered.recv().map_err(|_| late()),
+        false => Err(late()),
+    }
+}
+
+/// How long is waited for others: until a time limit, and not long after a signal.
+struct Patience {
+    end: Option<Instant>,
+    interrupt: Option<BorrowedFd<'static>>,
+}
+
+impl Patience {
+    fn new(limit: Option<Duration>) -> Self {
+        Self {
+            end: limit.and_then(|limit| Instant::now().checked_add(limit)),
+            interrupt: interrupt::registered(),
+        }
+    }
+
+    /// Waits for an event; returns `false` if it did not come in time.
+    fn wait(&mut self, event: (BorrowedFd<'_>, PollFlags)) -> bool {
+        loop {
+            let mut fds = vec![event];
+            fds.extend(self.interrupt.map(|fd| (fd, PollFlags::IN)));
+            let left = self
+                .end
+                .map(|end| end.saturating_duration_since(Instant::now()));
+            // poll(2) fails if not even two files may be open.
+            let ready = ready(&fds, left).unwrap_or_else(|_| vec![true]);
+            if ready.get(1) == Some(&true) {
+                self.interrupt = None;
+                let soon = Instant::now() + SOON;
+                self.end = Some(self.end.map_or(soon, |end| end.min(soon)));
+            } else if ready[0] {
+                return true;
+            } else if left == Some(Duration::ZERO) {
+                return false;
+            }
+        }
+    }
 }
 
 /// Standard output without a buffer. It also waits for its reader if another process that shares the

@@ -1,31 +1,63 @@
-//! The time until a machine runs. Opening a directory or a file may wait without end, on NFS without its
+//! The time in which no machine runs. Opening a directory or a file may wait without end, on NFS without its
 //! server for example, and neither a signal nor the time limit would have an effect.
 
 use std::fs;
-use std::io::{self, PipeWriter, pipe};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::mpsc;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::event::PollFlags;
 
-use crate::fd::{readable_by, ready};
+use crate::fd::ready;
 use crate::interrupt::{FORCED_GRACE, interrupted};
 use crate::lock::lock;
+use crate::output::SOON;
 
 /// The longest single wait.
 const SLICE: Duration = Duration::from_secs(1);
 
-/// Closed when a machine runs.
-static PENDING: Mutex<Option<PipeWriter>> = Mutex::new(None);
+static WATCH: Mutex<Watch> = Mutex::new(Watch {
+    is_wanted: false,
+    is_armed: false,
+    left: None,
+    dirs: Vec::new(),
+});
 
-/// The temporary directories that were created.
-static DIRS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// Notified when the watch is armed.
+static ARMED: Condvar = Condvar::new();
 
-/// Why the process is ended before a machine runs.
+struct Watch {
+    /// Whether [`watch`] was called.
+    is_wanted: bool,
+    /// Whether no machine runs.
+    is_armed: bool,
+    /// What was left of the time limit at a moment.
+    left: Option<(Instant, Duration)>,
+    /// The temporary directories that were created.
+    dirs: Vec<PathBuf>,
+}
+
+impl Watch {
+    /// What is left of the time limit now. The rest of a longer time than a slice is one in which this process
+    /// was stopped.
+    fn left(&self) -> Option<Duration> {
+        let (at, left) = self.left?;
+        Some(left.saturating_sub(at.elapsed().min(SLICE)))
+    }
+
+    fn arm(&mut self, left: Option<Duration>) {
+        self.left = left.map(|left| (Instant::now(), left));
+        self.is_armed = true;
+        ARMED.notify_one();
+    }
+}
+
+/// Why the process is ended while no machine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Late {
     /// The time limit has passed.
@@ -35,66 +67,88 @@ pub enum Late {
 }
 
 /// Starts a thread that ends the process if no machine runs after `limit`, or soon after a signal. It
-/// deletes the temporary directories and calls `end`, which must end the process.
+/// calls `end`, deletes the temporary directories, and exits with the status that `end` has returned.
 ///
 /// # Errors
 /// No thread can be started.
-pub fn watch(limit: Option<Duration>, end: impl FnOnce(Late) + Send + 'static) -> Result<()> {
+pub fn watch(limit: Option<Duration>, end: impl Fn(Late) -> u8 + Send + 'static) -> Result<()> {
     let interrupt = interrupted().context("cannot watch for signals")?;
-    let (runs, pending) = pipe().context("cannot make a pipe")?;
-    *lock(&PENDING) = Some(pending);
+    let mut watch = lock(&WATCH);
     thread::Builder::new()
         .name("startup".into())
         .spawn(move || {
-            if let Ok(Some(late)) = wait(runs.as_fd(), interrupt, limit) {
-                // Kept until the process ends, so that no machine is started meanwhile.
-                let pending = lock(&PENDING);
-                if pending.is_none() {
-                    return;
-                }
-                for dir in lock(&DIRS).drain(..) {
-                    // It may be gone already.
-                    let _ = fs::remove_dir_all(dir);
-                }
-                end(late);
-            }
+            // Without poll(2) there is no watch.
+            let _ = work(interrupt, end);
         })
         .context("cannot start a thread")?;
+    watch.is_wanted = true;
+    watch.arm(limit);
     Ok(())
 }
 
-/// Waits until a machine runs; otherwise returns what was first.
-fn wait(
-    runs: BorrowedFd<'_>,
-    interrupt: BorrowedFd<'_>,
-    mut limit: Option<Duration>,
-) -> io::Result<Option<Late>> {
-    let fds = [runs, interrupt].map(|fd| (fd, PollFlags::IN));
+fn work(interrupt: BorrowedFd<'_>, end: impl Fn(Late) -> u8) -> io::Result<()> {
     loop {
-        let since = Instant::now();
-        let slice = limit.map(|left| left.min(SLICE));
-        let ready = ready(&fds, slice)?;
-        if ready[0] {
-            return Ok(None);
-        } else if ready[1] {
-            // Most steps end by themselves after a signal.
-            let is_running = readable_by(runs, Instant::now() + FORCED_GRACE)?;
-            return Ok((!is_running).then_some(Late::Interrupted));
-        } else if limit == Some(Duration::ZERO) {
-            return Ok(Some(Late::TimedOut));
+        let mut watch = lock(&WATCH);
+        while !watch.is_armed {
+            watch = ARMED.wait(watch).unwrap_or_else(PoisonError::into_inner);
         }
-        // The rest of a longer time is one in which this process was stopped.
-        let passed = since.elapsed().min(SLICE);
-        limit = limit.map(|left| left.saturating_sub(passed));
+        let slice = watch.left().map_or(SLICE, |left| left.min(SLICE));
+        drop(watch);
+        let has_come = ready(&[(interrupt, PollFlags::IN)], Some(slice))?[0];
+        if has_come {
+            // Most steps end by themselves after a signal.
+            thread::sleep(FORCED_GRACE);
+        }
+        let mut watch = lock(&WATCH);
+        let left = watch.left();
+        watch.left = left.map(|left| (Instant::now(), left));
+        let late = match left {
+            _ if !watch.is_armed => continue,
+            _ if has_come => Late::Interrupted,
+            Some(Duration::ZERO) => Late::TimedOut,
+            _ => continue,
+        };
+        // The lock is kept, so that nothing is started, created or reported meanwhile.
+        let status = end(late);
+        let dirs = std::mem::take(&mut watch.dirs);
+        answer_of(move || {
+            for dir in dirs {
+                // It may be gone already.
+                let _ = fs::remove_dir_all(dir);
+            }
+        });
+        std::process::exit(status.into());
     }
 }
 
-/// A machine is started: from here on its own loop watches for signals and the limit.
-pub(crate) fn ends() {
-    *lock(&PENDING) = None;
+/// A machine runs, and its own loop watches for signals and the limit; or the work has ended by itself.
+/// Returns when the limit of [`watch`] will have passed.
+pub fn ends() -> Option<Instant> {
+    let mut watch = lock(&WATCH);
+    watch.is_armed = false;
+    let left = watch.left();
+    watch.left = None;
+    Instant::now().checked_add(left?)
+}
+
+/// No machine runs any more: another one will be started before `limit` passes.
+pub(crate) fn begins_again(limit: Option<Instant>) {
+    let mut watch = lock(&WATCH);
+    if watch.is_wanted {
+        watch.arm(limit.map(|at| at.saturating_duration_since(Instant::now())));
+    }
 }
 
 /// Adds a temporary directory to those that [`watch`] deletes.
 pub(crate) fn created(dir: &Path) {
-    lock(&DIRS).push(dir.to_owned());
+    lock(&WATCH).dirs.push(dir.to_owned());
+}
+
+/// What `work` returns; `None` if it takes too long, or if no thread can be started for it.
+pub fn answer_of<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (answer, answered) = mpsc::channel();
+    let work = move || answer.send(work());
+    // If it fails, the channel is closed.
+    let _ = thread::Builder::new().spawn(work);
+    answered.recv_timeout(SOON).ok()
 }

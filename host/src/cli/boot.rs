@@ -504,24 +504,15 @@ const MAX_HOURS: f64 = 100_000.0;
 /// Reports how a machine ended, and returns our exit status.
 fn tell(machine: &Machine, report: &Report, quiet: bool) -> u8 {
     let text = end_of_run(machine, report, quiet);
-    say_within(
-        &text,
-        Limit::after(machine.time_limit, report.duration).left(),
-    );
+    say_within(&text, Limit(report.ends_at).left());
     report.outcome.exit_code()
 }
 
 /// The end of the time limit, also for outputs and messages. Standard error may be the same pipe as
 /// standard output, which nobody reads.
-pub(super) struct Limit(Option<Instant>);
+pub(super) struct Limit(pub(super) Option<Instant>);
 
 impl Limit {
-    /// What is left of the limit after this much of it was used.
-    pub(super) fn after(limit: Option<Duration>, used: Duration) -> Self {
-        let left = limit.map(|limit| limit.saturating_sub(used));
-        Self(left.and_then(|left| Instant::now().checked_add(left)))
-    }
-
     /// How long the next output or message may take.
     pub(super) fn left(&self) -> Option<Duration> {
         let left = |at: Instant| at.saturating_duration_since(Instant::now());

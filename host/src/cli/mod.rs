@@ -14,8 +14,6 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::{Arc, mpsc};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -33,13 +31,13 @@ use bootshare_host::qemu::readable;
 use bootshare_host::run::{EXIT_STATUSES, Outcome};
 use bootshare_host::serve::{
     self, Cache, DEFAULT_THREADS, Endpoint, Fault, MAX_REQUEST_QUEUES, MAX_THREADS, Options, Owner,
-    RULES, Trace,
+    RULES,
 };
 use bootshare_host::{
     Board,
     debian::Release,
     demo, interrupt, output, rom, size,
-    startup::{self, Late},
+    startup::{self, Late, answer_of},
     unpacked,
 };
 
@@ -190,12 +188,6 @@ impl Serve {
         options.owner = self.owner;
         options.open_files = self.rlimit_nofile;
         options.fault = self.fault;
-        options.trace = self
-            .trace
-            .as_deref()
-            .map(Trace::create)
-            .transpose()?
-            .map(Arc::new);
         let endpoint = match (self.fd, self.socket) {
             (Some(fd), _) => Endpoint::Fd(fd),
             (None, path) => Endpoint::Path {
@@ -203,7 +195,7 @@ impl Serve {
                 mode: self.socket_mode,
             },
         };
-        serve::run(&options, &endpoint, self.once)
+        serve::run(&options, self.trace.as_deref(), &endpoint, self.once)
     }
 }
 
@@ -254,6 +246,7 @@ pub(crate) fn main() -> ExitCode {
     match run() {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
+            startup::ends();
             say(&error_line(text_of(&error)));
             let is_signal = error.is::<Interrupted>();
             let end = is_signal.then_some(Outcome::Interrupted);
@@ -274,7 +267,7 @@ fn prepare_process() -> Result<()> {
 fn watch_startup(
     limit: Option<Duration>,
     status: u8,
-    report: impl FnOnce(&str) + Send + 'static,
+    report: impl Fn(&str) + Clone + Send + 'static,
 ) -> Result<()> {
     startup::watch(limit, move |late| {
         let (text, status) = match late {
@@ -288,10 +281,11 @@ fn watch_startup(
         };
         say_within(&error_line(&text), Some(SOON));
         if late == Late::TimedOut {
+            let report = report.clone();
             // Its files may be on the file system that does not answer.
             answer_of(move || report(&text));
         }
-        std::process::exit(status.into())
+        status
     })
 }
 
@@ -311,15 +305,6 @@ fn arguments() -> Vec<OsString> {
 fn is_dir(name: &OsStr) -> bool {
     let name = PathBuf::from(name);
     answer_of(move || name.is_dir()).unwrap_or(true)
-}
-
-/// What `work` returns; `None` if it takes too long, or if no thread can be started for it.
-fn answer_of<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (answer, answered) = mpsc::channel();
-    let work = move || answer.send(work());
-    // If it fails, the channel is closed.
-    let _ = thread::Builder::new().spawn(work);
-    answered.recv_timeout(SOON).ok()
 }
 
 /// The command line, with the tables of its help texts.

@@ -6,7 +6,6 @@ use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,7 +17,7 @@ use bootshare_host::lock::lock;
 use bootshare_host::modules::Modules;
 use bootshare_host::output::{Planned, SOON};
 use bootshare_host::serve::Owner;
-use bootshare_host::{Board, Machine, Outcome, Share};
+use bootshare_host::{Board, Machine, Outcome, Share, startup};
 
 use super::boot::{Host, Limit, duration, memory, not_taken};
 use super::firmware::{self, Image};
@@ -161,6 +160,7 @@ struct Ran {
 }
 
 /// The files that are written at the end.
+#[derive(Default)]
 struct Outputs {
     console: Option<Planned>,
     json: Option<Planned>,
@@ -263,27 +263,26 @@ impl Run {
         };
         let outputs = Arc::new(Mutex::new(None::<Outputs>));
         let (theirs, words) = (Arc::clone(&outputs), command.clone());
-        watch_startup(limit, late, move |what| {
+        let watched = watch_startup(limit, late, move |what| {
             if let Some(outputs) = lock(&theirs).take() {
-                let soon = Limit::after(Some(SOON), Duration::ZERO);
-                outputs.write_failure(late, what.to_owned(), words, &soon);
+                let soon = Limit(Some(Instant::now() + SOON));
+                outputs.write_failure(late, what.to_owned(), words.clone(), &soon);
             }
-        })?;
-        match Outputs::new(&self) {
+        });
+        match watched.and_then(|()| Outputs::new(&self)) {
             Ok(planned) => *lock(&outputs) = Some(planned),
             Err(error) if bisect => {
-                say(&error_line(format_args!("{error:#}")));
+                startup::ends();
+                say(&error_line(text_of(&error)));
                 return Ok(SKIP);
             }
             Err(error) => return Err(error),
         }
         let ran = self.execute();
-        let Some(mut outputs) = lock(&outputs).take() else {
-            // The time limit has passed, and another thread is ending the process.
-            loop {
-                thread::park();
-            }
-        };
+        // If the time limit has passed, this waits until the process has ended.
+        let ends_at = startup::ends().or_else(|| Instant::now().checked_add(limit?));
+        let left = Limit(ends_at);
+        let mut outputs = lock(&outputs).take().unwrap_or_default();
         let Ran {
             end,
             kernel,
@@ -296,13 +295,12 @@ impl Run {
             Err(error) => {
                 let what = text_of(&error);
                 let code = if bisect { SKIP } else { NOT_STARTED };
-                let left = Limit::after(limit, Duration::ZERO);
                 outputs.write_failure(code, what.clone(), command, &left);
                 say_within(&error_line(what), left.left());
                 return Ok(code);
             }
         };
-        let left = Limit::after(limit, Duration::from_secs_f64(seconds));
+        let left = Limit(end.ends_at);
         match &end.console {
             Some(console) => write(outputs.console.take(), console, &left),
             None if outputs.console.is_some() => say_within(

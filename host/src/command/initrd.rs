@@ -28,12 +28,15 @@ pub(super) fn make(
 ) -> Result<()> {
     let write = |name: &str, bytes: &[u8]| {
         let path = dir.join(name);
-        let parent = path.parent().unwrap_or(dir);
-        fs::create_dir_all(parent)
-            .and_then(|()| fs::write(&path, bytes))
-            .explain(format_args!("cannot write {}", path.display()), ROOM)
+        fs::write(&path, bytes).explain(format_args!("cannot write {}", path.display()), ROOM)
     };
     let needs = needs(job, board, kernel, modules)?;
+    let mut inner = dir.to_owned();
+    for part in ["", "loader", "entries"] {
+        inner.push(part);
+        // Never the temporary directory itself: a time limit may have removed it.
+        fs::create_dir(&inner).explain(format_args!("cannot make {}", inner.display()), ROOM)?;
+    }
     write("initrd.img", &archive(job, &needs)?)?;
     let entry = format!(
         "title {}\nlinux /kernel\ninitrd /initrd.img\noptions {}\n",

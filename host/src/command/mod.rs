@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::board::{Arch, Board};
-use crate::console::Console;
+use crate::console::{Console, RawMode};
 use crate::interrupt::{FORCED_GRACE, JobControl, has_come, interrupted};
 use crate::modules::Modules;
 use crate::qemu::{Machine, OwnTerminal, Share};
@@ -177,6 +177,8 @@ pub struct End {
     pub output: [Kept; 2],
     /// How many bytes of them our standard streams did not take in time.
     pub unshown: u64,
+    /// The time limit, if the machine has ended.
+    pub ends_at: Option<Instant>,
     /// Whether the tree's own init ran instead of a command.
     is_own_init: bool,
 }
@@ -260,8 +262,8 @@ impl Job {
         machine.or_translated(
             |machine| self.attempt(machine.clone(), kernel, modules),
             |end| match &end.how {
-                How::Machine(outcome) => (outcome, &end.last_lines),
-                _ => (&Outcome::Expected, &end.last_lines),
+                How::Machine(outcome) => (outcome, &end.last_lines, end.ends_at),
+                _ => (&Outcome::Expected, &end.last_lines, end.ends_at),
             },
         )
     }
@@ -337,6 +339,10 @@ impl Job {
             }
         }
         drop(files);
+        if watch.ended.is_none() {
+            // The machine's thread still has it.
+            RawMode::leave();
+        }
         Ok(watch.end())
     }
 
@@ -474,6 +480,7 @@ impl Watch {
         let is_over = self.is_over();
         let has_console = self.ended.is_some();
         let of_console = self.ended.as_ref().map_or(0, |(_, report)| report.unshown);
+        let ends_at = self.ended.as_ref().and_then(|(_, report)| report.ends_at);
         let (outcome, console, [last_lines, last_requests, denied]) = match self.ended {
             Some((_, report)) => (
                 report.outcome,
@@ -533,6 +540,7 @@ impl Watch {
             denied,
             output: self.output,
             unshown: unshown + of_console,
+            ends_at,
             is_own_init: self.is_own_init,
         }
     }

@@ -25,7 +25,7 @@ pub use servers::Servers;
 use crate::console::{Console, Keys, RETRY, RawMode};
 use crate::explain::{Explain, remedied};
 use crate::fd::{read_rest, read_some, ready};
-use crate::interrupt::{FORCED_GRACE, JobControl, interrupted};
+use crate::interrupt::{FORCED_GRACE, JobControl, has_come, interrupted};
 use crate::process::{Errors, Process};
 use crate::qemu::{Accel, Machine, OwnTerminal, Wiring, firmware_status};
 use crate::qmp::{ANSWER_LIMIT, Monitor, Shutdown};
@@ -129,6 +129,8 @@ struct Run<'a, 's> {
     started: Instant,
     /// The time limit.
     ends_at: Option<Instant>,
+    /// How long this process was stopped.
+    stopped: Duration,
     interrupt: BorrowedFd<'static>,
     terminal: Option<Terminal>,
 }
@@ -180,24 +182,30 @@ impl Machine {
     /// report says how it ended.
     pub fn run(&self, console: Console) -> Result<Report> {
         let run = |machine: &Self| Run::start(machine, console, &mut [])?.finish();
-        self.or_translated(run, |report| (&report.outcome, &report.last_lines))
+        self.or_translated(run, |report| {
+            (&report.outcome, &report.last_lines, report.ends_at)
+        })
     }
 
     /// Calls `run`; if there is a [`Machine::fallback`] and KVM fails before the console shows
-    /// anything, calls it again with QEMU's translator. `end` returns the outcome and the console's
-    /// last lines.
+    /// anything, calls it again with QEMU's translator, if there is time left. `end` returns the outcome, the
+    /// console's last lines, and the time limit.
     pub(crate) fn or_translated<T>(
         &self,
         run: impl Fn(&Self) -> Result<T>,
-        end: impl Fn(&T) -> (&Outcome, &[String]),
+        end: impl Fn(&T) -> (&Outcome, &[String], Option<Instant>),
     ) -> Result<T> {
         let mut machine = self.clone();
         let tell = machine.fallback.take();
         let ran = run(&machine)?;
         match (tell, end(&ran)) {
-            (Some(tell), (outcome @ Outcome::QemuFailed { .. }, []))
-                if machine.accel == Accel::Kvm =>
+            (Some(tell), (outcome @ Outcome::QemuFailed { .. }, [], ends_at))
+                if machine.accel == Accel::Kvm
+                    && ends_at.is_none_or(|at| at > Instant::now())
+                    && !has_come() =>
             {
+                startup::begins_again(ends_at);
+                machine.time_limit = ends_at.map(|at| at.saturating_duration_since(Instant::now()));
                 tell(&format!(
                     "KVM does not work: {outcome}; continuing with tcg"
                 ));
@@ -295,8 +303,8 @@ impl<'a, 's> Run<'a, 's> {
             qmp: Some(qmp),
             interactive: console.is_interactive(),
         };
-        startup::ends();
         let (mut qemu, stdout) = spawn(machine, &wiring, console, narrow)?;
+        let ends_at = startup::ends();
         let keys = qemu.child.stdin.take();
         let keys = keys.map(|stdin| Keys::new(stdin, console)).transpose()?;
         terminal.as_mut().map_or(Ok(()), Terminal::take)?;
@@ -318,9 +326,8 @@ impl<'a, 's> Run<'a, 's> {
             failure_shown: None,
             steps,
             started,
-            ends_at: machine
-                .time_limit
-                .and_then(|limit| started.checked_add(limit)),
+            ends_at: ends_at.or_else(|| started.checked_add(machine.time_limit?)),
+            stopped: Duration::ZERO,
             interrupt,
             terminal,
         })
@@ -365,11 +372,13 @@ impl<'a, 's> Run<'a, 's> {
     /// server that hangs is not the cause of the end.
     fn finish_servers(&mut self, mut outcome: Outcome) -> Result<Outcome> {
         self.servers.iter().for_each(Serving::begin_stop);
-        let since = Instant::now();
-        let forced = since + FORCED_GRACE;
-        let limit = self.ends_at.map(|at| at.max(forced));
+        let (since, stopped) = (Instant::now(), self.stopped);
         let mut is_over = outcome.is_over();
         for index in 0..self.servers.len() {
+            // Time in which this process is stopped meanwhile does not count.
+            let since = since + (self.stopped - stopped);
+            let forced = since + FORCED_GRACE;
+            let limit = self.ends_at.map(|at| at.max(forced));
             let full = since + self.servers[index].grace();
             let deadline = limit.map_or(full, |limit| limit.min(full));
             if !is_over {
@@ -617,7 +626,19 @@ impl<'a, 's> Run<'a, 's> {
             self.qemu.signal(Signal::CONT);
             self.monitor.was_stopped();
             let stopped = since.elapsed();
-            self.ends_at = self.ends_at.and_then(|at| at.checked_add(stopped));
+            // The guest was not silent in this time, but stopped, too.
+            for at in [
+                &mut self.ends_at,
+                &mut self.silent_at,
+                &mut self.prompt_at,
+                &mut self.failure_shown,
+            ] {
+                *at = at.and_then(|at| at.checked_add(stopped));
+            }
+            for server in &mut self.servers {
+                server.was_stopped(stopped);
+            }
+            self.stopped += stopped;
         }
         terminal.take()
     }
@@ -819,4 +840,37 @@ fn spawn(
     })?;
     let stdout = ours.or(qemu.child.stdout.take().map(OwnedFd::from));
     Ok((qemu, stdout.map(File::from)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::Board;
+
+    #[test]
+    fn a_second_attempt_gets_the_rest_of_the_limit() {
+        let mut machine = Machine::new(Board::X86_64Q35, Path::new("firmware"));
+        machine.accel = Accel::Kvm;
+        machine.fallback = Some(|_| ());
+        let hour = Duration::from_secs(3600);
+        let now = Instant::now();
+        for (ends_at, attempts) in [(None, 2), (Some(now + hour), 2), (Some(now), 1)] {
+            let count = Cell::new(0);
+            let run = |machine: &Machine| {
+                count.set(count.get() + 1);
+                let failed = Outcome::QemuFailed {
+                    status: "exit status: 1".to_owned(),
+                    stderr: String::new(),
+                };
+                Ok((failed, machine.time_limit))
+            };
+            let last = machine.or_translated(run, |(failed, _)| (failed, &[], ends_at));
+            assert_eq!(count.get(), attempts, "{ends_at:?}");
+            let (_, limit) = last.unwrap();
+            assert_eq!(limit.is_some(), ends_at == Some(now + hour));
+            assert!(limit.is_none_or(|limit| limit <= hour));
+        }
+    }
 }

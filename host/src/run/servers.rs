@@ -147,6 +147,13 @@ impl Serving {
         Ok(())
     }
 
+    /// This process was stopped for so long: that does not count as time since the server's end.
+    pub(super) fn was_stopped(&mut self, time: Duration) {
+        if let Some(ended) = &mut self.ended {
+            ended.at += time;
+        }
+    }
+
     /// When it ended, unless a test killed it.
     pub(super) fn ended_at(&self) -> Option<Instant> {
         let ended = self.ended.as_ref().filter(|_| !self.killed);

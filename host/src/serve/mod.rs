@@ -23,7 +23,7 @@ mod trace;
 use std::io::{PipeReader, pipe};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -111,6 +111,16 @@ impl Options {
     }
 
     fn service(&self) -> Result<Service> {
+        Ok(self.service_of(self.share()?, self.trace.clone()))
+    }
+
+    fn service_of(&self, share: Share, trace: Option<Arc<Trace>>) -> Service {
+        let injector = self.fault.clone().map(Injector::new);
+        Service::new(self.tag.clone(), share, injector, trace)
+    }
+
+    /// Opens the directories.
+    fn share(&self) -> Result<Share> {
         ensure!(!self.dirs.is_empty(), "no directory to share: name one");
         ensure!(
             (1..=MAX_REQUEST_QUEUES).contains(&self.request_queues),
@@ -132,9 +142,7 @@ impl Options {
             how.cache.take_if(|cache| cache.is_below(&self.dirs));
             share = share.with_kernels(how);
         }
-        let injector = self.fault.clone().map(Injector::new);
-        let trace = self.trace.clone();
-        Ok(Service::new(self.tag.clone(), share, injector, trace))
+        Ok(share)
     }
 }
 
@@ -264,13 +272,16 @@ impl Handler {
 }
 
 /// Serves at `endpoint` until a signal arrives or, with `once`, until the first QEMU has
-/// disconnected.
+/// disconnected. With `trace`, requests and replies are recorded in that file.
 ///
 /// # Errors
 /// The socket cannot be created, a directory cannot be read, or the server failed.
-pub fn run(options: &Options, endpoint: &Endpoint, once: bool) -> Result<()> {
-    // Until then signals have their default effect: a directory's file system may not answer.
-    let service = options.service()?;
+pub fn run(options: &Options, trace: Option<&Path>, endpoint: &Endpoint, once: bool) -> Result<()> {
+    // Until then signals have their default effect, and nothing was created: a directory's file system may
+    // not answer.
+    let share = options.share()?;
+    let trace = trace.map(Trace::create).transpose()?.map(Arc::new);
+    let service = options.service_of(share, trace);
     let interrupt = crate::interrupt::interrupted().context("cannot watch for signals")?;
     let (listener, _socket) = endpoint.listen()?;
     let mut server = Server::with(service, options, listener)?;

@@ -9,6 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{FlockOperation, flock};
@@ -97,16 +99,24 @@ pub(crate) fn short_enough(path: &Path, remedy: &str) -> Result<()> {
     Ok(())
 }
 
+/// How long the lock of a socket's directory is tried: another server needs it for a moment.
+const LOCK_LIMIT: Duration = Duration::from_secs(1);
+
 /// A socket at `path`. It replaces only the socket of a server that no longer runs.
 fn make(path: &Path, mode: Option<u32>) -> Result<UnixListener> {
     short_enough(path, "choose a shorter path")?;
     // Of two servers that find the socket of one that has ended, the second must see the first one's.
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
     let dir = File::open(dir.unwrap_or(Path::new(".")));
-    // Without the lock, for example if the directory cannot be read, only such a race is open.
-    let _locked = dir
-        .as_ref()
-        .map(|dir| flock(dir, FlockOperation::LockExclusive));
+    // Without the lock only such a race is open: the directory may not be readable, or another program may hold
+    // the lock for long, as flock(1) does around this one.
+    let deadline = Instant::now() + LOCK_LIMIT;
+    while let Ok(dir) = &dir
+        && flock(dir, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
+        && Instant::now() < deadline
+    {
+        thread::sleep(LOCK_LIMIT / 100);
+    }
     let listener = match bind_at(path, mode) {
         Err(Errno::ADDRINUSE) => {
             let found = symlink_metadata(path);

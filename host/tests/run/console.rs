@@ -1,14 +1,16 @@
 //! Tests of the console: QEMU, the reader of standard output, standard input and the search for patterns are
 //! independent. None of them may delay another one, the time limit or a signal.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, PipeReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, Mode, mkfifoat};
+use rustix::fs::{CWD, Mode, OFlags, mkfifoat};
 use rustix::process::{Pid, Signal, getpgid, ioctl_tiocsctty, kill_process, setsid};
 use rustix::termios::{LocalModes, OutputModes, tcgetattr};
 
@@ -471,14 +473,174 @@ fn a_directory_that_does_not_answer_delays_neither_the_limit_nor_a_signal() {
         tool.assert_nothing_is_left();
     }
     let mut command = tool.command(&hangs, &["serve", "share", "--socket", "socket"]);
-    let mut child = command.spawn().unwrap();
+    let mut child = command.args(["--trace", "trace"]).spawn().unwrap();
     until("it does not start", || {
         let line = fs::read(format!("/proc/{}/cmdline", child.id())).unwrap();
         line.starts_with(tool.path("tool").as_bytes())
     });
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert_eq!(wait(&mut child), None);
-    assert!(!fs::exists(tool.path("socket")).unwrap());
+    let entries = fs::read_dir(tool.dir.path()).unwrap();
+    let names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+    let is_left = |name: &OsString| name == "socket" || name.as_bytes().starts_with(b".bootshare-");
+    assert!(!names.iter().any(is_left), "{names:?}");
+}
+
+/// Starts a command in a mount namespace in which a file system that does not answer is mounted on `dir`. The second
+/// process holds it.
+fn spawn_beside_hanging(tool: &Tool, mut command: Command, dir: &str) -> (Child, Child) {
+    let go = tool.path("go");
+    let _ = fs::remove_file(&go);
+    let child = command.spawn().unwrap();
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    let own = namespace("self");
+    until("no namespace", || namespace(&child.id().to_string()) != own);
+    let holder = hang(&child, &tool.path(dir));
+    fs::write(go, "").unwrap();
+    (child, holder)
+}
+
+/// A wrapper for [`spawn_beside_hanging`].
+fn waits_for_go() -> Vec<&'static str> {
+    let script = "until [ -e go ]; do sleep 0.1; done; exec \"$@\"";
+    [namespace(&["--mount"]), vec!["sh", "-c", script, "sh"]].concat()
+}
+
+/// QEMU's program is looked for before it starts.
+#[test]
+fn a_path_that_does_not_answer_delays_neither_the_limit_nor_a_signal() {
+    let tool = Tool::new(&[]);
+    fs::create_dir(tool.path("hangs")).unwrap();
+    drop(tool.fake(&[], "exec sleep 1000"));
+    let (path, wrapper) = (std::env::var("PATH").unwrap(), waits_for_go());
+    let path = format!("{}:{}:{path}", tool.path("hangs"), tool.path("bin"));
+    let spawn = |limit: &str| {
+        let mut command = tool.command(&wrapper, &["boot", "share", "--board", "x86_64-microvm"]);
+        command
+            .env("PATH", &path)
+            .args(["--timeout", limit, "--accel", "tcg"]);
+        spawn_beside_hanging(&tool, command, "hangs")
+    };
+    let end = |mut holder: Child| {
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+    };
+    let (mut child, holder) = spawn("2");
+    assert_eq!(wait(&mut child), Some(124));
+    end(holder);
+    tool.assert_nothing_is_left();
+    let (mut child, holder) = spawn("1000");
+    until("no handler", || handles_sigterm(child.id()));
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(wait(&mut child), Some(130));
+    end(holder);
+    tool.assert_nothing_is_left();
+
+    // The time before the start is a part of the limit.
+    let since = Instant::now();
+    let (mut child, holder) = spawn("12");
+    thread::sleep(Duration::from_secs(9));
+    end(holder);
+    assert_eq!(wait(&mut child), Some(124));
+    let time = since.elapsed();
+    assert!(time < Duration::from_secs(18), "{time:?}");
+    tool.assert_nothing_is_left();
+
+    // The temporary directory may stop answering, too.
+    let (mut child, holder) = spawn("1000");
+    until("no directory", || {
+        fs::read_dir(tool.path("tmp")).unwrap().count() > 0
+    });
+    let other = hang(&child, &tool.path("tmp"));
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(wait(&mut child), Some(130));
+    end(holder);
+    end(other);
+}
+
+/// While the process is being ended by the time limit, the work that was waited for may fail, or go on.
+#[test]
+fn the_report_of_a_run_that_is_late_agrees_with_its_status() {
+    let tool = Tool::new(&[]);
+    let (kernel, modules) = (tool.path("kernel"), tool.path("lib/modules/1.0"));
+    fs::copy(tool.path("share/vmlinuz"), &kernel).unwrap();
+    fs::create_dir_all(&modules).unwrap();
+    fs::write(tool.path("lib/modules/1.0/modules.dep"), "virtiofs.ko:\n").unwrap();
+    let module = tool.path("lib/modules/1.0/virtiofs.ko");
+    mkfifoat(CWD, &module, Mode::RUSR | Mode::WUSR).unwrap();
+    let args = ["run", "--kernel", &kernel, "--modules", &modules, "share"];
+    for delay in [1900, 2100, 2250, 2400, 2600] {
+        let (_reader, writer) = unread_pipe();
+        let mut command = tool.command(&[], &args);
+        command.args(["--timeout", "2", "--json", "report"]);
+        let mut child = command.stderr(writer).spawn().unwrap();
+        thread::sleep(Duration::from_millis(delay));
+        // Nobody may read it any more.
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK;
+        let _ = rustix::fs::open(&module, flags, Mode::empty());
+        let status = wait(&mut child).unwrap();
+        assert!([123, 124].contains(&status), "{status}");
+        let report = fs::read_to_string(tool.path("report")).unwrap();
+        let told = format!("\"status\":{status}");
+        assert!(
+            report.contains(&told),
+            "{status} after {delay} ms, but {report}"
+        );
+        fs::remove_file(tool.path("report")).unwrap();
+        tool.assert_nothing_is_left();
+    }
+}
+
+/// Makes a file system that does not answer of a directory, in the mount namespace of a process, until the
+/// returned process ends.
+fn hang(process: &Child, dir: &str) -> Child {
+    let target = process.id().to_string();
+    let user: &[&str] = match rustix::process::geteuid().is_root() {
+        true => &[],
+        false => &["--user", "--preserve-credentials"],
+    };
+    let script = r#"exec 3<>/dev/fuse || exit 99
+        mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 none "$0" || exit 99
+        echo; exec cat"#;
+    let mut command = Command::new("nsenter");
+    command.args(["--target", &target, "--mount"]).args(user);
+    command.args(["sh", "-c", script, dir]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut holder = command.spawn().unwrap();
+    let read = holder.stdout.as_mut().unwrap().read(&mut [0]).unwrap();
+    assert_eq!(read, 1, "no file system that hangs");
+    holder
+}
+
+#[test]
+fn an_output_that_does_not_answer_delays_no_end() {
+    let tool = Tool::new(&[]);
+    let kernel = tool.path("kernel");
+    fs::copy(tool.path("share/vmlinuz"), &kernel).unwrap();
+    fs::create_dir(tool.path("out")).unwrap();
+    let namespace = namespace(&["--mount"]);
+    let (script, has_begun) = begun(&tool, "exec sleep 1000");
+    drop(tool.fake(&[], &script));
+    let bin = tool.path("bin");
+    let mut command = tool.command(&namespace, &["run", "--kernel", &kernel, "share"]);
+    command.args(["--qemu", &bin, "--accel", "tcg", "--json", "out/report"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    until("QEMU does not start", &has_begun);
+    let mut holder = hang(&child, &tool.path("out"));
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(wait(&mut child), Some(130));
+    let mut errors = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut errors)
+        .unwrap();
+    let line = "bootshare-host: error: cannot write out/report: it does not answer: name a place";
+    assert!(errors.contains(line), "{errors}");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    tool.assert_nothing_is_left();
 }
 
 /// Whether a process has a handler of SIGTERM (proc_pid_status(5)).
@@ -569,6 +731,46 @@ fn ctrl_z_restores_the_terminal_and_stops_qemu() {
         assert!(!is_raw(&program), "{last:?}");
         tool.assert_nothing_is_left();
     }
+}
+
+/// Silence ends a line. On a busy machine, the writer itself may be silent for so long.
+#[test]
+fn a_stop_is_no_silence_of_the_guest() {
+    let tool = Tool::new(&[]);
+    let writes = "trap '' TERM; while :; do printf a; sleep 0.01; done";
+    let go_on = tool.path("go-on");
+    mkfifoat(CWD, &go_on, Mode::RUSR | Mode::WUSR).unwrap();
+    let mut options = fs::File::options();
+    let mut say_go_on = options.read(true).write(true).open(&go_on).unwrap();
+    let script = "set -m; \"$@\"; read -r _ <go-on; fg >/dev/null";
+    let mut survives = || {
+        let (_user, program) = terminal();
+        let (begins, has_begun) = begun(&tool, writes);
+        let mut command = tool.fake(&["sh", "-c", script, "sh"], &begins);
+        on_terminal(command.args(["--fail", "a$"]), &program);
+        let mut shell = command.spawn().unwrap();
+        until("QEMU does not start", has_begun);
+        let (program_path, found) = (tool.path("tool"), tool.processes());
+        let is_tool = |(_, line): &&(Pid, String)| line.starts_with(&program_path);
+        let pid = found.iter().find(is_tool).unwrap().0;
+        let is_stopped = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('T')
+        };
+        kill_process(pid, Signal::TSTP).unwrap();
+        until("it does not stop", is_stopped);
+        thread::sleep(Duration::from_millis(500));
+        say_go_on.write_all(b"\n").unwrap();
+        thread::sleep(Duration::from_millis(1500));
+        let ended = shell.try_wait().unwrap().is_some();
+        if !ended {
+            kill_process(pid, Signal::TERM).unwrap();
+        }
+        wait(&mut shell);
+        tool.assert_nothing_is_left();
+        !ended
+    };
+    assert!((0..10).any(|_| survives()));
 }
 
 /// Nobody could continue it: the program of a terminal without a shell, as by `ssh -t`.

@@ -577,6 +577,9 @@ fn limits_of_the_caller_are_raised_or_named() {
     let mut command = tool.fake(&limited("-n 8"), "exit 33");
     let remedy = "Too many open files (os error 24): raise the hard limit of open files";
     tool.run(&mut command).expect(123, &[remedy]);
+    let bisect = ["run", "--bisect", "share", "--kernel", "share/vmlinuz"];
+    let ran = tool.run(&mut tool.command(&limited("-n 8"), &bisect));
+    ran.expect(125, &[remedy]);
     // No limit of processes applies to root.
     let user: &[_] = match rustix::process::geteuid().is_root() {
         true => &["setpriv", "--reuid=65534", "--clear-groups"],

@@ -122,8 +122,10 @@ fn write_many(dir: &Path, count: usize) {
     }
 }
 
-/// Starts the program with 15 files that its caller has left open, and a limit of 80.
-const FEW_LEFT: &str = "exec bash -c 'for fd in {10..24}; do eval \"exec $fd<.\"; done; ulimit -n 80; \
+/// Starts the program with 15 files that its caller has left open, and a limit of 80. Those that it inherits from
+/// other tests are closed.
+const FEW_LEFT: &str = "exec bash -c 'for fd in {3..79}; do eval \"exec $fd<&-\"; done; \
+                        for fd in {10..24}; do eval \"exec $fd<.\"; done; ulimit -n 80; \
                         exec \"$0\" \"$@\"' \"$0\" \"$@\";";
 
 #[test]
@@ -501,6 +503,25 @@ fn the_service_manager_is_notified() {
         let size = manager.recv(&mut message).unwrap();
         assert_eq!(&message[..size], b"READY=1");
     }
+}
+
+/// flock(1) is often given a directory, to let only one of several jobs run.
+#[test]
+fn a_lock_of_the_sockets_directory_delays_the_start_for_a_moment_only() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("share")).unwrap();
+    let mut locked = Command::new("timeout");
+    locked.args(["--kill-after=1", "6", "flock", "--no-fork", "."]);
+    locked.args([
+        env!("CARGO_BIN_EXE_bootshare-host"),
+        "serve",
+        "share",
+        "--socket",
+        "socket",
+    ]);
+    let output = locked.current_dir(&dir).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said, "bootshare-host: listening on socket\n");
 }
 
 #[test]
