@@ -4,16 +4,20 @@
 //! process and with it the connections of all guests. The handler here maps zero-filled memory over
 //! the whole region and has the connection closed.
 
+mod place;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+use place::{Entry, Place};
 
 /// The guest's memory, and QEMU's addresses of it. Clones refer to the same memory.
 #[derive(Clone, Default)]
@@ -78,21 +82,13 @@ impl Memory {
     }
 }
 
-/// An entry of the handler's table. It is made of atomics because a signal handler can neither
-/// allocate nor lock.
-struct Place {
-    /// 0: free; 1: being filled.
-    start: AtomicUsize,
-    size: AtomicUsize,
-    lost: AtomicI32,
-}
-
 /// The most regions of a front end without VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS.
 const MOST_REGIONS: usize = 8;
 
 /// Enough for 16 shares, each with a table of regions and a new one that replaces it.
 static PLACES: [Place; 256] = [const {
     Place {
+        turn: AtomicUsize::new(0),
         start: AtomicUsize::new(0),
         size: AtomicUsize::new(0),
         lost: AtomicI32::new(-1),
@@ -108,18 +104,13 @@ struct Watched {
 
 impl Watched {
     fn new(mapping: &MmapRegion, lost: &Arc<OwnedFd>) -> io::Result<Self> {
-        let free = |place: &&Place| {
-            let taken = place
-                .start
-                .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
-            taken.is_ok()
+        let entry = Entry {
+            start: mapping.as_ptr() as usize,
+            size: mapping.size(),
+            lost: lost.as_raw_fd(),
         };
-        let place = PLACES.iter().find(free);
+        let place = PLACES.iter().find(|place| place.take(entry));
         let place = place.ok_or_else(|| io::Error::other("too many memory regions"))?;
-        place.size.store(mapping.size(), Ordering::Relaxed);
-        place.lost.store(lost.as_raw_fd(), Ordering::Relaxed);
-        let start = mapping.as_ptr() as usize;
-        place.start.store(start, Ordering::Release);
         Ok(Self {
             place,
             _lost: Arc::clone(lost),
@@ -129,7 +120,7 @@ impl Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        self.place.start.store(0, Ordering::Release);
+        self.place.free();
     }
 }
 
@@ -169,20 +160,20 @@ extern "C" fn on_bus_error(
     let info = unsafe { &*info };
     // SAFETY: the siginfo_t of a SIGBUS has an address.
     let address = unsafe { info.si_addr() } as usize;
-    for place in &PLACES {
-        let start = place.start.load(Ordering::Acquire);
-        let size = place.size.load(Ordering::Relaxed);
-        if start <= 1 || address < start || address - start >= size {
+    for Entry { start, size, lost } in PLACES.iter().filter_map(Place::read) {
+        if address < start || address - start >= size {
             continue;
         }
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         let access = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: the range is a mapping of guest memory, which vm-memory accesses as volatile
-        // only. It stays mapped, and is unmapped later like the original mapping.
+        // only. It is the mapping that this thread accesses, so it exists until the handler returns
+        // and is unmapped later like the original one: mappings do not overlap, and the entry of an
+        // earlier mapping of the address was removed before munmap(2), hence before mmap(2)
+        // returned the address again.
         let new = unsafe { libc::mmap(start as *mut _, size, access, flags, -1, 0) };
         if new != libc::MAP_FAILED {
             let one = 1_u64.to_ne_bytes();
-            let lost = place.lost.load(Ordering::Relaxed);
             // SAFETY: the buffer is valid, and the descriptor is open as long as the table entry is
             // in use.
             unsafe { libc::write(lost, one.as_ptr().cast(), one.len()) };
