@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use vhost::vhost_user::message::VhostUserMemoryRegion;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use place::{Entry, Place};
 
@@ -25,7 +25,6 @@ pub(super) struct Memory(Arc<Table>);
 
 #[derive(Default)]
 struct Table {
-    /// Dropped before the mappings.
     _watched: Vec<Watched>,
     memory: GuestMemoryMmap,
     /// QEMU's address, the guest's, and the size of each region.
@@ -56,14 +55,16 @@ impl Memory {
         let mut mappings = Vec::new();
         for (region, file) in regions.iter().zip(files) {
             let mapping = region.mmap_region::<()>(file).map_err(io::Error::other)?;
-            watched.push(Watched::new(&mapping, lost)?);
             let start = GuestAddress(region.guest_phys_addr);
-            let mapping = GuestRegionMmap::new(mapping, start);
-            mapped.push(mapping.ok_or(io::ErrorKind::InvalidInput)?);
+            let mapping =
+                GuestRegionMmap::new(mapping, start).ok_or(io::ErrorKind::InvalidInput)?;
+            let mapping = Arc::new(mapping);
+            watched.push(Watched::new(&mapping, lost)?);
+            mapped.push(mapping);
             let sizes = (region.user_addr, region.guest_phys_addr, region.memory_size);
             mappings.push(sizes);
         }
-        let memory = GuestMemoryMmap::from_regions(mapped).map_err(io::Error::other)?;
+        let memory = GuestMemoryMmap::from_arc_regions(mapped).map_err(io::Error::other)?;
         Ok(Self(Arc::new(Table {
             _watched: watched,
             memory,
@@ -95,15 +96,18 @@ static PLACES: [Place; 256] = [const {
     }
 }; 256];
 
-/// A mapping in the handler's table. It must be dropped before the mapping.
+/// A mapping in the handler's table.
 struct Watched {
     place: &'static Place,
+    /// Keeps the mapping while it is in the table. Otherwise the handler could replace what the kernel
+    /// maps at its address next.
+    _mapping: Arc<GuestRegionMmap>,
     /// Keeps the descriptor open, whose number the handler uses.
     _lost: Arc<OwnedFd>,
 }
 
 impl Watched {
-    fn new(mapping: &MmapRegion, lost: &Arc<OwnedFd>) -> io::Result<Self> {
+    fn new(mapping: &Arc<GuestRegionMmap>, lost: &Arc<OwnedFd>) -> io::Result<Self> {
         let entry = Entry {
             start: mapping.as_ptr() as usize,
             size: mapping.size(),
@@ -113,6 +117,7 @@ impl Watched {
         let place = place.ok_or_else(|| io::Error::other("too many memory regions"))?;
         Ok(Self {
             place,
+            _mapping: Arc::clone(mapping),
             _lost: Arc::clone(lost),
         })
     }
@@ -120,6 +125,7 @@ impl Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
+        // The fields are dropped after this.
         self.place.free();
     }
 }
@@ -184,5 +190,69 @@ extern "C" fn on_bus_error(
         // SAFETY: this restores the previous action; the access faults again and is handled by
         // that.
         unsafe { libc::sigaction(libc::SIGBUS, before, null_mut()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    /// The size of a region: a multiple of any page size.
+    const SIZE: u64 = 0x10000;
+
+    /// `count` regions, each with its part of a file; region 1 begins at the guest address `second`.
+    fn memory(count: u64, second: u64, lost: &Arc<OwnedFd>) -> io::Result<(Memory, std::fs::File)> {
+        let file = std::fs::File::from(memfd_create("guest", MemfdFlags::CLOEXEC)?);
+        file.set_len(count * SIZE)?;
+        let region = |number| {
+            let guest = if number == 1 { second } else { number * SIZE };
+            VhostUserMemoryRegion::new(guest, SIZE, number * SIZE, number * SIZE)
+        };
+        let regions: Vec<_> = (0..count).map(region).collect();
+        let files = regions.iter().map(|_| file.try_clone());
+        let memory = Memory::new(&regions, files.collect::<io::Result<_>>()?, lost)?;
+        Ok((memory, file))
+    }
+
+    fn event() -> Arc<OwnedFd> {
+        Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap())
+    }
+
+    /// Fails if a mapping in the table does not exist.
+    fn check_table() {
+        for place in &PLACES {
+            let turn = place.turn.load(Ordering::Acquire);
+            let Some(entry) = place.read() else { continue };
+            let mut resident = 0;
+            // SAFETY: the buffer has a byte for one page, and the call only looks for that page.
+            let result = unsafe { libc::mincore(entry.start as *mut _, 1, &raw mut resident) };
+            let error = io::Error::last_os_error();
+            let same = place.read().is_some() && place.turn.load(Ordering::Acquire) == turn;
+            assert!(result == 0 || !same, "{entry:x?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_mapping_exists_while_it_is_in_the_table() {
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let checker = scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    check_table();
+                }
+            });
+            for _ in 0..1000 {
+                // The first regions overlap; then they do not.
+                assert!(memory(8, 0, &event()).is_err());
+                assert!(memory(8, SIZE, &event()).is_ok());
+            }
+            done.store(true, Ordering::Relaxed);
+            checker.join().unwrap();
+        });
     }
 }
