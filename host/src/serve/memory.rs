@@ -162,29 +162,27 @@ extern "C" fn on_bus_error(
     info: *mut libc::siginfo_t,
     _context: *mut libc::c_void,
 ) {
+    // SAFETY: the function may be called at any time (signal-safety(7)).
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: it is this thread's errno, and exists as long as the thread.
+    let interrupted = unsafe { *errno };
     // SAFETY: the kernel passes a valid siginfo_t.
-    let info = unsafe { &*info };
-    // SAFETY: the siginfo_t of a SIGBUS has an address.
+    handle(unsafe { &*info });
+    // SAFETY: as above. The interrupted code may be about to read the errno of its last call.
+    unsafe { *errno = interrupted };
+}
+
+fn handle(info: &libc::siginfo_t) {
+    // The kernel's own signals have positive codes, those of kill(2) and the like have others.
+    // BUS_MCEERR_AO reports broken memory that this thread may not be accessing, so another thread
+    // could unmap it meanwhile.
+    if info.si_code <= 0 || info.si_code == libc::BUS_MCEERR_AO {
+        return pass_on();
+    }
+    // SAFETY: the siginfo_t of a SIGBUS of the kernel has an address (sigaction(2)).
     let address = unsafe { info.si_addr() } as usize;
-    for Entry { start, size, lost } in PLACES.iter().filter_map(Place::read) {
-        if address < start || address - start >= size {
-            continue;
-        }
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: the range is a mapping of guest memory, which vm-memory accesses as volatile
-        // only. It is the mapping that this thread accesses, so it exists until the handler returns
-        // and is unmapped later like the original one: mappings do not overlap, and the entry of an
-        // earlier mapping of the address was removed before munmap(2), hence before mmap(2)
-        // returned the address again.
-        let new = unsafe { libc::mmap(start as *mut _, size, access, flags, -1, 0) };
-        if new != libc::MAP_FAILED {
-            let one = 1_u64.to_ne_bytes();
-            // SAFETY: the buffer is valid, and the descriptor is open as long as the table entry is
-            // in use.
-            unsafe { libc::write(lost, one.as_ptr().cast(), one.len()) };
-            return;
-        }
+    if replace(address) {
+        return;
     }
     if let Some(before) = BEFORE.get() {
         // SAFETY: this restores the previous action; the access faults again and is handled by
@@ -193,14 +191,69 @@ extern "C" fn on_bus_error(
     }
 }
 
+/// Replaces the guest memory that `address` is in. Returns whether it was.
+fn replace(address: usize) -> bool {
+    for Entry { start, size, lost } in PLACES.iter().filter_map(Place::read) {
+        if address < start || address - start >= size {
+            continue;
+        }
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the range is a mapping of guest memory, which vm-memory accesses as volatile
+        // only. It is the mapping that this thread is accessing, so the thread's `Memory` keeps it
+        // until the handler returns; it is unmapped later like the original one. It is no other,
+        // because mappings do not overlap, and the entry of an earlier mapping of the address was
+        // removed before munmap(2), hence before mmap(2) returned the address again.
+        let new = unsafe { libc::mmap(start as *mut _, size, access, flags, -1, 0) };
+        if new != libc::MAP_FAILED {
+            let one = 1_u64.to_ne_bytes();
+            // SAFETY: the buffer is valid, and the descriptor is open as long as the table entry is
+            // in use.
+            unsafe { libc::write(lost, one.as_ptr().cast(), one.len()) };
+            return true;
+        }
+    }
+    false
+}
+
+/// Lets a signal that no access has caused have the effect that it has without the handler: it ends
+/// the process, unless SIGBUS was ignored.
+///
+/// The previous action is not called: that of Rust's run time takes each SIGBUS for a fault that
+/// will occur again, and so would swallow the signal.
+fn pass_on() {
+    if BEFORE
+        .get()
+        .is_some_and(|before| before.sa_sigaction == libc::SIG_IGN)
+    {
+        return;
+    }
+    // SAFETY: zeros are a valid `sigaction`: SIG_DFL, no flags, an empty mask.
+    let default: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: the action is valid, and the old one is not asked for.
+    unsafe { libc::sigaction(libc::SIGBUS, &raw const default, null_mut()) };
+    // SAFETY: the function may be called in a handler (signal-safety(7)). The signal is blocked
+    // until the handler returns.
+    unsafe { libc::raise(libc::SIGBUS) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
     use std::sync::atomic::AtomicBool;
     use std::thread;
+    use std::time::Duration;
 
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::{MemfdFlags, memfd_create};
+    use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
+    use vm_memory::Bytes;
+
+    /// Set for the process that is sent a signal: this program, which runs the test again.
+    const IS_SENT: &str = "BOOTSHARE_TEST_IS_SENT_SIGBUS";
 
     /// The size of a region: a multiple of any page size.
     const SIZE: u64 = 0x10000;
@@ -254,5 +307,71 @@ mod tests {
             done.store(true, Ordering::Relaxed);
             checker.join().unwrap();
         });
+    }
+
+    #[test]
+    fn the_handler_does_not_change_errno() {
+        // The handler cannot write to it, so its write(2) fails.
+        let lost = std::fs::File::open("/dev/null").unwrap();
+        let (memory, file) = memory(1, 0, &Arc::new(lost.into())).unwrap();
+        file.set_len(0).unwrap();
+        // SAFETY: the pointer is to this thread's errno.
+        unsafe { *libc::__errno_location() = libc::ENOENT };
+        let read = memory.read_obj::<u64>(GuestAddress(8));
+        let errno = io::Error::last_os_error().raw_os_error();
+        assert_eq!(read.unwrap(), 0);
+        assert_eq!(errno, Some(libc::ENOENT));
+    }
+
+    /// Runs a test of this module in a process of its own.
+    fn again(test: &str) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let name = format!("serve::memory::tests::{test}");
+        command.args(["--exact", &name, "--nocapture"]);
+        command.env(IS_SENT, "yes").stdout(Stdio::piped());
+        command
+    }
+
+    #[test]
+    fn a_sigbus_that_is_sent_ends_the_process() {
+        if std::env::var_os(IS_SENT).is_some() {
+            let none = Rlimit {
+                current: Some(0),
+                maximum: Some(0),
+            };
+            setrlimit(Resource::Core, none).unwrap();
+            catch().unwrap();
+            println!("\nREADY");
+            thread::sleep(Duration::from_secs(60));
+            return;
+        }
+        let child = again("a_sigbus_that_is_sent_ends_the_process").spawn();
+        let mut child = child.unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line == "READY"));
+        kill_process(Pid::from_child(&child), Signal::BUS).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGBUS), "{status:?}");
+    }
+
+    #[test]
+    fn a_sigbus_that_is_sent_and_was_ignored_is_ignored() {
+        if std::env::var_os(IS_SENT).is_some() {
+            // SAFETY: nothing else in this process handles SIGBUS.
+            unsafe { libc::signal(libc::SIGBUS, libc::SIG_IGN) };
+            let (memory, file) = memory(1, 0, &event()).unwrap();
+            // SAFETY: it is ignored.
+            assert_eq!(unsafe { libc::raise(libc::SIGBUS) }, 0);
+            // The handler is still there.
+            file.set_len(0).unwrap();
+            assert_eq!(memory.read_obj::<u64>(GuestAddress(8)).unwrap(), 0);
+            println!("\nREADY");
+            return;
+        }
+        let child = again("a_sigbus_that_is_sent_and_was_ignored_is_ignored").output();
+        let child = child.unwrap();
+        assert!(child.status.success(), "{child:?}");
+        let lines = String::from_utf8(child.stdout).unwrap();
+        assert!(lines.lines().any(|line| line == "READY"), "{lines}");
     }
 }
