@@ -228,6 +228,36 @@ impl From<Violation> for ReplyError {
 }
 
 /// One kind of request: how it is encoded, and how its reply is decoded.
+///
+/// A [`Session`](crate::session::Session) has 320 bytes for a request, header and name included. It
+/// refuses a larger one, with [`Error::InvalidName`](crate::Error::InvalidName). A larger
+/// [`REPLY_SIZE`](Operation::REPLY_SIZE) than 176 does not compile:
+///
+/// ```compile_fail,E0080
+/// use bootshare::fuse::{Operation, Violation, fuse_opcode};
+/// use bootshare::{hal::IdentityHal, session::Session, transport::MmioTransport};
+///
+/// struct Greedy;
+///
+/// impl Operation for Greedy {
+///     type Body = [u8; 0];
+///     type Reply = ();
+///     const REPLY_SIZE: usize = 177;
+///     fn opcode(&self) -> fuse_opcode {
+///         fuse_opcode::FUSE_STATFS
+///     }
+///     fn body(&self) -> [u8; 0] {
+///         []
+///     }
+///     fn decode(&self, _: &[u8], _: usize) -> Result<(), Violation> {
+///         Ok(())
+///     }
+/// }
+///
+/// let submit: fn(&mut Session<MmioTransport<'_>, IdentityHal>) = |session| {
+///     _ = session.submit(session.epoch(), &Greedy);
+/// };
+/// ```
 pub trait Operation {
     /// The fixed structure after the request header; operations without one use `[u8; 0]`.
     type Body: IntoBytes + Immutable;
@@ -236,7 +266,7 @@ pub trait Operation {
     type Reply;
 
     /// Bytes after the reply header that the device writes into the client's own memory. Operations
-    /// whose reply is written to another buffer (READ, READDIR, READLINK) have 0 here.
+    /// whose reply is written to another buffer (READ, READDIR, READLINK) have 0 here. At most 176.
     const REPLY_SIZE: usize = 0;
 
     /// The operation's opcode.

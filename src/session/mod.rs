@@ -599,6 +599,13 @@ impl<T: Transport, H: Hal> Session<T, H> {
         class: Class,
         page: bool,
     ) -> Result<Option<Ticket>, Error> {
+        // `Operation` is a safe trait, and the device writes as many bytes as it says.
+        const {
+            assert!(
+                O::REPLY_SIZE <= slots::REPLY_BYTES - fuse::REPLY_HEADER,
+                "the fixed part of this operation's reply is larger than a slot's"
+            );
+        }
         let unique = self.unique;
         let request = fuse::encode(operation, unique, &mut self.scratch)?;
         let link = self.link.as_mut().ok_or(Error::Disconnected)?;
@@ -623,7 +630,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
             reply_size: fuse::REPLY_HEADER.saturating_add(O::REPLY_SIZE),
             data: data.as_slice(),
         };
-        // SAFETY: the page stays reserved until the slot is done: `is_page_free` was checked.
+        // SAFETY: the page stays reserved until the slot is done: `is_page_free` was checked. The
+        // reply fits into the slot, as asserted above.
         let ticket = unsafe { link.add(slot, &message) }?;
         self.unique = unique.next();
         Ok(Some(ticket))
@@ -678,7 +686,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
             reply_size: fuse::REPLY_HEADER,
             data: &pieces,
         };
-        // SAFETY: the caller promises that nobody accesses the bytes.
+        // SAFETY: the caller promises that nobody accesses the bytes. The slot has room for a header.
         let ticket = unsafe { link.add(slot, &message) }?;
         self.unique = unique.next();
         Ok(Some(ticket))
@@ -852,7 +860,7 @@ impl<H: Hal> Link<H> {
     ///
     /// # Safety
     ///
-    /// As [`Ring::add`], for the data.
+    /// As [`Ring::add`], for the data; and `reply_size` must be at most [`slots::REPLY_BYTES`].
     unsafe fn add(&mut self, slot: Slot, message: &Message<'_>) -> Result<Ticket, Error> {
         let (request, reply) = self.slots.write(slot, message.request);
         let own = |address, size: usize, writable| Buffer {
@@ -866,6 +874,7 @@ impl<H: Hal> Link<H> {
         _ = chain.push(own(request, message.request.len(), false));
         let added = if message.class == Class::Posted(Priority::High) {
             // SAFETY: the request is in its slot, which stays untouched until the slot is done.
+            // `Slots::write` checked its size.
             unsafe { self.hiprio.add(slot, &chain) }
         } else {
             _ = chain.push(own(reply, message.reply_size, true));
@@ -874,7 +883,7 @@ impl<H: Hal> Link<H> {
             // then serves them in parallel.
             let rings = self.requests.iter_mut().rev();
             let ring = rings.max_by_key(|ring| ring.room());
-            // SAFETY: as above, and the data is as the caller promises.
+            // SAFETY: as above, and the caller promises the size of the reply, and the data.
             ring.map_or(Err(ring::Full), |ring| unsafe { ring.add(slot, &chain) })
         };
         // The callers have checked that there is room.

@@ -12,7 +12,7 @@ use core::time::Duration;
 /// Bytes of a request: the longest is a LOOKUP with a name of 255 bytes and its NUL.
 pub(super) const REQUEST_BYTES: usize = 320;
 /// Bytes of a reply: the longest fixed part is LOOKUP's, 128 bytes after the header.
-const REPLY_BYTES: usize = 192;
+pub(super) const REPLY_BYTES: usize = 192;
 const SLOT_BYTES: usize = REQUEST_BYTES + REPLY_BYTES;
 const SLOT_PAGES: usize = 3;
 /// Offset of the extra page.
