@@ -32,7 +32,8 @@ use crate::{
     hal::{BufferDirection, Hal, PAGE_SIZE, SHARED_POOL_PAGES},
 };
 use core::{
-    fmt, mem,
+    fmt,
+    mem::{self, ManuallyDrop},
     ptr::NonNull,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
@@ -140,8 +141,9 @@ pub struct Session<T: Transport, H: Hal> {
     offered_queues: u32,
     phase: Phase,
     /// The virtqueues and their memory. The device may use them while this is `Some`; it becomes
-    /// `None` only after a confirmed reset.
-    link: Option<Link<H>>,
+    /// `None` only after a confirmed reset. Nothing else drops it, not even a panic while the session
+    /// is dropped.
+    link: Option<ManuallyDrop<Link<H>>>,
     /// Why the last session ended.
     failure: Error,
     /// Requests are encoded and replies decoded here, in memory that the device cannot write.
@@ -358,11 +360,11 @@ impl<T: Transport, H: Hal> Session<T, H> {
         }
         // From the first `queue_set` on, the device may use this memory: `link` keeps it until the
         // next confirmed reset.
-        let link = self.link.insert(Link {
+        let link = self.link.insert(ManuallyDrop::new(Link {
             slots: Slots::new()?,
             hiprio: Ring::new(transport, HIPRIO_QUEUE)?,
             requests: Vec::new(),
-        });
+        }));
         let offered = self.offered_queues as usize;
         let wanted = self.options.request_queues.min(offered).max(1);
         for queue in (REQUEST_QUEUE..).take(wanted) {
@@ -451,10 +453,14 @@ impl<T: Transport, H: Hal> Session<T, H> {
             return false;
         }
         // The reset is confirmed: the device no longer uses this memory.
-        self.link = None;
-        let connect = self.phase == Phase::Resetting { connect: true };
-        self.phase = Phase::Down;
-        if connect && let Err(error) = self.connect() {
+        drop(self.link.take().map(ManuallyDrop::into_inner));
+        if self.phase != (Phase::Resetting { connect: true }) {
+            self.phase = Phase::Down;
+            return true;
+        }
+        // If the transport panics in the middle, the device must be reset again.
+        self.phase = Phase::Failed { said: true };
+        if let Err(error) = self.connect() {
             self.failure = error;
             self.reset(false);
         }
@@ -462,7 +468,7 @@ impl<T: Transport, H: Hal> Session<T, H> {
     }
 
     fn reap(&mut self) -> bool {
-        match self.link.as_mut().map(Link::reap) {
+        match self.link.as_mut().map(|link| link.reap()) {
             Some(Ok(false)) | None => false,
             Some(Ok(true)) => {
                 self.silent_since = None;
@@ -835,7 +841,7 @@ struct Message<'m> {
 
 impl<T: Transport, H: Hal> Drop for Session<T, H> {
     fn drop(&mut self) {
-        if self.link.is_some() {
+        if !self.is_reset() {
             self.disconnect();
             self.poll_reset();
         }
@@ -845,7 +851,6 @@ impl<T: Transport, H: Hal> Drop for Session<T, H> {
                 self.tag,
                 DeviceError::ResetNotConfirmed
             );
-            mem::forget(self.link.take());
         }
     }
 }

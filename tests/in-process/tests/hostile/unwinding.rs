@@ -2,16 +2,24 @@
 
 use crate::{
     logger::on_log,
-    rig::{CHUNK, LARGE, check, in_chunks, spoiling, ticks},
+    rig::{CHUNK, LARGE, check, in_chunks, spoiling, ticks, tree},
 };
-use bootshare::{Error, Options, Share, hal::Clock};
-use bootshare_test_device::{Device, Opcode, TestHal, VirtualClock, raw::Reset};
+use bootshare::{
+    Error, Options, Share,
+    hal::Clock,
+    session::Session,
+    transport::{
+        DeviceStatus, DeviceType, InterruptStatus, PhysAddr, Transport, VirtioError as Refused,
+    },
+};
+use bootshare_test_device::{Device, Opcode, TestHal, TestTransport, VirtualClock, raw::Reset};
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
     process::Command,
     time::Duration,
 };
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 thread_local! {
     /// The function that panics next on this thread.
@@ -46,6 +54,145 @@ impl Clock for Panicking {
 
     fn stop(&self, why: &str) -> ! {
         self.0.stop(why)
+    }
+}
+
+/// A transport whose calls that concern the device's status may panic.
+struct PanickingTransport(TestTransport);
+
+impl Transport for PanickingTransport {
+    fn device_type(&self) -> DeviceType {
+        self.0.device_type()
+    }
+
+    fn read_device_features(&mut self) -> u64 {
+        trap("read_device_features");
+        self.0.read_device_features()
+    }
+
+    fn write_driver_features(&mut self, driver_features: u64) {
+        self.0.write_driver_features(driver_features);
+    }
+
+    fn max_queue_size(&mut self, queue: u16) -> u32 {
+        self.0.max_queue_size(queue)
+    }
+
+    fn notify(&mut self, queue: u16) {
+        self.0.notify(queue);
+    }
+
+    fn get_status(&self) -> DeviceStatus {
+        trap("get_status");
+        self.0.get_status()
+    }
+
+    fn set_status(&mut self, status: DeviceStatus) {
+        if status.is_empty() {
+            trap("reset");
+        }
+        self.0.set_status(status);
+        if status.contains(DeviceStatus::DRIVER_OK) {
+            trap("DRIVER_OK");
+        }
+    }
+
+    fn set_guest_page_size(&mut self, guest_page_size: u32) {
+        self.0.set_guest_page_size(guest_page_size);
+    }
+
+    fn requires_legacy_layout(&self) -> bool {
+        self.0.requires_legacy_layout()
+    }
+
+    fn queue_set(&mut self, queue: u16, size: u32, d: PhysAddr, a: PhysAddr, u: PhysAddr) {
+        self.0.queue_set(queue, size, d, a, u);
+    }
+
+    fn queue_unset(&mut self, queue: u16) {
+        self.0.queue_unset(queue);
+    }
+
+    fn queue_used(&mut self, queue: u16) -> bool {
+        self.0.queue_used(queue)
+    }
+
+    fn ack_interrupt(&mut self) -> InterruptStatus {
+        self.0.ack_interrupt()
+    }
+
+    fn read_config_generation(&self) -> u32 {
+        self.0.read_config_generation()
+    }
+
+    fn read_config_space<V: FromBytes + IntoBytes>(&self, offset: usize) -> Result<V, Refused> {
+        self.0.read_config_space(offset)
+    }
+
+    fn write_config_space<V: IntoBytes + Immutable>(
+        &mut self,
+        offset: usize,
+        value: V,
+    ) -> Result<(), Refused> {
+        self.0.write_config_space(offset, value)
+    }
+}
+
+type PanickingSession = Session<PanickingTransport, TestHal>;
+
+fn session(device: &Device) -> PanickingSession {
+    let transport = PanickingTransport(device.transport());
+    Session::start(transport, Options::default()).unwrap()
+}
+
+/// Polls until the session is connected or reset.
+fn settle(device: &Device, session: &mut PanickingSession) {
+    while session.is_changing() {
+        session.poll();
+        device.tick();
+    }
+}
+
+#[test]
+fn a_panic_in_the_drop_of_a_session_does_not_free_memory_that_the_device_has() {
+    on_log(|line| {
+        if line.contains("memory is lost") {
+            trap("log");
+        }
+    });
+    for what in ["log", "reset", "get_status"] {
+        let device = Device::new(tree());
+        let mut session = session(&device);
+        settle(&device, &mut session);
+        assert!(session.is_connected());
+        device.quirk(|quirks| quirks.reset = Reset::Never);
+        let pages = TestHal::pages();
+        ARMED.set(Some(what));
+        catch_unwind(AssertUnwindSafe(|| drop(session))).unwrap_err();
+        assert_eq!(ARMED.get(), None);
+        assert_eq!(TestHal::pages(), pages, "{what}");
+    }
+}
+
+#[test]
+fn a_session_whose_set_up_panicked_is_not_reset_until_it_was_reset_again() {
+    for what in ["read_device_features", "DRIVER_OK"] {
+        for polls in [false, true] {
+            let device = Device::new(tree());
+            let mut session = session(&device);
+            ARMED.set(Some(what));
+            catch_unwind(AssertUnwindSafe(|| session.poll())).unwrap_err();
+            assert_eq!(ARMED.get(), None);
+            assert!(!session.is_reset() && session.is_changing(), "{what}");
+            let resets = device.resets();
+            if polls {
+                settle(&device, &mut session);
+                assert!(session.is_reset());
+            }
+            drop(session);
+            assert_eq!(device.resets(), resets + 1, "{what}");
+            check(&device);
+        }
     }
 }
 
