@@ -257,9 +257,14 @@ impl<T: Transport, C: Clock, H: Hal> Client<T, C, H> {
         if is_back(&self.lock()) {
             return;
         }
-        self.lock().disconnect();
+        let mut session = self.lock();
+        // A reset in progress is enough: another thread may be about to resume the session after it.
+        if !session.is_ending() {
+            session.disconnect();
+        }
         // An earlier reset that was not confirmed in time may be confirmed by now.
-        self.lock().poll();
+        session.poll();
+        drop(session);
         self.settle();
         if !is_back(&self.lock()) {
             self.clock.stop(

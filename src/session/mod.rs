@@ -259,7 +259,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
         }
     }
 
-    /// Ends the session: the device is reset, and requests in flight fail.
+    /// Ends the session: the device is reset, and requests in flight fail. A reset in progress is not
+    /// followed by a new session.
     pub fn disconnect(&mut self) {
         match self.phase {
             Phase::Up | Phase::Greeting(_) => {
@@ -267,7 +268,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
                 self.reset(false);
             }
             Phase::Failed { .. } => self.reset(false),
-            Phase::Resetting { .. } | Phase::Stuck | Phase::Down => {}
+            Phase::Resetting { .. } => self.phase = Phase::Resetting { connect: false },
+            Phase::Stuck | Phase::Down => {}
         }
     }
 

@@ -360,6 +360,25 @@ fn a_failed_session_reports_the_reason_before_its_reset() {
 }
 
 #[test]
+fn a_session_that_ends_while_it_is_resumed_leaves_the_device_reset() {
+    for disconnects in [false, true] {
+        let device = Device::new(tree());
+        let mut rig = Rig::new(device.clone());
+        rig.session.disconnect();
+        rig.session.resume();
+        if disconnects {
+            rig.session.disconnect();
+            while rig.session.is_changing() {
+                rig.look();
+            }
+            assert!(rig.session.is_reset());
+        }
+        drop(rig);
+        check(&device);
+    }
+}
+
+#[test]
 fn interrupts_come_only_if_they_are_enabled() {
     let device = Device::new(tree());
     let mut rig = Rig::new(device.clone());
