@@ -646,8 +646,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
     }
 
     /// Adds a READ into `to`, which must not be empty, for as many bytes from its start as can be lent
-    /// to the device now: [`Ticket::lent`] of them. `read` says which file and offset; its `size` is
-    /// ignored.
+    /// to the device now, at most 2^30: [`Ticket::lent`] of them. `read` says which file and offset;
+    /// its `size` is ignored.
     ///
     /// `None` if there is no room now: another request must complete first.
     ///
@@ -675,6 +675,8 @@ impl<T: Transport, H: Hal> Session<T, H> {
         let Some(slot) = slot.filter(|_| room > 0) else {
             return Ok(None);
         };
+        let most = to.len().min(MAX_CHUNK as usize);
+        let to = NonNull::slice_from_raw_parts(to.cast(), most);
         let mut pieces = Vec::new();
         // SAFETY: promised by the caller.
         unsafe { lend::<H>(to, room, &mut pieces) };
@@ -795,9 +797,9 @@ enum Class {
     Posted(Priority),
 }
 
-/// Lends the bytes at `to`, which must not be empty, to the device in at most `room` pieces, and
-/// appends these to `pieces` (returning a vector would copy it). If the platform refuses to lend the
-/// buffer in one piece, it is lent page by page until the platform refuses a page.
+/// Lends the bytes at `to`, at least one and at most [`MAX_CHUNK`], to the device in at most `room`
+/// pieces, and appends these to `pieces` (returning a vector would copy it). If the platform refuses to
+/// lend the buffer in one piece, it is lent page by page until the platform refuses a page.
 ///
 /// # Safety
 ///
