@@ -23,7 +23,8 @@ unsafe impl<const PAGES: usize> Sync for Pages<PAGES> {}
 /// use bootshare::hal::DmaPool;
 /// static POOL: DmaPool<16> = DmaPool::new();
 /// let pages = POOL.alloc(2).unwrap();
-/// POOL.free(pages, 2).unwrap();
+/// // SAFETY: they are two pages of this pool, and nobody uses them.
+/// unsafe { POOL.free(pages, 2) }.unwrap();
 /// ```
 pub struct DmaPool<const PAGES: usize> {
     pages: Pages<PAGES>,
@@ -94,7 +95,12 @@ impl<const PAGES: usize> DmaPool<PAGES> {
     ///
     /// [`NotFromPool`] if they are not `count` pages of this pool that are in use; nothing is freed
     /// then.
-    pub fn free(&self, pages: NonNull<u8>, count: usize) -> Result<(), NotFromPool> {
+    ///
+    /// # Safety
+    ///
+    /// If they are pages of this pool, they must come from [`DmaPool::alloc`] for as many pages, and
+    /// nobody may use them any more, nor the device: the pool hands them out again.
+    pub unsafe fn free(&self, pages: NonNull<u8>, count: usize) -> Result<(), NotFromPool> {
         let offset = pages
             .addr()
             .get()
@@ -121,6 +127,9 @@ static SHARED_POOL: DmaPool<SHARED_POOL_PAGES> = DmaPool::new();
 /// The [`Hal`] of a platform whose virtual addresses equal the physical ones and whose caches are
 /// coherent with DMA, such as QEMU's `virt`, `microvm` and PC machines with an identity map.
 ///
+/// It must be used only on such a platform: elsewhere, the device would write to other memory than it
+/// was lent. Whoever makes the transport vouches for that (see the guide on [DMA](crate::guide::dma)).
+///
 /// Its pages come from one static pool inside the crate, linked only if this type is used.
 #[derive(Debug)]
 pub struct IdentityHal;
@@ -138,7 +147,8 @@ unsafe impl Hal for IdentityHal {
     }
 
     unsafe fn dma_dealloc(_paddr: PhysAddr, vaddr: NonNull<u8>, pages: usize) -> i32 {
-        match SHARED_POOL.free(vaddr, pages) {
+        // SAFETY: the caller promises that they came from `dma_alloc` and are not used any more.
+        match unsafe { SHARED_POOL.free(vaddr, pages) } {
             Ok(()) => 0,
             Err(NotFromPool) => -1,
         }
@@ -169,7 +179,8 @@ mod tests {
         assert_eq!(b.addr().get() - a.addr().get(), PAGE_SIZE);
         // SAFETY: `a` is one whole page that this test owns.
         unsafe { a.write_bytes(0xff, PAGE_SIZE) };
-        POOL.free(a, 1).unwrap();
+        // SAFETY: it is one page of this pool, and this test no longer uses it.
+        unsafe { POOL.free(a, 1) }.unwrap();
         let again = POOL.alloc(1).unwrap();
         assert_eq!(again, a);
         // SAFETY: as above.
@@ -182,9 +193,11 @@ mod tests {
         let a = POOL.alloc(1).unwrap();
         let b = POOL.alloc(1).unwrap();
         assert_eq!(POOL.alloc(2), None);
-        POOL.free(a, 1).unwrap();
+        // SAFETY: it is one page of this pool that nobody uses.
+        unsafe { POOL.free(a, 1) }.unwrap();
         assert_eq!(POOL.alloc(2), None, "pages 0 and 2 are not contiguous");
-        POOL.free(b, 1).unwrap();
+        // SAFETY: as above.
+        unsafe { POOL.free(b, 1) }.unwrap();
         assert!(POOL.alloc(3).is_some());
         assert_eq!(POOL.alloc(1), None);
         assert_eq!(POOL.alloc(0), None);
@@ -195,9 +208,11 @@ mod tests {
     fn foreign_pages_are_refused() {
         static POOL: DmaPool<2> = DmaPool::new();
         let a = POOL.alloc(1).unwrap();
-        assert_eq!(POOL.free(a, 2), Err(NotFromPool));
-        assert_eq!(POOL.free(NonNull::dangling(), 1), Err(NotFromPool));
-        POOL.free(a, 1).unwrap();
-        assert_eq!(POOL.free(a, 1), Err(NotFromPool));
+        // SAFETY: nobody uses the pages of this pool.
+        let free = |pages, count| unsafe { POOL.free(pages, count) };
+        assert_eq!(free(a, 2), Err(NotFromPool));
+        assert_eq!(free(NonNull::dangling(), 1), Err(NotFromPool));
+        free(a, 1).unwrap();
+        assert_eq!(free(a, 1), Err(NotFromPool));
     }
 }
