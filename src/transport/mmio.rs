@@ -83,6 +83,11 @@ pub struct MmioTransport<'a> {
 /// `base` must point to `size` bytes of mapped device memory, 4-byte aligned, whose first twelve
 /// bytes can be read without side effects; if it is a virtio-mmio register block, nothing else may
 /// use it for `'a`.
+///
+/// The methods of a transport are safe, but they let the device access any address. So the caller
+/// vouches for all that the transport, or a wrapper of it, is used with: addresses of queues and
+/// buffers must come from a [`Hal`](crate::hal::Hal) that fits the device, and the status must be the
+/// device's own.
 pub unsafe fn probe<'a>(
     base: NonNull<u8>,
     size: usize,

@@ -43,6 +43,10 @@ pub type Accept<'a> = &'a dyn Fn(u64, u64) -> bool;
 ///
 /// Memory that `accept` accepts must be mapped as device memory for the rest of the program, at the
 /// address that `H::mmio_phys_to_virt` returns, and must have no other user.
+///
+/// The methods of a transport are safe, but they let the device access any address. So the caller
+/// vouches for all that the transports, or wrappers of them, are used with: addresses of queues and
+/// buffers must come from a [`Hal`] that fits the device, and the status must be the device's own.
 pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
     configuration: &mut C,
     accept: Accept<'_>,

@@ -20,6 +20,9 @@ impl Ecam {
     ///
     /// `base` must point to that much configuration space, 4-byte aligned and mapped as device
     /// memory for ever; nothing else may use it while this lives.
+    ///
+    /// Its methods are safe, but they can place a device's memory anywhere and let it access all
+    /// memory. So the caller vouches for all that is written.
     pub unsafe fn new(base: NonNull<u8>, size: usize) -> Self {
         let words = NonNull::slice_from_raw_parts(base.cast(), size / 4);
         Self {
