@@ -23,6 +23,8 @@ pub enum TransportError {
         /// Its address; 0 if it has none.
         address: u64,
     },
+    /// Two PCI capabilities name the same registers.
+    Overlap,
 }
 
 impl fmt::Display for TransportError {
@@ -51,6 +53,7 @@ impl fmt::Display for TransportError {
                 "its BAR {bar} at {address:#x} is not usable device memory; \
                  let the platform's firmware place it below 4 GiB"
             ),
+            Self::Overlap => f.write_str("its PCI capabilities name the same registers twice"),
         }
     }
 }

@@ -77,7 +77,8 @@ pub unsafe fn scan<H: Hal, C: ConfigurationAccess>(
             } else if has_more_roots(configuration, at) {
                 reached.fill(true);
             }
-            // SAFETY: the caller promises the same, and each function is probed once.
+            // SAFETY: the caller promises the same, and each function is probed once. Whether functions
+            // have different addresses is the host's choice: see `probe`.
             let Some(transport) = (unsafe { probe::<H, C>(configuration, at, accept) }) else {
                 continue;
             };
@@ -124,8 +125,10 @@ pub unsafe fn probe<H: Hal, C: ConfigurationAccess>(
         Err(_) => before,
     };
     set_command(configuration, function, after);
-    // SAFETY: `Places` are in device memory that the caller promised to be mapped and used by nothing
-    // else, and address decoding is enabled.
+    // SAFETY: `Places` are in device memory that the caller promised to be mapped, without other users
+    // than functions to which a hostile host gives the same addresses. Their transports then have
+    // pointers to the same registers, but access these by single volatile loads and stores only, and
+    // the registers are the host's own. Address decoding is enabled.
     Some(places.and_then(|places| unsafe { PciTransport::new::<H>(places) }))
 }
 
@@ -293,7 +296,7 @@ mod tests {
         // Nor is a capability of another vendor used, or one without a multiplier.
         for (at, byte) in [(0, 0x0a), (2, 16)] {
             let mut device =
-                self::device().with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x800, 0x100, 8]);
+                self::device().with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x3800, 0x100, 8]);
             let first = device.word(CAPABILITIES) as u8;
             let mut header = device.word(first).to_le_bytes();
             header[at] = byte;
@@ -302,9 +305,9 @@ mod tests {
         }
         // Before all of them, a usable one.
         let better =
-            self::device().with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x800, 0x100, 8]);
+            self::device().with_capability(VIRTIO_PCI_CAP_NOTIFY_CFG, 4, [0x3800, 0x100, 8]);
         let place = places(better).unwrap().notify;
-        assert_eq!((place.address, place.multiplier), ((1 << 32) + 0x800, 8));
+        assert_eq!((place.address, place.multiplier), ((1 << 32) + 0x3800, 8));
     }
 
     #[test]
@@ -323,6 +326,31 @@ mod tests {
             places(wrong).err(),
             Some(TransportError::Bar { bar: 4, address })
         );
+    }
+
+    #[test]
+    fn structures_with_the_same_registers_are_refused() {
+        // In front of the others, so it is the one that counts.
+        let overlapping = |kind, offset| {
+            let place = [offset, 0x1000, 0];
+            let device = device().with_capability(kind, 4, place);
+            places(device).err() == Some(TransportError::Overlap)
+        };
+        for (kind, own) in [
+            (VIRTIO_PCI_CAP_COMMON_CFG, 0),
+            (VIRTIO_PCI_CAP_ISR_CFG, 0x1000),
+            (VIRTIO_PCI_CAP_DEVICE_CFG, 0x2000),
+            (VIRTIO_PCI_CAP_NOTIFY_CFG, 0x3000),
+        ] {
+            for offset in [0, 0x1000, 0x2000, 0x3000] {
+                assert_eq!(
+                    overlapping(kind, offset),
+                    offset != own,
+                    "{kind} {offset:#x}"
+                );
+            }
+        }
+        assert!(overlapping(VIRTIO_PCI_CAP_ISR_CFG, 0xffc));
     }
 
     #[test]

@@ -59,7 +59,14 @@ pub(super) struct Place {
     pub(super) multiplier: u32,
 }
 
-/// Locations of the device's structures: aligned, large enough, and accepted by the platform.
+impl Place {
+    fn overlaps(&self, other: &Self) -> bool {
+        let end = |place: &Self| place.address.saturating_add(place.length.into());
+        self.address < end(other) && other.address < end(self)
+    }
+}
+
+/// Locations of the device's structures: aligned, large enough, accepted by the platform, and disjoint.
 pub(super) struct Places {
     common: Place,
     pub(super) notify: Place,
@@ -120,11 +127,20 @@ impl Places {
                 });
             }
         }
+        let places = [common?, notify?, isr?, device?];
+        let mut others = places.as_slice();
+        while let [place, rest @ ..] = others {
+            if rest.iter().any(|other| place.overlaps(other)) {
+                return Err(TransportError::Overlap);
+            }
+            others = rest;
+        }
+        let [common, notify, isr, device] = places;
         Ok(Self {
-            common: common?,
-            notify: notify?,
-            isr: isr?,
-            device: device?,
+            common,
+            notify,
+            isr,
+            device,
         })
     }
 }
@@ -133,11 +149,14 @@ impl Places {
 ///
 /// # Safety
 ///
-/// A `T` of device memory must be mapped there for ever, without other users.
+/// A `T` of device memory must be mapped there for ever, without other users, except for what [`probe`]
+/// says about functions with the same addresses.
+///
+/// [`probe`]: super::probe
 unsafe fn region<H: Hal, T>(address: u64) -> UniqueMmioPointer<'static, T> {
     // SAFETY: the caller promises device memory of that size at that address.
     let pointer = unsafe { H::mmio_phys_to_virt(address, size_of::<T>()) };
-    // SAFETY: the caller promises that it stays mapped and has no other user.
+    // SAFETY: the caller promises that it stays mapped, and who else may use it.
     unsafe { UniqueMmioPointer::new(pointer.cast()) }
 }
 
@@ -150,7 +169,7 @@ unsafe fn slice<H: Hal, T>(address: u64, count: usize) -> UniqueMmioPointer<'sta
     // SAFETY: the caller promises device memory of that size at that address.
     let pointer = unsafe { H::mmio_phys_to_virt(address, count.saturating_mul(size_of::<T>())) };
     let slice = NonNull::slice_from_raw_parts(pointer.cast(), count);
-    // SAFETY: the caller promises that it stays mapped and has no other user.
+    // SAFETY: the caller promises that it stays mapped, and who else may use it.
     unsafe { UniqueMmioPointer::new(slice) }
 }
 
@@ -171,12 +190,12 @@ impl PciTransport {
     /// # Safety
     ///
     /// The structures must be mapped as device memory for ever, at the addresses that `H` gives, with
-    /// no other user.
+    /// no other user, as for [`region`].
     pub(super) unsafe fn new<H: Hal>(places: Places) -> Result<Self, TransportError> {
         let notify_slots = (places.notify.length / 2) as usize;
         let device_size = places.device.length as usize;
         let mut transport = Self {
-            // SAFETY: promised by the caller; `Places` are aligned and large enough.
+            // SAFETY: promised by the caller; `Places` are aligned, large enough, and disjoint.
             common: unsafe { region::<H, _>(places.common.address) },
             // SAFETY: as above.
             isr: unsafe { region::<H, _>(places.isr.address) },
