@@ -5,8 +5,9 @@ use crate::{
     console,
     counter::timestamp,
     paging,
+    tables::FIRST_MAPPED,
 };
-use bootshare::loader::ExitStatus;
+use bootshare::{boot::memory::Range, loader::ExitStatus};
 use core::{
     panic::PanicInfo,
     ptr::with_exposed_provenance_mut,
@@ -30,9 +31,6 @@ pub const PORT: u16 = 0xf4;
 const SUCCESS: u32 = 0x10;
 /// Written for failure; QEMU's status is 35.
 pub const FAILURE: u32 = SUCCESS + 1;
-
-/// The end of the memory that is mapped from the start, including devices.
-const FIRST_MAPPED_END: u64 = 4 << 30;
 
 /// The address of the ACPI root pointer; 0 while none is known.
 static RSDP: AtomicU64 = AtomicU64::new(0);
@@ -83,21 +81,23 @@ const OFF_PATIENCE: u64 = 1 << 31;
 /// Powers the machine off as its ACPI tables describe; returns if that is not possible.
 fn soft_off() {
     let rsdp = RSDP.load(Ordering::Relaxed);
-    let read = |address, buffer: &mut [u8]| paging::read(address, buffer, FIRST_MAPPED_END);
+    let read = |address, buffer: &mut [u8]| paging::read(address, buffer, FIRST_MAPPED);
     let off = if rsdp == 0 {
         None
     } else {
         acpi::soft_off(rsdp, &read)
     };
     match off {
-        Some(SoftOff::Memory(FIRST_MAPPED_END.., _)) | None => return,
         // SAFETY: the ACPI tables say that this ends the machine.
         Some(SoftOff::Port(port, value)) => unsafe { Port::new(port).write(value) },
-        Some(SoftOff::Memory(address, value)) => {
+        Some(SoftOff::Memory(address, value))
+            if paging::image().leaves(FIRST_MAPPED, Range::with_size(address, 1)) =>
+        {
             let register = with_exposed_provenance_mut::<u8>(address as usize);
-            // SAFETY: as above; the first 4 GiB are mapped.
+            // SAFETY: as above; the address is mapped, and outside of the image.
             unsafe { register.write_volatile(value) }
         }
+        _ => return,
     }
     let start = timestamp();
     while timestamp().saturating_sub(start) < OFF_PATIENCE {

@@ -58,8 +58,9 @@ pub extern "sysv64" fn main(start_info: u32, entered: u64) -> ! {
             let info = unsafe { rom::read(clock) };
             return info.unwrap_or_else(|error| exit::fail(format_args!("{error}")));
         }
+        let mapped = Range::with_size(0, mapped_end);
         start_info::read(start_info.into(), &|address, buffer| {
-            paging::read(address, buffer, mapped_end)
+            paging::read(address, buffer, mapped)
         })
         .unwrap_or_else(|error| exit::fail(format_args!("{error}")))
     });
@@ -168,7 +169,10 @@ impl Board for Machine {
                 && paging.borrow_mut().map_device(bar)
         };
         // SAFETY: nothing else uses PCI, and this line runs once. What the rules accept is mapped,
-        // outside of everything that the platform's memory map or the chipset claims.
+        // outside of everything that the platform's memory map or the chipset claims. Below 4 GiB, or
+        // in a page of 1 GiB, the mapping is one of ordinary memory: its caching is up to the MTRRs,
+        // and makes no difference for registers that a hypervisor emulates. The shares use
+        // `IdentityHal`, which fits the identity map.
         unsafe { scan::<IdentityHal, _>(&mut configuration, &accept, &mut found) };
         found
     }

@@ -8,7 +8,7 @@ use bootshare::boot::memory::Range;
 use core::{
     cell::UnsafeCell,
     ptr,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, Ordering, compiler_fence},
 };
 use x86_64::{
     instructions::tlb,
@@ -43,12 +43,11 @@ pub fn image() -> Image {
     }
 }
 
-/// Copies from physical memory; `false` if the range is not mapped or is the firmware's own.
-pub fn read(address: u64, buffer: &mut [u8], mapped_end: u64) -> bool {
+/// Copies from physical memory; `false` if the range is not in `mapped`, the addresses that are mapped
+/// now, or is the firmware's own.
+pub fn read(address: u64, buffer: &mut [u8], mapped: Range) -> bool {
     let range = Range::with_size(address, buffer.len() as u64);
-    let image = image();
-    let outside = range.end <= image.text || range.start >= image.end;
-    if range.start == 0 || range.end > mapped_end || !outside {
+    if range.start == 0 || !image().leaves(mapped, range) {
         return false;
     }
     let source = ptr::with_exposed_provenance::<u8>(address as usize);
@@ -101,7 +100,10 @@ impl Paging {
     /// impossible.
     pub fn map_device(&mut self, device: Range) -> bool {
         // The CPU does not cache entries that were not present, so there is nothing to flush.
-        self.tables.map_device(device)
+        let is_mapped = self.tables.map_device(device);
+        // The compiler must not move an access to the device before the new entry.
+        compiler_fence(Ordering::SeqCst);
+        is_mapped
     }
 
     /// Makes all of the first 2 MiB accessible, including page 0: Linux reads the BIOS data area

@@ -77,6 +77,20 @@ pub struct Image {
     pub end: u64,
 }
 
+impl Image {
+    /// Whether `range` is in `mapped` and has no byte of the image.
+    pub fn leaves(&self, mapped: Range, range: Range) -> bool {
+        mapped.contains(&range) && (range.end <= self.text || range.start >= self.end)
+    }
+}
+
+/// What [`Tables::map_memory`] maps on every CPU, devices included. [`Tables::protect`] unmaps page 0,
+/// and pages of the image.
+pub const FIRST_MAPPED: Range = Range {
+    start: PAGE,
+    end: DIRECTORY_COUNT as u64 * GIGABYTE,
+};
+
 /// All page tables of the firmware, with the indices above.
 pub type Memory = [PageTable; COUNT];
 
@@ -163,8 +177,9 @@ impl<'a> Tables<'a> {
         set(&mut self.tables[DIRECTORIES][0], 0, LARGE_PAGE);
     }
 
-    /// Maps device memory where nothing is mapped yet. Returns `false` if that is impossible: the
-    /// range is outside of the address space or too large, or no spare table is left.
+    /// Maps device memory where nothing is mapped yet. An existing mapping stays as it is, and is one of
+    /// ordinary memory: there, the MTRRs alone decide what is cached. Returns `false` if it is
+    /// impossible: the range is outside of the address space or too large, or no spare table is left.
     pub fn map_device(&mut self, device: Range) -> bool {
         let first = device.start / LARGE;
         let last = device.end.div_ceil(LARGE);
@@ -327,6 +342,24 @@ mod tests {
         tables.lift_protection();
         for page in [0, IMAGE.text, 0x10_4000] {
             assert_eq!(translate(&tables, page), Some((page, LARGE_PAGE)));
+        }
+    }
+
+    #[test]
+    fn what_the_image_leaves_is_mapped_whatever_is_protected() {
+        let mut memory = memory();
+        let mut tables = Tables::new(&mut memory, SMALL_CPU);
+        tables.map_memory();
+        tables.protect(&IMAGE, &[0x10_4000]);
+        let leaves = |address| IMAGE.leaves(FIRST_MAPPED, Range::with_size(address, 4));
+        for address in [PAGE, IMAGE.text - 4, IMAGE.end, (4 << 30) - 4] {
+            assert!(leaves(address), "{address:#x}");
+            assert_eq!(maps_to(&tables, address), Some(address));
+        }
+        // The offset of a length in a table at 0; then around the image, and the end.
+        let others = [4, PAGE - 3, IMAGE.text - 3, 0x10_4000, IMAGE.end - 1];
+        for address in others.into_iter().chain([(4 << 30) - 3, u64::MAX - 1]) {
+            assert!(!leaves(address), "{address:#x}");
         }
     }
 
