@@ -88,8 +88,9 @@ impl<H: Hal, const COUNT: usize> Pages<H, COUNT> {
         assert!(end <= Self::BYTES);
         // SAFETY: `offset` is inside the pages, as checked above.
         let to = unsafe { self.base.add(offset) };
-        // SAFETY: the pages have room for `bytes` there, as checked above. They are part of no Rust
-        // object, so `bytes` cannot overlap them.
+        // SAFETY: the pages have room for `bytes` there, as checked above. They belong to this value
+        // alone, and there are no references to them but those of `atomic`, so `bytes` cannot overlap
+        // them.
         unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
     }
 }

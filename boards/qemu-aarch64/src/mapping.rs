@@ -4,7 +4,8 @@
 //! devices; the second has a level 2 table with an entry for each 2 MiB, and the 2 MiB of the image
 //! have a level 3 table with an entry for each page. `start` turns the MMU on with tables in which
 //! the whole second GiB is normal memory. [`refine`] then writes the real memory map, so that a
-//! stray or speculative access to anything else faults.
+//! stray or speculative access to anything else faults; but a whole GiB from the third on is normal
+//! memory if any RAM is in it.
 //!
 //! Pure except for the stores to the given tables; tested on the host.
 
