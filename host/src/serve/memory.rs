@@ -315,8 +315,10 @@ mod tests {
         let lost = std::fs::File::open("/dev/null").unwrap();
         let (memory, file) = memory(1, 0, &Arc::new(lost.into())).unwrap();
         file.set_len(0).unwrap();
-        // SAFETY: the pointer is to this thread's errno.
-        unsafe { *libc::__errno_location() = libc::ENOENT };
+        // SAFETY: the function may be called at any time.
+        let errno = unsafe { libc::__errno_location() };
+        // SAFETY: it is this thread's errno.
+        unsafe { *errno = libc::ENOENT };
         let read = memory.read_obj::<u64>(GuestAddress(8));
         let errno = io::Error::last_os_error().raw_os_error();
         assert_eq!(read.unwrap(), 0);
