@@ -114,8 +114,11 @@ pub fn raise_open_files(wanted: Option<u64>) -> Result<()> {
     }
     let limit = usize::try_from(limit.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
     // What is open already, also by the caller who left it open, and a rest for sockets, signals and queues: a
-    // server with one request queue needs 24.
-    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    // server with one request queue needs 24. Descriptors above the limit take no place below it.
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, |entries| {
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        names.filter(|&fd: &usize| fd < limit).count()
+    });
     let others = open.saturating_sub(COUNT.load(Ordering::Relaxed));
     let rest = (limit / 4).clamp(40, 256) + others;
     LIMIT.store(limit.saturating_sub(rest).max(1), Ordering::Relaxed);
