@@ -4,12 +4,12 @@
 
 use std::fmt::Display;
 use std::fs::{self, File};
-use std::io::{self, Read, Write, pipe};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -74,14 +74,16 @@ impl Planned {
                 .explain(failure(&self.path), "name a place that takes all of it"),
             None => {
                 let (path, bytes) = (self.path.clone(), bytes.to_vec());
-                let replaced = within(limit, move || {
+                let replaced = answer_of(limit, move || {
                     check(&path, EARLIER, self.is_ours)?;
                     replace(&path, &bytes)
                 });
-                replaced.explain(
-                    failure(&self.path),
-                    "name a place on a file system that answers",
-                )?
+                replaced.unwrap_or_else(|| {
+                    Err(anyhow!("it does not answer")).explain(
+                        failure(&self.path),
+                        "name a place on a file system that answers",
+                    )
+                })
             }
         }
     }
@@ -325,79 +327,67 @@ pub fn say(text: &[u8], limit: Option<Duration>) {
 
 /// Writes `text`. It gives up after `limit`, and soon after a signal.
 fn write_within(to: BorrowedFd<'_>, text: &[u8], limit: Option<Duration>) -> io::Result<()> {
-    let mut patience = Patience::new(limit);
+    let mut end = limit.and_then(|limit| Instant::now().checked_add(limit));
+    let mut interrupt = interrupt::registered();
     let mut rest = text;
     while !rest.is_empty() {
-        if !patience.wait((to, PollFlags::OUT)) {
+        let mut fds = vec![(to, PollFlags::OUT)];
+        fds.extend(interrupt.map(|fd| (fd, PollFlags::IN)));
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        // poll(2) fails if not even two files may be open.
+        let ready = ready(&fds, left).unwrap_or_else(|_| vec![true]);
+        if ready.get(1) == Some(&true) {
+            interrupt = None;
+            let soon = Instant::now() + SOON;
+            end = Some(end.map_or(soon, |end| end.min(soon)));
+        } else if ready[0] {
+            // A pipe that is ready has space for this much (pipe(7)), so the write does not wait.
+            match rustix::io::write(to, &rest[..rest.len().min(PIPE_BUF)]) {
+                Ok(count) => rest = &rest[count..],
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+        } else if left == Some(Duration::ZERO) {
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 format!("{} bytes were not read in time", rest.len()),
             ));
         }
-        // A pipe that is ready has space for this much (pipe(7)), so the write does not wait.
-        match rustix::io::write(to, &rest[..rest.len().min(PIPE_BUF)]) {
-            Ok(count) => rest = &rest[count..],
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            Err(error) => return Err(error.into()),
-        }
     }
     Ok(())
 }
 
-/// Does work that may wait for a file system without end. It gives up after `limit`, and soon after a signal.
-fn within<T: Send + 'static>(
+/// What `work` returns, which may wait for a file system without end. `None` if it takes longer than `limit`, or
+/// long after a signal, or if no thread can be started for it. It needs no descriptor.
+pub fn answer_of<T: Send + 'static>(
     limit: Option<Duration>,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<Result<T>, io::Error> {
-    let (done, end) = pipe()?;
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     let (answer, answered) = mpsc::channel();
-    thread::Builder::new().spawn(move || {
-        let _ = answer.send(work());
-        drop(end);
-    })?;
-    let late = || io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
-    match Patience::new(limit).wait((done.as_fd(), PollFlags::IN)) {
-        true => answered.recv().map_err(|_| late()),
-        false => Err(late()),
-    }
-}
-
-/// How long is waited for others: until a time limit, and not long after a signal.
-struct Patience {
-    end: Option<Instant>,
-    interrupt: Option<BorrowedFd<'static>>,
-}
-
-impl Patience {
-    fn new(limit: Option<Duration>) -> Self {
-        Self {
-            end: limit.and_then(|limit| Instant::now().checked_add(limit)),
-            interrupt: interrupt::registered(),
+    let work = move || answer.send(work());
+    // If it fails, the channel is closed.
+    let _ = thread::Builder::new().spawn(work);
+    let mut end = limit.and_then(|limit| Instant::now().checked_add(limit));
+    let mut is_over = false;
+    loop {
+        match answered.recv_timeout(LOOK_EVERY) {
+            Ok(answer) => return Some(answer),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => {}
         }
-    }
-
-    /// Waits for an event; returns `false` if it did not come in time.
-    fn wait(&mut self, event: (BorrowedFd<'_>, PollFlags)) -> bool {
-        loop {
-            let mut fds = vec![event];
-            fds.extend(self.interrupt.map(|fd| (fd, PollFlags::IN)));
-            let left = self
-                .end
-                .map(|end| end.saturating_duration_since(Instant::now()));
-            // poll(2) fails if not even two files may be open.
-            let ready = ready(&fds, left).unwrap_or_else(|_| vec![true]);
-            if ready.get(1) == Some(&true) {
-                self.interrupt = None;
-                let soon = Instant::now() + SOON;
-                self.end = Some(self.end.map_or(soon, |end| end.min(soon)));
-            } else if ready[0] {
-                return true;
-            } else if left == Some(Duration::ZERO) {
-                return false;
-            }
+        if !is_over && interrupt::has_come() {
+            is_over = true;
+            let soon = Instant::now() + SOON;
+            end = Some(end.map_or(soon, |end| end.min(soon)));
+        }
+        if end.is_some_and(|end| end <= Instant::now()) {
+            return None;
         }
     }
 }
+
+/// How often a wait for another thread looks for a signal.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Standard output without a buffer. It also waits for its reader if another process that shares the
 /// descriptor has set O_NONBLOCK.

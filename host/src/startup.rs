@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use rustix::event::PollFlags;
 use crate::fd::ready;
 use crate::interrupt::{FORCED_GRACE, interrupted};
 use crate::lock::lock;
-use crate::output::SOON;
+use crate::output::{SOON, answer_of};
 
 /// The longest single wait.
 const SLICE: Duration = Duration::from_secs(1);
@@ -111,7 +110,7 @@ fn work(interrupt: BorrowedFd<'_>, end: impl Fn(Late) -> u8) -> io::Result<()> {
         // The lock is kept, so that nothing is started, created or reported meanwhile.
         let status = end(late);
         let dirs = std::mem::take(&mut watch.dirs);
-        answer_of(move || {
+        answer_of(Some(SOON), move || {
             for dir in dirs {
                 // It may be gone already.
                 let _ = fs::remove_dir_all(dir);
@@ -142,13 +141,4 @@ pub(crate) fn begins_again(limit: Option<Instant>) {
 /// Adds a temporary directory to those that [`watch`] deletes.
 pub(crate) fn created(dir: &Path) {
     lock(&WATCH).dirs.push(dir.to_owned());
-}
-
-/// What `work` returns; `None` if it takes too long, or if no thread can be started for it.
-pub fn answer_of<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (answer, answered) = mpsc::channel();
-    let work = move || answer.send(work());
-    // If it fails, the channel is closed.
-    let _ = thread::Builder::new().spawn(work);
-    answered.recv_timeout(SOON).ok()
 }

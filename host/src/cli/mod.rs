@@ -25,7 +25,7 @@ use clap::{
 
 use bootshare_host::explain::{Explain, Interrupted, text_of};
 use bootshare_host::guest::Parts;
-use bootshare_host::output::SOON;
+use bootshare_host::output::{SOON, answer_of};
 use bootshare_host::process::quote;
 use bootshare_host::qemu::readable;
 use bootshare_host::run::{EXIT_STATUSES, Outcome};
@@ -37,7 +37,7 @@ use bootshare_host::{
     Board,
     debian::Release,
     demo, interrupt, output, rom, size,
-    startup::{self, Late, answer_of},
+    startup::{self, Late},
     unpacked,
 };
 
@@ -283,7 +283,7 @@ fn watch_startup(
         if late == Late::TimedOut {
             let report = report.clone();
             // Its files may be on the file system that does not answer.
-            answer_of(move || report(&text));
+            answer_of(Some(SOON), move || report(&text));
         }
         status
     })
@@ -304,7 +304,7 @@ fn arguments() -> Vec<OsString> {
 /// Whether there is a directory of this name, or its file system does not answer.
 fn is_dir(name: &OsStr) -> bool {
     let name = PathBuf::from(name);
-    answer_of(move || name.is_dir()).unwrap_or(true)
+    answer_of(Some(SOON), move || name.is_dir()).unwrap_or(true)
 }
 
 /// The command line, with the tables of its help texts.
